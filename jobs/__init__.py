@@ -1,0 +1,1 @@
+"""Entry points and recipes for `ray job submit`."""

@@ -1,0 +1,14 @@
+"""Pull the best descendant within limits as a Ray job (to a folder that the job's node keeps):
+
+    ray job submit --runtime-env jobs/runtime_env.yaml -- python -m jobs.pull \
+        --store s3://bucket/store --max-params 12M --out /models/best
+
+The flags are those of `learngene pull`.
+"""
+
+import sys
+
+from ray_learngene.cli import main
+
+if __name__ == "__main__":
+    sys.exit(main(["pull", *sys.argv[1:]]))

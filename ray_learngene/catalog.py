@@ -1,0 +1,153 @@
+"""What is in a store: list it, show one artefact, pull one by name or the best one within limits."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from ray_learngene.budgets import Budget, format_quantity, parse_quantity
+from ray_learngene.config import ListConfig, PullConfig, ShowConfig
+from ray_learngene.errors import UserError
+from ray_learngene.manifest import FOLDERS, Kind, Manifest
+from ray_learngene.store import Store
+
+_KINDS: dict[str, Kind] = {"learngenes": "learngene", "ancestries": "ancestry", "descendants": "descendant"}
+_LIMITS = {"params": "max_params", "macs": "max_macs", "memory": "max_memory", "latency": "max_latency"}
+
+
+def parse_artefact(text: str) -> tuple[str, str]:
+    """`learngenes/x` as (folder, name).
+
+    Raises:
+        UserError: the text does not begin with a folder of the store.
+    """
+    folder, _, name = text.strip("/").partition("/")
+    if folder not in {*_KINDS, "sweeps"} or not name:
+        raise UserError(f"{text!r}: write KIND/NAME, with KIND one of {', '.join([*_KINDS, 'sweeps'])}")
+    return folder, name
+
+
+def select_descendant(config: PullConfig) -> Manifest:
+    """The most accurate descendant within every limit; of equals, the one with fewer parameters.
+
+    Raises:
+        UserError: there is none; says which limit excludes the smallest.
+    """
+    store = Store(config.store)
+    found = store.manifests("descendant", under=config.sweep or "")
+    if config.arm:
+        found = [one for one in found if one.metadata["row"]["arm"] == config.arm]
+    if not found:
+        where = f"sweep {config.sweep!r} in {store.uri}" if config.sweep else store.uri
+        raise UserError(
+            f"no descendants{f' of arm {config.arm!r}' if config.arm else ''} in {where}: see `learngene list`"
+        )
+    limits = [parse_quantity(name, value) for name, flag in _LIMITS.items() if (value := getattr(config, flag))]
+    within = [one for one in found if all(limit.admits(one.metadata["row"]) for limit in limits)]
+    if not within:
+        raise UserError(
+            f"none of {len(found)} descendants is within {', '.join(map(str, limits))}: {_nearest(found, limits)}"
+        )
+    return max(within, key=lambda one: (one.metadata["row"]["top1"], -one.metadata["row"]["params"]))
+
+
+def _nearest(found: list[Manifest], limits: list[Budget]) -> str:
+    rows = [one.metadata["row"] for one in found]
+    least = [
+        f"the least {limit.limits[0].quantity} is {format_quantity(limit.limits[0].quantity, smallest)}"
+        for limit in limits
+        for smallest in [min(row[limit.limits[0].quantity] for row in rows)]
+        if not limit.limits[0].admits(smallest)
+    ]
+    return ", ".join(least) or "no descendant meets all of them at once"
+
+
+def pull(config: PullConfig) -> Path:
+    """Bring an artefact to a local folder, every file verified against its hash.
+
+    Returns:
+        The folder. Of a descendant or an ancestry it is a timm model folder.
+    """
+    store = Store(config.store)
+    store.check(write=False)
+    if config.artefact:
+        if any(getattr(config, flag) for flag in _LIMITS.values()) or config.sweep or config.arm:
+            raise UserError(
+                f"pull {config.artefact}: a named artefact takes no limits; leave out the name or the limits"
+            )
+        folder, name = parse_artefact(config.artefact)
+        if folder == "sweeps":
+            raise UserError("a sweep is not pulled whole: pull one of its descendants, or read its results.parquet")
+        manifest = store.manifest(_KINDS[folder], name)
+    else:
+        manifest = select_descendant(config)
+    out = Path(config.out or manifest.name.split("/")[-1])
+    path = store.download(manifest.kind, manifest.name, out, overwrite=config.overwrite)
+    size = sum(entry.bytes for entry in manifest.files)
+    print(f"pulled {FOLDERS[manifest.kind]}/{manifest.name} ({format_quantity('memory', size)}) to {path}", flush=True)
+    row = manifest.metadata.get("row")
+    if row:
+        print(
+            f"{format_quantity('params', row['params'])} parameters, {format_quantity('macs', row['macs'])} MACs, "
+            f"{row['latency']:.3g} ms on {row['latency_device']}, top-1 {row['top1']:.2f} %"
+        )
+    return path
+
+
+def print_list(config: ListConfig) -> None:
+    """Print every artefact of a store."""
+    store = Store(config.store)
+    store.check(write=False)
+    table = Table(title=f"store {store.uri}", title_justify="left", title_style="bold")
+    for name, justify in (
+        ("artefact", "left"),
+        ("parameters", "right"),
+        ("top-1 %", "right"),
+        ("size", "right"),
+        ("made", "left"),
+    ):
+        table.add_column(name, justify=justify)  # type: ignore[arg-type]
+    count = 0
+    for folder, kind in _KINDS.items():
+        for manifest in store.manifests(kind):
+            facts = manifest.metadata.get("row") or {**manifest.metadata, **manifest.metadata.get("metrics", {})}
+            table.add_row(
+                f"{folder}/{manifest.name}",
+                format_quantity("params", facts.get("params", facts.get("parameters"))),
+                f"{facts['top1']:.2f}" if "top1" in facts else "-",
+                format_quantity("memory", sum(entry.bytes for entry in manifest.files)),
+                manifest.created[:16].replace("T", " "),
+            )
+            count += 1
+    if not count:
+        print(f"store {store.uri} is empty")
+        return
+    console = Console(highlight=False)
+    (console if console.is_terminal else Console(highlight=False, width=140)).print(table)
+
+
+def print_artefact(config: ShowConfig) -> None:
+    """Print everything known about one artefact as JSON, or a sweep's leaderboard."""
+    store = Store(config.store)
+    store.check(write=False)
+    folder, name = parse_artefact(config.artefact)
+    if folder == "sweeps":
+        _print_sweep(store, name)
+        return
+    manifest = store.manifest(_KINDS[folder], name)
+    print(json.dumps(manifest.model_dump(mode="json"), indent=2))
+
+
+def _print_sweep(store: Store, name: str) -> None:
+    from ray_learngene.report import print_leaderboard
+    from ray_learngene.sweep import SETTINGS, write_results
+
+    text = store.read_text(f"sweeps/{name}/{SETTINGS}")
+    if text is None:
+        raise UserError(f"no sweep {name!r} in {store.uri}: see `learngene list`")
+    facts: dict[str, Any] = json.loads(text)
+    print_leaderboard(write_results(store, name), facts["budgets"])

@@ -1,0 +1,43 @@
+"""Checkpoints of a run in one plain process, in the store; those of cluster workers are Ray Train's."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from ray_learngene.store import Store
+
+
+class StoreCheckpoints:
+    """The newest checkpoint of one run, as an artefact `checkpoints/<run>/<name>` that the next one replaces whole."""
+
+    def __init__(self, store: Store, name: str) -> None:
+        self.store, self.name = store, name
+
+    @contextmanager
+    def latest(self) -> Iterator[Path | None]:
+        """A folder with the newest checkpoint, verified; None where there is none."""
+        if not self.store.exists("checkpoint", self.name):
+            yield None
+            return
+        with tempfile.TemporaryDirectory() as folder:
+            yield self.store.download("checkpoint", self.name, Path(folder) / "checkpoint")
+
+    def save(self, write: Callable[[Path], None], metrics: dict[str, Any]) -> None:
+        """Publish what `write` puts into a folder; the checkpoint before it is then deleted."""
+        folder = Path(tempfile.mkdtemp())
+        try:
+            write(folder)
+            self.store.publish(
+                "checkpoint", self.name, folder, {"metrics": metrics}, overwrite=True, keep_replaced=False
+            )
+        finally:
+            shutil.rmtree(folder)
+
+    def remove(self) -> None:
+        """Delete the checkpoint, once what it led to is published."""
+        self.store.remove("checkpoint", self.name)

@@ -1,0 +1,181 @@
+"""The `learngene` command. Heavy imports happen inside the commands, so that `learngene --help` answers at once."""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import importlib
+import os
+import sys
+import types
+import typing
+from collections.abc import Callable, Sequence
+from typing import Any, NoReturn
+
+from ray_learngene import __version__
+from ray_learngene.errors import UserError
+
+# command -> (configuration class, module:function that takes it, one line of help)
+COMMANDS: dict[str, tuple[str, str, str]] = {
+    "ancestry": (
+        "AncestryConfig",
+        "ray_learngene.ancestry:train_ancestry",
+        "train an ancestry model where nobody has one",
+    ),
+    "distill": ("DistillConfig", "ray_learngene.distill:distill", "distil an ancestry model into a learngene"),
+    "plan": (
+        "PlanConfig",
+        "ray_learngene.plan:print_plan",
+        "which sizes meet which budget, and what a sweep will cost",
+    ),
+    "sweep": ("SweepConfig", "ray_learngene.sweep:sweep", "train descendants of many sizes from one learngene"),
+    "pull": ("PullConfig", "ray_learngene.pull:pull", "download the best model within a budget, verified"),
+    "evaluate": ("EvaluateConfig", "ray_learngene.evaluate:print_evaluation", "measure a pulled model with plain timm"),
+    "list": ("ListConfig", "ray_learngene.catalog:print_list", "what a store holds"),
+    "show": ("ShowConfig", "ray_learngene.catalog:print_artefact", "one artefact, or the leaderboard of a sweep"),
+    "data check": ("CheckConfig", "ray_learngene.data.commands:print_check", "name what is wrong with an image set"),
+    "data convert": (
+        "ConvertConfig",
+        "ray_learngene.data.commands:print_convert",
+        "any image set to resized Parquet shards",
+    ),
+}
+# fields that may be given without their flag
+_POSITIONAL = {"pull": "artefact", "show": "artefact", "evaluate": "model"}
+# fields whose words may also be joined by commas
+_COMMA_SEPARATED = {"arms"}
+
+
+class _Parser(argparse.ArgumentParser):
+    """argparse whose errors are one line."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message}; see `{self.prog} --help`")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit status (2 for a user's mistake, 130 for an interruption)."""
+    try:
+        run, config = _parse(list(sys.argv[1:] if arguments is None else arguments))
+        if run is not None:
+            run(config)
+        sys.stdout.flush()
+        return 0
+    except UserError as error:
+        print(f"learngene: error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("learngene: interrupted; run the same command again to continue", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # the reader of our output went away, as in `learngene list | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+
+
+def _parse(arguments: list[str]) -> tuple[Callable[[Any], Any] | None, Any]:
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(_overview())
+        return None, None
+    if arguments[0] == "--version":
+        print(f"learngene {__version__}")
+        return None, None
+    words = 2 if arguments[0] == "data" else 1
+    command = " ".join(arguments[:words])
+    if command not in COMMANDS:
+        near = difflib.get_close_matches(command, COMMANDS, n=1)
+        hint = f"did you mean {near[0]!r}?" if near else f"commands: {', '.join(COMMANDS)}"
+        raise UserError(f"unknown command {command!r}; {hint}")
+    from ray_learngene import config as configs
+
+    class_name, target, _ = COMMANDS[command]
+    cls = getattr(configs, class_name)
+    parser = _parser(command, cls)
+    if "-h" in arguments or "--help" in arguments:
+        print(parser.format_help(), end="")
+        return None, None
+    known, unknown = parser.parse_known_args(arguments[words:])
+    if unknown:
+        flag = unknown[0].split("=")[0]
+        near = difflib.get_close_matches(flag, [f"--{name.replace('_', '-')}" for name in cls.model_fields], n=1)
+        raise UserError(
+            f"learngene {command}: unknown argument {flag!r}" + (f"; did you mean {near[0]}?" if near else "")
+        )
+    flags = vars(known)
+    recipe = flags.pop("config", None)
+    for name in _COMMA_SEPARATED & flags.keys():
+        flags[name] = [part for word in flags[name] for part in word.split(",") if part]
+    config = configs.load_config(cls, flags, recipe)
+    module, function = target.split(":")
+    return getattr(importlib.import_module(module), function), config
+
+
+def _overview() -> str:
+    width = max(map(len, COMMANDS))
+    lines = [f"  {name:{width}}  {text}" for name, (_, _, text) in COMMANDS.items()]
+    return "\n".join(
+        [
+            "usage: learngene COMMAND [flags]",
+            "",
+            "Train one learngene, spawn a vision model for every budget.",
+            "",
+            *lines,
+            "",
+            "Every flag can stand in a YAML file instead: learngene COMMAND --config recipe.yaml [flags that override].",
+            "learngene COMMAND --help explains a command; learngene --version prints the version.",
+        ]
+    )
+
+
+def _parser(command: str, cls: Any) -> argparse.ArgumentParser:
+    summary = (cls.__doc__ or "").split(": ", 1)[-1]
+    parser = _Parser(
+        prog=f"learngene {command}", description=summary, allow_abbrev=False, argument_default=argparse.SUPPRESS
+    )
+    parser.add_argument("--config", metavar="YAML", help="recipe: a YAML file with any of these settings")
+    groups: dict[Any, argparse._ArgumentGroup] = {}
+    for name, field in cls.model_fields.items():
+        owner = next(base for base in reversed(cls.__mro__) if name in getattr(base, "__annotations__", {}))
+        title = owner.__doc__.splitlines()[0].rstrip(".") if owner is not cls else "this command"
+        group = groups.setdefault(owner, parser.add_argument_group(title) if owner not in groups else groups[owner])
+        required = " (required)" if field.is_required() else ""
+        default = (
+            "" if field.is_required() or field.default in (None, (), {}) else f" (default: {_show(field.default)})"
+        )
+        help_text = f"{field.description}{required}{default}".replace("%", "%%")
+        if _POSITIONAL.get(command) == name:
+            parser.add_argument(name, nargs="?", help=help_text)
+            continue
+        group.add_argument(f"--{name.replace('_', '-')}", help=help_text, **_argument(name, field.annotation))
+    return parser
+
+
+def _show(default: Any) -> str:
+    if isinstance(default, tuple):
+        return " ".join(_show(value) for value in default)
+    return f"{default:.4g}" if isinstance(default, float) else str(default)
+
+
+def _argument(name: str, annotation: Any) -> dict[str, Any]:
+    """How a field is taken from the command line; conversion and limits are the configuration's business."""
+    members = typing.get_args(annotation) if typing.get_origin(annotation) in (typing.Union, types.UnionType) else ()
+    kinds = [kind for kind in members if kind is not type(None)] or [annotation]
+    kind = kinds[0]
+    if kind is bool:
+        return {"action": argparse.BooleanOptionalAction}
+    origin, inner = typing.get_origin(kind), typing.get_args(kind)
+    if origin is typing.Literal:
+        return {"metavar": "{" + ",".join(map(str, inner)) + "}", "type": type(inner[0])}
+    if origin is tuple:
+        return {"nargs": "+", "metavar": name.rstrip("s").upper()} if inner[-1] is Ellipsis else {"nargs": len(inner)}
+    if origin is dict:
+        return {"type": _yaml, "metavar": "YAML"}
+    return {"metavar": getattr(kind, "__name__", "value").upper()}
+
+
+def _yaml(text: str) -> Any:
+    import yaml
+
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError:
+        raise argparse.ArgumentTypeError(f"not YAML: {text!r}") from None

@@ -1,0 +1,104 @@
+"""Connecting to Ray, and carrying progress from its workers to the terminal."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import ray
+from ray.util.queue import Empty, Queue
+
+from ray_learngene.errors import UserError
+
+Report = Callable[[dict[str, Any]], None]
+
+
+@contextmanager
+def ray_cluster(address: str | None) -> Iterator[None]:
+    """Connect to a cluster, or start Ray on this machine; undone at the end unless Ray was running in this process.
+
+    The address is the one given, else RAY_ADDRESS (set inside `ray job submit`), else this machine.
+
+    Raises:
+        UserError: no cluster answers there, or it wants a token.
+    """
+    if ray.is_initialized():
+        yield
+        return
+    address = address or os.environ.get("RAY_ADDRESS")
+    # Workers' logs stay in Ray's log files: progress and errors reach the terminal by other ways, without prefixes.
+    settings: dict[str, Any] = {"address": address or "local", "log_to_driver": False, "logging_level": "ERROR"}
+    if address is None:
+        settings["include_dashboard"] = False
+    try:
+        ray.init(**settings)
+    except (OSError, RuntimeError, ValueError) as error:  # ConnectionError and TimeoutError are OSErrors
+        raise UserError(_explain(error, address)) from None
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def _explain(error: Exception, address: str | None) -> str:
+    text = " ".join(str(error).split())
+    if "token" in text.lower() or "401" in text or "unauthenticated" in text.lower():
+        return (
+            f"Ray at {address or 'this machine'} wants its token: export RAY_AUTH_MODE=token and RAY_AUTH_TOKEN (or "
+            "RAY_AUTH_TOKEN_PATH) as on the cluster's head"
+        )
+    if address is None:
+        return f"Ray does not start on this machine: {text[:200]}"
+    return f"no Ray cluster answers at {address}: check --address and RAY_ADDRESS ({text[:200]})"
+
+
+def cluster_has_gpus() -> bool:
+    """Whether any node of the connected cluster has a GPU."""
+    return ray.cluster_resources().get("GPU", 0) > 0
+
+
+def require_resources(count: int, cpus: float, gpus: float, what: str) -> None:
+    """Refuse what this machine alone will never schedule; a cluster may grow and is given the benefit of the doubt.
+
+    Raises:
+        UserError: says what is asked for and what there is.
+    """
+    if len(ray.nodes()) > 1 or os.environ.get("RAY_ADDRESS"):
+        return
+    have = ray.cluster_resources()
+    for name, each in (("CPU", cpus), ("GPU", gpus)):
+        if count * each > have.get(name, 0):
+            raise UserError(
+                f"{count} {what} with {each:g} {name} each do not fit: this machine has {have.get(name, 0):g}; "
+                "ask for fewer, or connect to a cluster by --address"
+            )
+
+
+@contextmanager
+def progress_channel(show: Report) -> Iterator[Report]:
+    """A function that workers anywhere may call, whose argument is shown in this process, in order."""
+    queue = Queue(actor_options={"num_cpus": 0})
+    done = threading.Event()
+
+    def drain() -> None:
+        while True:
+            finishing = done.is_set()
+            try:
+                show(queue.get(timeout=0.2))
+            except Empty:
+                if finishing:
+                    return
+            except ray.exceptions.RayError:
+                return
+
+    thread = threading.Thread(target=drain, name="progress", daemon=True)
+    thread.start()
+    try:
+        yield queue.put
+    finally:
+        done.set()
+        thread.join()
+        queue.shutdown()

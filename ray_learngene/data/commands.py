@@ -1,0 +1,25 @@
+"""`learngene data check` and `learngene data convert`."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from ray_learngene.config import CheckConfig, ConvertConfig
+from ray_learngene.data.convert import convert
+from ray_learngene.data.images import checked_image_sets
+
+
+def print_check(config: CheckConfig) -> None:
+    """Read an image set and print what it holds; what is wrong with it is an error that names it."""
+    sets = checked_image_sets(config)
+    for name, part in (("training", sets.train), ("validation", sets.val)):
+        counts = np.bincount(part.labels, minlength=len(part.classes))
+        print(
+            f"{name}: {len(part):,} images, {len(part.classes)} classes of {counts.min():,} to {counts.max():,} images"
+        )
+
+
+def print_convert(config: ConvertConfig) -> None:
+    """Write an image set as Parquet shards and print what was written."""
+    facts = convert(config, config.out, short_side=config.short_side, quality=config.quality)
+    print(f"{config.out}: " + ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in facts.items()))

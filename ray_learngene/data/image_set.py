@@ -1,0 +1,144 @@
+"""What every image set offers, the sets that need no files, and the split of a set without a validation part."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from ray_learngene.data.decode import readable, to_rgb
+from ray_learngene.errors import UserError
+
+Labels = npt.NDArray[np.int64]
+
+
+class ImageSet(ABC):
+    """Labelled images in a fixed order; `labels` is `[N]`, class indices."""
+
+    classes: tuple[str, ...]
+    labels: Labels
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def image(self, index: int) -> Image.Image:
+        """The image, RGB and upright.
+
+        Raises:
+            UserError: it cannot be decoded; names it.
+        """
+        with readable(lambda: self.describe(index)), self.open(index) as image:
+            return to_rgb(image)
+
+    @abstractmethod
+    def open(self, index: int) -> Image.Image:
+        """The image with its header read and, where it is stored encoded, its pixels not decoded yet."""
+
+    def encoded(self, index: int) -> bytes | None:
+        """The encoded image as it is stored; None where pixels are stored."""
+        return None
+
+    @abstractmethod
+    def describe(self, index: int) -> str:
+        """Where the image is, for messages: a file name, or a shard and a row."""
+
+    @abstractmethod
+    def content(self) -> Iterator[bytes]:
+        """What tells the images from other images with the same labels, for the fingerprint."""
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 (hex) of classes, labels and content."""
+        digest = hashlib.sha256(json.dumps(self.classes).encode())
+        digest.update(self.labels.tobytes())
+        for part in self.content():
+            digest.update(part)
+        return digest.hexdigest()
+
+
+class ArraySet(ImageSet):
+    """Images in memory: uint8 `[N, H, W]` (grey) or `[N, H, W, 3]`."""
+
+    def __init__(self, name: str, pixels: npt.NDArray[np.uint8], labels: Labels, classes: tuple[str, ...]) -> None:
+        self.name, self.pixels, self.labels, self.classes = name, pixels, labels, classes
+
+    def open(self, index: int) -> Image.Image:
+        return Image.fromarray(self.pixels[index])
+
+    def describe(self, index: int) -> str:
+        return f"{self.name} {index}"
+
+    def content(self) -> Iterator[bytes]:
+        yield str(self.pixels.shape).encode()
+        yield from (image.tobytes() for image in self.pixels)
+
+
+class Subset(ImageSet):
+    """Some images of another set, in the order of `indices`."""
+
+    def __init__(self, whole: ImageSet, indices: Labels) -> None:
+        self.whole, self.indices = whole, indices
+        self.classes, self.labels = whole.classes, whole.labels[indices]
+
+    def open(self, index: int) -> Image.Image:
+        return self.whole.open(int(self.indices[index]))
+
+    def encoded(self, index: int) -> bytes | None:
+        return self.whole.encoded(int(self.indices[index]))
+
+    def describe(self, index: int) -> str:
+        return self.whole.describe(int(self.indices[index]))
+
+    def content(self) -> Iterator[bytes]:
+        yield self.whole.fingerprint.encode()
+        yield self.indices.tobytes()
+
+
+@dataclass(frozen=True)
+class ImageSets:
+    """Both splits, with the same classes; `note` says what the user should know about how they came about."""
+
+    train: ImageSet
+    val: ImageSet
+    note: str | None = None
+
+
+def hold_out(whole: ImageSet, share: float, note: str | None = None) -> ImageSets:
+    """Split off a share of every class, evenly spaced over its images in their order.
+
+    A class of one image stays in the training split; of every other class at least one image is held out and one kept.
+    """
+    held = np.zeros(len(whole), dtype=bool)
+    for label in range(len(whole.classes)):
+        members = np.flatnonzero(whole.labels == label)
+        count = min(max(1, round(share * len(members))), len(members) - 1)
+        if count > 0:
+            held[members[((np.arange(count) + 0.5) * len(members) / count).astype(np.int64)]] = True
+    return ImageSets(Subset(whole, np.flatnonzero(~held)), Subset(whole, np.flatnonzero(held)), note)
+
+
+def hold_out_noted(whole: ImageSet, share: float, where: str) -> ImageSets:
+    """`hold_out` for a set that has no validation split of its own, with a note that says so."""
+    note = f"no validation split in {where}: held out {100 * share:g} % per class (by position, the same in every run)"
+    return hold_out(whole, share, note)
+
+
+def check_splits(sets: ImageSets, where: str) -> None:
+    """Raise `UserError` where a class has no training image or there is nothing to validate on."""
+    classes = sets.train.classes
+    trained = np.bincount(sets.train.labels, minlength=len(classes))
+    validated = np.bincount(sets.val.labels, minlength=len(classes))
+    for name, images, validation_images in zip(classes, trained, validated, strict=True):
+        if not images and validation_images:
+            raise UserError(f"{where}: class {name!r} is in the validation split only; add it to train or remove it")
+        if not images:
+            raise UserError(f"{where}: class {name!r} has no image; add images, or remove the class and close the gap")
+    if not len(sets.val):
+        raise UserError(f"{where}: the validation split is empty; add images or give classes more than one image")

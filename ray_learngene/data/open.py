@@ -1,0 +1,57 @@
+"""Any image set by its name: the one place that knows all kinds."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from ray_learngene.config import DataConfig
+from ray_learngene.data.builtin import open_cifar10, open_digits
+from ray_learngene.data.folder import open_folder
+from ray_learngene.data.image_set import ImageSets, check_splits
+from ray_learngene.data.parquet import open_parquet
+from ray_learngene.data.timm_sets import open_timm_sets
+from ray_learngene.errors import UserError
+
+KINDS = "digits, cifar10, a folder of class folders, Parquet files at any URI, torch/NAME, hfds/NAME or wds/PATH"
+
+
+def open_image_sets(config: DataConfig) -> ImageSets:
+    """Open the training and the validation split of `config.data`.
+
+    Raises:
+        UserError: there is no such set, or its labels or splits are not usable; one line that names the place.
+    """
+    sets = _open(config)
+    check_splits(sets, config.data)
+    return sets
+
+
+def _open(config: DataConfig) -> ImageSets:
+    data = config.data
+    if data == "digits":
+        return open_digits()
+    if data == "cifar10":
+        return open_cifar10(config.data_dir)
+    if data.startswith(("torch/", "hfds/")):
+        return open_timm_sets(
+            data,
+            config.data_dir,
+            holdout=config.holdout,
+            image_column=config.image_column,
+            label_column=config.label_column,
+        )
+    if data.startswith("wds/"):
+        raise UserError(
+            f"{data} is a stream without random access: run `learngene data convert --data {data} --out FOLDER`"
+        )
+    path = os.path.expanduser(data)
+    if "://" in data or data.endswith(".parquet") or _holds_parquet(Path(path)):
+        return open_parquet(config)
+    if os.path.isdir(path):
+        return open_folder(path, config.holdout)
+    raise UserError(f"no image set {data!r}: give {KINDS}")
+
+
+def _holds_parquet(folder: Path) -> bool:
+    return any(next(folder.glob(pattern), None) for pattern in ("*.parquet", "*/*.parquet"))

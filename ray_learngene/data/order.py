@@ -1,0 +1,94 @@
+"""Data order as a function of (seed, epoch) alone: the same for every number of workers and after every restart."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import numpy as np
+from torch.utils.data import Sampler
+
+from ray_learngene.data.image_set import Labels
+from ray_learngene.errors import UserError
+
+
+class Sample(NamedTuple):
+    """One view of one image: what its augmentation is drawn from, beside the seed."""
+
+    epoch: int
+    index: int  # type: ignore[assignment]  # the field hides tuple.index, which nobody needs
+    repeat: int
+
+
+def global_batches(size: int, batch_size: int, seed: int, epoch: int, repeats: int = 1) -> tuple[Labels, Labels]:
+    """The batches of one epoch over all workers; what does not fill a batch is dropped.
+
+    With `repeats` every image of a random order comes that many times in a row, and the epoch still has `size` views,
+    as in timm's `RepeatAugSampler`. Within a batch first views come before second ones, so that two views of an image
+    are not neighbours.
+
+    Returns:
+        Image index and number of the view, both `[steps, batch_size]`.
+
+    Raises:
+        UserError: there are fewer images than a batch.
+    """
+    _require_batch(size, batch_size)
+    steps = size // batch_size
+    generator = np.random.Generator(np.random.Philox(np.random.SeedSequence([seed, epoch])))
+    views = np.arange(steps * batch_size)
+    index = generator.permutation(size)[views // repeats].reshape(steps, batch_size)
+    repeat = (views % repeats).reshape(steps, batch_size)
+    order = np.argsort(repeat, axis=1, kind="stable")
+    return np.take_along_axis(index, order, axis=1), np.take_along_axis(repeat, order, axis=1)
+
+
+def _require_batch(size: int, batch_size: int) -> None:
+    if size < batch_size:
+        raise UserError(f"the training set has {size} images, less than one batch of {batch_size}: lower --batch-size")
+
+
+class WorkerBatches(Sampler[list[Sample]]):
+    """The micro-batches of one worker from `start_step` to the end of the last epoch.
+
+    A global batch is cut into one contiguous slice per worker, and that into `accumulation` contiguous micro-batches.
+    """
+
+    def __init__(
+        self,
+        size: int,
+        batch_size: int,
+        *,
+        rank: int = 0,
+        world_size: int = 1,
+        accumulation: int = 1,
+        seed: int,
+        epochs: int,
+        repeats: int = 1,
+        start_step: int = 0,
+    ) -> None:
+        if batch_size % (world_size * accumulation):
+            raise UserError(
+                f"--batch-size {batch_size} does not divide among {world_size} workers with {accumulation} "
+                f"micro-batches each: choose a multiple of {world_size * accumulation}"
+            )
+        _require_batch(size, batch_size)
+        self.size, self.batch_size, self.seed, self.repeats = size, batch_size, seed, repeats
+        self.rank, self.world_size, self.accumulation = rank, world_size, accumulation
+        self.epochs, self.start_step = epochs, start_step
+        self.micro_batch_size = batch_size // (world_size * accumulation)
+        self.steps_per_epoch = size // batch_size
+        self.total_steps = epochs * self.steps_per_epoch
+
+    def __len__(self) -> int:
+        return max(0, self.total_steps - self.start_step) * self.accumulation
+
+    def __iter__(self) -> Iterator[list[Sample]]:
+        first_epoch, first_step = divmod(self.start_step, self.steps_per_epoch)
+        for epoch in range(first_epoch, self.epochs):
+            batches = global_batches(self.size, self.batch_size, self.seed, epoch, self.repeats)
+            shape = (self.steps_per_epoch, self.world_size, self.accumulation, self.micro_batch_size)
+            indices, repeats = (each.reshape(shape)[:, self.rank] for each in batches)
+            for step in range(first_step if epoch == first_epoch else 0, self.steps_per_epoch):
+                for index, repeat in zip(indices[step].tolist(), repeats[step].tolist(), strict=True):
+                    yield [Sample(epoch, *view) for view in zip(index, repeat, strict=True)]

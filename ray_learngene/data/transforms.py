@@ -1,0 +1,59 @@
+"""timm's transforms for training and evaluation, as an `AugmentationConfig` asks for them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import ray_learngene.torchvision_cpu  # noqa: F401  isort:skip  (before the first timm import)
+from PIL import Image, ImageOps
+from timm.data import auto_augment, create_transform
+from torch import Tensor
+
+from ray_learngene.config import AugmentationConfig
+from ray_learngene.errors import UserError
+
+Transform = Callable[[Image.Image], Tensor]
+Statistics = tuple[float, ...]
+
+
+def train_transform(size: int, mean: Statistics, std: Statistics, augmentation: AugmentationConfig) -> Transform:
+    """Random crop, flip, colour, erasing: an image becomes a normalised `[3, size, size]`.
+
+    Raises:
+        UserError: timm does not know the auto-augment policy.
+    """
+    try:
+        return create_transform(
+            size,
+            is_training=True,
+            scale=augmentation.scale,
+            ratio=augmentation.ratio,
+            hflip=augmentation.hflip,
+            color_jitter=augmentation.color_jitter,
+            auto_augment=augmentation.auto_augment,
+            re_prob=augmentation.reprob,
+            re_mode="pixel",
+            interpolation=augmentation.interpolation,
+            mean=mean,
+            std=std,
+        )
+    except (AssertionError, KeyError, ValueError):
+        raise UserError(
+            f"--auto-augment {augmentation.auto_augment!r} is no policy of timm: write for example rand-m9-mstd0.5-inc1"
+        ) from None
+
+
+def eval_transform(size: int, mean: Statistics, std: Statistics, augmentation: AugmentationConfig) -> Transform:
+    """Resize and centre crop: an image becomes a normalised `[3, size, size]`."""
+    return create_transform(
+        size, mean=mean, std=std, interpolation=augmentation.interpolation, crop_pct=augmentation.crop_pct
+    )
+
+
+def _posterize(image: Image.Image, bits: int, **_: Any) -> Image.Image:
+    # timm's strongest level keeps 0 bits, which made a black image; Pillow 13 refuses to and would end training.
+    return ImageOps.posterize(image, min(bits, 8)) if bits > 0 else Image.new(image.mode, image.size)
+
+
+auto_augment.NAME_TO_OP.update(dict.fromkeys(("Posterize", "PosterizeIncreasing", "PosterizeOriginal"), _posterize))

@@ -1,0 +1,48 @@
+"""Measure a pulled model the way anyone would use it: plain timm, its own preprocessing."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import ray_learngene.torchvision_cpu  # noqa: F401  isort:skip  (before the first timm import)
+from timm.data import resolve_model_data_config
+
+from ray_learngene.config import EvaluateConfig
+from ray_learngene.data import open_image_sets
+from ray_learngene.data.images import Preprocessing, validation_batches
+from ray_learngene.engine import Scores, evaluate, resolve_device
+from ray_learngene.errors import UserError
+from ray_learngene.export import load_timm
+
+
+def evaluate_model(config: EvaluateConfig) -> Scores:
+    """Top-1 of a timm model folder on the validation split of an image set.
+
+    Raises:
+        UserError: it is no timm model folder, or its classes are not those of the images.
+    """
+    model = load_timm(Path(config.model).expanduser())
+    sets = open_image_sets(config)
+    labels = tuple(model.pretrained_cfg.get("label_names") or ())
+    if model.num_classes != len(sets.val.classes) or (labels and labels != sets.val.classes):
+        raise UserError(
+            f"{config.model} has {model.num_classes} classes ({', '.join(labels[:3])}, ...), --data {config.data} has "
+            f"{len(sets.val.classes)} ({', '.join(sets.val.classes[:3])}, ...): they are not the same label set"
+        )
+    data = resolve_model_data_config(model)
+    preprocessing = Preprocessing(
+        image_size=int(data["input_size"][-1]),
+        mean=tuple(data["mean"]),
+        std=tuple(data["std"]),
+        crop_pct=data["crop_pct"],
+        interpolation=data["interpolation"],
+    )
+    device = resolve_device()
+    batches = validation_batches(sets.val, preprocessing, config.batch_size, workers=config.loader_workers)
+    return evaluate(model.to(device), batches, device=device)
+
+
+def print_evaluation(config: EvaluateConfig) -> None:
+    """Print the accuracy of a model folder."""
+    scores = evaluate_model(config)
+    print(f"{config.model}: top-1 {scores.top1:.2f} % on {int(scores.images):,} images, loss {scores.mean_loss:.4f}")

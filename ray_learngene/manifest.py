@@ -1,0 +1,158 @@
+"""What an artefact in a store is called and what it consists of.
+
+Everything that comes out of a store passes through here first: no path leads outside its folder, and no pickle is ever
+named, so none is ever read.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from ray_learngene.errors import UserError
+
+FORMAT = 1
+Kind = Literal["learngene", "ancestry", "descendant", "checkpoint"]
+FOLDERS: dict[str, str] = dict(
+    zip(get_args(Kind), ("learngenes", "ancestries", "descendants", "checkpoints"), strict=True)
+)
+GROUPED = ("descendant", "checkpoint")  # named "sweep/name" and "run/name"
+NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9._-]{0,127}")
+PICKLES = (".pkl", ".pickle", ".pt", ".pth", ".bin", ".ckpt")
+
+
+def check_relative(path: str) -> str:
+    """Return `path` if it is relative and stays below its root.
+
+    Raises:
+        ValueError: It is empty, absolute, has a drive, a backslash or a control character, or a part "", "." or "..".
+    """
+    parts = path.split("/")
+    if any(part in ("", ".", "..") for part in parts) or re.search(r"[\\:\x00-\x1f\x7f]", path):
+        raise ValueError(f"{path!r} is not a plain relative path")
+    return path
+
+
+class FileEntry(BaseModel):
+    """One file of an artefact."""
+
+    model_config = ConfigDict(frozen=True)
+
+    path: str
+    bytes: int = Field(ge=0)
+    sha256: str = Field(pattern="^[0-9a-f]{64}$")
+
+    @field_validator("path")
+    @classmethod
+    def _harmless(cls, path: str) -> str:
+        if path.lower().endswith(PICKLES):
+            raise ValueError(f"{path!r} may be a pickle, and a store holds none: use safetensors")
+        return check_relative(path)
+
+
+class Manifest(BaseModel):
+    """What an artefact is: it exists where this is, and consists of exactly these files."""
+
+    model_config = ConfigDict(frozen=True)
+
+    format: int = FORMAT
+    kind: Kind
+    name: str
+    version: str
+    created: str = Field(description="ISO 8601, UTC")
+    files: list[FileEntry] = Field(min_length=1)
+    metadata: dict[str, Any]
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Manifest:
+        paths = [entry.path for entry in self.files]
+        if len(set(paths)) != len(paths):
+            raise ValueError("a file is listed twice")
+        if self.version != version_of(self.files):
+            raise ValueError("version does not match the files")
+        return self
+
+    def entry(self, path: str) -> FileEntry | None:
+        """The entry of one file, None where the artefact has no such file."""
+        return next((entry for entry in self.files if entry.path == path), None)
+
+
+def version_of(files: list[FileEntry]) -> str:
+    """Twelve hex digits that are the same for the same files only."""
+    lines = sorted(f"{entry.path}\t{entry.bytes}\t{entry.sha256}\n" for entry in files)
+    return hashlib.sha256("".join(lines).encode()).hexdigest()[:12]
+
+
+def file_sha256(path: Path) -> str:
+    """SHA-256 of a local file, in hex."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def list_files(folder: Path) -> list[FileEntry]:
+    """Every file below a local folder, sorted by path.
+
+    Raises:
+        UserError: There is no such folder, it is empty, or it holds a file that no store may hold.
+    """
+    if not folder.is_dir():
+        raise UserError(f"cannot publish {folder}: it is not a folder")
+    paths = sorted(path for path in folder.rglob("*") if path.is_file())
+    if not paths:
+        raise UserError(f"cannot publish {folder}: it holds no files")
+    try:
+        return [
+            FileEntry(path=path.relative_to(folder).as_posix(), bytes=path.stat().st_size, sha256=file_sha256(path))
+            for path in paths
+        ]
+    except ValidationError as error:
+        raise UserError(f"cannot publish {folder}: {_first(error)}") from error
+
+
+def parse_manifest(text: bytes, uri: str, kind: str, name: str) -> Manifest:
+    """Read the manifest found at `uri`, where that of `name` belongs.
+
+    Raises:
+        UserError: It is damaged, hostile, of another artefact, or of a later format.
+    """
+    try:
+        manifest = Manifest.model_validate_json(text)
+    except ValidationError as error:
+        raise UserError(f"the manifest {uri} is not usable: {_first(error)}; publish again with --overwrite") from error
+    if manifest.format > FORMAT:
+        raise UserError(
+            f"the manifest {uri} was written by a later version (format {manifest.format}): upgrade this one"
+        )
+    if (manifest.kind, manifest.name) != (kind, name):
+        raise UserError(
+            f"the manifest {uri} is that of {manifest.kind} {manifest.name!r}: publish again with --overwrite"
+        )
+    return manifest
+
+
+def _first(error: ValidationError) -> str:
+    """The first of a model's errors, in one line."""
+    first = error.errors(include_url=False)[0]
+    where = ".".join(str(part) for part in first["loc"])
+    return " ".join(f"{where}: {first['msg']}".removeprefix(": ").replace("Value error, ", "").split())
+
+
+def folder_of(kind: Kind, name: str) -> str:
+    """Where an artefact lies below the store's root.
+
+    Raises:
+        UserError: The name is not one that every store can hold.
+    """
+    parts = name.split("/")
+    wanted = 2 if kind in GROUPED else 1
+    if len(parts) != wanted or not all(NAME.fullmatch(part) for part in parts):
+        form = "GROUP/NAME" if kind in GROUPED else "NAME"
+        raise UserError(
+            f"{name!r} is not the name of a {kind}: write {form} in letters, digits, '.', '_' and '-', "
+            "beginning with a letter or digit, at most 128 characters"
+        )
+    return f"{FOLDERS[kind]}/{name}"

@@ -1,0 +1,123 @@
+"""The interface of a method, and the learngene it produces."""
+
+from __future__ import annotations
+
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, ClassVar
+
+import ray_learngene.torchvision_cpu  # noqa: F401  isort:skip  (before the first timm import)
+import safetensors.torch
+import torch
+from timm.models.vision_transformer import VisionTransformer
+from torch import nn
+
+from ray_learngene.config import Config
+from ray_learngene.errors import UserError
+from ray_learngene.specs import Spec
+
+WEIGHTS_FILE = "learngene.safetensors"
+DESCRIPTION_FILE = "learngene.json"
+
+
+@dataclass(frozen=True)
+class Learngene:
+    """What is kept of a distilled auxiliary model.
+
+    Attributes:
+        method: Name of the method that made it and that expands it.
+        options: That method's options, as JSON values.
+        spec: Spec of the auxiliary model.
+        tensors: Parameters by name, on the CPU.
+        labels: Class names in the order of the head, so that the head is only inherited for the same label set.
+        preprocessing: Image size, mean and deviation and evaluation crop it was distilled with, for its descendants.
+    """
+
+    method: str
+    options: dict[str, Any]
+    spec: Spec
+    tensors: Mapping[str, torch.Tensor] = field(repr=False)
+    labels: tuple[str, ...] = field(default=(), repr=False)
+    preprocessing: dict[str, Any] = field(default_factory=dict)
+
+    def parameters(self, *, head: bool = True) -> int:
+        """Number of stored parameters, with or without the classification head."""
+        return sum(tensor.numel() for name, tensor in self.tensors.items() if head or not name.startswith("head."))
+
+    def describe(self, *, labels: tuple[str, ...], preprocessing: dict[str, Any]) -> Learngene:
+        """The same learngene with the label set and the preprocessing it was distilled with."""
+        return replace(self, labels=labels, preprocessing=preprocessing)
+
+    def description(self) -> dict[str, Any]:
+        """Everything but the tensors, as JSON values."""
+        return {
+            "method": self.method,
+            "options": self.options,
+            "spec": self.spec.model_dump(),
+            "labels": list(self.labels),
+            "preprocessing": self.preprocessing,
+            "parameters": self.parameters(),
+        }
+
+    def save(self, folder: Path) -> None:
+        """Write `learngene.safetensors` and `learngene.json` into `folder`."""
+        folder.mkdir(parents=True, exist_ok=True)
+        tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in self.tensors.items()}
+        safetensors.torch.save_file(tensors, folder / WEIGHTS_FILE)
+        (folder / DESCRIPTION_FILE).write_text(json.dumps(self.description(), indent=2) + "\n")
+
+    @classmethod
+    def from_bytes(cls, weights: bytes, description: bytes) -> Learngene:
+        """The learngene of the two files' contents."""
+        facts = json.loads(description)
+        return cls(
+            method=facts["method"],
+            options=facts["options"],
+            spec=Spec(**facts["spec"]),
+            tensors=safetensors.torch.load(weights),
+            labels=tuple(facts["labels"]),
+            preprocessing=facts["preprocessing"],
+        )
+
+    @classmethod
+    def load(cls, folder: Path) -> Learngene:
+        """Read what `save` wrote."""
+        return cls.from_bytes((folder / WEIGHTS_FILE).read_bytes(), (folder / DESCRIPTION_FILE).read_bytes())
+
+
+class Method(Config, ABC):
+    """How an auxiliary model is built, what is kept of it, and how that expands. The fields of a method are its options.
+
+    A method that leaves a question unanswered (scratch has no learngene) raises `UserError` saying so.
+    """
+
+    name: ClassVar[str]
+    needs_learngene: ClassVar[bool] = True
+
+    def auxiliary(self, spec: Spec, *, drop_path: float = 0.0) -> nn.Module:
+        """The module that distillation trains: images `[B, 3, image, image]` to logits `[B, classes]`.
+
+        It has an attribute `spec`, which may refine the spec asked for (its depth, where the options set that).
+
+        Raises:
+            UserError: the method has no auxiliary model, or its options do not fit the spec.
+        """
+        raise UserError(f"method {self.name!r} has no auxiliary model to distil: it cannot be used with `distill`")
+
+    def extract(self, auxiliary: nn.Module) -> Learngene:
+        """What is kept of a trained auxiliary model, copied to the CPU."""
+        raise UserError(f"method {self.name!r} has no auxiliary model to extract a learngene from")
+
+    @abstractmethod
+    def expand(self, learngene: Learngene | None, spec: Spec, *, seed: int = 0) -> VisionTransformer:
+        """A plain timm model of `spec`, initialised from the learngene.
+
+        Args:
+            seed: Seed of whatever the learngene does not determine (a head for another number of classes).
+
+        Raises:
+            UserError: the learngene cannot become a model of that spec.
+        """

@@ -1,0 +1,20 @@
+"""Scratch: no learngene; timm's random initialisation (truncated normal 0.02, norms 1/0, biases 0)."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from timm.models.vision_transformer import VisionTransformer
+
+from ray_learngene.methods.base import Learngene, Method
+from ray_learngene.specs import Spec, build
+
+
+class Scratch(Method):
+    """The baseline that every initialisation is held against."""
+
+    name: ClassVar[str] = "scratch"
+    needs_learngene: ClassVar[bool] = False
+
+    def expand(self, learngene: Learngene | None, spec: Spec, *, seed: int = 0) -> VisionTransformer:
+        return build(spec, seed=seed)

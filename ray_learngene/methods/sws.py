@@ -1,0 +1,198 @@
+"""SWS: stage-wise weight sharing (Xia et al., IJCAI 2024, arXiv 2404.16897).
+
+The auxiliary model is a vision transformer cut into stages; inside a stage every layer is the same block applied
+repeatedly. What is kept is one block per stage, plus patch embedding, position embedding, final norm and head. A
+descendant of any depth takes each of its layers from the block of its own stage and is then trained untied.
+"""
+
+from __future__ import annotations
+
+import random
+from typing import Annotated, Any, ClassVar, Literal
+
+import ray_learngene.torchvision_cpu  # noqa: F401  isort:skip  (before the first timm import)
+from pydantic import BeforeValidator, Field, model_validator
+from timm.layers import calculate_drop_path_rates, drop_path, resample_abs_pos_embed
+from timm.models.vision_transformer import Block, VisionTransformer
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from ray_learngene.errors import UserError
+from ray_learngene.methods.base import Learngene, Method
+from ray_learngene.specs import Spec, build, timm_arguments
+
+Rule = Literal["cyclic", "random", "interleaved", "proportional", "unbalanced"]
+
+
+def layers_per_stage(depth: int, layout: tuple[int, ...], rule: Rule = "cyclic", seed: int = 0) -> tuple[int, ...]:
+    """How many layers of a descendant each stage gets.
+
+    - `cyclic` (the paper's): layers are dealt to the stages round-robin; a remainder goes to the earliest stages.
+      12 layers over 5 stages are [3,3,2,2,2], the mapping the authors published.
+    - `random`: the same, but which stages get the remainder is drawn by `seed` (the random-assigned ablation).
+    - `proportional`: in proportion to the auxiliary's own layout (one layer a stage, then each to the stage furthest
+      below its share); it gives back the auxiliary's layout at the auxiliary's depth, unbalanced where that is.
+    - `unbalanced`: one layer for every stage and all others to the middle one.
+
+    A depth below the number of stages keeps the order and takes stages evenly spaced (the midpoints of `depth` equal
+    spans; the paper does not define this case).
+
+    Args:
+        depth: Layers of the descendant, from 1 up.
+        layout: Layers per stage of the auxiliary model.
+    """
+    stages = len(layout)
+    if depth < stages:
+        chosen = {(2 * layer + 1) * stages // (2 * depth) for layer in range(depth)}
+        return tuple(int(stage in chosen) for stage in range(stages))
+    if rule == "proportional":
+        shares = [depth * layers / sum(layout) for layers in layout]
+        counts = [1] * stages
+        for _ in range(depth - stages):
+            counts[max(range(stages), key=lambda stage: shares[stage] - counts[stage])] += 1
+        return tuple(counts)
+    if rule == "unbalanced":
+        return tuple(1 + (depth - stages) * (stage == stages // 2) for stage in range(stages))
+    each, remainder = divmod(depth, stages)
+    order = list(range(stages))
+    if rule == "random":
+        random.Random(seed).shuffle(order)
+    return tuple(each + (stage in order[:remainder]) for stage in range(stages))
+
+
+def stage_of_layer(depth: int, layout: tuple[int, ...], rule: Rule = "cyclic", seed: int = 0) -> tuple[int, ...]:
+    """The stage of each of a descendant's layers, in order.
+
+    Stages are laid out contiguously, except by `interleaved` (the literal cyclic order: A B C D E A B C D E ...).
+    """
+    if rule == "interleaved":
+        return tuple(layer % len(layout) for layer in range(depth))
+    counts = layers_per_stage(depth, layout, rule, seed)
+    return tuple(stage for stage, count in enumerate(counts) for _ in range(count))
+
+
+def balanced_layout(depth: int, stages: int) -> tuple[int, ...]:
+    """Layers per stage of an auxiliary model: equal, a remainder to the middle stages (16 over 5: [3,3,4,3,3])."""
+    each, remainder = divmod(depth, stages)
+    middle_first = sorted(range(stages), key=lambda stage: abs(2 * stage - (stages - 1)))
+    return tuple(each + (stage in middle_first[:remainder]) for stage in range(stages))
+
+
+class StageSharedVisionTransformer(VisionTransformer):
+    """A vision transformer whose stages apply one block repeatedly.
+
+    Each shared block is registered once (`blocks.0` .. `blocks.S-1`, so state dict and optimizer hold it once and every
+    ZeRO stage works) and applied by the index list `stage_of_layer`. Stochastic depth rises linearly over the
+    applications; it is the one thing that differs between two applications of a block.
+    """
+
+    def __init__(self, spec: Spec, layout: tuple[int, ...], drop_path_rate: float = 0.0) -> None:
+        super().__init__(
+            **{**timm_arguments(spec), "depth": len(layout)},
+            num_classes=spec.classes,
+            norm_layer=lambda dim, **kwargs: nn.LayerNorm(dim, eps=1e-6, **kwargs),
+        )
+        self.spec = spec.replace(depth=sum(layout))
+        self.layout = layout
+        self.stage_of_layer = tuple(stage for stage, layers in enumerate(layout) for _ in range(layers))
+        self.drop_path_rates = calculate_drop_path_rates(drop_path_rate, self.spec.depth)
+
+    def forward_features(self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
+        """Images `[B, 3, image, image]` to tokens `[B, tokens, width]`; masks are not supported."""
+        x = self._pos_embed(self.patch_embed(x))
+        for stage, rate in zip(self.stage_of_layer, self.drop_path_rates, strict=True):
+            if self.grad_checkpointing and self.training:
+                x = checkpoint(self._apply_block, self.blocks[stage], x, rate, use_reentrant=False)
+            else:
+                x = self._apply_block(self.blocks[stage], x, rate)
+        return x
+
+    def _apply_block(self, block: Block, x: Tensor, rate: float) -> Tensor:
+        # timm's Block.forward with the drop-path rate of this application instead of one fixed in the block
+        x = x + drop_path(block.attn(block.norm1(x)), rate, self.training)
+        return x + drop_path(block.mlp(block.norm2(x)), rate, self.training)
+
+
+def _parse_layout(value: Any) -> Any:
+    if isinstance(value, str):
+        parts = value.split("-")
+        if not all(part.strip().isdigit() for part in parts):
+            raise ValueError(f"expected layers per stage such as 3-3-4-3-3, got {value!r}")
+        return tuple(int(part) for part in parts)
+    return value
+
+
+Layout = Annotated[tuple[Annotated[int, Field(ge=1)], ...], BeforeValidator(_parse_layout)]
+
+
+class SWS(Method):
+    """Stage-wise weight sharing."""
+
+    name: ClassVar[str] = "sws"
+
+    stages: Layout | None = Field(None, description="layers per stage of the auxiliary; default: five balanced stages")
+    expansion: Rule = Field("cyclic", description="rule that deals a descendant's layers to the stages")
+    layout: Layout | None = Field(None, description="a descendant's layers per stage, instead of a rule")
+
+    @model_validator(mode="after")
+    def _not_empty(self) -> SWS:
+        for name in ("stages", "layout"):
+            if getattr(self, name) == ():
+                raise ValueError(f"{name} is empty: give at least one stage")
+        return self
+
+    def auxiliary(self, spec: Spec, *, drop_path: float = 0.0) -> StageSharedVisionTransformer:
+        layout = self.stages or balanced_layout(spec.depth, min(5, spec.depth))
+        return StageSharedVisionTransformer(spec, layout, drop_path)
+
+    def extract(self, auxiliary: nn.Module) -> Learngene:
+        if not isinstance(auxiliary, StageSharedVisionTransformer):
+            raise TypeError(f"not an SWS auxiliary model: {type(auxiliary).__name__}")
+        tensors = {name: tensor.detach().cpu().clone() for name, tensor in auxiliary.state_dict().items()}
+        return Learngene(self.name, {"stages": list(auxiliary.layout)}, auxiliary.spec, tensors)
+
+    def expand(self, learngene: Learngene | None, spec: Spec, *, seed: int = 0) -> VisionTransformer:
+        """Repeat each stage's block as often as the expansion rule says; singletons are inherited as they are.
+
+        The position embedding is resampled where the image size differs; the head is inherited where the number of
+        classes is the same and fresh otherwise.
+        """
+        if learngene is None:
+            raise UserError("method 'sws' expands a learngene: give --learngene NAME")
+        source = learngene.spec
+        for what in ("width", "heads", "patch", "mlp_ratio"):
+            have, want = getattr(source, what), getattr(spec, what)
+            if have != want:
+                raise UserError(
+                    f"SWS changes the depth only: the learngene has {what} {have}, the spec asks for {want}"
+                )
+        auxiliary_layout = tuple(learngene.options["stages"])
+        model = build(spec, seed=seed)
+        model.load_state_dict(self._state(learngene, spec, self._stages(auxiliary_layout, spec, seed)), strict=False)
+        return model
+
+    def _stages(self, auxiliary_layout: tuple[int, ...], spec: Spec, seed: int) -> tuple[int, ...]:
+        if self.layout is None:
+            return stage_of_layer(spec.depth, auxiliary_layout, self.expansion, seed)
+        if len(self.layout) != len(auxiliary_layout) or sum(self.layout) != spec.depth:
+            text = "-".join(map(str, self.layout))
+            raise UserError(
+                f"layout {text} has {sum(self.layout)} layers in {len(self.layout)} stages; "
+                f"asked for depth {spec.depth} from a learngene of {len(auxiliary_layout)} stages"
+            )
+        return tuple(stage for stage, layers in enumerate(self.layout) for _ in range(layers))
+
+    def _state(self, learngene: Learngene, spec: Spec, stages: tuple[int, ...]) -> dict[str, Tensor]:
+        state: dict[str, Tensor] = {}
+        blocks: dict[int, dict[str, Tensor]] = {}
+        for name, tensor in learngene.tensors.items():
+            if name.startswith("blocks."):
+                _, stage, rest = name.split(".", 2)
+                blocks.setdefault(int(stage), {})[rest] = tensor
+            elif not name.startswith("head.") or spec.classes == learngene.spec.classes:
+                state[name] = tensor
+        for layer, stage in enumerate(stages):
+            state.update({f"blocks.{layer}.{rest}": tensor for rest, tensor in blocks[stage].items()})
+        side = spec.image // spec.patch
+        state["pos_embed"] = resample_abs_pos_embed(state["pos_embed"], [side, side], num_prefix_tokens=0)
+        return state

@@ -1,0 +1,39 @@
+"""Where an artefact comes from: versions and git revision, stored inside every one."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import platform
+import subprocess
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from ray_learngene import __version__
+
+_PACKAGES = ("torch", "timm", "ray", "deepspeed", "numpy", "pyarrow")
+
+
+def provenance() -> dict[str, Any]:
+    """Versions of what did the work, and the git revision of this package where it runs from a checkout."""
+    versions = {"python": platform.python_version(), "ray_learngene": __version__}
+    for package in _PACKAGES:
+        try:
+            versions[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return {"versions": versions, "git_revision": _git_revision()}
+
+
+def _git_revision() -> str | None:
+    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip() or None
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def fingerprint(facts: Any) -> str:
+    """SHA-256 of facts as canonical JSON: equal facts, equal fingerprint."""
+    return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()

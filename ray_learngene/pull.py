@@ -1,0 +1,120 @@
+"""Bring an artefact to a local folder: resumable, verified, and under its final name only when it is whole."""
+
+from __future__ import annotations
+
+import fcntl
+import logging
+import os
+import shutil
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+
+from ray_learngene.errors import UserError
+from ray_learngene.filesystems import clear_errors
+from ray_learngene.manifest import FileEntry, Manifest, file_sha256
+from ray_learngene.objects import Objects
+
+STREAMS = 4
+LOCK = ".pull-lock"
+
+log = logging.getLogger("ray_learngene")
+
+
+def pull(objects: Objects, folder: str, manifest: Manifest, out: Path, overwrite: bool) -> Path:
+    """Download the files of `manifest`, which lie below `folder` in the store, into the local folder `out`.
+
+    They gather in `<out>.partial`, which a later call continues, and which is renamed when every file has the size and
+    the SHA-256 of the manifest.
+
+    Returns:
+        The absolute path of `out`.
+
+    Raises:
+        UserError: `out` exists and may not be replaced, another pull into it runs, a file does not match, or storage or
+            disk refuse.
+    """
+    out = Path(os.path.abspath(out.expanduser()))
+    partial = out.with_name(f"{out.name}.partial")
+    with clear_errors(str(out)):
+        _check_free(out, manifest, overwrite)
+        partial.mkdir(parents=True, exist_ok=True)
+        with _locked(partial):
+            _remove_others(partial, manifest)
+            with ThreadPoolExecutor(STREAMS) as pool:
+                for done in [pool.submit(_fetch, objects, folder, entry, partial) for entry in manifest.files]:
+                    done.result()
+            if os.path.lexists(out):
+                _check_free(out, manifest, overwrite)  # again: it may have come into being meanwhile
+                shutil.rmtree(out)
+            (partial / LOCK).unlink()
+            os.rename(partial, out)
+    return out
+
+
+def _check_free(out: Path, manifest: Manifest, overwrite: bool) -> None:
+    """Refuse to replace anything that is not an earlier pull of such an artefact."""
+    if not os.path.lexists(out):
+        return
+    if not overwrite:
+        raise UserError(f"{out} exists: choose another folder, or --overwrite")
+    if out.is_symlink() or not out.is_dir():
+        raise UserError(f"{out} is not a folder: choose another one")
+    others = _others(out, manifest)
+    if others:
+        raise UserError(
+            f"{out} holds files that are not of {manifest.kind} {manifest.name} ({others[0].name}): choose another"
+        )
+
+
+def _others(folder: Path, manifest: Manifest) -> list[Path]:
+    """The files below a local folder that the manifest does not name."""
+    return [
+        path
+        for path in sorted(folder.rglob("*"))
+        if not path.is_dir() and manifest.entry(path.relative_to(folder).as_posix()) is None
+    ]
+
+
+def _remove_others(partial: Path, manifest: Manifest) -> None:
+    for path in _others(partial, manifest):
+        if path.name != LOCK:
+            path.unlink()
+
+
+def _fetch(objects: Objects, folder: str, entry: FileEntry, partial: Path) -> None:
+    """Bring one file, continuing what an interrupted pull left of it."""
+    source, target = f"{folder}/{entry.path}", partial / entry.path
+    target.parent.mkdir(parents=True, exist_ok=True)
+    if target.exists() and _complete(objects, source, entry, target):
+        return
+    # What was there was of another version or damaged here, so only a fresh copy tells whether the store's is sound.
+    target.unlink(missing_ok=True)
+    if not _complete(objects, source, entry, target):
+        target.unlink(missing_ok=True)
+        raise UserError(f"{objects.uri_of(source)} does not match its manifest (size or SHA-256): publish it again")
+
+
+def _complete(objects: Objects, source: str, entry: FileEntry, target: Path) -> bool:
+    """Append what is missing of `target`; whether it is then exactly what the manifest says."""
+    with target.open("ab") as file:
+        if file.tell() < entry.bytes or not entry.bytes:
+            for chunk in objects.chunks(source, file.tell()):
+                file.write(chunk)
+                if file.tell() > entry.bytes:
+                    return False
+    return target.stat().st_size == entry.bytes and file_sha256(target) == entry.sha256
+
+
+@contextmanager
+def _locked(partial: Path) -> Iterator[None]:
+    """Keep a second pull out of the folder; the lock ends with the process, however that ends."""
+    with (partial / LOCK).open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(f"another pull into {partial} is running: wait for it or choose another folder") from None
+        except OSError as error:
+            log.debug("no lock on %s, so a second pull into it is not noticed: %s", partial, error)
+        yield

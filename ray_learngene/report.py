@@ -1,0 +1,153 @@
+"""What people read: progress lines, the leaderboard as a table, and its page."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping
+from typing import Any
+
+import pandas
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from rich.console import Console
+from rich.table import Table
+
+from ray_learngene.budgets import format_quantity
+
+_MEASURES = ("top1_untuned", "top1_epoch1", "top1")
+
+
+def show_progress(metrics: Mapping[str, Any]) -> None:
+    """Print one line for what a training run reports: an epoch's end, or a step on the way there."""
+    losses = "  ".join(
+        f"{name.removesuffix('_loss') if name != 'loss' else 'loss'} {metrics[name]:.4f}"
+        for name in ("loss", "distill_loss", "label_loss")
+        if name in metrics
+    )
+    parts = [f"epoch {metrics['epoch']:6.2f} / {metrics['epochs']}"]
+    if losses:
+        parts += [losses, f"lr {metrics['lr']:.2e}"]
+    if "top1" in metrics:
+        parts.append(f"top-1 {metrics['top1']:6.2f} %")
+    if "ema_top1" in metrics:
+        parts.append(f"average's {metrics['ema_top1']:6.2f} %")
+    if metrics["step"]:
+        parts.append(f"{metrics['images_per_second']:,.0f} images/s")
+    print("   ".join(parts), flush=True)
+
+
+def leaderboard(results: pandas.DataFrame) -> pandas.DataFrame:
+    """Mean and deviation over seeds for every size and arm, largest size first.
+
+    Where several learning rates were tried for a descendant, its best one counts.
+
+    Returns:
+        One row per (width, depth, arm), with `<measure>` and `<measure>_std` (0 for one seed), costs, seeds and trials.
+    """
+    finished = results[results["status"] == "finished"]
+    size = ["width", "depth", "image", "arm"]
+    best = finished.loc[finished.groupby([*size, "seed"])["top1"].idxmax()]
+    groups = best.groupby(size, sort=False)
+    board = groups[["params", "macs", "memory", "latency"]].first()
+    for measure in _MEASURES:
+        board[measure] = groups[measure].mean()
+        board[f"{measure}_std"] = groups[measure].std(ddof=0)
+    board["seeds"] = groups.size()
+    board["trials"] = finished.groupby(size).size()
+    board["seconds"] = finished.groupby(size)["seconds"].sum()
+    board = board.reset_index()
+    return board.sort_values(["params", "arm"], ascending=[False, True], kind="stable", ignore_index=True)
+
+
+def print_leaderboard(results: pandas.DataFrame, budgets: Mapping[str, int] | None = None) -> None:
+    """Print the leaderboard of a results table.
+
+    Args:
+        budgets: Budgets with the depth that each chose, shown beside the sizes.
+    """
+    if not (results.get("status") == "finished").any():
+        print("no descendant has finished yet")
+        return
+    board = leaderboard(results)
+    several = bool((board["seeds"] > 1).any())
+    table = Table(title=f"sweep {results['sweep'].iloc[0]}", title_justify="left", title_style="bold")
+    if budgets:
+        table.add_column("budget")
+    for name in ("depth", "parameters", "MACs", "latency"):
+        table.add_column(name, justify="right")
+    table.add_column("arm")
+    for name in ("untuned", "epoch 1", "final top-1 %"):
+        table.add_column(name, justify="right")
+    table.add_column("training", justify="right")
+    previous = None
+    for row in board.to_dict("records"):
+        first = row["params"] != previous
+        if first and previous is not None:
+            table.add_section()
+        previous = row["params"]
+        cells = [
+            str(row["depth"]),
+            format_quantity("params", row["params"]),
+            format_quantity("macs", row["macs"]),
+            format_quantity("latency", row["latency"]),
+        ]
+        if budgets:
+            cells.insert(0, "\n".join(text for text, depth in budgets.items() if depth == row["depth"]))
+        scores = [_score(row, measure, several) for measure in _MEASURES]
+        table.add_row(*(cells if first else [""] * len(cells)), row["arm"], *scores, f"{row['seconds']:.1f} s")
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console = Console(highlight=False, width=140)
+    console.print(table)
+
+
+def _score(row: Mapping[str, Any], measure: str, several: bool) -> str:
+    return f"{row[measure]:.2f} ± {row[f'{measure}_std']:.2f}" if several else f"{row[measure]:.2f}"
+
+
+def leaderboard_page(results: pandas.DataFrame, name: str) -> str:
+    """The leaderboard as one HTML page that needs nothing else: a plot and the table."""
+    environment = Environment(loader=PackageLoader("ray_learngene"), undefined=StrictUndefined, autoescape=True)
+    environment.filters["quantity"] = lambda value, quantity: format_quantity(quantity, value)
+    board = leaderboard(results) if (results.get("status") == "finished").any() else pandas.DataFrame()
+    return environment.get_template("leaderboard.html").render(
+        name=name,
+        rows=board.to_dict("records"),
+        plot=_plot(board) if len(board) else "",
+        unfinished=results[results["status"] != "finished"].to_dict("records") if len(results) else [],
+        first=results.iloc[0].to_dict() if len(board) else {},
+    )
+
+
+def _plot(board: pandas.DataFrame) -> str:
+    """Accuracy against parameters, a line per arm, as SVG."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7.2, 4.2), layout="constrained")
+    axes = figure.subplots()
+    for index, (arm, rows) in enumerate(board.sort_values("params").groupby("arm")):
+        color = f"C{index}"
+        axes.errorbar(
+            rows["params"] / 1e6,
+            rows["top1"],
+            yerr=rows["top1_std"],
+            marker="o",
+            color=color,
+            capsize=3,
+            label=f"{arm}, tuned",
+        )
+        axes.plot(
+            rows["params"] / 1e6,
+            rows["top1_untuned"],
+            marker=".",
+            linestyle=":",
+            color=color,
+            label=f"{arm}, before tuning",
+        )
+    axes.set_xlabel("parameters (millions)")
+    axes.set_ylabel("top-1 on the validation split (%)")
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize="small")
+    buffer = io.StringIO()
+    figure.savefig(buffer, format="svg")
+    text = buffer.getvalue()
+    return text[text.index("<svg") :]

@@ -1,0 +1,120 @@
+"""What a size is: a spec, the presets, and the plain timm `VisionTransformer` of a spec."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import ray_learngene.torchvision_cpu  # noqa: F401  isort:skip  (before the first timm import)
+import timm
+import torch
+from pydantic import Field, model_validator
+from timm.layers import DropPath, calculate_drop_path_rates
+from timm.models.vision_transformer import VisionTransformer
+from torch import nn
+
+from ray_learngene.config import Config
+from ray_learngene.errors import UserError
+
+# timm's DeiT entry points carry ImageNet's mean and deviation; every size is given by keyword arguments.
+_ARCHITECTURES = {192: "deit_tiny_patch16_224", 384: "deit_small_patch16_224", 768: "deit_base_patch16_224"}
+
+
+class Spec(Config):
+    """The size of a class-token-free, average-pooled vision transformer."""
+
+    width: int = Field(ge=1, description="embedding dimension")
+    depth: int = Field(ge=1, description="number of blocks (layers)")
+    heads: int = Field(ge=1, description="attention heads; width / heads is the head size")
+    image: int = Field(ge=1, description="input height and width in pixels")
+    patch: int = Field(ge=1, description="patch height and width in pixels")
+    classes: int = Field(ge=1, description="size of the label set")
+    mlp_ratio: float = Field(4.0, gt=0, description="hidden width of the MLP over the width")
+
+    @model_validator(mode="after")
+    def _divisible(self) -> Spec:
+        if self.width % self.heads:
+            raise ValueError(f"width {self.width} is not divisible by {self.heads} heads")
+        if self.image % self.patch:
+            raise ValueError(f"image size {self.image} is not divisible by patch size {self.patch}")
+        return self
+
+    @property
+    def tokens(self) -> int:
+        return (self.image // self.patch) ** 2
+
+    @property
+    def hidden(self) -> int:
+        """Hidden width of the MLP."""
+        return int(self.width * self.mlp_ratio)
+
+    def replace(self, **changes: Any) -> Spec:
+        """A copy with some fields changed, validated again."""
+        return Spec(**{**self.model_dump(), **changes})
+
+    def __str__(self) -> str:
+        return f"width {self.width}, depth {self.depth}, {self.heads} heads, {self.image} px / patch {self.patch}"
+
+
+# Depth is that of the auxiliary model in the SWS paper ([3,3,4,3,3]); heads of 64 in the paper's sizes.
+PRESETS: dict[str, Spec] = {
+    "ti": Spec(width=192, depth=16, heads=3, image=224, patch=16, classes=1000),
+    "s": Spec(width=384, depth=16, heads=6, image=224, patch=16, classes=1000),
+    "b": Spec(width=768, depth=16, heads=12, image=224, patch=16, classes=1000),
+    "micro": Spec(width=128, depth=16, heads=4, image=32, patch=4, classes=10),
+    "nano": Spec(width=48, depth=16, heads=3, image=8, patch=2, classes=10),
+}
+
+
+def preset(name: str, **changes: Any) -> Spec:
+    """The preset of that name, with some fields changed.
+
+    Raises:
+        UserError: there is no such preset, or the changed spec is not a valid one.
+    """
+    if name not in PRESETS:
+        raise UserError(f"unknown preset {name!r}: choose one of {', '.join(PRESETS)}")
+    try:
+        return PRESETS[name].replace(**changes)
+    except ValueError as error:
+        raise UserError(f"preset {name!r} with {changes}: {_first_message(error)}") from None
+
+
+def _first_message(error: ValueError) -> str:
+    errors = getattr(error, "errors", None)
+    return errors()[0]["msg"].removeprefix("Value error, ") if errors else str(error)
+
+
+def timm_arguments(spec: Spec) -> dict[str, Any]:
+    """Keyword arguments that turn a timm DeiT entry point into `spec`; they are stored as `model_args` on export."""
+    return {
+        "img_size": spec.image,
+        "patch_size": spec.patch,
+        "embed_dim": spec.width,
+        "depth": spec.depth,
+        "num_heads": spec.heads,
+        "mlp_ratio": spec.mlp_ratio,
+        "class_token": False,
+        "global_pool": "avg",
+    }
+
+
+def build(spec: Spec, *, seed: int | None = None) -> VisionTransformer:
+    """The plain timm model of a spec, from timm's initialisation (truncated normal 0.02, biases 0).
+
+    Tokens are averaged, then normalised (`fc_norm`, eps 1e-6), then classified.
+
+    Args:
+        seed: Seed of the initialisation; the global generator is left as it was. None draws from the global one.
+    """
+    architecture = _ARCHITECTURES.get(spec.width, "deit_small_patch16_224")
+    with torch.random.fork_rng(devices=[], enabled=seed is not None):
+        if seed is not None:
+            torch.manual_seed(seed)
+        return timm.create_model(architecture, num_classes=spec.classes, **timm_arguments(spec))
+
+
+def set_drop_path(model: VisionTransformer, rate: float) -> None:
+    """Give a model stochastic depth, linear from 0 at the first block to `rate` at the last."""
+    for block, block_rate in zip(model.blocks, calculate_drop_path_rates(rate, len(model.blocks)), strict=True):
+        block.drop_path1 = DropPath(block_rate) if block_rate else nn.Identity()
+        block.drop_path2 = DropPath(block_rate) if block_rate else nn.Identity()

@@ -1,0 +1,189 @@
+"""A training run from its last checkpoint to its artefact: what a cluster worker, a plain process and a trial share."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import safetensors.torch
+import torch
+from timm.utils.model_ema import ModelEmaV3
+from torch import Tensor, nn
+
+from ray_learngene.config import OptimizationConfig
+from ray_learngene.data.images import Images
+from ray_learngene.engine import (
+    Engine,
+    FiniteGuard,
+    Objective,
+    Scores,
+    create_schedule,
+    evaluate,
+    train_steps,
+)
+
+PROGRESS_FILE = "progress.json"
+EMA_FILE = "ema.safetensors"
+REPORT_SECONDS = 30  # between reports inside a long epoch
+
+
+class TrainingEngine(Engine, Protocol):
+    """An engine that can write its state into a folder and read it back."""
+
+    def save(self, folder: Path) -> None: ...
+    def load(self, folder: Path) -> None: ...
+
+
+class Checkpoints(Protocol):
+    """Where checkpoints of one run go. `save` is called by all workers at the same step."""
+
+    def latest(self) -> AbstractContextManager[Path | None]: ...
+    def save(self, write: Callable[[Path], None], metrics: dict[str, Any]) -> None: ...
+
+
+@dataclass(frozen=True)
+class Worker:
+    """This process among the workers of a run; `total` adds tensors up over all of them in place."""
+
+    device: torch.device
+    rank: int = 0
+    world_size: int = 1
+    total: Callable[[Tensor], Any] = lambda tensor: None
+
+
+@dataclass
+class Progress:
+    """How far a run is and what it has cost; kept inside every checkpoint, so that costs survive interruptions."""
+
+    step: int = 0
+    seconds: float = 0.0
+    history: list[dict[str, float]] = field(default_factory=list)
+
+
+def train(
+    engine: TrainingEngine,
+    optimizer: torch.optim.Optimizer,
+    objective: Objective,
+    images: Images,
+    config: OptimizationConfig,
+    *,
+    worker: Worker,
+    checkpoints: Checkpoints,
+    checkpoint_due: Callable[[int, int, float], bool],
+    report: Callable[[dict[str, Any]], None],
+    judge: nn.Module | None = None,
+    autocast: torch.dtype | None = None,
+    whole_evaluation: bool = False,
+    evaluate_first: bool = False,
+) -> tuple[Progress, nn.Module | None]:
+    """Continue from the last checkpoint to the last step, scoring the validation split after every epoch.
+
+    Args:
+        checkpoint_due: Called with (step, steps per epoch, seconds since the last checkpoint); the last step always is.
+        report: Called by the first worker with the metrics of every epoch.
+        judge: Model whose decisions stand in for labels in evaluation.
+        whole_evaluation: Every worker scores the whole split (partitioned weights need equal numbers of passes).
+        evaluate_first: Score the untrained model as epoch 0.
+
+    Returns:
+        The progress, and the weight average where one is kept.
+    """
+    progress = Progress()
+    ema = ModelEmaV3(engine.module, decay=config.ema) if config.ema else None
+    with checkpoints.latest() as folder:
+        if folder is not None:
+            progress = Progress(**json.loads((folder / PROGRESS_FILE).read_text()))
+            engine.load(folder)
+            if ema is not None:
+                ema.module.load_state_dict(safetensors.torch.load_file(folder / EMA_FILE))
+    batches = images.training_batches(config, rank=worker.rank, world_size=worker.world_size, start_step=progress.step)
+    steps_per_epoch = len(images.train) // config.batch_size
+    total_steps = config.epochs * steps_per_epoch
+    validation = images.validation_batches(
+        max(1, config.batch_size // (worker.world_size * config.accumulation)),
+        rank=0 if whole_evaluation else worker.rank,
+        world_size=1 if whole_evaluation else worker.world_size,
+    )
+
+    def score(model: nn.Module) -> Scores:
+        scores = evaluate(model, validation, device=worker.device, autocast=autocast, ancestry=judge)
+        if whole_evaluation:
+            return scores
+        sums = torch.tensor([scores.correct, scores.loss, scores.images], dtype=torch.float64, device=worker.device)
+        worker.total(sums)
+        return Scores(*sums.tolist())
+
+    def write(folder: Path) -> None:
+        engine.save(folder)
+        if worker.rank == 0:
+            if ema is not None:
+                safetensors.torch.save_file(ema.module.state_dict(), folder / EMA_FILE)
+            (folder / PROGRESS_FILE).write_text(json.dumps(vars(progress)))
+
+    guard = FiniteGuard(worker.device, worker.total)
+    schedule = create_schedule(optimizer, config, steps_per_epoch)
+    resumed_at, began = progress.step, time.monotonic()
+    seconds_before, checkpointed, reported = progress.seconds, began, began
+
+    def metrics_at(step: int, losses: dict[str, Tensor], lr: float) -> dict[str, Any]:
+        seconds = time.monotonic() - began
+        return {
+            "epoch": round(step / steps_per_epoch, 4),
+            "step": step,
+            **{name: loss.item() for name, loss in losses.items()},
+            "lr": lr,
+            "seconds": seconds_before + seconds,
+            "images_per_second": (step - resumed_at) * config.batch_size / max(1e-9, seconds),
+        }
+
+    def tell(metrics: dict[str, Any]) -> None:
+        nonlocal reported
+        if worker.rank == 0:
+            report({**metrics, "epochs": config.epochs, "total_steps": total_steps})
+        reported = time.monotonic()
+
+    def record(step: int, losses: dict[str, Tensor], lr: float) -> None:
+        metrics = metrics_at(step, losses, lr)
+        scores = score(engine.module)
+        metrics |= {"top1": scores.top1, "val_loss": scores.mean_loss}
+        if ema is not None:
+            metrics["ema_top1"] = score(ema.module).top1
+        progress.history.append(metrics)
+        tell(metrics)
+
+    if (evaluate_first or total_steps == 0) and not progress.history:
+        record(0, {}, 0.0)
+    for step in train_steps(
+        engine,
+        batches,
+        objective,
+        optimizer,
+        schedule,
+        total_steps=total_steps,
+        start_step=progress.step,
+        accumulation=config.accumulation,
+        device=worker.device,
+        seed=config.seed,
+        rank=worker.rank,
+        ema=ema,
+        guard=guard,
+    ):
+        progress.step = step.number
+        last = step.number == total_steps
+        now = time.monotonic()
+        if step.number % steps_per_epoch == 0:
+            guard.check(step.number, step.lr)
+            record(step.number, step.losses, step.lr)
+        elif now - reported > REPORT_SECONDS:
+            tell(metrics_at(step.number, step.losses, step.lr))
+        if last or checkpoint_due(step.number, steps_per_epoch, now - checkpointed):
+            guard.check(step.number, step.lr)
+            progress.seconds = seconds_before + time.monotonic() - began
+            checkpoints.save(write, progress.history[-1] if progress.history else {})
+            checkpointed = time.monotonic()
+    return progress, ema.module if ema is not None else None

@@ -1,0 +1,91 @@
+"""Every kind of image becomes an upright RGB one, without warnings."""
+
+import io
+import warnings
+
+import numpy as np
+import pytest
+from image_files import encoded, photo
+from PIL import Image
+
+from ray_learngene.data.decode import readable, to_rgb
+from ray_learngene.errors import UserError
+
+
+def decoded(data: bytes) -> np.ndarray:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with Image.open(io.BytesIO(data)) as image:
+            rgb = to_rgb(image)
+    assert rgb.mode == "RGB"
+    return np.asarray(rgb).astype(int)
+
+
+def close(left: np.ndarray, right: np.ndarray, tolerance: int = 0) -> bool:
+    return left.shape == right.shape and int(np.abs(left - right).max()) <= tolerance
+
+
+def test_rgb_is_unchanged() -> None:
+    assert close(decoded(encoded(photo(), "PNG")), np.asarray(photo()))
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG"])
+def test_grey_has_three_equal_channels(kind: str) -> None:
+    pixels = decoded(encoded(photo().convert("L"), kind))
+    assert close(pixels[..., 0], pixels[..., 1]) and close(pixels[..., 0], pixels[..., 2])
+    assert close(pixels[..., 0], np.asarray(photo().convert("L")), 12)
+
+
+@pytest.mark.parametrize("kind", ["PNG", "TIFF", "PPM"])
+def test_16_bit_grey_keeps_its_range(kind: str) -> None:
+    values = np.linspace(0, 65535, 24 * 16).reshape(16, 24).astype(np.uint16)
+    pixels = decoded(encoded(Image.fromarray(values), kind))
+    assert close(pixels[..., 1], np.rint(values / 257).astype(int), 1)
+    assert pixels.min() == 0 and pixels.max() == 255
+
+
+def test_cmyk() -> None:
+    assert close(decoded(encoded(photo().convert("CMYK"), "JPEG", quality=95)), np.asarray(photo()), 12)
+
+
+def test_palette_with_transparency() -> None:
+    palette = photo().quantize(16)
+    expected = np.asarray(palette.convert("RGB"))
+    assert close(decoded(encoded(palette, "PNG", transparency=bytes([0, 128] * 8))), expected)
+    assert close(decoded(encoded(palette, "GIF", transparency=3)), expected)
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "1"])
+def test_other_modes(mode: str) -> None:
+    image = photo().convert(mode)
+    assert close(decoded(encoded(image, "PNG")), np.asarray(image.convert("RGB")))
+
+
+@pytest.mark.parametrize(("orientation", "turns"), [(3, 2), (6, 3), (8, 1)])
+def test_exif_orientation_is_applied(orientation: int, turns: int) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    pixels = decoded(encoded(photo(), "JPEG", quality=95, subsampling=0, exif=exif))
+    assert close(pixels, np.rot90(np.asarray(photo()), turns), 12)
+
+
+def test_exif_orientation_of_16_bit_grey() -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    values = np.arange(24 * 16, dtype=np.uint16).reshape(16, 24) * 128
+    assert decoded(encoded(Image.fromarray(values), "PNG", exif=exif)).shape == (24, 16, 3)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [b"", b"not an image", encoded(photo(size=(200, 200)))[:900], encoded(photo(size=(200, 200)), "PNG")[:900]],
+    ids=["empty", "text", "truncated JPEG", "truncated PNG"],
+)
+def test_damaged_images_are_named_in_one_line(data: bytes) -> None:
+    with (
+        pytest.raises(UserError, match=r"cannot read image train/a\.jpg: .*remove or replace it") as caught,
+        readable(lambda: "train/a.jpg"),
+        Image.open(io.BytesIO(data)) as image,
+    ):
+        to_rgb(image)
+    assert "\n" not in str(caught.value) and "BytesIO" not in str(caught.value)

@@ -1,0 +1,185 @@
+"""Parquet files: columns, labels, splits and the local cache."""
+
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from image_files import encoded, photo, write_parquet
+
+from ray_learngene.config import AugmentationConfig, DataConfig
+from ray_learngene.data import ImageSets, check_images, open_image_sets, train_loader
+from ray_learngene.errors import UserError
+
+
+def opened(path: Path | str, **options: Any) -> ImageSets:
+    return open_image_sets(DataConfig(data=str(path), **options))
+
+
+def error(path: Path, **options: Any) -> str:
+    with pytest.raises(UserError) as caught:
+        opened(path, **options)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_integer_labels_in_one_file(tmp_path: Path) -> None:
+    labels = [0, 1, 2] * 7
+    sets = opened(write_parquet(tmp_path / "test.parquet", labels), holdout=0.2)
+    assert sets.train.classes == ("0", "1", "2") and len(sets.train) == 18 and len(sets.val) == 3
+    assert sets.note is not None and "held out 20 %" in sets.note
+    assert sets.val.describe(0) == "test.parquet row 9"
+    assert sets.val.encoded(0) == encoded(photo(9)) and sets.val.image(0).size == (24, 16)
+
+
+def test_string_labels_and_split_names(tmp_path: Path) -> None:
+    write_parquet(tmp_path / "data" / "train-00001-of-00002.parquet", ["b", "a"])
+    write_parquet(tmp_path / "data" / "train-00000-of-00002.parquet", pa.array(["c", "b", "c"]).dictionary_encode())
+    write_parquet(tmp_path / "data" / "validation-00000-of-00001.parquet", ["a", "c"])
+    write_parquet(tmp_path / "data" / "test-00000-of-00001.parquet", ["a", "a", "a"])
+    sets = opened(tmp_path)
+    assert sets.train.classes == ("a", "b", "c") and sets.note is None
+    assert sets.train.labels.tolist() == [2, 1, 2, 1, 0] and sets.val.labels.tolist() == [0, 2]
+    assert sets.train.describe(3) == "data/train-00001-of-00002.parquet row 0"
+
+
+def test_split_folders_and_test_as_validation(tmp_path: Path) -> None:
+    write_parquet(tmp_path / "train" / "0.parquet", [0, 1])
+    write_parquet(tmp_path / "test" / "0.parquet", [1, 1, 0])
+    assert len(opened(tmp_path).train) == 2 and len(opened(tmp_path).val) == 3
+
+
+def test_split_column(tmp_path: Path) -> None:
+    split = ["train", "validation", "train", "test", "validation", "train"]
+    path = write_parquet(tmp_path / "all.parquet", ["b", "a", "a", "a", "b", "b"], split=split)
+    sets = opened(path)
+    assert sets.train.labels.tolist() == [1, 0, 1] and sets.val.labels.tolist() == [0, 1]
+    assert sets.val.describe(1) == "all.parquet row 4"
+    split[3] = "extra"
+    write_parquet(path, ["b", "a", "a", "a", "b", "b"], split=split)
+    assert "all.parquet row 3: split is 'extra'" in error(path)
+
+
+def test_hugging_face_columns_and_class_names(tmp_path: Path) -> None:
+    images = [{"bytes": encoded(photo(row), "PNG"), "path": f"{row}.png"} for row in range(6)]
+    features = {"features": {"fine": {"names": ["zebra", "ant"], "_type": "ClassLabel"}}}
+    table = {"img": images, "fine": [1, 0, 1, 0, 1, 1]}
+    write_parquet(tmp_path / "train.parquet", [0] * 6, metadata={"huggingface": {"info": features}}, **table)
+    sets = opened(tmp_path / "train.parquet", image_column="img", label_column="fine")
+    assert sets.train.classes == ("zebra", "ant")
+    assert sorted([*sets.train.labels, *sets.val.labels]) == [0, 0, 1, 1, 1, 1]
+    assert (np.asarray(sets.train.image(0)) == np.asarray(photo(0))).all()
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        ([0, 1, None, 1], "x.parquet row 2: no label"),
+        (["a", "b", None, "b"], "x.parquet row 2: no label"),
+        ([0, 1, 0, -1], "x.parquet row 3: label -1 is out of range"),
+        ([0, 10**12, 0, 1], "x.parquet row 1: label 1000000000000 is out of range"),
+        ([0, 2, 0, 2], "class '1' has no image"),
+        ([0.5, 1.0, 2.0, 0.0], "column 'label' is double, not class index or name"),
+    ],
+)
+def test_bad_labels(tmp_path: Path, labels: list[Any], message: str) -> None:
+    assert message in error(write_parquet(tmp_path / "x.parquet", labels))
+
+
+def test_bad_columns_and_files(tmp_path: Path) -> None:
+    path = write_parquet(tmp_path / "x.parquet", [0, 1], [encoded(photo()), None])
+    assert "x.parquet row 1: no image bytes" in error(path)
+    assert "has no column 'picture' but image, label: choose one with --image-column" in error(
+        path, image_column="picture"
+    )
+    assert "column 'label' is int64, not encoded images" in error(path, image_column="label", label_column="label")
+    assert "have no rows" in error(
+        write_parquet(tmp_path / "x.parquet", pa.array([], pa.int64()), pa.array([], pa.binary()))
+    )
+    path.write_bytes(b"no Parquet at all")
+    assert "x.parquet" in error(path)
+    assert "no *.parquet files" in error(tmp_path / "missing.parquet")
+
+
+def test_bad_splits(tmp_path: Path) -> None:
+    write_parquet(tmp_path / "val.parquet", ["a", "b"])
+    assert "only val files; add train-... files" in error(tmp_path)
+    write_parquet(tmp_path / "train.parquet", ["a", "a"])
+    assert "class 'b' is in the validation split only" in error(tmp_path)
+    write_parquet(tmp_path / "train.parquet", [0, 1])
+    assert "labels are class names in one split and indices in the other" in error(tmp_path)
+    write_parquet(tmp_path / "more.parquet", ["a"])
+    assert "more.parquet belongs to no split but others do" in error(tmp_path)
+
+
+def test_shards_of_different_types(tmp_path: Path) -> None:
+    write_parquet(tmp_path / "0.parquet", [0, 1])
+    write_parquet(tmp_path / "1.parquet", ["0", "1"])
+    assert "1.parquet: columns have other types than in 0.parquet" in error(tmp_path)
+
+
+def test_cache_is_written_once_and_again_for_new_content(tmp_path: Path, cache: Path) -> None:
+    path = write_parquet(tmp_path / "x.parquet", [0, 1] * 300)
+    sets = opened(path)
+    (first,) = cache.glob("*.arrow")
+    written = first.stat().st_mtime_ns
+    assert opened(path).train.fingerprint == sets.train.fingerprint and first.stat().st_mtime_ns == written
+    assert sets.train.image(500).size == (24, 16)
+    write_parquet(path, [1, 0] * 200)
+    assert len(opened(path).train) == 360 and len(list(cache.glob("*.arrow"))) == 2
+    assert not list(cache.glob("*.partial"))
+
+
+def test_a_failed_read_leaves_no_cache(tmp_path: Path, cache: Path) -> None:
+    error(write_parquet(tmp_path / "x.parquet", [0] * 300 + [None]))
+    assert [file.suffix for file in cache.iterdir()] == [".lock"]
+
+
+def test_pickles_to_an_address_and_reads_again_where_the_cache_is_missing(
+    tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_parquet(tmp_path / "set" / "x.parquet", [0, 1] * 50)
+    sets = opened("set")
+    data = pickle.dumps(sets)
+    assert len(data) < 10_000
+    for file in cache.iterdir():
+        file.unlink()
+    monkeypatch.chdir("/")
+    again = pickle.loads(data)
+    assert again.train.encoded(3) == sets.train.encoded(3) and again.train.fingerprint == sets.train.fingerprint
+    write_parquet(tmp_path / "set" / "x.parquet", [0, 1] * 40)
+    for file in cache.glob("*.arrow"):
+        file.unlink()
+    with pytest.raises(UserError, match="80 rows here and 100 where the run started"):
+        pickle.loads(data)
+
+
+def test_loader_processes_read_the_mapped_file(tmp_path: Path) -> None:
+    sets = opened(write_parquet(tmp_path / "x.parquet", [0, 1] * 20))
+    options: dict[str, Any] = {"seed": 0, "batch_size": 8, "epochs": 1}
+    loaders = [
+        train_loader(sets.train, 8, (0.5,) * 3, (0.5,) * 3, AugmentationConfig(), workers=workers, **options)
+        for workers in (0, 2)
+    ]
+    for (images, labels), (other_images, other_labels) in zip(*loaders, strict=True):
+        assert images.equal(other_images) and labels.equal(other_labels)
+
+
+def test_bucket(s3_env: Callable[[], str], tmp_path: Path) -> None:
+    from ray_learngene.filesystems import filesystem
+
+    bucket = s3_env()
+    for name, labels in (("train-0", ["a", "b", "a"]), ("val-0", ["b"])):
+        target, path = filesystem(f"{bucket}/images/{name}.parquet")
+        with target.open_output_stream(path) as stream:
+            stream.write(write_parquet(tmp_path / "local.parquet", labels).read_bytes())
+    sets = opened(f"{bucket}/images")
+    assert sets.train.labels.tolist() == [0, 1, 0] and sets.val.labels.tolist() == [1]
+    check_images(sets.train, "full")
+    assert len(opened(f"{bucket}/images/train-0.parquet").train) == 2
+    with pytest.raises(UserError, match=r"no \*\.parquet files"):
+        opened(f"{bucket}/nothing")
