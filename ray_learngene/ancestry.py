@@ -21,7 +21,7 @@ from ray_learngene.config import AncestryConfig
 from ray_learngene.data.images import Images, Preprocessing, checked_image_sets
 from ray_learngene.engine import LabelObjective, Objective
 from ray_learngene.errors import UserError
-from ray_learngene.export import export_timm, load_timm
+from ray_learngene.export import export_timm, labels_of, load_timm
 from ray_learngene.manifest import Kind, Manifest
 from ray_learngene.store import Store
 
@@ -40,8 +40,8 @@ class Ancestry(nn.Module):
         settings = resolve_model_data_config(model)
         self.image_size = int(get_model_input_config(model)["input_size"][-1])
         self.mean, self.std = tuple(settings["mean"]), tuple(settings["std"])
-        self.classes = int(model.num_classes)
-        self.labels = tuple(model.pretrained_cfg.get("label_names") or ())
+        self.classes = int(getattr(model, "num_classes", 0))
+        self.labels = labels_of(model)
 
     def forward(self, images: Tensor) -> Tensor:
         if images.shape[-1] != self.image_size:

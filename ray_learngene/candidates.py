@@ -62,7 +62,8 @@ def parse_arms(config: SelectionConfig, learngene: Learngene) -> tuple[str, ...]
         method = create_method(arm)
         if method.needs_learngene and method.name != learngene.method:
             raise UserError(
-                f"--arms {arm}: the learngene {config.learngene!r} was made by {learngene.method!r}, not {method.name!r}"
+                f"--arms {arm}: the learngene {config.learngene!r} was made by {learngene.method!r}, "
+                f"not by {method.name!r}"
             )
     return config.arms
 

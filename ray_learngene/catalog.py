@@ -6,7 +6,6 @@ import json
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 
 from ray_learngene.budgets import Budget, format_quantity, parse_quantity
@@ -14,6 +13,7 @@ from ray_learngene.config import ListConfig, PullConfig, ShowConfig
 from ray_learngene.errors import UserError
 from ray_learngene.manifest import FOLDERS, Kind, Manifest
 from ray_learngene.store import Store
+from ray_learngene.terminal import print_table
 
 _KINDS: dict[str, Kind] = {"learngenes": "learngene", "ancestries": "ancestry", "descendants": "descendant"}
 _LIMITS = {"params": "max_params", "macs": "max_macs", "memory": "max_memory", "latency": "max_latency"}
@@ -37,6 +37,7 @@ def select_descendant(config: PullConfig) -> Manifest:
     Raises:
         UserError: there is none; says which limit excludes the smallest.
     """
+    limits = [parse_quantity(name, value) for name, flag in _LIMITS.items() if (value := getattr(config, flag))]
     store = Store(config.store)
     found = store.manifests("descendant", under=config.sweep or "")
     if config.arm:
@@ -46,7 +47,6 @@ def select_descendant(config: PullConfig) -> Manifest:
         raise UserError(
             f"no descendants{f' of arm {config.arm!r}' if config.arm else ''} in {where}: see `learngene list`"
         )
-    limits = [parse_quantity(name, value) for name, flag in _LIMITS.items() if (value := getattr(config, flag))]
     within = [one for one in found if all(limit.admits(one.metadata["row"]) for limit in limits)]
     if not within:
         raise UserError(
@@ -126,8 +126,7 @@ def print_list(config: ListConfig) -> None:
     if not count:
         print(f"store {store.uri} is empty")
         return
-    console = Console(highlight=False)
-    (console if console.is_terminal else Console(highlight=False, width=140)).print(table)
+    print_table(table)
 
 
 def print_artefact(config: ShowConfig) -> None:
@@ -144,10 +143,10 @@ def print_artefact(config: ShowConfig) -> None:
 
 def _print_sweep(store: Store, name: str) -> None:
     from ray_learngene.report import print_leaderboard
-    from ray_learngene.sweep import SETTINGS, write_results
+    from ray_learngene.results import SETTINGS, sweep_table
 
     text = store.read_text(f"sweeps/{name}/{SETTINGS}")
     if text is None:
         raise UserError(f"no sweep {name!r} in {store.uri}: see `learngene list`")
     facts: dict[str, Any] = json.loads(text)
-    print_leaderboard(write_results(store, name), facts["budgets"])
+    print_leaderboard(sweep_table(store, name), facts["budgets"])

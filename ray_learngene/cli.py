@@ -29,7 +29,7 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
         "which sizes meet which budget, and what a sweep will cost",
     ),
     "sweep": ("SweepConfig", "ray_learngene.sweep:sweep", "train descendants of many sizes from one learngene"),
-    "pull": ("PullConfig", "ray_learngene.pull:pull", "download the best model within a budget, verified"),
+    "pull": ("PullConfig", "ray_learngene.catalog:pull", "download the best model within a budget, verified"),
     "evaluate": ("EvaluateConfig", "ray_learngene.evaluate:print_evaluation", "measure a pulled model with plain timm"),
     "list": ("ListConfig", "ray_learngene.catalog:print_list", "what a store holds"),
     "show": ("ShowConfig", "ray_learngene.catalog:print_artefact", "one artefact, or the leaderboard of a sweep"),
@@ -120,7 +120,7 @@ def _overview() -> str:
             "",
             *lines,
             "",
-            "Every flag can stand in a YAML file instead: learngene COMMAND --config recipe.yaml [flags that override].",
+            "Every flag can stand in a YAML file: learngene COMMAND --config recipe.yaml [flags that override].",
             "learngene COMMAND --help explains a command; learngene --version prints the version.",
         ]
     )
@@ -128,25 +128,37 @@ def _overview() -> str:
 
 def _parser(command: str, cls: Any) -> argparse.ArgumentParser:
     summary = (cls.__doc__ or "").split(": ", 1)[-1]
+    positional = _POSITIONAL.get(command)
+    usage = f"learngene {command}{f' [{positional.upper()}]' if positional else ''} [flags]"
     parser = _Parser(
-        prog=f"learngene {command}", description=summary, allow_abbrev=False, argument_default=argparse.SUPPRESS
+        prog=f"learngene {command}",
+        usage=usage,
+        description=f"{summary[0].upper()}{summary[1:]}",
+        allow_abbrev=False,
+        argument_default=argparse.SUPPRESS,
     )
     parser.add_argument("--config", metavar="YAML", help="recipe: a YAML file with any of these settings")
-    groups: dict[Any, argparse._ArgumentGroup] = {}
-    for name, field in cls.model_fields.items():
-        owner = next(base for base in reversed(cls.__mro__) if name in getattr(base, "__annotations__", {}))
-        title = owner.__doc__.splitlines()[0].rstrip(".") if owner is not cls else "this command"
-        group = groups.setdefault(owner, parser.add_argument_group(title) if owner not in groups else groups[owner])
-        required = " (required)" if field.is_required() else ""
-        default = (
-            "" if field.is_required() or field.default in (None, (), {}) else f" (default: {_show(field.default)})"
-        )
-        help_text = f"{field.description}{required}{default}".replace("%", "%%")
-        if _POSITIONAL.get(command) == name:
-            parser.add_argument(name, nargs="?", help=help_text)
+    shown: set[str] = set()
+    for owner in cls.__mro__:  # the command's own settings first, then those it has in common with others
+        declared = vars(owner).get("__annotations__", {}).keys() & cls.model_fields.keys()
+        names = [name for name in cls.model_fields if name in declared - shown]
+        if not names:
             continue
-        group.add_argument(f"--{name.replace('_', '-')}", help=help_text, **_argument(name, field.annotation))
+        shown.update(names)
+        group = parser.add_argument_group(command if owner is cls else owner.__doc__.splitlines()[0].rstrip("."))
+        for name in names:
+            _add_argument(group, name, cls.model_fields[name], positional=name == positional)
     return parser
+
+
+def _add_argument(group: argparse._ArgumentGroup, name: str, field: Any, *, positional: bool) -> None:
+    required = " (required)" if field.is_required() else ""
+    default = "" if field.is_required() or field.default in (None, (), {}) else f" (default: {_show(field.default)})"
+    help_text = f"{field.description}{required}{default}".replace("%", "%%")
+    if positional:
+        group.add_argument(name, nargs="?", help=help_text)
+    else:
+        group.add_argument(f"--{name.replace('_', '-')}", help=help_text, **_argument(name, field.annotation))
 
 
 def _show(default: Any) -> str:

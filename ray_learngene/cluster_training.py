@@ -20,15 +20,15 @@ from torch import nn
 
 from ray_learngene.checkpoints import StoreCheckpoints
 from ray_learngene.config import AncestryConfig, DistillConfig, WorkersConfig
+from ray_learngene.data.images import Images
 from ray_learngene.deepspeed_engine import DeepSpeedEngine, deepspeed_config, read_user_config
 from ray_learngene.engine import Objective, TorchEngine, create_optimizer, resolve_device, resolve_precision
 from ray_learngene.errors import RunError, UserError
 from ray_learngene.manifest import Kind, Manifest
 from ray_learngene.provenance import fingerprint, provenance
-from ray_learngene.report import show_progress
 from ray_learngene.store import Store
+from ray_learngene.terminal import show_progress
 from ray_learngene.training import Progress, Worker, train
-from ray_learngene.data.images import Images
 
 # Settings that say where and how a run is executed, not what it computes.
 # "deepspeed" is a path here; the file's content is added.
@@ -41,9 +41,11 @@ class Task(Protocol):
     """What is trained and published. It is sent to every worker."""
 
     kind: Kind
-    config: AncestryConfig | DistillConfig
     images: Images
     module: nn.Module
+
+    @property
+    def config(self) -> AncestryConfig | DistillConfig: ...
 
     def objective(self, device: torch.device, autocast: torch.dtype | None) -> Objective: ...
 
@@ -70,6 +72,7 @@ def run(task: Task) -> Manifest:
     user_deepspeed = read_user_config(config.deepspeed) if config.deepspeed else {}
     if config.ema and config.zero == 3:
         raise UserError("--ema keeps whole weights, ZeRO-3 splits them: use --zero 2, or --ema 0")
+    task.images.training_batches(config, world_size=max(1, config.workers))  # refuses what does not divide
     store = Store(config.store)
     settings = _settings(task, user_deepspeed)
     done = _finished(store, task, settings)
@@ -131,8 +134,8 @@ def _claim_run(store: Store, task: Task, settings: dict[str, Any]) -> None:
         key = changed[0]
         more = f" and {len(changed) - 1} more" if len(changed) > 1 else ""
         raise UserError(
-            f"the run {task.config.name!r} in {store.uri} was started with {key} {before.get(key)!r}, not {now.get(key)!r}"
-            f"{more}: choose another --name, or --overwrite to start it anew"
+            f"the run {task.config.name!r} in {store.uri} was started with {key} {before.get(key)!r}, "
+            f"not {now.get(key)!r}{more}: choose another --name, or --overwrite to start it anew"
         )
     print(f"continuing the run {task.config.name} in {store.uri}", flush=True)
 
@@ -159,10 +162,10 @@ def _publish(
             **provenance(),
         }
         name, overwrite = task.config.name, task.config.overwrite
-        if not overwrite and store.exists(task.kind, name):
-            if store.manifest(task.kind, name).metadata["fingerprint"] == metadata["fingerprint"]:
-                return  # a worker died between publishing and returning, and this is its successor
-        store.publish(task.kind, name, folder, metadata, overwrite=overwrite)
+        published = store.manifest(task.kind, name).metadata if store.exists(task.kind, name) else {}
+        if overwrite or published.get("fingerprint") != metadata["fingerprint"]:
+            # else a worker died between publishing and returning, and this is its successor
+            store.publish(task.kind, name, folder, metadata, overwrite=overwrite)
 
 
 def _checkpoint_due(every: int) -> Callable[[int, int, float], bool]:
@@ -217,7 +220,7 @@ def _train_on_cluster(
         storage_path, storage_filesystem = store.ray_storage(run_name(task))
         with progress_channel(show_progress) as report:
             trainer = TorchTrainer(
-                _worker,
+                _worker,  # type: ignore[arg-type]
                 train_loop_config={
                     "task": ray.put(task),
                     "settings": settings,
@@ -241,7 +244,7 @@ def _train_on_cluster(
                 result = trainer.fit()
             except TrainingFailedError as error:
                 raise UserError(f"training failed after {config.max_failures} restarts: {_cause(error)}") from error
-    return result.return_value or {}
+    return getattr(result, "return_value", None) or {}
 
 
 def _cause(error: BaseException) -> str:

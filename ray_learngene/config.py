@@ -171,9 +171,7 @@ class SelectionConfig(StoreConfig):
 class PlanConfig(SelectionConfig, DataConfig, OptimizationConfig):
     """`learngene plan`: which specs meet which budget and what the sweep will cost."""
 
-    data: str | None = Field(
-        None, description="image set, to count the steps of the sweep; default: cost per image only"
-    )
+    data: str = Field("", description="image set, to count the steps of the sweep; default: cost per image only")
     epochs: int = Field(10, ge=0, description="epochs of each descendant")
 
 

@@ -98,7 +98,7 @@ class DeepSpeedEngine:
         self._engine.eval()
 
     def gathered(self) -> Any:
-        """A context, entered by all workers, in which the module's parameters are whole on each (ZeRO-3 splits them)."""
+        """A context, entered by all workers, in which each has the whole parameters (ZeRO-3 splits them)."""
         if self._stage < 3:
             return nullcontext()
         return self._deepspeed.zero.GatheredParameters(list(self.module.parameters()))
@@ -118,7 +118,8 @@ class DeepSpeedEngine:
         world = json.loads((folder / _WORLD_FILE).read_text())
         if world["zero"] != self._stage or (self._stage > 0 and world["workers"] != self._world_size):
             raise RunError(
-                f"the run's checkpoint was written by {world['workers']} workers with ZeRO-{world['zero']}, this run has "
-                f"{self._world_size} with ZeRO-{self._stage}: use the same --workers and --zero, or --overwrite to start anew"
+                f"the run's checkpoint was written by {world['workers']} workers with ZeRO-{world['zero']}, this run "
+                f"has {self._world_size} with ZeRO-{self._stage}: use the same --workers and --zero, or --overwrite to "
+                "start anew"
             )
         self._engine.load_checkpoint(str(folder), tag=_TAG)

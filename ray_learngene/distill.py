@@ -70,11 +70,11 @@ def distill(config: DistillConfig) -> Manifest:
     Raises:
         UserError: see the message; nothing has been trained then.
     """
-    store = Store(config.store)
-    store.check(write=True)
     method = create_method(config.method)
     changes = {name: value for name, value in (("depth", config.depth), ("image", config.image_size)) if value}
     preset(config.preset, **changes)
+    store = Store(config.store)
+    store.check(write=True)
     ancestry = load_ancestry(config.ancestry, store)
     sets = checked_image_sets(config)
     labels = sets.train.classes if config.labels else ancestry.labels
@@ -106,6 +106,6 @@ def _check_classes(config: DistillConfig, ancestry: Ancestry, classes: tuple[str
             index for index, pair in enumerate(zip(ancestry.labels, classes, strict=True)) if pair[0] != pair[1]
         )
         raise UserError(
-            f"--ancestry {config.ancestry} calls class {first} {ancestry.labels[first]!r}, --data {config.data} calls it "
-            f"{classes[first]!r}: they were not labelled alike; use the same label set, or --no-labels"
+            f"--ancestry {config.ancestry} calls class {first} {ancestry.labels[first]!r}, --data {config.data} calls "
+            f"it {classes[first]!r}: they were not labelled alike; use the same label set, or --no-labels"
         )

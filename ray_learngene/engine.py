@@ -173,7 +173,7 @@ def create_schedule(
         optimizer,
         sched="cosine",
         num_epochs=config.epochs,
-        warmup_epochs=config.warmup_epochs,
+        warmup_epochs=config.warmup_epochs,  # type: ignore[arg-type]  # fractions work
         warmup_lr=config.warmup_lr,
         min_lr=min(config.min_lr, learning_rate(config)),
         step_on_epochs=False,

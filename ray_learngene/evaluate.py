@@ -12,7 +12,7 @@ from ray_learngene.data import open_image_sets
 from ray_learngene.data.images import Preprocessing, validation_batches
 from ray_learngene.engine import Scores, evaluate, resolve_device
 from ray_learngene.errors import UserError
-from ray_learngene.export import load_timm
+from ray_learngene.export import labels_of, load_timm
 
 
 def evaluate_model(config: EvaluateConfig) -> Scores:
@@ -23,7 +23,7 @@ def evaluate_model(config: EvaluateConfig) -> Scores:
     """
     model = load_timm(Path(config.model).expanduser())
     sets = open_image_sets(config)
-    labels = tuple(model.pretrained_cfg.get("label_names") or ())
+    labels = labels_of(model)
     if model.num_classes != len(sets.val.classes) or (labels and labels != sets.val.classes):
         raise UserError(
             f"{config.model} has {model.num_classes} classes ({', '.join(labels[:3])}, ...), --data {config.data} has "

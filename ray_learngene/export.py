@@ -58,3 +58,9 @@ def load_timm(folder: Path) -> nn.Module:
         return timm.create_model(f"local-dir:{folder}", pretrained=True)
     except Exception as error:  # timm raises whatever a wrong configuration leads to
         raise UserError(f"{folder} does not load as a timm model: {' '.join(str(error).split())[:300]}") from error
+
+
+def labels_of(model: nn.Module) -> tuple[str, ...]:
+    """The class names that a timm model carries; empty where it carries none."""
+    settings: Any = getattr(model, "pretrained_cfg", {})
+    return tuple(settings.get("label_names") or ())

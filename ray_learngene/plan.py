@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from rich.console import Console
 from rich.table import Table
 
 from ray_learngene.budgets import format_quantity
@@ -17,6 +16,7 @@ from ray_learngene.candidates import (
 from ray_learngene.config import PlanConfig
 from ray_learngene.costs import training_memory
 from ray_learngene.data import open_image_sets
+from ray_learngene.terminal import print_table
 
 # The backward pass costs about twice the forward one.
 _TRAINING_PASSES = 3
@@ -63,10 +63,7 @@ def print_plan(config: PlanConfig) -> None:
         if selection.chosen:
             cells.insert(0, "\n".join(text for text, chosen in selection.chosen.items() if chosen == choice))
         table.add_row(*cells)
-    console = Console(highlight=False)
-    if not console.is_terminal:
-        console = Console(highlight=False, width=140)
-    console.print(table)
+    print_table(table)
     print(
         f"latency: batch {latency.batch}, {latency.dtype}, {latency.threads} thread(s), {latency.device}; "
         f"training memory: one micro-batch of {config.batch_size // config.accumulation} in fp32"

@@ -1,4 +1,4 @@
-"""What people read: progress lines, the leaderboard as a table, and its page."""
+"""The leaderboard of a sweep: as a table in the terminal, and as a page."""
 
 from __future__ import annotations
 
@@ -8,31 +8,12 @@ from typing import Any
 
 import pandas
 from jinja2 import Environment, PackageLoader, StrictUndefined
-from rich.console import Console
 from rich.table import Table
 
 from ray_learngene.budgets import format_quantity
+from ray_learngene.terminal import print_table
 
 _MEASURES = ("top1_untuned", "top1_epoch1", "top1")
-
-
-def show_progress(metrics: Mapping[str, Any]) -> None:
-    """Print one line for what a training run reports: an epoch's end, or a step on the way there."""
-    losses = "  ".join(
-        f"{name.removesuffix('_loss') if name != 'loss' else 'loss'} {metrics[name]:.4f}"
-        for name in ("loss", "distill_loss", "label_loss")
-        if name in metrics
-    )
-    parts = [f"epoch {metrics['epoch']:6.2f} / {metrics['epochs']}"]
-    if losses:
-        parts += [losses, f"lr {metrics['lr']:.2e}"]
-    if "top1" in metrics:
-        parts.append(f"top-1 {metrics['top1']:6.2f} %")
-    if "ema_top1" in metrics:
-        parts.append(f"average's {metrics['ema_top1']:6.2f} %")
-    if metrics["step"]:
-        parts.append(f"{metrics['images_per_second']:,.0f} images/s")
-    print("   ".join(parts), flush=True)
 
 
 def leaderboard(results: pandas.DataFrame) -> pandas.DataFrame:
@@ -94,10 +75,7 @@ def print_leaderboard(results: pandas.DataFrame, budgets: Mapping[str, int] | No
             cells.insert(0, "\n".join(text for text, depth in budgets.items() if depth == row["depth"]))
         scores = [_score(row, measure, several) for measure in _MEASURES]
         table.add_row(*(cells if first else [""] * len(cells)), row["arm"], *scores, f"{row['seconds']:.1f} s")
-    console = Console(highlight=False)
-    if not console.is_terminal:
-        console = Console(highlight=False, width=140)
-    console.print(table)
+    print_table(table)
 
 
 def _score(row: Mapping[str, Any], measure: str, several: bool) -> str:

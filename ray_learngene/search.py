@@ -1,7 +1,7 @@
 """Learning-rate search and early stopping inside each descendant's own group of trials.
 
-Ray Tune compares all trials of an experiment with each other. In a sweep a small descendant must not lose to a large one,
-so the search (Optuna) and the scheduler (ASHA) are kept once per group: same arm, same spec, same seed.
+Ray Tune compares all trials of an experiment with each other. In a sweep a small descendant must not lose to a large
+one, so the search (Optuna) and the scheduler (ASHA) are kept once per group: same arm, same spec, same seed.
 """
 
 from __future__ import annotations
@@ -60,12 +60,12 @@ class LearningRateSearch(Searcher):
         """Trials still to be suggested."""
         return len(self._queue)
 
-    def suggest(self, trial_id: str) -> dict[str, Any] | str:
+    def suggest(self, trial_id: str) -> Any:
         if not self._queue:
             return Searcher.FINISHED
         group = self._queue.pop(0)
         self._group_of[trial_id] = group["group"]
-        suggestion = self._studies[group["group"]].suggest(trial_id)
+        suggestion = self._studies[group["group"]].suggest(trial_id) or {}
         return {**group, "lr": suggestion["lr"]}
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
@@ -79,7 +79,7 @@ class LearningRateSearch(Searcher):
 
 
 class GroupedASHA(FIFOScheduler):
-    """ASHA (Li et al., 2020) among the trials of one group; a group's trials are told apart by `group` in their config."""
+    """ASHA (Li et al., 2020) among the trials of one group, which is named in their configuration."""
 
     def __init__(self, epochs: int) -> None:
         super().__init__()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import ray_learngene.torchvision_cpu  # noqa: F401  isort:skip  (before the first timm import)
@@ -110,11 +111,14 @@ def build(spec: Spec, *, seed: int | None = None) -> VisionTransformer:
     with torch.random.fork_rng(devices=[], enabled=seed is not None):
         if seed is not None:
             torch.manual_seed(seed)
-        return timm.create_model(architecture, num_classes=spec.classes, **timm_arguments(spec))
+        model = timm.create_model(architecture, num_classes=spec.classes, **timm_arguments(spec))
+    assert isinstance(model, VisionTransformer)
+    return model
 
 
 def set_drop_path(model: VisionTransformer, rate: float) -> None:
     """Give a model stochastic depth, linear from 0 at the first block to `rate` at the last."""
-    for block, block_rate in zip(model.blocks, calculate_drop_path_rates(rate, len(model.blocks)), strict=True):
+    rates: Sequence[float] = calculate_drop_path_rates(rate, len(model.blocks))  # type: ignore[assignment]
+    for block, block_rate in zip(model.blocks, rates, strict=True):
         block.drop_path1 = DropPath(block_rate) if block_rate else nn.Identity()
         block.drop_path2 = DropPath(block_rate) if block_rate else nn.Identity()

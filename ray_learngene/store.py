@@ -24,6 +24,7 @@ import pyarrow
 import pyarrow.fs
 import pyarrow.parquet
 
+from ray_learngene.download import download
 from ray_learngene.errors import UserError
 from ray_learngene.filesystems import clear_errors
 from ray_learngene.manifest import (
@@ -39,7 +40,6 @@ from ray_learngene.manifest import (
     version_of,
 )
 from ray_learngene.objects import Objects
-from ray_learngene.pull import pull
 
 __all__ = ["FileEntry", "Kind", "Manifest", "Store"]
 
@@ -184,7 +184,7 @@ class Store:
                 hash.
         """
         manifest = self.manifest(kind, name)
-        return pull(self.objects, f"{folder_of(kind, name)}/{manifest.version}", manifest, out, overwrite)
+        return download(self.objects, f"{folder_of(kind, name)}/{manifest.version}", manifest, out, overwrite)
 
     def read_bytes(self, kind: Kind, name: str, path: str) -> bytes:
         """One file of an artefact, verified.

@@ -5,12 +5,12 @@ learngene sweep --learngene digits --name digits --data digits --budgets "params
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Sequence
 from typing import Any
 
 import pandas
-import pyarrow
 
 from ray_learngene.candidates import (
     Selection,
@@ -26,14 +26,13 @@ from ray_learngene.costs import Latency
 from ray_learngene.data.images import Images, Preprocessing, checked_image_sets
 from ray_learngene.descend import Descendant, descendant, train_descendant
 from ray_learngene.errors import RunError, UserError
-from ray_learngene.manifest import Manifest
+from ray_learngene.manifest import Manifest, folder_of
 from ray_learngene.methods import Learngene
 from ray_learngene.provenance import provenance
-from ray_learngene.report import leaderboard_page, print_leaderboard
+from ray_learngene.report import print_leaderboard
+from ray_learngene.results import PAGE, RESULTS, SETTINGS, write_results
 from ray_learngene.specs import Spec
 from ray_learngene.store import Store
-
-RESULTS, PAGE, SETTINGS = "results.parquet", "leaderboard.html", "sweep.json"
 
 
 def sweep(config: SweepConfig) -> pandas.DataFrame:
@@ -45,6 +44,7 @@ def sweep(config: SweepConfig) -> pandas.DataFrame:
     Raises:
         UserError: see the message; nothing has been trained then.
     """
+    folder_of("descendant", f"{config.name}/x")  # refuses a name that no store can hold
     store = Store(config.store)
     store.check(write=True)
     learngene, manifest = load_learngene(config)
@@ -59,6 +59,7 @@ def sweep(config: SweepConfig) -> pandas.DataFrame:
         }
     )
     images = Images(sets.train, sets.val, preprocessing, config, config.loader_workers)
+    images.training_batches(config)  # refuses what does not divide
     measure = measured_latency(config)
     selection = select(config, learngene, len(sets.train.classes), measure)
     check_expansions(arms, learngene, selection)
@@ -83,8 +84,6 @@ def sweep(config: SweepConfig) -> pandas.DataFrame:
 
 
 def _settings(config: SweepConfig, manifest: Manifest, selection: Selection) -> str:
-    import json
-
     facts = {
         "format": 1,
         "name": config.name,
@@ -184,7 +183,7 @@ def _run(
                 verbose=0,
             ),
         ).fit()
-    return [row for result in results for row in _unfinished(result, config)]
+    return [row for index in range(len(results)) for row in _unfinished(results[index], config)]
 
 
 def _unfinished(result: Any, config: SweepConfig) -> list[dict[str, Any]]:
@@ -239,12 +238,3 @@ def _trial(
         tune.report({"top1": float("-inf"), "error": str(error)})
         return
     tune.report({**row, "epoch": config.epochs, "epochs": config.epochs, "finished": True})
-
-
-def write_results(store: Store, name: str, unfinished: Sequence[dict[str, Any]] = ()) -> pandas.DataFrame:
-    """Write a sweep's table and page anew from the manifests of its descendants; what did not finish is listed too."""
-    rows = [manifest.metadata["row"] for manifest in store.manifests("descendant", under=name)]
-    table = pandas.DataFrame([*rows, *unfinished])
-    store.write_table(f"sweeps/{name}/{RESULTS}", pyarrow.Table.from_pandas(table, preserve_index=False))
-    store.write_text(f"sweeps/{name}/{PAGE}", leaderboard_page(table, name))
-    return table

@@ -30,7 +30,7 @@ class SweepProgress(Callback):
             )
 
     def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
-        lines = (trial.get_error() and str(trial.get_error()) or "").strip().splitlines()
+        lines = ((trial.get_error() and str(trial.get_error())) or "").strip().splitlines()
         self._print(trial, f"failed: {lines[-1] if lines else 'its process died'}")
 
     def _print(self, trial: Trial, text: str) -> None:

@@ -61,7 +61,12 @@ def test_an_unknown_cost_is_not_within_a_limit() -> None:
 
 @pytest.mark.parametrize(
     ("quantity", "value", "text"),
-    [("params", 1_234_567, "1.23 M"), ("memory", 4_500_000, "4.5 MB"), ("latency", 0.8123, "0.812 ms"), ("macs", 12, "12")],
+    [
+        ("params", 1_234_567, "1.23 M"),
+        ("memory", 4_500_000, "4.5 MB"),
+        ("latency", 0.8123, "0.812 ms"),
+        ("macs", 12, "12"),
+    ],
 )
 def test_format_quantity(quantity: str, value: float, text: str) -> None:
     assert format_quantity(quantity, value) == text

@@ -10,7 +10,13 @@ from ray_learngene.specs import PRESETS, Spec, build
 
 specs = st.builds(
     lambda heads, head_size, depth, grid, patch, classes, ratio: Spec(
-        width=heads * head_size, depth=depth, heads=heads, image=grid * patch, patch=patch, classes=classes, mlp_ratio=ratio
+        width=heads * head_size,
+        depth=depth,
+        heads=heads,
+        image=grid * patch,
+        patch=patch,
+        classes=classes,
+        mlp_ratio=ratio,
     ),
     heads=st.integers(1, 4),
     head_size=st.sampled_from([8, 16, 64]),

@@ -22,4 +22,9 @@ def print_check(config: CheckConfig) -> None:
 def print_convert(config: ConvertConfig) -> None:
     """Write an image set as Parquet shards and print what was written."""
     facts = convert(config, config.out, short_side=config.short_side, quality=config.quality)
-    print(f"{config.out}: " + ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in facts.items()))
+    if facts["note"]:
+        print(facts["note"])
+    print(
+        f"{config.out}: {facts['train']:,} training and {facts['val']:,} validation images in {facts['shards']} shards, "
+        f"{facts['bytes'] / 1e6:,.1f} MB"
+    )

@@ -71,6 +71,10 @@ def convert(
         metadata = {CLASSES_KEY: json.dumps(sets.train.classes)}
         schema = pa.schema([("image", pa.binary()), ("label", pa.string()), ("name", pa.string())], metadata)
 
+    if isinstance(target, LocalFileSystem):
+        with clear_errors(out):
+            target.create_dir(folder, recursive=True)
+
     def encode(item: Item) -> Row | str:
         try:
             return Row(_encode(item, short_side, quality), item.label, item.name)
@@ -105,8 +109,6 @@ def _require_empty(target: FileSystem, folder: str, out: str) -> None:
     found = target.get_file_info(FileSelector(folder, allow_not_found=True))
     if found:
         raise UserError(f"{out} is not empty (it has {found[0].base_name}): give another folder or empty it")
-    if isinstance(target, LocalFileSystem):
-        target.create_dir(folder, recursive=True)
 
 
 def _items(image_set: ImageSet) -> Iterator[Item]:

@@ -89,9 +89,10 @@ class Learngene:
 
 
 class Method(Config, ABC):
-    """How an auxiliary model is built, what is kept of it, and how that expands. The fields of a method are its options.
+    """How an auxiliary model is built, what is kept of it, and how that expands.
 
-    A method that leaves a question unanswered (scratch has no learngene) raises `UserError` saying so.
+    The fields of a method are its options. A method that leaves a question unanswered (scratch has no learngene) raises
+    `UserError` saying so.
     """
 
     name: ClassVar[str]

@@ -13,7 +13,7 @@ from typing import Annotated, Any, ClassVar, Literal
 import ray_learngene.torchvision_cpu  # noqa: F401  isort:skip  (before the first timm import)
 from pydantic import BeforeValidator, Field, model_validator
 from timm.layers import calculate_drop_path_rates, drop_path, resample_abs_pos_embed
-from timm.models.vision_transformer import Block, VisionTransformer
+from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -95,7 +95,7 @@ class StageSharedVisionTransformer(VisionTransformer):
         self.spec = spec.replace(depth=sum(layout))
         self.layout = layout
         self.stage_of_layer = tuple(stage for stage, layers in enumerate(layout) for _ in range(layers))
-        self.drop_path_rates = calculate_drop_path_rates(drop_path_rate, self.spec.depth)
+        self.drop_path_rates: list[float] = calculate_drop_path_rates(drop_path_rate, self.spec.depth)  # type: ignore[assignment]
 
     def forward_features(self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
         """Images `[B, 3, image, image]` to tokens `[B, tokens, width]`; masks are not supported."""
@@ -107,7 +107,7 @@ class StageSharedVisionTransformer(VisionTransformer):
                 x = self._apply_block(self.blocks[stage], x, rate)
         return x
 
-    def _apply_block(self, block: Block, x: Tensor, rate: float) -> Tensor:
+    def _apply_block(self, block: Any, x: Tensor, rate: float) -> Tensor:
         # timm's Block.forward with the drop-path rate of this application instead of one fixed in the block
         x = x + drop_path(block.attn(block.norm1(x)), rate, self.training)
         return x + drop_path(block.mlp(block.norm2(x)), rate, self.training)
@@ -187,8 +187,8 @@ class SWS(Method):
         blocks: dict[int, dict[str, Tensor]] = {}
         for name, tensor in learngene.tensors.items():
             if name.startswith("blocks."):
-                _, stage, rest = name.split(".", 2)
-                blocks.setdefault(int(stage), {})[rest] = tensor
+                _, shared, rest = name.split(".", 2)
+                blocks.setdefault(int(shared), {})[rest] = tensor
             elif not name.startswith("head.") or spec.classes == learngene.spec.classes:
                 state[name] = tensor
         for layer, stage in enumerate(stages):

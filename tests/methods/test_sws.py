@@ -34,7 +34,13 @@ def test_the_published_mapping() -> None:
 
 @pytest.mark.parametrize(
     ("depth", "counts"),
-    list(zip(range(6, 16), "21111 22111 22211 22221 22222 32222 33222 33322 33332 33333".split(), strict=True)),
+    list(
+        zip(
+            range(6, 16),
+            ["21111", "22111", "22211", "22221", "22222", "32222", "33222", "33322", "33332", "33333"],
+            strict=True,
+        )
+    ),
 )
 def test_the_table_of_depths(depth: int, counts: str) -> None:
     assert layers_per_stage(depth, LAYOUT) == tuple(map(int, counts))
@@ -49,7 +55,9 @@ def test_a_depth_below_the_number_of_stages_takes_them_evenly_spaced(depth: int,
     assert stage_of_layer(depth, LAYOUT) == stages
 
 
-@given(st.integers(1, 40), layouts, st.sampled_from(["cyclic", "random", "proportional", "unbalanced"]), st.integers(0, 5))
+@given(
+    st.integers(1, 40), layouts, st.sampled_from(["cyclic", "random", "proportional", "unbalanced"]), st.integers(0, 5)
+)
 def test_every_rule_covers_the_depth_in_stage_order(depth: int, layout: tuple[int, ...], rule, seed: int) -> None:
     stages = stage_of_layer(depth, layout, rule, seed)
     assert len(stages) == depth
@@ -82,7 +90,11 @@ def test_a_descendant_with_the_auxiliarys_layout_computes_its_logits_exactly(lay
 
 @pytest.mark.parametrize(
     ("name", "block", "without_head", "with_head"),
-    [("ti", 444_864, 2_409_984, 2_602_984), ("s", 1_774_464, 9_243_648, 9_628_648), ("b", 7_087_872, 36_182_016, 36_951_016)],
+    [
+        ("ti", 444_864, 2_409_984, 2_602_984),
+        ("s", 1_774_464, 9_243_648, 9_628_648),
+        ("b", 7_087_872, 36_182_016, 36_951_016),
+    ],
 )
 def test_stored_sizes(name: str, block: int, without_head: int, with_head: int) -> None:
     method = create_method("sws")

@@ -22,7 +22,7 @@ LOCK = ".pull-lock"
 log = logging.getLogger("ray_learngene")
 
 
-def pull(objects: Objects, folder: str, manifest: Manifest, out: Path, overwrite: bool) -> Path:
+def download(objects: Objects, folder: str, manifest: Manifest, out: Path, overwrite: bool) -> Path:
     """Download the files of `manifest`, which lie below `folder` in the store, into the local folder `out`.
 
     They gather in `<out>.partial`, which a later call continues, and which is renamed when every file has the size and

@@ -1,0 +1,183 @@
+"""python -m benchmarks.auxiliary_step [--quick] [--out FILE.json]
+
+One device's training step without Ray, DeepSpeed or a store: images/s of the SWS auxiliary (16 layers) and of a
+descendant (12 layers, plain timm), run as written and under torch.compile, with the share of the device's peak they
+reach, and what the ancestry's forward (LeViT-384) adds to them. On a GPU: presets s and b, 224 px, bf16. On a CPU: nano
+and micro in fp32 with a small vision transformer as ancestry; that shows whether compiling pays there, not how fast
+training is on a GPU.
+
+Fair, because every side (matrix product, steps as written, compiled steps, ancestry forward) takes its turn in every
+round of one run on the same images; compilation and two more blocks are left out. MFU is 6 x MACs x images/s (a
+multiply-accumulate is two operations, a backward pass two forward passes) over the operations/s that a large square
+matrix product of the same dtype reached between the blocks.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import itertools
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import ray_learngene.torchvision_cpu  # noqa: F401  isort:skip  (before the first timm import)
+import timm
+import torch
+from torch import Tensor, nn
+
+from benchmarks.measure import arguments, in_turn, machine, medians, publish, seconds_of
+from ray_learngene.config import OptimizationConfig
+from ray_learngene.costs import macs
+from ray_learngene.engine import (
+    FiniteGuard,
+    LabelObjective,
+    TorchEngine,
+    create_optimizer,
+    resolve_device,
+    resolve_precision,
+    train_steps,
+)
+from ray_learngene.methods import create_method
+from ray_learngene.specs import Spec, build, preset, set_drop_path
+
+DESCENDANT_DEPTH = 12
+DROP_PATH = 0.1
+WARM_UP_BLOCKS = 2
+
+
+@dataclass(frozen=True)
+class Case:
+    """Two rows: the auxiliary and the descendant of a preset; `rounds` blocks of `steps` steps for each side."""
+
+    preset: str
+    batch: int
+    steps: int
+    rounds: int
+
+
+GPU_CASES = (Case("s", 512, steps=10, rounds=15), Case("b", 256, steps=10, rounds=15))
+CPU_CASES = (Case("nano", 64, steps=5, rounds=11), Case("micro", 16, steps=2, rounds=11))
+
+
+def main() -> None:
+    args = arguments(__doc__)
+    facts = machine()
+    device = resolve_device()
+    cases = GPU_CASES if device.type == "cuda" else CPU_CASES
+    rows = [row for case in cases for row in _rows(case, device, args)]
+    publish("auxiliary_step", args, facts, rows)
+
+
+def _rows(case: Case, device: torch.device, args: argparse.Namespace) -> Iterable[dict[str, Any]]:
+    if args.quick:
+        case = Case(case.preset, case.batch // 8, steps=1, rounds=2)
+    spec = preset(case.preset)
+    descendant_spec = spec.replace(depth=DESCENDANT_DEPTH)
+    descendant = build(descendant_spec, seed=0)
+    set_drop_path(descendant, DROP_PATH)
+    auxiliary = create_method("sws").auxiliary(spec, drop_path=DROP_PATH)
+    for name, each, model in (("auxiliary", spec, auxiliary), ("descendant", descendant_spec, descendant)):
+        torch.compiler.reset()
+        yield _row(case, name, each, model.to(device), device)
+
+
+def _row(case: Case, name: str, spec: Spec, model: nn.Module, device: torch.device) -> dict[str, Any]:
+    images = torch.randn(case.batch, 3, spec.image, spec.image, device=device)
+    targets = torch.randint(spec.classes, (case.batch,), device=device)
+    dtype = resolve_precision("auto", device)
+    size = 8192 if device.type == "cuda" else 1024
+    ancestry_name, ancestry = _ancestry(spec)
+    ancestry = ancestry.to(device).eval().requires_grad_(False)
+    compiled_ancestry = copy.deepcopy(ancestry)
+    compiled_ancestry.compile()
+    compiled = copy.deepcopy(model)
+    compiled.compile()
+    calls = {
+        "matmul": _matmul(size, case.steps, dtype or torch.float32, device),
+        "eager": _training(case, model, images, targets, dtype),
+        "compiled": _training(case, compiled, images, targets, dtype),
+        "ancestry": _forward(case, ancestry, images, dtype),
+        "compiled_ancestry": _forward(case, compiled_ancestry, images, dtype),
+    }
+    finish = torch.cuda.synchronize if device.type == "cuda" else lambda: None
+    sides = {side: partial(seconds_of, call, finish) for side, call in calls.items()}
+    in_turn(sides, WARM_UP_BLOCKS)
+    seconds = in_turn(sides, case.rounds)
+    middle = medians(seconds)
+    peak = case.steps * 2 * size**3 / middle["matmul"]
+    rates = {side: case.steps * case.batch / middle[side] for side in calls if side != "matmul"}
+    return {
+        "model": f"{case.preset} {name}",
+        "batch": case.batch,
+        "precision": str(dtype or torch.float32).removeprefix("torch."),
+        "eager images/s": rates["eager"],
+        "compiled images/s": rates["compiled"],
+        "compiled / eager": rates["compiled"] / rates["eager"],
+        "eager MFU": 6 * macs(spec) * rates["eager"] / peak,
+        "compiled MFU": 6 * macs(spec) * rates["compiled"] / peak,
+        "matmul Tflop/s": peak / 1e12,
+        "ancestry": ancestry_name,
+        "ancestry / eager step": middle["ancestry"] / middle["eager"],
+        "ancestry / compiled step": middle["ancestry"] / middle["compiled"],
+        "compiled ancestry / compiled step": middle["compiled_ancestry"] / middle["compiled"],
+        "raw_seconds": seconds,
+    }
+
+
+def _ancestry(spec: Spec) -> tuple[str, nn.Module]:
+    if spec.image == 224:
+        return "levit_384", timm.create_model("levit_384", num_classes=spec.classes)
+    return "small vit", build(spec.replace(depth=4))
+
+
+def _matmul(size: int, steps: int, dtype: torch.dtype, device: torch.device) -> Callable[[], None]:
+    a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
+    out = torch.empty_like(a)
+
+    def block() -> None:
+        for _ in range(steps):
+            torch.mm(a, b, out=out)
+
+    return block
+
+
+def _training(
+    case: Case, model: nn.Module, images: Tensor, targets: Tensor, dtype: torch.dtype | None
+) -> Callable[[], None]:
+    """Blocks of the package's own steps on labels: forward, backward and optimizer, without an ancestry."""
+    config = OptimizationConfig(batch_size=case.batch)
+    optimizer = create_optimizer(model, config)
+    engine = TorchEngine(model, optimizer, autocast=dtype)
+    guard = FiniteGuard(images.device)
+
+    def block() -> None:
+        for _ in train_steps(
+            engine,
+            itertools.repeat((images, targets)),
+            LabelObjective(0.1),
+            optimizer,
+            None,
+            total_steps=case.steps,
+            device=images.device,
+            guard=guard,
+        ):
+            pass
+
+    return block
+
+
+def _forward(case: Case, ancestry: nn.Module, images: Tensor, dtype: torch.dtype | None) -> Callable[[], None]:
+    """Blocks of the ancestry's forward passes, as the distillation step makes them."""
+
+    def block() -> None:
+        with torch.no_grad(), torch.autocast(images.device.type, dtype, enabled=dtype is not None):
+            for _ in range(case.steps):
+                ancestry(images)
+
+    return block
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,272 @@
+"""python -m benchmarks.distill_step [--quick] [--out FILE.json]
+
+The distillation step as `learngene distill` takes it (Ray Train, DeepSpeed ZeRO-1, `train_steps`) against a bare torch
+loop of the same mathematics: same auxiliary model and initial weights, same ancestry model, same batches, same fused
+AdamW and schedule, same precision; several workers are joined by DistributedDataParallel. Two workers on CPUs, one on a
+GPU.
+
+Fair, because both sides live in the same workers of one Ray Train run and on one process group, and take turns, a
+block of steps each (A B A B ...), so that neither has a machine, a thread count or a quiet minute of its own.
+Stochastic depth is off, so both compute the same losses: their largest difference is in the table. Start-up is left
+out: two blocks warm up. `loader` rows read and augment images on both sides (a loader each, in the training process);
+all other rows take batches that were loaded before. On a GPU images are random numbers of the size.
+Goal: the package's images/s at least 0.95 of the bare loop's.
+"""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import os
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import ray_learngene.torchvision_cpu  # noqa: F401  isort:skip  (before the first timm import)
+import timm
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from benchmarks.measure import arguments, in_turn, machine, medians, publish, seconds_of
+from ray_learngene.ancestry import Ancestry
+from ray_learngene.config import AugmentationConfig, DataConfig, OptimizationConfig
+from ray_learngene.data.images import Images, Preprocessing
+from ray_learngene.data.open import open_image_sets
+from ray_learngene.deepspeed_engine import DeepSpeedEngine, deepspeed_config
+from ray_learngene.engine import (
+    Batch,
+    DistillationObjective,
+    FiniteGuard,
+    create_optimizer,
+    create_schedule,
+    resolve_precision,
+    train_steps,
+)
+from ray_learngene.losses import DistillationLoss
+from ray_learngene.methods import create_method
+from ray_learngene.specs import Spec, preset
+
+GOAL_RATIO = 0.95
+WARM_UP_BLOCKS = 2
+SEED = 0
+Block = Callable[[], list[float]]
+
+
+@dataclass(frozen=True)
+class Case:
+    """One row: `batch` images a worker and step, `rounds` blocks of `steps` steps for each side."""
+
+    preset: str
+    batch: int
+    steps: int
+    rounds: int
+    loader: bool = False
+    compile: bool = False
+
+
+CPU_CASES = (
+    Case("nano", 32, steps=20, rounds=15),
+    Case("nano", 32, steps=20, rounds=15, loader=True),
+    Case("micro", 32, steps=3, rounds=11),
+    Case("micro", 32, steps=3, rounds=11, loader=True),
+)
+GPU_CASES = (
+    Case("s", 512, steps=10, rounds=15),
+    Case("s", 512, steps=10, rounds=15, compile=True),
+    Case("b", 256, steps=10, rounds=15),
+    Case("b", 256, steps=10, rounds=15, compile=True),
+)
+QUICK_CASES = (Case("nano", 8, steps=2, rounds=2), Case("nano", 8, steps=2, rounds=2, loader=True))
+
+
+def main() -> None:
+    import ray.train
+    from ray.train.torch import TorchTrainer
+
+    from ray_learngene.cluster import cluster_has_gpus, ray_cluster
+
+    args = arguments(__doc__)
+    facts = machine()
+    with ray_cluster(None), tempfile.TemporaryDirectory() as storage:
+        gpu = cluster_has_gpus()
+        cases = QUICK_CASES if args.quick else GPU_CASES if gpu else CPU_CASES
+        trainer = TorchTrainer(
+            _worker,  # type: ignore[arg-type]
+            train_loop_config={"cases": cases},
+            scaling_config=ray.train.ScalingConfig(num_workers=1 if gpu else 2, use_gpu=gpu),
+            run_config=ray.train.RunConfig(name="distill_step", storage_path=storage),
+        )
+        rows: list[dict[str, Any]] = trainer.fit().return_value  # type: ignore[attr-defined]
+    publish("distill_step", args, facts, rows)
+
+
+def _worker(loop: dict[str, Any]) -> list[dict[str, Any]]:
+    import ray.train.torch
+
+    torch.set_num_threads(max(1, int(os.environ.get("OMP_NUM_THREADS", "1"))))
+    return [_measure(case, ray.train.torch.get_device()) for case in loop["cases"]]
+
+
+def _measure(case: Case, device: torch.device) -> dict[str, Any]:
+    world_size = torch.distributed.get_world_size()
+    spec = preset(case.preset)
+    torch.manual_seed(SEED)
+    student = create_method("sws").auxiliary(spec).to(device)
+    ancestry = Ancestry(_ancestry_model(spec)).to(device)
+    config = OptimizationConfig(
+        epochs=max(1, 2 * case.steps * (case.rounds + WARM_UP_BLOCKS) // 10),
+        batch_size=case.batch * world_size,
+        seed=SEED,
+    )
+    blocks = {
+        "bare": _bare_block(
+            case, config, copy.deepcopy(student), ancestry, _batches(case, config, spec, ancestry, device)
+        ),
+        "package": _package_block(case, config, student, ancestry, _batches(case, config, spec, ancestry, device)),
+    }
+    losses: dict[str, list[float]] = {name: [] for name in blocks}
+
+    def finish() -> None:
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        torch.distributed.barrier()
+
+    def timed(name: str) -> float:
+        finish()
+        return seconds_of(lambda: losses[name].extend(blocks[name]()), finish)
+
+    sides = {name: lambda name=name: timed(name) for name in blocks}
+    in_turn(sides, WARM_UP_BLOCKS)
+    seconds = in_turn(sides, case.rounds)
+    rates = {name: case.steps * config.batch_size / value for name, value in medians(seconds).items()}
+    return {
+        "preset": case.preset,
+        "workers": world_size,
+        "batch": config.batch_size,
+        "precision": str(resolve_precision(config.precision, device) or torch.float32).removeprefix("torch."),
+        "batches": "loader" if case.loader else "preloaded",
+        "compiled": str(case.compile),
+        "bare images/s": rates["bare"],
+        "package images/s": rates["package"],
+        "ratio": rates["package"] / rates["bare"],
+        "goal": f">= {GOAL_RATIO}",
+        "loss difference": max(abs(a - b) for a, b in zip(losses["bare"], losses["package"], strict=True)),
+        "raw_seconds_bare": seconds["bare"],
+        "raw_seconds_package": seconds["package"],
+    }
+
+
+def _ancestry_model(spec: Spec) -> nn.Module:
+    """LeViT-384 for the paper's sizes; for the laptop's, a vision transformer of about the auxiliary's cost."""
+    if spec.image == 224:
+        return timm.create_model("levit_384", num_classes=spec.classes)
+    return timm.create_model(
+        "deit_tiny_patch16_224", num_classes=spec.classes, img_size=spec.image, patch_size=spec.patch, embed_dim=64,
+        depth=4, num_heads=4, class_token=False, global_pool="avg",
+    )  # fmt: skip
+
+
+def _batches(
+    case: Case, config: OptimizationConfig, spec: Spec, ancestry: Ancestry, device: torch.device
+) -> Iterator[Batch]:
+    """This worker's batches without end; both sides get the same ones."""
+    world_size, rank = torch.distributed.get_world_size(), torch.distributed.get_rank()
+    if device.type == "cuda":
+        generator = torch.Generator(device).manual_seed(rank)
+        shape = (case.batch, 3, spec.image, spec.image)
+        images = [torch.randn(shape, device=device, generator=generator) for _ in range(4)]
+        targets = torch.zeros(case.batch, dtype=torch.long, device=device)
+        return itertools.cycle([(each, targets) for each in images])
+    sets = open_image_sets(DataConfig(data="digits"))
+    preprocessing = Preprocessing(
+        image_size=spec.image, mean=ancestry.mean, std=ancestry.std, crop_pct=1.0, interpolation="bicubic"
+    )
+    images = Images(sets.train, sets.val, preprocessing, AugmentationConfig())
+    loader = images.training_batches(config, rank=rank, world_size=world_size)
+    return iter(loader) if case.loader else itertools.cycle(list(itertools.islice(loader, 8)))
+
+
+def _package_block(
+    case: Case, config: OptimizationConfig, student: nn.Module, ancestry: Ancestry, batches: Iterator[Batch]
+) -> Block:
+    """What a worker of `learngene distill` does between two reports."""
+    device = next(student.parameters()).device
+    autocast = resolve_precision(config.precision, device)
+    rank, world_size = torch.distributed.get_rank(), torch.distributed.get_world_size()
+    if case.compile:
+        student.compile()
+    optimizer = create_optimizer(student, config)
+    engine = DeepSpeedEngine(
+        student, optimizer, deepspeed_config(config, world_size=world_size, zero=1, autocast=autocast, user={})
+    )
+    objective = DistillationObjective(
+        ancestry, DistillationLoss(), smoothing=AugmentationConfig().smoothing, autocast=autocast
+    )
+    schedule = create_schedule(optimizer, config, steps_per_epoch=10)
+    guard = FiniteGuard(device, torch.distributed.all_reduce)
+    first_steps = itertools.count(0, case.steps)
+
+    def block() -> list[float]:
+        first = next(first_steps)
+        steps = train_steps(
+            engine,
+            batches,
+            objective,
+            optimizer,
+            schedule,
+            start_step=first,
+            total_steps=first + case.steps,
+            device=device,
+            rank=rank,
+            guard=guard,
+        )
+        return [loss.item() for loss in [step.losses["loss"] for step in steps]]
+
+    return block
+
+
+def _bare_block(
+    case: Case, config: OptimizationConfig, student: nn.Module, ancestry: Ancestry, batches: Iterator[Batch]
+) -> Block:
+    """The same mathematics in the fewest lines of torch."""
+    device = next(student.parameters()).device
+    dtype = resolve_precision(config.precision, device)
+    optimizer = create_optimizer(student, config)
+    schedule = create_schedule(optimizer, config, steps_per_epoch=10)
+    assert schedule is not None
+    if case.compile:
+        student.compile()
+    model = DistributedDataParallel(student) if torch.distributed.get_world_size() > 1 else student
+    model.train()
+    numbers = itertools.count()
+
+    def block() -> list[float]:
+        losses = []
+        for _ in range(case.steps):
+            images, _ = next(batches)
+            images = images.to(device, non_blocking=True)
+            schedule.step_update(next(numbers))
+            with torch.autocast(device.type, dtype, enabled=dtype is not None):
+                with torch.no_grad():
+                    teacher = ancestry(images)
+                logits = model(images)
+            loss = F.kl_div(
+                F.log_softmax(logits.float(), dim=-1),
+                F.log_softmax(teacher.float(), dim=-1),
+                reduction="batchmean",
+                log_target=True,
+            )
+            loss.backward()
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+            losses.append(loss.detach())
+        return [loss.item() for loss in losses]
+
+    return block
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,107 @@
+"""What the benchmarks share: two sides timed in turn, the machine they ran on, and the record that is written.
+
+Times of different runs are never compared: a ratio is of medians of one run, in which the sides took turns, because
+a machine's speed drifts by more than the differences that matter.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import time
+from collections.abc import Callable, Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+from rich.table import Table
+
+from ray_learngene.provenance import provenance
+from ray_learngene.terminal import print_table
+
+
+def arguments(description: str | None) -> argparse.Namespace:
+    """`--quick` and `--out`, with the module's docstring as help."""
+    parser = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    parser.add_argument("--quick", action="store_true", help="a few rounds, to see that it runs; not a measurement")
+    parser.add_argument("--out", type=Path, help="write the raw numbers to this JSON file")
+    return parser.parse_args()
+
+
+def machine() -> dict[str, Any]:
+    """Name and size of what runs this process."""
+    facts: dict[str, Any] = {
+        "cpu": _cpu_name(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "omp_num_threads": os.environ.get("OMP_NUM_THREADS"),
+        "load_before": os.getloadavg()[0],
+    }
+    if torch.cuda.is_available():
+        facts |= {"gpu": torch.cuda.get_device_name(), "gpus": torch.cuda.device_count(), "cuda": torch.version.cuda}
+    return facts
+
+
+def _cpu_name() -> str:
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+def seconds_of(call: Callable[[], Any], finish: Callable[[], Any] = lambda: None) -> float:
+    """Seconds of one call, `finish` (waiting for a device, or for other workers) included."""
+    began = time.perf_counter()
+    call()
+    finish()
+    return time.perf_counter() - began
+
+
+def in_turn(sides: Mapping[str, Callable[[], float]], rounds: int) -> dict[str, list[float]]:
+    """The numbers that every side returned, the sides taken in turn: A B C A B C ..."""
+    numbers: dict[str, list[float]] = {name: [] for name in sides}
+    for _ in range(rounds):
+        for name, side in sides.items():
+            numbers[name].append(side())
+    return numbers
+
+
+def medians(numbers: Mapping[str, Sequence[float]]) -> dict[str, float]:
+    return {name: median(values) for name, values in numbers.items()}
+
+
+def publish(name: str, args: argparse.Namespace, facts: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> None:
+    """Print rows as a table and write them, with their raw numbers, the machine, versions and revision.
+
+    Args:
+        facts: `machine()`, taken before the measurement.
+        rows: One flat record per line of the table; lists are raw numbers and go to the file only.
+    """
+    shown = [key for key, value in rows[0].items() if not isinstance(value, list | dict)]
+    table = Table(*shown, title=f"{name}{' (quick: not a measurement)' if args.quick else ''}")
+    for row in rows:
+        table.add_row(*(_text(row[key]) for key in shown))
+    print_table(table)
+    if args.out:
+        record = {
+            "benchmark": name,
+            "date": datetime.now(UTC).isoformat(timespec="seconds"),
+            "quick": args.quick,
+            "machine": dict(facts),
+            **provenance(),
+            "rows": rows,
+        }
+        args.out.parent.mkdir(parents=True, exist_ok=True)
+        args.out.write_text(json.dumps(record, indent=2) + "\n")
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, float):
+        return str(value)
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"

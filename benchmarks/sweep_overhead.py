@@ -1,0 +1,121 @@
+"""python -m benchmarks.sweep_overhead [--quick] [--out FILE.json]
+
+What one more descendant costs in a sweep beyond its own training, in seconds: real sweeps (Ray Tune, one trial at a
+time) of few and of many descendants of one size with the same training, from a learngene of the digits that is made
+in a temporary store first. (wall of many - wall of few) / (many - few) leaves out what a sweep costs once (its image
+set, its latency measurement, its first worker); the mean of the descendants' own training seconds, from the results
+table, is taken off.
+
+Fair, because small and large sweeps take turns on one running Ray, and nothing else differs between them. `export`
+(building the model, its last checkpoint, writing the model: the table's `overhead_seconds`) is part of the overhead;
+`publish` is timed beside it, without Ray, on the same files; what is left is Ray's.
+Goal: at most 1 s for a descendant.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import tempfile
+import time
+from pathlib import Path
+from statistics import mean, median
+from typing import Any
+
+import pandas
+
+from benchmarks.measure import arguments, machine, publish
+from ray_learngene.ancestry import train_ancestry
+from ray_learngene.cluster import ray_cluster
+from ray_learngene.config import AncestryConfig, DistillConfig, SweepConfig
+from ray_learngene.distill import distill
+from ray_learngene.store import Store
+from ray_learngene.sweep import sweep
+
+GOAL_SECONDS = 1.0
+DEPTH = 4
+PUBLISHED = 10
+DIGITS: dict[str, Any] = {
+    "data": "digits", "batch_size": 64, "scale": (0.8, 1.0), "hflip": 0.0, "crop_pct": 1.0, "drop_path": 0.0
+}  # fmt: skip
+ANCESTRY_SIZE = {
+    "img_size": 8, "patch_size": 2, "embed_dim": 64, "depth": 4, "num_heads": 4, "class_token": False,
+    "global_pool": "avg",
+}  # fmt: skip
+
+
+def main() -> None:
+    args = arguments(__doc__)
+    facts = machine()
+    few, many, rounds = (1, 2, 1) if args.quick else (4, 12, 3)
+    with tempfile.TemporaryDirectory() as store, contextlib.redirect_stdout(io.StringIO()):
+        _learngene(store)
+        with ray_cluster(None):
+            _sweep(store, "first", 1)
+            runs = [
+                {count: _sweep(store, f"{count}-round-{number}", count) for count in (few, many)}
+                for number in range(rounds)
+            ]
+        publishing = _publish_seconds(Store(store), f"{many}-round-0")
+    rows = [_row(run[few], run[many], publishing) for run in runs]
+    middle = {name: median(row[name] for row in rows) for name in rows[0]}
+    summary = {"descendants": f"{few} and {many}", "rounds": rounds, **middle, "goal": f"<= {GOAL_SECONDS:g} s"}
+    publish("sweep_overhead", args, facts, [{**summary, "raw_rounds": rows, "raw_publish_seconds": publishing}])
+
+
+def _learngene(store: str) -> None:
+    train_ancestry(
+        AncestryConfig(
+            store=store, name="digits", model="deit_tiny_patch16_224", model_args=ANCESTRY_SIZE, epochs=1, workers=0,
+            **DIGITS,
+        )
+    )  # fmt: skip
+    distill(
+        DistillConfig(
+            store=store, name="digits", ancestry="store:ancestries/digits", preset="nano", epochs=1, workers=0, **DIGITS
+        )
+    )
+
+
+def _sweep(store: str, name: str, descendants: int) -> tuple[float, pandas.DataFrame]:
+    """Wall seconds and the results of a sweep of one size under that many seeds."""
+    config = SweepConfig(
+        store=store, name=name, learngene="digits", depths=str(DEPTH), arms=("sws",), seeds=descendants, epochs=1,
+        max_concurrent=1, **DIGITS,
+    )  # fmt: skip
+    began = time.perf_counter()
+    table = sweep(config)
+    return time.perf_counter() - began, table
+
+
+def _row(
+    few: tuple[float, pandas.DataFrame], many: tuple[float, pandas.DataFrame], publishing: list[float]
+) -> dict[str, float]:
+    wall = (many[0] - few[0]) / (len(many[1]) - len(few[1]))
+    trained = many[1][many[1]["seed"] > 0]  # seed 0 comes first and starts the process
+    training, export = float(trained["seconds"].mean()), float(trained["overhead_seconds"].mean())
+    return {
+        "seconds each": wall,
+        "training": training,
+        "overhead": wall - training,
+        "export": export,
+        "publish": mean(publishing),
+        "Ray": wall - training - export - mean(publishing),
+    }
+
+
+def _publish_seconds(store: Store, sweep_name: str) -> list[float]:
+    """Seconds of publishing a descendant's files, again and again under other names."""
+    manifest = store.manifests("descendant", under=sweep_name)[0]
+    seconds = []
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = store.download("descendant", manifest.name, Path(temporary) / "model")
+        for number in range(PUBLISHED):
+            began = time.perf_counter()
+            store.publish("descendant", f"publishing/{number}", folder, manifest.metadata)
+            seconds.append(time.perf_counter() - began)
+    return seconds
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,28 @@
+"""The results table of a sweep: derived from the manifests of its descendants, so that it can always be made anew."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import pandas
+import pyarrow
+
+from ray_learngene.report import leaderboard_page
+from ray_learngene.store import Store
+
+RESULTS, PAGE, SETTINGS = "results.parquet", "leaderboard.html", "sweep.json"
+
+
+def sweep_table(store: Store, name: str, unfinished: Sequence[dict[str, Any]] = ()) -> pandas.DataFrame:
+    """One row per published descendant of a sweep, and one for each trial that did not finish."""
+    rows = [manifest.metadata["row"] for manifest in store.manifests("descendant", under=name)]
+    return pandas.DataFrame([*rows, *unfinished])
+
+
+def write_results(store: Store, name: str, unfinished: Sequence[dict[str, Any]] = ()) -> pandas.DataFrame:
+    """Write the table and the page of a sweep."""
+    table = sweep_table(store, name, unfinished)
+    store.write_table(f"sweeps/{name}/{RESULTS}", pyarrow.Table.from_pandas(table, preserve_index=False))
+    store.write_text(f"sweeps/{name}/{PAGE}", leaderboard_page(table, name))
+    return table

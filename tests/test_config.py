@@ -1,0 +1,94 @@
+"""Configurations: recipes and flags, and what they refuse; every recipe and every command of the README is valid."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+import yaml
+
+from ray_learngene import cli, config
+from ray_learngene.config import DistillConfig, SweepConfig, load_config
+from ray_learngene.errors import UserError
+
+ROOT = Path(__file__).parent.parent
+RECIPES = sorted((ROOT / "jobs" / "recipes").glob("*.yaml"))
+NEEDED = {"data": "digits", "name": "x", "learngene": "x", "ancestry": "levit_384"}
+
+
+def recipe_class(path: Path) -> type[config.Config]:
+    kind = path.stem.rsplit("-", 1)[-1]
+    return {"ancestry": config.AncestryConfig, "sweep": config.SweepConfig, "plan": config.PlanConfig}.get(
+        kind, config.DistillConfig
+    )
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_every_recipe_is_a_configuration(path: Path) -> None:
+    cls = recipe_class(path)
+    given = yaml.safe_load(path.read_text())
+    missing = {key: value for key, value in NEEDED.items() if key in cls.model_fields and key not in given}
+    loaded = load_config(cls, missing, path)
+    assert loaded.model_dump().keys() >= given.keys()
+
+
+def test_the_papers_recipe_is_the_papers() -> None:
+    loaded = load_config(DistillConfig, {"data": "x", "name": "x"}, ROOT / "jobs/recipes/sws-s.yaml")
+    assert (loaded.epochs, loaded.batch_size, loaded.lr, loaded.min_lr) == (150, 512, 5e-4, 1e-5)
+    assert (loaded.alpha, loaded.tau, loaded.distillation) == (1.0, 1.0, "soft")
+    assert (loaded.mixup, loaded.cutmix, loaded.reprob, loaded.auto_augment) == (0.8, 1.0, 0.25, "rand-m9-mstd0.5-inc1")
+    assert (loaded.repeats, loaded.smoothing, loaded.color_jitter, loaded.drop_path) == (3, 0.1, 0.4, 0.1)
+    assert (loaded.ema, loaded.warmup_epochs, loaded.warmup_lr, loaded.clip_grad) == (0.99996, 5, 1e-6, 0.0)
+
+
+def test_flags_override_the_recipe(tmp_path: Path) -> None:
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("data: digits\nname: x\nlearngene: y\nepochs: 7\nweight-decay: 0.1\n")
+    loaded = load_config(SweepConfig, {"epochs": "3"}, recipe)
+    assert (loaded.epochs, loaded.weight_decay, loaded.warmup_epochs) == (3, 0.1, 0)
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("epoch: 3\n", "epoch: no such setting; did you mean epochs"),
+        ("- a\n", "expected 'key: value' lines"),
+        ("a: [\n", "not YAML"),
+        ("epochs: many\n", "epochs: input should be a valid integer"),
+    ],
+)
+def test_a_bad_recipe_is_named(tmp_path: Path, text: str, says: str) -> None:
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(text)
+    with pytest.raises(UserError, match=says) as error:
+        load_config(SweepConfig, {"data": "digits", "name": "x", "learngene": "y"}, recipe)
+    assert str(recipe) in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("command", sorted(cli.COMMANDS))
+def test_every_flag_is_a_setting_with_help(command: str) -> None:
+    cls = getattr(config, cli.COMMANDS[command][0])
+    text = cli._parser(command, cls).format_help()
+    for name, field in cls.model_fields.items():
+        assert field.description, name
+        assert f"--{name.replace('_', '-')}" in text or name in text
+
+
+def readme_commands() -> list[str]:
+    blocks = re.findall(r"```(?:sh|bash|console)\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    lines = "\n".join(blocks).replace("\\\n", " ").splitlines()
+    return [line.strip().removeprefix("$ ") for line in lines if re.match(r"\s*(\$ )?learngene ", line)]
+
+
+def test_the_readme_has_commands() -> None:
+    assert len(readme_commands()) >= 8
+
+
+@pytest.mark.parametrize("line", readme_commands())
+def test_every_command_of_the_readme_is_valid(line: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    words = shlex.split(line, comments=True)
+    assert words[0] == "learngene"
+    cli._parse(words[1:])

@@ -1,0 +1,198 @@
+"""The training step: accumulation, clipping, schedule, the guard against non-finite losses, and exact resumption."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from ray_learngene.checkpoints import StoreCheckpoints
+from ray_learngene.config import AugmentationConfig, DataConfig, OptimizationConfig
+from ray_learngene.data import open_image_sets
+from ray_learngene.data.images import Images, Preprocessing
+from ray_learngene.engine import (
+    DistillationObjective,
+    FiniteGuard,
+    LabelObjective,
+    NonFiniteLoss,
+    TorchEngine,
+    create_optimizer,
+    create_schedule,
+    evaluate,
+    learning_rate,
+    train_steps,
+)
+from ray_learngene.losses import DistillationLoss
+from ray_learngene.methods import create_method
+from ray_learngene.specs import PRESETS, build
+from ray_learngene.store import Store
+from ray_learngene.training import Worker, train
+
+CPU = torch.device("cpu")
+NANO = PRESETS["nano"].replace(depth=3)
+CONFIG = OptimizationConfig(epochs=2, batch_size=64, lr=4e-3, warmup_epochs=0.5, seed=3)
+
+
+def batch(size: int = 16) -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    return torch.randn(size, 3, 8, 8, generator=generator), torch.arange(size) % 10
+
+
+def one_step(
+    model: nn.Module, micro_batches: list[tuple[torch.Tensor, torch.Tensor]], clip_grad: float = 0.0
+) -> nn.Module:
+    # plain SGD, so that the weights show the gradient itself
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    engine = TorchEngine(model, optimizer, accumulation=len(micro_batches), clip_grad=clip_grad)
+    steps = train_steps(
+        engine,
+        micro_batches,
+        LabelObjective(),
+        optimizer,
+        None,
+        total_steps=1,
+        accumulation=len(micro_batches),
+        device=CPU,
+        guard=FiniteGuard(CPU),
+    )
+    assert [step.number for step in steps] == [1]
+    return model
+
+
+def test_accumulated_micro_batches_are_one_batch() -> None:
+    images, labels = batch()
+    whole = one_step(build(NANO, seed=0), [(images, labels)])
+    parts = one_step(build(NANO, seed=0), [(images[i : i + 4], labels[i : i + 4]) for i in range(0, 16, 4)])
+    for one, other in zip(whole.parameters(), parts.parameters(), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-7)
+
+
+def test_clipping_bounds_the_step() -> None:
+    before = build(NANO, seed=0)
+    after = one_step(build(NANO, seed=0), [batch()], clip_grad=1e-3)
+    moved = torch.cat([(a - b).flatten() for a, b in zip(before.parameters(), after.parameters(), strict=True)]).norm()
+    assert moved.item() == pytest.approx(0.1 * 1e-3, rel=1e-3)
+
+
+def test_schedule_warms_up_and_ends_at_the_minimum() -> None:
+    optimizer = create_optimizer(build(NANO), CONFIG)
+    schedule = create_schedule(optimizer, CONFIG, steps_per_epoch=20)
+    rates = []
+    for step in range(41):
+        schedule.step_update(step)
+        rates.append(optimizer.param_groups[0]["lr"])
+    assert rates[0] == pytest.approx(CONFIG.warmup_lr)
+    assert max(rates) <= learning_rate(CONFIG) == pytest.approx(CONFIG.lr * 64 / 512)
+    assert rates[:10] == sorted(rates[:10]) and rates[10:] == sorted(rates[10:], reverse=True)
+    assert rates[-1] == pytest.approx(CONFIG.min_lr)
+
+
+def test_no_weight_decay_on_biases_norms_and_position_embedding() -> None:
+    model = build(NANO)
+    groups = create_optimizer(model, CONFIG).param_groups
+    names = {parameter: name for name, parameter in model.named_parameters()}
+    free = {names[parameter] for group in groups if not group["weight_decay"] for parameter in group["params"]}
+    assert {"pos_embed", "blocks.0.norm1.weight", "head.bias"} <= free
+    assert not any(name.endswith("mlp.fc1.weight") for name in free)
+
+
+def test_a_non_finite_loss_stops_before_the_weights_change() -> None:
+    images, labels = batch()
+    model = build(NANO, seed=0)
+    reference = build(NANO, seed=0)
+    with pytest.raises(NonFiniteLoss, match=r"not finite at or before step 1 .* lower --lr"):
+        one_step(model, [(images * float("nan"), labels)])
+    for one, other in zip(model.parameters(), reference.parameters(), strict=True):
+        assert torch.equal(one, other)
+
+
+def test_the_guard_of_one_worker_stops_all() -> None:
+    def another_worker_saw_nan(flag: torch.Tensor) -> None:
+        flag += 1
+
+    guard = FiniteGuard(CPU, another_worker_saw_nan)
+    with pytest.raises(NonFiniteLoss):
+        guard.watch({"loss": torch.tensor(1.0)}, 7, 1e-3)
+
+
+def test_the_ancestry_is_frozen_and_sees_the_students_images() -> None:
+    seen: list[torch.Tensor] = []
+
+    class Teacher(nn.Linear):
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            seen.append(images)
+            assert not self.training
+            return super().forward(images.flatten(1))
+
+    teacher, student = Teacher(192, 10), build(NANO)
+    images, labels = batch()
+    engine = TorchEngine(student, torch.optim.SGD(student.parameters(), lr=0.1))
+    loss = DistillationObjective(teacher.train(), DistillationLoss(alpha=0.5))(engine, images, labels)["loss"]
+    engine.backward(loss)
+    assert seen[0] is images
+    assert teacher.weight.grad is None
+    assert student.patch_embed.proj.weight.grad is not None
+
+
+def test_evaluation_counts_every_image_once() -> None:
+    model = build(NANO, seed=0)
+    images, labels = batch(10)
+    scores = evaluate(model, [(images[:7], labels[:7]), (images[7:], labels[7:])], device=CPU)
+    logits = model.eval()(images)
+    assert scores.images == 10
+    assert scores.top1 == pytest.approx(100 * (logits.argmax(-1) == labels).float().mean().item())
+    assert scores.mean_loss == pytest.approx(nn.functional.cross_entropy(logits, labels).item(), rel=1e-5)
+
+
+class Interrupted(Exception):
+    pass
+
+
+def digits(augmentation: AugmentationConfig) -> Images:
+    sets = open_image_sets(DataConfig(data="digits"))
+    mean = std = (0.5, 0.5, 0.5)
+    preprocessing = Preprocessing(image_size=8, mean=mean, std=std, crop_pct=1.0, interpolation="bicubic")
+    return Images(sets.train, sets.val, preprocessing, augmentation)
+
+
+@pytest.mark.parametrize("interrupted_at", [5, 22, 31])
+def test_a_resumed_run_equals_an_undisturbed_one_bit_for_bit(tmp_path: Path, interrupted_at: int) -> None:
+    config = CONFIG.model_copy(update={"drop_path": 0.2, "ema": 0.9})
+    images = digits(AugmentationConfig(mixup=0.8, cutmix=1.0, reprob=0.2, repeats=2, scale=(0.7, 1.0)))
+
+    def run(name: str, stop_at: int | None = None) -> tuple[nn.Module, nn.Module, dict[str, Any]]:
+        torch.manual_seed(0)
+        model = create_method("sws:stages=1-2-1").auxiliary(NANO, drop_path=config.drop_path)
+        optimizer = create_optimizer(model, config)
+        checkpoints = StoreCheckpoints(Store(str(tmp_path)), f"{name}/state")
+
+        def due(step: int, steps_per_epoch: int, seconds: float) -> bool:
+            if stop_at is not None and step == stop_at + 1:
+                raise Interrupted
+            return step % 5 == 0 or step == stop_at
+
+        progress, ema = train(
+            TorchEngine(model, optimizer, clip_grad=1.0),
+            optimizer,
+            LabelObjective(),
+            images,
+            config,
+            worker=Worker(CPU),
+            checkpoints=checkpoints,
+            checkpoint_due=due,
+            report=lambda metrics: None,
+        )
+        assert ema is not None
+        return model, ema, progress.history[-1]
+
+    undisturbed = run("undisturbed")
+    with pytest.raises(Interrupted):
+        run("interrupted", stop_at=interrupted_at)
+    resumed = run("interrupted")
+    for one, other in zip(undisturbed[:2], resumed[:2], strict=True):
+        for name, tensor in one.state_dict().items():
+            assert torch.equal(tensor, other.state_dict()[name]), name
+    assert undisturbed[2]["top1"] == resumed[2]["top1"]

@@ -1,0 +1,94 @@
+"""A descendant's folder is timm's own: equal logits through plain timm, preprocessing and labels included."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+from timm.data import resolve_model_data_config
+
+from ray_learngene.data.images import Preprocessing
+from ray_learngene.errors import UserError
+from ray_learngene.export import export_timm, load_timm
+from ray_learngene.methods import METHODS, Learngene, create_method
+from ray_learngene.specs import PRESETS, timm_arguments
+
+NANO = PRESETS["nano"]
+PREPROCESSING = Preprocessing(
+    image_size=8, mean=(0.1, 0.2, 0.3), std=(0.4, 0.5, 0.6), crop_pct=0.95, interpolation="bilinear"
+)
+LABELS = tuple("abcdefghij")
+
+
+@pytest.mark.parametrize("name", sorted(METHODS))
+def test_any_method_through_learngene_expansion_and_timm(name: str, tmp_path: Path) -> None:
+    method = create_method(name)
+    learngene = None
+    if method.needs_learngene:
+        extracted = method.extract(method.auxiliary(NANO)).describe(
+            labels=LABELS, preprocessing=PREPROCESSING.model_dump(mode="json")
+        )
+        extracted.save(tmp_path / "learngene")
+        learngene = Learngene.load(tmp_path / "learngene")
+        assert learngene.description() == json.loads(json.dumps(extracted.description()))
+        assert all(torch.equal(tensor, learngene.tensors[key]) for key, tensor in extracted.tensors.items())
+    spec = NANO.replace(depth=7)
+    model = method.expand(learngene, spec, seed=5).eval()
+    export_timm(model, tmp_path / "model", labels=LABELS, preprocessing=PREPROCESSING, model_args=timm_arguments(spec))
+    loaded = timm.create_model(f"local-dir:{tmp_path / 'model'}", pretrained=True).eval()
+    images = torch.randn(4, 3, 8, 8)
+    assert torch.equal(model(images), loaded(images))
+    data = resolve_model_data_config(loaded)
+    assert tuple(data["input_size"]) == (3, 8, 8)
+    assert (tuple(data["mean"]), tuple(data["std"])) == (PREPROCESSING.mean, PREPROCESSING.std)
+    assert (data["crop_pct"], data["interpolation"]) == (0.95, "bilinear")
+    assert tuple(loaded.pretrained_cfg["label_names"]) == LABELS
+
+
+@pytest.mark.parametrize("name", sorted(METHODS))
+def test_the_same_seed_expands_to_the_same_model(name: str) -> None:
+    method = create_method(name)
+    learngene = method.extract(method.auxiliary(NANO)) if method.needs_learngene else None
+    spec = NANO.replace(classes=4)
+    before = torch.get_rng_state()
+    one, two = method.expand(learngene, spec, seed=1), method.expand(learngene, spec, seed=1)
+    assert torch.equal(before, torch.get_rng_state())
+    assert all(torch.equal(a, b) for a, b in zip(one.parameters(), two.parameters(), strict=True))
+
+
+def test_a_folder_needs_no_code_of_ours(tmp_path: Path) -> None:
+    model = create_method("scratch").expand(None, NANO).eval()
+    export_timm(model, tmp_path / "model", labels=LABELS, preprocessing=PREPROCESSING, model_args=timm_arguments(NANO))
+    images = torch.linspace(-1, 1, 192).reshape(1, 3, 8, 8)
+    program = (
+        # torchvision's CUDA build beside a CPU-only torch cannot be imported without its operators' schemas
+        "import torch; library = torch.library.Library('torchvision', 'DEF')\n"
+        "for name in ('nms', 'qnms'):\n"
+        "    try: library.define(f'{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor')\n"
+        "    except RuntimeError: pass\n"
+        "import sys, timm\n"
+        f"model = timm.create_model('local-dir:{tmp_path / 'model'}', pretrained=True).eval()\n"
+        "print(model(torch.linspace(-1, 1, 192).reshape(1, 3, 8, 8)).tolist())\n"
+        "assert not any(name.startswith('ray') for name in sys.modules)\n"
+    )
+    ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert (
+        json.loads(ran.stdout) == pytest.approx(model(images).tolist()[0])
+        or json.loads(ran.stdout) == model(images).tolist()
+    )
+
+
+def test_what_is_no_timm_folder_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"has no config\.json"):
+        load_timm(tmp_path)
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(UserError, match=r"no model\.safetensors"):
+        load_timm(tmp_path)
+    (tmp_path / "model.safetensors").write_bytes(b"nonsense")
+    with pytest.raises(UserError, match="does not load as a timm model"):
+        load_timm(tmp_path)

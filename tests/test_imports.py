@@ -1,0 +1,41 @@
+"""Every module imports; the science never imports the cluster; the command line stays light."""
+
+from __future__ import annotations
+
+import pkgutil
+import subprocess
+import sys
+
+import pytest
+
+import ray_learngene
+
+MODULES = [module.name for module in pkgutil.walk_packages(ray_learngene.__path__, "ray_learngene.")]
+SCIENCE = (
+    *("specs", "costs", "budgets", "losses", "engine", "config", "errors"),
+    *(name.removeprefix("ray_learngene.") for name in MODULES if ".methods" in name or ".data" in name),
+)
+
+
+def loaded_by(statement: str) -> set[str]:
+    program = f"import sys; {statement}; print(*sys.modules)"
+    ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    return set(ran.stdout.split())
+
+
+def test_every_module_imports() -> None:
+    loaded_by("; ".join(f"import {name}" for name in MODULES if not name.endswith("__main__")))
+
+
+def test_the_science_knows_neither_ray_nor_deepspeed_nor_the_store() -> None:
+    loaded = loaded_by("; ".join(f"import ray_learngene.{name}" for name in SCIENCE))
+    assert not loaded & {"ray", "deepspeed", "s3fs", "ray_learngene.store", "ray_learngene.objects"}
+
+
+@pytest.mark.parametrize("module", ["ray_learngene", "ray_learngene.cli"])
+def test_the_command_line_imports_nothing_heavy(module: str) -> None:
+    assert not loaded_by(f"import {module}") & {"torch", "timm", "ray", "pyarrow", "pandas", "pydantic", "numpy"}
+
+
+def test_the_configurations_import_no_torch() -> None:
+    assert "torch" not in loaded_by("import ray_learngene.config")

@@ -1,0 +1,218 @@
+"""Every mistake gets one clear line and a non-zero exit through the real command, and leaves nothing behind."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+import torch
+
+from ray_learngene.data.images import Preprocessing
+from ray_learngene.export import export_timm
+from ray_learngene.methods import create_method
+from ray_learngene.specs import PRESETS, timm_arguments
+from ray_learngene.store import Store
+from tests.conftest import free_ports
+
+NANO = PRESETS["nano"]
+DIGITS = tuple(str(digit) for digit in range(10))
+PREPROCESSING = Preprocessing(image_size=8, mean=(0.5,) * 3, std=(0.5,) * 3, crop_pct=1.0, interpolation="bicubic")
+
+
+def learngene(*arguments: str, environment: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "ray_learngene", *arguments],
+        capture_output=True,
+        text=True,
+        env={**os.environ, **(environment or {})},
+        timeout=180,
+    )
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A store with an ancestry of seven classes, one of ten, and a learngene."""
+    root = tmp_path_factory.mktemp("store")
+    for name, labels in (("seven", DIGITS[:7]), ("ten", DIGITS), ("named", tuple("abcdefghij"))):
+        torch.manual_seed(0)
+        spec = NANO.replace(depth=1, classes=len(labels))
+        folder = root / "made" / name
+        export_timm(
+            create_method("scratch").expand(None, spec),
+            folder,
+            labels=labels,
+            preprocessing=PREPROCESSING,
+            model_args=timm_arguments(spec),
+        )
+        Store(str(root / "store")).publish("ancestry", name, folder, {"fingerprint": "other", "parameters": 1})
+    method = create_method("sws")
+    gene = method.extract(method.auxiliary(NANO)).describe(
+        labels=DIGITS, preprocessing=PREPROCESSING.model_dump(mode="json")
+    )
+    gene.save(root / "made" / "gene")
+    facts = {
+        **gene.description(),
+        "fingerprint": "other",
+        "cost": {"seconds": 1, "images": 1},
+        "metrics": {"top1": 1.0},
+    }
+    Store(str(root / "store")).publish("learngene", "gene", root / "made" / "gene", facts)
+    return root / "store"
+
+
+DISTILL = ("distill", "--data", "digits", "--name", "new", "--workers", "0", "--store", "{store}")
+SWEEP = ("sweep", "--data", "digits", "--name", "new", "--learngene", "gene", "--store", "{store}")
+PLAN = ("plan", "--learngene", "gene", "--store", "{store}")
+MISTAKES: dict[str, tuple[tuple[str, ...], str]] = {
+    "no such command": (("distil",), "unknown command 'distil'; did you mean 'distill'?"),
+    "no such flag": (("sweep", "--epoch", "3"), "unknown argument '--epoch'; did you mean --epochs?"),
+    "a flag without its value": (("sweep", "--epochs"), "expected one argument"),
+    "a missing flag": (("distill", "--data", "digits"), "is required: "),
+    "not a number": (("sweep", "--epochs", "many"), "--epochs: input should be a valid integer"),
+    "out of range": ((*SWEEP, "--smoothing", "1.5"), "--smoothing: input should be less than 1, got '1.5'"),
+    "no such choice": (
+        (*DISTILL, "--ancestry", "x", "--preset", "s", "--zero", "4"),
+        "--zero: input should be 0, 1, 2 or 3",
+    ),
+    "labels weighed but off": (
+        (*DISTILL, "--ancestry", "store:ancestries/ten", "--preset", "nano", "--no-labels", "--alpha", "0.5"),
+        "alpha below 1 weighs the labels, but labels are off",
+    ),
+    "no recipe": ((*SWEEP, "--config", "{tmp}/none.yaml"), "none.yaml: No such file"),
+    "unknown preset": ((*DISTILL, "--ancestry", "store:ancestries/ten", "--preset", "xl"), "unknown preset 'xl'"),
+    "image size and patch": (
+        (*DISTILL, "--ancestry", "store:ancestries/ten", "--preset", "nano", "--image-size", "7"),
+        "image size 7 is not divisible by patch size 2",
+    ),
+    "unknown method": (
+        (*DISTILL, "--ancestry", "store:ancestries/ten", "--preset", "nano", "--method", "swiss"),
+        "unknown method 'swiss'",
+    ),
+    "a method without an auxiliary": (
+        (*DISTILL, "--ancestry", "store:ancestries/ten", "--preset", "nano", "--method", "scratch"),
+        "'scratch' has no auxiliary model to distil",
+    ),
+    "no such ancestry in the store": (
+        (*DISTILL, "--ancestry", "store:ancestries/tenn", "--preset", "nano"),
+        "no ancestry 'tenn' in",
+    ),
+    "no such timm model": ((*DISTILL, "--ancestry", "levit_9000", "--preset", "nano"), "timm has no such model"),
+    "weights that cannot be fetched": (
+        (*DISTILL, "--ancestry", "levit_384.fb_dist_in1k", "--preset", "nano"),
+        "the pretrained weights cannot be fetched",
+    ),
+    "no timm folder": ((*DISTILL, "--ancestry", "local-dir:{tmp}", "--preset", "nano"), "is not a timm model folder"),
+    "another number of classes": (
+        (*DISTILL, "--ancestry", "store:ancestries/seven", "--preset", "nano"),
+        "has 7 classes, --data digits has 10",
+    ),
+    "other classes": (
+        (*DISTILL, "--ancestry", "store:ancestries/named", "--preset", "nano"),
+        "calls class 0 'a', --data digits calls it '0'",
+    ),
+    "no such data": (
+        (*DISTILL[:2], "{tmp}/photos", *DISTILL[3:], "--ancestry", "store:ancestries/ten", "--preset", "nano"),
+        "photos",
+    ),
+    "name taken": (
+        ("distill", "--data", "digits", "--name", "gene", "--workers", "0", "--store", "{store}")
+        + ("--ancestry", "store:ancestries/ten", "--preset", "nano"),
+        "the learngene 'gene' is already in",
+    ),
+    "a bad DeepSpeed file": (
+        (*DISTILL, "--ancestry", "store:ancestries/ten", "--preset", "nano", "--deepspeed", "{tmp}/none.json"),
+        "none.json: No such file",
+    ),
+    "a batch that does not divide": (
+        (
+            *DISTILL,
+            "--ancestry",
+            "store:ancestries/ten",
+            "--preset",
+            "nano",
+            "--batch-size",
+            "10",
+            "--accumulation",
+            "3",
+        ),
+        "does not divide",
+    ),
+    "a batch larger than the data": (
+        (*DISTILL, "--ancestry", "store:ancestries/ten", "--preset", "nano", "--batch-size", "4096"),
+        "lower --batch-size",
+    ),
+    "a malformed budget": ((*PLAN, "--budgets", "params=3M"), "cannot read 'params=3M'"),
+    "an unknown quantity": ((*PLAN, "--budgets", "flops<=3M"), "unknown quantity 'flops'"),
+    "an impossible budget": ((*PLAN, "--budgets", "params<=15125"), "params 30.2 k is 2.00x the limit"),
+    "malformed depths": ((*PLAN, "--depths", "6-"), "cannot read '6-'"),
+    "no such learngene": (("plan", "--learngene", "gone", "--store", "{store}"), "no learngene 'gone' in"),
+    "an arm twice": ((*PLAN, "--arms", "sws,sws"), "give each arm once"),
+    "an unknown arm": ((*PLAN, "--arms", "sws,magic"), "unknown method 'magic'"),
+    "ASHA without a search": ((*SWEEP, "--asha"), "it needs lr_search"),
+    "a name no store can hold": ((*SWEEP[:4], "a/b", *SWEEP[5:]), "is not the name of"),
+    "nothing to pull": (("pull", "--store", "{store}", "--max-params", "3M"), "no descendants in"),
+    "a malformed limit": (("pull", "--store", "{store}", "--max-params", "many"), "cannot read"),
+    "no such artefact": (
+        ("pull", "learngenes/gone", "--store", "{store}", "--out", "{tmp}/out"),
+        "no learngene 'gone'",
+    ),
+    "no such kind": (("show", "things/gene", "--store", "{store}"), "write KIND/NAME"),
+    "no such sweep": (("show", "sweeps/gone", "--store", "{store}"), "no sweep 'gone'"),
+    "no store": (("list", "--store", "{tmp}/no-store"), "there is no store at"),
+    "a scheme that is not supported": (("list", "--store", "gopher://x"), "gopher"),
+    "evaluating what is no model": (("evaluate", "{tmp}", "--data", "digits"), "is not a timm model folder"),
+    "an unreadable conversion": (("data", "convert", "--data", "{tmp}/photos", "--out", "{tmp}/shards"), "photos"),
+}
+
+
+@pytest.fixture(scope="module")
+def runs(
+    store: Path, tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, tuple[Path, subprocess.CompletedProcess[str]]]:
+    """Every mistake made once, two at a time, each with a folder of its own."""
+
+    def make(mistake: str) -> tuple[Path, subprocess.CompletedProcess[str]]:
+        folder = tmp_path_factory.mktemp("mistake")
+        return folder, learngene(*(word.format(store=store, tmp=folder) for word in MISTAKES[mistake][0]))
+
+    before = sorted(store.rglob("*"))
+    with ThreadPoolExecutor(2) as threads:
+        made = dict(zip(MISTAKES, threads.map(make, MISTAKES), strict=True))
+    assert sorted(store.rglob("*")) == before, "a mistake left something in the store"
+    return made
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_a_mistake_is_one_line(mistake: str, runs: dict[str, tuple[Path, subprocess.CompletedProcess[str]]]) -> None:
+    folder, ran = runs[mistake]
+    lines = ran.stderr.strip().splitlines()
+    assert ran.returncode == 2, ran.stderr
+    assert len(lines) == 1 and lines[0].startswith("learngene: error: "), ran.stderr
+    assert MISTAKES[mistake][1] in lines[0]
+    assert list(folder.iterdir()) == []
+
+
+def test_buckets_that_cannot_be_used(s3_env: Callable[[], str], tmp_path: Path) -> None:
+    bucket = s3_env()
+    secret = os.environ["AWS_SECRET_ACCESS_KEY"]
+    cases = {
+        "does not exist": ("s3://no-such-bucket-anywhere/x", {}),
+        "AWS_SECRET_ACCESS_KEY": (bucket, {"AWS_SECRET_ACCESS_KEY": "wrong-and-never-printed"}),
+        "AWS_ENDPOINT_URL": (bucket, {"AWS_ENDPOINT_URL": f"http://127.0.0.1:{free_ports(1)[0]}"}),
+    }
+    for says, (uri, environment) in cases.items():
+        for command in (
+            ("sweep", "--data", "digits", "--name", "x", "--learngene", "x", "--store", uri),
+            ("pull", "--store", uri, "--out", str(tmp_path / "out")),
+        ):
+            ran = learngene(*command, environment=environment)
+            assert ran.returncode == 2, ran.stderr
+            assert len(ran.stderr.strip().splitlines()) == 1, ran.stderr
+            assert says in ran.stderr, ran.stderr
+            assert secret not in ran.stderr and "wrong-and-never-printed" not in ran.stderr
+    assert list(tmp_path.iterdir()) == []
