@@ -14,11 +14,10 @@ matrix product of the same dtype reached between the blocks.
 
 from __future__ import annotations
 
-import argparse
 import copy
 import itertools
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -49,7 +48,7 @@ WARM_UP_BLOCKS = 2
 
 @dataclass(frozen=True)
 class Case:
-    """Two rows: the auxiliary and the descendant of a preset; `rounds` blocks of `steps` steps for each side."""
+    """Auxiliary and descendant of a preset, each eager and compiled; every side in `rounds` blocks of `steps` steps."""
 
     preset: str
     batch: int
@@ -65,14 +64,14 @@ def main() -> None:
     args = arguments(__doc__)
     facts = machine()
     device = resolve_device()
-    cases = GPU_CASES if device.type == "cuda" else CPU_CASES
-    rows = [row for case in cases for row in _rows(case, device, args)]
+    cases: tuple[Case, ...] = GPU_CASES if device.type == "cuda" else CPU_CASES
+    if args.quick:
+        cases = (replace(cases[0], batch=cases[0].batch // 8, steps=1, rounds=2),)
+    rows = [row for case in cases for row in _rows(case, device)]
     publish("auxiliary_step", args, facts, rows)
 
 
-def _rows(case: Case, device: torch.device, args: argparse.Namespace) -> Iterable[dict[str, Any]]:
-    if args.quick:
-        case = Case(case.preset, case.batch // 8, steps=1, rounds=2)
+def _rows(case: Case, device: torch.device) -> Iterable[dict[str, Any]]:
     spec = preset(case.preset)
     descendant_spec = spec.replace(depth=DESCENDANT_DEPTH)
     descendant = build(descendant_spec, seed=0)
@@ -80,10 +79,10 @@ def _rows(case: Case, device: torch.device, args: argparse.Namespace) -> Iterabl
     auxiliary = create_method("sws").auxiliary(spec, drop_path=DROP_PATH)
     for name, each, model in (("auxiliary", spec, auxiliary), ("descendant", descendant_spec, descendant)):
         torch.compiler.reset()
-        yield _row(case, name, each, model.to(device), device)
+        yield from _measure(case, name, each, model.to(device), device)
 
 
-def _row(case: Case, name: str, spec: Spec, model: nn.Module, device: torch.device) -> dict[str, Any]:
+def _measure(case: Case, name: str, spec: Spec, model: nn.Module, device: torch.device) -> Iterable[dict[str, Any]]:
     images = torch.randn(case.batch, 3, spec.image, spec.image, device=device)
     targets = torch.randint(spec.classes, (case.batch,), device=device)
     dtype = resolve_precision("auto", device)
@@ -107,23 +106,22 @@ def _row(case: Case, name: str, spec: Spec, model: nn.Module, device: torch.devi
     seconds = in_turn(sides, case.rounds)
     middle = medians(seconds)
     peak = case.steps * 2 * size**3 / middle["matmul"]
-    rates = {side: case.steps * case.batch / middle[side] for side in calls if side != "matmul"}
-    return {
-        "model": f"{case.preset} {name}",
-        "batch": case.batch,
-        "precision": str(dtype or torch.float32).removeprefix("torch."),
-        "eager images/s": rates["eager"],
-        "compiled images/s": rates["compiled"],
-        "compiled / eager": rates["compiled"] / rates["eager"],
-        "eager MFU": 6 * macs(spec) * rates["eager"] / peak,
-        "compiled MFU": 6 * macs(spec) * rates["compiled"] / peak,
-        "matmul Tflop/s": peak / 1e12,
-        "ancestry": ancestry_name,
-        "ancestry / eager step": middle["ancestry"] / middle["eager"],
-        "ancestry / compiled step": middle["ancestry"] / middle["compiled"],
-        "compiled ancestry / compiled step": middle["compiled_ancestry"] / middle["compiled"],
-        "raw_seconds": seconds,
-    }
+    for side in ("eager", "compiled"):
+        rate = case.steps * case.batch / middle[side]
+        yield {
+            "model": f"{case.preset} {name}",
+            "batch": case.batch,
+            "precision": str(dtype or torch.float32).removeprefix("torch."),
+            "step": side,
+            "images/s": rate,
+            "over eager": middle["eager"] / middle[side],
+            "matmul Tflop/s": peak / 1e12,
+            "MFU": 6 * macs(spec) * rate / peak,
+            "ancestry": ancestry_name,
+            "ancestry / step": middle["ancestry"] / middle[side],
+            "compiled ancestry / step": middle["compiled_ancestry"] / middle[side],
+            "raw_seconds": {part: seconds[part] for part in (side, "matmul", "ancestry", "compiled_ancestry")},
+        }
 
 
 def _ancestry(spec: Spec) -> tuple[str, nn.Module]:

@@ -177,9 +177,8 @@ def _batches(
     if device.type == "cuda":
         generator = torch.Generator(device).manual_seed(rank)
         shape = (case.batch, 3, spec.image, spec.image)
-        images = [torch.randn(shape, device=device, generator=generator) for _ in range(4)]
         targets = torch.zeros(case.batch, dtype=torch.long, device=device)
-        return itertools.cycle([(each, targets) for each in images])
+        return itertools.cycle([(torch.randn(shape, device=device, generator=generator), targets) for _ in range(4)])
     sets = open_image_sets(DataConfig(data="digits"))
     preprocessing = Preprocessing(
         image_size=spec.image, mean=ancestry.mean, std=ancestry.std, crop_pct=1.0, interpolation="bicubic"

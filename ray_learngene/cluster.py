@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -14,6 +15,7 @@ from ray.util.queue import Empty, Queue
 from ray_learngene.errors import UserError
 
 Report = Callable[[dict[str, Any]], None]
+_CONNECT_SECONDS = 10
 
 
 @contextmanager
@@ -29,6 +31,8 @@ def ray_cluster(address: str | None) -> Iterator[None]:
         yield
         return
     address = address or os.environ.get("RAY_ADDRESS")
+    if address is not None:
+        _require_listener(address)
     # Workers' logs stay in Ray's log files: progress and errors reach the terminal by other ways, without prefixes.
     settings: dict[str, Any] = {"address": address or "local", "log_to_driver": False, "logging_level": "ERROR"}
     if address is None:
@@ -41,6 +45,18 @@ def ray_cluster(address: str | None) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+def _require_listener(address: str) -> None:
+    """Find out at once whether anything listens there: Ray itself goes on trying for minutes."""
+    host, _, port = address.partition("://")[2].rpartition(":") if "://" in address else address.rpartition(":")
+    if not port.isdigit():
+        return  # "auto" and the like, which Ray resolves itself
+    try:
+        socket.create_connection((host, int(port)), timeout=_CONNECT_SECONDS).close()
+    except OSError as error:
+        reason = error.strerror or "no answer"
+        raise UserError(f"no Ray cluster answers at {address}: check --address and RAY_ADDRESS ({reason})") from None
 
 
 def _explain(error: Exception, address: str | None) -> str:

@@ -20,6 +20,14 @@ def sweep_table(store: Store, name: str, unfinished: Sequence[dict[str, Any]] = 
     return pandas.DataFrame([*rows, *unfinished])
 
 
+def earlier_rows(store: Store, name: str) -> list[dict[str, Any]]:
+    """What earlier runs of a sweep settled: its published descendants, and trials that were stopped early."""
+    finished = [manifest.metadata["row"] for manifest in store.manifests("descendant", under=name)]
+    path = f"sweeps/{name}/{RESULTS}"
+    table = store.read_table(path).to_pylist() if store.has(path) else []
+    return finished + [row for row in table if row["status"] == "stopped"]
+
+
 def write_results(store: Store, name: str, unfinished: Sequence[dict[str, Any]] = ()) -> pandas.DataFrame:
     """Write the table and the page of a sweep."""
     table = sweep_table(store, name, unfinished)

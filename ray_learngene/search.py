@@ -17,56 +17,40 @@ from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, TrialSch
 from ray.tune.search import Searcher
 from ray.tune.search.optuna import OptunaSearch
 
+from ray_learngene.config import SweepConfig
+
 
 class LearningRateSearch(Searcher):
     """One Optuna study over the learning rate per group, served in turns, so that the largest sizes start first.
 
     Args:
-        groups: Base configurations of the trials, one per group, in the order in which they shall start.
+        left: Trials still to run, up to their learning rates, in the order in which they shall start.
         known: Learning rates and scores that are already known, by group: a sweep that is run again goes on from there.
-        trials: Learning rates per group, the known ones included.
     """
 
     def __init__(
-        self,
-        groups: Sequence[dict[str, Any]],
-        known: dict[str, list[tuple[float, float]]],
-        *,
-        trials: int,
-        low: float,
-        high: float,
-        seed: int,
+        self, left: Sequence[dict[str, Any]], known: dict[str, list[tuple[float, float]]], config: SweepConfig
     ) -> None:
         super().__init__(metric="top1", mode="max")
         optuna.logging.set_verbosity(optuna.logging.ERROR)
-        self._queue = [
-            group for turn in range(trials) for group in groups if turn >= len(known.get(group["group"], []))
-        ]
+        self._left = list(left)
         self._studies: dict[str, OptunaSearch] = {}
-        for group in groups:
-            study = OptunaSearch(
-                {"lr": tune.loguniform(low, high)},
-                metric="top1",
-                mode="max",
-                sampler=optuna.samplers.TPESampler(seed=seed),
-            )
-            for lr, score in known.get(group["group"], []):
-                study.add_evaluated_point({"lr": lr}, score)
-            self._studies[group["group"]] = study
         self._group_of: dict[str, str] = {}
-
-    @property
-    def total(self) -> int:
-        """Trials still to be suggested."""
-        return len(self._queue)
+        for group in dict.fromkeys(one["group"] for one in left):
+            sampler = optuna.samplers.TPESampler(seed=config.seed)
+            space = {"lr": tune.loguniform(config.lr_low, config.lr_high)}
+            study = OptunaSearch(space, metric="top1", mode="max", sampler=sampler)
+            for lr, score in known[group]:
+                study.add_evaluated_point({"lr": lr}, score)
+            self._studies[group] = study
 
     def suggest(self, trial_id: str) -> Any:
-        if not self._queue:
+        if not self._left:
             return Searcher.FINISHED
-        group = self._queue.pop(0)
-        self._group_of[trial_id] = group["group"]
-        suggestion = self._studies[group["group"]].suggest(trial_id) or {}
-        return {**group, "lr": suggestion["lr"]}
+        one = self._left.pop(0)
+        self._group_of[trial_id] = one["group"]
+        suggestion = self._studies[one["group"]].suggest(trial_id) or {}
+        return {**one, "lr": suggestion["lr"]}
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         self._studies[self._group_of[trial_id]].on_trial_complete(trial_id, result, error)

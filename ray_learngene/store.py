@@ -222,6 +222,10 @@ class Store:
         with clear_errors(self.objects.uri_of(path)):
             return pyarrow.parquet.read_table(io.BytesIO(data))
 
+    def has(self, path: str) -> bool:
+        """Whether there is something at a path below the store."""
+        return self.objects.read(check_path(path)) is not None
+
     def write_text(self, path: str, text: str) -> None:
         """Write a text to a path below the store, replacing as a whole what was there."""
         self.objects.put(check_path(path), text.encode())

@@ -35,10 +35,11 @@ class SweepProgress(Callback):
 
     def _print(self, trial: Trial, text: str) -> None:
         self.ended += 1
-        config = trial.config.get("trial", trial.config)
+        one = trial.config.get("one", trial.config)
+        target = one["trial"]
         width = len(str(self.total))
         print(
-            f"[{self.ended:{width}}/{self.total}] {config['arm']:10} depth {config['spec']['depth']:2}   "
-            f"seed {config['seed']}   lr {config['lr']:.1e}   {text}",
+            f"[{self.ended:{width}}/{self.total}] {target.arm:10} depth {target.spec.depth:2}   "
+            f"seed {target.seed}   lr {one['lr']:.1e}   {text}",
             flush=True,
         )

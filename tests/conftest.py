@@ -30,6 +30,8 @@ from botocore.client import BaseClient
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 
+import ray_learngene.torchvision_cpu  # noqa: F401  (tests import plain timm)
+
 torch.set_num_threads(1)
 
 START_SECONDS = 60

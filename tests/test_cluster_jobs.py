@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -61,7 +62,7 @@ def head(s3_store: str) -> Iterator[tuple[str, str]]:
     gcs, dashboard = free_ports(2)
     command = [RAY, "start", "--head", "--node-ip-address=127.0.0.1", f"--port={gcs}", "--num-cpus=2", "--num-gpus=0"]
     command += [f"--dashboard-port={dashboard}", "--dashboard-host=127.0.0.1", "--disable-usage-stats", "--block"]
-    process = subprocess.Popen(
+    process = subprocess.Popen(  # a session of its own, so that all of the head's processes end with it
         command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=ROOT, start_new_session=True
     )
     assert process.stdout is not None
@@ -73,11 +74,11 @@ def head(s3_store: str) -> Iterator[tuple[str, str]]:
     try:
         yield f"127.0.0.1:{gcs}", f"http://127.0.0.1:{dashboard}"
     finally:
-        process.terminate()
+        os.killpg(process.pid, signal.SIGTERM)
         try:
-            process.wait(20)
+            process.wait(5)
         except subprocess.TimeoutExpired:
-            process.kill()
+            os.killpg(process.pid, signal.SIGKILL)
             process.wait()
 
 
@@ -266,7 +267,7 @@ def test_a_failed_descendant_is_told_and_the_others_are_published(sweep_config: 
     config = sweep_config.model_copy(
         update={"name": "explodes", "lr": 1e30, "min_lr": 1e29, "budgets": ("params<=60k",)}
     )
-    with pytest.raises(UserError, match="2 of the sweep's descendants failed: the loss is not finite"):
+    with pytest.raises(UserError, match="2 of 2 descendants failed: the loss is not finite"):
         sweep(config)
     saved = Store(config.store).read_table("sweeps/explodes/results.parquet").to_pandas()
     assert (saved["status"] == "failed").all() and saved["error"].str.contains("lower --lr").all()

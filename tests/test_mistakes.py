@@ -170,13 +170,14 @@ MISTAKES: dict[str, tuple[tuple[str, ...], str]] = {
 }
 
 
+Run = tuple[Path, subprocess.CompletedProcess[str]]
+
+
 @pytest.fixture(scope="module")
-def runs(
-    store: Path, tmp_path_factory: pytest.TempPathFactory
-) -> dict[str, tuple[Path, subprocess.CompletedProcess[str]]]:
+def runs(store: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Run]:
     """Every mistake made once, two at a time, each with a folder of its own."""
 
-    def make(mistake: str) -> tuple[Path, subprocess.CompletedProcess[str]]:
+    def make(mistake: str) -> Run:
         folder = tmp_path_factory.mktemp("mistake")
         return folder, learngene(*(word.format(store=store, tmp=folder) for word in MISTAKES[mistake][0]))
 
@@ -188,7 +189,7 @@ def runs(
 
 
 @pytest.mark.parametrize("mistake", MISTAKES)
-def test_a_mistake_is_one_line(mistake: str, runs: dict[str, tuple[Path, subprocess.CompletedProcess[str]]]) -> None:
+def test_a_mistake_is_one_line(mistake: str, runs: dict[str, Run]) -> None:
     folder, ran = runs[mistake]
     lines = ran.stderr.strip().splitlines()
     assert ran.returncode == 2, ran.stderr

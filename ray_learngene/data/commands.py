@@ -25,6 +25,6 @@ def print_convert(config: ConvertConfig) -> None:
     if facts["note"]:
         print(facts["note"])
     print(
-        f"{config.out}: {facts['train']:,} training and {facts['val']:,} validation images in {facts['shards']} shards, "
-        f"{facts['bytes'] / 1e6:,.1f} MB"
+        f"{config.out}: {facts['train']:,} training and {facts['val']:,} validation images "
+        f"in {facts['shards']} shards, {facts['bytes'] / 1e6:,.1f} MB"
     )

@@ -1,0 +1,167 @@
+"""The trials of a sweep on Ray Tune: one plain single process for each descendant that is not finished yet."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ray_learngene.config import SweepConfig
+from ray_learngene.data.images import Images
+from ray_learngene.descend import Descendant, descendant, train_descendant
+from ray_learngene.errors import RunError
+from ray_learngene.methods import Learngene
+from ray_learngene.specs import Spec
+from ray_learngene.store import Store
+
+
+@dataclass(frozen=True)
+class Trial:
+    """What is trained, up to the learning rate."""
+
+    arm: str
+    spec: Spec
+    seed: int
+
+
+@dataclass(frozen=True)
+class SweepInputs:
+    """What all trials of a sweep have in common; broadcast to the cluster once.
+
+    Attributes:
+        costs: Columns of the results table by spec: parameters, MACs, memory, measured latency.
+        facts: What every row records of the learngene.
+    """
+
+    config: SweepConfig
+    learngene: Learngene
+    images: Images
+    costs: dict[Spec, dict[str, Any]]
+    facts: dict[str, Any]
+
+    def descendant(self, trial: Trial, lr: float) -> Descendant:
+        """The descendant that a trial trains at a learning rate."""
+        version = self.facts["learngene_version"]
+        return descendant(trial.arm, trial.spec, trial.seed, lr, self.config, self.images, version)
+
+
+def run_trials(inputs: SweepInputs, wanted: Sequence[Trial], before: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Train what is wanted and not among the rows from before, on the cluster.
+
+    Returns:
+        A row for each trial that failed or was stopped early; those that finished are in the store.
+    """
+    config = inputs.config
+    groups: list[dict[str, Any]] = [{"trial": trial, "group": inputs.descendant(trial, 0.0).group} for trial in wanted]
+    known = _known(inputs, wanted, before)
+    if config.lr_search:
+        left = [group for turn in range(config.lr_search) for group in groups if turn >= len(known[group["group"]])]
+    else:
+        names = {row["descendant"] for row in before}
+        left = [group for group in groups if inputs.descendant(group["trial"], config.lr).name not in names]
+    total = len(wanted) * max(1, config.lr_search)
+    done = f", {total - len(left)} already finished" if len(left) < total else ""
+    print(f"sweep {config.name}: {len(left)} descendants to train{done}", flush=True)
+    return _tune(inputs, left, known) if left else []
+
+
+def _known(
+    inputs: SweepInputs, wanted: Sequence[Trial], before: Sequence[dict[str, Any]]
+) -> dict[str, list[tuple[float, float]]]:
+    """Learning rates with their scores that earlier runs of the sweep tried, by group."""
+    known: dict[str, list[tuple[float, float]]] = {inputs.descendant(trial, 0.0).group: [] for trial in wanted}
+    by_name = {row["descendant"]: row for row in before}
+    for trial in wanted:
+        for name, row in by_name.items():
+            one = inputs.descendant(trial, row["lr"])
+            if one.name == name:
+                known[one.group].append((row["lr"], row["top1"]))
+    return known
+
+
+def _tune(
+    inputs: SweepInputs, left: Sequence[dict[str, Any]], known: dict[str, list[tuple[float, float]]]
+) -> list[dict[str, Any]]:
+    os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")  # histories are published with each descendant
+    os.environ.setdefault("TUNE_GLOBAL_CHECKPOINT_S", "60")
+    from ray import tune
+
+    from ray_learngene.cluster import ray_cluster, require_resources
+    from ray_learngene.search import GroupedASHA, LearningRateSearch
+    from ray_learngene.sweep_progress import SweepProgress
+
+    config = inputs.config
+    search = LearningRateSearch(left, known, config) if config.lr_search else None
+    space = {} if search else {"one": tune.grid_search([{**group, "lr": config.lr} for group in left])}
+    with ray_cluster(config.address):
+        require_resources(1, config.cpus_per_trial, config.gpus_per_trial, "trials")
+        storage_path, storage_filesystem = Store(config.store).ray_storage(f"sweep-{config.name}")
+        resources = {"CPU": config.cpus_per_trial, "GPU": config.gpus_per_trial}
+        results = tune.Tuner(
+            tune.with_resources(tune.with_parameters(_train, inputs=inputs), resources),
+            param_space=space,
+            tune_config=tune.TuneConfig(
+                num_samples=len(left) if search else 1,
+                metric="top1",
+                mode="max",
+                search_alg=search,
+                scheduler=GroupedASHA(config.epochs) if config.asha else None,
+                max_concurrent_trials=config.max_concurrent or None,
+                reuse_actors=True,
+                trial_dirname_creator=lambda trial: trial.trial_id,
+            ),
+            run_config=tune.RunConfig(
+                name=f"sweep-{config.name}",
+                storage_path=storage_path,
+                storage_filesystem=storage_filesystem,
+                failure_config=tune.FailureConfig(max_failures=config.max_failures),
+                callbacks=[SweepProgress(len(left))],
+                verbose=0,
+            ),
+        ).fit()
+        ended = [results[index] for index in range(len(results))]
+    return [_unfinished(inputs, result) for result in ended if not (result.metrics or {}).get("finished")]
+
+
+def _train(one: dict[str, Any], inputs: SweepInputs) -> None:
+    """One Tune trial. What trying again would not help is reported, not raised."""
+    import torch
+    from ray import tune
+
+    config = inputs.config
+    torch.set_num_threads(max(1, int(config.cpus_per_trial)))
+    if torch.cuda.is_available() and 0 < config.gpus_per_trial < 1:
+        torch.cuda.set_per_process_memory_fraction(config.gpus_per_trial)  # Ray's shares are bookkeeping only
+    one = one.get("one", one)
+    trial: Trial = one["trial"]
+    target = inputs.descendant(trial, one["lr"])
+    try:
+        row = train_descendant(
+            target, inputs.learngene, inputs.images, config, inputs.costs[trial.spec], inputs.facts, tune.report
+        )
+    except RunError as error:
+        tune.report({"top1": float("-inf"), "error": str(error)})
+        return
+    tune.report({**row, "epoch": config.epochs, "epochs": config.epochs, "finished": True})
+
+
+def _unfinished(inputs: SweepInputs, result: Any) -> dict[str, Any]:
+    one, metrics = result.config.get("one", result.config), result.metrics or {}
+    trial: Trial = one["trial"]
+    error = metrics.get("error") or (str(result.error).strip().splitlines()[-1] if result.error else None)
+    return {
+        "descendant": inputs.descendant(trial, one["lr"]).name,
+        "sweep": inputs.config.name,
+        "status": "failed" if error else "stopped",
+        "error": error,
+        "arm": trial.arm,
+        "width": trial.spec.width,
+        "depth": trial.spec.depth,
+        "seed": trial.seed,
+        "lr": one["lr"],
+        "epochs": inputs.config.epochs,
+        "top1": metrics.get("top1"),
+        "steps": metrics.get("step"),
+        "seconds": metrics.get("seconds"),
+    }
