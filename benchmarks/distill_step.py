@@ -68,10 +68,10 @@ class Case:
 
 
 CPU_CASES = (
-    Case("nano", 32, steps=20, rounds=15),
-    Case("nano", 32, steps=20, rounds=15, loader=True),
-    Case("micro", 32, steps=3, rounds=11),
-    Case("micro", 32, steps=3, rounds=11, loader=True),
+    Case("nano", 32, steps=10, rounds=15),
+    Case("nano", 32, steps=10, rounds=15, loader=True),
+    Case("micro", 32, steps=2, rounds=11),
+    Case("micro", 32, steps=2, rounds=11, loader=True),
 )
 GPU_CASES = (
     Case("s", 512, steps=10, rounds=15),

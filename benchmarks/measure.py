@@ -93,7 +93,7 @@ def publish(name: str, args: argparse.Namespace, facts: Mapping[str, Any], rows:
             "benchmark": name,
             "date": datetime.now(UTC).isoformat(timespec="seconds"),
             "quick": args.quick,
-            "machine": dict(facts),
+            "machine": {**facts, "load_after": os.getloadavg()[0]},
             **provenance(),
             "rows": rows,
         }

@@ -27,7 +27,7 @@ from ray_learngene.errors import RunError, UserError
 from ray_learngene.manifest import Kind, Manifest
 from ray_learngene.provenance import fingerprint, provenance
 from ray_learngene.store import Store
-from ray_learngene.terminal import show_progress
+from ray_learngene.terminal import ProgressPrinter
 from ray_learngene.training import Progress, Worker, train
 
 # Settings that say where and how a run is executed, not what it computes.
@@ -194,7 +194,7 @@ def _train_here(task: Task, store: Store, settings: dict[str, Any]) -> dict[str,
         worker=Worker(device),
         checkpoints=checkpoints,
         checkpoint_due=_checkpoint_due(config.checkpoint_every),
-        report=show_progress,
+        report=ProgressPrinter(),
         judge=task.judge(device),
         autocast=autocast,
     )
@@ -218,7 +218,7 @@ def _train_on_cluster(
         use_gpu = cluster_has_gpus() if config.use_gpu is None else config.use_gpu
         require_resources(config.workers, config.cpus_per_worker, int(use_gpu), "workers")
         storage_path, storage_filesystem = store.ray_storage(run_name(task))
-        with progress_channel(show_progress) as report:
+        with progress_channel(ProgressPrinter()) as report:
             trainer = TorchTrainer(
                 _worker,  # type: ignore[arg-type]
                 train_loop_config={

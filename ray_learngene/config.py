@@ -7,11 +7,12 @@ A configuration is validated before anything starts, is read from YAML (`--confi
 from __future__ import annotations
 
 import difflib
+import os
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from ray_learngene.errors import UserError
 
@@ -89,7 +90,17 @@ class OptimizationConfig(Config):
 class StoreConfig(Config):
     """Where artefacts live."""
 
-    store: str = Field("./store", description="the store: a folder, or s3://bucket/prefix (standard AWS variables)")
+    store: str = Field(
+        "./store",
+        validate_default=True,
+        description="the store: a folder, or s3://bucket/prefix (standard AWS variables)",
+    )
+
+    @field_validator("store")
+    @classmethod
+    def _absolute(cls, store: str) -> str:
+        # Ray's workers run in folders of their own, where a relative path would be another one.
+        return store if "://" in store else os.path.abspath(os.path.expanduser(store))
 
 
 class ClusterConfig(Config):

@@ -2,32 +2,46 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
+_SECONDS = 5.0  # between lines of a training run
 _WIDTH = 140  # of a table that goes to a file or another program
 
 
-def show_progress(metrics: Mapping[str, Any]) -> None:
-    """Print one line for what a training run reports: an epoch's end, or a step on the way there."""
-    losses = "  ".join(
-        f"{name.removesuffix('_loss') if name != 'loss' else 'loss'} {metrics[name]:.4f}"
-        for name in ("loss", "distill_loss", "label_loss")
-        if name in metrics
-    )
+class ProgressPrinter:
+    """Prints what a training run reports: the first and the last epoch, and between them a line every few seconds."""
+
+    def __init__(self, seconds: float = _SECONDS) -> None:
+        self.seconds = seconds
+        self._printed = float("-inf")
+
+    def __call__(self, metrics: Mapping[str, Any]) -> None:
+        now = time.monotonic()
+        if now - self._printed >= self.seconds or metrics["step"] == metrics["total_steps"]:
+            print(progress_line(metrics), flush=True)
+            self._printed = now
+
+
+def progress_line(metrics: Mapping[str, Any]) -> str:
+    """One line for the end of an epoch, or a step on the way there."""
     parts = [f"epoch {metrics['epoch']:6.2f} / {metrics['epochs']}"]
-    if losses:
-        parts += [losses, f"lr {metrics['lr']:.2e}"]
+    for name in ("loss", "distill_loss", "label_loss"):
+        if name in metrics:
+            parts.append(f"{name.replace('_', ' ')} {metrics[name]:.4f}")
+    if metrics["step"]:
+        parts.append(f"lr {metrics['lr']:.2e}")
     if "top1" in metrics:
         parts.append(f"top-1 {metrics['top1']:6.2f} %")
     if "ema_top1" in metrics:
-        parts.append(f"average's {metrics['ema_top1']:6.2f} %")
+        parts.append(f"average's top-1 {metrics['ema_top1']:6.2f} %")
     if metrics["step"]:
         parts.append(f"{metrics['images_per_second']:,.0f} images/s")
-    print("   ".join(parts), flush=True)
+    return "   ".join(parts)
 
 
 def print_table(table: Table) -> None:

@@ -85,6 +85,7 @@ def _tune(
 ) -> list[dict[str, Any]]:
     os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")  # histories are published with each descendant
     os.environ.setdefault("TUNE_GLOBAL_CHECKPOINT_S", "60")
+    os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # else Tune prints a banner although it is told to be quiet
     from ray import tune
 
     from ray_learngene.cluster import ray_cluster, require_resources

@@ -292,7 +292,7 @@ def test_a_job_is_submitted_to_the_head(sweep_config: SweepConfig, head: tuple[s
     ]
 
 
-def test_a_cluster_that_does_not_answer(learngene: DistillConfig) -> None:
+def test_a_cluster_that_does_not_answer() -> None:
     from ray_learngene.cluster import ray_cluster
     from ray_learngene.errors import UserError
 

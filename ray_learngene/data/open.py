@@ -45,7 +45,7 @@ def _open(config: DataConfig) -> ImageSets:
         raise UserError(
             f"{data} is a stream without random access: run `learngene data convert --data {data} --out FOLDER`"
         )
-    path = os.path.expanduser(data)
+    path = os.path.abspath(os.path.expanduser(data))  # workers run in other folders
     if "://" in data or data.endswith(".parquet") or _holds_parquet(Path(path)):
         return open_parquet(config)
     if os.path.isdir(path):
