@@ -16,7 +16,7 @@ from timm.data import resolve_model_data_config
 from timm.models import get_model_input_config
 from torch import Tensor, nn
 
-from ray_learngene.cluster_training import run
+from ray_learngene.cluster_training import check_early, run
 from ray_learngene.config import AncestryConfig
 from ray_learngene.data.images import Images, Preprocessing, checked_image_sets
 from ray_learngene.engine import LabelObjective, Objective
@@ -147,7 +147,7 @@ def train_ancestry(config: AncestryConfig) -> Manifest:
     Raises:
         UserError: see the message; nothing has been trained then.
     """
-    Store(config.store).check(write=True)
+    check_early(config, "ancestry")
     sets = checked_image_sets(config)
     arguments = {"img_size": config.image_size} if config.image_size and "img_size" not in config.model_args else {}
     options: dict[str, Any] = {

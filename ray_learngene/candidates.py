@@ -11,7 +11,7 @@ import torch
 
 from ray_learngene.budgets import Budget, Candidate, candidates, largest_within
 from ray_learngene.config import SelectionConfig
-from ray_learngene.costs import Latency, costs, measure_latency
+from ray_learngene.costs import Latency, costs, measure_latency, training_memory
 from ray_learngene.engine import resolve_device
 from ray_learngene.errors import UserError
 from ray_learngene.manifest import Manifest
@@ -23,10 +23,18 @@ from ray_learngene.store import Store
 
 @dataclass(frozen=True)
 class Selection:
-    """The specs to train, largest first, and which budget chose which (None: every depth asked for)."""
+    """The candidates and, of them, the specs to train, largest first, with the budgets that chose them.
 
+    Without budgets every candidate is trained.
+    """
+
+    candidates: tuple[Candidate, ...]
     specs: tuple[Candidate, ...]
     chosen: Mapping[str, Candidate]
+
+    def admitting(self, candidate: Candidate) -> list[str]:
+        """The budgets that a candidate is within."""
+        return [text for text in self.chosen if Budget.parse(text).admits(candidate.costs)]
 
 
 def load_learngene(config: SelectionConfig) -> tuple[Learngene, Manifest]:
@@ -52,6 +60,14 @@ def parse_depths(text: str) -> list[int]:
             raise UserError(f"--depths {text}: cannot read {part.strip()!r}; write 6-15 or 4,6,8 (from 1 up)")
         depths.update(range(first, last + 1))
     return sorted(depths)
+
+
+def check_texts(config: SelectionConfig) -> None:
+    """Read budgets and depths, so that what is malformed is refused before images are."""
+    for text in config.budgets:
+        Budget.parse(text)
+    if config.depths:
+        parse_depths(config.depths)
 
 
 def parse_arms(config: SelectionConfig, learngene: Learngene) -> tuple[str, ...]:
@@ -111,20 +127,22 @@ def select(
 
     choices = candidates(specs, cost)
     if not budgets:
-        return Selection(tuple(choices), {})
+        return Selection(tuple(choices), tuple(choices), {})
     chosen = {budget.text: largest_within(budget, choices) for budget in budgets}
-    return Selection(tuple(choice for choice in choices if choice in chosen.values()), chosen)
+    return Selection(tuple(choices), tuple(choice for choice in choices if choice in chosen.values()), chosen)
 
 
 def check_expansions(arms: tuple[str, ...], learngene: Learngene, selection: Selection) -> None:
-    """Expand every arm at the smallest size, so that what a method cannot do is said before anything starts."""
+    """Expand every arm at every size, so that what a method cannot do is said before anything starts."""
     for arm in arms:
         method = create_method(arm)
-        method.expand(learngene if method.needs_learngene else None, selection.specs[-1].spec)
+        for choice in selection.specs:
+            method.expand(learngene if method.needs_learngene else None, choice.spec)
 
 
-def cost_columns(spec: Spec, latency: Latency) -> dict[str, Any]:
-    """The costs of a spec as columns of the results table."""
+def cost_columns(spec: Spec, latency: Latency, micro_batch: int) -> dict[str, Any]:
+    """The costs of a spec as columns of the results table; training memory is that of one micro-batch."""
     measured = latency.as_dict()
     columns = {"latency": measured.pop("median_ms"), "latency_p90": measured.pop("p90_ms")}
+    columns["training_memory"] = training_memory(spec, micro_batch)
     return {**costs(spec), **columns, **{f"latency_{name}": value for name, value in measured.items()}}

@@ -123,6 +123,9 @@ def print_list(config: ListConfig) -> None:
                 manifest.created[:16].replace("T", " "),
             )
             count += 1
+    for name in store.sweeps():
+        table.add_row(f"sweeps/{name}", "-", "-", "-", "-")
+        count += 1
     if not count:
         print(f"store {store.uri} is empty")
         return

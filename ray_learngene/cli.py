@@ -103,7 +103,7 @@ def _parse(arguments: list[str]) -> tuple[Callable[[Any], Any] | None, Any]:
     flags = vars(known)
     recipe = flags.pop("config", None)
     for name in _COMMA_SEPARATED & flags.keys():
-        flags[name] = [part for word in flags[name] for part in word.split(",") if part]
+        flags[name] = [part.strip() for word in flags[name] for part in word.split(",") if part.strip()]
     config = configs.load_config(cls, flags, recipe)
     module, function = target.split(":")
     return getattr(importlib.import_module(module), function), config

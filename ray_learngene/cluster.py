@@ -76,13 +76,13 @@ def cluster_has_gpus() -> bool:
     return ray.cluster_resources().get("GPU", 0) > 0
 
 
-def require_resources(count: int, cpus: float, gpus: float, what: str) -> None:
+def require_resources(address: str | None, count: int, cpus: float, gpus: float, what: str) -> None:
     """Refuse what this machine alone will never schedule; a cluster may grow and is given the benefit of the doubt.
 
     Raises:
         UserError: says what is asked for and what there is.
     """
-    if len(ray.nodes()) > 1 or os.environ.get("RAY_ADDRESS"):
+    if address or os.environ.get("RAY_ADDRESS") or len(ray.nodes()) > 1:
         return
     have = ray.cluster_resources()
     for name, each in (("CPU", cpus), ("GPU", gpus)):

@@ -24,7 +24,7 @@ from ray_learngene.data.images import Images
 from ray_learngene.deepspeed_engine import DeepSpeedEngine, deepspeed_config, read_user_config
 from ray_learngene.engine import Objective, TorchEngine, create_optimizer, resolve_device, resolve_precision
 from ray_learngene.errors import RunError, UserError
-from ray_learngene.manifest import Kind, Manifest
+from ray_learngene.manifest import Kind, Manifest, folder_of
 from ray_learngene.provenance import fingerprint, provenance
 from ray_learngene.store import Store
 from ray_learngene.terminal import ProgressPrinter
@@ -62,6 +62,20 @@ class Task(Protocol):
         ...
 
 
+def check_early(config: AncestryConfig | DistillConfig, kind: Kind) -> None:
+    """What can be refused before images are read and weights are fetched.
+
+    Raises:
+        UserError: an impossible name, a bad DeepSpeed file, or settings that exclude each other.
+    """
+    folder_of(kind, config.name)
+    if config.deepspeed:
+        read_user_config(config.deepspeed)
+    if config.ema and config.zero == 3:
+        raise UserError("--ema keeps whole weights, ZeRO-3 splits them: use --zero 2, or --ema 0")
+    Store(config.store).check(write=True)
+
+
 def run(task: Task) -> Manifest:
     """Train a task and publish its artefact; continue where an interrupted run of the same name stopped.
 
@@ -70,15 +84,13 @@ def run(task: Task) -> Manifest:
     """
     config = task.config
     user_deepspeed = read_user_config(config.deepspeed) if config.deepspeed else {}
-    if config.ema and config.zero == 3:
-        raise UserError("--ema keeps whole weights, ZeRO-3 splits them: use --zero 2, or --ema 0")
     task.images.training_batches(config, world_size=max(1, config.workers))  # refuses what does not divide
     store = Store(config.store)
     settings = _settings(task, user_deepspeed)
     done = _finished(store, task, settings)
     if done is not None:
         return done
-    _claim_run(store, task, settings)
+    _check_run(store, task, settings)
     if config.workers == 0:
         outcome = _train_here(task, store, settings)
     else:
@@ -118,17 +130,12 @@ def run_name(task: Task) -> str:
     return f"{task.kind}-{task.config.name}"
 
 
-def _claim_run(store: Store, task: Task, settings: dict[str, Any]) -> None:
-    """Remember a run's settings, so that its name continues it and nothing else."""
-    path = f"runs/{run_name(task)}/settings.json"
-    text = json.dumps(settings, indent=2, sort_keys=True, default=str)
-    if task.config.overwrite:
-        store.remove_tree(f"runs/{run_name(task)}")
-        store.remove("checkpoint", f"{run_name(task)}/state")
-    if store.create_text(path, text):
+def _check_run(store: Store, task: Task, settings: dict[str, Any]) -> None:
+    """Refuse a name under which something else was started; say so where it continues."""
+    text = store.read_text(_settings_path(task))
+    if text is None or task.config.overwrite:
         return
-    before = json.loads(store.read_text(path) or "{}")
-    now = json.loads(text)
+    before, now = json.loads(text), json.loads(_as_text(settings))
     changed = [key for key in sorted({*before, *now}) if before.get(key) != now.get(key)]
     if changed:
         key = changed[0]
@@ -138,6 +145,22 @@ def _claim_run(store: Store, task: Task, settings: dict[str, Any]) -> None:
             f"not {now.get(key)!r}{more}: choose another --name, or --overwrite to start it anew"
         )
     print(f"continuing the run {task.config.name} in {store.uri}", flush=True)
+
+
+def _claim_run(store: Store, task: Task, settings: dict[str, Any]) -> None:
+    """Remember the run's settings under its name; `--overwrite` forgets what was there."""
+    if task.config.overwrite:
+        store.remove_tree(f"runs/{run_name(task)}")
+        store.remove("checkpoint", f"{run_name(task)}/state")
+    store.create_text(_settings_path(task), _as_text(settings))
+
+
+def _settings_path(task: Task) -> str:
+    return f"runs/{run_name(task)}/settings.json"
+
+
+def _as_text(settings: dict[str, Any]) -> str:
+    return json.dumps(settings, indent=2, sort_keys=True, default=str)
 
 
 def _publish(
@@ -175,6 +198,7 @@ def _checkpoint_due(every: int) -> Callable[[int, int, float], bool]:
 def _train_here(task: Task, store: Store, settings: dict[str, Any]) -> dict[str, Any]:
     """One plain torch process, neither Ray nor DeepSpeed."""
     config = task.config
+    _claim_run(store, task, settings)
     device = resolve_device()
     autocast = resolve_precision(config.precision, device)
     module = task.module.to(device)
@@ -216,7 +240,8 @@ def _train_on_cluster(
     config = task.config
     with ray_cluster(config.address):
         use_gpu = cluster_has_gpus() if config.use_gpu is None else config.use_gpu
-        require_resources(config.workers, config.cpus_per_worker, int(use_gpu), "workers")
+        require_resources(config.address, config.workers, config.cpus_per_worker, int(use_gpu), "workers")
+        _claim_run(store, task, settings)
         storage_path, storage_filesystem = store.ray_storage(run_name(task))
         with progress_channel(ProgressPrinter()) as report:
             trainer = TorchTrainer(

@@ -9,7 +9,7 @@ from __future__ import annotations
 import difflib
 import os
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, Self, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
@@ -85,6 +85,14 @@ class OptimizationConfig(Config):
     precision: Literal["auto", "bf16", "fp32"] = Field("auto", description="auto: bf16 where the hardware has it")
     compile: bool = Field(False, description="torch.compile the model")
     seed: int = Field(0, ge=0, description="seed of initialisation, data order and augmentation")
+
+    @model_validator(mode="after")
+    def _warm_up_ends(self) -> Self:
+        if self.epochs and self.warmup_epochs >= self.epochs:
+            raise ValueError(
+                f"warmup_epochs {self.warmup_epochs:g} leaves nothing of {self.epochs} epochs: lower warmup_epochs"
+            )
+        return self
 
 
 class StoreConfig(Config):
@@ -198,13 +206,17 @@ class SweepConfig(SelectionConfig, DataConfig, OptimizationConfig, AugmentationC
     lr_high: float = Field(1e-2, gt=0, description="highest learning rate of the search")
     asha: bool = Field(False, description="stop the worse learning rates of a descendant early (ASHA); needs lr_search")
     cpus_per_trial: float = Field(1, gt=0, description="CPUs of each trial")
-    gpus_per_trial: float = Field(0, ge=0, description="GPU share of each trial; 0.25 puts four on one GPU")
+    gpus_per_trial: float | None = Field(
+        None, ge=0, description="GPU share of each trial, 0.25 puts four on one; default: 1 where the cluster has GPUs"
+    )
     max_concurrent: int = Field(0, ge=0, description="trials at a time; 0: as many as the resources allow")
     checkpoint_seconds: float = Field(60, ge=0, description="at most one checkpoint of a descendant in this time")
 
     @model_validator(mode="after")
     def _search(self) -> SweepConfig:
-        if self.asha and not self.lr_search:
+        if self.gpus_per_trial and self.gpus_per_trial > 1 and self.gpus_per_trial % 1:
+            raise ValueError(f"gpus_per_trial {self.gpus_per_trial:g}: above 1 only whole GPUs can be had")
+        if self.asha and self.lr_search < 2:
             raise ValueError("asha compares learning rates of one descendant: it needs lr_search of at least 2")
         if self.lr_low >= self.lr_high:
             raise ValueError(f"lr_low {self.lr_low:g} is not below lr_high {self.lr_high:g}")
@@ -232,7 +244,6 @@ class EvaluateConfig(DataConfig):
 
     model: str = Field(description="folder of a pulled model")
     batch_size: int = Field(256, ge=1, description="images at a time")
-    interpolation: Literal["bicubic", "bilinear", "nearest"] = Field("bicubic", description="resize interpolation")
 
 
 class ConvertConfig(DataConfig):

@@ -68,7 +68,6 @@ def costs(spec: Spec, batch: int = 1) -> dict[str, int]:
         "params": parameters(spec),
         "macs": macs(spec),
         "memory": inference_memory(spec, batch),
-        "training_memory": training_memory(spec, batch),
     }
 
 

@@ -16,7 +16,10 @@ from ray_learngene.config import OptimizationConfig
 from ray_learngene.errors import RunError, UserError
 
 # What the run decides itself: a user's DeepSpeed JSON must leave these out.
-_OURS = ("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps", "optimizer", "scheduler")
+_OURS = (
+    *("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps", "gradient_clipping"),
+    *("optimizer", "scheduler", "bf16", "fp16", "torch_autocast"),
+)
 _TAG = "state"
 _WORLD_FILE = "world.json"
 
@@ -58,6 +61,8 @@ def read_user_config(path: str) -> dict[str, Any]:
     for key in _OURS:
         if key in values:
             raise UserError(f"--deepspeed {path}: {key!r} is set by the run's own flags; remove it from the file")
+    if "stage" in (values.get("zero_optimization") or {}):
+        raise UserError(f"--deepspeed {path}: the ZeRO stage is set by --zero; remove it from the file")
     return values
 
 

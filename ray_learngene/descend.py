@@ -24,7 +24,7 @@ from ray_learngene.store import Store
 from ray_learngene.training import Worker, train
 
 # Settings of a sweep that decide what one descendant becomes; the others choose which, where and how it runs.
-_DECISIVE = {
+DECISIVE = {
     *("epochs", "batch_size", "min_lr", "warmup_epochs", "warmup_lr", "weight_decay", "clip_grad", "drop_path", "ema"),
     *(
         "precision",
@@ -76,7 +76,7 @@ def descendant(
         "lr": lr,
         "data": images.train.fingerprint,
         "preprocessing": images.preprocessing.model_dump(mode="json"),
-        "settings": config.model_dump(mode="json", include=_DECISIVE),
+        "settings": config.model_dump(mode="json", include=DECISIVE),
     }
     return Descendant(arm, spec, seed, lr, fingerprint(facts)[:8])
 
@@ -101,13 +101,18 @@ def train_descendant(
         Its row of the results table.
     """
     store = Store(config.store)
+    name = f"{config.name}/{one.name}"
+    checkpoints = StoreCheckpoints(store, name)
+    if store.exists("descendant", name):  # published, and then the process died; the name says that it is the same
+        checkpoints.remove()
+        return store.manifest("descendant", name).metadata["row"]
     began = time.monotonic()
     device = resolve_device()
     autocast = resolve_precision(config.precision, device)
     method = create_method(one.arm)
+    if learngene.labels != images.train.classes:
+        learngene = learngene.without_head()
     model = method.expand(learngene if method.needs_learngene else None, one.spec, seed=one.seed)
-    if method.needs_learngene and learngene.labels != images.train.classes:
-        model.reset_classifier(one.spec.classes)  # the same number of classes, but not the same ones
     set_drop_path(model, config.drop_path)
     model.to(device)
     if config.compile:
@@ -117,7 +122,6 @@ def train_descendant(
     engine = TorchEngine(
         model, optimizer, accumulation=config.accumulation, clip_grad=config.clip_grad, autocast=autocast
     )
-    checkpoints = StoreCheckpoints(store, f"{config.name}/{one.name}")
     progress, ema = train(
         engine,
         optimizer,
@@ -152,7 +156,7 @@ def train_descendant(
         "images": progress.step * config.batch_size,
         "seconds": round(progress.seconds, 3),
         "overhead_seconds": 0.0,
-        **facts,
+        **(facts if method.needs_learngene else dict.fromkeys(facts)),
     }
     metadata = {
         "row": row,
@@ -175,10 +179,10 @@ def train_descendant(
                 preprocessing=images.preprocessing,
                 model_args=arguments,
             )
-        row["overhead_seconds"] = round(time.monotonic() - began - progress.seconds, 3)
+        row["overhead_seconds"] = round(time.monotonic() - began - (progress.seconds - progress.resumed_seconds), 3)
         (folder / "metrics.json").write_text(json.dumps(metadata, indent=2) + "\n")
         (folder / "README.md").write_text(model_card(row, config))
-        store.publish("descendant", f"{config.name}/{one.name}", folder, metadata)
+        store.publish("descendant", name, folder, metadata)
     checkpoints.remove()
     return row
 

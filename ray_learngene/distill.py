@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from ray_learngene.ancestry import Ancestry, load_ancestry
-from ray_learngene.cluster_training import run
+from ray_learngene.cluster_training import check_early, run
 from ray_learngene.config import DistillConfig
 from ray_learngene.data.images import Images, Preprocessing, checked_image_sets
 from ray_learngene.engine import DistillationObjective, Objective
@@ -73,8 +73,8 @@ def distill(config: DistillConfig) -> Manifest:
     method = create_method(config.method)
     changes = {name: value for name, value in (("depth", config.depth), ("image", config.image_size)) if value}
     preset(config.preset, **changes)
+    check_early(config, "learngene")
     store = Store(config.store)
-    store.check(write=True)
     ancestry = load_ancestry(config.ancestry, store)
     sets = checked_image_sets(config)
     labels = sets.train.classes if config.labels else ancestry.labels
@@ -83,6 +83,11 @@ def distill(config: DistillConfig) -> Manifest:
     spec = preset(config.preset, **changes, classes=ancestry.classes)
     torch.manual_seed(config.seed)
     module = method.auxiliary(spec, drop_path=config.drop_path)
+    layers = getattr(module, "spec", spec).depth
+    if layers != spec.depth and config.depth:
+        raise UserError(
+            f"--depth {config.depth} and --method {config.method} ({layers} layers) disagree: leave one out"
+        )
     preprocessing = Preprocessing(
         image_size=spec.image,
         mean=ancestry.mean,

@@ -45,11 +45,14 @@ def download(objects: Objects, folder: str, manifest: Manifest, out: Path, overw
             with ThreadPoolExecutor(STREAMS) as pool:
                 for done in [pool.submit(_fetch, objects, folder, entry, partial) for entry in manifest.files]:
                     done.result()
+            replaced = out.with_name(f"{out.name}.replaced")
+            shutil.rmtree(replaced, ignore_errors=True)
             if os.path.lexists(out):
                 _check_free(out, manifest, overwrite)  # again: it may have come into being meanwhile
-                shutil.rmtree(out)
+                os.rename(out, replaced)
             (partial / LOCK).unlink()
             os.rename(partial, out)
+            shutil.rmtree(replaced, ignore_errors=True)
     return out
 
 

@@ -199,7 +199,7 @@ class FiniteGuard:
     """Sees every loss; a non-finite one ends training and never reaches a checkpoint.
 
     On the CPU the step that would use it is not taken. On an accelerator reading a loss waits for the device, so the
-    verdict is kept there and read by `check`, before a checkpoint and at every report.
+    verdict is kept there and read by `check`, before a checkpoint and at every epoch's end.
 
     Args:
         total: Adds a tensor up over all workers in place, so that all of them stop at the same step.

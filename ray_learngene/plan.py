@@ -2,81 +2,121 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from rich.table import Table
 
 from ray_learngene.budgets import format_quantity
 from ray_learngene.candidates import (
     Selection,
     check_expansions,
+    check_texts,
     load_learngene,
     measured_latency,
     parse_arms,
     select,
 )
 from ray_learngene.config import PlanConfig
-from ray_learngene.costs import training_memory
+from ray_learngene.costs import Latency, training_memory
 from ray_learngene.data import open_image_sets
+from ray_learngene.errors import UserError
+from ray_learngene.specs import Spec
 from ray_learngene.terminal import print_table
 
 # The backward pass costs about twice the forward one.
 _TRAINING_PASSES = 3
 
 
-def plan(config: PlanConfig) -> tuple[Selection, int]:
-    """The specs that a sweep with these settings would train, and its number of descendants (trials included).
+@dataclass(frozen=True)
+class Plan:
+    """What a sweep with these settings would train.
+
+    Attributes:
+        latencies: Of every spec to train.
+        descendants: How many there are, all arms, seeds and learning rates together.
+        steps: Optimizer steps of each; None where no image set was given.
+        flops: Training FLOPs of all together (of one image for each, where no image set was given).
+    """
+
+    selection: Selection
+    latencies: dict[Spec, Latency]
+    descendants: int
+    steps: int | None
+    flops: float
+
+
+def plan(config: PlanConfig) -> Plan:
+    """Select the specs as a sweep does, and add up what they cost.
 
     Raises:
         UserError: a budget that nothing meets (says by how much), or whatever a sweep would refuse.
     """
+    check_texts(config)
     learngene, _ = load_learngene(config)
     arms = parse_arms(config, learngene)
-    selection = select(config, learngene, learngene.spec.classes, measured_latency(config))
+    sets = open_image_sets(config) if config.data else None
+    steps = None
+    if sets:
+        steps = len(sets.train) // config.batch_size * config.epochs
+        if len(sets.train) < config.batch_size:
+            raise UserError(
+                f"{config.data} has {len(sets.train)} training images, less than a batch: lower --batch-size"
+            )
+    measure = measured_latency(config)
+    selection = select(config, learngene, len(sets.train.classes) if sets else learngene.spec.classes, measure)
     check_expansions(arms, learngene, selection)
-    return selection, len(selection.specs) * len(arms) * config.seeds * max(1, config.lr_search)
+    per_spec = len(arms) * config.seeds * max(1, config.lr_search)
+    images = 1 if steps is None else steps * config.batch_size
+    macs = sum(choice.costs["macs"] for choice in selection.specs)
+    return Plan(
+        selection,
+        {choice.spec: measure(choice.spec) for choice in selection.specs},
+        len(selection.specs) * per_spec,
+        steps,
+        2.0 * _TRAINING_PASSES * macs * images * per_spec,
+    )
 
 
 def print_plan(config: PlanConfig) -> None:
-    """Print which specs meet which budget, and what the sweep will cost."""
-    selection, descendants = plan(config)
-    images = len(open_image_sets(config).train) if config.data else 1
-    steps = images // config.batch_size * config.epochs
-    views = steps * config.batch_size if config.data else 1
-    measure = measured_latency(config)
+    """Print which specs are within which budget, which of them a sweep trains, and what it will cost."""
+    planned = plan(config)
+    selection, micro_batch = planned.selection, config.batch_size // config.accumulation
     table = Table(title=f"sizes from learngene {config.learngene}", title_justify="left", title_style="bold")
-    if selection.chosen:
-        table.add_column("budget")
-    for name in ("depth", "parameters", "MACs", "inference memory", "latency (median, p90)", "training memory"):
+    for name in ("depth", "parameters", "MACs", "inference memory", "training memory", "latency (median, p90)"):
         table.add_column(name, justify="right")
-    per_arm = descendants // len(selection.specs)
-    total = 0
-    for choice in selection.specs:
-        latency = measure(choice.spec)
-        total += _TRAINING_PASSES * int(choice.costs["macs"]) * views * per_arm
+    if selection.chosen:
+        table.add_column("within the budgets")
+    table.add_column("trained for")
+    for candidate in selection.candidates:
+        latency = planned.latencies.get(candidate.spec)
+        measured = [latency.median_ms, latency.p90_ms] if latency else [candidate.costs.get("latency")]
         cells = [
-            str(choice.spec.depth),
-            format_quantity("params", choice.costs["params"]),
-            format_quantity("macs", choice.costs["macs"]),
-            format_quantity("memory", choice.costs["memory"]),
-            f"{format_quantity('latency', latency.median_ms)}, {format_quantity('latency', latency.p90_ms)}",
-            format_quantity("memory", training_memory(choice.spec, config.batch_size // config.accumulation)),
+            str(candidate.spec.depth),
+            format_quantity("params", candidate.costs["params"]),
+            format_quantity("macs", candidate.costs["macs"]),
+            format_quantity("memory", candidate.costs["memory"]),
+            format_quantity("memory", training_memory(candidate.spec, micro_batch)),
+            ", ".join(format_quantity("latency", value) for value in measured),
         ]
         if selection.chosen:
-            cells.insert(0, "\n".join(text for text, chosen in selection.chosen.items() if chosen == choice))
-        table.add_row(*cells)
+            cells.append("\n".join(selection.admitting(candidate)))
+            cells.append("\n".join(text for text, chosen in selection.chosen.items() if chosen is candidate))
+        else:
+            cells.append("yes")
+        table.add_row(*cells, style=None if latency else "dim")
     print_table(table)
     print(
-        f"latency: batch {latency.batch}, {latency.dtype}, {latency.threads} thread(s), {latency.device}; "
-        f"training memory: one micro-batch of {config.batch_size // config.accumulation} in fp32"
+        f"latency: batch {config.latency_batch}, {config.latency_dtype}, {config.latency_threads} thread(s), "
+        f"{next(iter(planned.latencies.values())).device}; training memory: a micro-batch of {micro_batch} in fp32"
     )
-    arms = f"{len(selection.specs)} sizes x {len(config.arms)} arms x {config.seeds} seeds"
+    counts = f"{len(selection.specs)} sizes x {len(config.arms)} arms x {config.seeds} seeds"
     if config.lr_search:
-        arms += f" x {config.lr_search} learning rates"
-    if config.data:
-        print(
-            f"{descendants} descendants ({arms}), each {config.epochs} epochs = {steps:,} steps = {views:,} images; "
-            f"together about {2 * total:.3g} training FLOPs"
-        )
+        counts += f" x {config.lr_search} learning rates"
+    if planned.steps is None:
+        cost = f"together about {planned.flops:.3g} training FLOPs an image (give --data)"
     else:
-        print(
-            f"{descendants} descendants ({arms}); together about {2 * total:.3g} training FLOPs per image (give --data)"
+        cost = (
+            f"each {config.epochs} epochs = {planned.steps:,} steps = {planned.steps * config.batch_size:,} images; "
+            f"together about {planned.flops:.3g} training FLOPs"
         )
+    print(f"{planned.descendants} descendants ({counts}), {cost}")

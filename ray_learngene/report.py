@@ -92,7 +92,7 @@ def leaderboard_page(results: pandas.DataFrame, name: str) -> str:
         rows=board.to_dict("records"),
         plot=_plot(board) if len(board) else "",
         unfinished=results[results["status"] != "finished"].to_dict("records") if len(results) else [],
-        first=results.iloc[0].to_dict() if len(board) else {},
+        first=results[results["status"] == "finished"].bfill().iloc[0].to_dict() if len(board) else {},
     )
 
 

@@ -10,6 +10,7 @@ from collections import defaultdict
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
 import optuna
 from ray import tune
 from ray.tune.experiment import Trial
@@ -37,7 +38,9 @@ class LearningRateSearch(Searcher):
         self._studies: dict[str, OptunaSearch] = {}
         self._group_of: dict[str, str] = {}
         for group in dict.fromkeys(one["group"] for one in left):
-            sampler = optuna.samplers.TPESampler(seed=config.seed)
+            # a search that goes on must not draw again what it drew before
+            seed = int(np.random.SeedSequence([config.seed, len(known[group])]).generate_state(1)[0])
+            sampler = optuna.samplers.TPESampler(seed=seed)
             space = {"lr": tune.loguniform(config.lr_low, config.lr_high)}
             study = OptunaSearch(space, metric="top1", mode="max", sampler=sampler)
             for lr, score in known[group]:

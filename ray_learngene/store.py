@@ -204,6 +204,11 @@ class Store:
             raise UserError(f"{self.objects.uri_of(source)} {fault}: publish it again")
         return data
 
+    def sweeps(self) -> list[str]:
+        """The names of all sweeps."""
+        paths = [path.split("/") for path in self.objects.find("sweeps")]
+        return [parts[1] for parts in paths if len(parts) == 3 and parts[2] == "sweep.json"]
+
     def write_table(self, path: str, table: pyarrow.Table) -> None:
         """Write a table as Parquet to a path below the store, replacing as a whole what was there."""
         buffer = pyarrow.BufferOutputStream()

@@ -13,6 +13,7 @@ import pandas
 from ray_learngene.candidates import (
     Selection,
     check_expansions,
+    check_texts,
     cost_columns,
     load_learngene,
     measured_latency,
@@ -21,6 +22,7 @@ from ray_learngene.candidates import (
 )
 from ray_learngene.config import SweepConfig
 from ray_learngene.data.images import Images, Preprocessing, checked_image_sets
+from ray_learngene.descend import DECISIVE
 from ray_learngene.errors import UserError
 from ray_learngene.manifest import Manifest, folder_of
 from ray_learngene.methods import Learngene
@@ -41,6 +43,7 @@ def sweep(config: SweepConfig) -> pandas.DataFrame:
         UserError: see the message; nothing has been trained then, or (some failed) the others are published.
     """
     folder_of("descendant", f"{config.name}/x")  # refuses a name that no store can hold
+    check_texts(config)
     store = Store(config.store)
     store.check(write=True)
     learngene, manifest = load_learngene(config)
@@ -49,11 +52,12 @@ def sweep(config: SweepConfig) -> pandas.DataFrame:
     measure = measured_latency(config)
     selection = select(config, learngene, len(images.train.classes), measure)
     check_expansions(arms, learngene, selection)
+    micro_batch = config.batch_size // config.accumulation
     inputs = SweepInputs(
         config=config,
         learngene=learngene,
         images=images,
-        costs={choice.spec: cost_columns(choice.spec, measure(choice.spec)) for choice in selection.specs},
+        costs={choice.spec: cost_columns(choice.spec, measure(choice.spec), micro_batch) for choice in selection.specs},
         facts=_facts(manifest, learngene),
     )
     wanted = [
@@ -62,9 +66,11 @@ def sweep(config: SweepConfig) -> pandas.DataFrame:
         for index in range(config.seeds)
         for arm in arms
     ]
-    store.write_text(f"sweeps/{config.name}/{SETTINGS}", _settings(config, manifest, selection))
+    settings = _settings(inputs, selection)
+    _refuse_another(store, config.name, settings)
     before = earlier_rows(store, config.name)
-    rows = run_trials(inputs, wanted, before)
+    text = json.dumps(settings, indent=2) + "\n"
+    rows = run_trials(inputs, wanted, before, lambda: store.write_text(f"sweeps/{config.name}/{SETTINGS}", text))
     table = write_results(store, config.name, [*(row for row in before if row["status"] == "stopped"), *rows])
     print_leaderboard(table, budgets_of(selection))
     print(f"results: {store.uri}/sweeps/{config.name}/{RESULTS} and {PAGE}", flush=True)
@@ -88,8 +94,7 @@ def _images(config: SweepConfig, learngene: Learngene) -> Images:
         **{
             **learngene.preprocessing,
             "image_size": config.image_size or learngene.spec.image,
-            "crop_pct": config.crop_pct,
-            "interpolation": config.interpolation,
+            **config.model_dump(include={"crop_pct", "interpolation"} & config.model_fields_set),
         }
     )
     images = Images(sets.train, sets.val, preprocessing, config, config.loader_workers)
@@ -108,14 +113,33 @@ def _facts(manifest: Manifest, learngene: Learngene) -> dict[str, Any]:
     }
 
 
-def _settings(config: SweepConfig, manifest: Manifest, selection: Selection) -> str:
-    facts = {
+def _settings(inputs: SweepInputs, selection: Selection) -> dict[str, Any]:
+    config = inputs.config
+    return {
         "format": 1,
         "name": config.name,
-        "learngene": manifest.name,
-        "learngene_version": manifest.version,
+        # what all its descendants have in common; sizes, arms, seeds and learning rates searched may be added later
+        "common": {
+            "learngene": inputs.facts["learngene_version"],
+            "data": inputs.images.train.fingerprint,
+            **config.model_dump(mode="json", include={*DECISIVE, *(() if config.lr_search else ("lr",))}),
+        },
         "budgets": budgets_of(selection),
         "config": config.model_dump(mode="json"),
         **provenance(),
     }
-    return json.dumps(facts, indent=2) + "\n"
+
+
+def _refuse_another(store: Store, name: str, settings: dict[str, Any]) -> None:
+    """Descendants of different settings in one sweep would not be comparable."""
+    text = store.read_text(f"sweeps/{name}/{SETTINGS}")
+    if text is None:
+        return
+    before, now = json.loads(text)["common"], settings["common"]
+    changed = [key for key in sorted({*before, *now}) if before.get(key) != now.get(key)]
+    if changed:
+        key = changed[0]
+        raise UserError(
+            f"the sweep {name!r} in {store.uri} was made with {key} {before.get(key)!r}, not {now.get(key)!r}: "
+            "choose another --name"
+        )

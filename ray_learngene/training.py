@@ -58,10 +58,15 @@ class Worker:
 
 @dataclass
 class Progress:
-    """How far a run is and what it has cost; kept inside every checkpoint, so that costs survive interruptions."""
+    """How far a run is and what it has cost; kept inside every checkpoint, so that costs survive interruptions.
+
+    Attributes:
+        resumed_seconds: The part of `seconds` that earlier processes spent.
+    """
 
     step: int = 0
     seconds: float = 0.0
+    resumed_seconds: float = 0.0
     history: list[dict[str, float]] = field(default_factory=list)
 
 
@@ -98,6 +103,7 @@ def train(
     with checkpoints.latest() as folder:
         if folder is not None:
             progress = Progress(**json.loads((folder / PROGRESS_FILE).read_text()))
+            progress.resumed_seconds = progress.seconds
             engine.load(folder)
             if ema is not None:
                 ema.module.load_state_dict(safetensors.torch.load_file(folder / EMA_FILE))
@@ -117,6 +123,13 @@ def train(
         sums = torch.tensor([scores.correct, scores.loss, scores.images], dtype=torch.float64, device=worker.device)
         worker.total(sums)
         return Scores(*sums.tolist())
+
+    def share_statistics() -> None:
+        """Average what is not a parameter, BatchNorm's statistics, over the workers: each has seen its own images."""
+        for buffer in engine.module.buffers() if worker.world_size > 1 else ():
+            if buffer.is_floating_point():
+                worker.total(buffer)
+                buffer /= worker.world_size
 
     def write(folder: Path) -> None:
         engine.save(folder)
@@ -148,6 +161,7 @@ def train(
         reported = time.monotonic()
 
     def record(step: int, losses: dict[str, Tensor], lr: float) -> None:
+        share_statistics()
         metrics = metrics_at(step, losses, lr)
         scores = score(engine.module)
         metrics |= {"top1": scores.top1, "val_loss": scores.mean_loss}
@@ -183,6 +197,7 @@ def train(
             tell(metrics_at(step.number, step.losses, step.lr))
         if last or checkpoint_due(step.number, steps_per_epoch, now - checkpointed):
             guard.check(step.number, step.lr)
+            share_statistics()
             progress.seconds = seconds_before + time.monotonic() - began
             checkpoints.save(write, progress.history[-1] if progress.history else {})
             checkpointed = time.monotonic()

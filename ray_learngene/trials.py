@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from ray_learngene.checkpoints import StoreCheckpoints
 from ray_learngene.config import SweepConfig
 from ray_learngene.data.images import Images
 from ray_learngene.descend import Descendant, descendant, train_descendant
@@ -46,15 +47,20 @@ class SweepInputs:
         return descendant(trial.arm, trial.spec, trial.seed, lr, self.config, self.images, version)
 
 
-def run_trials(inputs: SweepInputs, wanted: Sequence[Trial], before: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+def run_trials(
+    inputs: SweepInputs, wanted: Sequence[Trial], before: Sequence[dict[str, Any]], on_start: Callable[[], None]
+) -> list[dict[str, Any]]:
     """Train what is wanted and not among the rows from before, on the cluster.
+
+    Args:
+        on_start: Called once the cluster has answered, before the first trial.
 
     Returns:
         A row for each trial that failed or was stopped early; those that finished are in the store.
     """
     config = inputs.config
     groups: list[dict[str, Any]] = [{"trial": trial, "group": inputs.descendant(trial, 0.0).group} for trial in wanted]
-    known = _known(inputs, wanted, before)
+    known = _known(inputs, wanted, before) if config.lr_search else {}
     if config.lr_search:
         left = [group for turn in range(config.lr_search) for group in groups if turn >= len(known[group["group"]])]
     else:
@@ -63,7 +69,10 @@ def run_trials(inputs: SweepInputs, wanted: Sequence[Trial], before: Sequence[di
     total = len(wanted) * max(1, config.lr_search)
     done = f", {total - len(left)} already finished" if len(left) < total else ""
     print(f"sweep {config.name}: {len(left)} descendants to train{done}", flush=True)
-    return _tune(inputs, left, known) if left else []
+    if left:
+        return _tune(inputs, left, known, on_start)
+    on_start()
+    return []
 
 
 def _known(
@@ -81,14 +90,17 @@ def _known(
 
 
 def _tune(
-    inputs: SweepInputs, left: Sequence[dict[str, Any]], known: dict[str, list[tuple[float, float]]]
+    inputs: SweepInputs,
+    left: Sequence[dict[str, Any]],
+    known: dict[str, list[tuple[float, float]]],
+    on_start: Callable[[], None],
 ) -> list[dict[str, Any]]:
     os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")  # histories are published with each descendant
     os.environ.setdefault("TUNE_GLOBAL_CHECKPOINT_S", "60")
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # else Tune prints a banner although it is told to be quiet
     from ray import tune
 
-    from ray_learngene.cluster import ray_cluster, require_resources
+    from ray_learngene.cluster import cluster_has_gpus, ray_cluster, require_resources
     from ray_learngene.search import GroupedASHA, LearningRateSearch
     from ray_learngene.sweep_progress import SweepProgress
 
@@ -96,9 +108,11 @@ def _tune(
     search = LearningRateSearch(left, known, config) if config.lr_search else None
     space = {} if search else {"one": tune.grid_search([{**group, "lr": config.lr} for group in left])}
     with ray_cluster(config.address):
-        require_resources(1, config.cpus_per_trial, config.gpus_per_trial, "trials")
+        gpus = float(cluster_has_gpus()) if config.gpus_per_trial is None else config.gpus_per_trial
+        require_resources(config.address, 1, config.cpus_per_trial, gpus, "trials")
+        on_start()
         storage_path, storage_filesystem = Store(config.store).ray_storage(f"sweep-{config.name}")
-        resources = {"CPU": config.cpus_per_trial, "GPU": config.gpus_per_trial}
+        resources = {"CPU": config.cpus_per_trial, "GPU": gpus}
         results = tune.Tuner(
             tune.with_resources(tune.with_parameters(_train, inputs=inputs), resources),
             param_space=space,
@@ -122,7 +136,11 @@ def _tune(
             ),
         ).fit()
         ended = [results[index] for index in range(len(results))]
-    return [_unfinished(inputs, result) for result in ended if not (result.metrics or {}).get("finished")]
+    rows = [_unfinished(inputs, result) for result in ended if not (result.metrics or {}).get("finished")]
+    for row in rows:
+        if row["status"] == "stopped":  # for good, unlike a failed one
+            StoreCheckpoints(Store(config.store), f"{config.name}/{row['descendant']}").remove()
+    return rows
 
 
 def _train(one: dict[str, Any], inputs: SweepInputs) -> None:
@@ -132,14 +150,19 @@ def _train(one: dict[str, Any], inputs: SweepInputs) -> None:
 
     config = inputs.config
     torch.set_num_threads(max(1, int(config.cpus_per_trial)))
-    if torch.cuda.is_available() and 0 < config.gpus_per_trial < 1:
-        torch.cuda.set_per_process_memory_fraction(config.gpus_per_trial)  # Ray's shares are bookkeeping only
+    if torch.cuda.is_available() and 0 < (config.gpus_per_trial or 0) < 1:
+        torch.cuda.set_per_process_memory_fraction(config.gpus_per_trial or 1)  # Ray's shares are bookkeeping only
     one = one.get("one", one)
     trial: Trial = one["trial"]
     target = inputs.descendant(trial, one["lr"])
+
+    def report(metrics: dict[str, Any]) -> None:
+        if "top1" in metrics:  # Tune refuses a result without what it compares, such as one in mid-epoch
+            tune.report(metrics)
+
     try:
         row = train_descendant(
-            target, inputs.learngene, inputs.images, config, inputs.costs[trial.spec], inputs.facts, tune.report
+            target, inputs.learngene, inputs.images, config, inputs.costs[trial.spec], inputs.facts, report
         )
     except RunError as error:
         tune.report({"top1": float("-inf"), "error": str(error)})

@@ -129,6 +129,7 @@ def test_the_users_json_is_merged_over_ours(tmp_path: Path) -> None:
     [
         ("{", "not JSON"),
         ("[]", "expected a JSON object"),
+        ('{"zero_optimization": {"stage": 3}}', "the ZeRO stage is set by --zero"),
         ('{"optimizer": {}}', "'optimizer' is set by the run's own flags"),
     ],
 )

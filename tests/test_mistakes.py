@@ -124,6 +124,29 @@ MISTAKES: dict[str, tuple[tuple[str, ...], str]] = {
         + ("--ancestry", "store:ancestries/ten", "--preset", "nano"),
         "the learngene 'gene' is already in",
     ),
+    "a depth that the method does not have": (
+        (
+            *DISTILL,
+            "--ancestry",
+            "store:ancestries/ten",
+            "--preset",
+            "nano",
+            "--method",
+            "sws:stages=2-2",
+            "--depth",
+            "9",
+        ),
+        "disagree: leave one out",
+    ),
+    "a warm-up longer than the run": (
+        (*DISTILL, "--ancestry", "store:ancestries/ten", "--preset", "nano", "--epochs", "3"),
+        "leaves nothing of 3 epochs",
+    ),
+    "a cluster that does not answer": (
+        (*SWEEP, "--budgets", "params<=60k", "--batch-size", "64", "--address", "127.0.0.1:1"),
+        "no Ray cluster answers at 127.0.0.1:1",
+    ),
+    "a layout for another depth": ((*PLAN, "--depths", "6,8", "--arms", "sws:layout=2-1-1-1-1"), "asked for depth 8"),
     "a bad DeepSpeed file": (
         (*DISTILL, "--ancestry", "store:ancestries/ten", "--preset", "nano", "--deepspeed", "{tmp}/none.json"),
         "none.json: No such file",

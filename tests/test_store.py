@@ -16,13 +16,13 @@ from typing import Any
 
 import pyarrow
 import pytest
-from conftest import S3Server, free_ports
 
 from ray_learngene.errors import UserError
 from ray_learngene.filesystems import explain, filesystem, locate
 from ray_learngene.manifest import FileEntry, Manifest, version_of
 from ray_learngene.objects import Objects
 from ray_learngene.store import Store
+from tests.conftest import S3Server, free_ports
 
 WEIGHTS = os.urandom(300_000)
 

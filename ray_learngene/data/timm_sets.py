@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from typing import Any
 
@@ -75,7 +76,7 @@ def open_timm_sets(
         UserError: the name is unknown, a package is missing, or the set can neither be found nor downloaded.
     """
     if name.startswith("torch/"):
-        root = data_dir or "./data"
+        root = os.path.abspath(os.path.expanduser(data_dir or "./data"))  # workers run in other folders
         return ImageSets(_open_torchvision(name, root, "train"), _open_torchvision(name, root, "validation"))
     columns: dict[str, Any] = {"input_key": image_column, "target_key": label_column}
     train = _open_hub(name, data_dir, "train", columns)

@@ -47,6 +47,10 @@ class Learngene:
         """Number of stored parameters, with or without the classification head."""
         return sum(tensor.numel() for name, tensor in self.tensors.items() if head or not name.startswith("head."))
 
+    def without_head(self) -> Learngene:
+        """The same learngene for another label set: an expansion draws a head of its own."""
+        return replace(self, tensors={name: x for name, x in self.tensors.items() if not name.startswith("head.")})
+
     def describe(self, *, labels: tuple[str, ...], preprocessing: dict[str, Any]) -> Learngene:
         """The same learngene with the label set and the preprocessing it was distilled with."""
         return replace(self, labels=labels, preprocessing=preprocessing)

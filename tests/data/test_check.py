@@ -3,11 +3,11 @@
 from pathlib import Path
 
 import pytest
-from image_files import write_class_folders
 
 from ray_learngene.config import DataConfig
 from ray_learngene.data import ImageSet, check_images, open_image_sets
 from ray_learngene.errors import UserError
+from tests.data.image_files import write_class_folders
 
 
 @pytest.fixture

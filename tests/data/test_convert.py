@@ -7,12 +7,12 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from image_files import encoded, photo, write_class_folders
 from PIL import Image
 
 from ray_learngene.config import DataConfig
 from ray_learngene.data import convert, open_image_sets
 from ray_learngene.errors import UserError
+from tests.data.image_files import encoded, photo, write_class_folders
 
 
 def test_digits_come_back_pixel_by_pixel(tmp_path: Path, store_uri: str) -> None:

@@ -5,11 +5,11 @@ import warnings
 
 import numpy as np
 import pytest
-from image_files import encoded, photo
 from PIL import Image
 
 from ray_learngene.data.decode import readable, to_rgb
 from ray_learngene.errors import UserError
+from tests.data.image_files import encoded, photo
 
 
 def decoded(data: bytes) -> np.ndarray:

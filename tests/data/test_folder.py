@@ -4,11 +4,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from image_files import photo, write_class_folders
 
 from ray_learngene.config import DataConfig
 from ray_learngene.data import ImageSets, open_image_sets
 from ray_learngene.errors import UserError
+from tests.data.image_files import photo, write_class_folders
 
 
 def opened(root: Path, **options: object) -> ImageSets:

@@ -7,13 +7,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from image_files import write_class_folders
 from torch import Tensor
 
 from ray_learngene.config import AugmentationConfig, DataConfig
 from ray_learngene.data import ImageSets, eval_loader, open_image_sets, train_loader
 from ray_learngene.data.image_set import ArraySet, Subset
 from ray_learngene.errors import UserError
+from tests.data.image_files import write_class_folders
 
 MEAN, STD = (0.5, 0.5, 0.5), (0.25, 0.25, 0.25)
 STRONG = AugmentationConfig(color_jitter=0.3, reprob=0.5, repeats=2)

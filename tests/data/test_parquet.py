@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
-from image_files import encoded, photo, write_parquet
 
 from ray_learngene.config import AugmentationConfig, DataConfig
 from ray_learngene.data import ImageSets, check_images, open_image_sets, train_loader
 from ray_learngene.errors import UserError
+from tests.data.image_files import encoded, photo, write_parquet
 
 
 def opened(path: Path | str, **options: Any) -> ImageSets:
