@@ -192,6 +192,7 @@ class PlanConfig(SelectionConfig, DataConfig, OptimizationConfig):
 
     data: str = Field("", description="image set, to count the steps of the sweep; default: cost per image only")
     epochs: int = Field(10, ge=0, description="epochs of each descendant")
+    warmup_epochs: float = Field(0, ge=0, description="linear warm-up, in epochs")
 
 
 class SweepConfig(SelectionConfig, DataConfig, OptimizationConfig, AugmentationConfig, ClusterConfig):
