@@ -84,9 +84,8 @@ def print_plan(config: PlanConfig) -> None:
     table = Table(title=f"sizes from learngene {config.learngene}", title_justify="left", title_style="bold")
     for name in ("depth", "parameters", "MACs", "inference memory", "training memory", "latency (median, p90)"):
         table.add_column(name, justify="right")
-    if selection.chosen:
-        table.add_column("within the budgets")
-    table.add_column("trained for")
+    for text in selection.chosen:
+        table.add_column(text.replace(",", "\n"), justify="center")
     for candidate in selection.candidates:
         latency = planned.latencies.get(candidate.spec)
         measured = [latency.median_ms, latency.p90_ms] if latency else [candidate.costs.get("latency")]
@@ -98,11 +97,9 @@ def print_plan(config: PlanConfig) -> None:
             format_quantity("memory", training_memory(candidate.spec, micro_batch)),
             ", ".join(format_quantity("latency", value) for value in measured),
         ]
-        if selection.chosen:
-            cells.append("\n".join(selection.admitting(candidate)))
-            cells.append("\n".join(text for text, chosen in selection.chosen.items() if chosen is candidate))
-        else:
-            cells.append("yes")
+        within = selection.admitting(candidate)
+        for text, chosen in selection.chosen.items():
+            cells.append("trained" if chosen is candidate else "✓" if text in within else "")
         table.add_row(*cells, style=None if latency else "dim")
     print_table(table)
     print(
