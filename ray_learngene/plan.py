@@ -82,20 +82,20 @@ def print_plan(config: PlanConfig) -> None:
     planned = plan(config)
     selection, micro_batch = planned.selection, config.batch_size // config.accumulation
     table = Table(title=f"sizes from learngene {config.learngene}", title_justify="left", title_style="bold")
-    for name in ("depth", "parameters", "MACs", "inference memory", "training memory", "latency (median, p90)"):
+    for name in ("depth", "parameters", "MACs", "inference memory", "training memory", "latency", "p90"):
         table.add_column(name, justify="right")
     for text in selection.chosen:
         table.add_column(text.replace(",", "\n"), justify="center")
     for candidate in selection.candidates:
         latency = planned.latencies.get(candidate.spec)
-        measured = [latency.median_ms, latency.p90_ms] if latency else [candidate.costs.get("latency")]
         cells = [
             str(candidate.spec.depth),
             format_quantity("params", candidate.costs["params"]),
             format_quantity("macs", candidate.costs["macs"]),
             format_quantity("memory", candidate.costs["memory"]),
             format_quantity("memory", training_memory(candidate.spec, micro_batch)),
-            ", ".join(format_quantity("latency", value) for value in measured),
+            format_quantity("latency", latency.median_ms if latency else candidate.costs.get("latency")),
+            format_quantity("latency", latency.p90_ms if latency else None),
         ]
         within = selection.admitting(candidate)
         for text, chosen in selection.chosen.items():
