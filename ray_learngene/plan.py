@@ -85,7 +85,8 @@ def print_plan(config: PlanConfig) -> None:
     for name in ("depth", "parameters", "MACs", "inference memory", "training memory", "latency", "p90"):
         table.add_column(name, justify="right")
     for text in selection.chosen:
-        table.add_column(text.replace(",", "\n"), justify="center")
+        limits = text.split(",")
+        table.add_column("\n".join(limits), justify="center", min_width=max(map(len, limits)))
     for candidate in selection.candidates:
         latency = planned.latencies.get(candidate.spec)
         cells = [
