@@ -202,7 +202,7 @@ class Objects:
         """Delete an object; nothing happens where there is none."""
         with clear_errors(self.uri_of(path)), suppress(FileNotFoundError):
             self.list_fs.rm_file(self.full(path))
-            if self.is_local:
+            if self.is_local and "/" in path:
                 with suppress(OSError):  # an empty folder is of no use; one that is not empty stays
                     os.rmdir(os.path.dirname(self.full(path)))
 

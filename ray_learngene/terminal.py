@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 _SECONDS = 5.0  # between lines of a training run
-_WIDTH = 140  # of a table that goes to a file or another program
+_WIDTH = 160  # of a table that goes to a file or another program
 
 
 class ProgressPrinter:
