@@ -78,6 +78,8 @@ def distill(config: DistillConfig) -> Manifest:
     ancestry = load_ancestry(config.ancestry, store)
     sets = checked_image_sets(config)
     labels = sets.train.classes if config.labels else ancestry.labels
+    if not config.labels:
+        print("no labels: top-1 is the agreement with the ancestry model's decisions", flush=True)
     if config.labels:
         _check_classes(config, ancestry, sets.train.classes)
     spec = preset(config.preset, **changes, classes=ancestry.classes)
