@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -20,6 +21,7 @@ from ray_learngene.data.images import Images
 from ray_learngene.engine import (
     Engine,
     FiniteGuard,
+    NonFiniteLoss,
     Objective,
     Scores,
     create_schedule,
@@ -164,6 +166,8 @@ def train(
         share_statistics()
         metrics = metrics_at(step, losses, lr)
         scores = score(engine.module)
+        if not math.isfinite(scores.mean_loss):  # a finite loss can still have had a gradient that was not
+            raise NonFiniteLoss(f"the validation loss is not finite at step {step}: lower --lr or set --clip-grad 1")
         metrics |= {"top1": scores.top1, "val_loss": scores.mean_loss}
         if ema is not None:
             metrics["ema_top1"] = score(ema.module).top1
