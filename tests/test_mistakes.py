@@ -62,6 +62,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "metrics": {"top1": 1.0},
     }
     Store(str(root / "store")).publish("learngene", "gene", root / "made" / "gene", facts)
+    Store(str(root / "store")).write_text("sweeps/old/sweep.json", '{"common": {"learngene": "another"}}')
     return root / "store"
 
 
@@ -145,6 +146,11 @@ MISTAKES: dict[str, tuple[tuple[str, ...], str]] = {
     "a cluster that does not answer": (
         (*SWEEP, "--budgets", "params<=60k", "--batch-size", "64", "--address", "127.0.0.1:1"),
         "no Ray cluster answers at 127.0.0.1:1",
+    ),
+    "a sweep of other settings": (
+        ("sweep", "--data", "digits", "--name", "old", "--learngene", "gene", "--store", "{store}")
+        + ("--depths", "1", "--batch-size", "64"),
+        "the sweep 'old' in",
     ),
     "a layout for another depth": ((*PLAN, "--depths", "6,8", "--arms", "sws:layout=2-1-1-1-1"), "asked for depth 8"),
     "a bad DeepSpeed file": (

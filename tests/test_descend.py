@@ -1,0 +1,115 @@
+"""One descendant in this process: resumed exactly, published once, and honest about where it comes from."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from ray_learngene import training
+from ray_learngene.candidates import cost_columns
+from ray_learngene.config import SweepConfig
+from ray_learngene.costs import measure_latency
+from ray_learngene.data import open_image_sets
+from ray_learngene.data.images import Images, Preprocessing
+from ray_learngene.descend import Descendant, descendant, train_descendant
+from ray_learngene.export import load_timm
+from ray_learngene.methods import Learngene, create_method
+from ray_learngene.specs import PRESETS, build
+from ray_learngene.store import Store
+
+SPEC = PRESETS["nano"].replace(depth=2)
+FACTS = {"learngene": "digits", "learngene_version": "1", "learngene_seconds": 5.0}
+PREPROCESSING = Preprocessing(image_size=8, mean=(0.5,) * 3, std=(0.5,) * 3, crop_pct=1.0, interpolation="bicubic")
+
+
+class Killed(Exception):
+    pass
+
+
+def inputs(store: Path) -> tuple[SweepConfig, Images, Learngene]:
+    config = SweepConfig(
+        data="digits",
+        name="s",
+        learngene="digits",
+        store=str(store),
+        epochs=2,
+        batch_size=256,
+        hflip=0,
+        checkpoint_seconds=0,
+    )
+    sets = open_image_sets(config)
+    method = create_method("sws:stages=1-1")
+    torch.manual_seed(0)
+    learngene = method.extract(method.auxiliary(SPEC)).describe(
+        labels=sets.train.classes, preprocessing=PREPROCESSING.model_dump(mode="json")
+    )
+    return config, Images(sets.train, sets.val, PREPROCESSING, config), learngene
+
+
+def run(store: Path, arm: str = "sws", report: Any = lambda metrics: None) -> tuple[Descendant, dict[str, Any]]:
+    config, images, learngene = inputs(store)
+    costs = cost_columns(SPEC, measure_latency(build(SPEC), 8, runs=3), 256)
+    one = descendant(arm, SPEC, 3, 1e-3, config, images, "1")
+    return one, train_descendant(one, learngene, images, config, costs, FACTS, report)
+
+
+def weights(store: Path, one: Descendant, out: Path) -> dict[str, torch.Tensor]:
+    return load_timm(Store(str(store)).download("descendant", f"s/{one.name}", out)).state_dict()
+
+
+def test_a_killed_descendant_goes_on_to_the_same_weights(tmp_path: Path) -> None:
+    def die_in_the_second_epoch(metrics: dict[str, Any]) -> None:
+        if metrics["epoch"] == 2:
+            raise Killed
+
+    one, row = run(tmp_path / "undisturbed")
+    with pytest.raises(Killed):
+        run(tmp_path / "killed", report=die_in_the_second_epoch)
+    assert Store(str(tmp_path / "killed")).exists("checkpoint", f"s/{one.name}")
+    again, resumed = run(tmp_path / "killed")
+    assert again == one
+    assert resumed["top1"] == row["top1"] and resumed["steps"] == row["steps"] == 10
+    first, second = (
+        weights(tmp_path / "undisturbed", one, tmp_path / "1"),
+        weights(tmp_path / "killed", one, tmp_path / "2"),
+    )
+    assert all(torch.equal(tensor, second[name]) for name, tensor in first.items())
+    assert not Store(str(tmp_path / "killed")).exists("checkpoint", f"s/{one.name}")
+
+
+def test_a_published_descendant_is_not_trained_again(tmp_path: Path) -> None:
+    def never(metrics: dict[str, Any]) -> None:
+        raise AssertionError("trained again")
+
+    _, row = run(tmp_path / "store")
+    assert run(tmp_path / "store", report=never)[1] == row
+
+
+def test_reports_inside_an_epoch_come_without_a_score(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(training, "REPORT_SECONDS", 0)
+    seen: list[dict[str, Any]] = []
+    run(tmp_path / "store", report=seen.append)
+    assert [metrics["epoch"] for metrics in seen if "top1" in metrics] == [0, 1, 2]
+    assert len([metrics for metrics in seen if "top1" not in metrics]) == 8
+
+
+def test_scratch_claims_no_learngene(tmp_path: Path) -> None:
+    one, row = run(tmp_path / "store", arm="scratch")
+    assert all(row[name] is None for name in FACTS)
+    card = Store(str(tmp_path / "store")).read_bytes("descendant", f"s/{one.name}", "README.md").decode()
+    assert "Initialised by `scratch`, then tuned" in card
+
+
+def test_another_label_set_gets_a_fresh_head_that_the_seed_decides(tmp_path: Path) -> None:
+    _, _, learngene = inputs(tmp_path)
+    method = create_method("sws")
+    torch.manual_seed(1)
+    one = method.expand(learngene.without_head(), SPEC, seed=3)
+    torch.manual_seed(2)
+    two = method.expand(learngene.without_head(), SPEC, seed=3)
+    assert torch.equal(one.head.weight, two.head.weight)
+    assert torch.equal(one.head.weight, build(SPEC, seed=3).head.weight)
+    assert torch.equal(one.blocks[0].attn.qkv.weight, learngene.tensors["blocks.0.attn.qkv.weight"])
