@@ -27,6 +27,8 @@ from ray_learngene.errors import RunError
 from ray_learngene.losses import DistillationLoss, label_loss
 
 Batch = tuple[Tensor, Tensor]
+# `[B, classes]`, or several of them from an auxiliary model that is several models in one step
+Logits = Tensor | tuple[Tensor, ...]
 ENGINE_FILE = "engine.safetensors"
 
 
@@ -35,7 +37,7 @@ class Engine(Protocol):
 
     module: nn.Module
 
-    def __call__(self, images: Tensor) -> Tensor: ...
+    def __call__(self, images: Tensor) -> Logits: ...
     def backward(self, loss: Tensor) -> Any: ...
     def step(self) -> Any: ...
     def train(self, mode: bool = True) -> Any: ...
@@ -65,7 +67,7 @@ class TorchEngine:
         self.device = next(module.parameters()).device
         self._micro_batches = 0
 
-    def __call__(self, images: Tensor) -> Tensor:
+    def __call__(self, images: Tensor) -> Logits:
         with torch.autocast(self.device.type, self.autocast, enabled=self.autocast is not None):
             return self.module(images)
 
@@ -108,6 +110,14 @@ class TorchEngine:
         self.optimizer.load_state_dict({"state": moments, "param_groups": self.optimizer.state_dict()["param_groups"]})
 
 
+def mean_loss(logits: Logits, loss: Callable[[Tensor], dict[str, Tensor]]) -> dict[str, Tensor]:
+    """The loss of logits, averaged where there are several."""
+    if isinstance(logits, Tensor):
+        return loss(logits)
+    losses = [loss(one) for one in logits]
+    return {name: torch.stack([each[name] for each in losses]).mean() for name in losses[0]}
+
+
 class LabelObjective:
     """Cross-entropy with the labels."""
 
@@ -115,7 +125,7 @@ class LabelObjective:
         self.smoothing = smoothing
 
     def __call__(self, model: Engine, images: Tensor, targets: Tensor) -> dict[str, Tensor]:
-        return {"loss": label_loss(model(images), targets, self.smoothing)}
+        return mean_loss(model(images), lambda logits: {"loss": label_loss(logits, targets, self.smoothing)})
 
 
 class DistillationObjective:
@@ -136,7 +146,15 @@ class DistillationObjective:
     def __call__(self, model: Engine, images: Tensor, targets: Tensor) -> dict[str, Tensor]:
         with torch.no_grad(), torch.autocast(images.device.type, self.autocast, enabled=self.autocast is not None):
             teacher = self.ancestry(images)
-        return self.loss(model(images), teacher, targets if self.labels else None, self.smoothing)
+        labels = targets if self.labels else None
+        return mean_loss(model(images), lambda logits: self.loss(logits, teacher, labels, self.smoothing))
+
+
+def draw_step(module: nn.Module, seed: int, step: int) -> None:
+    """Let a module that is another model in every step draw which one it is in this; alike on all workers."""
+    draw = getattr(module, "draw", None)
+    if draw is not None:
+        draw(np.random.default_rng([seed, step]))
 
 
 def resolve_device() -> torch.device:
@@ -260,6 +278,7 @@ def train_steps(
         if schedule is not None:
             schedule.step_update(step)
         lr = optimizer.param_groups[0]["lr"]
+        draw_step(engine.module, seed, step)
         for _ in range(accumulation):
             images, targets = next(stream)
             losses = objective(engine, images.to(device, non_blocking=True), targets.to(device, non_blocking=True))

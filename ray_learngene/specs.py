@@ -116,6 +116,34 @@ def build(spec: Spec, *, seed: int | None = None) -> VisionTransformer:
     return model
 
 
+def spec_of(model: nn.Module) -> Spec:
+    """The spec of a timm model, so that methods can start from a trained one.
+
+    Raises:
+        UserError: the model is not the plain vision transformer of any spec (no class token, tokens averaged).
+    """
+    why = "a learngene is taken from a class-token-free, average-pooled vision transformer"
+    if not isinstance(model, VisionTransformer):
+        raise UserError(f"{why}; this model is a {type(model).__name__}")
+    embed, block = model.patch_embed, model.blocks[0]
+    spec = Spec(
+        width=model.embed_dim,
+        depth=len(model.blocks),
+        heads=block.attn.num_heads,
+        image=embed.img_size[0],
+        patch=embed.patch_size[0],
+        classes=model.num_classes,
+        mlp_ratio=block.mlp.fc1.out_features / model.embed_dim,
+    )
+    with torch.device("meta"):
+        plain = build(spec).state_dict()
+    have = {name: tensor.shape for name, tensor in model.state_dict().items()}
+    if have != {name: tensor.shape for name, tensor in plain.items()}:
+        odd = sorted(have.keys() ^ plain.keys()) or [name for name in have if have[name] != plain[name].shape]
+        raise UserError(f"{why}; this model differs in {odd[0]!r} (build it with class_token=False, global_pool=avg)")
+    return spec
+
+
 def set_drop_path(model: VisionTransformer, rate: float) -> None:
     """Give a model stochastic depth, linear from 0 at the first block to `rate` at the last."""
     rates: Sequence[float] = calculate_drop_path_rates(rate, len(model.blocks))  # type: ignore[assignment]

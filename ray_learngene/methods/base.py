@@ -7,7 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Protocol
 
 import ray_learngene.torchvision_cpu  # noqa: F401  isort:skip  (before the first timm import)
 import safetensors.torch
@@ -92,6 +92,16 @@ class Learngene:
         return cls.from_bytes((folder / WEIGHTS_FILE).read_bytes(), (folder / DESCRIPTION_FILE).read_bytes())
 
 
+class Adapter(Protocol):
+    """A model of the target spec that is fitted on a little data before it becomes a plain one: `Method.adapter`."""
+
+    fit_steps: int
+    fit_lr: float
+
+    def __call__(self, images: torch.Tensor) -> torch.Tensor: ...
+    def materialise(self) -> VisionTransformer: ...
+
+
 class Method(Config, ABC):
     """How an auxiliary model is built, what is kept of it, and how that expands.
 
@@ -101,11 +111,16 @@ class Method(Config, ABC):
 
     name: ClassVar[str]
     needs_learngene: ClassVar[bool] = True
+    # options that say how a learngene expands; the others say how it was made, and are kept with it
+    expansion_options: ClassVar[frozenset[str]] = frozenset()
 
     def auxiliary(self, spec: Spec, *, drop_path: float = 0.0) -> nn.Module:
         """The module that distillation trains: images `[B, 3, image, image]` to logits `[B, classes]`.
 
-        It has an attribute `spec`, which may refine the spec asked for (its depth, where the options set that).
+        It has an attribute `spec`, which may refine the spec asked for (its depth, where the options set that). One
+        that is another model in every step has `draw(generator)`, called once a step with the same generator on all
+        workers, and may return several logits in training, whose losses are averaged. The methods that start from a
+        trained model have that model as their auxiliary: a plain one of the spec.
 
         Raises:
             UserError: the method has no auxiliary model, or its options do not fit the spec.
@@ -113,7 +128,11 @@ class Method(Config, ABC):
         raise UserError(f"method {self.name!r} has no auxiliary model to distil: it cannot be used with `distill`")
 
     def extract(self, auxiliary: nn.Module) -> Learngene:
-        """What is kept of a trained auxiliary model, copied to the CPU."""
+        """What is kept of a trained auxiliary model, copied to the CPU.
+
+        Raises:
+            UserError: the model is none that this method can take a learngene from.
+        """
         raise UserError(f"method {self.name!r} has no auxiliary model to extract a learngene from")
 
     @abstractmethod
@@ -126,3 +145,10 @@ class Method(Config, ABC):
         Raises:
             UserError: the learngene cannot become a model of that spec.
         """
+
+    def adapter(self, learngene: Learngene | None, spec: Spec, *, seed: int = 0) -> Adapter | None:
+        """A module whose parameters are fitted to the target spec for `fit_steps` steps, then made a plain model.
+
+        None where the expansion alone initialises a descendant.
+        """
+        return None
