@@ -25,7 +25,7 @@ from typing import Any
 import pandas
 
 from benchmarks.measure import arguments, machine, publish
-from ray_learngene.ancestry import train_ancestry
+from ray_learngene.ancestry_training import train_ancestry
 from ray_learngene.cluster import ray_cluster
 from ray_learngene.config import AncestryConfig, DistillConfig, SweepConfig
 from ray_learngene.distill import distill

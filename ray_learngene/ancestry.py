@@ -1,10 +1,9 @@
-"""The ancestry model: loaded from wherever it is, or trained where nobody has one."""
+"""The ancestry model: the frozen teacher, loaded from wherever it is."""
 
 from __future__ import annotations
 
 import hashlib
 import tempfile
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +15,9 @@ from timm.data import resolve_model_data_config
 from timm.models import get_model_input_config
 from torch import Tensor, nn
 
-from ray_learngene.cluster_training import check_early, run
-from ray_learngene.config import AncestryConfig
-from ray_learngene.data.images import Images, Preprocessing, checked_image_sets
-from ray_learngene.engine import LabelObjective, Objective
 from ray_learngene.errors import UserError
-from ray_learngene.export import export_timm, labels_of, load_timm
-from ray_learngene.manifest import Kind, Manifest
+from ray_learngene.export import labels_of, load_timm
+from ray_learngene.manifest import Kind
 from ray_learngene.store import Store
 
 _STORED = {"ancestries": "ancestry", "descendants": "descendant"}
@@ -62,8 +57,8 @@ class Ancestry(nn.Module):
         return digest.hexdigest()
 
 
-def load_ancestry(reference: str, store: Store) -> Ancestry:
-    """The ancestry model behind `--ancestry`.
+def load_ancestry(reference: str, store: Store, flag: str = "--ancestry") -> Ancestry:
+    """The ancestry model behind `--ancestry`, or another flag that takes the same references.
 
     Args:
         reference: A timm name (pretrained weights from the hub), `local-dir:FOLDER`, or `store:ancestries/NAME` or
@@ -76,20 +71,20 @@ def load_ancestry(reference: str, store: Store) -> Ancestry:
     if scheme == "store":
         folder, _, name = rest.partition("/")
         if folder not in _STORED:
-            raise UserError(f"--ancestry {reference}: write store:ancestries/NAME or store:descendants/SWEEP/NAME")
+            raise UserError(f"{flag} {reference}: write store:ancestries/NAME or store:descendants/SWEEP/NAME")
         kind: Kind = _STORED[folder]  # type: ignore[assignment]
         with tempfile.TemporaryDirectory() as temporary:
             model = load_timm(store.download(kind, name, Path(temporary) / "model"))
     elif scheme == "local-dir":
         model = load_timm(Path(rest).expanduser())
     else:
-        model = _create(reference, "--ancestry", pretrained=True)
+        model = create_timm(reference, flag, pretrained=True)
     if not getattr(model, "num_classes", 0):
-        raise UserError(f"--ancestry {reference}: the model has no classification head")
+        raise UserError(f"{flag} {reference}: the model has no classification head")
     return Ancestry(model)
 
 
-def _create(name: str, flag: str, **arguments: Any) -> nn.Module:
+def create_timm(name: str, flag: str, **arguments: Any) -> nn.Module:
     pretrained = arguments.get("pretrained", False)
     try:
         if not timm.is_model(name.removeprefix("hf-hub:").split(".")[0]) and not name.startswith("hf-hub:"):
@@ -111,65 +106,22 @@ def _create(name: str, flag: str, **arguments: Any) -> nn.Module:
         ) from error
 
 
-@dataclass
-class AncestryTask:
-    """Cross-entropy training of any timm model."""
-
-    config: AncestryConfig
-    images: Images
-    module: nn.Module
-    labels: tuple[str, ...]
-    facts: dict[str, Any]
-    kind: Kind = field(default="ancestry", init=False)
-
-    def objective(self, device: torch.device, autocast: torch.dtype | None) -> Objective:
-        return LabelObjective(self.config.smoothing)
-
-    def judge(self, device: torch.device) -> nn.Module | None:
-        return None
-
-    def identity(self) -> dict[str, Any]:
-        return self.facts
-
-    def write(self, module: nn.Module, folder: Path) -> dict[str, Any]:
-        export_timm(module, folder, labels=self.labels, preprocessing=self.images.preprocessing)
-        return {
-            "model": self.config.model,
-            "model_args": self.config.model_args,
-            "labels": list(self.labels),
-            "parameters": sum(parameter.numel() for parameter in module.parameters()),
-        }
-
-
-def train_ancestry(config: AncestryConfig) -> Manifest:
-    """Train an ancestry model on labelled images and publish it in the store.
+def check_classes(ancestry: Ancestry, reference: str, data: str, classes: tuple[str, ...]) -> None:
+    """Refuse an ancestry model that was not trained for the label set of the images.
 
     Raises:
-        UserError: see the message; nothing has been trained then.
+        UserError: another number of classes, or other names.
     """
-    check_early(config, "ancestry")
-    sets = checked_image_sets(config)
-    arguments = {"img_size": config.image_size} if config.image_size and "img_size" not in config.model_args else {}
-    options: dict[str, Any] = {
-        "pretrained": config.pretrained,
-        "num_classes": len(sets.train.classes),
-        "drop_path_rate": config.drop_path,
-        **config.model_args,
-    }
-    torch.manual_seed(config.seed)
-    try:
-        module = _create(config.model, "--model", **options, **arguments)
-    except UserError:
-        if not arguments:
-            raise
-        module = _create(config.model, "--model", **options)  # a model of no fixed input size
-    data = resolve_model_data_config(module)
-    preprocessing = Preprocessing(
-        image_size=config.image_size or int(get_model_input_config(module)["input_size"][-1]),
-        mean=tuple(data["mean"]),
-        std=tuple(data["std"]),
-        crop_pct=config.crop_pct,
-        interpolation=config.interpolation,
-    )
-    images = Images(sets.train, sets.val, preprocessing, config, config.loader_workers)
-    return run(AncestryTask(config, images, module, sets.train.classes, {"data_sha256": sets.train.fingerprint}))
+    if ancestry.classes != len(classes):
+        raise UserError(
+            f"--ancestry {reference} has {ancestry.classes} classes, --data {data} has {len(classes)}: "
+            "fine-tune it on this data first (learngene ancestry --pretrained), or leave the labels out (--no-labels)"
+        )
+    if ancestry.labels and ancestry.labels != classes:
+        first = next(
+            index for index, pair in enumerate(zip(ancestry.labels, classes, strict=True)) if pair[0] != pair[1]
+        )
+        raise UserError(
+            f"--ancestry {reference} calls class {first} {ancestry.labels[first]!r}, --data {data} calls "
+            f"it {classes[first]!r}: they were not labelled alike; use the same label set, or --no-labels"
+        )

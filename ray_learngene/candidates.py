@@ -1,4 +1,4 @@
-"""From a learngene, budgets and depths to specs with their costs: what `plan` prints and `sweep` trains."""
+"""From learngenes, budgets, depths and widths to specs with their costs: what `plan` prints and `sweep` trains."""
 
 from __future__ import annotations
 
@@ -9,16 +9,52 @@ from typing import Any
 
 import torch
 
+from ray_learngene.arms import Arm
 from ray_learngene.budgets import Budget, Candidate, candidates, largest_within
 from ray_learngene.config import SelectionConfig
 from ray_learngene.costs import Latency, costs, measure_latency, training_memory
 from ray_learngene.engine import resolve_device
 from ray_learngene.errors import UserError
 from ray_learngene.manifest import Manifest
-from ray_learngene.methods import Learngene, create_method
+from ray_learngene.methods import Learngene
 from ray_learngene.methods.base import DESCRIPTION_FILE, WEIGHTS_FILE
 from ray_learngene.specs import Spec, build
 from ray_learngene.store import Store
+
+# What every descendant records of its learngene, empty where its method needs none.
+LEARNGENE_COLUMNS = (
+    *("learngene", "learngene_version", "learngene_parameters"),
+    *("learngene_seconds", "learngene_images", "learngene_flops", "learngene_teacher_flops"),
+)
+
+
+@dataclass(frozen=True)
+class StoredLearngene:
+    """A learngene, verified, and its manifest."""
+
+    learngene: Learngene
+    manifest: Manifest
+
+    @classmethod
+    def load(cls, store: Store, name: str) -> StoredLearngene:
+        """Read a learngene from a store.
+
+        Raises:
+            UserError: there is none of that name, or its files are not what its manifest says.
+        """
+        manifest = store.manifest("learngene", name)
+        files = [store.read_bytes("learngene", name, file) for file in (WEIGHTS_FILE, DESCRIPTION_FILE)]
+        return cls(Learngene.from_bytes(*files), manifest)
+
+    def facts(self) -> dict[str, Any]:
+        """The columns of `LEARNGENE_COLUMNS`."""
+        cost = self.manifest.metadata["cost"]
+        return {
+            "learngene": self.manifest.name,
+            "learngene_version": self.manifest.version,
+            "learngene_parameters": self.learngene.parameters(),
+            **{f"learngene_{name}": cost.get(name) for name in ("seconds", "images", "flops", "teacher_flops")},
+        }
 
 
 @dataclass(frozen=True)
@@ -37,51 +73,45 @@ class Selection:
         return [text for text in self.chosen if Budget.parse(text).admits(candidate.costs)]
 
 
-def load_learngene(config: SelectionConfig) -> tuple[Learngene, Manifest]:
-    """The learngene of a configuration, verified, and its manifest."""
+def load_learngene(config: SelectionConfig) -> StoredLearngene:
+    """The learngene whose sizes are varied and whose preprocessing descendants inherit."""
     store = Store(config.store)
     store.check(write=False)
-    manifest = store.manifest("learngene", config.learngene)
-    files = [store.read_bytes("learngene", config.learngene, name) for name in (WEIGHTS_FILE, DESCRIPTION_FILE)]
-    return Learngene.from_bytes(*files), manifest
+    return StoredLearngene.load(store, config.learngene)
 
 
-def parse_depths(text: str) -> list[int]:
-    """`6-15` or `4,6,8` or a mix, as sorted distinct depths.
+def parse_numbers(flag: str, text: str) -> list[int]:
+    """`6-15` or `4,6,8` or a mix, as sorted distinct numbers.
 
     Raises:
         UserError: the text is neither.
     """
-    depths: set[int] = set()
+    numbers: set[int] = set()
     for part in text.split(","):
         match = re.fullmatch(r"\s*(\d+)\s*(?:-\s*(\d+)\s*)?", part)
         first, last = (int(match[1]), int(match[2] or match[1])) if match else (0, 0)
-        if not 1 <= first <= last <= 1000:
-            raise UserError(f"--depths {text}: cannot read {part.strip()!r}; write 6-15 or 4,6,8 (from 1 up)")
-        depths.update(range(first, last + 1))
-    return sorted(depths)
+        if not 1 <= first <= last <= 100_000 or last - first > 1000:
+            raise UserError(f"--{flag} {text}: cannot read {part.strip()!r}; write 6-15 or 4,6,8 (from 1 up)")
+        numbers.update(range(first, last + 1))
+    return sorted(numbers)
 
 
 def check_texts(config: SelectionConfig) -> None:
-    """Read budgets and depths, so that what is malformed is refused before images are."""
+    """Read budgets, depths, widths and arms, so that what is malformed is refused before images are."""
     for text in config.budgets:
         Budget.parse(text)
-    if config.depths:
-        parse_depths(config.depths)
-
-
-def parse_arms(config: SelectionConfig, learngene: Learngene) -> tuple[str, ...]:
-    """The arms, checked: each a known method, and one that expands a learngene must be the learngene's own."""
-    if not config.arms or len(set(config.arms)) < len(config.arms):
+    for flag, numbers in (("depths", config.depths), ("widths", config.widths)):
+        if numbers:
+            parse_numbers(flag, numbers)
+    if len(set(config.arms)) < len(config.arms):
         raise UserError(f"--arms {','.join(config.arms)}: give each arm once")
     for arm in config.arms:
-        method = create_method(arm)
-        if method.needs_learngene and method.name != learngene.method:
-            raise UserError(
-                f"--arms {arm}: the learngene {config.learngene!r} was made by {learngene.method!r}, "
-                f"not by {method.name!r}"
-            )
-    return config.arms
+        Arm.parse(arm, config.learngene)
+
+
+def parse_arms(config: SelectionConfig, learngene: Learngene) -> tuple[Arm, ...]:
+    """The arms; where none are given, the learngene's own method and scratch."""
+    return tuple(Arm.parse(text, config.learngene) for text in config.arms or (learngene.method, "scratch"))
 
 
 def measured_latency(config: SelectionConfig) -> Callable[[Spec], Latency]:
@@ -108,16 +138,28 @@ def measured_latency(config: SelectionConfig) -> Callable[[Spec], Latency]:
 def select(
     config: SelectionConfig, learngene: Learngene, classes: int, measure: Callable[[Spec], Latency]
 ) -> Selection:
-    """The largest spec within each budget among the candidate depths; every candidate where there is no budget.
+    """The largest spec within each budget among the candidate depths and widths; all of them where there is no budget.
+
+    Heads grow with the width, at the learngene's head size.
 
     Raises:
         UserError: a budget cannot be read, or nothing meets it.
     """
     budgets = [Budget.parse(text) for text in config.budgets]
-    depths = parse_depths(config.depths) if config.depths else range(1, learngene.spec.depth + 1)
+    source = learngene.spec
+    depths = parse_numbers("depths", config.depths) if config.depths else list(range(1, source.depth + 1))
+    widths = parse_numbers("widths", config.widths) if config.widths else [source.width]
+    head_size = source.width // source.heads
+    odd = next((width for width in widths if width % head_size), None)
+    if odd:
+        raise UserError(f"--widths {config.widths}: {odd} is not a multiple of the learngene's head size, {head_size}")
     changes: dict[str, Any] = {"classes": classes, **({"image": config.image_size} if config.image_size else {})}
     try:
-        specs = [learngene.spec.replace(depth=depth, **changes) for depth in depths]
+        specs = [
+            source.replace(depth=depth, width=width, heads=width // head_size, **changes)
+            for width in widths
+            for depth in depths
+        ]
     except ValueError as error:
         raise UserError(f"--image-size {config.image_size}: {error}") from None
     with_latency = any(budget.needs_latency for budget in budgets)
@@ -132,12 +174,36 @@ def select(
     return Selection(tuple(choices), tuple(choice for choice in choices if choice in chosen.values()), chosen)
 
 
-def check_expansions(arms: tuple[str, ...], learngene: Learngene, selection: Selection) -> None:
-    """Expand every arm at every size, so that what a method cannot do is said before anything starts."""
+def load_arms(
+    config: SelectionConfig, arms: tuple[Arm, ...], selection: Selection, known: StoredLearngene, seeds: range
+) -> dict[str, StoredLearngene]:
+    """The learngenes of all arms by name, each expanded once at every size it is for.
+
+    So what a method cannot do is said before anything starts.
+
+    Raises:
+        UserError: a learngene is missing or was made by another method, or cannot become one of the specs.
+    """
+    store = Store(config.store)
+    learngenes = {config.learngene: known}
+    expanded = set()
     for arm in arms:
-        method = create_method(arm)
         for choice in selection.specs:
-            method.expand(learngene if method.needs_learngene else None, choice.spec)
+            for seed in seeds:
+                name = arm.learngene_of(choice.spec, seed)
+                if (arm, choice.spec, name) in expanded:
+                    continue
+                expanded.add((arm, choice.spec, name))
+                if name is not None and name not in learngenes:
+                    learngenes[name] = StoredLearngene.load(store, name)
+                learngene = learngenes[name].learngene if name else None
+                if learngene and learngene.method != arm.method.name:
+                    raise UserError(
+                        f"--arms {arm.text}: the learngene {name!r} was made by {learngene.method!r}, "
+                        f"not by {arm.method.name!r}"
+                    )
+                arm.method.expand(learngene, choice.spec)
+    return learngenes
 
 
 def cost_columns(spec: Spec, latency: Latency, micro_batch: int) -> dict[str, Any]:

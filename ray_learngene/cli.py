@@ -19,10 +19,15 @@ from ray_learngene.errors import UserError
 COMMANDS: dict[str, tuple[str, str, str]] = {
     "ancestry": (
         "AncestryConfig",
-        "ray_learngene.ancestry:train_ancestry",
+        "ray_learngene.ancestry_training:train_ancestry",
         "train an ancestry model where nobody has one",
     ),
     "distill": ("DistillConfig", "ray_learngene.distill:distill", "distil an ancestry model into a learngene"),
+    "extract": (
+        "ExtractConfig",
+        "ray_learngene.extract:extract",
+        "take a learngene from a trained model, without distillation",
+    ),
     "plan": (
         "PlanConfig",
         "ray_learngene.plan:print_plan",

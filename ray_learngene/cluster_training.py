@@ -53,6 +53,10 @@ class Task(Protocol):
         """Model whose decisions stand in for labels in evaluation."""
         ...
 
+    def flops(self, steps: int) -> dict[str, int]:
+        """FLOPs of so many optimizer steps: `flops` of what is trained, `teacher_flops` of what only looks on."""
+        ...
+
     def identity(self) -> dict[str, Any]:
         """What besides the configuration decides the result, such as hashes of its inputs."""
         ...
@@ -91,10 +95,12 @@ def run(task: Task) -> Manifest:
     if done is not None:
         return done
     _check_run(store, task, settings)
+    # counted before training, which puts hooks and compiled code into the module
+    flops = task.flops(config.epochs * (len(task.images.train) // config.batch_size))
     if config.workers == 0:
-        outcome = _train_here(task, store, settings)
+        outcome = _train_here(task, store, settings, flops)
     else:
-        outcome = _train_on_cluster(task, store, settings, user_deepspeed)
+        outcome = _train_on_cluster(task, store, settings, flops, user_deepspeed)
     if "error" in outcome:
         raise UserError(outcome["error"])
     manifest = store.manifest(task.kind, config.name)
@@ -164,7 +170,13 @@ def _as_text(settings: dict[str, Any]) -> str:
 
 
 def _publish(
-    task: Task, store: Store, settings: dict[str, Any], module: nn.Module, ema: nn.Module | None, progress: Progress
+    task: Task,
+    store: Store,
+    settings: dict[str, Any],
+    flops: dict[str, int],
+    module: nn.Module,
+    ema: nn.Module | None,
+    progress: Progress,
 ) -> None:
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
@@ -181,6 +193,7 @@ def _publish(
                 "steps": progress.step,
                 "images": progress.step * task.config.batch_size,
                 "seconds": round(progress.seconds, 3),
+                **flops,
             },
             **provenance(),
         }
@@ -195,7 +208,7 @@ def _checkpoint_due(every: int) -> Callable[[int, int, float], bool]:
     return lambda step, steps_per_epoch, seconds: step % (every or steps_per_epoch) == 0
 
 
-def _train_here(task: Task, store: Store, settings: dict[str, Any]) -> dict[str, Any]:
+def _train_here(task: Task, store: Store, settings: dict[str, Any], flops: dict[str, int]) -> dict[str, Any]:
     """One plain torch process, neither Ray nor DeepSpeed."""
     config = task.config
     _claim_run(store, task, settings)
@@ -222,13 +235,13 @@ def _train_here(task: Task, store: Store, settings: dict[str, Any]) -> dict[str,
         judge=task.judge(device),
         autocast=autocast,
     )
-    _publish(task, store, settings, module, ema, progress)
+    _publish(task, store, settings, flops, module, ema, progress)
     checkpoints.remove()
     return {}
 
 
 def _train_on_cluster(
-    task: Task, store: Store, settings: dict[str, Any], user_deepspeed: dict[str, Any]
+    task: Task, store: Store, settings: dict[str, Any], flops: dict[str, int], user_deepspeed: dict[str, Any]
 ) -> dict[str, Any]:
     import ray
     from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
@@ -249,6 +262,7 @@ def _train_on_cluster(
                 train_loop_config={
                     "task": ray.put(task),
                     "settings": settings,
+                    "flops": flops,
                     "deepspeed": user_deepspeed,
                     "report": report,
                 },
@@ -343,6 +357,6 @@ def _worker(loop: dict[str, Any]) -> dict[str, Any]:
         return {"error": str(error)}
     with engine.gathered():
         if context.get_world_rank() == 0:
-            _publish(task, Store(config.store), loop["settings"], engine.module, ema, progress)
+            _publish(task, Store(config.store), loop["settings"], loop["flops"], engine.module, ema, progress)
     torch.distributed.barrier()
     return {}

@@ -36,7 +36,10 @@ class DataConfig(Config):
     image_column: str = Field("image", description="Parquet column with the encoded image")
     label_column: str = Field("label", description="Parquet column with the label (class index or class name)")
     holdout: float = Field(
-        0.1, gt=0, lt=1, description="share held out per class where the set has no validation split"
+        0.1, gt=0, lt=1, description="share held out per class where the set has no validation split, or by validate_on"
+    )
+    validate_on: Literal["val", "holdout"] = Field(
+        "val", description="validate on the validation split, or on the share held out of the training split"
     )
     check_images: Literal["auto", "full", "headers", "off"] = Field(
         "auto",
@@ -95,6 +98,14 @@ class OptimizationConfig(Config):
         return self
 
 
+class DistillationConfig(Config):
+    """How an ancestry model teaches."""
+
+    distillation: Literal["soft", "hard"] = Field("soft", description="ancestry's probabilities, or its decision")
+    alpha: float = Field(1.0, ge=0, le=1, description="weight of the distillation term; the label term has 1 - alpha")
+    tau: float = Field(1.0, gt=0, description="temperature of soft distillation")
+
+
 class StoreConfig(Config):
     """Where artefacts live."""
 
@@ -147,7 +158,9 @@ class AncestryConfig(PublishConfig, StoreConfig, DataConfig, OptimizationConfig,
     image_size: int | None = Field(None, ge=1, description="input size in pixels; default: the model's own")
 
 
-class DistillConfig(PublishConfig, StoreConfig, DataConfig, OptimizationConfig, AugmentationConfig, WorkersConfig):
+class DistillConfig(
+    PublishConfig, StoreConfig, DataConfig, DistillationConfig, OptimizationConfig, AugmentationConfig, WorkersConfig
+):
     """`learngene distill`: ancestry model and images to a learngene."""
 
     ancestry: str = Field(
@@ -158,9 +171,7 @@ class DistillConfig(PublishConfig, StoreConfig, DataConfig, OptimizationConfig, 
     preset: str = Field(description="size of the auxiliary model: ti, s, b, micro or nano")
     depth: int | None = Field(None, ge=1, description="layers of the auxiliary model; default: the preset's")
     image_size: int | None = Field(None, ge=1, description="input size in pixels; default: the preset's")
-    distillation: Literal["soft", "hard"] = Field("soft", description="ancestry's probabilities, or its decision")
-    alpha: float = Field(1.0, ge=0, le=1, description="weight of the distillation term; the label term has 1 - alpha")
-    tau: float = Field(1.0, gt=0, description="temperature of soft distillation")
+    start: str | None = Field(None, description="learngene in the store that the auxiliary model starts from")
     labels: bool = Field(True, description="the images' labels are the ancestry's classes; off: labels are never read")
 
     @model_validator(mode="after")
@@ -170,15 +181,28 @@ class DistillConfig(PublishConfig, StoreConfig, DataConfig, OptimizationConfig, 
         return self
 
 
+class ExtractConfig(PublishConfig, StoreConfig):
+    """`learngene extract`: take a learngene from a trained model, without distillation."""
+
+    source: str = Field(
+        description="a trained vision transformer (class_token=False, global_pool=avg): local-dir:FOLDER, "
+        "store:ancestries/NAME, store:descendants/SWEEP/NAME, or store:learngenes/NAME of method 'pretrained'"
+    )
+    method: str = Field(description="method with its options, e.g. weight-selection, heur-lg or wave:counts=6-2-8-8")
+
+
 class SelectionConfig(StoreConfig):
-    """Which descendants: budgets and depths become specs."""
+    """Which descendants: budgets, depths and widths become specs."""
 
     learngene: str = Field(description="name of the learngene in the store")
     budgets: tuple[str, ...] = Field((), description='budgets such as "params<=3M" "macs<=500M,latency<=8ms"')
     depths: str | None = Field(None, description="candidate depths, 6-15 or 4,6,8; default: 1 to the auxiliary's depth")
+    widths: str | None = Field(None, description="candidate widths, e.g. 192,384; default: the learngene's")
     image_size: int | None = Field(None, ge=1, description="input size in pixels; default: the learngene's")
     arms: tuple[str, ...] = Field(
-        ("sws", "scratch"), description="methods to compare, e.g. sws,sws:expansion=random,scratch"
+        (),
+        description="methods to compare, METHOD[:option=value][@LEARNGENE], e.g. sws,sws:expansion=random,"
+        "wave@other-{seed},scratch; default: the learngene's method and scratch",
     )
     seeds: int = Field(1, ge=1, description="descendants of every size and arm, with seeds seed, seed + 1, ...")
     lr_search: int = Field(0, ge=0, description="learning rates tried for every descendant by Optuna; 0: only lr")
@@ -195,7 +219,9 @@ class PlanConfig(SelectionConfig, DataConfig, OptimizationConfig):
     warmup_epochs: float = Field(0, ge=0, description="linear warm-up, in epochs")
 
 
-class SweepConfig(SelectionConfig, DataConfig, OptimizationConfig, AugmentationConfig, ClusterConfig):
+class SweepConfig(
+    SelectionConfig, DataConfig, DistillationConfig, OptimizationConfig, AugmentationConfig, ClusterConfig
+):
     """`learngene sweep`: many descendants in parallel from one learngene."""
 
     name: str = Field(description="name of the sweep; run again, it trains only what is not finished")
@@ -203,6 +229,9 @@ class SweepConfig(SelectionConfig, DataConfig, OptimizationConfig, AugmentationC
     lr: float = Field(5e-5, gt=0, description="learning rate at a batch of 512; scaled by batch_size / 512")
     min_lr: float = Field(1e-6, ge=0, description="learning rate at the end of the cosine, as it is (not scaled)")
     warmup_epochs: float = Field(0, ge=0, description="linear warm-up, in epochs")
+    ancestry: str | None = Field(
+        None, description="tune with distillation from this ancestry model too (alpha, tau); default: labels alone"
+    )
     lr_low: float = Field(1e-5, gt=0, description="lowest learning rate of the search")
     lr_high: float = Field(1e-2, gt=0, description="highest learning rate of the search")
     asha: bool = Field(False, description="stop the worse learning rates of a descendant early (ASHA); needs lr_search")
@@ -211,12 +240,15 @@ class SweepConfig(SelectionConfig, DataConfig, OptimizationConfig, AugmentationC
         None, ge=0, description="GPU share of each trial, 0.25 puts four on one; default: 1 where the cluster has GPUs"
     )
     max_concurrent: int = Field(0, ge=0, description="trials at a time; 0: as many as the resources allow")
+    in_process: bool = Field(False, description="one trial after another in this process, without Ray")
     checkpoint_seconds: float = Field(60, ge=0, description="at most one checkpoint of a descendant in this time")
 
     @model_validator(mode="after")
     def _search(self) -> SweepConfig:
         if self.gpus_per_trial and self.gpus_per_trial > 1 and self.gpus_per_trial % 1:
             raise ValueError(f"gpus_per_trial {self.gpus_per_trial:g}: above 1 only whole GPUs can be had")
+        if self.in_process and self.lr_search:
+            raise ValueError("lr_search needs Ray Tune: leave in_process out, or give lr")
         if self.asha and self.lr_search < 2:
             raise ValueError("asha compares learning rates of one descendant: it needs lr_search of at least 2")
         if self.lr_low >= self.lr_high:

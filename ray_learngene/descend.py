@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import tempfile
 import time
 from collections.abc import Callable
@@ -10,36 +11,46 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import ray_learngene.torchvision_cpu  # noqa: F401  isort:skip  (before the first timm import)
+import torch
 from jinja2 import Environment, PackageLoader, StrictUndefined
+from timm.models.vision_transformer import VisionTransformer
 
+from ray_learngene.ancestry import Ancestry
+from ray_learngene.arms import Arm
+from ray_learngene.candidates import LEARNGENE_COLUMNS, StoredLearngene
 from ray_learngene.checkpoints import StoreCheckpoints
-from ray_learngene.config import SweepConfig
+from ray_learngene.config import AugmentationConfig, OptimizationConfig, SweepConfig
 from ray_learngene.data.images import Images
-from ray_learngene.engine import LabelObjective, TorchEngine, create_optimizer, resolve_device, resolve_precision
+from ray_learngene.engine import (
+    DistillationObjective,
+    LabelObjective,
+    Objective,
+    TorchEngine,
+    create_optimizer,
+    resolve_device,
+    resolve_precision,
+)
 from ray_learngene.export import export_timm
-from ray_learngene.methods import Learngene, create_method
+from ray_learngene.fitting import Fit, fit
+from ray_learngene.flops import TRAINING_PASSES, forward_flops
+from ray_learngene.losses import DistillationLoss
 from ray_learngene.provenance import fingerprint, provenance
 from ray_learngene.specs import Spec, set_drop_path, timm_arguments
 from ray_learngene.store import Store
 from ray_learngene.training import Worker, train
 
 # Settings of a sweep that decide what one descendant becomes; the others choose which, where and how it runs.
-DECISIVE = {
-    *("epochs", "batch_size", "min_lr", "warmup_epochs", "warmup_lr", "weight_decay", "clip_grad", "drop_path", "ema"),
-    *(
-        "precision",
-        "scale",
-        "ratio",
-        "hflip",
-        "color_jitter",
-        "auto_augment",
-        "reprob",
-        "mixup",
-        "cutmix",
-        "mixup_prob",
-    ),
-    *("mixup_switch_prob", "smoothing", "repeats", "crop_pct", "interpolation", "accumulation", "holdout"),
+DECISIVE = {"holdout", "validate_on", *OptimizationConfig.model_fields, *AugmentationConfig.model_fields} - {
+    *("lr", "seed", "compile")
 }
+_TAUGHT = {"distillation", "alpha", "tau"}  # decisive too where an ancestry model teaches
+
+
+def decisive_settings(config: SweepConfig, ancestry: Ancestry | None) -> dict[str, Any]:
+    """The settings that decide what descendants become, as JSON values."""
+    settings = config.model_dump(mode="json", include=DECISIVE | (_TAUGHT if ancestry else set()))
+    return settings | ({"ancestry": ancestry.sha256()} if ancestry else {})
 
 
 @dataclass(frozen=True)
@@ -55,7 +66,7 @@ class Descendant:
     @property
     def group(self) -> str:
         """What the trials of a learning-rate search have in common."""
-        slug = self.arm.replace(":", ".").replace("=", "-")
+        slug = re.sub(r"[^a-zA-Z0-9._-]+", ".", self.arm).strip(".")
         return f"{slug}-w{self.spec.width}-d{self.spec.depth:02d}-s{self.seed}"
 
     @property
@@ -64,37 +75,45 @@ class Descendant:
 
 
 def descendant(
-    arm: str, spec: Spec, seed: int, lr: float, config: SweepConfig, images: Images, learngene_version: str
+    arm: str,
+    spec: Spec,
+    seed: int,
+    lr: float,
+    config: SweepConfig,
+    images: Images,
+    stored: StoredLearngene | None,
+    ancestry: Ancestry | None = None,
 ) -> Descendant:
     """The descendant of an arm and a spec under a sweep's settings."""
-    method = create_method(arm)
+    method = Arm.parse(arm, config.learngene).method
     facts = {
         "arm": {"method": method.name, **method.model_dump(mode="json")},
-        "learngene": learngene_version if method.needs_learngene else None,
+        "learngene": stored.manifest.version if stored else None,
         "spec": spec.model_dump(),
         "seed": seed,
         "lr": lr,
         "data": images.train.fingerprint,
         "preprocessing": images.preprocessing.model_dump(mode="json"),
-        "settings": config.model_dump(mode="json", include=DECISIVE),
+        "settings": decisive_settings(config, ancestry),
     }
     return Descendant(arm, spec, seed, lr, fingerprint(facts)[:8])
 
 
 def train_descendant(
     one: Descendant,
-    learngene: Learngene,
+    stored: StoredLearngene | None,
     images: Images,
     config: SweepConfig,
     costs: dict[str, Any],
-    facts: dict[str, Any],
+    ancestry: Ancestry | None = None,
     report: Callable[[dict[str, Any]], None] = lambda metrics: None,
 ) -> dict[str, Any]:
     """Train one descendant from where its last checkpoint left it, and publish it.
 
     Args:
+        stored: The learngene it is expanded from; None where its method needs none.
         costs: Its parameters, MACs, memory and measured latency.
-        facts: What the sweep records with every descendant (learngene, its hash and cost).
+        ancestry: Its teacher; None where it learns from labels alone.
         report: Called with the metrics of every epoch, the untuned model's first.
 
     Returns:
@@ -109,15 +128,16 @@ def train_descendant(
     began = time.monotonic()
     device = resolve_device()
     autocast = resolve_precision(config.precision, device)
-    method = create_method(one.arm)
-    if learngene.labels != images.train.classes:
-        learngene = learngene.without_head()
-    model = method.expand(learngene if method.needs_learngene else None, one.spec, seed=one.seed)
+    settings = config.model_copy(update={"seed": one.seed, "lr": one.lr})
+    model, fitted = _initialise(one, stored, images, settings, device, autocast)
     set_drop_path(model, config.drop_path)
     model.to(device)
     if config.compile:
         model.compile()
-    settings = config.model_copy(update={"seed": one.seed, "lr": one.lr})
+    objective: Objective = LabelObjective(config.smoothing)
+    if ancestry is not None:
+        loss = DistillationLoss(config.distillation, config.alpha, config.tau)
+        objective = DistillationObjective(ancestry.to(device), loss, smoothing=config.smoothing, autocast=autocast)
     optimizer = create_optimizer(model, settings)
     engine = TorchEngine(
         model, optimizer, accumulation=config.accumulation, clip_grad=config.clip_grad, autocast=autocast
@@ -125,7 +145,7 @@ def train_descendant(
     progress, ema = train(
         engine,
         optimizer,
-        LabelObjective(config.smoothing),
+        objective,
         images,
         settings,
         worker=Worker(device),
@@ -155,8 +175,11 @@ def train_descendant(
         "steps": progress.step,
         "images": progress.step * config.batch_size,
         "seconds": round(progress.seconds, 3),
+        "flops": 2 * TRAINING_PASSES * costs["macs"] * progress.step * config.batch_size,
+        "teacher_flops": progress.step * _teacher_flops(ancestry, images, config.batch_size),
+        **fitted.columns(),
         "overhead_seconds": 0.0,
-        **(facts if method.needs_learngene else dict.fromkeys(facts)),
+        **(stored.facts() if stored else dict.fromkeys(LEARNGENE_COLUMNS)),
     }
     metadata = {
         "row": row,
@@ -185,6 +208,29 @@ def train_descendant(
         store.publish("descendant", name, folder, metadata)
     checkpoints.remove()
     return row
+
+
+def _initialise(
+    one: Descendant,
+    stored: StoredLearngene | None,
+    images: Images,
+    settings: SweepConfig,
+    device: torch.device,
+    autocast: torch.dtype | None,
+) -> tuple[VisionTransformer, Fit]:
+    """The untuned descendant, fitted to its size where the method does so."""
+    method = Arm.parse(one.arm, settings.learngene).method
+    learngene = stored.learngene if stored else None
+    if learngene and learngene.labels != images.train.classes:
+        learngene = learngene.without_head()
+    adapter = method.adapter(learngene, one.spec, seed=one.seed)
+    if adapter is None or not adapter.fit_steps:
+        return method.expand(learngene, one.spec, seed=one.seed), Fit()
+    return fit(adapter, images, settings, device=device, autocast=autocast, smoothing=settings.smoothing)
+
+
+def _teacher_flops(ancestry: Ancestry | None, images: Images, batch: int) -> int:
+    return forward_flops(ancestry, images.preprocessing.image_size, batch) if ancestry else 0
 
 
 def model_card(row: dict[str, Any], config: SweepConfig) -> str:

@@ -13,15 +13,18 @@ from typing import Any
 import torch
 from torch import nn
 
-from ray_learngene.ancestry import Ancestry, load_ancestry
+from ray_learngene.ancestry import Ancestry, check_classes, load_ancestry
+from ray_learngene.candidates import StoredLearngene
 from ray_learngene.cluster_training import check_early, run
 from ray_learngene.config import DistillConfig
 from ray_learngene.data.images import Images, Preprocessing, checked_image_sets
 from ray_learngene.engine import DistillationObjective, Objective
 from ray_learngene.errors import UserError
+from ray_learngene.flops import forward_flops, training_flops
 from ray_learngene.losses import DistillationLoss
 from ray_learngene.manifest import Kind, Manifest
-from ray_learngene.methods import Method, create_method
+from ray_learngene.methods import Learngene, Method, create_method
+from ray_learngene.methods.generated import attribute_of
 from ray_learngene.specs import preset
 from ray_learngene.store import Store
 
@@ -52,6 +55,13 @@ class DistillTask:
     def judge(self, device: torch.device) -> nn.Module | None:
         return None if self.config.labels else self.ancestry.to(device)
 
+    def flops(self, steps: int) -> dict[str, int]:
+        image, batch = self.images.preprocessing.image_size, self.config.batch_size
+        return {
+            "flops": training_flops(self.module, image, batch=batch, steps=steps, seed=self.config.seed),
+            "teacher_flops": steps * forward_flops(self.ancestry, image, batch),
+        }
+
     def identity(self) -> dict[str, Any]:
         return self.facts
 
@@ -81,10 +91,12 @@ def distill(config: DistillConfig) -> Manifest:
     if not config.labels:
         print("no labels: top-1 is the agreement with the ancestry model's decisions", flush=True)
     if config.labels:
-        _check_classes(config, ancestry, sets.train.classes)
+        check_classes(ancestry, config.ancestry, config.data, sets.train.classes)
     spec = preset(config.preset, **changes, classes=ancestry.classes)
     torch.manual_seed(config.seed)
     module = method.auxiliary(spec, drop_path=config.drop_path)
+    if config.start:
+        _start_from(module, StoredLearngene.load(store, config.start).learngene, config)
     layers = getattr(module, "spec", spec).depth
     if layers != spec.depth and config.depth:
         raise UserError(
@@ -98,21 +110,20 @@ def distill(config: DistillConfig) -> Manifest:
         interpolation=config.interpolation,
     )
     images = Images(sets.train, sets.val, preprocessing, config, config.loader_workers)
-    facts = {"data_sha256": sets.train.fingerprint, "ancestry_sha256": ancestry.sha256()}
+    facts: dict[str, Any] = {"data_sha256": sets.train.fingerprint, "ancestry_sha256": ancestry.sha256()}
     return run(DistillTask(config, images, module, method, ancestry, labels, facts))
 
 
-def _check_classes(config: DistillConfig, ancestry: Ancestry, classes: tuple[str, ...]) -> None:
-    if ancestry.classes != len(classes):
+def _start_from(module: nn.Module, learngene: Learngene, config: DistillConfig) -> None:
+    """Load a learngene of the same method and shape into an auxiliary model; a head of other classes stays fresh."""
+    state = module.state_dict()
+    given = {attribute_of(name) if attribute_of(name) in state else name: x for name, x in learngene.tensors.items()}
+    heads = {name for name in given if name.startswith("head") and given[name].shape != state[name].shape}
+    given = {name: tensor for name, tensor in given.items() if name not in heads}
+    odd = [name for name in given if name not in state or given[name].shape != state[name].shape]
+    if odd or given.keys() | heads < {name for name in state if not name.startswith("head")}:
         raise UserError(
-            f"--ancestry {config.ancestry} has {ancestry.classes} classes, --data {config.data} has {len(classes)}: "
-            "fine-tune it on this data first (learngene ancestry --pretrained), or leave the labels out (--no-labels)"
+            f"--start {config.start}: a learngene of method {learngene.method!r} ({learngene.spec}) does not fit "
+            f"--method {config.method} ({getattr(module, 'spec', '')})"
         )
-    if ancestry.labels and ancestry.labels != classes:
-        first = next(
-            index for index, pair in enumerate(zip(ancestry.labels, classes, strict=True)) if pair[0] != pair[1]
-        )
-        raise UserError(
-            f"--ancestry {config.ancestry} calls class {first} {ancestry.labels[first]!r}, --data {config.data} calls "
-            f"it {classes[first]!r}: they were not labelled alike; use the same label set, or --no-labels"
-        )
+    module.load_state_dict({**state, **given})

@@ -9,8 +9,8 @@ from rich.table import Table
 from ray_learngene.budgets import format_quantity
 from ray_learngene.candidates import (
     Selection,
-    check_expansions,
     check_texts,
+    load_arms,
     load_learngene,
     measured_latency,
     parse_arms,
@@ -20,11 +20,9 @@ from ray_learngene.config import PlanConfig
 from ray_learngene.costs import Latency, training_memory
 from ray_learngene.data import open_image_sets
 from ray_learngene.errors import UserError
+from ray_learngene.flops import TRAINING_PASSES
 from ray_learngene.specs import Spec
 from ray_learngene.terminal import print_table
-
-# The backward pass costs about twice the forward one.
-_TRAINING_PASSES = 3
 
 
 @dataclass(frozen=True)
@@ -33,6 +31,7 @@ class Plan:
 
     Attributes:
         latencies: Of every spec to train.
+        arms: How many there are.
         descendants: How many there are, all arms, seeds and learning rates together.
         steps: Optimizer steps of each; None where no image set was given.
         flops: Training FLOPs of all together (of one image for each, where no image set was given).
@@ -40,6 +39,7 @@ class Plan:
 
     selection: Selection
     latencies: dict[Spec, Latency]
+    arms: int
     descendants: int
     steps: int | None
     flops: float
@@ -52,7 +52,8 @@ def plan(config: PlanConfig) -> Plan:
         UserError: a budget that nothing meets (says by how much), or whatever a sweep would refuse.
     """
     check_texts(config)
-    learngene, _ = load_learngene(config)
+    stored = load_learngene(config)
+    learngene = stored.learngene
     arms = parse_arms(config, learngene)
     sets = open_image_sets(config) if config.data else None
     steps = None
@@ -64,16 +65,17 @@ def plan(config: PlanConfig) -> Plan:
             )
     measure = measured_latency(config)
     selection = select(config, learngene, len(sets.train.classes) if sets else learngene.spec.classes, measure)
-    check_expansions(arms, learngene, selection)
+    load_arms(config, arms, selection, stored, range(config.seed, config.seed + config.seeds))
     per_spec = len(arms) * config.seeds * max(1, config.lr_search)
     images = 1 if steps is None else steps * config.batch_size
     macs = sum(choice.costs["macs"] for choice in selection.specs)
     return Plan(
         selection,
         {choice.spec: measure(choice.spec) for choice in selection.specs},
+        len(arms),
         len(selection.specs) * per_spec,
         steps,
-        2.0 * _TRAINING_PASSES * macs * images * per_spec,
+        2.0 * TRAINING_PASSES * macs * images * per_spec,
     )
 
 
@@ -82,7 +84,7 @@ def print_plan(config: PlanConfig) -> None:
     planned = plan(config)
     selection, micro_batch = planned.selection, config.batch_size // config.accumulation
     table = Table(title=f"sizes from learngene {config.learngene}", title_justify="left", title_style="bold")
-    for name in ("depth", "parameters", "MACs", "inference memory", "training memory", "latency", "p90"):
+    for name in ("width", "depth", "parameters", "MACs", "inference memory", "training memory", "latency", "p90"):
         table.add_column(name, justify="right")
     for text in selection.chosen:
         limits = text.split(",")
@@ -90,6 +92,7 @@ def print_plan(config: PlanConfig) -> None:
     for candidate in selection.candidates:
         latency = planned.latencies.get(candidate.spec)
         cells = [
+            str(candidate.spec.width),
             str(candidate.spec.depth),
             format_quantity("params", candidate.costs["params"]),
             format_quantity("macs", candidate.costs["macs"]),
@@ -107,7 +110,7 @@ def print_plan(config: PlanConfig) -> None:
         f"latency: batch {config.latency_batch}, {config.latency_dtype}, {config.latency_threads} thread(s), "
         f"{next(iter(planned.latencies.values())).device}; training memory: a micro-batch of {micro_batch} in fp32"
     )
-    counts = f"{len(selection.specs)} sizes x {len(config.arms)} arms x {config.seeds} seeds"
+    counts = f"{len(selection.specs)} sizes x {planned.arms} arms x {config.seeds} seeds"
     if config.lr_search:
         counts += f" x {config.lr_search} learning rates"
     if planned.steps is None:

@@ -43,7 +43,7 @@ def print_leaderboard(results: pandas.DataFrame, budgets: Mapping[str, int] | No
     """Print the leaderboard of a results table.
 
     Args:
-        budgets: Budgets with the depth that each chose, shown beside the sizes.
+        budgets: Budgets with the parameters of the size that each chose, shown beside the sizes.
     """
     if not (results.get("status") == "finished").any():
         print("no descendant has finished yet")
@@ -53,7 +53,7 @@ def print_leaderboard(results: pandas.DataFrame, budgets: Mapping[str, int] | No
     table = Table(title=f"sweep {results['sweep'].iloc[0]}", title_justify="left", title_style="bold")
     if budgets:
         table.add_column("budget")
-    for name in ("depth", "parameters", "MACs", "latency"):
+    for name in ("width", "depth", "parameters", "MACs", "latency"):
         table.add_column(name, justify="right")
     table.add_column("arm")
     for name in ("untuned", "epoch 1", "final top-1 %"):
@@ -66,13 +66,14 @@ def print_leaderboard(results: pandas.DataFrame, budgets: Mapping[str, int] | No
             table.add_section()
         previous = row["params"]
         cells = [
+            str(row["width"]),
             str(row["depth"]),
             format_quantity("params", row["params"]),
             format_quantity("macs", row["macs"]),
             format_quantity("latency", row["latency"]),
         ]
         if budgets:
-            cells.insert(0, "\n".join(text for text, depth in budgets.items() if depth == row["depth"]))
+            cells.insert(0, "\n".join(text for text, params in budgets.items() if params == row["params"]))
         scores = [_score(row, measure, several) for measure in _MEASURES]
         table.add_row(*(cells if first else [""] * len(cells)), row["arm"], *scores, f"{row['seconds']:.1f} s")
     print_table(table)

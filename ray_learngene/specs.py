@@ -125,7 +125,8 @@ def spec_of(model: nn.Module) -> Spec:
     why = "a learngene is taken from a class-token-free, average-pooled vision transformer"
     if not isinstance(model, VisionTransformer):
         raise UserError(f"{why}; this model is a {type(model).__name__}")
-    embed, block = model.patch_embed, model.blocks[0]
+    embed: Any = model.patch_embed
+    block: Any = model.blocks[0]
     spec = Spec(
         width=model.embed_dim,
         depth=len(model.blocks),

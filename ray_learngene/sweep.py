@@ -10,11 +10,13 @@ from typing import Any
 
 import pandas
 
+from ray_learngene.ancestry import check_classes, load_ancestry
 from ray_learngene.candidates import (
     Selection,
-    check_expansions,
+    StoredLearngene,
     check_texts,
     cost_columns,
+    load_arms,
     load_learngene,
     measured_latency,
     parse_arms,
@@ -22,9 +24,9 @@ from ray_learngene.candidates import (
 )
 from ray_learngene.config import SweepConfig
 from ray_learngene.data.images import Images, Preprocessing, checked_image_sets
-from ray_learngene.descend import DECISIVE
+from ray_learngene.descend import decisive_settings
 from ray_learngene.errors import UserError
-from ray_learngene.manifest import Manifest, folder_of
+from ray_learngene.manifest import folder_of
 from ray_learngene.methods import Learngene
 from ray_learngene.provenance import provenance
 from ray_learngene.report import print_leaderboard
@@ -46,27 +48,32 @@ def sweep(config: SweepConfig) -> pandas.DataFrame:
     check_texts(config)
     store = Store(config.store)
     store.check(write=True)
-    learngene, manifest = load_learngene(config)
+    stored = load_learngene(config)
+    learngene = stored.learngene
     arms = parse_arms(config, learngene)
     images = _images(config, learngene)
+    ancestry = load_ancestry(config.ancestry, store) if config.ancestry else None
+    if ancestry:
+        check_classes(ancestry, str(config.ancestry), config.data, images.train.classes)
     measure = measured_latency(config)
     selection = select(config, learngene, len(images.train.classes), measure)
-    check_expansions(arms, learngene, selection)
+    seeds = range(config.seed, config.seed + config.seeds)
+    learngenes = load_arms(config, arms, selection, stored, seeds)
     micro_batch = config.batch_size // config.accumulation
     inputs = SweepInputs(
         config=config,
-        learngene=learngene,
+        learngenes=learngenes,
         images=images,
+        ancestry=ancestry,
         costs={choice.spec: cost_columns(choice.spec, measure(choice.spec), micro_batch) for choice in selection.specs},
-        facts=_facts(manifest, learngene),
     )
     wanted = [
-        Trial(arm, choice.spec, config.seed + index)
+        Trial(arm.text, choice.spec, seed)
         for choice in selection.specs  # largest first: the longest trials must not start last
-        for index in range(config.seeds)
+        for seed in seeds
         for arm in arms
     ]
-    settings = _settings(inputs, selection)
+    settings = _settings(inputs, selection, stored)
     _refuse_another(store, config.name, settings)
     before = earlier_rows(store, config.name)
     text = json.dumps(settings, indent=2) + "\n"
@@ -84,8 +91,8 @@ def sweep(config: SweepConfig) -> pandas.DataFrame:
 
 
 def budgets_of(selection: Selection) -> dict[str, int]:
-    """Budgets with the depth that each chose."""
-    return {text: choice.spec.depth for text, choice in selection.chosen.items()}
+    """Budgets with the parameters of the size that each chose."""
+    return {text: int(choice.costs["params"]) for text, choice in selection.chosen.items()}
 
 
 def _images(config: SweepConfig, learngene: Learngene) -> Images:
@@ -102,27 +109,17 @@ def _images(config: SweepConfig, learngene: Learngene) -> Images:
     return images
 
 
-def _facts(manifest: Manifest, learngene: Learngene) -> dict[str, Any]:
-    """What every descendant records of its learngene."""
-    return {
-        "learngene": manifest.name,
-        "learngene_version": manifest.version,
-        "learngene_parameters": learngene.parameters(),
-        "learngene_seconds": manifest.metadata["cost"]["seconds"],
-        "learngene_images": manifest.metadata["cost"]["images"],
-    }
-
-
-def _settings(inputs: SweepInputs, selection: Selection) -> dict[str, Any]:
+def _settings(inputs: SweepInputs, selection: Selection, stored: StoredLearngene) -> dict[str, Any]:
     config = inputs.config
     return {
         "format": 1,
         "name": config.name,
         # what all its descendants have in common; sizes, arms, seeds and learning rates searched may be added later
         "common": {
-            "learngene": inputs.facts["learngene_version"],
+            "learngene": stored.manifest.version,
             "data": inputs.images.train.fingerprint,
-            **config.model_dump(mode="json", include={*DECISIVE, *(() if config.lr_search else ("lr",))}),
+            **decisive_settings(config, inputs.ancestry),
+            **({} if config.lr_search else {"lr": config.lr}),
         },
         "budgets": budgets_of(selection),
         "config": config.model_dump(mode="json"),

@@ -7,6 +7,8 @@ from typing import Any
 from ray.tune import Callback
 from ray.tune.experiment import Trial
 
+from ray_learngene.terminal import finished_text, trial_line
+
 
 class SweepProgress(Callback):
     """Prints what finished, in the driver."""
@@ -19,11 +21,7 @@ class SweepProgress(Callback):
         if result.get("error"):
             self._print(trial, f"failed: {result['error']}")
         elif result.get("finished"):
-            self._print(
-                trial,
-                f"top-1 {result['top1_untuned']:6.2f} % untuned, {result['top1']:6.2f} % tuned   "
-                f"{result['params'] / 1e6:8.3f} M parameters   {result['seconds']:6.1f} s",
-            )
+            self._print(trial, finished_text(result))
         else:
             self._print(
                 trial, f"stopped early at epoch {result.get('epoch', 0):g} with top-1 {result.get('top1', 0):.2f} %"
@@ -37,9 +35,5 @@ class SweepProgress(Callback):
         self.ended += 1
         one = trial.config.get("one", trial.config)
         target = one["trial"]
-        width = len(str(self.total))
-        print(
-            f"[{self.ended:{width}}/{self.total}] {target.arm:10} depth {target.spec.depth:2}   "
-            f"seed {target.seed}   lr {one['lr']:.1e}   {text}",
-            flush=True,
-        )
+        line = trial_line(self.ended, self.total, target.arm, target.spec, target.seed, one["lr"], text)
+        print(line, flush=True)

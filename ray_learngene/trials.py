@@ -7,14 +7,17 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from ray_learngene.ancestry import Ancestry
+from ray_learngene.arms import Arm
+from ray_learngene.candidates import StoredLearngene
 from ray_learngene.checkpoints import StoreCheckpoints
 from ray_learngene.config import SweepConfig
 from ray_learngene.data.images import Images
 from ray_learngene.descend import Descendant, descendant, train_descendant
 from ray_learngene.errors import RunError
-from ray_learngene.methods import Learngene
 from ray_learngene.specs import Spec
 from ray_learngene.store import Store
+from ray_learngene.terminal import finished_text, trial_line
 
 
 @dataclass(frozen=True)
@@ -31,20 +34,39 @@ class SweepInputs:
     """What all trials of a sweep have in common; broadcast to the cluster once.
 
     Attributes:
+        learngenes: Of all arms, by name.
+        ancestry: Teacher of the descendants; None where they learn from labels alone.
         costs: Columns of the results table by spec: parameters, MACs, memory, measured latency.
-        facts: What every row records of the learngene.
     """
 
     config: SweepConfig
-    learngene: Learngene
+    learngenes: dict[str, StoredLearngene]
     images: Images
+    ancestry: Ancestry | None
     costs: dict[Spec, dict[str, Any]]
-    facts: dict[str, Any]
+
+    def learngene(self, trial: Trial) -> StoredLearngene | None:
+        """What a trial's descendant is expanded from."""
+        name = Arm.parse(trial.arm, self.config.learngene).learngene_of(trial.spec, trial.seed)
+        return self.learngenes[name] if name else None
 
     def descendant(self, trial: Trial, lr: float) -> Descendant:
         """The descendant that a trial trains at a learning rate."""
-        version = self.facts["learngene_version"]
-        return descendant(trial.arm, trial.spec, trial.seed, lr, self.config, self.images, version)
+        return descendant(
+            trial.arm, trial.spec, trial.seed, lr, self.config, self.images, self.learngene(trial), self.ancestry
+        )
+
+    def train(self, trial: Trial, lr: float, report: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
+        """Train a trial's descendant; returns its row of the results table."""
+        return train_descendant(
+            self.descendant(trial, lr),
+            self.learngene(trial),
+            self.images,
+            self.config,
+            self.costs[trial.spec],
+            self.ancestry,
+            report,
+        )
 
 
 def run_trials(
@@ -69,10 +91,24 @@ def run_trials(
     total = len(wanted) * max(1, config.lr_search)
     done = f", {total - len(left)} already finished" if len(left) < total else ""
     print(f"sweep {config.name}: {len(left)} descendants to train{done}", flush=True)
-    if left:
+    if left and not config.in_process:
         return _tune(inputs, left, known, on_start)
     on_start()
-    return []
+    return _train_here(inputs, left)
+
+
+def _train_here(inputs: SweepInputs, left: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The trials one after another in this process; returns a row for each that failed."""
+    failed = []
+    for number, one in enumerate(left, start=1):
+        trial, lr = one["trial"], inputs.config.lr
+        try:
+            text = finished_text(inputs.train(trial, lr, lambda metrics: None))
+        except RunError as error:
+            text = f"failed: {error}"
+            failed.append(_unfinished_row(inputs, trial, lr, {}, str(error)))
+        print(trial_line(number, len(left), trial.arm, trial.spec, trial.seed, lr, text), flush=True)
+    return failed
 
 
 def _known(
@@ -153,17 +189,13 @@ def _train(one: dict[str, Any], inputs: SweepInputs) -> None:
     if torch.cuda.is_available() and 0 < (config.gpus_per_trial or 0) < 1:
         torch.cuda.set_per_process_memory_fraction(config.gpus_per_trial or 1)  # Ray's shares are bookkeeping only
     one = one.get("one", one)
-    trial: Trial = one["trial"]
-    target = inputs.descendant(trial, one["lr"])
 
     def report(metrics: dict[str, Any]) -> None:
         if "top1" in metrics:  # Tune refuses a result without what it compares, such as one in mid-epoch
             tune.report(metrics)
 
     try:
-        row = train_descendant(
-            target, inputs.learngene, inputs.images, config, inputs.costs[trial.spec], inputs.facts, report
-        )
+        row = inputs.train(one["trial"], one["lr"], report)
     except RunError as error:
         tune.report({"top1": float("-inf"), "error": str(error)})
         return
@@ -174,8 +206,14 @@ def _unfinished(inputs: SweepInputs, result: Any) -> dict[str, Any]:
     one, metrics = result.config.get("one", result.config), result.metrics or {}
     trial: Trial = one["trial"]
     error = metrics.get("error") or (str(result.error).strip().splitlines()[-1] if result.error else None)
+    return _unfinished_row(inputs, trial, one["lr"], metrics, error)
+
+
+def _unfinished_row(
+    inputs: SweepInputs, trial: Trial, lr: float, metrics: dict[str, Any], error: str | None
+) -> dict[str, Any]:
     return {
-        "descendant": inputs.descendant(trial, one["lr"]).name,
+        "descendant": inputs.descendant(trial, lr).name,
         "sweep": inputs.config.name,
         "status": "failed" if error else "stopped",
         "error": error,
@@ -183,7 +221,7 @@ def _unfinished(inputs: SweepInputs, result: Any) -> dict[str, Any]:
         "width": trial.spec.width,
         "depth": trial.spec.depth,
         "seed": trial.seed,
-        "lr": one["lr"],
+        "lr": lr,
         "epochs": inputs.config.epochs,
         "top1": metrics.get("top1"),
         "steps": metrics.get("step"),

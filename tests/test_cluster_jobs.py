@@ -84,7 +84,7 @@ def head(s3_store: str) -> Iterator[tuple[str, str]]:
 
 @pytest.fixture(scope="module")
 def ancestry(s3_store: str) -> str:
-    from ray_learngene.ancestry import train_ancestry
+    from ray_learngene.ancestry_training import train_ancestry
 
     size = {"img_size": 8, "patch_size": 2, "embed_dim": 48, "depth": 2, "num_heads": 3}
     arguments = {**size, "class_token": False, "global_pool": "avg"}

@@ -8,7 +8,7 @@ from pathlib import Path
 from ray_learngene.config import DataConfig
 from ray_learngene.data.builtin import open_cifar10, open_digits
 from ray_learngene.data.folder import open_folder
-from ray_learngene.data.image_set import ImageSets, check_splits
+from ray_learngene.data.image_set import ImageSets, check_splits, hold_out
 from ray_learngene.data.parquet import open_parquet
 from ray_learngene.data.timm_sets import open_timm_sets
 from ray_learngene.errors import UserError
@@ -23,6 +23,9 @@ def open_image_sets(config: DataConfig) -> ImageSets:
         UserError: there is no such set, or its labels or splits are not usable; one line that names the place.
     """
     sets = _open(config)
+    if config.validate_on == "holdout":
+        note = f"validating on {100 * config.holdout:g} % per class held out of the training split of {config.data}"
+        sets = hold_out(sets.train, config.holdout, note)
     check_splits(sets, config.data)
     return sets
 

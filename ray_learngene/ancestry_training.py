@@ -1,0 +1,97 @@
+"""Training an ancestry model where nobody has one.
+
+learngene ancestry --data photos --model levit_384 --pretrained --name photos --epochs 20 --workers 1
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import ray_learngene.torchvision_cpu  # noqa: F401  isort:skip  (before the first timm import)
+import torch
+from timm.data import resolve_model_data_config
+from timm.models import get_model_input_config
+from torch import nn
+
+from ray_learngene.ancestry import create_timm
+from ray_learngene.cluster_training import check_early, run
+from ray_learngene.config import AncestryConfig
+from ray_learngene.data.images import Images, Preprocessing, checked_image_sets
+from ray_learngene.engine import LabelObjective, Objective
+from ray_learngene.errors import UserError
+from ray_learngene.export import export_timm
+from ray_learngene.flops import training_flops
+from ray_learngene.manifest import Kind, Manifest
+
+
+@dataclass
+class AncestryTask:
+    """Cross-entropy training of any timm model."""
+
+    config: AncestryConfig
+    images: Images
+    module: nn.Module
+    labels: tuple[str, ...]
+    facts: dict[str, Any]
+    kind: Kind = field(default="ancestry", init=False)
+
+    def objective(self, device: torch.device, autocast: torch.dtype | None) -> Objective:
+        return LabelObjective(self.config.smoothing)
+
+    def judge(self, device: torch.device) -> nn.Module | None:
+        return None
+
+    def flops(self, steps: int) -> dict[str, int]:
+        image = self.images.preprocessing.image_size
+        return {
+            "flops": training_flops(self.module, image, batch=self.config.batch_size, steps=steps),
+            "teacher_flops": 0,
+        }
+
+    def identity(self) -> dict[str, Any]:
+        return self.facts
+
+    def write(self, module: nn.Module, folder: Path) -> dict[str, Any]:
+        export_timm(module, folder, labels=self.labels, preprocessing=self.images.preprocessing)
+        return {
+            "model": self.config.model,
+            "model_args": self.config.model_args,
+            "labels": list(self.labels),
+            "parameters": sum(parameter.numel() for parameter in module.parameters()),
+        }
+
+
+def train_ancestry(config: AncestryConfig) -> Manifest:
+    """Train an ancestry model on labelled images and publish it in the store.
+
+    Raises:
+        UserError: see the message; nothing has been trained then.
+    """
+    check_early(config, "ancestry")
+    sets = checked_image_sets(config)
+    arguments = {"img_size": config.image_size} if config.image_size and "img_size" not in config.model_args else {}
+    options: dict[str, Any] = {
+        "pretrained": config.pretrained,
+        "num_classes": len(sets.train.classes),
+        "drop_path_rate": config.drop_path,
+        **config.model_args,
+    }
+    torch.manual_seed(config.seed)
+    try:
+        module = create_timm(config.model, "--model", **options, **arguments)
+    except UserError:
+        if not arguments:
+            raise
+        module = create_timm(config.model, "--model", **options)  # a model of no fixed input size
+    data = resolve_model_data_config(module)
+    preprocessing = Preprocessing(
+        image_size=config.image_size or int(get_model_input_config(module)["input_size"][-1]),
+        mean=tuple(data["mean"]),
+        std=tuple(data["std"]),
+        crop_pct=config.crop_pct,
+        interpolation=config.interpolation,
+    )
+    images = Images(sets.train, sets.val, preprocessing, config, config.loader_workers)
+    return run(AncestryTask(config, images, module, sets.train.classes, {"data_sha256": sets.train.fingerprint}))

@@ -1,0 +1,94 @@
+"""A learngene from a trained model, without distillation.
+
+learngene extract --source store:ancestries/vit --method weight-selection --name vit-selected
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import ray_learngene.torchvision_cpu  # noqa: F401  isort:skip  (before the first timm import)
+from timm.data import resolve_model_data_config
+from timm.models import get_model_input_config
+from torch import nn
+
+from ray_learngene.ancestry import load_ancestry
+from ray_learngene.candidates import StoredLearngene
+from ray_learngene.config import ExtractConfig
+from ray_learngene.data.images import Preprocessing
+from ray_learngene.errors import UserError
+from ray_learngene.export import labels_of
+from ray_learngene.manifest import Manifest, folder_of
+from ray_learngene.methods import create_method
+from ray_learngene.provenance import fingerprint, provenance
+from ray_learngene.store import Store
+
+_NO_COST = {"steps": 0, "images": 0, "flops": 0, "teacher_flops": 0}
+
+
+def extract(config: ExtractConfig) -> Manifest:
+    """Take a learngene from a trained vision transformer and publish it in the store.
+
+    Its cost is that of a source learngene (one of method `pretrained`, which is a whole model) or nothing where the
+    model was there already, plus the seconds of taking it.
+
+    Raises:
+        UserError: the method takes none from a trained model, the model is none it can use, or the name is taken.
+    """
+    folder_of("learngene", config.name)
+    method = create_method(config.method)
+    store = Store(config.store)
+    store.check(write=True)
+    began = time.monotonic()
+    model, labels, preprocessing, facts = _source(config.source, store)
+    settings = {"method": method.name, **method.model_dump(mode="json"), "source_sha256": facts["sha256"]}
+    if not config.overwrite and store.exists("learngene", config.name):
+        manifest = store.manifest("learngene", config.name)
+        if manifest.metadata["fingerprint"] != fingerprint(settings):
+            raise UserError(
+                f"the learngene {config.name!r} is already in {store.uri}, made with other settings: "
+                "choose another --name, or --overwrite to replace it"
+            )
+        print(f"learngene {config.name} is already in {store.uri}, made with these settings: nothing to do", flush=True)
+        return manifest
+    learngene = method.extract(model).describe(labels=labels, preprocessing=preprocessing.model_dump(mode="json"))
+    cost = {**_NO_COST, "seconds": 0.0, **facts["cost"]}
+    metadata = {
+        **json.loads(json.dumps(learngene.description())),
+        "fingerprint": fingerprint(settings),
+        "config": config.model_dump(mode="json"),
+        "source": config.source,
+        "metrics": facts["metrics"],
+        "cost": {**cost, "seconds": round(cost["seconds"] + time.monotonic() - began, 3)},
+        **provenance(),
+    }
+    with tempfile.TemporaryDirectory() as temporary:
+        learngene.save(Path(temporary))
+        manifest = store.publish("learngene", config.name, Path(temporary), metadata, overwrite=config.overwrite)
+    print(f"published learngene {config.name} in {store.uri}: {learngene.parameters():,} parameters", flush=True)
+    return manifest
+
+
+def _source(reference: str, store: Store) -> tuple[nn.Module, tuple[str, ...], Preprocessing, dict[str, Any]]:
+    """The trained model, its labels and preprocessing, and what is known of its cost."""
+    if reference.startswith("store:learngenes/"):
+        stored = StoredLearngene.load(store, reference.removeprefix("store:learngenes/"))
+        learngene, metadata = stored.learngene, stored.manifest.metadata
+        model: nn.Module = create_method(learngene.method).expand(learngene, learngene.spec)
+        facts = {"sha256": stored.manifest.version, "cost": metadata["cost"], "metrics": metadata["metrics"]}
+        return model, learngene.labels, Preprocessing(**learngene.preprocessing), facts
+    ancestry = load_ancestry(reference, store, flag="--source")
+    model = ancestry.model
+    data = resolve_model_data_config(model)
+    preprocessing = Preprocessing(
+        image_size=int(get_model_input_config(model)["input_size"][-1]),
+        mean=tuple(data["mean"]),
+        std=tuple(data["std"]),
+        crop_pct=data["crop_pct"],
+        interpolation=data["interpolation"],
+    )
+    return model, labels_of(model), preprocessing, {"sha256": ancestry.sha256(), "cost": {}, "metrics": {}}

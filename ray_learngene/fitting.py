@@ -1,0 +1,84 @@
+"""Fitting a method's adapter to a target size before it is a plain model: the second phase of WAVE and LiGO."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import ray_learngene.torchvision_cpu  # noqa: F401  isort:skip  (before the first timm import)
+import torch
+from timm.models.vision_transformer import VisionTransformer
+from torch import nn
+
+from ray_learngene.config import OptimizationConfig
+from ray_learngene.data.images import Images
+from ray_learngene.engine import (
+    FiniteGuard,
+    LabelObjective,
+    TorchEngine,
+    create_optimizer,
+    create_schedule,
+    train_steps,
+)
+from ray_learngene.flops import training_flops
+from ray_learngene.methods.base import Adapter
+
+
+@dataclass(frozen=True)
+class Fit:
+    """What fitting cost; all zero where nothing was fitted."""
+
+    steps: int = 0
+    images: int = 0
+    flops: int = 0
+    seconds: float = 0.0
+
+    def columns(self) -> dict[str, Any]:
+        return {f"fit_{name}": value for name, value in vars(self).items()}
+
+
+def fit(
+    adapter: Adapter,
+    images: Images,
+    config: OptimizationConfig,
+    *,
+    device: torch.device,
+    autocast: torch.dtype | None,
+    smoothing: float = 0.0,
+) -> tuple[VisionTransformer, Fit]:
+    """Train an adapter for its `fit_steps` by cross-entropy, and make it a plain model.
+
+    Order and augmentation of the images are those of the training that follows; the learning rate falls from the
+    adapter's `fit_lr` by a cosine, without warm-up.
+    """
+    assert isinstance(adapter, nn.Module)
+    began = time.monotonic()
+    steps_per_epoch = max(1, len(images.train) // config.batch_size)
+    epochs = -(-adapter.fit_steps // steps_per_epoch)
+    settings = config.model_copy(
+        update={"epochs": epochs, "lr": adapter.fit_lr * 512 / config.batch_size, "warmup_epochs": 0}
+    )
+    flops = training_flops(
+        adapter, images.preprocessing.image_size, batch=config.batch_size, steps=adapter.fit_steps, seed=config.seed
+    )
+    adapter.to(device)
+    optimizer = create_optimizer(adapter, settings)
+    engine = TorchEngine(
+        adapter, optimizer, accumulation=config.accumulation, clip_grad=config.clip_grad, autocast=autocast
+    )
+    for _ in train_steps(
+        engine,
+        images.training_batches(settings),
+        LabelObjective(smoothing),
+        optimizer,
+        create_schedule(optimizer, settings, steps_per_epoch),
+        total_steps=adapter.fit_steps,
+        accumulation=config.accumulation,
+        device=device,
+        seed=config.seed,
+        guard=FiniteGuard(device),
+    ):
+        pass
+    cost = Fit(adapter.fit_steps, adapter.fit_steps * config.batch_size, flops, round(time.monotonic() - began, 3))
+    return adapter.cpu().materialise(), cost
