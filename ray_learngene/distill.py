@@ -81,7 +81,7 @@ def distill(config: DistillConfig) -> Manifest:
         UserError: see the message; nothing has been trained then.
     """
     method = create_method(config.method)
-    changes = {name: value for name, value in (("depth", config.depth), ("image", config.image_size)) if value}
+    changes = {"depth": config.depth, "width": config.width, "image": config.image_size}
     preset(config.preset, **changes)
     check_early(config, "learngene")
     store = Store(config.store)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 from collections import Counter
-from collections.abc import Hashable
+from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import nn
@@ -12,6 +13,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from ray_learngene.engine import draw_step
+from ray_learngene.methods.elastic import ElasticVisionTransformer
+from ray_learngene.specs import Spec
 
 # The backward pass costs about twice the forward one.
 TRAINING_PASSES = 3
@@ -22,29 +25,28 @@ def forward_flops(module: nn.Module, image: int, batch: int = 1) -> int:
 
     Matrix products, convolutions and attention's two products are counted; norms and activations are not.
     """
-    return _forward_flops(copy.deepcopy(module).to("meta"), image, batch)
+    return _count(copy.deepcopy(module).to("meta"), image, batch)
 
 
-def _forward_flops(module: nn.Module, image: int, batch: int) -> int:
+def _count(forward: Callable[[torch.Tensor], object], image: int, batch: int) -> int:
     # the counter knows attention as two products, not as the fused kernel of the CPU
     with FlopCounterMode(display=False) as counter, torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
-        module(torch.zeros(batch, 3, image, image, device="meta"))
+        forward(torch.zeros(batch, 3, image, image, device="meta"))
     return counter.get_total_flops()
 
 
 def training_flops(module: nn.Module, image: int, *, batch: int, steps: int, seed: int = 0) -> int:
     """FLOPs of `steps` optimizer steps at a global batch of `batch` images, the backward pass as twice the forward.
 
-    A module that is another model in every step is counted as what it draws in each of them.
+    A module that is other models in every step is counted as those it draws in each of them.
     """
     module = copy.deepcopy(module).to("meta").train()
-    if not hasattr(module, "draw"):
-        return TRAINING_PASSES * steps * _forward_flops(module, image, batch)
-    drawn: Counter[Hashable] = Counter()
-    flops: dict[Hashable, int] = {}
+    if not isinstance(module, ElasticVisionTransformer):
+        return TRAINING_PASSES * steps * _count(module, image, batch)
+    passes: Counter[tuple[Spec, int]] = Counter()
     for step in range(steps):
         draw_step(module, seed, step)
-        drawn[module.drawn] += 1
-        if module.drawn not in flops:
-            flops[module.drawn] = _forward_flops(module, image, batch)
-    return TRAINING_PASSES * sum(count * flops[key] for key, count in drawn.items())
+        passes.update(module.passes(batch))
+    return TRAINING_PASSES * sum(
+        count * _count(partial(module.forward_as, spec), image, images) for (spec, images), count in passes.items()
+    )

@@ -67,13 +67,21 @@ PRESETS: dict[str, Spec] = {
 
 
 def preset(name: str, **changes: Any) -> Spec:
-    """The preset of that name, with some fields changed.
+    """The preset of that name, with some fields changed; None leaves a field as it is.
+
+    Where the width changes and the heads are not given, they grow with it at the preset's head size.
 
     Raises:
         UserError: there is no such preset, or the changed spec is not a valid one.
     """
     if name not in PRESETS:
         raise UserError(f"unknown preset {name!r}: choose one of {', '.join(PRESETS)}")
+    changes = {field: value for field, value in changes.items() if value is not None}
+    if "width" in changes and "heads" not in changes:
+        head_size = PRESETS[name].width // PRESETS[name].heads
+        if changes["width"] % head_size:
+            raise UserError(f"width {changes['width']} is not a multiple of preset {name!r}'s head size, {head_size}")
+        changes["heads"] = changes["width"] // head_size
     try:
         return PRESETS[name].replace(**changes)
     except ValueError as error:

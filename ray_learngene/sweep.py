@@ -35,7 +35,7 @@ from ray_learngene.store import Store
 from ray_learngene.trials import SweepInputs, Trial, run_trials
 
 
-def sweep(config: SweepConfig) -> pandas.DataFrame:
+def sweep(config: SweepConfig, *, leaderboard: bool = True) -> pandas.DataFrame:
     """Train every descendant that is not finished yet, publish each as it finishes, and print the leaderboard.
 
     Returns:
@@ -79,8 +79,9 @@ def sweep(config: SweepConfig) -> pandas.DataFrame:
     text = json.dumps(settings, indent=2) + "\n"
     rows = run_trials(inputs, wanted, before, lambda: store.write_text(f"sweeps/{config.name}/{SETTINGS}", text))
     table = write_results(store, config.name, [*(row for row in before if row["status"] == "stopped"), *rows])
-    print_leaderboard(table, budgets_of(selection))
-    print(f"results: {store.uri}/sweeps/{config.name}/{RESULTS} and {PAGE}", flush=True)
+    if leaderboard:
+        print_leaderboard(table, budgets_of(selection))
+        print(f"results: {store.uri}/sweeps/{config.name}/{RESULTS} and {PAGE}", flush=True)
     failed = [row for row in rows if row["status"] == "failed"]
     if failed:
         raise UserError(

@@ -7,7 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Literal, Protocol, Self
 
 import ray_learngene.torchvision_cpu  # noqa: F401  isort:skip  (before the first timm import)
 import safetensors.torch
@@ -111,8 +111,28 @@ class Method(Config, ABC):
 
     name: ClassVar[str]
     needs_learngene: ClassVar[bool] = True
+    # what a learngene is taken from: an auxiliary model of the method's own, or a plain model trained at the largest
+    # size wanted, the smallest, or at each
+    source: ClassVar[Literal["auxiliary", "largest", "smallest", "each"]] = "auxiliary"
     # options that say how a learngene expands; the others say how it was made, and are kept with it
     expansion_options: ClassVar[frozenset[str]] = frozenset()
+
+    def as_made(self, learngene: Learngene | None) -> Self:
+        """This method with the options that the learngene was made with.
+
+        Raises:
+            UserError: there is no learngene, or an option given here is another one there.
+        """
+        if learngene is None:
+            raise UserError(f"method {self.name!r} expands a learngene: give --learngene NAME")
+        for option in self.model_fields_set - self.expansion_options:
+            here, there = self.model_dump(mode="json")[option], learngene.options.get(option)
+            if here != there:
+                raise UserError(
+                    f"the learngene was made with {self.name}:{option}={there}, not {here}: leave the option out"
+                )
+        given = self.model_dump(mode="json", include=set(self.expansion_options))
+        return type(self)(**{**learngene.options, **given})
 
     def auxiliary(self, spec: Spec, *, drop_path: float = 0.0) -> nn.Module:
         """The module that distillation trains: images `[B, 3, image, image]` to logits `[B, classes]`.

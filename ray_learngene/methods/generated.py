@@ -9,7 +9,6 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Callable, Mapping
 from functools import lru_cache
-from typing import Self
 
 import ray_learngene.torchvision_cpu  # noqa: F401  isort:skip  (before the first timm import)
 import torch
@@ -121,23 +120,6 @@ class GeneratingMethod(Method):
         Raises:
             UserError: the genes cannot become a model of that spec.
         """
-
-    def as_made(self, learngene: Learngene | None) -> Self:
-        """This method with the options that the learngene was made with.
-
-        Raises:
-            UserError: there is no learngene, or an option given here is another one there.
-        """
-        if learngene is None:
-            raise UserError(f"method {self.name!r} expands a learngene: give --learngene NAME")
-        for option in self.model_fields_set - self.expansion_options:
-            here, there = self.model_dump(mode="json")[option], learngene.options.get(option)
-            if here != there:
-                raise UserError(
-                    f"the learngene was made with {self.name}:{option}={there}, not {here}: leave the option out"
-                )
-        given = self.model_dump(mode="json", include=set(self.expansion_options))
-        return type(self)(**{**learngene.options, **given})
 
     def auxiliary(self, spec: Spec, *, drop_path: float = 0.0) -> nn.Module:
         return GeneratedVisionTransformer(spec, self.initial(spec), Generator(self, spec), drop_path=drop_path)

@@ -7,11 +7,36 @@ from typing import Any
 from pydantic import ValidationError
 
 from ray_learngene.errors import UserError
+from ray_learngene.methods.any_size import AnySize
 from ray_learngene.methods.base import Method
+from ray_learngene.methods.kept_blocks import AutoLG, HeurLG
+from ray_learngene.methods.ligo import LiGO
+from ray_learngene.methods.mimetic import Mimetic
+from ray_learngene.methods.pretrained import Pretrained
 from ray_learngene.methods.scratch import Scratch
+from ray_learngene.methods.share_init import ShareInit
+from ray_learngene.methods.supernet import Supernet
 from ray_learngene.methods.sws import SWS
+from ray_learngene.methods.tleg import TLEG
+from ray_learngene.methods.wave import Wave
+from ray_learngene.methods.weight_selection import WeightSelection
 
-METHODS: dict[str, type[Method]] = {method.name: method for method in (SWS, Scratch)}
+_CLASSES: tuple[type[Method], ...] = (
+    AnySize,
+    SWS,
+    Wave,
+    TLEG,
+    ShareInit,
+    HeurLG,
+    AutoLG,
+    Pretrained,
+    WeightSelection,
+    LiGO,
+    Supernet,
+    Mimetic,
+    Scratch,
+)
+METHODS: dict[str, type[Method]] = {method.name: method for method in _CLASSES}
 
 
 def create_method(text: str, **options: Any) -> Method:

@@ -8,10 +8,10 @@ descendant of any depth takes each of its layers from the block of its own stage
 from __future__ import annotations
 
 import random
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import ray_learngene.torchvision_cpu  # noqa: F401  isort:skip  (before the first timm import)
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import Field, model_validator
 from timm.layers import calculate_drop_path_rates, drop_path, resample_abs_pos_embed
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
@@ -19,6 +19,7 @@ from torch.utils.checkpoint import checkpoint
 
 from ray_learngene.errors import UserError
 from ray_learngene.methods.base import Learngene, Method
+from ray_learngene.methods.numbers import Numbers
 from ray_learngene.specs import Spec, build, timm_arguments
 
 Rule = Literal["cyclic", "random", "interleaved", "proportional", "unbalanced"]
@@ -113,26 +114,14 @@ class StageSharedVisionTransformer(VisionTransformer):
         return x + drop_path(block.mlp(block.norm2(x)), rate, self.training)
 
 
-def _parse_layout(value: Any) -> Any:
-    if isinstance(value, str):
-        parts = value.split("-")
-        if not all(part.strip().isdigit() for part in parts):
-            raise ValueError(f"expected layers per stage such as 3-3-4-3-3, got {value!r}")
-        return tuple(int(part) for part in parts)
-    return value
-
-
-Layout = Annotated[tuple[Annotated[int, Field(ge=1)], ...], BeforeValidator(_parse_layout)]
-
-
 class SWS(Method):
     """Stage-wise weight sharing."""
 
     name: ClassVar[str] = "sws"
 
-    stages: Layout | None = Field(None, description="layers per stage of the auxiliary; default: five balanced stages")
+    stages: Numbers | None = Field(None, description="layers per stage of the auxiliary; default: five balanced stages")
     expansion: Rule = Field("cyclic", description="rule that deals a descendant's layers to the stages")
-    layout: Layout | None = Field(None, description="a descendant's layers per stage, instead of a rule")
+    layout: Numbers | None = Field(None, description="a descendant's layers per stage, instead of a rule")
 
     @model_validator(mode="after")
     def _not_empty(self) -> SWS:

@@ -162,7 +162,7 @@ def test_descendants_are_untied() -> None:
 @pytest.mark.parametrize(
     ("text", "says"),
     [
-        ("sws:stages=3-x", "expected layers per stage"),
+        ("sws:stages=3-x", "expected numbers such as 3-3-4-3-3"),
         ("sws:stages=0-3", "greater than or equal to 1"),
         ("sws:colour=red", "is not an option"),
         ("sws:expansion=sideways", "expansion"),

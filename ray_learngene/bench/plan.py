@@ -1,0 +1,234 @@
+"""What a benchmark trains: every arm's learngenes, which sizes it can do, and the configurations of its runs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from ray_learngene.candidates import parse_numbers
+from ray_learngene.config import BenchArm, BenchConfig, Config, DistillConfig, ExtractConfig, SweepConfig
+from ray_learngene.errors import UserError
+from ray_learngene.methods import Method, create_method
+from ray_learngene.specs import Spec, preset
+
+_PLAIN = "pretrained"  # the method whose learngene is a whole model
+
+
+@dataclass(frozen=True)
+class Distillation:
+    """What is distilled, up to seed and learning rate; arms that start from the same model share it."""
+
+    label: str
+    method: str
+    spec: Spec
+
+
+@dataclass(frozen=True)
+class Row:
+    """One arm with everything that follows from its configuration.
+
+    Attributes:
+        distillations: By descendant's size; None where the method needs no learngene.
+        extracted: Whether its learngene is taken from the distilled model by another method.
+        refused: Why a size cannot be done, by size.
+    """
+
+    name: str
+    arm: BenchArm
+    method: Method
+    distillations: dict[Spec, Distillation | None]
+    extracted: bool
+    refused: dict[Spec, str]
+
+    @property
+    def specs(self) -> list[Spec]:
+        """The sizes it can do."""
+        return [spec for spec in self.distillations if spec not in self.refused]
+
+    @property
+    def middle(self) -> Spec:
+        """The size at which its learning rate is searched."""
+        return self.specs[len(self.specs) // 2]
+
+
+def sizes(config: BenchConfig, classes: int) -> list[Spec]:
+    """The descendants' sizes, smallest first."""
+    base = preset(config.preset, image=config.image_size, classes=classes)
+    widths = parse_numbers("widths", config.widths) if config.widths else [base.width]
+    return [
+        preset(config.preset, image=config.image_size, classes=classes, width=width, depth=depth)
+        for width in widths
+        for depth in parse_numbers("depths", config.depths)
+    ]
+
+
+def rows(config: BenchConfig, classes: int) -> list[Row]:
+    """Every arm, each tried at every size with an untrained learngene, so that nothing fails late.
+
+    Raises:
+        UserError: a bad method or size, or an arm that can do none of the sizes.
+    """
+    specs = sizes(config, classes)
+    auxiliary = preset(config.preset, image=config.image_size, classes=classes, depth=config.depth)
+    return [_row(name, arm, specs, auxiliary) for name, arm in config.arms.items()]
+
+
+def _row(name: str, arm: BenchArm, specs: list[Spec], auxiliary: Spec) -> Row:
+    try:
+        method = create_method(arm.method)
+    except UserError as error:
+        raise UserError(f"arm {name!r}: {error}") from None
+    distillations: dict[Spec, Distillation | None] = dict.fromkeys(specs)
+    source = arm.source or method.source
+    if method.needs_learngene:
+        distillations = {spec: _distillation(name, arm, source, spec, specs, auxiliary) for spec in specs}
+    extracted = method.needs_learngene and source != "auxiliary" and method.name != _PLAIN
+    refused = _refused(method, distillations, extracted)
+    if len(refused) == len(specs):
+        raise UserError(f"arm {name!r} can do none of the sizes: {refused[specs[0]]}")
+    return Row(name, arm, method, distillations, extracted, refused)
+
+
+def _distillation(
+    name: str, arm: BenchArm, source: str, spec: Spec, specs: list[Spec], auxiliary: Spec
+) -> Distillation:
+    if source == "auxiliary":
+        return Distillation(name, arm.method, auxiliary)
+    # the largest plain model is as deep as the auxiliary models, so that all learngenes have seen the same depth
+    largest = auxiliary.replace(depth=max(auxiliary.depth, specs[-1].depth))
+    chosen = {"largest": largest, "smallest": specs[0], "each": spec}[source]
+    return Distillation(f"model-w{chosen.width}-d{chosen.depth}", _PLAIN, chosen)
+
+
+def _refused(method: Method, distillations: dict[Spec, Distillation | None], extracted: bool) -> dict[Spec, str]:
+    refused = {}
+    learngenes: dict[Distillation, Any] = {}
+    for spec, distillation in distillations.items():
+        try:
+            if distillation is not None and distillation not in learngenes:
+                made = create_method(distillation.method)
+                auxiliary = made.auxiliary(distillation.spec)
+                learngenes[distillation] = (method if extracted else made).extract(auxiliary)
+            method.expand(learngenes[distillation] if distillation else None, spec)
+        except UserError as error:
+            refused[spec] = str(error)
+    return refused
+
+
+def lr_text(lr: float) -> str:
+    """A learning rate in a name."""
+    return f"{lr:.3g}".replace("+", "")
+
+
+def learngene_name(config: BenchConfig, row: Row, distillation: Distillation, seed: int | str) -> str:
+    """Where the arm's learngene lies in the store."""
+    label = row.name if row.extracted else distillation.label
+    return f"{config.name}-{label}-s{seed}"
+
+
+def distill_config(
+    config: BenchConfig, distillation: Distillation, lr: float, seed: int, *, search: bool = False
+) -> DistillConfig:
+    """One distillation in one plain process; of a search, it is shorter and validates on held-out training images."""
+    name = f"{config.name}-{distillation.label}-s{seed}"
+    changes: dict[str, Any] = {"name": name}
+    if search:
+        changes = {"name": f"{name}-lr{lr_text(lr)}", **_search(config)}
+    return DistillConfig(
+        **{
+            **_shared(config, DistillConfig),
+            "preset": config.preset,
+            "width": distillation.spec.width,
+            "depth": distillation.spec.depth,
+            "method": distillation.method,
+            "lr": lr,
+            "seed": seed,
+            "workers": 0,
+            **changes,
+        }
+    )
+
+
+def extract_configs(config: BenchConfig, row: Row) -> Iterator[ExtractConfig]:
+    """What turns distilled plain models into the arm's learngenes."""
+    if not row.extracted:
+        return
+    for distillation in {row.distillations[spec] for spec in row.specs}:
+        assert distillation is not None
+        for seed in range(config.seed, config.seed + config.seeds):
+            yield ExtractConfig(
+                name=learngene_name(config, row, distillation, seed),
+                store=config.store,
+                source=f"store:learngenes/{config.name}-{distillation.label}-s{seed}",
+                method=row.arm.method,
+            )
+
+
+def arm_text(config: BenchConfig, row: Row) -> str:
+    """The arm as a sweep takes it, with a learngene for every seed (and size)."""
+    distillation = row.distillations[row.specs[0]]
+    if distillation is None:
+        return row.arm.method
+    several = len({row.distillations[spec] for spec in row.specs}) > 1
+    label = row.name if row.extracted else "model-w{width}-d{depth}" if several else distillation.label
+    return f"{row.arm.method}@{config.name}-{label}-s{{seed}}"
+
+
+def tuning_epochs(config: BenchConfig, row: Row) -> int:
+    """Epochs of each descendant; `distilled` gives every size its share of what the learngene arms spend in all."""
+    count = len(row.distillations)
+    distilled = round((config.epochs + count * config.tune_epochs) / count)
+    return {"short": config.tune_epochs, "full": config.epochs, "distilled": distilled}[row.arm.tune]
+
+
+def learning_rates(config: BenchConfig, row: Row) -> tuple[float, ...]:
+    """The learning rates searched for the arm's descendants."""
+    return config.tune_lrs if row.arm.tune == "short" else config.lrs
+
+
+def sweep_config(
+    config: BenchConfig, some: list[Row], learngene: str, lr: float, specs: list[Spec], *, search: bool = False
+) -> SweepConfig:
+    """A sweep of arms that are tuned alike, at sizes of one width."""
+    first = some[0]
+    tune = first.arm.tune
+    names = {name: value for name, value in _shared(config, SweepConfig).items() if name not in ("arms", "ancestry")}
+    epochs = tuning_epochs(config, first)
+    changes: dict[str, Any] = {"seeds": config.seeds}
+    if search:
+        changes = {**_search(config), "seeds": 1}
+        changes["epochs"] = epochs if tune == "short" else config.search_epochs
+    depths = ",".join(str(spec.depth) for spec in specs)
+    kind = "search" if search else "final"
+    return SweepConfig(
+        **{
+            **names,
+            "epochs": epochs,
+            "warmup_epochs": 0 if tune == "short" else config.warmup_epochs,
+            "name": f"{config.name}-{kind}-{tune}-w{specs[0].width}-d{depths.replace(',', '.')}-lr{lr_text(lr)}",
+            "learngene": learngene,
+            "arms": tuple(arm_text(config, row) for row in some),
+            "widths": str(specs[0].width),
+            "depths": depths,
+            "lr": lr,
+            "ancestry": config.ancestry if tune == "distilled" else None,
+            "min_lr": min(config.min_lr, lr),
+            **changes,
+        }
+    )
+
+
+def _search(config: BenchConfig) -> dict[str, Any]:
+    """What a search changes: never is anything chosen by the images that the benchmark reports on."""
+    epochs = config.search_epochs
+    return {
+        "validate_on": "holdout",
+        "epochs": epochs,
+        "warmup_epochs": min(config.warmup_epochs, epochs / 2),
+    }
+
+
+def _shared(config: BenchConfig, cls: type[Config]) -> dict[str, Any]:
+    """The settings that a command's configuration has in common with the benchmark's, where they were given."""
+    return {name: getattr(config, name) for name in cls.model_fields if name in config.model_fields_set}

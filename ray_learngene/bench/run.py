@@ -1,0 +1,220 @@
+"""Running a benchmark: searches, distillations and sweeps, each once, on Ray or in this process.
+
+learngene bench --config jobs/recipes/bench-digits.yaml --store ./store --out benchmarks/results/methods/digits
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import time
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from pathlib import Path
+
+import pandas
+
+from ray_learngene.ancestry import check_classes, load_ancestry
+from ray_learngene.bench.plan import (
+    Distillation,
+    Row,
+    arm_text,
+    distill_config,
+    extract_configs,
+    learning_rates,
+    rows,
+    sweep_config,
+)
+from ray_learngene.bench.report import write_report
+from ray_learngene.bench.table import Chosen, bench_table
+from ray_learngene.config import BenchConfig, DistillConfig, SweepConfig
+from ray_learngene.data.images import checked_image_sets
+from ray_learngene.distill import distill
+from ray_learngene.errors import UserError
+from ray_learngene.extract import extract
+from ray_learngene.manifest import folder_of
+from ray_learngene.specs import Spec
+from ray_learngene.store import Store
+from ray_learngene.sweep import sweep
+
+
+def bench(config: BenchConfig) -> pandas.DataFrame:
+    """Search learning rates, distil and tune every arm at every size and seed, and write the tables and plots.
+
+    Whatever is in the store already is not trained again.
+
+    Returns:
+        One row per descendant, as written to `<out>/results.parquet` and to the store.
+
+    Raises:
+        UserError: see the message; nothing has been trained then, or (some failed) the rest is kept.
+    """
+    folder_of("learngene", config.name)
+    store = Store(config.store)
+    store.check(write=True)
+    ancestry = load_ancestry(config.ancestry, store)
+    sets = checked_image_sets(config)
+    check_classes(ancestry, config.ancestry, config.data, sets.train.classes)
+    arms = rows(config, ancestry.classes)
+    for row in arms:
+        for reason in dict.fromkeys(row.refused.values()):
+            print(f"{row.name}: {reason}", flush=True)
+    with _engine(config):
+        chosen = Chosen()
+        seeds = range(config.seed, config.seed + config.seeds)
+        distillations = list(dict.fromkeys(d for row in arms for d in row.distillations.values() if d is not None))
+        _search_distillation(config, store, distillations, chosen)
+        wanted = [distill_config(config, d, chosen.distill[d], seed) for seed in seeds for d in distillations]
+        _distill_all(config, wanted, "distil")
+        for row in arms:
+            for each in extract_configs(config, row):
+                _quietly(lambda each=each: extract(each))  # type: ignore[misc]
+        base = _base_learngene(config, distillations)
+        chosen.tune = _search_tuning(config, arms, base)
+        sweeps = _final_sweeps(config, arms, base, chosen)
+    table = bench_table(config, store, sweeps, chosen)
+    write_report(config, store, table, arms, Path(config.out))
+    return table
+
+
+def _engine(config: BenchConfig) -> contextlib.AbstractContextManager[None]:
+    if config.in_process:
+        return nullcontext()
+    from ray_learngene.cluster import ray_cluster
+
+    return ray_cluster(config.address)
+
+
+def _search_distillation(
+    config: BenchConfig, store: Store, distillations: Sequence[Distillation], chosen: Chosen
+) -> None:
+    """Choose the best learning rate of every distillation by the images held out of the training split.
+
+    Plain models of several sizes share the search at the largest.
+    """
+    searched: dict[str, Distillation] = {}
+    for one in sorted(distillations, key=lambda one: (one.spec.width, one.spec.depth)):
+        searched[_family(one)] = one
+    grid = config.lrs if len(config.lrs) > 1 else ()
+    runs = {
+        (one, lr): distill_config(config, one, lr, config.seed, search=True) for lr in grid for one in searched.values()
+    }
+    _distill_all(config, list(runs.values()), "search")
+    for one in distillations:
+        owner = chosen.searched[one] = searched[_family(one)]
+        scores = {lr: store.manifest("learngene", runs[owner, lr].name).metadata["metrics"]["val_loss"] for lr in grid}
+        chosen.distill[one] = min(scores, key=lambda lr: scores[lr]) if scores else config.lrs[0]
+
+
+def _family(distillation: Distillation) -> str:
+    return "model" if distillation.label.startswith("model-") else distillation.label
+
+
+def _distill_all(config: BenchConfig, runs: Sequence[DistillConfig], what: str) -> None:
+    """Distil side by side on the cluster, or one after another in this process."""
+    store = Store(config.store)
+    left = [run for run in runs if not store.exists("learngene", run.name)]
+    print(f"{what}: {len(left)} distillations to run, {len(runs) - len(left)} done", flush=True)
+
+    def tell(number: int, run: DistillConfig, began: float) -> None:
+        metrics = store.manifest("learngene", run.name).metadata["metrics"]
+        width = len(str(len(left)))
+        print(
+            f"[{number:{width}}/{len(left)}] {what} {run.name:40} lr {run.lr:.1e}   top-1 {metrics['top1']:6.2f} %   "
+            f"{time.monotonic() - began:6.0f} s since the start",
+            flush=True,
+        )
+
+    began = time.monotonic()
+    if config.in_process:
+        for number, run in enumerate(left, start=1):
+            _quietly(lambda run=run: distill(run))  # type: ignore[misc]
+            tell(number, run, began)
+        return
+    if not left:
+        return
+    import ray
+
+    from ray_learngene.cluster import cluster_has_gpus
+
+    gpus = float(cluster_has_gpus()) if config.gpus_per_trial is None else config.gpus_per_trial
+    remote = ray.remote(num_cpus=config.cpus_per_trial, num_gpus=gpus, max_retries=config.max_failures)(_distill_task)
+    pending = {remote.remote(run, max(1, int(config.cpus_per_trial))): run for run in left}
+    failed = []
+    number = 0
+    while pending:
+        (done,), _ = ray.wait(list(pending), num_returns=1)
+        run = pending.pop(done)
+        number += 1
+        error = ray.get(done)
+        if error:
+            failed.append(f"{run.name}: {error}")
+            print(f"[{number}/{len(left)}] {what} {failed[-1]}", flush=True)
+        else:
+            tell(number, run, began)
+    if failed:
+        raise UserError(f"{len(failed)} of {len(left)} distillations failed: {failed[0]}; run the benchmark again")
+
+
+def _distill_task(run: DistillConfig, threads: int) -> str | None:
+    """One distillation on a worker; what trying again would not help is returned, not raised."""
+    import torch
+
+    torch.set_num_threads(threads)
+    try:
+        _quietly(lambda: distill(run))
+    except UserError as error:
+        return str(error)
+    return None
+
+
+def _quietly(action: Callable[[], object]) -> None:
+    """A benchmark's own lines say what its runs did."""
+    with contextlib.redirect_stdout(io.StringIO()):
+        action()
+
+
+def _base_learngene(config: BenchConfig, distillations: Sequence[Distillation]) -> str:
+    """The learngene whose preprocessing and head size all descendants share."""
+    if not distillations:
+        raise UserError("no arm is distilled: a benchmark compares learngenes, add one")
+    return f"{config.name}-{distillations[0].label}-s{config.seed}"
+
+
+def _search_tuning(config: BenchConfig, arms: Sequence[Row], base: str) -> dict[str, float]:
+    """The best learning rate of every arm at the middle one of its sizes, by the held-out training images."""
+    groups: dict[tuple[str, Spec], list[Row]] = defaultdict(list)
+    for row in arms:
+        groups[row.arm.tune, row.middle].append(row)
+    best: dict[str, float] = {}
+    for (_, spec), some in groups.items():
+        grid = learning_rates(config, some[0])
+        losses: dict[str, dict[float, float]] = defaultdict(dict)
+        for lr in grid if len(grid) > 1 else ():
+            table = _sweep(sweep_config(config, some, base, lr, [spec], search=True))
+            for row in some:
+                losses[row.name][lr] = float(table[table["arm"] == arm_text(config, row)]["val_loss"].iloc[0])
+        for row in some:
+            scores = losses[row.name]
+            best[row.name] = min(scores, key=lambda lr: scores[lr]) if scores else grid[0]
+    return best
+
+
+def _final_sweeps(config: BenchConfig, arms: Sequence[Row], base: str, chosen: Chosen) -> dict[str, list[Row]]:
+    """Sweeps of the arms that are tuned alike, at the same sizes and learning rate; returns them by name."""
+    groups: dict[tuple[str, float, tuple[Spec, ...]], list[Row]] = defaultdict(list)
+    for row in arms:
+        for width in dict.fromkeys(spec.width for spec in row.specs):
+            some = tuple(spec for spec in row.specs if spec.width == width)
+            groups[row.arm.tune, chosen.tune[row.name], some].append(row)
+    sweeps = {}
+    for (_, lr, specs), some_rows in groups.items():
+        run = sweep_config(config, some_rows, base, lr, list(specs))
+        _sweep(run)
+        sweeps[run.name] = some_rows
+    return sweeps
+
+
+def _sweep(config: SweepConfig) -> pandas.DataFrame:
+    return sweep(config, leaderboard=False)

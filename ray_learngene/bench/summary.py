@@ -1,0 +1,168 @@
+"""What a benchmark's table says of every arm: accuracy, stored parameters and total cost."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas
+
+MEASURES = {"top1_untuned": "before tuning", "top1_epoch1": "after 1 epoch", "top1": "at the end"}
+_SIZE = ["width", "depth"]
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What one arm costs, mean over seeds, in one unit (images, FLOPs or seconds).
+
+    Attributes:
+        search: Of the learning rates, once.
+        once: Of everything that all sizes share.
+        each: Of one more size, mean over sizes: its tuning, and its own pre-training where it has one.
+    """
+
+    search: float
+    once: float
+    each: float
+
+    def total(self, descendants: int, *, search: bool = True) -> float:
+        """To deliver so many sizes."""
+        return search * self.search + self.once + descendants * self.each
+
+
+def cost(arm: pandas.DataFrame, unit: str, *, ancestry: bool = False) -> Cost:
+    """The cost of an arm's rows of the table.
+
+    Args:
+        unit: images, flops or seconds.
+        ancestry: Count the ancestry's own training too and, in FLOPs, its forward passes as a teacher. (Measured
+            seconds always include those passes.)
+    """
+    teacher = ancestry and unit == "flops"
+    tune = arm[f"tune_{unit}"] + (arm["tune_teacher_flops"] if teacher else 0)
+    search = float(arm[f"search_{unit}"].iloc[0]) + (float(arm["search_teacher_flops"].iloc[0]) if teacher else 0.0)
+    own = _needs_ancestry(arm)
+    once = float(arm[f"ancestry_{unit}"].iloc[0] or 0) if ancestry and own else 0.0
+    each = float(tune.mean())
+    if arm["learngene"].notna().all():
+        made = arm.drop_duplicates("learngene")
+        spent = made[f"learngene_{unit}"] + (made["learngene_teacher_flops"] if teacher else 0)
+        if per_size(arm):
+            each += float(spent.mean())
+        else:
+            once += float(spent.mean())
+    return Cost(search, once, each)
+
+
+def per_size(arm: pandas.DataFrame) -> bool:
+    """Whether every size has a learngene of its own."""
+    several = len(arm.drop_duplicates(_SIZE)) > 1 and arm["learngene"].notna().all()
+    return bool(several and (arm.groupby("learngene").size() == 1).all())
+
+
+def _needs_ancestry(arm: pandas.DataFrame) -> bool:
+    return bool(arm["learngene"].notna().any() or (arm["tune_teacher_flops"] > 0).any())
+
+
+def stored_parameters(arm: pandas.DataFrame) -> int:
+    """Parameters that must be kept to initialise all sizes of one seed."""
+    made = arm.drop_duplicates("learngene").dropna(subset=["learngene"])
+    return int(made["learngene_parameters"].sum() / max(1, arm["seed"].nunique())) if len(made) else 0
+
+
+def accuracy(arm: pandas.DataFrame, measure: str) -> tuple[float, float]:
+    """Mean over sizes and seeds, and the deviation over seeds of the mean over sizes."""
+    by_seed = arm.groupby("seed")[measure].mean()
+    return float(by_seed.mean()), float(by_seed.std(ddof=1)) if len(by_seed) > 1 else 0.0
+
+
+def break_even(arm: Cost, reference: Cost, *, search: bool = True) -> int | None:
+    """The smallest number of descendants from which on an arm costs less than the reference; None: at none."""
+    saved = reference.each - arm.each
+    ahead = search * (arm.search - reference.search) + arm.once - reference.once
+    if saved <= 0:
+        return None
+    return max(1, math.floor(ahead / saved) + 1)
+
+
+def cost_until(arm: pandas.DataFrame, reference: pandas.DataFrame, unit: str = "flops") -> tuple[float, int, int]:
+    """Cost, without the search, until the reference's final accuracy is reached at every size where it is.
+
+    A size reaches it in the first epoch whose accuracy, averaged over seeds, is the reference's at the end or more.
+    What all sizes share is paid once.
+
+    Returns:
+        The cost, the sizes that reach it and the sizes compared.
+    """
+    goals = reference.groupby(_SIZE)["top1"].mean()
+    whole = cost(arm, unit)
+    total, reached, compared = 0.0, 0, 0
+    for size, rows in arm.groupby(_SIZE):
+        if size not in goals.index:
+            continue
+        compared += 1
+        history = np.mean(np.stack(rows["history"].to_list()), axis=0)
+        hits = np.flatnonzero(history >= goals[size])
+        if not len(hits):
+            continue
+        reached += 1
+        share = hits[0] / max(1, len(history) - 1)
+        fitted = rows[f"fit_{unit}"].mean() if f"fit_{unit}" in rows else 0.0
+        total += fitted + share * float((rows[f"tune_{unit}"] - rows.get(f"fit_{unit}", 0)).mean())
+        if per_size(arm):
+            total += float(rows[f"learngene_{unit}"].mean())
+    return total + (whole.once if reached else 0.0), reached, compared
+
+
+def saving(arm: pandas.DataFrame, reference: pandas.DataFrame, descendants: int = 10) -> float | None:
+    """How many times less training it takes to deliver so many sizes at the reference's final accuracy.
+
+    Sizes are taken to cost what the measured ones cost in the mean. None where a measured size does not reach it.
+    """
+    until, reached, compared = cost_until(arm, reference)
+    if reached < compared or not compared:
+        return None
+    once = cost(arm, "flops").once
+    return cost(reference, "flops").total(descendants, search=False) / (once + descendants * (until - once) / compared)
+
+
+def summarise(table: pandas.DataFrame, arms: Sequence[str], reference: str) -> list[dict[str, Any]]:
+    """One row per arm, in the order given; costs of all sizes together, and their ratios to the reference's."""
+    base = table[table["arm"] == reference]
+    rows = []
+    for name in arms:
+        arm = table[table["arm"] == name]
+        if not len(arm):
+            continue
+        count = len(arm.drop_duplicates(_SIZE))
+        same = base.merge(arm[_SIZE].drop_duplicates(), on=_SIZE)
+        flops, theirs = cost(arm, "flops"), cost(same, "flops")
+        with_ancestry, theirs_too = cost(arm, "flops", ancestry=True), cost(same, "flops", ancestry=True)
+        until, reached, compared = cost_until(arm, same)
+        rows.append(
+            {
+                "arm": name,
+                "sizes": count,
+                "stored": stored_parameters(arm),
+                **{measure: accuracy(arm, measure) for measure in MEASURES},
+                "images": cost(arm, "images").total(count, search=False),
+                "flops": flops.total(count, search=False),
+                "flops_search": flops.total(count),
+                "flops_ancestry": with_ancestry.total(count),
+                "seconds": cost(arm, "seconds").total(count, search=False),
+                "ratio": theirs.total(count, search=False) / flops.total(count, search=False),
+                "ratio_ancestry": theirs_too.total(count) / with_ancestry.total(count),
+                "break_even": break_even(flops, theirs, search=False),
+                "break_even_ancestry": break_even(with_ancestry, theirs_too),
+                "until": until,
+                "until_reached": reached,
+                "until_compared": compared,
+                "saving": saving(arm, same),
+                "distill_lr": arm["distill_lr"].iloc[0],
+                "lr": arm["lr"].iloc[0],
+            }
+        )
+    return rows

@@ -1,0 +1,65 @@
+"""Any-size: shared stages that are trained at every depth (and width) they will be expanded to. Our own.
+
+SWS trains its stages at one depth, so every other depth is a network that was never trained. Here every step cuts the
+batch into parts, and each part passes through a model of another depth, one from each part of the range, so a step
+costs what one of middle depth costs. A block repeated r times adds partly coherent residuals: every residual branch of
+a model of L layers is scaled by (L0 / L)^step, which folds into `attn.proj` and `mlp.fc2`, so descendants stay plain.
+`docs/methods.md` has the ablations.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import numpy as np
+from pydantic import Field
+
+from ray_learngene.methods.elastic import ElasticMethod, at_width, nested, nested_widths, require_nested
+from ray_learngene.methods.generated import Genes, State
+from ray_learngene.methods.inherit import blocks_of, require_same, singletons
+from ray_learngene.methods.numbers import Numbers
+from ray_learngene.methods.sws import stage_of_layer
+from ray_learngene.specs import Spec, build
+
+# What a residual branch ends in; scaling these scales the branch.
+_BRANCH_ENDS = ("attn.proj.weight", "attn.proj.bias", "mlp.fc2.weight", "mlp.fc2.bias")
+
+
+class AnySize(ElasticMethod):
+    """Stages shared over all depths, trained at all of them at once."""
+
+    name: ClassVar[str] = "any-size"
+    split: ClassVar[bool] = True
+
+    stages: int = Field(5, ge=1, description="shared blocks")
+    parts: int = Field(4, ge=1, description="parts of a batch, each trained at a depth of its own")
+    shallowest: int = Field(3, ge=1, description="smallest depth that is trained; the largest is the auxiliary's")
+    step: float = Field(0.5, ge=0, description="exponent of a residual branch's scale; 0: none, 1: an Euler step")
+    widths: Numbers = Field((), description="widths trained beside the auxiliary's own, e.g. 16-32")
+
+    def initial(self, spec: Spec) -> State:
+        return dict(build(spec.replace(depth=self.stages)).state_dict())
+
+    def choose(self, source: Spec, generator: np.random.Generator) -> tuple[Spec, ...]:
+        """A depth from each of as many equal parts of the range; widths take turns over the parts."""
+        shallowest = min(self.shallowest, source.depth)
+        share = (np.arange(self.parts) + generator.random(self.parts)) / self.parts
+        depths = shallowest + np.floor(share * (source.depth + 1 - shallowest)).astype(int)
+        widths = nested_widths(self.name, source, self.widths)
+        turns = generator.permutation(np.resize(generator.permutation(widths), self.parts))
+        return tuple(at_width(source, int(width), int(depth)) for width, depth in zip(turns, depths, strict=True))
+
+    def generate(self, genes: Genes, source: Spec, spec: Spec) -> State:
+        require_same(self.name, source, spec, "patch", "mlp_ratio")
+        require_nested(self.name, source, spec)
+        blocks = blocks_of(genes)
+        # the middle of the depths that are trained keeps its branches as they are
+        scale = (source.depth / (2 * spec.depth)) ** self.step
+        scaled = {
+            stage: {name: tensor * scale if name in _BRANCH_ENDS else tensor for name, tensor in block.items()}
+            for stage, block in blocks.items()
+        }
+        state = singletons(genes, source, spec)
+        for layer, stage in enumerate(stage_of_layer(spec.depth, (1,) * self.stages)):
+            state |= {f"blocks.{layer}.{name}": tensor for name, tensor in scaled[stage].items()}
+        return nested(state, source, spec)

@@ -1,0 +1,112 @@
+"""Heur-LG and Auto-LG: some blocks of a trained model are kept, the other layers of a descendant are random.
+
+- Heur-LG (Wang et al., AAAI 2022), as run on vision transformers by the same group: the last three blocks, at the end.
+- Auto-LG (Wang et al., 2023), likewise: the first six blocks, at the start.
+
+Both kept whole layers of convolutional networks; what else a vision transformer inherits is not said anywhere. Here it
+is what every other method inherits (patch and position embedding, final norm, and the head where the classes are the
+same), so that a comparison is one of blocks.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Annotated, ClassVar, Literal
+
+import ray_learngene.torchvision_cpu  # noqa: F401  isort:skip  (before the first timm import)
+from pydantic import AfterValidator, Field
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor
+
+from ray_learngene.errors import UserError
+from ray_learngene.methods.inherit import blocks_of, require_same, singletons
+from ray_learngene.methods.source import InheritingMethod, State
+from ray_learngene.specs import Spec
+
+
+def _checked(keep: str) -> str:
+    form = re.fullmatch(r"(first|last)[1-9]\d*|\d+(-\d+)*", keep)
+    layers = [] if keep[:1].isalpha() else keep.split("-")
+    if not form or layers != sorted(set(layers), key=int):
+        raise ValueError(f"expected last3, first6 or layers in ascending order such as 0-5-11, got {keep!r}")
+    return keep
+
+
+Keep = Annotated[str, AfterValidator(_checked)]
+
+
+class _KeptBlocks(InheritingMethod):
+    """Blocks of a trained model at one end of the descendant.
+
+    A source with fewer blocks than `firstN` or `lastN` gives all it has; a list names blocks that must be there. A
+    descendant with fewer layers than blocks were kept takes the last of them (Heur-LG) or the first (Auto-LG); one
+    with more has random layers (timm's initialisation) before them or behind them.
+    """
+
+    place: ClassVar[Literal["start", "end"]]
+
+    keep: Keep
+
+    def auxiliary(self, spec: Spec, *, drop_path: float = 0.0) -> VisionTransformer:
+        self._layers(spec)
+        return super().auxiliary(spec, drop_path=drop_path)
+
+    def kept(self, tensors: State, source: Spec) -> State:
+        """The kept blocks under their names in the source, and what exists once."""
+        layers = self._layers(source)
+        return {
+            name: tensor
+            for name, tensor in tensors.items()
+            if not name.startswith("blocks.") or int(name.split(".")[1]) in layers
+        }
+
+    def inherited(self, tensors: Mapping[str, Tensor], source: Spec, spec: Spec) -> State:
+        require_same(self.name, source, spec, "width", "heads", "patch", "mlp_ratio")
+        blocks = [block for _, block in sorted(blocks_of(tensors).items())]
+        if self.place == "end":
+            blocks = blocks[-spec.depth :]
+            start = spec.depth - len(blocks)
+        else:
+            blocks = blocks[: spec.depth]
+            start = 0
+        return singletons(tensors, source, spec) | {
+            f"blocks.{layer}.{rest}": tensor
+            for layer, block in enumerate(blocks, start)
+            for rest, tensor in block.items()
+        }
+
+    def _layers(self, source: Spec) -> list[int]:
+        """The source's layers that are kept."""
+        layers = list(range(source.depth))
+        if self.keep.startswith("first"):
+            return layers[: int(self.keep.removeprefix("first"))]
+        if self.keep.startswith("last"):
+            return layers[-int(self.keep.removeprefix("last")) :]
+        chosen = [int(layer) for layer in self.keep.split("-")]
+        if chosen[-1] >= source.depth:
+            last = source.depth - 1
+            raise UserError(f"{self.name}:keep={self.keep}: the source model's layers are 0 to {last}")
+        return chosen
+
+
+class HeurLG(_KeptBlocks):
+    """The last blocks, at the end."""
+
+    name: ClassVar[str] = "heur-lg"
+    place: ClassVar[Literal["start", "end"]] = "end"
+
+    keep: Keep = Field(
+        "last3", description="blocks of the source that are kept: last3, first6 or a list such as 0-5-11"
+    )
+
+
+class AutoLG(_KeptBlocks):
+    """The first blocks, at the start."""
+
+    name: ClassVar[str] = "auto-lg"
+    place: ClassVar[Literal["start", "end"]] = "start"
+
+    keep: Keep = Field(
+        "first6", description="blocks of the source that are kept: last3, first6 or a list such as 0-5-11"
+    )

@@ -1,0 +1,44 @@
+"""Pre-train every size: the model is trained for the full schedule at each size, and a descendant is that very model.
+
+The "direct" row of the papers' tables, and the upper rival of every learngene: it costs one pre-training for each size.
+With `truncate` the first layers of one pre-trained model serve every smaller depth.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import ClassVar
+
+from pydantic import Field
+from torch import Tensor
+
+from ray_learngene.errors import UserError
+from ray_learngene.methods.inherit import blocks_of, require_same, singletons
+from ray_learngene.methods.source import InheritingMethod, State
+from ray_learngene.specs import Spec
+
+
+class Pretrained(InheritingMethod):
+    """A trained model as it is, or its first layers."""
+
+    name: ClassVar[str] = "pretrained"
+    source = "each"
+    expansion_options: ClassVar[frozenset[str]] = frozenset({"truncate"})
+
+    truncate: bool = Field(False, description="a smaller depth takes the first layers; off: that very depth only")
+
+    def inherited(self, tensors: Mapping[str, Tensor], source: Spec, spec: Spec) -> State:
+        """Every parameter of the layers that the spec has; the image size and the label set may be other ones."""
+        require_same("pretrained", source, spec, "width", "heads", "patch", "mlp_ratio")
+        if spec.depth > source.depth or (spec.depth < source.depth and not self.truncate):
+            offer = "" if spec.depth > source.depth else " (pretrained:truncate=true takes its first layers)"
+            raise UserError(
+                f"pretrained gives the trained size only: the learngene has depth {source.depth}, "
+                f"the spec asks for {spec.depth}{offer}"
+            )
+        return singletons(tensors, source, spec) | {
+            f"blocks.{layer}.{rest}": tensor
+            for layer, block in blocks_of(tensors).items()
+            if layer < spec.depth
+            for rest, tensor in block.items()
+        }

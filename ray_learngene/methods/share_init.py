@@ -1,0 +1,31 @@
+"""Share-Init: one block for all layers (ALBERT: Lan et al., ICLR 2020, arXiv 1909.11942), as WAVE compares against it.
+
+The auxiliary model applies a single block in every layer, θ_l = θ; a descendant of any depth gets a copy of that block
+in every layer and is trained untied. It is SWS with one stage, TLEG without a slope and WAVE with one whole template.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from ray_learngene.methods.generated import GeneratingMethod, Genes, State
+from ray_learngene.methods.inherit import blocks_of, require_same, singletons
+from ray_learngene.specs import Spec, build
+
+
+class ShareInit(GeneratingMethod):
+    """One shared block."""
+
+    name: ClassVar[str] = "share-init"
+
+    def initial(self, spec: Spec) -> State:
+        """The parameters of a model of depth 1."""
+        return dict(build(spec.replace(depth=1)).state_dict())
+
+    def generate(self, genes: Genes, source: Spec, spec: Spec) -> State:
+        require_same("Share-Init", source, spec, "width", "heads", "patch", "mlp_ratio")
+        (block,) = blocks_of(genes).values()
+        layers = range(spec.depth)
+        return singletons(genes, source, spec) | {
+            f"blocks.{layer}.{rest}": tensor for layer in layers for rest, tensor in block.items()
+        }

@@ -1,0 +1,63 @@
+"""Elastic supernet: one nested network whose slices are the descendants (OFA, AutoFormer, MatFormer).
+
+Cai et al., ICLR 2020 (arXiv 1908.09791); Chen et al., ICCV 2021 (2107.00651); Devvrit et al., NeurIPS 2024
+(2310.07707). Every step trains the largest slice, the smallest and random ones on the same images (the sandwich rule,
+Yu & Huang, ICCV 2019, 1903.05134), all taught by the ancestry.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+import numpy as np
+from pydantic import Field
+
+from ray_learngene.errors import UserError
+from ray_learngene.methods.elastic import ElasticMethod, at_width, nested, nested_widths, require_nested
+from ray_learngene.methods.generated import Genes, State
+from ray_learngene.methods.inherit import blocks_of, require_same, singletons
+from ray_learngene.methods.numbers import Numbers
+from ray_learngene.specs import Spec, build
+
+
+def kept_layers(depth: int, of: int, rule: Literal["even", "first"]) -> list[int]:
+    """Which of a network's layers a slice of `depth` layers has: the first ones, or the first, the last and evenly."""
+    if rule == "first" or depth == of:
+        return list(range(depth))
+    if depth == 1:
+        return [0]
+    return [round(layer * (of - 1) / (depth - 1)) for layer in range(depth)]
+
+
+class Supernet(ElasticMethod):
+    """A whole network of the auxiliary's size that was trained in all its slices; it shrinks only."""
+
+    name: ClassVar[str] = "supernet"
+
+    shallowest: int = Field(3, ge=1, description="layers of the smallest slice that is trained")
+    widths: Numbers = Field((), description="widths trained beside the auxiliary's own, e.g. 16-32")
+    random: int = Field(1, ge=0, description="random slices in each step, beside the largest and the smallest")
+    layers: Literal["even", "first"] = Field("even", description="layers of a slice: evenly spaced, or the first")
+
+    def initial(self, spec: Spec) -> State:
+        return dict(build(spec).state_dict())
+
+    def choose(self, source: Spec, generator: np.random.Generator) -> tuple[Spec, ...]:
+        widths = nested_widths(self.name, source, self.widths)
+        shallowest = min(self.shallowest, source.depth)
+        drawn = [
+            at_width(source, int(generator.choice(widths)), int(generator.integers(shallowest, source.depth + 1)))
+            for _ in range(self.random)
+        ]
+        return (source, at_width(source, widths[0], shallowest), *drawn)
+
+    def generate(self, genes: Genes, source: Spec, spec: Spec) -> State:
+        require_same(self.name, source, spec, "patch", "mlp_ratio")
+        require_nested(self.name, source, spec)
+        if spec.depth > source.depth:
+            raise UserError(f"{self.name} cannot grow: the learngene has depth {source.depth}, asked for {spec.depth}")
+        blocks = blocks_of(genes)
+        state = singletons(genes, source, spec)
+        for layer, kept in enumerate(kept_layers(spec.depth, source.depth, self.layers)):
+            state |= {f"blocks.{layer}.{name}": tensor for name, tensor in blocks[kept].items()}
+        return nested(state, source, spec)

@@ -1,0 +1,373 @@
+"""WAVE: weight templates (CVPR 2025, arXiv 2406.17503), for any depth and width, and their closed form.
+
+Every matrix of every layer is Σ_t S(l, t) ⊗ T(t). The templates T are shared by all layers and all sizes and are the
+learngene; the scalers S are about a thousand numbers. A descendant takes scalers interpolated in relative depth, fits
+them for a few hundred steps with the templates frozen, and is then a plain model that is trained as any other.
+
+Two modes. In depth mode templates are as wide as the model, and what is no matrix is kept as it is: biases and norms
+per layer, interpolated like the scalers; embeddings, final norm and head once. In width mode (`template=SIDE`) the side
+divides every width, heads grow with the width at their size, and biases, norms and embeddings have templates of their
+own. The sources leave these smaller parameters open; what is done here with them is ours.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Annotated, ClassVar, Literal
+
+import ray_learngene.torchvision_cpu  # noqa: F401  isort:skip  (before the first timm import)
+import torch
+from pydantic import AfterValidator, Field
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor, nn
+
+from ray_learngene.errors import UserError
+from ray_learngene.methods.base import Learngene
+from ray_learngene.methods.generated import (
+    GeneratedVisionTransformer,
+    GeneratingMethod,
+    Genes,
+    State,
+    prototype,
+)
+from ray_learngene.methods.inherit import require_same, singletons
+from ray_learngene.methods.numbers import Numbers
+from ray_learngene.methods.templates import (
+    DEVIATION,
+    best_templates,
+    fitted_scalers,
+    interpolate_layers,
+    kron_sum,
+    random_scalers,
+    tile,
+)
+from ray_learngene.specs import Spec, build, spec_of
+
+# Order of the numbers in the options `counts` and `template`.
+MATRICES = ("qkv", "proj", "fc1", "fc2")
+
+
+@dataclass(frozen=True)
+class Part:
+    """A parameter that can be made of templates, as a matrix whose rows are outputs and whose columns are inputs.
+
+    Attributes:
+        parameter: Its name in a timm model, or in a block where every layer has one.
+        matrix: The one of MATRICES whose template side it uses.
+        groups: Row groups that a change of width keeps apart (query, key and value).
+    """
+
+    parameter: str
+    matrix: str
+    layered: bool = True
+    groups: int = 1
+
+
+# By name in the genes: `templates.<name>`, `scalers.<name>` and, in depth mode, `layers.<name>`.
+PARTS = {
+    "qkv": Part("attn.qkv.weight", "qkv", groups=3),
+    "proj": Part("attn.proj.weight", "proj"),
+    "fc1": Part("mlp.fc1.weight", "fc1"),
+    "fc2": Part("mlp.fc2.weight", "fc2"),
+    "norm1_weight": Part("norm1.weight", "proj"),
+    "norm1_bias": Part("norm1.bias", "proj"),
+    "qkv_bias": Part("attn.qkv.bias", "qkv", groups=3),
+    "proj_bias": Part("attn.proj.bias", "proj"),
+    "norm2_weight": Part("norm2.weight", "proj"),
+    "norm2_bias": Part("norm2.bias", "proj"),
+    "fc1_bias": Part("mlp.fc1.bias", "fc1"),
+    "fc2_bias": Part("mlp.fc2.bias", "fc2"),
+    "patch_embed": Part("patch_embed.proj.weight", "proj", layered=False),
+    "patch_bias": Part("patch_embed.proj.bias", "proj", layered=False),
+    "pos_embed": Part("pos_embed", "proj", layered=False),
+    "fc_norm_weight": Part("fc_norm.weight", "proj", layered=False),
+    "fc_norm_bias": Part("fc_norm.bias", "proj", layered=False),
+}
+_EMBEDDINGS = ("patch_embed", "pos_embed")
+_VECTORS = tuple(name for name in PARTS if name not in (*MATRICES, *_EMBEDDINGS))
+_GAINS = ("norm1_weight", "norm2_weight", "fc_norm_weight")
+_PREFIXES = ("templates", "scalers", "layers")
+
+
+def _deviation(name: str) -> float:
+    """Deviation of a part's templates; for biases and norms 0.1, as at 1 a step of all scalers moves a gain too far."""
+    return 0.1 if name in _VECTORS else DEVIATION
+
+
+def _stacked(state: Mapping[str, Tensor], part: Part, depth: int) -> Tensor:
+    """A parameter of every layer, or of the model, as matrices `[layers, rows, columns]`."""
+    names = [f"blocks.{layer}.{part.parameter}" for layer in range(depth)] if part.layered else [part.parameter]
+    tensors = [state[name].detach() for name in names]
+    if part.parameter == "pos_embed":  # [1, tokens, width]: the width is its output
+        tensors = [tensor[0].T for tensor in tensors]
+    return torch.stack([tensor.reshape(len(tensor), -1) for tensor in tensors])
+
+
+def _unstacked(matrices: Tensor, name: str, spec: Spec) -> State:
+    """What `_stacked` made matrices of, for a part by its name."""
+    part = PARTS[name]
+    if name == "pos_embed":
+        return {part.parameter: matrices.transpose(1, 2)}
+    if name == "patch_embed":
+        return {part.parameter: matrices.reshape(-1, 3, spec.patch, spec.patch)}
+    tensors = (matrices if name in MATRICES else matrices[..., 0]).unbind()
+    if part.layered:
+        return {f"blocks.{layer}.{part.parameter}": tensor for layer, tensor in enumerate(tensors)}
+    return {part.parameter: tensors[0]}
+
+
+def assemble(genes: Genes, spec: Spec) -> State:
+    """The state dict of the timm model of `spec` from genes of that spec, differentiably.
+
+    The position embedding is resampled where the image size differs. Without a head among the genes there is none.
+    """
+    state: State = {name: gene for name, gene in genes.items() if name.split(".")[0] not in _PREFIXES}
+    for name, part in PARTS.items():
+        if f"templates.{name}" in genes:
+            matrices = kron_sum(genes[f"scalers.{name}"], genes[f"templates.{name}"])
+            state |= _unstacked(matrices, name, spec)
+        elif part.layered:
+            state |= _unstacked(genes[f"layers.{name}"][..., None], name, spec)
+    return state | singletons(state, spec, spec)
+
+
+class ScalerAdapter(GeneratedVisionTransformer):
+    """A target model whose templates and embeddings are frozen: scalers, biases, norms and head are fitted."""
+
+    def __init__(self, spec: Spec, genes: Genes, *, fit_steps: int, fit_lr: float) -> None:
+        # embeddings are, like templates, the same for all sizes, and too large for a few hundred steps
+        frozen = {
+            name: gene
+            for name, gene in genes.items()
+            if name.startswith("templates.") or name in ("patch_embed.proj.weight", "pos_embed")
+        }
+        trained = {name: gene for name, gene in genes.items() if name not in frozen}
+        super().__init__(spec, trained, assemble, frozen=frozen)
+        self.fit_steps, self.fit_lr = fit_steps, fit_lr
+
+
+def _one_or_four(value: tuple[int, ...]) -> tuple[int, ...]:
+    if len(value) not in (1, len(MATRICES)):
+        raise ValueError(f"expected one number, or four for {', '.join(MATRICES)}, got {len(value)}")
+    return value
+
+
+OneOrFour = Annotated[Numbers, AfterValidator(_one_or_four)]
+
+
+class Wave(GeneratingMethod):
+    """Weight templates with scalers."""
+
+    name: ClassVar[str] = "wave"
+    expansion_options: ClassVar[frozenset[str]] = frozenset({"scalers", "head", "fit", "fit_lr"})
+
+    counts: OneOrFour = Field((6, 2, 8, 8), description="templates of qkv, proj, fc1 and fc2, or one number for all")
+    template: OneOrFour | None = Field(
+        None, description="side of the templates, one or four numbers; it divides every width; default: the width"
+    )
+    vectors: int = Field(8, ge=1, description="templates of each bias and norm (width mode)")
+    embeddings: int | None = Field(
+        None, ge=1, description="templates of each embedding (width mode); default: as many as hold it exactly"
+    )
+    scalers: Literal["linear", "nearest", "identical", "random"] = Field(
+        "linear", description="a target's first scalers: interpolated in depth, nearest layer's, mean of all, or drawn"
+    )
+    head: Literal["fresh", "tiled"] = Field("fresh", description="head of another width: drawn, or widened as the rest")
+    fit: int = Field(200, ge=0, description="steps that fit a target's scalers before it is a plain model; 0: none")
+    fit_lr: float = Field(5e-3, gt=0, description="peak learning rate of these steps")
+
+    # Shapes.
+
+    def _number(self, numbers: tuple[int, ...], matrix: str) -> int:
+        return numbers[MATRICES.index(matrix) % len(numbers)]
+
+    def _templated(self) -> dict[str, Part]:
+        """Parameters made of templates: the four matrices, in width mode everything but the head."""
+        return {name: part for name, part in PARTS.items() if self.template or name in MATRICES}
+
+    def _template_shape(self, name: str, rows: int, columns: int, spec: Spec) -> tuple[int, int, int]:
+        """Number, height and width of a parameter's templates.
+
+        Raises:
+            UserError: they do not divide the parameter, or cut through heads.
+        """
+        matrix = PARTS[name].matrix
+        side = self._number(self.template, matrix) if self.template else spec.width
+        head_size = spec.width // spec.heads
+        for size in (rows, columns) if name in MATRICES else (rows,):
+            if size % side:
+                raise UserError(f"wave: templates of side {side} do not divide the {rows}×{columns} {matrix} matrices")
+        if matrix in ("qkv", "proj") and side % head_size and head_size % side:
+            raise UserError(f"wave: templates of side {side} cut through heads of size {head_size}: take a multiple")
+        if name in MATRICES:
+            return self._number(self.counts, name), side, side
+        count = (self.embeddings or rows // side) if name in _EMBEDDINGS else self.vectors
+        return count, side, columns
+
+    def _shapes(self, spec: Spec) -> dict[str, tuple[int, int, int]]:
+        """Layers, rows and columns of every part."""
+        state = prototype(spec).state_dict()
+        return {name: tuple(_stacked(state, part, spec.depth).shape) for name, part in PARTS.items()}  # type: ignore[misc]
+
+    # Phase 1 and the closed form.
+
+    def initial(self, spec: Spec) -> State:
+        """Templates N(0, 0.02²), scalers of variance 1 / templates; biases 0, gains 1; the rest as timm draws it.
+
+        In width mode embeddings are drawn as the matrices are, and a bias or a gain is its first template, which is 1,
+        times its first scaler; the other templates are N(0, 0.1²), their scalers 0.
+        """
+        model = build(spec)
+        genes: State = {}
+        templated = self._templated()
+        for name, (layers, rows, columns) in self._shapes(spec).items():
+            if name not in templated:
+                if PARTS[name].layered:
+                    genes[f"layers.{name}"] = _stacked(model.state_dict(), PARTS[name], spec.depth)[..., 0]
+                continue
+            count, height, width = self._template_shape(name, rows, columns, spec)
+            genes[f"templates.{name}"] = torch.randn(count, height, width) * _deviation(name)
+            if name in _VECTORS:
+                genes[f"templates.{name}"][0] = 1
+                genes[f"scalers.{name}"] = torch.zeros(layers, count, rows // height, 1)
+                genes[f"scalers.{name}"][:, 0] = float(name in _GAINS)
+            else:
+                genes[f"scalers.{name}"] = random_scalers(layers, count, rows // height, columns // width)
+        return genes | self._untemplated(model.state_dict())
+
+    def _untemplated(self, state: Mapping[str, Tensor]) -> State:
+        """Parameters outside the blocks that are kept as they are."""
+        made = {part.parameter for part in self._templated().values()}
+        return {
+            name: tensor.detach().clone()
+            for name, tensor in state.items()
+            if not name.startswith("blocks.") and name not in made
+        }
+
+    def extract(self, auxiliary: nn.Module) -> Learngene:
+        """What a distilled auxiliary model learned; of any other trained model the closed form.
+
+        That is, for every kind of matrix, the templates and scalers that come closest to all its layers at once: a
+        truncated singular value decomposition, exact where there are as many templates as independent blocks. The
+        genes have the auxiliary's names and shapes, so that a distillation can start from them.
+
+        Raises:
+            UserError: the model is not the plain vision transformer of a spec, or the templates do not fit it.
+        """
+        if isinstance(auxiliary, GeneratedVisionTransformer):
+            return super().extract(auxiliary)
+        spec = spec_of(auxiliary)
+        state = {name: tensor.detach().cpu() for name, tensor in auxiliary.state_dict().items()}
+        templates: State = {}
+        for name, part in self._templated().items():
+            matrices = _stacked(state, part, spec.depth)
+            _, rows, columns = matrices.shape
+            shape = self._template_shape(name, rows, columns, spec)
+            templates[f"templates.{name}"] = best_templates(matrices, *shape, _deviation(name))
+        return Learngene(self.name, self.model_dump(mode="json"), spec, self._closest(state, spec, templates))
+
+    def closest(self, learngene: Learngene, model: nn.Module) -> Learngene:
+        """A trained model of any size in terms of a learngene's templates: its scalers by least squares.
+
+        What is returned has the model's spec and the learngene's templates. As least squares are linear, they have no
+        other answer than interpolated scalers for a target whose matrices would be interpolated ones: this is for
+        targets that are trained models.
+
+        Raises:
+            UserError: the model is not the plain vision transformer of a spec, or the templates do not fit it.
+        """
+        made, spec = self.as_made(learngene), spec_of(model)
+        made._require(learngene.spec, spec)
+        state = {name: tensor.detach().cpu() for name, tensor in model.state_dict().items()}
+        templates = {name: gene for name, gene in learngene.tensors.items() if name.startswith("templates.")}
+        return Learngene(self.name, learngene.options, spec, made._closest(state, spec, templates))
+
+    def _closest(self, state: Mapping[str, Tensor], spec: Spec, templates: Genes) -> State:
+        genes = dict(templates) | self._untemplated(state)
+        for name, part in PARTS.items():
+            if f"templates.{name}" in genes:
+                matrices = _stacked(state, part, spec.depth)
+                genes[f"scalers.{name}"] = fitted_scalers(matrices, genes[f"templates.{name}"])
+            elif part.layered:
+                genes[f"layers.{name}"] = _stacked(state, part, spec.depth)[..., 0]
+        return genes
+
+    # Phase 2.
+
+    def generate(self, genes: Genes, source: Spec, spec: Spec) -> State:
+        return assemble(genes if spec == source else self._resized(genes, source, spec, "linear"), spec)
+
+    def expand(self, learngene: Learngene | None, spec: Spec, *, seed: int = 0) -> VisionTransformer:
+        """The target before its scalers are fitted."""
+        model = build(spec, seed=seed)
+        model.load_state_dict(assemble(self._target(learngene, spec, seed), spec))
+        return model
+
+    def adapter(self, learngene: Learngene | None, spec: Spec, *, seed: int = 0) -> ScalerAdapter | None:
+        genes = self._target(learngene, spec, seed)
+        return ScalerAdapter(spec, genes, fit_steps=self.fit, fit_lr=self.fit_lr) if self.fit else None
+
+    @torch.no_grad()
+    def _target(self, learngene: Learngene | None, spec: Spec, seed: int) -> State:
+        """Genes of the target, by the rule of the option `scalers`, with a head."""
+        made = self.as_made(learngene)
+        assert learngene is not None
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            genes = made._resized(learngene.tensors, learngene.spec, spec, self.scalers)
+        if "head.weight" not in genes:
+            fresh = build(spec, seed=seed).head.state_dict()
+            genes |= {f"head.{name}": tensor for name, tensor in fresh.items()}
+        return genes
+
+    def _require(self, source: Spec, spec: Spec) -> None:
+        """Refuse a spec that the templates cannot become."""
+        if self.template is None:
+            require_same("wave in depth mode (made without template=SIDE)", source, spec, "width", "heads")
+        require_same("wave", source, spec, "patch", "mlp_ratio")
+        if spec.width * source.heads != source.width * spec.heads:
+            raise UserError(
+                f"wave cannot change the head size: the learngene's is {source.width // source.heads}, "
+                f"the spec has {spec.heads} heads in a width of {spec.width}"
+            )
+        for name, (_, rows, columns) in self._shapes(spec).items():
+            if name in self._templated():
+                self._template_shape(name, rows, columns, spec)
+
+    def _resized(self, genes: Genes, source: Spec, spec: Spec, rule: str) -> State:
+        """Genes at another depth and width; templates are what they are.
+
+        Across a width, channel c is channel c modulo the learngene's width (of each head, and of query, key and value
+        apart), and inputs are shared among repetitions: a multiple of the width computes what the learngene's does.
+        """
+        self._require(source, spec)
+        target: State = {}
+        shapes = self._shapes(spec)
+        for gene, tensor in genes.items():
+            prefix, _, name = gene.partition(".")
+            if prefix == "scalers":
+                target[gene] = self._resized_scalers(name, tensor, genes[f"templates.{name}"], shapes[name], rule)
+            elif prefix == "layers":
+                target[gene] = interpolate_layers(tensor, spec.depth, nearest=rule == "nearest")
+            elif prefix != "head":
+                target[gene] = tensor
+            elif spec.classes == source.classes and (spec.width == source.width or self.head == "tiled"):
+                target[gene] = tile(tensor, 1, spec.width, inputs=True) if tensor.ndim == 2 else tensor
+        return target
+
+    def _resized_scalers(
+        self, name: str, scalers: Tensor, templates: Tensor, shape: tuple[int, int, int], rule: str
+    ) -> Tensor:
+        layers, rows, columns = shape
+        count, height, width = templates.shape
+        grid = (rows // height, 1 if name in _EMBEDDINGS else columns // width)
+        if name in MATRICES and rule == "random":
+            return random_scalers(layers, count, *grid)
+        if name in MATRICES and rule == "identical":
+            scalers = scalers.mean(0, keepdim=True).expand(layers, -1, -1, -1)
+        elif PARTS[name].layered:
+            scalers = interpolate_layers(scalers, layers, nearest=rule == "nearest")
+        groups = scalers.unflatten(2, (PARTS[name].groups, -1))
+        scalers = tile(groups, 3, grid[0] // PARTS[name].groups).flatten(2, 3)
+        return tile(scalers, 3, grid[1], inputs=True)

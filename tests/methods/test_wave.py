@@ -1,0 +1,417 @@
+"""The mathematics of WAVE: Kronecker sums, their closed form, what a target inherits, what phase 2 trains."""
+
+import itertools
+import pickle
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ray_learngene import costs
+from ray_learngene.errors import UserError
+from ray_learngene.methods import Learngene, create_method
+from ray_learngene.methods.base import Method
+from ray_learngene.methods.generated import GeneratedVisionTransformer
+from ray_learngene.methods.templates import (
+    best_templates,
+    fitted_scalers,
+    interpolate_layers,
+    kron_sum,
+    tile,
+)
+from ray_learngene.methods.wave import MATRICES, PARTS
+from ray_learngene.specs import PRESETS, Spec, build, preset
+
+NANO = PRESETS["nano"].replace(depth=4)
+WIDTH = "wave:template=16"
+sides = st.integers(1, 4)
+
+
+def learngene_of(text: str, spec: Spec = NANO) -> tuple[Method, GeneratedVisionTransformer, Learngene]:
+    torch.manual_seed(0)
+    method = create_method(text)
+    auxiliary = method.auxiliary(spec).eval()
+    with torch.no_grad():  # as after training: no vector is 0 or 1, no two layers are alike
+        for parameter in auxiliary.parameters():
+            parameter += 0.02 * torch.randn_like(parameter)
+    return method, auxiliary, method.extract(auxiliary)
+
+
+def trained(spec: Spec = NANO, seed: int = 1) -> torch.nn.Module:
+    """A plain model none of whose parameters is as initialised."""
+    model = build(spec, seed=seed).eval()
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter += 0.05 * torch.randn(parameter.shape, generator=generator)
+    return model
+
+
+def images(spec: Spec = NANO) -> torch.Tensor:
+    return torch.randn(3, 3, spec.image, spec.image, generator=torch.Generator().manual_seed(0))
+
+
+def brute_force(scalers: torch.Tensor, templates: torch.Tensor) -> torch.Tensor:
+    return torch.stack([sum(torch.kron(s, t) for s, t in zip(layer, templates, strict=True)) for layer in scalers])
+
+
+# Kronecker sums.
+
+
+@given(sides, sides, sides, sides, sides, sides)
+@settings(deadline=None)
+def test_a_kronecker_sum_and_its_gradients_equal_brute_force(layers, count, rows, columns, height, width) -> None:
+    torch.manual_seed(layers + 7 * count + 11 * rows)
+    scalers = torch.randn(layers, count, rows, columns, dtype=torch.float64, requires_grad=True)
+    templates = torch.randn(count, height, width, dtype=torch.float64, requires_grad=True)
+    weights = torch.randn(layers, rows * height, columns * width, dtype=torch.float64)
+    made, expected = kron_sum(scalers, templates), brute_force(scalers, templates)
+    torch.testing.assert_close(made, expected)
+    for one, other in zip(
+        torch.autograd.grad((made * weights).sum(), (scalers, templates)),
+        torch.autograd.grad((expected * weights).sum(), (scalers, templates)),
+        strict=True,
+    ):
+        torch.testing.assert_close(one, other)
+
+
+def test_gradients_are_those_of_finite_differences() -> None:
+    scalers = torch.randn(2, 3, 2, 1, dtype=torch.float64, requires_grad=True)
+    templates = torch.randn(3, 2, 2, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(kron_sum, (scalers, templates))
+
+
+def test_other_methods_are_special_cases_of_full_size_templates() -> None:
+    depth, templates = 6, torch.randn(3, 5, 4)
+    one = torch.ones(depth, 1, 1, 1)
+    assert all(torch.equal(matrix, templates[0]) for matrix in kron_sum(one, templates[:1]))  # Share-Init
+    kept = torch.eye(3)[..., None, None]
+    assert torch.equal(kron_sum(kept, templates), templates)  # Heur-LG, Auto-LG: a template for each kept layer
+    stages = torch.tensor([0, 0, 1, 1, 2, 2])
+    by_stage = torch.nn.functional.one_hot(stages, 3).float()[..., None, None]
+    assert torch.equal(kron_sum(by_stage, templates), templates[stages])  # SWS
+    share = torch.arange(depth) / depth
+    line = torch.stack([torch.ones(depth), share], 1)[..., None, None]
+    torch.testing.assert_close(  # TLEG
+        kron_sum(line, templates[:2]), templates[0] + share[:, None, None] * templates[1]
+    )
+
+
+def test_blocks_keep_query_key_value_and_heads_contiguous() -> None:
+    """A block of qkv belongs to one of q, k and v, and to whole heads or to one."""
+    for side, head in ((16, 16), (8, 16), (48, 16)):
+        width = 48
+        grid = 3 * width // side
+        for block in range(grid):
+            scalers = torch.zeros(1, 1, grid, width // side)
+            scalers[0, 0, block] = 1
+            rows = kron_sum(scalers, torch.ones(1, side, side))[0].any(1).nonzero().flatten().tolist()
+            assert rows == list(range(rows[0], rows[0] + side))
+            assert rows[0] // width == rows[-1] // width
+            heads = {row // head for row in rows}
+            assert len(heads) == max(1, side // head)
+
+
+def test_autocast_does_not_round_what_is_generated() -> None:
+    scalers, templates = torch.randn(2, 3, 2, 2), torch.randn(3, 4, 4)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(kron_sum(scalers, templates), kron_sum(scalers.clone(), templates))
+        assert kron_sum(scalers, templates).dtype == torch.float32
+
+
+# The closed form.
+
+
+@given(sides, st.integers(1, 3), st.integers(1, 3), sides, sides)
+@settings(max_examples=40, deadline=None)
+def test_the_error_of_the_closed_form_falls_with_counts_to_nothing(layers, rows, columns, height, width) -> None:
+    torch.manual_seed(layers + 5 * rows + 17 * columns)
+    matrices = torch.randn(layers, rows * height, columns * width)
+    rank = min(layers * rows * columns, height * width)
+    errors = []
+    for count in range(1, rank + 2):
+        templates = best_templates(matrices, count, height, width)
+        assert templates.shape == (count, height, width)
+        errors.append(float((kron_sum(fitted_scalers(matrices, templates), templates) - matrices).norm()))
+    for worse, better in itertools.pairwise(errors):
+        assert better <= worse + 1e-5
+    assert errors[rank - 1] < 1e-5 * float(matrices.norm()) and errors[rank] < 1e-5 * float(matrices.norm())
+
+
+def test_the_error_is_that_of_the_discarded_singular_values() -> None:
+    matrices = torch.randn(3, 8, 12, generator=torch.Generator().manual_seed(0))
+    blocks = matrices.reshape(3, 2, 4, 3, 4).permute(0, 1, 3, 2, 4).reshape(-1, 16)
+    values = torch.linalg.svdvals(blocks.double())
+    templates = best_templates(matrices, 5, 4, 4)
+    error = (kron_sum(fitted_scalers(matrices, templates), templates) - matrices).double().square().sum()
+    torch.testing.assert_close(error, values[5:].square().sum(), rtol=1e-5, atol=1e-8)
+
+
+def test_least_squares_cannot_be_improved_and_bears_equal_templates() -> None:
+    torch.manual_seed(0)
+    matrices, templates = torch.randn(2, 6, 4), torch.randn(3, 3, 2)
+    templates = torch.cat([templates, templates[:1]])  # linearly dependent
+    scalers = fitted_scalers(matrices, templates).double().requires_grad_()
+    residual = (kron_sum(scalers, templates.double()) - matrices).square().sum()
+    assert float(torch.autograd.grad(residual, scalers)[0].abs().max()) < 1e-4
+
+
+@pytest.mark.parametrize("text", ["wave:counts=48", "wave:counts=200:template=16:vectors=16"])
+def test_the_closed_form_of_a_trained_model_is_exact_with_enough_templates(text: str) -> None:
+    model = trained()
+    method = create_method(text)
+    learngene = method.extract(model)
+    made = method.expand(learngene, NANO).eval()
+    for name, tensor in model.state_dict().items():
+        torch.testing.assert_close(made.state_dict()[name], tensor, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(made(images()), model(images()), rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("text", ["wave", "wave:counts=48", WIDTH, "wave:template=16:counts=300:vectors=40"])
+def test_distillation_can_start_from_the_closed_form(text: str) -> None:
+    """Same names, same shapes, and every template of use: none is 0."""
+    method = create_method(text)
+    learngene = method.extract(trained())
+    auxiliary = method.auxiliary(NANO)
+    genes = auxiliary.genes()
+    assert {name: gene.shape for name, gene in genes.items()} == {
+        name: tensor.shape for name, tensor in learngene.tensors.items()
+    }
+    auxiliary.load_state_dict({name.replace(".", "__"): tensor for name, tensor in learngene.tensors.items()})
+    assert torch.equal(auxiliary.eval()(images()), method.expand(learngene, NANO).eval()(images()))
+    assert all(tensor.any() for name, tensor in learngene.tensors.items() if name.startswith("templates."))
+
+
+def test_a_trained_model_in_terms_of_anothers_templates() -> None:
+    method = create_method("wave:template=16:counts=200:vectors=16")
+    learngene = method.extract(trained())
+    wide = NANO.replace(width=96, heads=6, depth=2)
+    model = trained(wide)
+    near = method.closest(learngene, model)
+    assert near.spec == wide
+    # 200 templates of 16×16 do not span all blocks, but they do span biases, norms and most of what is there
+    for name, tensor in method.expand(near, wide).state_dict().items():
+        if tensor.ndim == 1:
+            torch.testing.assert_close(tensor, model.state_dict()[name], rtol=1e-4, atol=1e-5)
+    far = method.expand(learngene, wide).state_dict()["blocks.0.attn.qkv.weight"]
+    want = model.state_dict()["blocks.0.attn.qkv.weight"]
+    assert (method.expand(near, wide).state_dict()["blocks.0.attn.qkv.weight"] - want).norm() < (far - want).norm()
+
+
+# The auxiliary model and its learngene.
+
+
+@pytest.mark.parametrize(("name", "millions"), [("ti", 1.29), ("s", 4.36), ("b", 15.79)])
+def test_stored_sizes(name: str, millions: float) -> None:
+    spec = preset(name, depth=12)
+    with torch.device("meta"):
+        genes = create_method("wave").initial(spec)
+    learngene = Learngene("wave", {}, spec, genes)
+    assert round(learngene.parameters() / 1e6, 2) == millions
+    templates = sum(gene.numel() for gene_name, gene in genes.items() if gene_name.startswith("templates."))
+    assert templates == 24 * spec.width**2
+    assert sum(gene.numel() for gene_name, gene in genes.items() if gene_name.startswith("scalers.")) == 12 * 84
+    # "5x less storage": 4.4, 5.1, 5.5 for the three sizes
+    assert costs.parameters(spec) / learngene.parameters() == pytest.approx(
+        {"ti": 4.4, "s": 5.1, "b": 5.5}[name], abs=0.05
+    )
+
+
+@pytest.mark.parametrize("text", ["wave", WIDTH, "wave:counts=1", "wave:template=16-48-8-24"])
+def test_an_untrained_model_is_as_a_plain_one(text: str) -> None:
+    torch.manual_seed(0)
+    method = create_method(text)
+    state = method.extract(method.auxiliary(NANO)).tensors
+    model = method.expand(Learngene("wave", method.model_dump(mode="json"), NANO, state), NANO)
+    for name, tensor in model.state_dict().items():
+        if "norm" in name or ("blocks" in name and name.endswith("bias")):
+            assert torch.equal(tensor, torch.full_like(tensor, float("norm" in name and name.endswith("weight"))))
+        elif "blocks" in name:
+            assert 0.017 < float(tensor.std()) < 0.023, name
+
+
+@pytest.mark.parametrize("text", ["wave", WIDTH, "wave:template=48-16-24-8:counts=3-1-2-5:vectors=2:embeddings=1"])
+def test_a_descendant_of_the_auxiliarys_size_computes_its_logits_exactly(text: str) -> None:
+    method, auxiliary, learngene = learngene_of(text)
+    model = method.expand(learngene, NANO).eval()
+    assert torch.equal(auxiliary(images()), model(images()))
+    assert torch.equal(auxiliary(images()), auxiliary.materialise().eval()(images()))
+    assert len({parameter.data_ptr() for parameter in model.parameters()}) == len(list(model.parameters()))
+
+
+def test_names_that_are_not_decayed_are_all_but_templates_of_matrices_and_the_head() -> None:
+    _, auxiliary, _ = learngene_of(WIDTH)
+    decayed = {name for name, _ in auxiliary.named_parameters()} - auxiliary.no_weight_decay()
+    assert decayed == {f"templates__{name}" for name in (*MATRICES, "patch_embed")} | {"head__weight"}
+
+
+# Depth and width.
+
+
+@given(st.integers(1, 12), st.integers(1, 30), st.booleans())
+def test_layers_are_interpolated_in_relative_depth(layers: int, depth: int, nearest: bool) -> None:
+    line = torch.linspace(0, 1, layers, dtype=torch.float64)[:, None] * torch.ones(1, 3, dtype=torch.float64)
+    made = interpolate_layers(line, depth, nearest=nearest)
+    if depth == layers:
+        assert made is line
+    elif depth == 1 and not nearest:
+        assert torch.allclose(made, (line[:1] + line[-1:]) / 2)
+    elif nearest:
+        assert all(any(torch.equal(row, given_row) for given_row in line) for row in made)
+        assert torch.equal(made, made.sort(0).values)
+    elif layers > 1:
+        torch.testing.assert_close(made[:, 0], torch.linspace(0, 1, depth, dtype=torch.float64))
+
+
+@given(st.integers(1, 8), st.integers(1, 4))
+def test_tiled_inputs_sum_to_what_they_were(old: int, times: int) -> None:
+    tensor = torch.randn(2, old)
+    wide = tile(tensor, 1, times * old, inputs=True)
+    torch.testing.assert_close(wide.unflatten(1, (times, old)).sum(1), tensor)
+    assert torch.equal(tile(tensor, 1, times * old)[:, -old:], tensor)
+    assert torch.equal(tile(tensor, 1, 1), tensor[:, :1])
+
+
+@pytest.mark.parametrize("times", [2, 3])
+@pytest.mark.parametrize("text", [WIDTH, "wave:template=8", "wave:template=16-48-8-48"])
+def test_a_multiple_of_the_width_computes_what_the_learngene_does(text: str, times: int) -> None:
+    """Heads and channels are repeated and inputs shared: with the head widened alike, the function is the same."""
+    _, auxiliary, learngene = learngene_of(text)
+    spec = NANO.replace(width=48 * times, heads=3 * times)
+    model = create_method("wave:head=tiled").expand(learngene, spec).eval()
+    torch.testing.assert_close(model(images()), auxiliary(images()), rtol=1e-4, atol=1e-5)
+
+
+@given(depth=st.integers(1, 9), heads=st.integers(1, 5), rule=st.sampled_from(["linear", "nearest", "random"]))
+@settings(max_examples=8, deadline=None)
+def test_any_depth_and_width(depth: int, heads: int, rule: str) -> None:
+    _, _, learngene = learngene_of(WIDTH, NANO.replace(depth=2))
+    spec = NANO.replace(depth=depth, width=16 * heads, heads=heads)
+    model = create_method("wave", scalers=rule).expand(learngene, spec)
+    assert model(images()).isfinite().all()
+    head = model.head.weight
+    inherited = torch.equal(head, learngene.tensors["head.weight"]) if heads == 3 else False
+    assert inherited or torch.equal(head, build(spec, seed=0).head.weight)
+
+
+def test_what_the_scalers_rules_give() -> None:
+    _, _, learngene = learngene_of("wave")
+    spec = NANO.replace(depth=7)
+
+    def weights(rule: str, seed: int = 0) -> list[torch.Tensor]:
+        state = create_method("wave", scalers=rule).expand(learngene, spec, seed=seed).state_dict()
+        return [state[f"blocks.{layer}.mlp.fc1.weight"] for layer in range(7)]
+
+    own = [
+        create_method("wave").expand(learngene, NANO).state_dict()[f"blocks.{layer}.mlp.fc1.weight"]
+        for layer in range(4)
+    ]
+    torch.testing.assert_close(weights("linear")[1], (own[0] + own[1]) / 2)
+    assert torch.equal(weights("linear")[0], own[0]) and torch.equal(weights("linear")[6], own[3])
+    assert all(any(torch.equal(weight, layer) for layer in own) for weight in weights("nearest"))
+    torch.testing.assert_close(weights("identical")[3], sum(own) / 4)
+    assert torch.equal(weights("random", 1)[2], weights("random", 1)[2])
+    assert not torch.equal(weights("random", 1)[2], weights("random", 2)[2])
+
+
+def test_expanding_leaves_the_global_generator_alone() -> None:
+    _, _, learngene = learngene_of("wave")
+    before = torch.get_rng_state()
+    create_method("wave:scalers=random").expand(learngene, NANO.replace(classes=7), seed=3)
+    assert torch.equal(before, torch.get_rng_state())
+
+
+@pytest.mark.parametrize("text", ["wave", WIDTH])
+def test_another_image_size_or_label_set(text: str) -> None:
+    method, _, learngene = learngene_of(text)
+    spec = NANO.replace(image=16, classes=7, depth=5)
+    model = method.expand(learngene, spec, seed=4)
+    assert model(images(spec)).shape == (3, 7)
+    assert torch.equal(model.head.weight, build(spec, seed=4).head.weight)
+    headless = method.expand(learngene.without_head(), NANO, seed=4)
+    assert torch.equal(headless.head.weight, build(NANO, seed=4).head.weight)
+
+
+# Phase 2.
+
+
+@pytest.mark.parametrize(
+    ("text", "spec"), [("wave", NANO.replace(depth=6)), (WIDTH, NANO.replace(depth=3, width=64, heads=4, image=16))]
+)
+def test_phase_2_fits_scalers_with_the_templates_frozen(text: str, spec: Spec) -> None:
+    method, _, learngene = learngene_of(text)
+    adapter = create_method(f"{text}:fit=7:fit_lr=0.1").adapter(learngene, spec, seed=5)
+    assert (adapter.fit_steps, adapter.fit_lr) == (7, 0.1)
+    expanded = method.expand(learngene, spec, seed=5).eval()
+    assert torch.equal(adapter.eval()(images(spec)), expanded(images(spec)))
+    labels = torch.tensor([0, 1, 2])
+    optimizer = torch.optim.SGD(adapter.parameters(), lr=0.1)
+    torch.nn.functional.cross_entropy(adapter.train()(images(spec)), labels).backward()
+    optimizer.step()
+    for name, tensor in adapter.genes().items():
+        frozen = name.startswith("templates.") or name in ("patch_embed.proj.weight", "pos_embed")
+        assert (tensor.grad is None) == frozen and tensor.requires_grad != frozen, name
+        if frozen:
+            assert torch.equal(tensor, learngene.tensors[name])
+    plain = adapter.eval().materialise().eval()
+    assert torch.equal(adapter(images(spec)), plain(images(spec)))
+    assert not torch.equal(plain(images(spec)), expanded(images(spec)))
+
+
+def test_phase_2_trains_few_parameters_and_can_be_left_out() -> None:
+    method, _, learngene = learngene_of("wave")
+    adapter = method.adapter(learngene, NANO)
+    trained_here = sum(parameter.numel() for parameter in adapter.parameters())
+    assert trained_here < costs.parameters(NANO) / 20
+    assert create_method("wave:fit=0").adapter(learngene, NANO) is None
+    assert pickle.loads(pickle.dumps(adapter)).fit_steps == 200
+
+
+# What it cannot do.
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("wave:counts=6-2", "one number, or four for qkv, proj, fc1, fc2, got 2"),
+        ("wave:counts=6-x-8-8", "expected numbers such as 6-2-8-8"),
+        ("wave:counts=0", "greater than or equal to 1"),
+        ("wave:scalers=cubic", "scalers"),
+    ],
+)
+def test_a_bad_option_is_refused(text: str, says: str) -> None:
+    with pytest.raises(UserError, match=says):
+        create_method(text)
+
+
+def test_a_template_that_does_not_divide_the_width_is_refused() -> None:
+    with pytest.raises(UserError, match="templates of side 20 do not divide the 144×48 qkv matrices"):
+        create_method("wave:template=20").auxiliary(NANO)
+    with pytest.raises(UserError, match="templates of side 24 cut through heads of size 16"):
+        create_method("wave:template=24").extract(build(NANO))
+    with pytest.raises(UserError, match="templates of side 48 do not divide the 120×48 fc1 matrices"):
+        create_method("wave").auxiliary(NANO.replace(mlp_ratio=2.5))
+    _, _, learngene = learngene_of("wave:template=48")
+    with pytest.raises(UserError, match="templates of side 48 do not divide the 192×64 qkv matrices"):
+        create_method("wave").expand(learngene, NANO.replace(width=64, heads=4))
+
+
+def test_what_wave_cannot_do_it_says() -> None:
+    _, _, learngene = learngene_of("wave")
+    with pytest.raises(UserError, match="made without template=SIDE.* cannot change the width: .* has width 48"):
+        create_method("wave").expand(learngene, NANO.replace(width=96, heads=6))
+    with pytest.raises(UserError, match="cannot change the patch"):
+        create_method("wave").expand(learngene, NANO.replace(patch=4))
+    with pytest.raises(UserError, match="made with wave:counts=.6, 2, 8, 8., not .1."):
+        create_method("wave:counts=1").expand(learngene, NANO)
+    with pytest.raises(UserError, match="expands a learngene"):
+        create_method("wave").adapter(None, NANO)
+    _, _, learngene = learngene_of(WIDTH)
+    with pytest.raises(UserError, match="cannot change the head size: the learngene's is 16"):
+        create_method("wave").expand(learngene, NANO.replace(width=64, heads=2))
+
+
+def test_every_parameter_of_a_model_is_a_part_or_the_head() -> None:
+    names = {name for name in build(NANO.replace(depth=1)).state_dict() if not name.startswith("head.")}
+    assert {("blocks.0." if part.layered else "") + part.parameter for part in PARTS.values()} == names
