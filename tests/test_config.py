@@ -20,9 +20,13 @@ NEEDED = {"data": "digits", "name": "x", "learngene": "x", "ancestry": "levit_38
 
 def recipe_class(path: Path) -> type[config.Config]:
     kind = path.stem.rsplit("-", 1)[-1]
-    return {"ancestry": config.AncestryConfig, "sweep": config.SweepConfig, "plan": config.PlanConfig}.get(
-        kind, config.DistillConfig
-    )
+    classes = {
+        "ancestry": config.AncestryConfig,
+        "sweep": config.SweepConfig,
+        "plan": config.PlanConfig,
+        "bench": config.BenchConfig,
+    }
+    return classes.get(kind, config.DistillConfig)
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)

@@ -9,19 +9,19 @@ import pytest
 import torch
 
 from ray_learngene import training
-from ray_learngene.candidates import cost_columns
+from ray_learngene.candidates import LEARNGENE_COLUMNS, StoredLearngene, cost_columns
 from ray_learngene.config import SweepConfig
 from ray_learngene.costs import measure_latency
 from ray_learngene.data import open_image_sets
 from ray_learngene.data.images import Images, Preprocessing
 from ray_learngene.descend import Descendant, descendant, train_descendant
 from ray_learngene.export import load_timm
-from ray_learngene.methods import Learngene, create_method
+from ray_learngene.methods import create_method
 from ray_learngene.specs import PRESETS, build
 from ray_learngene.store import Store
 
 SPEC = PRESETS["nano"].replace(depth=2)
-FACTS = {"learngene": "digits", "learngene_version": "1", "learngene_seconds": 5.0}
+COST = {"seconds": 5.0, "images": 640, "flops": 10, "teacher_flops": 3}
 PREPROCESSING = Preprocessing(image_size=8, mean=(0.5,) * 3, std=(0.5,) * 3, crop_pct=1.0, interpolation="bicubic")
 
 
@@ -29,7 +29,7 @@ class Killed(Exception):
     pass
 
 
-def inputs(store: Path) -> tuple[SweepConfig, Images, Learngene]:
+def inputs(store: Path) -> tuple[SweepConfig, Images, StoredLearngene]:
     config = SweepConfig(
         data="digits",
         name="s",
@@ -46,14 +46,20 @@ def inputs(store: Path) -> tuple[SweepConfig, Images, Learngene]:
     learngene = method.extract(method.auxiliary(SPEC)).describe(
         labels=sets.train.classes, preprocessing=PREPROCESSING.model_dump(mode="json")
     )
-    return config, Images(sets.train, sets.val, PREPROCESSING, config), learngene
+    learngene.save(store.with_name("gene"))
+    published = Store(str(store))
+    if not published.exists("learngene", "digits"):
+        published.publish("learngene", "digits", store.with_name("gene"), {"cost": COST})
+    images = Images(sets.train, sets.val, PREPROCESSING, config)
+    return config, images, StoredLearngene.load(published, "digits")
 
 
 def run(store: Path, arm: str = "sws", report: Any = lambda metrics: None) -> tuple[Descendant, dict[str, Any]]:
-    config, images, learngene = inputs(store)
+    config, images, stored = inputs(store)
+    expanded = stored if arm == "sws" else None
     costs = cost_columns(SPEC, measure_latency(build(SPEC), 8, runs=3), 256)
-    one = descendant(arm, SPEC, 3, 1e-3, config, images, "1")
-    return one, train_descendant(one, learngene, images, config, costs, FACTS, report)
+    one = descendant(arm, SPEC, 3, 1e-3, config, images, expanded)
+    return one, train_descendant(one, expanded, images, config, costs, report=report)
 
 
 def weights(store: Path, one: Descendant, out: Path) -> dict[str, torch.Tensor]:
@@ -80,6 +86,13 @@ def test_a_killed_descendant_goes_on_to_the_same_weights(tmp_path: Path) -> None
     assert not Store(str(tmp_path / "killed")).exists("checkpoint", f"s/{one.name}")
 
 
+def test_the_row_says_what_the_descendant_and_its_learngene_cost(tmp_path: Path) -> None:
+    _, row = run(tmp_path / "store")
+    assert row["flops"] == 6 * row["macs"] * row["images"] and row["images"] == 10 * 256
+    assert [row[f"learngene_{name}"] for name in COST] == list(COST.values())
+    assert row["fit_steps"] == row["fit_flops"] == row["teacher_flops"] == 0
+
+
 def test_a_published_descendant_is_not_trained_again(tmp_path: Path) -> None:
     def never(metrics: dict[str, Any]) -> None:
         raise AssertionError("trained again")
@@ -98,13 +111,13 @@ def test_reports_inside_an_epoch_come_without_a_score(tmp_path: Path, monkeypatc
 
 def test_scratch_claims_no_learngene(tmp_path: Path) -> None:
     one, row = run(tmp_path / "store", arm="scratch")
-    assert all(row[name] is None for name in FACTS)
+    assert all(row[name] is None for name in LEARNGENE_COLUMNS)
     card = Store(str(tmp_path / "store")).read_bytes("descendant", f"s/{one.name}", "README.md").decode()
     assert "Initialised by `scratch`, then tuned" in card
 
 
 def test_another_label_set_gets_a_fresh_head_that_the_seed_decides(tmp_path: Path) -> None:
-    _, _, learngene = inputs(tmp_path)
+    learngene = inputs(tmp_path / "store")[2].learngene
     method = create_method("sws")
     torch.manual_seed(1)
     one = method.expand(learngene.without_head(), SPEC, seed=3)

@@ -197,8 +197,7 @@ def sweep_config(
     epochs = tuning_epochs(config, first)
     changes: dict[str, Any] = {"seeds": config.seeds}
     if search:
-        changes = {**_search(config), "seeds": 1}
-        changes["epochs"] = epochs if tune == "short" else config.search_epochs
+        changes = {**_search(config), "seeds": 1, **({"epochs": epochs, "warmup_epochs": 0} if tune == "short" else {})}
     depths = ",".join(str(spec.depth) for spec in specs)
     kind = "search" if search else "final"
     return SweepConfig(

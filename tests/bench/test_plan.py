@@ -1,0 +1,108 @@
+"""What a benchmark would train, before anything is."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from ray_learngene.bench.plan import arm_text, distill_config, extract_configs, rows, sizes, sweep_config, tuning_epochs
+from ray_learngene.config import BenchConfig
+from ray_learngene.errors import UserError
+
+ARMS = {
+    "sws": {"method": "sws"},
+    "heur-lg": {"method": "heur-lg"},
+    "ligo": {"method": "ligo"},
+    "pretrained": {"method": "pretrained"},
+    "distilled": {"method": "scratch", "tune": "distilled"},
+    "scratch": {"method": "scratch", "tune": "full"},
+}
+
+
+def config(**changes: Any) -> BenchConfig:
+    return BenchConfig(
+        **{
+            **{"name": "b", "ancestry": "store:ancestries/x", "preset": "nano", "data": "digits", "depth": 6},
+            **{
+                "depths": "2,4,6",
+                "arms": ARMS,
+                "seeds": 2,
+                "epochs": 12,
+                "tune_epochs": 3,
+                "lr": 1.0,
+                "drop_path": 0.0,
+            },
+            **changes,
+        }
+    )
+
+
+def test_arms_share_what_they_start_from() -> None:
+    by_name = {row.name: row for row in rows(config(), 10)}
+    labels = {name: [d and d.label for d in row.distillations.values()] for name, row in by_name.items()}
+    assert labels == {
+        "sws": ["sws"] * 3,
+        "heur-lg": ["model-w48-d6"] * 3,
+        "ligo": ["model-w48-d2"] * 3,
+        "pretrained": ["model-w48-d2", "model-w48-d4", "model-w48-d6"],
+        "distilled": [None] * 3,
+        "scratch": [None] * 3,
+    }
+    assert arm_text(config(), by_name["sws"]) == "sws@b-sws-s{seed}"
+    assert arm_text(config(), by_name["heur-lg"]) == "heur-lg@b-heur-lg-s{seed}"
+    assert arm_text(config(), by_name["pretrained"]) == "pretrained@b-model-w{width}-d{depth}-s{seed}"
+    assert [(one.name, one.source) for one in extract_configs(config(), by_name["ligo"])] == [
+        ("b-ligo-s0", "store:learngenes/b-model-w48-d2-s0"),
+        ("b-ligo-s1", "store:learngenes/b-model-w48-d2-s1"),
+    ]
+    assert not list(extract_configs(config(), by_name["pretrained"]))
+
+
+def test_what_an_arm_cannot_do_is_left_out_with_its_reason() -> None:
+    arms = {"grow": {"method": "ligo"}, "shrink": {"method": "weight-selection"}, "scratch": {"method": "scratch"}}
+    grow, shrink, scratch = rows(config(widths="32,48,64", arms=arms), 10)
+    assert {spec.width for spec in grow.specs} == {32, 48, 64}
+    assert {spec.width for spec in shrink.specs} == {32, 48}
+    assert all("width" in reason and "64" in reason for reason in shrink.refused.values())
+    assert len(scratch.specs) == 9 and not scratch.refused
+
+
+def test_an_arm_that_can_do_no_size_or_is_none_is_refused() -> None:
+    with pytest.raises(UserError, match="arm 'a' can do none of the sizes: .* width"):
+        rows(config(widths="64", arms={"a": {"method": "supernet"}, "scratch": {"method": "scratch"}}), 10)
+    with pytest.raises(UserError, match="arm 'a': unknown method 'nothing'"):
+        rows(config(arms={"a": {"method": "nothing"}, "scratch": {"method": "scratch"}}), 10)
+    with pytest.raises(ValueError, match="reference 'scratch' is none of the arms"):
+        config(arms={"sws": {"method": "sws"}})
+
+
+def test_every_size_has_the_presets_head_size() -> None:
+    assert [(spec.width, spec.heads, spec.depth) for spec in sizes(config(widths="32,48", depths="2,4"), 10)] == [
+        *((32, 2, 2), (32, 2, 4), (48, 3, 2), (48, 3, 4)),
+    ]
+
+
+def test_epochs_of_the_three_ways_of_tuning() -> None:
+    by_name = {row.name: row for row in rows(config(), 10)}
+    # all sizes of a learngene arm take 12 + 3 x 3 epochs: 7 for each size of plain distillation
+    assert {name: tuning_epochs(config(), row) for name, row in by_name.items()} == {
+        **{"sws": 3, "heur-lg": 3, "ligo": 3, "pretrained": 3},
+        **{"distilled": 7, "scratch": 12},
+    }
+
+
+def test_a_search_looks_at_held_out_training_images_only() -> None:
+    row = rows(config(), 10)[0]
+    spec = row.specs[0]
+    distillation = row.distillations[spec]
+    assert distillation is not None
+    searching = distill_config(config(), distillation, 2.0, 0, search=True)
+    assert searching.validate_on == "holdout" and searching.epochs == 10 and searching.lr == 2.0
+    assert distill_config(config(), distillation, 2.0, 1).validate_on == "val"
+    tuning = sweep_config(config(), [row], "b-sws-s0", 2.0, [spec], search=True)
+    assert tuning.validate_on == "holdout" and tuning.seeds == 1 and tuning.epochs == 3
+    final = sweep_config(config(), [row], "b-sws-s0", 2.0, row.specs)
+    assert final.validate_on == "val" and final.seeds == 2 and final.depths == "2,4,6"
+    taught = next(one for one in rows(config(), 10) if one.name == "distilled")
+    assert sweep_config(config(), [taught], "b-sws-s0", 2.0, [spec]).ancestry == "store:ancestries/x"

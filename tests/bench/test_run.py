@@ -1,0 +1,81 @@
+"""A whole benchmark in this process: what it trains, what it writes, and that it goes on instead of starting over."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pandas
+import pytest
+
+from ray_learngene.ancestry_training import train_ancestry
+from ray_learngene.bench.run import bench
+from ray_learngene.config import AncestryConfig, BenchConfig
+from ray_learngene.store import Store
+
+QUICK = {"data": "digits", "batch_size": 512, "hflip": 0.0, "warmup_epochs": 0, "drop_path": 0.0}
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory: pytest.TempPathFactory) -> BenchConfig:
+    root = tmp_path_factory.mktemp("bench")
+    size = {"img_size": 8, "patch_size": 4, "embed_dim": 32, "depth": 1, "num_heads": 2}
+    train_ancestry(
+        AncestryConfig(
+            **QUICK,
+            name="a",
+            store=str(root / "store"),
+            workers=0,
+            epochs=1,
+            model="deit_tiny_patch16_224",
+            model_args={**size, "class_token": False, "global_pool": "avg"},
+        )
+    )
+    return BenchConfig(
+        **QUICK,
+        name="b",
+        store=str(root / "store"),
+        out=str(root / "out"),
+        ancestry="store:ancestries/a",
+        preset="nano",
+        depth=3,
+        depths="2,3",
+        arms={
+            "any-size": {"method": "any-size:shallowest=1"},
+            "ligo": {"method": "ligo:fit=1"},
+            "distilled": {"method": "scratch", "tune": "distilled"},
+            "scratch": {"method": "scratch", "tune": "full"},
+        },
+        seeds=2,
+        epochs=1,
+        tune_epochs=1,
+        search_epochs=1,
+        lrs=(1e-2, 2e-2),
+        tune_lrs=(1e-3,),
+        in_process=True,
+    )
+
+
+def test_a_benchmark_writes_its_tables_and_plots(config: BenchConfig, capsys: pytest.CaptureFixture[str]) -> None:
+    table = bench(config)
+    assert len(table) == 4 * 2 * 2  # arms, sizes, seeds
+    assert (table["status"] == "finished").all()
+    out = Path(config.out)
+    assert {path.name for path in out.iterdir()} == {
+        *("results.parquet", "README.md", "accuracy.svg", "break-even.svg")
+    }
+    pandas.testing.assert_frame_equal(
+        pandas.read_parquet(out / "results.parquet")[["arm", "top1"]], table[["arm", "top1"]]
+    )
+    assert Store(config.store).read_table("benches/b/results.parquet").num_rows == len(table)
+    by_arm = table.groupby("arm")[["tune_flops", "learngene_flops", "search_flops", "fit_steps"]].sum()
+    assert (by_arm["tune_flops"] > 0).all() and (by_arm["search_flops"] > 0).all()
+    assert by_arm["learngene_flops"]["scratch"] == 0 and by_arm["fit_steps"]["ligo"] == 4
+    # two distillations and two sizes of tuning at every learning rate were chosen from
+    page = (out / "README.md").read_text()
+    for arm in config.arms:
+        assert f"\n| {arm} |" in page
+    assert "\n\n\n\n" not in page and page.count("\n|---") == 5
+    again = bench(config)
+    said = capsys.readouterr().out
+    assert said.count("0 distillations to run") == 2 and "0 descendants to train" in said
+    pandas.testing.assert_frame_equal(table, again)
