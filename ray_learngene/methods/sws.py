@@ -136,7 +136,7 @@ class SWS(Method):
 
     def extract(self, auxiliary: nn.Module) -> Learngene:
         if not isinstance(auxiliary, StageSharedVisionTransformer):
-            raise TypeError(f"not an SWS auxiliary model: {type(auxiliary).__name__}")
+            raise UserError(f"method {self.name!r} needs an auxiliary model of its own: use `learngene distill`")
         tensors = {name: tensor.detach().cpu().clone() for name, tensor in auxiliary.state_dict().items()}
         return Learngene(self.name, {"stages": list(auxiliary.layout)}, auxiliary.spec, tensors)
 

@@ -1,0 +1,230 @@
+"""Any-size: the depths and widths of a step, the scale of a branch, and one step over several workers."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from ray_learngene.engine import LabelObjective, draw_step
+from ray_learngene.errors import UserError
+from ray_learngene.methods import Learngene, create_method
+from ray_learngene.methods.any_size import AnySize
+from ray_learngene.methods.elastic import ElasticVisionTransformer, at_width
+from ray_learngene.specs import Spec
+from tests.methods.trained import assert_untied, images_of
+
+SPEC = Spec(width=24, depth=12, heads=3, image=8, patch=4, classes=5)
+
+
+def auxiliary_of(text: str, spec: Spec = SPEC) -> tuple[ElasticVisionTransformer, Learngene]:
+    method = create_method(text)
+    torch.manual_seed(0)
+    auxiliary = method.auxiliary(spec).eval()
+    assert isinstance(auxiliary, ElasticVisionTransformer)
+    with torch.no_grad():
+        for parameter in auxiliary.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    return auxiliary, method.extract(auxiliary)
+
+
+def batch(size: int) -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(2)
+    return torch.randn(size, 3, SPEC.image, SPEC.image, generator=generator), torch.arange(size) % SPEC.classes
+
+
+# Expansion.
+
+
+@given(depth=st.integers(1, 20), stages=st.integers(1, 6))
+@settings(max_examples=15, deadline=None)
+def test_without_a_scale_it_expands_as_sws_does(depth: int, stages: int) -> None:
+    _, learngene = auxiliary_of(f"any-size:step=0:stages={stages}")
+    as_sws = Learngene("sws", {"stages": [1] * stages}, SPEC, learngene.tensors)
+    spec = SPEC.replace(depth=depth)
+    expected = create_method("sws").expand(as_sws, spec).state_dict()
+    model = create_method("any-size").expand(learngene, spec)
+    assert_untied(model)
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in model.state_dict().items())
+
+
+class Scaled(nn.Module):
+    """A residual branch times a number."""
+
+    def __init__(self, scale: float) -> None:
+        super().__init__()
+        self.scale = scale
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.scale * x
+
+
+@pytest.mark.parametrize("step", [0.5, 1.0])
+@pytest.mark.parametrize("depth", [1, 3, 6, 7, 24])
+def test_the_scale_of_a_branch_folds_into_its_last_matrix(step: float, depth: int) -> None:
+    _, learngene = auxiliary_of(f"any-size:step={step}")
+    spec = SPEC.replace(depth=depth)
+    model = create_method("any-size").expand(learngene, spec).eval()
+    plain = Learngene("any-size", {**learngene.options, "step": 0}, SPEC, learngene.tensors)
+    explicit = create_method("any-size").expand(plain, spec).eval()
+    scale = (SPEC.depth / 2 / depth) ** step
+    for block in explicit.blocks:
+        block.ls1 = block.ls2 = Scaled(scale)
+    logits, expected = model(images_of(spec)), explicit(images_of(spec))
+    if np.log2(scale).is_integer():  # then it rounds nothing
+        assert torch.equal(logits, expected)
+    torch.testing.assert_close(logits, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(("width", "heads", "depth"), [(24, 3, 12), (24, 3, 5), (16, 2, 12), (8, 1, 4)])
+def test_a_descendant_computes_what_was_trained_at_its_depth_and_width(width: int, heads: int, depth: int) -> None:
+    auxiliary, learngene = auxiliary_of("any-size:widths=8-16")
+    spec = SPEC.replace(width=width, heads=heads, depth=depth)
+    descendant = create_method("any-size").expand(learngene, spec).eval()
+    assert_untied(descendant)
+    assert torch.equal(auxiliary.forward_as(spec, images_of(spec)), descendant(images_of(spec)))
+
+
+# What a step draws.
+
+
+@given(
+    depth=st.integers(1, 40), shallowest=st.integers(1, 45), parts=st.integers(1, 8), seed=st.integers(0, 2**32 - 1)
+)
+@settings(max_examples=100, deadline=None)
+def test_every_part_of_the_range_of_depths_gives_one(depth: int, shallowest: int, parts: int, seed: int) -> None:
+    method = AnySize(shallowest=shallowest, parts=parts)
+    source = SPEC.replace(depth=depth)
+    drawn = [method.choose(source, np.random.default_rng(seed)) for _ in range(2)]
+    assert drawn[0] == drawn[1]
+    low = min(shallowest, depth)
+    numbers = depth + 1 - low
+    assert len(drawn[0]) == parts
+    for part, spec in enumerate(drawn[0]):
+        assert low <= spec.depth <= depth
+        # the depths that the part's share of the range touches
+        assert part * numbers // parts <= spec.depth - low <= -(-(part + 1) * numbers // parts) - 1
+        assert spec == source.replace(depth=spec.depth)
+
+
+def test_all_depths_are_drawn_alike_often_and_a_step_is_of_middle_depth() -> None:
+    method, generator = AnySize(), np.random.default_rng(0)
+    depths = np.array([[spec.depth for spec in method.choose(SPEC, generator)] for _ in range(2000)])
+    counts = np.bincount(depths.ravel())
+    assert counts[:3].sum() == 0 and len(counts) == 13
+    np.testing.assert_allclose(counts[3:] / depths.size, 1 / 10, atol=0.01)
+    assert depths.mean() == pytest.approx((3 + 12) / 2, abs=0.05)
+    # stratified: a step's own mean hardly varies, against 1.4 where depths are drawn independently
+    assert depths.mean(1).std() < 0.5
+
+
+@given(seed=st.integers(0, 2**32 - 1), widths=st.sampled_from([(8,), (16,), (8, 16), (8, 24)]))
+@settings(max_examples=50, deadline=None)
+def test_widths_take_turns(seed: int, widths: tuple[int, ...]) -> None:
+    drawn = AnySize(widths=widths).choose(SPEC, np.random.default_rng(seed))
+    counts = [sum(spec.width == width for spec in drawn) for width in sorted({*widths, SPEC.width})]
+    assert sum(counts) == 4 and max(counts) - min(counts) <= 1
+    assert all(spec == at_width(SPEC, spec.width, spec.depth) and spec.width == 8 * spec.heads for spec in drawn)
+
+
+def test_a_width_meets_every_part_of_the_depths() -> None:
+    method, generator = AnySize(widths=(8,)), np.random.default_rng(0)
+    widths = np.array([[spec.width for spec in method.choose(SPEC, generator)] for _ in range(1000)])
+    np.testing.assert_allclose((widths == 8).mean(0), 0.5, atol=0.06)
+
+
+def test_what_is_drawn_depends_on_seed_and_step_alone() -> None:
+    workers = [auxiliary_of("any-size:widths=8-16")[0] for _ in range(2)]
+    torch.manual_seed(5)
+    before = torch.get_rng_state()
+    seen = set()
+    for seed, step in [(0, 7), (0, 8), (1, 7)]:
+        for worker in workers:
+            draw_step(worker, seed, step)
+        assert workers[0].drawn == workers[1].drawn
+        seen.add(workers[0].drawn)
+    assert len(seen) == 3
+    draw_step(workers[0], 0, 7)  # whatever was drawn in between
+    draw_step(workers[1], 0, 7)
+    assert workers[0].drawn == workers[1].drawn
+    assert torch.equal(before, torch.get_rng_state())
+
+
+# A training step.
+
+
+@pytest.mark.parametrize("size", [1, 2, 4, 7, 16])
+def test_the_parts_of_a_batch_pass_through_their_own_models_and_stay_in_order(size: int) -> None:
+    auxiliary, _ = auxiliary_of("any-size:widths=8")
+    images, _ = batch(size)
+    auxiliary.train()
+    draw_step(auxiliary, 0, 0)
+    logits = auxiliary(images)
+    assert logits.shape == (size, SPEC.classes)
+    for part, spec in enumerate(auxiliary.drawn[:size]):
+        assert torch.equal(logits[part::4], auxiliary.forward_as(spec, images[part::4]))
+    assert sum(count for _, count in auxiliary.passes(size)) == size
+    assert [count for _, count in auxiliary.passes(size)] == [len(images[part::4]) for part in range(4)]
+
+
+def test_every_image_teaches() -> None:
+    auxiliary, _ = auxiliary_of("any-size")
+    images, labels = batch(10)
+    images.requires_grad_()
+    auxiliary.train()
+    draw_step(auxiliary, 0, 0)
+    LabelObjective()(auxiliary, images, labels)["loss"].backward()
+    assert images.grad is not None
+    assert (images.grad.flatten(1).abs().sum(1) > 0).all()
+
+
+@pytest.mark.parametrize("workers", [2, 4])
+def test_the_gradient_is_the_same_for_every_number_of_workers(workers: int) -> None:
+    auxiliary, _ = auxiliary_of("any-size:widths=8-16")
+    images, labels = batch(16)
+    auxiliary.train()
+
+    def gradient(images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        auxiliary.zero_grad()
+        draw_step(auxiliary, 3, 11)
+        LabelObjective()(auxiliary, images, labels)["loss"].backward()
+        return torch.cat([parameter.grad.flatten() for parameter in auxiliary.parameters()])
+
+    whole = gradient(images, labels)
+    shares = zip(images.chunk(workers), labels.chunk(workers), strict=True)
+    torch.testing.assert_close(torch.stack([gradient(*share) for share in shares]).mean(0), whole, rtol=1e-4, atol=1e-6)
+
+
+def test_in_evaluation_it_is_the_largest_whatever_was_drawn() -> None:
+    auxiliary, _ = auxiliary_of("any-size:widths=8")
+    draw_step(auxiliary, 0, 0)
+    assert torch.equal(auxiliary(images_of(SPEC)), auxiliary.forward_as(SPEC, images_of(SPEC)))
+
+
+# Refusals.
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"width": 32, "heads": 4}, "any-size cannot grow the width: the learngene has width 24, the spec asks for 32"),
+        ({"heads": 2}, "any-size keeps the head size 8: width 24 has 3 heads, not 2"),
+        ({"width": 16, "heads": 4}, "any-size keeps the head size 8: width 16 has 2 heads, not 4"),
+        ({"patch": 2}, "any-size cannot change the patch: the learngene has patch 4, the spec asks for 2"),
+        ({"mlp_ratio": 2.0}, "any-size cannot change the mlp_ratio"),
+    ],
+)
+def test_what_it_cannot_do_it_says(change: dict[str, float], says: str) -> None:
+    _, learngene = auxiliary_of("any-size")
+    with pytest.raises(UserError, match=says):
+        create_method("any-size").expand(learngene, SPEC.replace(**change))
+
+
+@pytest.mark.parametrize("width", [12, 32])
+@pytest.mark.parametrize("name", ["any-size", "supernet"])
+def test_widths_that_are_no_slices_are_refused_before_anything_is_trained(name: str, width: int) -> None:
+    with pytest.raises(UserError, match=f"{name}: widths are multiples of the head size 8 up to 24, not {width}"):
+        create_method(f"{name}:widths={width}").auxiliary(SPEC)
