@@ -121,7 +121,8 @@ def _start_from(module: nn.Module, learngene: Learngene, config: DistillConfig) 
     heads = {name for name in given if name.startswith("head") and given[name].shape != state[name].shape}
     given = {name: tensor for name, tensor in given.items() if name not in heads}
     odd = [name for name in given if name not in state or given[name].shape != state[name].shape]
-    if odd or given.keys() | heads < {name for name in state if not name.startswith("head")}:
+    missing = {name for name in state if not name.startswith("head")} - given.keys()
+    if odd or missing:
         raise UserError(
             f"--start {config.start}: a learngene of method {learngene.method!r} ({learngene.spec}) does not fit "
             f"--method {config.method} ({getattr(module, 'spec', '')})"

@@ -15,11 +15,11 @@ from ray_learngene.methods.elastic import ElasticVisionTransformer
 from ray_learngene.specs import Spec, build, set_drop_path
 from tests.methods.trained import specs
 
-SPEC = Spec(width=24, depth=12, heads=3, image=8, patch=4, classes=5)
+SPEC = Spec(width=24, depth=7, heads=3, image=8, patch=4, classes=5)
 
 
 @given(spec=specs)
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=6, deadline=None)
 def test_a_forward_pass_is_two_flops_for_each_multiply_accumulate(spec: Spec) -> None:
     model = build(spec)
     set_drop_path(model, 0.1)
@@ -36,24 +36,23 @@ def test_an_auxiliary_costs_what_a_model_of_its_depth_does(name: str) -> None:
 
 
 @pytest.mark.parametrize("text", ["any-size", "any-size:widths=8-16", "any-size:parts=3:step=0"])
-@pytest.mark.parametrize("batch", [16, 10, 2])
+@pytest.mark.parametrize("batch", [10, 2])
 def test_any_size_costs_the_models_that_its_images_pass_through(text: str, batch: int) -> None:
     method = create_method(text)
     auxiliary = method.auxiliary(SPEC, drop_path=0.1)
     assert isinstance(auxiliary, ElasticVisionTransformer)
     drawn = auxiliary.drawn
     expected = 0
-    for step in range(7):
+    for step in range(3):
         parts = auxiliary.method.choose(SPEC, np.random.default_rng([5, step]))
         expected += sum(6 * macs(parts[image % len(parts)]) for image in range(batch))
-    assert training_flops(auxiliary, SPEC.image, batch=batch, steps=7, seed=5) == expected
+    assert training_flops(auxiliary, SPEC.image, batch=batch, steps=3, seed=5) == expected
     assert auxiliary.drawn == drawn and next(auxiliary.parameters()).device.type == "cpu"
 
 
 def test_a_step_of_any_size_costs_one_of_middle_depth() -> None:
     auxiliary = create_method("any-size").auxiliary(SPEC)
-    # the mean of two depths, as the range of 3 to 12 has no middle one
-    middle = sum(macs(SPEC.replace(depth=depth)) for depth in (7, 8)) / 2
+    middle = macs(SPEC.replace(depth=5))  # of 3 to 7
     found = training_flops(auxiliary, SPEC.image, batch=8, steps=200)
     assert found == pytest.approx(6 * middle * 8 * 200, rel=0.02)
 

@@ -10,6 +10,9 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+
+import ray_learngene.torchvision_cpu  # noqa: F401  isort:skip  (before the first timm import)
+import timm
 import torch
 
 from ray_learngene.data.images import Preprocessing
@@ -62,12 +65,19 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "metrics": {"top1": 1.0},
     }
     Store(str(root / "store")).publish("learngene", "gene", root / "made" / "gene", facts)
+    conv = timm.create_model("mobilenetv3_small_050", num_classes=10)
+    export_timm(conv, root / "made" / "conv", labels=DIGITS, preprocessing=PREPROCESSING)
     Store(str(root / "store")).write_text("sweeps/old/sweep.json", '{"common": {"learngene": "another"}}')
     return root / "store"
 
 
 DISTILL = ("distill", "--data", "digits", "--name", "new", "--workers", "0", "--store", "{store}")
 SWEEP = ("sweep", "--data", "digits", "--name", "new", "--learngene", "gene", "--store", "{store}")
+EXTRACT = ("extract", "--name", "new", "--store", "{store}")
+BENCH = (
+    *("bench", "--data", "digits", "--name", "new", "--store", "{store}", "--ancestry", "store:ancestries/ten"),
+    *("--preset", "nano", "--depths", "2", "--out", "{tmp}/out"),
+)
 PLAN = ("plan", "--learngene", "gene", "--store", "{store}")
 MISTAKES: dict[str, tuple[tuple[str, ...], str]] = {
     "no such command": (("distil",), "unknown command 'distil'; did you mean 'distill'?"),
@@ -180,6 +190,47 @@ MISTAKES: dict[str, tuple[tuple[str, ...], str]] = {
     "an impossible budget": ((*PLAN, "--budgets", "params<=15125"), "params 30.2 k is 2.00x the limit"),
     "malformed depths": ((*PLAN, "--depths", "6-"), "cannot read '6-'"),
     "no such learngene": (("plan", "--learngene", "gone", "--store", "{store}"), "no learngene 'gone' in"),
+    "a learngene of another method": (
+        (*PLAN, "--arms", "tleg"),
+        "the learngene 'gene' was made by 'sws', not by 'tleg'",
+    ),
+    "a learngene for scratch": ((*PLAN, "--arms", "scratch@gene"), "'scratch' expands no learngene"),
+    "an unknown placeholder": ((*PLAN, "--arms", "sws@g-{{name}}"), "may hold {seed}, {depth} and {width} only"),
+    "a width that SWS cannot do": ((*PLAN, "--widths", "96"), "changes the depth only"),
+    "a width between heads": ((*PLAN, "--widths", "50"), "50 is not a multiple of the learngene's head size, 16"),
+    "no learning rate search without Ray": ((*SWEEP, "--in-process", "--lr-search", "3"), "lr_search needs Ray Tune"),
+    "a teacher of another label set": (
+        (*SWEEP, "--ancestry", "store:ancestries/seven"),
+        "--ancestry store:ancestries/seven has 7 classes, --data digits has 10",
+    ),
+    "a method that needs its own auxiliary": (
+        (*EXTRACT, "--method", "tleg", "--source", "store:ancestries/ten"),
+        "'tleg' needs an auxiliary model of its own: use `learngene distill`",
+    ),
+    "no such source": (
+        (*EXTRACT, "--method", "wave", "--source", "store:ancestries/gone"),
+        "no ancestry 'gone'",
+    ),
+    "a source that is no vision transformer": (
+        (*EXTRACT, "--method", "wave", "--source", "local-dir:{store}/../made/conv"),
+        "this model is a MobileNetV3",
+    ),
+    "a start that does not fit": (
+        (*DISTILL, "--ancestry", "store:ancestries/ten", "--preset", "nano", "--method", "tleg", "--start", "gene"),
+        "--start gene: a learngene of method 'sws'",
+    ),
+    "a benchmark without its reference": (
+        (*BENCH, "--arms", "{{sws: {{method: sws}}}}"),
+        "reference 'scratch' is none of the arms",
+    ),
+    "an arm of the benchmark that is no method": (
+        (*BENCH, "--arms", "{{scratch: {{method: scratch}}, magic: {{method: magic}}}}"),
+        "arm 'magic': unknown method 'magic'",
+    ),
+    "a benchmark's arm with an unknown key": (
+        (*BENCH, "--arms", "{{scratch: {{method: scratch, tuned: full}}}}"),
+        "arms",
+    ),
     "an arm twice": ((*PLAN, "--arms", "sws,sws"), "give each arm once"),
     "an unknown arm": ((*PLAN, "--arms", "sws,magic"), "unknown method 'magic'"),
     "ASHA without a search": ((*SWEEP, "--asha"), "it needs lr_search"),

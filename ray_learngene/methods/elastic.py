@@ -48,8 +48,8 @@ class ElasticVisionTransformer(GeneratedVisionTransformer):
         if not self.method.split:
             return tuple(self.forward_as(spec, images) for spec in self.drawn)
         # every n-th image, so that it does not depend on the number of workers which image goes to which size
-        count = len(self.drawn)
-        parts = [torch.arange(first, len(images), count, device=images.device) for first in range(count)]
+        indices, count = torch.arange(len(images), device=images.device), len(self.drawn)
+        parts = [indices[first::count] for first in range(count)]
         logits = [self.forward_as(spec, images[part]) for spec, part in zip(self.drawn, parts, strict=True)]
         return torch.cat(logits)[torch.cat(parts).argsort()]
 
@@ -65,6 +65,7 @@ class ElasticMethod(GeneratingMethod):
         """The specs of one step."""
 
     def auxiliary(self, spec: Spec, *, drop_path: float = 0.0) -> nn.Module:
+        self.choose(spec, np.random.default_rng(0))  # refuses what does not fit the spec before anything starts
         return ElasticVisionTransformer(self, spec, drop_path=drop_path)
 
 

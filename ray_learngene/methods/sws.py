@@ -118,6 +118,7 @@ class SWS(Method):
     """Stage-wise weight sharing."""
 
     name: ClassVar[str] = "sws"
+    expansion_options: ClassVar[frozenset[str]] = frozenset({"expansion", "layout"})
 
     stages: Numbers | None = Field(None, description="layers per stage of the auxiliary; default: five balanced stages")
     expansion: Rule = Field("cyclic", description="rule that deals a descendant's layers to the stages")
@@ -146,8 +147,8 @@ class SWS(Method):
         The position embedding is resampled where the image size differs; the head is inherited where the number of
         classes is the same and fresh otherwise.
         """
-        if learngene is None:
-            raise UserError("method 'sws' expands a learngene: give --learngene NAME")
+        self.as_made(learngene)  # refuses stages that are not the learngene's
+        assert learngene is not None
         source = learngene.spec
         for what in ("width", "heads", "patch", "mlp_ratio"):
             have, want = getattr(source, what), getattr(spec, what)

@@ -91,9 +91,7 @@ def test_a_descendant_computes_what_was_trained_at_its_depth_and_width(width: in
 # What a step draws.
 
 
-@given(
-    depth=st.integers(1, 40), shallowest=st.integers(1, 45), parts=st.integers(1, 8), seed=st.integers(0, 2**32 - 1)
-)
+@given(depth=st.integers(1, 40), shallowest=st.integers(1, 45), parts=st.integers(1, 8), seed=st.integers(0, 2**32 - 1))
 @settings(max_examples=100, deadline=None)
 def test_every_part_of_the_range_of_depths_gives_one(depth: int, shallowest: int, parts: int, seed: int) -> None:
     method = AnySize(shallowest=shallowest, parts=parts)

@@ -45,9 +45,7 @@ SIZES: dict[str, dict[str, Any]] = {
     "other patches": {"patch": 2},
     "a narrower MLP": {"mlp_ratio": 2.0},
 }
-PREPROCESSING = Preprocessing(
-    image_size=8, mean=(0.5,) * 3, std=(0.5,) * 3, crop_pct=1.0, interpolation="bicubic"
-)
+PREPROCESSING = Preprocessing(image_size=8, mean=(0.5,) * 3, std=(0.5,) * 3, crop_pct=1.0, interpolation="bicubic")
 LABELS = tuple("abcde")
 
 WITH_LEARNGENE = [name for name, method in METHODS.items() if method.needs_learngene]
@@ -181,7 +179,7 @@ def test_a_learngene_is_described_in_json_and_expands_with_the_options_it_was_ma
     assert description["method"] == made.method.name
     assert description["spec"] == SPEC.model_dump()
     assert description["parameters"] == sum(tensor.numel() for tensor in made.learngene.tensors.values())
-    given = create_method(made.method.name, **made.learngene.options)
+    given = create_method(made.method.name, **made.learngene.options)  # the very options may be given again
     assert_equal_states(given.expand(made.learngene, SPEC, seed=3), expand(made, SPEC))
     with pytest.raises(UserError, match="expands a learngene") as refusal:
         made.method.expand(None, SPEC)
@@ -198,6 +196,21 @@ def test_a_method_without_a_learngene_has_nothing_to_distil(name: str) -> None:
         method.extract(build(SPEC))
     assert_one_line(refusal.value)
     assert method.adapter(None, SPEC) is None
+
+
+@pytest.mark.parametrize("made", WITH_LEARNGENE, indirect=True)
+def test_an_option_that_the_learngene_was_not_made_with_is_refused(made: Made) -> None:
+    assert made.learngene is not None
+    for option in made.learngene.options.keys() - made.method.expansion_options:
+        otherwise = Learngene(
+            made.method.name, {**made.learngene.options, option: "other"}, SPEC, made.learngene.tensors
+        )
+        given = create_method(made.method.name, **{option: made.learngene.options[option]})
+        with pytest.raises(
+            UserError, match=f"the learngene was made with {made.method.name}:{option}=other"
+        ) as refusal:
+            given.expand(otherwise, SPEC)
+        assert_one_line(refusal.value)
 
 
 # Auxiliary models.
