@@ -32,9 +32,9 @@ STEPS, WORKERS = 4, 2
 CONFIG = OptimizationConfig(epochs=1, batch_size=64, accumulation=2, lr=1e-2, warmup_epochs=0, clip_grad=1.0, seed=1)
 
 
-def student() -> torch.nn.Module:
+def student(method: str) -> torch.nn.Module:
     torch.manual_seed(0)
-    return create_method("sws:stages=2-2").auxiliary(PRESETS["nano"])
+    return create_method(method).auxiliary(PRESETS["nano"].replace(depth=4))
 
 
 def train(module, optimizer, engine, rank: int, world_size: int, steps: int = STEPS) -> None:
@@ -56,7 +56,7 @@ def train(module, optimizer, engine, rank: int, world_size: int, steps: int = ST
         pass
 
 
-def worker(rank: int, port: int, folder: str) -> None:
+def worker(rank: int, port: int, folder: str, method: str) -> None:
     os.environ |= {
         "RANK": str(rank),
         "LOCAL_RANK": str(rank),
@@ -67,7 +67,7 @@ def worker(rank: int, port: int, folder: str) -> None:
     torch.set_num_threads(1)
     torch.distributed.init_process_group("gloo")
     for stage in range(4):
-        module = student()
+        module = student(method)
         optimizer = create_optimizer(module, CONFIG)
         settings = deepspeed_config(CONFIG, world_size=WORKERS, zero=stage, autocast=None, user={})
         engine = DeepSpeedEngine(module, optimizer, settings)
@@ -79,7 +79,7 @@ def worker(rank: int, port: int, folder: str) -> None:
         shared.mkdir(exist_ok=True)
         engine.save(shared)
         torch.distributed.barrier()
-        other = student()
+        other = student(method)
         other_optimizer = create_optimizer(other, CONFIG)
         again = DeepSpeedEngine(other, other_optimizer, settings)
         again.load(shared)
@@ -97,13 +97,14 @@ def worker(rank: int, port: int, folder: str) -> None:
     torch.distributed.destroy_process_group()
 
 
-def test_every_zero_stage_equals_one_plain_process_and_restores_its_checkpoint(tmp_path: Path) -> None:
-    module = student()
+@pytest.mark.parametrize("method", ["sws:stages=2-2", "any-size"])  # blocks applied repeatedly; generated parameters
+def test_every_zero_stage_equals_one_plain_process_and_restores_its_checkpoint(tmp_path: Path, method: str) -> None:
+    module = student(method)
     optimizer = create_optimizer(module, CONFIG)
     engine = TorchEngine(module, optimizer, accumulation=CONFIG.accumulation, clip_grad=CONFIG.clip_grad)
     train(module, optimizer, engine, rank=0, world_size=1)
-    mp.spawn(worker, args=(free_ports(1)[0], str(tmp_path)), nprocs=WORKERS)
-    start = student().state_dict()
+    mp.spawn(worker, args=(free_ports(1)[0], str(tmp_path), method), nprocs=WORKERS)
+    start = student(method).state_dict()
     for stage in range(4):
         state = torch.load(tmp_path / f"zero{stage}.pt", weights_only=True)
         assert state.keys() == module.state_dict().keys()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -121,20 +121,19 @@ def lr_text(lr: float) -> str:
     return f"{lr:.3g}".replace("+", "")
 
 
-def learngene_name(config: BenchConfig, row: Row, distillation: Distillation, seed: int | str) -> str:
-    """Where the arm's learngene lies in the store."""
-    label = row.name if row.extracted else distillation.label
-    return f"{config.name}-{label}-s{seed}"
+def learngene_name(config: BenchConfig, label: str, lr: float, seed: int | str) -> str:
+    """Where a learngene lies in the store; another learning rate is another learngene."""
+    return f"{config.name}-{label}-lr{lr_text(lr)}-s{seed}"
 
 
 def distill_config(
     config: BenchConfig, distillation: Distillation, lr: float, seed: int, *, search: bool = False
 ) -> DistillConfig:
     """One distillation in one plain process; of a search, it is shorter and validates on held-out training images."""
-    name = f"{config.name}-{distillation.label}-s{seed}"
+    name = learngene_name(config, distillation.label, lr, seed)
     changes: dict[str, Any] = {"name": name}
     if search:
-        changes = {"name": f"{name}-lr{lr_text(lr)}", **_search(config)}
+        changes = {"name": f"{name}-search", **_search(config)}
     return DistillConfig(
         **{
             **_shared(config, DistillConfig),
@@ -150,29 +149,29 @@ def distill_config(
     )
 
 
-def extract_configs(config: BenchConfig, row: Row) -> Iterator[ExtractConfig]:
-    """What turns distilled plain models into the arm's learngenes."""
+def extract_configs(config: BenchConfig, row: Row, lrs: Mapping[Distillation, float]) -> Iterator[ExtractConfig]:
+    """What turns plain models, distilled at these learning rates, into the arm's learngenes."""
     if not row.extracted:
         return
     for distillation in {row.distillations[spec] for spec in row.specs}:
         assert distillation is not None
         for seed in range(config.seed, config.seed + config.seeds):
             yield ExtractConfig(
-                name=learngene_name(config, row, distillation, seed),
+                name=learngene_name(config, row.name, lrs[distillation], seed),
                 store=config.store,
-                source=f"store:learngenes/{config.name}-{distillation.label}-s{seed}",
+                source=f"store:learngenes/{learngene_name(config, distillation.label, lrs[distillation], seed)}",
                 method=row.arm.method,
             )
 
 
-def arm_text(config: BenchConfig, row: Row) -> str:
-    """The arm as a sweep takes it, with a learngene for every seed (and size)."""
+def arm_text(config: BenchConfig, row: Row, lrs: Mapping[Distillation, float]) -> str:
+    """The arm as a sweep takes it, with a learngene for every seed (and size), distilled at these learning rates."""
     distillation = row.distillations[row.specs[0]]
     if distillation is None:
         return row.arm.method
     several = len({row.distillations[spec] for spec in row.specs}) > 1
     label = row.name if row.extracted else "model-w{width}-d{depth}" if several else distillation.label
-    return f"{row.arm.method}@{config.name}-{label}-s{{seed}}"
+    return f"{row.arm.method}@{learngene_name(config, label, lrs[distillation], '{seed}')}"
 
 
 def tuning_epochs(config: BenchConfig, row: Row) -> int:
@@ -188,10 +187,9 @@ def learning_rates(config: BenchConfig, row: Row) -> tuple[float, ...]:
 
 
 def sweep_config(
-    config: BenchConfig, some: list[Row], learngene: str, lr: float, specs: list[Spec], *, search: bool = False
+    config: BenchConfig, first: Row, arms: Sequence[str], learngene: str, lr: float, specs: Sequence[Spec], search: bool
 ) -> SweepConfig:
-    """A sweep of arms that are tuned alike, at sizes of one width."""
-    first = some[0]
+    """A sweep of arms (as `arm_text` writes them) that are tuned like the first, at sizes of one width."""
     tune = first.arm.tune
     names = {name: value for name, value in _shared(config, SweepConfig).items() if name not in ("arms", "ancestry")}
     epochs = tuning_epochs(config, first)
@@ -199,15 +197,16 @@ def sweep_config(
     if search:
         changes = {**_search(config), "seeds": 1, **({"epochs": epochs, "warmup_epochs": 0} if tune == "short" else {})}
     depths = ",".join(str(spec.depth) for spec in specs)
-    kind = "search" if search else "final"
+    kind = f"{'search' if search else 'final'}-{tune}-e{epochs}"
+    size = f"w{specs[0].width}-d{depths.replace(',', '.')}"
     return SweepConfig(
         **{
             **names,
             "epochs": epochs,
             "warmup_epochs": 0 if tune == "short" else config.warmup_epochs,
-            "name": f"{config.name}-{kind}-{tune}-w{specs[0].width}-d{depths.replace(',', '.')}-lr{lr_text(lr)}",
+            "name": f"{config.name}-{kind}-{size}-lr{lr_text(lr)}",
             "learngene": learngene,
-            "arms": tuple(arm_text(config, row) for row in some),
+            "arms": tuple(arms),
             "widths": str(specs[0].width),
             "depths": depths,
             "lr": lr,

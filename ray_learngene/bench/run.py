@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import json
 import time
 from collections import defaultdict
 from collections.abc import Callable, Sequence
@@ -28,7 +29,7 @@ from ray_learngene.bench.plan import (
 )
 from ray_learngene.bench.report import write_report
 from ray_learngene.bench.table import Chosen, bench_table
-from ray_learngene.config import BenchConfig, DistillConfig, SweepConfig
+from ray_learngene.config import BenchConfig, ClusterConfig, DistillConfig
 from ray_learngene.data.images import checked_image_sets
 from ray_learngene.distill import distill
 from ray_learngene.errors import UserError
@@ -37,6 +38,13 @@ from ray_learngene.manifest import folder_of
 from ray_learngene.specs import Spec
 from ray_learngene.store import Store
 from ray_learngene.sweep import sweep
+
+# Settings of a benchmark that name its rows or say where and how it runs.
+_MAY_CHANGE = {
+    *("arms", "reference", "depths", "widths", "seeds", "lrs", "tune_lrs", "store", "out", "in_process"),
+    *("cpus_per_trial", "gpus_per_trial", "check_images", "loader_workers", "data_dir", "lr"),
+    *ClusterConfig.model_fields,
+}
 
 
 def bench(config: BenchConfig) -> pandas.DataFrame:
@@ -60,22 +68,46 @@ def bench(config: BenchConfig) -> pandas.DataFrame:
     for row in arms:
         for reason in dict.fromkeys(row.refused.values()):
             print(f"{row.name}: {reason}", flush=True)
+    chosen = Chosen()
+    _refuse_another(config, store, {"ancestry_sha256": ancestry.sha256(), "data_sha256": sets.train.fingerprint})
     with _engine(config):
-        chosen = Chosen()
         seeds = range(config.seed, config.seed + config.seeds)
         distillations = list(dict.fromkeys(d for row in arms for d in row.distillations.values() if d is not None))
+        if not distillations:
+            raise UserError("no arm is distilled: a benchmark compares learngenes, add one")
         _search_distillation(config, store, distillations, chosen)
         wanted = [distill_config(config, d, chosen.distill[d], seed) for seed in seeds for d in distillations]
         _distill_all(config, wanted, "distil")
         for row in arms:
-            for each in extract_configs(config, row):
+            for each in extract_configs(config, row, chosen.distill):
                 _quietly(lambda each=each: extract(each))  # type: ignore[misc]
-        base = _base_learngene(config, distillations)
-        chosen.tune = _search_tuning(config, arms, base)
+        base = wanted[0].name  # whose preprocessing and head size all descendants share
+        _search_tuning(config, arms, base, chosen)
         sweeps = _final_sweeps(config, arms, base, chosen)
     table = bench_table(config, store, sweeps, chosen)
     write_report(config, store, table, arms, Path(config.out))
     return table
+
+
+def _refuse_another(config: BenchConfig, store: Store, facts: dict[str, str]) -> None:
+    """Rows made with different settings would not be comparable; arms, sizes, seeds and rates may be added later.
+
+    Raises:
+        UserError: a benchmark of that name was made with other settings.
+    """
+    decisive = {name: value for name, value in config.model_dump(mode="json").items() if name not in _MAY_CHANGE}
+    now = json.loads(json.dumps(decisive | facts))
+    path = f"benches/{config.name}/settings.json"
+    if store.create_text(path, json.dumps(now, indent=2) + "\n"):
+        return
+    before = json.loads(store.read_text(path) or "{}")
+    changed = [key for key in sorted({*before, *now}) if before.get(key) != now.get(key)]
+    if changed:
+        key = changed[0]
+        raise UserError(
+            f"the benchmark {config.name!r} in {store.uri} was made with {key} {before.get(key)!r}, not "
+            f"{now.get(key)!r}: choose another --name"
+        )
 
 
 def _engine(config: BenchConfig) -> contextlib.AbstractContextManager[None]:
@@ -175,30 +207,23 @@ def _quietly(action: Callable[[], object]) -> None:
         action()
 
 
-def _base_learngene(config: BenchConfig, distillations: Sequence[Distillation]) -> str:
-    """The learngene whose preprocessing and head size all descendants share."""
-    if not distillations:
-        raise UserError("no arm is distilled: a benchmark compares learngenes, add one")
-    return f"{config.name}-{distillations[0].label}-s{config.seed}"
-
-
-def _search_tuning(config: BenchConfig, arms: Sequence[Row], base: str) -> dict[str, float]:
-    """The best learning rate of every arm at the middle one of its sizes, by the held-out training images."""
+def _search_tuning(config: BenchConfig, arms: Sequence[Row], base: str, chosen: Chosen) -> None:
+    """Choose the best learning rate of every arm at the middle one of its sizes, by the held-out training images."""
     groups: dict[tuple[str, Spec], list[Row]] = defaultdict(list)
     for row in arms:
         groups[row.arm.tune, row.middle].append(row)
-    best: dict[str, float] = {}
     for (_, spec), some in groups.items():
+        texts = {row.name: arm_text(config, row, chosen.distill) for row in some}
         grid = learning_rates(config, some[0])
         losses: dict[str, dict[float, float]] = defaultdict(dict)
         for lr in grid if len(grid) > 1 else ():
-            table = _sweep(sweep_config(config, some, base, lr, [spec], search=True))
+            run = sweep_config(config, some[0], list(texts.values()), base, lr, [spec], search=True)
+            table = sweep(run, leaderboard=False)
             for row in some:
-                losses[row.name][lr] = float(table[table["arm"] == arm_text(config, row)]["val_loss"].iloc[0])
+                losses[row.name][lr] = float(table[table["arm"] == texts[row.name]]["val_loss"].iloc[0])
         for row in some:
             scores = losses[row.name]
-            best[row.name] = min(scores, key=lambda lr: scores[lr]) if scores else grid[0]
-    return best
+            chosen.tune[row.name] = min(scores, key=lambda lr: scores[lr]) if scores else grid[0]
 
 
 def _final_sweeps(config: BenchConfig, arms: Sequence[Row], base: str, chosen: Chosen) -> dict[str, list[Row]]:
@@ -210,11 +235,8 @@ def _final_sweeps(config: BenchConfig, arms: Sequence[Row], base: str, chosen: C
             groups[row.arm.tune, chosen.tune[row.name], some].append(row)
     sweeps = {}
     for (_, lr, specs), some_rows in groups.items():
-        run = sweep_config(config, some_rows, base, lr, list(specs))
-        _sweep(run)
+        texts = [arm_text(config, row, chosen.distill) for row in some_rows]
+        run = sweep_config(config, some_rows[0], texts, base, lr, specs, search=False)
+        sweep(run, leaderboard=False)
         sweeps[run.name] = some_rows
     return sweeps
-
-
-def _sweep(config: SweepConfig) -> pandas.DataFrame:
-    return sweep(config, leaderboard=False)

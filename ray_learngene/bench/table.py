@@ -51,7 +51,7 @@ def bench_table(
     ancestry = _ancestry_cost(config, store)
     table = []
     for name, some in sweeps.items():
-        by_text = {arm_text(config, row): row for row in some}
+        by_text = {arm_text(config, row, chosen.distill): row for row in some}
         for manifest in store.manifests("descendant", under=name):
             one = manifest.metadata["row"]
             if one["arm"] not in by_text or one["seed"] not in range(config.seed, config.seed + config.seeds):
@@ -102,10 +102,10 @@ def _search_cost(config: BenchConfig, store: Store, row: Row, chosen: Chosen) ->
                 total[key] += cost[key]
     grid = learning_rates(config, row)
     for lr in grid if len(grid) > 1 else ():
-        name = sweep_config(config, [row], "any", lr, [row.middle], search=True).name
+        name = sweep_config(config, row, (), "any", lr, [row.middle], search=True).name
         for manifest in store.manifests("descendant", under=name):
             one = manifest.metadata["row"]
-            if one["arm"] == arm_text(config, row):
+            if one["arm"] == arm_text(config, row, chosen.distill):
                 for key in COSTS:
                     total[key] += one[key] + one.get(f"fit_{key}", 0)
     return total

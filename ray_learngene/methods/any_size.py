@@ -31,14 +31,14 @@ class AnySize(ElasticMethod):
     name: ClassVar[str] = "any-size"
     split: ClassVar[bool] = True
 
-    stages: int = Field(5, ge=1, description="shared blocks")
-    parts: int = Field(4, ge=1, description="parts of a batch, each trained at a depth of its own")
+    stages: int = Field(5, ge=1, description="shared blocks; at most the auxiliary's depth, so that all are trained")
+    parts: int = Field(4, ge=1, description="parts of a batch, each at a depth of its own; a divisor of micro-batches")
     shallowest: int = Field(3, ge=1, description="smallest depth that is trained; the largest is the auxiliary's")
     step: float = Field(0.5, ge=0, description="exponent of a residual branch's scale; 0: none, 1: an Euler step")
     widths: Numbers = Field((), description="widths trained beside the auxiliary's own, e.g. 16-32")
 
     def initial(self, spec: Spec) -> State:
-        return dict(build(spec.replace(depth=self.stages)).state_dict())
+        return dict(build(spec.replace(depth=min(self.stages, spec.depth))).state_dict())
 
     def choose(self, source: Spec, generator: np.random.Generator) -> tuple[Spec, ...]:
         """A depth from each of as many equal parts of the range; widths take turns over the parts."""
@@ -60,6 +60,6 @@ class AnySize(ElasticMethod):
             for stage, block in blocks.items()
         }
         state = singletons(genes, source, spec)
-        for layer, stage in enumerate(stage_of_layer(spec.depth, (1,) * self.stages)):
+        for layer, stage in enumerate(stage_of_layer(spec.depth, (1,) * len(blocks))):
             state |= {f"blocks.{layer}.{name}": tensor for name, tensor in scaled[stage].items()}
         return nested(state, source, spec)

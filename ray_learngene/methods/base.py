@@ -125,6 +125,8 @@ class Method(Config, ABC):
         """
         if learngene is None:
             raise UserError(f"method {self.name!r} expands a learngene: give --learngene NAME")
+        if learngene.method != self.name:
+            raise UserError(f"method {self.name!r} cannot expand a learngene of method {learngene.method!r}")
         for option in self.model_fields_set - self.expansion_options:
             here, there = self.model_dump(mode="json")[option], learngene.options.get(option)
             if here != there:

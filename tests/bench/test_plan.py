@@ -49,14 +49,21 @@ def test_arms_share_what_they_start_from() -> None:
         "distilled": [None] * 3,
         "scratch": [None] * 3,
     }
-    assert arm_text(config(), by_name["sws"]) == "sws@b-sws-s{seed}"
-    assert arm_text(config(), by_name["heur-lg"]) == "heur-lg@b-heur-lg-s{seed}"
-    assert arm_text(config(), by_name["pretrained"]) == "pretrained@b-model-w{width}-d{depth}-s{seed}"
-    assert [(one.name, one.source) for one in extract_configs(config(), by_name["ligo"])] == [
-        ("b-ligo-s0", "store:learngenes/b-model-w48-d2-s0"),
-        ("b-ligo-s1", "store:learngenes/b-model-w48-d2-s1"),
+    lrs = {one: 0.02 for row in by_name.values() for one in row.distillations.values() if one}
+    texts = {name: arm_text(config(), row, lrs) for name, row in by_name.items()}
+    assert texts == {
+        "sws": "sws@b-sws-lr0.02-s{seed}",
+        "heur-lg": "heur-lg@b-heur-lg-lr0.02-s{seed}",
+        "ligo": "ligo@b-ligo-lr0.02-s{seed}",
+        "pretrained": "pretrained@b-model-w{width}-d{depth}-lr0.02-s{seed}",
+        "distilled": "scratch",
+        "scratch": "scratch",
+    }
+    assert [(one.name, one.source) for one in extract_configs(config(), by_name["ligo"], lrs)] == [
+        ("b-ligo-lr0.02-s0", "store:learngenes/b-model-w48-d2-lr0.02-s0"),
+        ("b-ligo-lr0.02-s1", "store:learngenes/b-model-w48-d2-lr0.02-s1"),
     ]
-    assert not list(extract_configs(config(), by_name["pretrained"]))
+    assert not list(extract_configs(config(), by_name["pretrained"], lrs))
 
 
 def test_what_an_arm_cannot_do_is_left_out_with_its_reason() -> None:
@@ -100,9 +107,10 @@ def test_a_search_looks_at_held_out_training_images_only() -> None:
     searching = distill_config(config(), distillation, 2.0, 0, search=True)
     assert searching.validate_on == "holdout" and searching.epochs == 10 and searching.lr == 2.0
     assert distill_config(config(), distillation, 2.0, 1).validate_on == "val"
-    tuning = sweep_config(config(), [row], "b-sws-s0", 2.0, [spec], search=True)
+    tuning = sweep_config(config(), row, ["sws"], "b-sws", 2.0, [spec], search=True)
     assert tuning.validate_on == "holdout" and tuning.seeds == 1 and tuning.epochs == 3
-    final = sweep_config(config(), [row], "b-sws-s0", 2.0, row.specs)
+    final = sweep_config(config(), row, ["sws"], "b-sws", 2.0, row.specs, search=False)
     assert final.validate_on == "val" and final.seeds == 2 and final.depths == "2,4,6"
     taught = next(one for one in rows(config(), 10) if one.name == "distilled")
-    assert sweep_config(config(), [taught], "b-sws-s0", 2.0, [spec]).ancestry == "store:ancestries/x"
+    learning = sweep_config(config(), taught, ["scratch"], "b-sws", 2.0, [spec], search=False)
+    assert learning.ancestry == "store:ancestries/x" and final.ancestry is None

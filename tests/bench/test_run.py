@@ -10,6 +10,7 @@ import pytest
 from ray_learngene.ancestry_training import train_ancestry
 from ray_learngene.bench.run import bench
 from ray_learngene.config import AncestryConfig, BenchConfig
+from ray_learngene.errors import UserError
 from ray_learngene.store import Store
 
 QUICK = {"data": "digits", "batch_size": 512, "hflip": 0.0, "warmup_epochs": 0, "drop_path": 0.0}
@@ -79,3 +80,9 @@ def test_a_benchmark_writes_its_tables_and_plots(config: BenchConfig, capsys: py
     said = capsys.readouterr().out
     assert said.count("0 distillations to run") == 2 and "0 descendants to train" in said
     pandas.testing.assert_frame_equal(table, again)
+
+
+def test_another_recipe_under_the_same_name_is_refused(config: BenchConfig) -> None:
+    bench(config)
+    with pytest.raises(UserError, match="the benchmark 'b' in .* was made with epochs 1, not 2: choose another --name"):
+        bench(config.model_copy(update={"epochs": 2}))

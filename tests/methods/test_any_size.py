@@ -119,6 +119,19 @@ def test_all_depths_are_drawn_alike_often_and_a_step_is_of_middle_depth() -> Non
     assert depths.mean(1).std() < 0.5
 
 
+@given(depth=st.integers(1, 8), stages=st.integers(1, 8), shallowest=st.integers(1, 8))
+@settings(max_examples=8, deadline=None)
+def test_every_stage_is_trained(depth: int, stages: int, shallowest: int) -> None:
+    spec = Spec(width=8, depth=depth, heads=1, image=4, patch=4, classes=2)
+    auxiliary, _ = auxiliary_of(f"any-size:stages={stages}:shallowest={shallowest}", spec)
+    auxiliary.train()
+    for step in range(8):
+        draw_step(auxiliary, 0, step)
+        if any(drawn.depth == depth for drawn in auxiliary.drawn):
+            auxiliary(torch.randn(4, 3, 4, 4)).square().sum().backward()
+    assert all(parameter.grad is not None and parameter.grad.any() for parameter in auxiliary.parameters())
+
+
 @given(seed=st.integers(0, 2**32 - 1), widths=st.sampled_from([(8,), (16,), (8, 16), (8, 24)]))
 @settings(max_examples=50, deadline=None)
 def test_widths_take_turns(seed: int, widths: tuple[int, ...]) -> None:
