@@ -39,7 +39,11 @@ class Arm:
             raise UserError(f"arm {text!r}: {method.name!r} expands no learngene: leave out @{name}")
         name = name or default
         try:
-            unknown = [part for _, part, _, _ in string.Formatter().parse(name) if part not in (None, *_PLACEHOLDERS)]
+            unknown = [
+                part
+                for _, part, spec, conversion in string.Formatter().parse(name)
+                if part not in (None, *_PLACEHOLDERS) or spec or conversion
+            ]
         except ValueError:
             unknown = [name]
         if unknown:

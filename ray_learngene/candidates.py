@@ -202,8 +202,21 @@ def load_arms(
                         f"--arms {arm.text}: the learngene {name!r} was made by {learngene.method!r}, "
                         f"not by {arm.method.name!r}"
                     )
+                if learngene:
+                    _require_preprocessing(arm, name, learngene, known.learngene)
                 arm.method.expand(learngene, choice.spec)
     return learngenes
+
+
+def _require_preprocessing(arm: Arm, name: str | None, learngene: Learngene, known: Learngene) -> None:
+    """Descendants of one sweep see images normalised alike."""
+    for key in ("mean", "std"):
+        have, want = learngene.preprocessing.get(key), known.preprocessing.get(key)
+        if have and want and list(have) != list(want):
+            raise UserError(
+                f"--arms {arm.text}: the learngene {name!r} was distilled with {key} {have}, the sweep's images have "
+                f"{want}: sweep them apart"
+            )
 
 
 def cost_columns(spec: Spec, latency: Latency, micro_batch: int) -> dict[str, Any]:

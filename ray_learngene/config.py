@@ -9,7 +9,7 @@ from __future__ import annotations
 import difflib
 import os
 from pathlib import Path
-from typing import Any, Literal, Self, TypeVar
+from typing import Annotated, Any, Literal, Self, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from ray_learngene.errors import UserError
 
 ConfigT = TypeVar("ConfigT", bound="Config")
+LearningRate = Annotated[float, Field(gt=0)]
 
 
 class Config(BaseModel):
@@ -270,8 +271,8 @@ class BenchArm(Config):
     )
     tune: Literal["short", "full", "distilled"] = Field(
         "short",
-        description="short: tune_epochs on labels; full: epochs on labels; distilled: with the ancestry model, for as "
-        "many epochs as the learngene arms spend on each size in all",
+        description="short: tune_epochs on labels; full: epochs on labels; distilled: with the ancestry model, at the "
+        "FLOPs of an arm with a learngene",
     )
 
 
@@ -289,10 +290,10 @@ class BenchConfig(StoreConfig, DataConfig, DistillationConfig, OptimizationConfi
     widths: str | None = Field(None, description="widths of the descendants, e.g. 192,384; default: the preset's")
     seeds: int = Field(3, ge=1, description="of every learngene and descendant: seed, seed + 1, ...")
     tune_epochs: int = Field(5, ge=0, description="epochs that a descendant is tuned for")
-    lrs: tuple[float, ...] = Field(
+    lrs: tuple[LearningRate, ...] = Field(
         (5e-4,), min_length=1, description="learning rates searched for distillation and full training"
     )
-    tune_lrs: tuple[float, ...] = Field((5e-5,), min_length=1, description="learning rates searched for tuning")
+    tune_lrs: tuple[LearningRate, ...] = Field((5e-5,), min_length=1, description="learning rates searched for tuning")
     search_epochs: int = Field(10, ge=1, description="epochs of each distillation or full training of the search")
     out: str = Field("./bench", description="folder for the table (Parquet, Markdown) and the plots")
     cpus_per_trial: float = Field(1, gt=0, description="CPUs of each distillation and descendant")
@@ -301,6 +302,12 @@ class BenchConfig(StoreConfig, DataConfig, DistillationConfig, OptimizationConfi
 
     @model_validator(mode="after")
     def _reference_is_an_arm(self) -> BenchConfig:
+        for field, why in (
+            ("lr", "learning rates are searched: give lrs and tune_lrs"),
+            ("validate_on", "searches validate on held-out training images, the table on the validation split"),
+        ):
+            if field in self.model_fields_set:
+                raise ValueError(f"{field} cannot be set: {why}")
         if self.reference not in self.arms:
             raise ValueError(f"reference {self.reference!r} is none of the arms: {', '.join(self.arms)}")
         return self

@@ -11,6 +11,7 @@ from typing import Any
 import pandas
 
 from ray_learngene.ancestry import check_classes, load_ancestry
+from ray_learngene.arms import Arm
 from ray_learngene.candidates import (
     Selection,
     StoredLearngene,
@@ -112,12 +113,15 @@ def _images(config: SweepConfig, learngene: Learngene) -> Images:
 
 def _settings(inputs: SweepInputs, selection: Selection, stored: StoredLearngene) -> dict[str, Any]:
     config = inputs.config
+    expanded = {Arm.parse(text, config.learngene).learngene for text in config.arms or (stored.learngene.method,)}
     return {
         "format": 1,
         "name": config.name,
         # what all its descendants have in common; sizes, arms, seeds and learning rates searched may be added later
         "common": {
-            "learngene": stored.manifest.version,
+            # arms that all name learngenes of their own only share its preprocessing
+            **({"learngene": stored.manifest.version} if stored.manifest.name in expanded else {}),
+            "preprocessing": inputs.images.preprocessing.model_dump(mode="json"),
             "data": inputs.images.train.fingerprint,
             **decisive_settings(config, inputs.ancestry),
             **({} if config.lr_search else {"lr": config.lr}),

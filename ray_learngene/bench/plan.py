@@ -8,7 +8,9 @@ from typing import Any
 
 from ray_learngene.candidates import parse_numbers
 from ray_learngene.config import BenchArm, BenchConfig, Config, DistillConfig, ExtractConfig, SweepConfig
+from ray_learngene.costs import macs
 from ray_learngene.errors import UserError
+from ray_learngene.manifest import folder_of
 from ray_learngene.methods import Method, create_method
 from ray_learngene.specs import Spec, preset
 
@@ -17,11 +19,16 @@ _PLAIN = "pretrained"  # the method whose learngene is a whole model
 
 @dataclass(frozen=True)
 class Distillation:
-    """What is distilled, up to seed and learning rate; arms that start from the same model share it."""
+    """What is distilled, up to seed and learning rate; arms that start from the same model share it.
+
+    Attributes:
+        family: What it shares the search of its learning rate with: an arm, or the plain models of one kind of source.
+    """
 
     label: str
     method: str
     spec: Spec
+    family: str
 
 
 @dataclass(frozen=True)
@@ -47,6 +54,11 @@ class Row:
         return [spec for spec in self.distillations if spec not in self.refused]
 
     @property
+    def per_size(self) -> bool:
+        """Whether every size has a learngene of its own, which is then a part of that size's cost."""
+        return (self.arm.source or self.method.source) == "each" and self.method.needs_learngene
+
+    @property
     def middle(self) -> Spec:
         """The size at which its learning rate is searched."""
         return self.specs[len(self.specs) // 2]
@@ -69,9 +81,21 @@ def rows(config: BenchConfig, classes: int) -> list[Row]:
     Raises:
         UserError: a bad method or size, or an arm that can do none of the sizes.
     """
+    _check_names(config)
     specs = sizes(config, classes)
     auxiliary = preset(config.preset, image=config.image_size, classes=classes, depth=config.depth)
     return [_row(name, arm, specs, auxiliary) for name, arm in config.arms.items()]
+
+
+def _check_names(config: BenchConfig) -> None:
+    seen: dict[tuple[str | None, ...], str] = {}
+    for name, arm in config.arms.items():
+        folder_of("learngene", f"{config.name}-{name}")  # refuses what no store can hold
+        if name.startswith("model-"):
+            raise UserError(f"arm {name!r}: names that begin with model- are those of plain models; choose another")
+        same = seen.setdefault((arm.method, arm.source, arm.tune), name)
+        if same != name:
+            raise UserError(f"arm {name!r} is the same as {same!r}: give each arm once")
 
 
 def _row(name: str, arm: BenchArm, specs: list[Spec], auxiliary: Spec) -> Row:
@@ -81,6 +105,8 @@ def _row(name: str, arm: BenchArm, specs: list[Spec], auxiliary: Spec) -> Row:
         raise UserError(f"arm {name!r}: {error}") from None
     distillations: dict[Spec, Distillation | None] = dict.fromkeys(specs)
     source = arm.source or method.source
+    if arm.source and not method.needs_learngene:
+        raise UserError(f"arm {name!r}: {method.name!r} starts from no model, leave out its source")
     if method.needs_learngene:
         distillations = {spec: _distillation(name, arm, source, spec, specs, auxiliary) for spec in specs}
     extracted = method.needs_learngene and source != "auxiliary" and method.name != _PLAIN
@@ -94,11 +120,11 @@ def _distillation(
     name: str, arm: BenchArm, source: str, spec: Spec, specs: list[Spec], auxiliary: Spec
 ) -> Distillation:
     if source == "auxiliary":
-        return Distillation(name, arm.method, auxiliary)
+        return Distillation(name, arm.method, auxiliary, name)
     # the largest plain model is as deep as the auxiliary models, so that all learngenes have seen the same depth
     largest = auxiliary.replace(depth=max(auxiliary.depth, specs[-1].depth))
     chosen = {"largest": largest, "smallest": specs[0], "each": spec}[source]
-    return Distillation(f"model-w{chosen.width}-d{chosen.depth}", _PLAIN, chosen)
+    return Distillation(f"model-w{chosen.width}-d{chosen.depth}", _PLAIN, chosen, f"model-{source}")
 
 
 def _refused(method: Method, distillations: dict[Spec, Distillation | None], extracted: bool) -> dict[Spec, str]:
@@ -175,10 +201,16 @@ def arm_text(config: BenchConfig, row: Row, lrs: Mapping[Distillation, float]) -
 
 
 def tuning_epochs(config: BenchConfig, row: Row) -> int:
-    """Epochs of each descendant; `distilled` gives every size its share of what the learngene arms spend in all."""
-    count = len(row.distillations)
-    distilled = round((config.epochs + count * config.tune_epochs) / count)
-    return {"short": config.tune_epochs, "full": config.epochs, "distilled": distilled}[row.arm.tune]
+    """Epochs of each descendant.
+
+    `distilled` spends on all sizes the FLOPs that a learngene arm spends in all, on an auxiliary model that always has
+    its full depth and on tuning.
+    """
+    if row.arm.tune != "distilled":
+        return {"short": config.tune_epochs, "full": config.epochs}[row.arm.tune]
+    auxiliary = preset(config.preset, image=config.image_size, depth=config.depth)
+    once = config.epochs * macs(auxiliary) / sum(macs(spec) for spec in row.distillations)
+    return max(1, round(once + config.tune_epochs))
 
 
 def learning_rates(config: BenchConfig, row: Row) -> tuple[float, ...]:
@@ -203,7 +235,7 @@ def sweep_config(
         **{
             **names,
             "epochs": epochs,
-            "warmup_epochs": 0 if tune == "short" else config.warmup_epochs,
+            "warmup_epochs": 0 if tune == "short" else min(config.warmup_epochs, epochs / 2),
             "name": f"{config.name}-{kind}-{size}-lr{lr_text(lr)}",
             "learngene": learngene,
             "arms": tuple(arms),

@@ -15,17 +15,14 @@ from ray_learngene.bench.plan import Row, sizes
 from ray_learngene.bench.summary import MEASURES, Cost, cost, summarise
 from ray_learngene.budgets import format_quantity
 from ray_learngene.config import BenchConfig
-from ray_learngene.costs import device_name
-from ray_learngene.engine import resolve_device
 from ray_learngene.provenance import provenance
 from ray_learngene.store import Store
 
-RESULTS, PAGE, PLOTS = "results.parquet", "README.md", ("accuracy.svg", "break-even.svg")
+RESULTS, PAGE, PLOTS = "results.parquet", "results.md", ("accuracy.svg", "break-even.svg")
 
 
 def write_report(config: BenchConfig, store: Store, table: pandas.DataFrame, arms: Sequence[Row], folder: Path) -> None:
-    """Write the table, the page and the plots into a folder, and the table into the store."""
-    folder.mkdir(parents=True, exist_ok=True)
+    """Write the table into the store, and the table, the page and the plots into a folder."""
     rows = pyarrow.Table.from_pandas(table, preserve_index=False)
     store.write_table(f"benches/{config.name}/{RESULTS}", rows)
     table.to_parquet(folder / RESULTS, index=False)
@@ -54,7 +51,7 @@ def page(config: BenchConfig, table: pandas.DataFrame, arms: Sequence[Row]) -> s
         cell=lambda arm, measure, spec: _cell(table, arm, measure, spec.width, spec.depth),
         arms=arms,
         refused={row.name: next(iter(row.refused.values())) for row in arms if row.refused},
-        device=device_name(resolve_device()),
+        devices=sorted(table["latency_device"].unique()),
         provenance=provenance(),
         epochs=table.groupby("arm")["epochs"].first().to_dict(),
     )

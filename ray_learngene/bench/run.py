@@ -10,7 +10,7 @@ import io
 import json
 import time
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -32,9 +32,10 @@ from ray_learngene.bench.table import Chosen, bench_table
 from ray_learngene.config import BenchConfig, ClusterConfig, DistillConfig
 from ray_learngene.data.images import checked_image_sets
 from ray_learngene.distill import distill
-from ray_learngene.errors import UserError
+from ray_learngene.errors import RunError, UserError
 from ray_learngene.extract import extract
 from ray_learngene.manifest import folder_of
+from ray_learngene.methods import create_method
 from ray_learngene.specs import Spec
 from ray_learngene.store import Store
 from ray_learngene.sweep import sweep
@@ -42,7 +43,7 @@ from ray_learngene.sweep import sweep
 # Settings of a benchmark that name its rows or say where and how it runs.
 _MAY_CHANGE = {
     *("arms", "reference", "depths", "widths", "seeds", "lrs", "tune_lrs", "store", "out", "in_process"),
-    *("cpus_per_trial", "gpus_per_trial", "check_images", "loader_workers", "data_dir", "lr"),
+    *("cpus_per_trial", "gpus_per_trial", "check_images", "loader_workers", "data_dir"),
     *ClusterConfig.model_fields,
 }
 
@@ -59,6 +60,7 @@ def bench(config: BenchConfig) -> pandas.DataFrame:
         UserError: see the message; nothing has been trained then, or (some failed) the rest is kept.
     """
     folder_of("learngene", config.name)
+    folder = _folder(config.out)
     store = Store(config.store)
     store.check(write=True)
     ancestry = load_ancestry(config.ancestry, store)
@@ -77,16 +79,29 @@ def bench(config: BenchConfig) -> pandas.DataFrame:
             raise UserError("no arm is distilled: a benchmark compares learngenes, add one")
         _search_distillation(config, store, distillations, chosen)
         wanted = [distill_config(config, d, chosen.distill[d], seed) for seed in seeds for d in distillations]
-        _distill_all(config, wanted, "distil")
+        failed = _distill_all(config, wanted, "distil")
+        if failed:
+            name, error = next(iter(failed.items()))
+            raise UserError(f"{len(failed)} distillations failed: {name}: {error}; the others are kept, run it again")
         for row in arms:
             for each in extract_configs(config, row, chosen.distill):
                 _quietly(lambda each=each: extract(each))  # type: ignore[misc]
         base = wanted[0].name  # whose preprocessing and head size all descendants share
-        _search_tuning(config, arms, base, chosen)
+        _search_tuning(config, store, arms, base, chosen)
         sweeps = _final_sweeps(config, arms, base, chosen)
     table = bench_table(config, store, sweeps, chosen)
-    write_report(config, store, table, arms, Path(config.out))
+    write_report(config, store, table, arms, folder)
     return table
+
+
+def _folder(out: str) -> Path:
+    """The folder for the results, made before anything is trained."""
+    folder = Path(out).expanduser()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--out {out}: {error.strerror}; name a folder") from None
+    return folder
 
 
 def _refuse_another(config: BenchConfig, store: Store, facts: dict[str, str]) -> None:
@@ -123,80 +138,103 @@ def _search_distillation(
 ) -> None:
     """Choose the best learning rate of every distillation by the images held out of the training split.
 
-    Plain models of several sizes share the search at the largest.
+    A family searches at its largest size. A rate at which training diverges is none.
     """
     searched: dict[str, Distillation] = {}
     for one in sorted(distillations, key=lambda one: (one.spec.width, one.spec.depth)):
-        searched[_family(one)] = one
+        searched[one.family] = one
     grid = config.lrs if len(config.lrs) > 1 else ()
     runs = {
         (one, lr): distill_config(config, one, lr, config.seed, search=True) for lr in grid for one in searched.values()
     }
-    _distill_all(config, list(runs.values()), "search")
+    failed = _distill_all(config, list(runs.values()), "search")
     for one in distillations:
-        owner = chosen.searched[one] = searched[_family(one)]
-        scores = {lr: store.manifest("learngene", runs[owner, lr].name).metadata["metrics"]["val_loss"] for lr in grid}
-        chosen.distill[one] = min(scores, key=lambda lr: scores[lr]) if scores else config.lrs[0]
+        owner = chosen.searched[one] = searched[one.family]
+        losses = {
+            lr: store.manifest("learngene", runs[owner, lr].name).metadata["metrics"]["val_loss"]
+            for lr in grid
+            if runs[owner, lr].name not in failed
+        }
+        chosen.distill[one] = _best(config.lrs, losses, next(iter(failed.values()), ""))
 
 
-def _family(distillation: Distillation) -> str:
-    return "model" if distillation.label.startswith("model-") else distillation.label
+def _best(grid: Sequence[float], losses: Mapping[float, float], why: str) -> float:
+    """The learning rate of the smallest loss; the only one where there is no choice."""
+    if len(grid) == 1:
+        return grid[0]
+    if not losses:
+        raise UserError(f"none of the learning rates {', '.join(f'{lr:g}' for lr in grid)} works: {why}")
+    return min(losses, key=lambda lr: losses[lr])
 
 
-def _distill_all(config: BenchConfig, runs: Sequence[DistillConfig], what: str) -> None:
-    """Distil side by side on the cluster, or one after another in this process."""
+def _distill_all(config: BenchConfig, runs: Sequence[DistillConfig], what: str) -> dict[str, str]:
+    """Distil side by side on the cluster, or one after another in this process; returns why a run failed, by name."""
     store = Store(config.store)
-    left = [run for run in runs if not store.exists("learngene", run.name)]
+    runs = list({run.name: run for run in runs}.values())
+    left = [run for run in runs if not _is_done(store, run)]
     print(f"{what}: {len(left)} distillations to run, {len(runs) - len(left)} done", flush=True)
+    failed: dict[str, str] = {}
 
-    def tell(number: int, run: DistillConfig, began: float) -> None:
-        metrics = store.manifest("learngene", run.name).metadata["metrics"]
-        width = len(str(len(left)))
-        print(
-            f"[{number:{width}}/{len(left)}] {what} {run.name:40} lr {run.lr:.1e}   top-1 {metrics['top1']:6.2f} %   "
-            f"{time.monotonic() - began:6.0f} s since the start",
-            flush=True,
-        )
+    def tell(number: int, run: DistillConfig, error: str | None) -> None:
+        if error:
+            failed[run.name] = text = error
+        else:
+            text = f"top-1 {store.manifest('learngene', run.name).metadata['metrics']['top1']:6.2f} %"
+        begin = f"[{number:{len(str(len(left)))}}/{len(left)}] {what} {run.name:40} lr {run.lr:.1e}"
+        print(f"{begin}   {text}   {time.monotonic() - began:6.0f} s since the start", flush=True)
 
     began = time.monotonic()
     if config.in_process:
         for number, run in enumerate(left, start=1):
-            _quietly(lambda run=run: distill(run))  # type: ignore[misc]
-            tell(number, run, began)
-        return
+            tell(number, run, _distill_task(run, threads=None))
+        return failed
     if not left:
-        return
+        return failed
     import ray
 
-    from ray_learngene.cluster import cluster_has_gpus
+    from ray_learngene.cluster import cluster_has_gpus, require_resources
 
     gpus = float(cluster_has_gpus()) if config.gpus_per_trial is None else config.gpus_per_trial
     remote = ray.remote(num_cpus=config.cpus_per_trial, num_gpus=gpus, max_retries=config.max_failures)(_distill_task)
+    require_resources(config.address, 1, config.cpus_per_trial, gpus, "distillations")
     pending = {remote.remote(run, max(1, int(config.cpus_per_trial))): run for run in left}
-    failed = []
-    number = 0
     while pending:
         (done,), _ = ray.wait(list(pending), num_returns=1)
         run = pending.pop(done)
-        number += 1
-        error = ray.get(done)
-        if error:
-            failed.append(f"{run.name}: {error}")
-            print(f"[{number}/{len(left)}] {what} {failed[-1]}", flush=True)
-        else:
-            tell(number, run, began)
-    if failed:
-        raise UserError(f"{len(failed)} of {len(left)} distillations failed: {failed[0]}; run the benchmark again")
+        try:
+            error = ray.get(done)
+        except ray.exceptions.RayError as death:
+            error = str(death).strip().splitlines()[-1]
+        tell(len(left) - len(pending), run, error)
+    return failed
 
 
-def _distill_task(run: DistillConfig, threads: int) -> str | None:
-    """One distillation on a worker; what trying again would not help is returned, not raised."""
+def _is_done(store: Store, run: DistillConfig) -> bool:
+    """Whether a run is in the store.
+
+    Raises:
+        UserError: one of its name is there that was made by the method with other options.
+    """
+    if not store.exists("learngene", run.name):
+        return False
+    made = store.manifest("learngene", run.name).metadata["config"]["method"]
+    if create_method(made) != create_method(run.method):
+        raise UserError(
+            f"the learngene {run.name!r} in {store.uri} was made by {made!r}, not by {run.method!r}: "
+            "give the arm another name"
+        )
+    return True
+
+
+def _distill_task(run: DistillConfig, threads: int | None) -> str | None:
+    """One distillation; what trying again would not help is returned, not raised."""
     import torch
 
-    torch.set_num_threads(threads)
+    if threads:
+        torch.set_num_threads(threads)
     try:
         _quietly(lambda: distill(run))
-    except UserError as error:
+    except (UserError, RunError) as error:
         return str(error)
     return None
 
@@ -207,8 +245,11 @@ def _quietly(action: Callable[[], object]) -> None:
         action()
 
 
-def _search_tuning(config: BenchConfig, arms: Sequence[Row], base: str, chosen: Chosen) -> None:
-    """Choose the best learning rate of every arm at the middle one of its sizes, by the held-out training images."""
+def _search_tuning(config: BenchConfig, store: Store, arms: Sequence[Row], base: str, chosen: Chosen) -> None:
+    """Choose the best learning rate of every arm at the middle one of its sizes, by the held-out training images.
+
+    The learngenes have seen those images, without their labels.
+    """
     groups: dict[tuple[str, Spec], list[Row]] = defaultdict(list)
     for row in arms:
         groups[row.arm.tune, row.middle].append(row)
@@ -216,14 +257,19 @@ def _search_tuning(config: BenchConfig, arms: Sequence[Row], base: str, chosen: 
         texts = {row.name: arm_text(config, row, chosen.distill) for row in some}
         grid = learning_rates(config, some[0])
         losses: dict[str, dict[float, float]] = defaultdict(dict)
+        why = ""
         for lr in grid if len(grid) > 1 else ():
             run = sweep_config(config, some[0], list(texts.values()), base, lr, [spec], search=True)
-            table = sweep(run, leaderboard=False)
+            try:
+                sweep(run, leaderboard=False)
+            except UserError as error:  # some diverged: that rate is none for them
+                why = str(error)
             for row in some:
-                losses[row.name][lr] = float(table[table["arm"] == texts[row.name]]["val_loss"].iloc[0])
+                for one in store.manifests("descendant", under=run.name):
+                    if one.metadata["row"]["arm"] == texts[row.name]:
+                        losses[row.name][lr] = one.metadata["row"]["val_loss"]
         for row in some:
-            scores = losses[row.name]
-            chosen.tune[row.name] = min(scores, key=lambda lr: scores[lr]) if scores else grid[0]
+            chosen.tune[row.name] = _best(grid, losses[row.name], why)
 
 
 def _final_sweeps(config: BenchConfig, arms: Sequence[Row], base: str, chosen: Chosen) -> dict[str, list[Row]]:

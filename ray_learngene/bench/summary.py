@@ -39,13 +39,13 @@ def cost(arm: pandas.DataFrame, unit: str, *, ancestry: bool = False) -> Cost:
     Args:
         unit: images, flops or seconds.
         ancestry: Count the ancestry's own training too and, in FLOPs, its forward passes as a teacher. (Measured
-            seconds always include those passes.)
+            seconds always include those passes.) What is not known is not a number.
     """
     teacher = ancestry and unit == "flops"
     tune = arm[f"tune_{unit}"] + (arm["tune_teacher_flops"] if teacher else 0)
     search = float(arm[f"search_{unit}"].iloc[0]) + (float(arm["search_teacher_flops"].iloc[0]) if teacher else 0.0)
     own = _needs_ancestry(arm)
-    once = float(arm[f"ancestry_{unit}"].iloc[0] or 0) if ancestry and own else 0.0
+    once = float(arm[f"ancestry_{unit}"].astype(float).iloc[0]) if ancestry and own else 0.0
     each = float(tune.mean())
     if arm["learngene"].notna().all():
         made = arm.drop_duplicates("learngene")
@@ -59,8 +59,7 @@ def cost(arm: pandas.DataFrame, unit: str, *, ancestry: bool = False) -> Cost:
 
 def per_size(arm: pandas.DataFrame) -> bool:
     """Whether every size has a learngene of its own."""
-    several = len(arm.drop_duplicates(_SIZE)) > 1 and arm["learngene"].notna().all()
-    return bool(several and (arm.groupby("learngene").size() == 1).all())
+    return bool(arm["per_size"].all())
 
 
 def _needs_ancestry(arm: pandas.DataFrame) -> bool:
@@ -83,7 +82,7 @@ def break_even(arm: Cost, reference: Cost, *, search: bool = True) -> int | None
     """The smallest number of descendants from which on an arm costs less than the reference; None: at none."""
     saved = reference.each - arm.each
     ahead = search * (arm.search - reference.search) + arm.once - reference.once
-    if saved <= 0:
+    if saved <= 0 or math.isnan(ahead):
         return None
     return max(1, math.floor(ahead / saved) + 1)
 

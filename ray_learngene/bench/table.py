@@ -43,12 +43,14 @@ def bench_table(
     Args:
         sweeps: The arms of each, by its name.
 
-    Columns beside those of a sweep: `arm` (the row's name), `method`, `tune`, `history` (top-1 by epoch, the untuned
+    Columns beside those of a sweep: `arm` (the row's name), `method`, `per_size` (every size has a learngene of its
+    own), `tune`, `history` (top-1 by epoch, the untuned
     model first), `tune_*`, `learngene_*` and `search_*` costs (images, FLOPs, the teacher's FLOPs, seconds), and the
-    ancestry's own as `ancestry_*`. Tuning includes what was fitted to the size.
+    ancestry's own as `ancestry_*` (empty where it is not known). Tuning includes what was fitted to the size.
     """
     search = {row.name: _search_cost(config, store, row, chosen) for some in sweeps.values() for row in some}
     ancestry = _ancestry_cost(config, store)
+    versions: dict[str, str] = {}
     table = []
     for name, some in sweeps.items():
         by_text = {arm_text(config, row, chosen.distill): row for row in some}
@@ -57,11 +59,18 @@ def bench_table(
             if one["arm"] not in by_text or one["seed"] not in range(config.seed, config.seed + config.seeds):
                 continue  # of an earlier run with other arms or more seeds
             row = by_text[one["arm"]]
+            if (
+                one["learngene"]
+                and versions.setdefault(one["learngene"], store.manifest("learngene", one["learngene"]).version)
+                != one["learngene_version"]
+            ):
+                continue  # of a learngene that has been replaced
             table.append(
                 {
                     **one,
                     "arm": row.name,
                     "method": row.arm.method,
+                    "per_size": row.per_size,
                     "tune": row.arm.tune,
                     "history": [entry["top1"] for entry in manifest.metadata["history"]],
                     "distill_lr": _distill_lr(row, one, chosen),
@@ -85,9 +94,9 @@ def _distill_lr(row: Row, one: dict[str, Any], chosen: Chosen) -> float | None:
 
 def _ancestry_cost(config: BenchConfig, store: Store) -> dict[str, Any]:
     kind, _, name = config.ancestry.partition(":")[2].partition("/")
-    if kind != "ancestries":
-        return {}
-    return store.manifest("ancestry", name).metadata["cost"]
+    if kind == "ancestries":
+        return store.manifest("ancestry", name).metadata["cost"]
+    return store.manifest("descendant", name).metadata["row"] if kind == "descendants" else {}
 
 
 def _search_cost(config: BenchConfig, store: Store, row: Row, chosen: Chosen) -> dict[str, float]:
