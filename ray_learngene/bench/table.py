@@ -106,6 +106,8 @@ def _search_cost(config: BenchConfig, store: Store, row: Row, chosen: Chosen) ->
     for owner in owners:
         for lr in config.lrs if len(config.lrs) > 1 else ():
             name = distill_config(config, owner, lr, config.seed, search=True).name
+            if not store.exists("learngene", name):  # it diverged, and was stopped at once
+                continue
             cost = store.manifest("learngene", name).metadata["cost"]
             for key in COSTS:
                 total[key] += cost[key]

@@ -30,7 +30,6 @@ def config(**changes: Any) -> BenchConfig:
                 "seeds": 2,
                 "epochs": 12,
                 "tune_epochs": 3,
-                "lr": 1.0,
                 "drop_path": 0.0,
             },
             **changes,
@@ -84,6 +83,26 @@ def test_an_arm_that_can_do_no_size_or_is_none_is_refused() -> None:
         config(arms={"sws": {"method": "sws"}})
 
 
+@pytest.mark.parametrize(
+    ("arms", "says"),
+    [
+        ({"a": {"method": "sws"}, "b": {"method": "sws"}}, "arm 'b' is the same as 'a'"),
+        ({"model-a": {"method": "sws"}}, "names that begin with model-"),
+        ({"my arm": {"method": "sws"}}, "is not the name of"),
+        ({"a": {"method": "scratch", "source": "largest"}}, "'scratch' starts from no model, leave out its source"),
+    ],
+)
+def test_names_and_sources_are_checked_before_anything_starts(arms: dict[str, Any], says: str) -> None:
+    with pytest.raises(UserError, match=says):
+        rows(config(arms={**arms, "scratch": {"method": "scratch", "tune": "full"}}), 10)
+
+
+@pytest.mark.parametrize("setting", [{"lr": 1.0}, {"validate_on": "holdout"}, {"lrs": (0.0,)}])
+def test_what_a_benchmark_decides_itself_cannot_be_set(setting: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=r"cannot be set|greater than 0"):
+        config(**setting)
+
+
 def test_every_size_has_the_presets_head_size() -> None:
     assert [(spec.width, spec.heads, spec.depth) for spec in sizes(config(widths="32,48", depths="2,4"), 10)] == [
         *((32, 2, 2), (32, 2, 4), (48, 3, 2), (48, 3, 4)),
@@ -92,10 +111,10 @@ def test_every_size_has_the_presets_head_size() -> None:
 
 def test_epochs_of_the_three_ways_of_tuning() -> None:
     by_name = {row.name: row for row in rows(config(), 10)}
-    # all sizes of a learngene arm take 12 + 3 x 3 epochs: 7 for each size of plain distillation
+    # 12 epochs at depth 6 are as much as 6 at depths 2, 4 and 6, and 3 are for tuning
     assert {name: tuning_epochs(config(), row) for name, row in by_name.items()} == {
         **{"sws": 3, "heur-lg": 3, "ligo": 3, "pretrained": 3},
-        **{"distilled": 7, "scratch": 12},
+        **{"distilled": 9, "scratch": 12},
     }
 
 

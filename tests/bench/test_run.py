@@ -9,7 +9,8 @@ import pytest
 
 from ray_learngene.ancestry_training import train_ancestry
 from ray_learngene.bench.run import bench
-from ray_learngene.config import AncestryConfig, BenchConfig
+from ray_learngene.config import AncestryConfig, BenchArm, BenchConfig, DistillConfig
+from ray_learngene.distill import distill
 from ray_learngene.errors import UserError
 from ray_learngene.store import Store
 
@@ -62,7 +63,7 @@ def test_a_benchmark_writes_its_tables_and_plots(config: BenchConfig, capsys: py
     assert (table["status"] == "finished").all()
     out = Path(config.out)
     assert {path.name for path in out.iterdir()} == {
-        *("results.parquet", "README.md", "accuracy.svg", "break-even.svg")
+        *("results.parquet", "results.md", "accuracy.svg", "break-even.svg")
     }
     pandas.testing.assert_frame_equal(
         pandas.read_parquet(out / "results.parquet")[["arm", "top1"]], table[["arm", "top1"]]
@@ -72,7 +73,7 @@ def test_a_benchmark_writes_its_tables_and_plots(config: BenchConfig, capsys: py
     assert (by_arm["tune_flops"] > 0).all() and (by_arm["search_flops"] > 0).all()
     assert by_arm["learngene_flops"]["scratch"] == 0 and by_arm["fit_steps"]["ligo"] == 4
     # two distillations and two sizes of tuning at every learning rate were chosen from
-    page = (out / "README.md").read_text()
+    page = (out / "results.md").read_text()
     for arm in config.arms:
         assert f"\n| {arm} |" in page
     assert "\n\n\n\n" not in page and page.count("\n|---") == 5
@@ -86,3 +87,33 @@ def test_another_recipe_under_the_same_name_is_refused(config: BenchConfig) -> N
     bench(config)
     with pytest.raises(UserError, match="the benchmark 'b' in .* was made with epochs 1, not 2: choose another --name"):
         bench(config.model_copy(update={"epochs": 2}))
+
+
+def test_a_learning_rate_that_diverges_is_never_chosen(config: BenchConfig, tmp_path: Path) -> None:
+    arms = {name: config.arms[name] for name in ("any-size", "scratch")}
+    some = {"arms": arms, "seeds": 1, "depths": "2", "out": str(tmp_path)}
+    table = bench(config.model_copy(update={**some, "lrs": (1e-2, 1e30), "tune_lrs": (1e-3, 1e30)}))
+    assert set(table["lr"]) == {1e-2, 1e-3} and (table[table["arm"] == "any-size"]["distill_lr"] == 1e-2).all()
+
+
+def test_a_row_is_of_the_learngene_that_is_there_now(config: BenchConfig) -> None:
+    """A replaced learngene's descendants stay in the store, and out of the table."""
+    before = bench(config)
+    name = next(name for name in before["learngene"].dropna() if "any-size" in name)
+    made = Store(config.store).manifest("learngene", name).metadata["config"]
+    distill(DistillConfig(**{**made, "overwrite": True, "drop_path": 0.5}))
+    after = bench(config)
+    assert len(after) == len(before)
+    assert not after.duplicated(["arm", "depth", "seed"]).any()
+
+
+def test_an_arm_that_keeps_its_name_but_not_its_method_is_refused(config: BenchConfig) -> None:
+    arms = {**config.arms, "any-size": BenchArm(method="any-size:shallowest=1:step=1")}
+    with pytest.raises(UserError, match="was made by 'any-size:shallowest=1', not by .*: give the arm another name"):
+        bench(config.model_copy(update={"arms": arms}))
+
+
+def test_a_folder_that_cannot_be_is_refused_first(config: BenchConfig, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="--out .*file: File exists; name a folder"):
+        bench(config.model_copy(update={"out": str(tmp_path / "file")}))

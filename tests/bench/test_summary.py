@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pandas
@@ -38,7 +39,7 @@ def rows(arm: str, **facts: Any) -> list[dict[str, Any]]:
                     **{f"fit_{unit}": 0.0 for unit in ("flops", "images", "seconds")},
                     **{f"search_{unit}": 3.0 for unit in ("flops", "teacher_flops", "images", "seconds")},
                     **{f"ancestry_{unit}": 100.0 for unit in ("flops", "images", "seconds")},
-                    "tune_teacher_flops": 0.0,
+                    **{"tune_teacher_flops": 0.0, "per_size": False},
                     **{key: value(depth, seed) if callable(value) else value for key, value in facts.items()},
                 }
             )
@@ -50,7 +51,7 @@ def learngene(each: bool = False, flops: float = 20.0) -> dict[str, Any]:
         "learngene": lambda depth, seed: f"g{seed}-{depth}" if each else f"g{seed}",
         "learngene_parameters": lambda depth, seed: 5 * depth if each else 7,
         **{f"learngene_{unit}": flops for unit in ("flops", "images", "seconds")},
-        "learngene_teacher_flops": 9.0,
+        **{"learngene_teacher_flops": 9.0, "per_size": each},
     }
 
 
@@ -104,6 +105,17 @@ def test_the_cost_until_the_references_accuracy_stops_where_it_is_reached() -> N
     assert cost_until(untuned, scratch) == (20.0, 2, 2)
     best = frame(rows("scratch", top1=lambda depth, seed: 99.0 if depth == 4 else 30.0))
     assert cost_until(arm, best) == (20 + 1, 1, 2) and saving(arm, best) is None
+
+
+def test_a_single_size_with_a_model_of_its_own_is_paid_for_every_further_size() -> None:
+    arm = frame([row for row in rows("pretrained", **learngene(each=True)) if row["depth"] == 4])
+    assert cost(arm, "flops") == Cost(search=3.0, once=0.0, each=24.0)
+
+
+def test_a_cost_that_is_not_known_is_not_made_up() -> None:
+    arm = frame(rows("sws", **learngene(), ancestry_flops=None))
+    whole = cost(arm, "flops", ancestry=True)
+    assert math.isnan(whole.total(5)) and break_even(whole, Cost(0, 0, 9)) is None
 
 
 def test_the_summary_compares_at_the_sizes_that_an_arm_has() -> None:
