@@ -47,13 +47,14 @@ class StoredLearngene:
         return cls(Learngene.from_bytes(*files), manifest)
 
     def facts(self) -> dict[str, Any]:
-        """The columns of `LEARNGENE_COLUMNS`."""
-        cost = self.manifest.metadata["cost"]
+        """The columns of `LEARNGENE_COLUMNS`; a learngene that started from another has cost that one too."""
+        cost, start = self.manifest.metadata["cost"], self.manifest.metadata.get("start", {})
+        costs = {f"learngene_{name}": cost.get(name) for name in ("seconds", "images", "flops", "teacher_flops")}
         return {
             "learngene": self.manifest.name,
             "learngene_version": self.manifest.version,
             "learngene_parameters": self.learngene.parameters(),
-            **{f"learngene_{name}": cost.get(name) for name in ("seconds", "images", "flops", "teacher_flops")},
+            **{name: None if value is None else value + (start.get(name) or 0) for name, value in costs.items()},
         }
 
 

@@ -108,7 +108,7 @@ def _parse(arguments: list[str]) -> tuple[Callable[[Any], Any] | None, Any]:
         )
     flags = vars(known)
     recipe = flags.pop("config", None)
-    for name in _COMMA_SEPARATED & flags.keys():
+    for name in _COMMA_SEPARATED & {name for name, value in flags.items() if isinstance(value, list)}:
         flags[name] = [part.strip() for word in flags[name] for part in word.split(",") if part.strip()]
     config = configs.load_config(cls, flags, recipe)
     module, function = target.split(":")

@@ -251,6 +251,9 @@ class SweepConfig(
     def _search(self) -> SweepConfig:
         if self.gpus_per_trial and self.gpus_per_trial > 1 and self.gpus_per_trial % 1:
             raise ValueError(f"gpus_per_trial {self.gpus_per_trial:g}: above 1 only whole GPUs can be had")
+        alone = sorted(DistillationConfig.model_fields.keys() & self.model_fields_set)
+        if alone and not self.ancestry:
+            raise ValueError(f"{alone[0]} says how an ancestry model teaches: give ancestry too")
         if self.in_process and self.lr_search:
             raise ValueError("lr_search needs Ray Tune: leave in_process out, or give lr")
         if self.asha and self.lr_search < 2:
@@ -391,8 +394,11 @@ def _explain(error: ValidationError, cls: type[Config], flags: dict[str, Any], r
     message = first["msg"].removeprefix("Value error, ")
     if not first["loc"]:
         return message
-    key = str(first["loc"][0])
+    key, *inside = map(str, first["loc"])
     where = f"--{key.replace('_', '-')}" if key in flags or not recipe else f"recipe {recipe}: {key}"
+    if inside:
+        what = "no such setting" if first["type"] == "extra_forbidden" else f"{message[0].lower()}{message[1:]}"
+        return f"{where}: {'.'.join(inside)}: {what}"
     if first["type"] == "missing":
         return f"--{key.replace('_', '-')} is required: {cls.model_fields[key].description}"
     if first["type"] == "extra_forbidden":

@@ -40,6 +40,7 @@ class DistillTask:
     ancestry: Ancestry
     labels: tuple[str, ...]
     facts: dict[str, Any]
+    start: StoredLearngene | None
     kind: Kind = field(default="learngene", init=False)
 
     def objective(self, device: torch.device, autocast: torch.dtype | None) -> Objective:
@@ -71,7 +72,8 @@ class DistillTask:
             labels=self.labels, preprocessing=self.images.preprocessing.model_dump(mode="json")
         )
         learngene.save(folder)
-        return json.loads(json.dumps(learngene.description())) | {"ancestry": self.config.ancestry}
+        metadata = json.loads(json.dumps(learngene.description())) | {"ancestry": self.config.ancestry}
+        return metadata | ({"start": self.start.facts()} if self.start else {})
 
 
 def distill(config: DistillConfig) -> Manifest:
@@ -95,8 +97,9 @@ def distill(config: DistillConfig) -> Manifest:
     spec = preset(config.preset, **changes, classes=ancestry.classes)
     torch.manual_seed(config.seed)
     module = method.auxiliary(spec, drop_path=config.drop_path)
-    if config.start:
-        _start_from(module, StoredLearngene.load(store, config.start).learngene, config)
+    start = StoredLearngene.load(store, config.start) if config.start else None
+    if start:
+        _start_from(module, start.learngene, config)
     layers = getattr(module, "spec", spec).depth
     if layers != spec.depth and config.depth:
         raise UserError(
@@ -111,7 +114,9 @@ def distill(config: DistillConfig) -> Manifest:
     )
     images = Images(sets.train, sets.val, preprocessing, config, config.loader_workers)
     facts: dict[str, Any] = {"data_sha256": sets.train.fingerprint, "ancestry_sha256": ancestry.sha256()}
-    return run(DistillTask(config, images, module, method, ancestry, labels, facts))
+    if start:
+        facts["start_version"] = start.manifest.version
+    return run(DistillTask(config, images, module, method, ancestry, labels, facts, start))
 
 
 def _start_from(module: nn.Module, learngene: Learngene, config: DistillConfig) -> None:

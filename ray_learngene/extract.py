@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import ray_learngene.torchvision_cpu  # noqa: F401  isort:skip  (before the first timm import)
+import torch
 from timm.data import resolve_model_data_config
 from timm.models import get_model_input_config
 from torch import nn
@@ -78,17 +79,22 @@ def _source(reference: str, store: Store) -> tuple[nn.Module, tuple[str, ...], P
     if reference.startswith("store:learngenes/"):
         stored = StoredLearngene.load(store, reference.removeprefix("store:learngenes/"))
         learngene, metadata = stored.learngene, stored.manifest.metadata
-        model: nn.Module = create_method(learngene.method).expand(learngene, learngene.spec)
+        model, other = (create_method(learngene.method).expand(learngene, learngene.spec, seed=seed) for seed in (0, 1))
+        if any(not torch.equal(tensor, other.state_dict()[name]) for name, tensor in model.state_dict().items()):
+            raise UserError(
+                f"--source {reference}: a learngene of method {learngene.method!r} does not determine a whole model, "
+                "the rest would be random; take one of method 'pretrained'"
+            )
         facts = {"sha256": stored.manifest.version, "cost": metadata["cost"], "metrics": metadata["metrics"]}
         return model, learngene.labels, Preprocessing(**learngene.preprocessing), facts
     ancestry = load_ancestry(reference, store, flag="--source")
-    model = ancestry.model
-    data = resolve_model_data_config(model)
+    trained = ancestry.model
+    data = resolve_model_data_config(trained)
     preprocessing = Preprocessing(
-        image_size=int(get_model_input_config(model)["input_size"][-1]),
+        image_size=int(get_model_input_config(trained)["input_size"][-1]),
         mean=tuple(data["mean"]),
         std=tuple(data["std"]),
         crop_pct=data["crop_pct"],
         interpolation=data["interpolation"],
     )
-    return model, labels_of(model), preprocessing, {"sha256": ancestry.sha256(), "cost": {}, "metrics": {}}
+    return trained, labels_of(trained), preprocessing, {"sha256": ancestry.sha256(), "cost": {}, "metrics": {}}

@@ -16,6 +16,7 @@ from ray_learngene.data.images import Images
 from ray_learngene.engine import (
     FiniteGuard,
     LabelObjective,
+    NonFiniteLoss,
     TorchEngine,
     create_optimizer,
     create_schedule,
@@ -67,7 +68,7 @@ def fit(
     engine = TorchEngine(
         adapter, optimizer, accumulation=config.accumulation, clip_grad=config.clip_grad, autocast=autocast
     )
-    for _ in train_steps(
+    steps = train_steps(
         engine,
         images.training_batches(settings),
         LabelObjective(smoothing),
@@ -78,7 +79,14 @@ def fit(
         device=device,
         seed=config.seed,
         guard=FiniteGuard(device),
-    ):
-        pass
+    )
+    try:
+        for _ in steps:
+            pass
+    except NonFiniteLoss:
+        raise NonFiniteLoss(
+            f"the loss is not finite while fitting to the size at learning rate {adapter.fit_lr:g}: lower the method's "
+            "option fit_lr, as in wave:fit_lr=1e-3"
+        ) from None
     cost = Fit(adapter.fit_steps, adapter.fit_steps * config.batch_size, flops, round(time.monotonic() - began, 3))
     return adapter.cpu().materialise(), cost

@@ -146,6 +146,10 @@ def spec_of(model: nn.Module) -> Spec:
     )
     with torch.device("meta"):
         plain = build(spec).state_dict()
+    if model.global_pool != "avg" or type(block.mlp.act) is not nn.GELU:
+        raise UserError(
+            f"{why} with GELU; this one pools by {model.global_pool!r}, with {type(block.mlp.act).__name__}"
+        )
     have = {name: tensor.shape for name, tensor in model.state_dict().items()}
     if have != {name: tensor.shape for name, tensor in plain.items()}:
         odd = sorted(have.keys() ^ plain.keys()) or [name for name in have if have[name] != plain[name].shape]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -71,7 +72,26 @@ def test_what_cannot_be_extracted_is_said(store: str) -> None:
     extract(extraction(store, name="taken", method="heur-lg"))
     with pytest.raises(UserError, match="'taken' is already in .* made with other settings"):
         extract(extraction(store, name="taken", method="auto-lg"))
+    distill(distillation(store, name="kept", method="heur-lg:keep=last1", depth=2))
+    with pytest.raises(UserError, match="method 'heur-lg' does not determine a whole model"):
+        extract(extraction(store, name="no", method="wave", source="store:learngenes/kept"))
     assert not Store(store).exists("learngene", "no")
+
+
+def test_learngenes_of_differently_normalised_images_are_swept_apart(store: str) -> None:
+    source = StoredLearngene.load(Store(store), "model").learngene
+    with tempfile.TemporaryDirectory() as folder:
+        preprocessing = {**source.preprocessing, "mean": [0.1, 0.1, 0.1]}
+        source.describe(labels=source.labels, preprocessing=preprocessing).save(Path(folder))
+        metadata = Store(store).manifest("learngene", "model").metadata
+        Store(store).publish("learngene", "darker", Path(folder), metadata)
+    config = SweepConfig(
+        **{key: value for key, value in QUICK.items() if key != "workers"},
+        **{"name": "dark", "store": store, "learngene": "model", "depths": "2", "in_process": True},
+        arms=("pretrained", "pretrained@darker"),
+    )
+    with pytest.raises(UserError, match="'darker' was distilled with mean .*: sweep them apart"):
+        sweep(config)
 
 
 def test_distillation_starts_from_a_learngene(store: str) -> None:
@@ -79,8 +99,11 @@ def test_distillation_starts_from_a_learngene(store: str) -> None:
     extract(extraction(store, name="warm", method="wave"))
     begun = distill(distillation(store, name="warmed", method="wave", depth=3, start="warm", epochs=0))
     assert begun.name == "warmed"
-    before, after = (StoredLearngene.load(Store(store), name).learngene for name in ("warm", "warmed"))
-    assert all(torch.equal(tensor, after.tensors[name]) for name, tensor in before.tensors.items())
+    before, after = (StoredLearngene.load(Store(store), name) for name in ("warm", "warmed"))
+    assert all(torch.equal(x, after.learngene.tensors[name]) for name, x in before.learngene.tensors.items())
+    trained = distill(distillation(store, name="further", method="pretrained", depth=2, start="model"))
+    first, further = (StoredLearngene.load(Store(store), name).facts() for name in ("model", "further"))
+    assert further["learngene_flops"] == first["learngene_flops"] + trained.metadata["cost"]["flops"]
     with pytest.raises(UserError, match="--start warm: a learngene of method 'wave' .* does not fit --method tleg"):
         distill(distillation(store, name="no", method="tleg", start="warm"))
     with pytest.raises(UserError, match="does not fit --method wave"):

@@ -229,8 +229,13 @@ MISTAKES: dict[str, tuple[tuple[str, ...], str]] = {
     ),
     "a benchmark's arm with an unknown key": (
         (*BENCH, "--arms", "{{scratch: {{method: scratch, tuned: full}}}}"),
-        "arms",
+        "--arms: scratch.tuned: no such setting",
     ),
+    "a benchmark's arm without its method": (
+        (*BENCH, "--arms", "{{scratch: {{tune: full}}}}"),
+        "scratch.method: field",
+    ),
+    "teaching without a teacher": ((*SWEEP, "--alpha", "0.5"), "alpha says how an ancestry model teaches"),
     "an arm twice": ((*PLAN, "--arms", "sws,sws"), "give each arm once"),
     "an unknown arm": ((*PLAN, "--arms", "sws,magic"), "unknown method 'magic'"),
     "ASHA without a search": ((*SWEEP, "--asha"), "it needs lr_search"),

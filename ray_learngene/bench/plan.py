@@ -7,14 +7,23 @@ from dataclasses import dataclass
 from typing import Any
 
 from ray_learngene.candidates import parse_numbers
-from ray_learngene.config import BenchArm, BenchConfig, Config, DistillConfig, ExtractConfig, SweepConfig
+from ray_learngene.config import (
+    BenchArm,
+    BenchConfig,
+    Config,
+    DistillationConfig,
+    DistillConfig,
+    ExtractConfig,
+    SweepConfig,
+)
 from ray_learngene.costs import macs
 from ray_learngene.errors import UserError
 from ray_learngene.manifest import folder_of
 from ray_learngene.methods import Method, create_method
+from ray_learngene.methods.pretrained import Pretrained
 from ray_learngene.specs import Spec, preset
 
-_PLAIN = "pretrained"  # the method whose learngene is a whole model
+_PLAIN = Pretrained.name  # the method whose learngene is a whole model
 
 
 @dataclass(frozen=True)
@@ -223,7 +232,8 @@ def sweep_config(
 ) -> SweepConfig:
     """A sweep of arms (as `arm_text` writes them) that are tuned like the first, at sizes of one width."""
     tune = first.arm.tune
-    names = {name: value for name, value in _shared(config, SweepConfig).items() if name not in ("arms", "ancestry")}
+    other = {"arms", "ancestry", *(() if tune == "distilled" else DistillationConfig.model_fields)}
+    names = {name: value for name, value in _shared(config, SweepConfig).items() if name not in other}
     epochs = tuning_epochs(config, first)
     changes: dict[str, Any] = {"seeds": config.seeds}
     if search:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from ray_learngene.errors import UserError
 from ray_learngene.methods.generated import GeneratedVisionTransformer, GeneratingMethod, Generator
+from ray_learngene.methods.inherit import require_head_size
 from ray_learngene.specs import Spec
 
 
@@ -47,7 +48,8 @@ class ElasticVisionTransformer(GeneratedVisionTransformer):
             return super().forward(images)
         if not self.method.split:
             return tuple(self.forward_as(spec, images) for spec in self.drawn)
-        # every n-th image, so that it does not depend on the number of workers which image goes to which size
+        # every n-th image, so that, where micro-batches are multiples of n, the same images go to the same sizes
+        # whatever the number of workers
         indices, count = torch.arange(len(images), device=images.device), len(self.drawn)
         parts = [indices[first::count] for first in range(count)]
         logits = [self.forward_as(spec, images[part]) for spec, part in zip(self.drawn, parts, strict=True)]
@@ -99,11 +101,7 @@ def require_nested(method: str, source: Spec, spec: Spec) -> None:
         raise UserError(
             f"{method} cannot grow the width: the learngene has width {source.width}, the spec asks for {spec.width}"
         )
-    if spec.width * source.heads != source.width * spec.heads:
-        raise UserError(
-            f"{method} keeps the head size {source.width // source.heads}: width {spec.width} has "
-            f"{spec.width * source.heads // source.width} heads, not {spec.heads}"
-        )
+    require_head_size(method, source, spec)
 
 
 def nested(tensors: Mapping[str, Tensor], source: Spec, spec: Spec) -> dict[str, Tensor]:

@@ -26,6 +26,20 @@ def require_same(method: str, source: Spec, spec: Spec, *fields: str) -> None:
             )
 
 
+def require_head_size(method: str, source: Spec, spec: Spec) -> None:
+    """Refuse another head size: the columns of q, k and v would mean something else.
+
+    Raises:
+        UserError: says both head sizes.
+    """
+    have, want = source.width // source.heads, spec.width // spec.heads
+    if have != want:
+        raise UserError(
+            f"{method} keeps the head size: the learngene's heads are {have} wide, those of the spec {want} "
+            f"(width {spec.width} takes {spec.width // have} heads)"
+        )
+
+
 def singletons(tensors: Mapping[str, Tensor], source: Spec, spec: Spec) -> dict[str, Tensor]:
     """Patch embedding, position embedding (resampled where the image size differs), final norm, and the head.
 

@@ -24,9 +24,9 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
 from ray_learngene.methods.base import Learngene
-from ray_learngene.methods.generated import GeneratedVisionTransformer, Genes
-from ray_learngene.methods.inherit import blocks_of, require_same, singletons
-from ray_learngene.methods.source import SourceMethod, State, require_head_size, require_order
+from ray_learngene.methods.generated import GeneratedVisionTransformer, Genes, State
+from ray_learngene.methods.inherit import blocks_of, require_head_size, require_same, singletons
+from ray_learngene.methods.source import SourceMethod, require_order
 from ray_learngene.specs import Spec, build
 
 # The expanders of a block parameter's dimensions; every other one is a vector of the residual stream.

@@ -13,9 +13,8 @@ from torch import Tensor, nn
 
 from ray_learngene.errors import UserError
 from ray_learngene.methods.base import Learngene, Method
+from ray_learngene.methods.generated import State
 from ray_learngene.specs import Spec, build, set_drop_path, spec_of
-
-State = dict[str, Tensor]
 
 
 class SourceMethod(Method):
@@ -68,20 +67,6 @@ class InheritingMethod(SourceMethod):
         model = build(spec, seed=seed)
         model.load_state_dict({**model.state_dict(), **made.inherited(learngene.tensors, learngene.spec, spec)})
         return model
-
-
-def require_head_size(method: str, source: Spec, spec: Spec) -> None:
-    """Refuse another head size: the columns of q, k and v would mean something else.
-
-    Raises:
-        UserError: says both head sizes.
-    """
-    have, want = source.width // source.heads, spec.width // spec.heads
-    if have != want:
-        raise UserError(
-            f"{method} keeps the head size: the learngene's heads are {have} wide, those of the spec {want} "
-            f"(width {spec.width} takes {spec.width // have} heads)"
-        )
 
 
 def require_order(method: str, source: Spec, spec: Spec, *, grows: bool) -> None:

@@ -31,7 +31,7 @@ from ray_learngene.methods.generated import (
     State,
     prototype,
 )
-from ray_learngene.methods.inherit import require_same, singletons
+from ray_learngene.methods.inherit import require_head_size, require_same, singletons
 from ray_learngene.methods.numbers import Numbers
 from ray_learngene.methods.templates import (
     DEVIATION,
@@ -326,11 +326,7 @@ class Wave(GeneratingMethod):
         if self.template is None:
             require_same("wave in depth mode (made without template=SIDE)", source, spec, "width", "heads")
         require_same("wave", source, spec, "patch", "mlp_ratio")
-        if spec.width * source.heads != source.width * spec.heads:
-            raise UserError(
-                f"wave cannot change the head size: the learngene's is {source.width // source.heads}, "
-                f"the spec has {spec.heads} heads in a width of {spec.width}"
-            )
+        require_head_size("wave", source, spec)
         for name, (_, rows, columns) in self._shapes(spec).items():
             if name in self._templated():
                 self._template_shape(name, rows, columns, spec)

@@ -13,8 +13,9 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from ray_learngene.methods.inherit import blocks_of, require_same, singletons
-from ray_learngene.methods.source import InheritingMethod, State, require_head_size, require_order
+from ray_learngene.methods.generated import State
+from ray_learngene.methods.inherit import blocks_of, require_head_size, require_same, singletons
+from ray_learngene.methods.source import InheritingMethod, require_order
 from ray_learngene.specs import Spec
 
 

@@ -375,7 +375,7 @@ def test_phase_2_trains_few_parameters_and_can_be_left_out() -> None:
     ("text", "says"),
     [
         ("wave:counts=6-2", "one number, or four for qkv, proj, fc1, fc2, got 2"),
-        ("wave:counts=6-x-8-8", "expected numbers such as 6-2-8-8"),
+        ("wave:counts=6-x-8-8", "expected numbers such as 3-3-4-3-3"),
         ("wave:counts=0", "greater than or equal to 1"),
         ("wave:scalers=cubic", "scalers"),
     ],
@@ -408,7 +408,7 @@ def test_what_wave_cannot_do_it_says() -> None:
     with pytest.raises(UserError, match="expands a learngene"):
         create_method("wave").adapter(None, NANO)
     _, _, learngene = learngene_of(WIDTH)
-    with pytest.raises(UserError, match="cannot change the head size: the learngene's is 16"):
+    with pytest.raises(UserError, match="wave keeps the head size: the learngene's heads are 16 wide"):
         create_method("wave").expand(learngene, NANO.replace(width=64, heads=2))
 
 
