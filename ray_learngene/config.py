@@ -39,6 +39,10 @@ class DataConfig(Config):
     holdout: float = Field(
         0.1, gt=0, lt=1, description="share held out per class where the set has no validation split, or by validate_on"
     )
+    train_share: float = Field(
+        1.0, gt=0, le=1, description="share of the training images that is used, per class, evenly spaced"
+    )
+    val_share: float = Field(1.0, gt=0, le=1, description="the same of the validation images")
     validate_on: Literal["val", "holdout"] = Field(
         "val", description="validate on the validation split, or on the share held out of the training split"
     )

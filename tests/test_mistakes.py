@@ -196,7 +196,7 @@ MISTAKES: dict[str, tuple[tuple[str, ...], str]] = {
     ),
     "a learngene for scratch": ((*PLAN, "--arms", "scratch@gene"), "'scratch' expands no learngene"),
     "an unknown placeholder": ((*PLAN, "--arms", "sws@g-{{name}}"), "may hold {seed}, {depth} and {width} only"),
-    "a width that SWS cannot do": ((*PLAN, "--widths", "96"), "changes the depth only"),
+    "a width that SWS cannot do": ((*PLAN, "--widths", "96"), "SWS cannot change the width"),
     "a width between heads": ((*PLAN, "--widths", "50"), "50 is not a multiple of the learngene's head size, 16"),
     "no learning rate search without Ray": ((*SWEEP, "--in-process", "--lr-search", "3"), "lr_search needs Ray Tune"),
     "a teacher of another label set": (

@@ -124,6 +124,11 @@ def hold_out(whole: ImageSet, share: float, note: str | None = None) -> ImageSet
     return ImageSets(Subset(whole, np.flatnonzero(~held)), Subset(whole, np.flatnonzero(held)), note)
 
 
+def share_of(whole: ImageSet, share: float) -> ImageSet:
+    """A share of every class, evenly spaced over its images in their order; at least one of every class of two or more."""
+    return whole if share == 1 else hold_out(whole, share).val
+
+
 def hold_out_noted(whole: ImageSet, share: float, where: str) -> ImageSets:
     """`hold_out` for a set that has no validation split of its own, with a note that says so."""
     note = f"no validation split in {where}: held out {100 * share:g} % per class (by position, the same in every run)"

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 
 from ray_learngene.config import DataConfig
 from ray_learngene.data.builtin import open_cifar10, open_digits
 from ray_learngene.data.folder import open_folder
-from ray_learngene.data.image_set import ImageSets, check_splits, hold_out
+from ray_learngene.data.image_set import ImageSets, check_splits, hold_out, share_of
 from ray_learngene.data.parquet import open_parquet
 from ray_learngene.data.timm_sets import open_timm_sets
 from ray_learngene.errors import UserError
@@ -26,6 +27,8 @@ def open_image_sets(config: DataConfig) -> ImageSets:
     if config.validate_on == "holdout":
         note = f"validating on {100 * config.holdout:g} % per class held out of the training split of {config.data}"
         sets = hold_out(sets.train, config.holdout, note)
+    train, val = share_of(sets.train, config.train_share), share_of(sets.val, config.val_share)
+    sets = replace(sets, train=train, val=val)
     check_splits(sets, config.data)
     return sets
 

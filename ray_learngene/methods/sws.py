@@ -12,13 +12,14 @@ from typing import Any, ClassVar, Literal
 
 import ray_learngene.torchvision_cpu  # noqa: F401  isort:skip  (before the first timm import)
 from pydantic import Field, model_validator
-from timm.layers import calculate_drop_path_rates, drop_path, resample_abs_pos_embed
+from timm.layers import calculate_drop_path_rates, drop_path
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from ray_learngene.errors import UserError
 from ray_learngene.methods.base import Learngene, Method
+from ray_learngene.methods.inherit import blocks_of, require_same, singletons
 from ray_learngene.methods.numbers import Numbers
 from ray_learngene.specs import Spec, build, timm_arguments
 
@@ -150,15 +151,13 @@ class SWS(Method):
         self.as_made(learngene)  # refuses stages that are not the learngene's
         assert learngene is not None
         source = learngene.spec
-        for what in ("width", "heads", "patch", "mlp_ratio"):
-            have, want = getattr(source, what), getattr(spec, what)
-            if have != want:
-                raise UserError(
-                    f"SWS changes the depth only: the learngene has {what} {have}, the spec asks for {want}"
-                )
-        auxiliary_layout = tuple(learngene.options["stages"])
+        require_same("SWS", source, spec, "width", "heads", "patch", "mlp_ratio")
+        stages = self._stages(tuple(learngene.options["stages"]), spec, seed)
+        blocks, state = blocks_of(learngene.tensors), singletons(learngene.tensors, source, spec)
+        for layer, stage in enumerate(stages):
+            state |= {f"blocks.{layer}.{name}": tensor for name, tensor in blocks[stage].items()}
         model = build(spec, seed=seed)
-        model.load_state_dict(self._state(learngene, spec, self._stages(auxiliary_layout, spec, seed)), strict=False)
+        model.load_state_dict({**model.state_dict(), **state})
         return model
 
     def _stages(self, auxiliary_layout: tuple[int, ...], spec: Spec, seed: int) -> tuple[int, ...]:
@@ -171,18 +170,3 @@ class SWS(Method):
                 f"asked for depth {spec.depth} from a learngene of {len(auxiliary_layout)} stages"
             )
         return tuple(stage for stage, layers in enumerate(self.layout) for _ in range(layers))
-
-    def _state(self, learngene: Learngene, spec: Spec, stages: tuple[int, ...]) -> dict[str, Tensor]:
-        state: dict[str, Tensor] = {}
-        blocks: dict[int, dict[str, Tensor]] = {}
-        for name, tensor in learngene.tensors.items():
-            if name.startswith("blocks."):
-                _, shared, rest = name.split(".", 2)
-                blocks.setdefault(int(shared), {})[rest] = tensor
-            elif not name.startswith("head.") or spec.classes == learngene.spec.classes:
-                state[name] = tensor
-        for layer, stage in enumerate(stages):
-            state.update({f"blocks.{layer}.{rest}": tensor for rest, tensor in blocks[stage].items()})
-        side = spec.image // spec.patch
-        state["pos_embed"] = resample_abs_pos_embed(state["pos_embed"], [side, side], num_prefix_tokens=0)
-        return state

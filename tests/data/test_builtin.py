@@ -112,3 +112,23 @@ def test_errors(tmp_path: Path, data: str, message: str) -> None:
 def test_a_missing_package_is_named() -> None:
     with pytest.raises(UserError, match=r"^hfds/no/such: |^hfds/no/such needs .*: pip install datasets$"):
         open_image_sets(DataConfig(data="hfds/no/such"))
+
+
+def test_a_share_of_the_images_is_taken_evenly_from_every_class() -> None:
+    whole = open_image_sets(DataConfig(data="digits"))
+    some = open_image_sets(DataConfig(data="digits", train_share=0.25, val_share=0.5))
+    for part, all_of_it, share in ((some.train, whole.train, 0.25), (some.val, whole.val, 0.5)):
+        counts, before = (np.bincount(images.labels, minlength=10) for images in (part, all_of_it))
+        assert (np.abs(counts - share * before) <= 1).all()
+    assert some.train.fingerprint != whole.train.fingerprint
+    assert open_image_sets(DataConfig(data="digits", train_share=0.25)).val.fingerprint == whole.val.fingerprint
+
+
+def test_validating_on_a_holdout_leaves_the_validation_split_alone() -> None:
+    sets = open_image_sets(DataConfig(data="digits", validate_on="holdout", holdout=0.2))
+    whole = open_image_sets(DataConfig(data="digits"))
+    assert len(sets.train) + len(sets.val) == len(whole.train)
+    assert {sets.val.describe(index) for index in range(len(sets.val))} <= {
+        whole.train.describe(index) for index in range(len(whole.train))
+    }
+    assert sets.note and "held out of the training split" in sets.note

@@ -176,7 +176,7 @@ def test_a_bad_method_text_is_refused(text: str, says: str) -> None:
 
 def test_what_sws_cannot_do_it_says() -> None:
     _, learngene = learngene_of()
-    with pytest.raises(UserError, match="changes the depth only: the learngene has width 48"):
+    with pytest.raises(UserError, match="SWS cannot change the width: the learngene has width 48"):
         create_method("sws").expand(learngene, NANO.replace(width=96))
     with pytest.raises(UserError, match="layout 1-2 has 3 layers in 2 stages"):
         create_method("sws:layout=1-2").expand(learngene, NANO.replace(depth=3))
