@@ -41,13 +41,8 @@ from ray_learngene.store import Store
 from ray_learngene.training import Worker, train
 
 # Settings of a sweep that decide what one descendant becomes; the others choose which, where and how it runs.
-DECISIVE = {
-    "holdout",
-    "validate_on",
-    "val_share",
-    *OptimizationConfig.model_fields,
-    *AugmentationConfig.model_fields,
-} - {*("lr", "seed", "compile")}
+DECISIVE = {*OptimizationConfig.model_fields, *AugmentationConfig.model_fields, "holdout", "validate_on", "val_share"}
+DECISIVE -= {"lr", "seed", "compile"}
 _TAUGHT = {"distillation", "alpha", "tau"}  # decisive too where an ancestry model teaches
 
 

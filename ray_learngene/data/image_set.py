@@ -125,7 +125,7 @@ def hold_out(whole: ImageSet, share: float, note: str | None = None) -> ImageSet
 
 
 def share_of(whole: ImageSet, share: float) -> ImageSet:
-    """A share of every class, evenly spaced over its images in their order; at least one of every class of two or more."""
+    """A share of every class, evenly spaced over its images in their order; at least one where there are two."""
     return whole if share == 1 else hold_out(whole, share).val
 
 
