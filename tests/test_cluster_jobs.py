@@ -17,6 +17,7 @@ import pytest
 import timm
 import torch
 
+from ray_learngene import costs
 from ray_learngene.catalog import pull
 from ray_learngene.config import AncestryConfig, DistillConfig, EvaluateConfig, PullConfig, SweepConfig
 from ray_learngene.evaluate import evaluate_model
@@ -59,9 +60,10 @@ def s3_store(s3_server: S3Server) -> Iterator[str]:
 @pytest.fixture(scope="module")
 def head(s3_store: str) -> Iterator[tuple[str, str]]:
     """Addresses of a started head: for drivers, and for job submission."""
-    gcs, dashboard = free_ports(2)
+    gcs, dashboard, agent = free_ports(3)
     command = [RAY, "start", "--head", "--node-ip-address=127.0.0.1", f"--port={gcs}", "--num-cpus=2", "--num-gpus=0"]
     command += [f"--dashboard-port={dashboard}", "--dashboard-host=127.0.0.1", "--disable-usage-stats", "--block"]
+    command += [f"--dashboard-agent-listen-port={agent}"]  # its default may belong to another cluster on this machine
     process = subprocess.Popen(  # a session of its own, so that all of the head's processes end with it
         command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=ROOT, start_new_session=True
     )
@@ -128,7 +130,14 @@ def test_distillation_publishes_a_learngene(
 ) -> None:
     manifest = Store(s3_store).manifest("learngene", "digits")
     facts = manifest.metadata
-    assert facts["cost"] == {"steps": 33, "images": 33 * 128, "seconds": facts["cost"]["seconds"]}
+    spec = Learngene.from_bytes(
+        *(Store(s3_store).read_bytes("learngene", "digits", f"learngene.{kind}") for kind in ("safetensors", "json"))
+    ).spec
+    teacher = costs.macs(spec.replace(depth=2))
+    assert facts["cost"] == {
+        **{"steps": 33, "images": 33 * 128, "seconds": facts["cost"]["seconds"]},
+        **{"flops": 6 * costs.macs(spec) * 33 * 128, "teacher_flops": 2 * teacher * 33 * 128},
+    }
     assert len(facts["history"]) == 3
     assert {"distill_loss", "label_loss", "top1", "ema_top1"} <= facts["history"][-1].keys()
     assert facts["history"][-1]["loss"] < facts["history"][0]["loss"]

@@ -70,13 +70,13 @@ def bench(config: BenchConfig) -> pandas.DataFrame:
     for row in arms:
         for reason in dict.fromkeys(row.refused.values()):
             print(f"{row.name}: {reason}", flush=True)
+    distillations = list(dict.fromkeys(d for row in arms for d in row.distillations.values() if d is not None))
+    if not distillations:
+        raise UserError("no arm is distilled: a benchmark compares learngenes, add one")
     chosen = Chosen()
     _refuse_another(config, store, {"ancestry_sha256": ancestry.sha256(), "data_sha256": sets.train.fingerprint})
     with _engine(config):
         seeds = range(config.seed, config.seed + config.seeds)
-        distillations = list(dict.fromkeys(d for row in arms for d in row.distillations.values() if d is not None))
-        if not distillations:
-            raise UserError("no arm is distilled: a benchmark compares learngenes, add one")
         _search_distillation(config, store, distillations, chosen)
         wanted = [distill_config(config, d, chosen.distill[d], seed) for seed in seeds for d in distillations]
         failed = _distill_all(config, wanted, "distil")
