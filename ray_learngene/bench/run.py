@@ -1,6 +1,6 @@
 """Running a benchmark: searches, distillations and sweeps, each once, on Ray or in this process.
 
-learngene bench --config jobs/recipes/digits-bench.yaml --store ./store --out benchmarks/results/methods/digits
+learngene bench --config jobs/recipes/digits-bench.yaml --store ./store --out benchmarks/methods/digits
 """
 
 from __future__ import annotations
