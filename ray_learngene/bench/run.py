@@ -60,7 +60,6 @@ def bench(config: BenchConfig) -> pandas.DataFrame:
         UserError: see the message; nothing has been trained then, or (some failed) the rest is kept.
     """
     folder_of("learngene", config.name)
-    folder = _folder(config.out)
     store = Store(config.store)
     store.check(write=True)
     ancestry = load_ancestry(config.ancestry, store)
@@ -74,6 +73,7 @@ def bench(config: BenchConfig) -> pandas.DataFrame:
     if not distillations:
         raise UserError("no arm is distilled: a benchmark compares learngenes, add one")
     chosen = Chosen()
+    folder = _folder(config.out)
     _refuse_another(config, store, {"ancestry_sha256": ancestry.sha256(), "data_sha256": sets.train.fingerprint})
     with _engine(config):
         seeds = range(config.seed, config.seed + config.seeds)
