@@ -34,7 +34,7 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
         "which sizes meet which budget, and what a sweep will cost",
     ),
     "sweep": ("SweepConfig", "ray_learngene.sweep:sweep", "train descendants of many sizes from one learngene"),
-    "bench": ("BenchConfig", "ray_learngene.bench.run:bench", "compare methods at equal cost, with tables and plots"),
+    "bench": ("BenchConfig", "ray_learngene.bench.run:bench", "compare methods under one recipe, and what each costs"),
     "pull": ("PullConfig", "ray_learngene.catalog:pull", "download the best model within a budget, verified"),
     "evaluate": ("EvaluateConfig", "ray_learngene.evaluate:print_evaluation", "measure a pulled model with plain timm"),
     "list": ("ListConfig", "ray_learngene.catalog:print_list", "what a store holds"),

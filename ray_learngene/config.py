@@ -194,7 +194,7 @@ class ExtractConfig(PublishConfig, StoreConfig):
 
     source: str = Field(
         description="a trained vision transformer (class_token=False, global_pool=avg): local-dir:FOLDER, "
-        "store:ancestries/NAME, store:descendants/SWEEP/NAME, or store:learngenes/NAME of method 'pretrained'"
+        "store:ancestries/NAME, store:descendants/SWEEP/NAME, or store:learngenes/NAME, one that is a whole model"
     )
     method: str = Field(description="method with its options, e.g. weight-selection, heur-lg or wave:counts=6-2-8-8")
 

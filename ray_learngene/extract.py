@@ -34,8 +34,8 @@ _NO_COST = {"steps": 0, "images": 0, "flops": 0, "teacher_flops": 0}
 def extract(config: ExtractConfig) -> Manifest:
     """Take a learngene from a trained vision transformer and publish it in the store.
 
-    Its cost is that of a source learngene (one of method `pretrained`, which is a whole model) or nothing where the
-    model was there already, plus the seconds of taking it.
+    Its cost is that of a source learngene (one that determines a whole model, such as `pretrained`) or nothing where
+    the model was there already, plus the seconds of taking it.
 
     Raises:
         UserError: the method takes none from a trained model, the model is none it can use, or the name is taken.
