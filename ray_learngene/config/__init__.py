@@ -1,0 +1,55 @@
+"""One typed configuration per command.
+
+A configuration is validated before anything starts, is read from YAML (`--config recipe.yaml`) and overridden by flags
+(`learngene distill --epochs 20`: every field is a flag of the same name), and is stored inside every artefact.
+"""
+
+from ray_learngene.config.artefacts import (
+    CheckConfig,
+    ConvertConfig,
+    EvaluateConfig,
+    ListConfig,
+    PullConfig,
+    ShowConfig,
+)
+from ray_learngene.config.base import Config, load_config, read_recipe
+from ray_learngene.config.bench import BenchArm, BenchConfig
+from ray_learngene.config.data import AugmentationConfig, DataConfig
+from ray_learngene.config.descendants import PlanConfig, SelectionConfig, SweepConfig
+from ray_learngene.config.learngenes import AncestryConfig, DistillConfig, ExtractConfig
+from ray_learngene.config.training import (
+    ClusterConfig,
+    DistillationConfig,
+    OptimizationConfig,
+    PublishConfig,
+    StoreConfig,
+    WorkersConfig,
+)
+
+__all__ = [
+    "AncestryConfig",
+    "AugmentationConfig",
+    "BenchArm",
+    "BenchConfig",
+    "CheckConfig",
+    "ClusterConfig",
+    "Config",
+    "ConvertConfig",
+    "DataConfig",
+    "DistillConfig",
+    "DistillationConfig",
+    "EvaluateConfig",
+    "ExtractConfig",
+    "ListConfig",
+    "OptimizationConfig",
+    "PlanConfig",
+    "PublishConfig",
+    "PullConfig",
+    "SelectionConfig",
+    "ShowConfig",
+    "StoreConfig",
+    "SweepConfig",
+    "WorkersConfig",
+    "load_config",
+    "read_recipe",
+]

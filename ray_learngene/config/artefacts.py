@@ -1,0 +1,57 @@
+"""The commands that read: from a store, a pulled model or an image set."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from ray_learngene.config.data import DataConfig
+from ray_learngene.config.training import StoreConfig
+
+
+class PullConfig(StoreConfig):
+    """`learngene pull`: the most accurate descendant within limits, or an artefact by name, verified."""
+
+    artefact: str | None = Field(
+        None, description="KIND/NAME, e.g. learngenes/x; default: the best descendant within the limits"
+    )
+    max_params: str | None = Field(None, description="limit on parameters, e.g. 3M")
+    max_macs: str | None = Field(None, description="limit on multiply-accumulates, e.g. 500M")
+    max_memory: str | None = Field(None, description="limit on estimated inference memory, e.g. 64MB")
+    max_latency: str | None = Field(None, description="limit on the latency measured in the sweep, e.g. 8ms")
+    sweep: str | None = Field(None, description="only descendants of this sweep")
+    arm: str | None = Field(None, description="only descendants of this arm")
+    out: str | None = Field(None, description="target folder; default: the artefact's name in the current folder")
+    overwrite: bool = Field(False, description="replace the target folder")
+
+
+class EvaluateConfig(DataConfig):
+    """`learngene evaluate`: load a pulled model with plain timm and measure its accuracy."""
+
+    model: str = Field(description="folder of a pulled model")
+    batch_size: int = Field(256, ge=1, description="images at a time")
+
+
+class ConvertConfig(DataConfig):
+    """`learngene data convert`: any image set to resized Parquet shards."""
+
+    out: str = Field(description="empty target folder, at any URI")
+    short_side: int | None = Field(256, ge=1, description="resize to this short side in pixels (never enlarged)")
+    quality: int = Field(90, ge=1, le=100, description="JPEG quality of resized images")
+
+
+class CheckConfig(DataConfig):
+    """`learngene data check`: read an image set and name what is wrong with it."""
+
+    check_images: Literal["auto", "full", "headers", "off"] = Field("full", description="decode all, or read headers")
+
+
+class ListConfig(StoreConfig):
+    """`learngene list`: what a store holds."""
+
+
+class ShowConfig(StoreConfig):
+    """`learngene show`: everything known about one artefact, or a sweep's leaderboard."""
+
+    artefact: str = Field(description="KIND/NAME, e.g. learngenes/x, sweeps/y or descendants/y/z")

@@ -1,0 +1,78 @@
+"""The commands that make descendants: plan and sweep."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from ray_learngene.config.data import AugmentationConfig, DataConfig
+from ray_learngene.config.training import ClusterConfig, DistillationConfig, OptimizationConfig, StoreConfig
+
+
+class SelectionConfig(StoreConfig):
+    """Which descendants: budgets, depths and widths become specs."""
+
+    learngene: str = Field(description="name of the learngene in the store")
+    budgets: tuple[str, ...] = Field((), description='budgets such as "params<=3M" "macs<=500M,latency<=8ms"')
+    depths: str | None = Field(None, description="candidate depths, 6-15 or 4,6,8; default: 1 to the auxiliary's depth")
+    widths: str | None = Field(None, description="candidate widths, e.g. 192,384; default: the learngene's")
+    image_size: int | None = Field(None, ge=1, description="input size in pixels; default: the learngene's")
+    arms: tuple[str, ...] = Field(
+        (),
+        description="methods to compare, METHOD[:option=value][@LEARNGENE], e.g. sws,sws:expansion=random,"
+        "wave@other-{seed},scratch; default: the learngene's method and scratch",
+    )
+    seeds: int = Field(1, ge=1, description="descendants of every size and arm, with seeds seed, seed + 1, ...")
+    lr_search: int = Field(0, ge=0, description="learning rates tried for every descendant by Optuna; 0: only lr")
+    latency_batch: int = Field(1, ge=1, description="batch size at which latency is measured")
+    latency_dtype: Literal["float32", "bfloat16", "float16"] = Field("float32", description="dtype of the measurement")
+    latency_threads: int = Field(1, ge=1, description="CPU threads of the measurement")
+
+
+class PlanConfig(SelectionConfig, DataConfig, OptimizationConfig):
+    """`learngene plan`: which specs meet which budget and what the sweep will cost."""
+
+    data: str = Field("", description="image set, to count the steps of the sweep; default: cost per image only")
+    epochs: int = Field(10, ge=0, description="epochs of each descendant")
+    warmup_epochs: float = Field(0, ge=0, description="linear warm-up, in epochs")
+
+
+class SweepConfig(
+    SelectionConfig, DataConfig, DistillationConfig, OptimizationConfig, AugmentationConfig, ClusterConfig
+):
+    """`learngene sweep`: many descendants in parallel from one learngene."""
+
+    name: str = Field(description="name of the sweep; run again, it trains only what is not finished")
+    epochs: int = Field(10, ge=0, description="epochs of each descendant")
+    lr: float = Field(5e-5, gt=0, description="learning rate at a batch of 512; scaled by batch_size / 512")
+    min_lr: float = Field(1e-6, ge=0, description="learning rate at the end of the cosine, as it is (not scaled)")
+    warmup_epochs: float = Field(0, ge=0, description="linear warm-up, in epochs")
+    ancestry: str | None = Field(
+        None, description="tune with distillation from this ancestry model too (alpha, tau); default: labels alone"
+    )
+    lr_low: float = Field(1e-5, gt=0, description="lowest learning rate of the search")
+    lr_high: float = Field(1e-2, gt=0, description="highest learning rate of the search")
+    asha: bool = Field(False, description="stop the worse learning rates of a descendant early (ASHA); needs lr_search")
+    cpus_per_trial: float = Field(1, gt=0, description="CPUs of each trial")
+    gpus_per_trial: float | None = Field(
+        None, ge=0, description="GPU share of each trial, 0.25 puts four on one; default: 1 where the cluster has GPUs"
+    )
+    max_concurrent: int = Field(0, ge=0, description="trials at a time; 0: as many as the resources allow")
+    in_process: bool = Field(False, description="one trial after another in this process, without Ray")
+    checkpoint_seconds: float = Field(60, ge=0, description="at most one checkpoint of a descendant in this time")
+
+    @model_validator(mode="after")
+    def _search(self) -> SweepConfig:
+        if self.gpus_per_trial and self.gpus_per_trial > 1 and self.gpus_per_trial % 1:
+            raise ValueError(f"gpus_per_trial {self.gpus_per_trial:g}: above 1 only whole GPUs can be had")
+        alone = sorted(DistillationConfig.model_fields.keys() & self.model_fields_set)
+        if alone and not self.ancestry:
+            raise ValueError(f"{alone[0]} says how an ancestry model teaches: give ancestry too")
+        if self.in_process and self.lr_search:
+            raise ValueError("lr_search needs Ray Tune: leave in_process out, or give lr")
+        if self.asha and self.lr_search < 2:
+            raise ValueError("asha compares learning rates of one descendant: it needs lr_search of at least 2")
+        if self.lr_low >= self.lr_high:
+            raise ValueError(f"lr_low {self.lr_low:g} is not below lr_high {self.lr_high:g}")
+        return self

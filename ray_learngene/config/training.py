@@ -1,0 +1,88 @@
+"""Settings of training: optimizer and schedule, distillation, cluster, store."""
+
+from __future__ import annotations
+
+import os
+from typing import Literal, Self
+
+from pydantic import Field, field_validator, model_validator
+
+from ray_learngene.config.base import Config
+
+
+class OptimizationConfig(Config):
+    """Optimizer, schedule and arithmetic."""
+
+    epochs: int = Field(150, ge=0, description="passes over the training set")
+    batch_size: int = Field(512, ge=1, description="global batch size (all workers and accumulation steps together)")
+    lr: float = Field(5e-4, gt=0, description="learning rate at a global batch of 512; scaled by batch_size / 512")
+    min_lr: float = Field(1e-5, ge=0, description="learning rate at the end of the cosine, as it is (not scaled)")
+    warmup_epochs: float = Field(5, ge=0, description="linear warm-up, in epochs")
+    warmup_lr: float = Field(1e-6, ge=0, description="learning rate at the start of the warm-up, as it is (not scaled)")
+    weight_decay: float = Field(0.05, ge=0, description="AdamW weight decay (not on biases, norms and embeddings)")
+    clip_grad: float = Field(0.0, ge=0, description="gradient norm limit; 0 is no clipping")
+    accumulation: int = Field(1, ge=1, description="micro-batches summed into one optimizer step")
+    drop_path: float = Field(0.1, ge=0, lt=1, description="stochastic depth rate of the last layer, linear in depth")
+    ema: float = Field(0.0, ge=0, lt=1, description="decay of the weight average that is kept beside; 0 is off")
+    precision: Literal["auto", "bf16", "fp32"] = Field("auto", description="auto: bf16 where the hardware has it")
+    compile: bool = Field(False, description="torch.compile the model")
+    seed: int = Field(0, ge=0, description="seed of initialisation, data order and augmentation")
+
+    @model_validator(mode="after")
+    def _warm_up_ends(self) -> Self:
+        if self.epochs and self.warmup_epochs >= self.epochs:
+            raise ValueError(
+                f"warmup_epochs {self.warmup_epochs:g} leaves nothing of {self.epochs} epochs: lower warmup_epochs"
+            )
+        return self
+
+
+class DistillationConfig(Config):
+    """How an ancestry model teaches."""
+
+    distillation: Literal["soft", "hard"] = Field("soft", description="ancestry's probabilities, or its decision")
+    alpha: float = Field(1.0, ge=0, le=1, description="weight of the distillation term; the label term has 1 - alpha")
+    tau: float = Field(1.0, gt=0, description="temperature of soft distillation")
+
+
+class StoreConfig(Config):
+    """Where artefacts live."""
+
+    store: str = Field(
+        "./store",
+        validate_default=True,
+        description="the store: a folder, or s3://bucket/prefix (standard AWS variables)",
+    )
+
+    @field_validator("store")
+    @classmethod
+    def _absolute(cls, store: str) -> str:
+        # Ray's workers run in folders of their own, where a relative path would be another one.
+        return store if "://" in store else os.path.abspath(os.path.expanduser(store))
+
+
+class ClusterConfig(Config):
+    """Which Ray cluster runs the work, and what happens when a part of it dies."""
+
+    address: str | None = Field(None, description="Ray cluster to connect to; default: RAY_ADDRESS, else this machine")
+    max_failures: int = Field(3, ge=0, description="times that a failed worker or trial is started again")
+
+
+class WorkersConfig(ClusterConfig):
+    """Data-parallel training on Ray Train and DeepSpeed."""
+
+    workers: int = Field(
+        1, ge=0, description="training workers, one per GPU or CPU process; 0: this process, without Ray"
+    )
+    cpus_per_worker: float = Field(1, gt=0, description="CPUs reserved for each worker (data loading included)")
+    use_gpu: bool | None = Field(None, description="one GPU for each worker; default: where the cluster has GPUs")
+    zero: Literal[0, 1, 2, 3] = Field(1, description="DeepSpeed ZeRO stage")
+    deepspeed: str | None = Field(None, description="DeepSpeed JSON file, merged over the generated configuration")
+    checkpoint_every: int = Field(0, ge=0, description="optimizer steps between checkpoints; 0: once an epoch")
+
+
+class PublishConfig(Config):
+    """The artefact that a run publishes."""
+
+    name: str = Field(description="name of the artefact and of its run; the same name continues an interrupted run")
+    overwrite: bool = Field(False, description="start anew and replace an artefact of that name")
