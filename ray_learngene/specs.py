@@ -62,6 +62,7 @@ PRESETS: dict[str, Spec] = {
     "s": Spec(width=384, depth=16, heads=6, image=224, patch=16, classes=1000),
     "b": Spec(width=768, depth=16, heads=12, image=224, patch=16, classes=1000),
     "micro": Spec(width=128, depth=16, heads=4, image=32, patch=4, classes=10),
+    "pico": Spec(width=64, depth=16, heads=4, image=32, patch=8, classes=10),
     "nano": Spec(width=48, depth=16, heads=3, image=8, patch=2, classes=10),
 }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -38,6 +39,7 @@ class Distillation:
     method: str
     spec: Spec
     family: str
+    epochs: int
 
 
 @dataclass(frozen=True)
@@ -93,21 +95,21 @@ def rows(config: BenchConfig, classes: int) -> list[Row]:
     _check_names(config)
     specs = sizes(config, classes)
     auxiliary = preset(config.preset, image=config.image_size, classes=classes, depth=config.depth)
-    return [_row(name, arm, specs, auxiliary) for name, arm in config.arms.items()]
+    return [_row(config, name, arm, specs, auxiliary) for name, arm in config.arms.items()]
 
 
 def _check_names(config: BenchConfig) -> None:
-    seen: dict[tuple[str | None, ...], str] = {}
+    seen: dict[tuple[str | int | None, ...], str] = {}
     for name, arm in config.arms.items():
         folder_of("learngene", f"{config.name}-{name}")  # refuses what no store can hold
         if name.startswith("model-"):
             raise UserError(f"arm {name!r}: names that begin with model- are those of plain models; choose another")
-        same = seen.setdefault((arm.method, arm.source, arm.tune), name)
+        same = seen.setdefault((arm.method, arm.source, arm.tune, arm.epochs), name)
         if same != name:
             raise UserError(f"arm {name!r} is the same as {same!r}: give each arm once")
 
 
-def _row(name: str, arm: BenchArm, specs: list[Spec], auxiliary: Spec) -> Row:
+def _row(config: BenchConfig, name: str, arm: BenchArm, specs: list[Spec], auxiliary: Spec) -> Row:
     try:
         method = create_method(arm.method)
     except UserError as error:
@@ -117,7 +119,7 @@ def _row(name: str, arm: BenchArm, specs: list[Spec], auxiliary: Spec) -> Row:
     if arm.source and not method.needs_learngene:
         raise UserError(f"arm {name!r}: {method.name!r} starts from no model, leave out its source")
     if method.needs_learngene:
-        distillations = {spec: _distillation(name, arm, source, spec, specs, auxiliary) for spec in specs}
+        distillations = {spec: _distillation(config, name, arm, source, spec, specs, auxiliary) for spec in specs}
     extracted = method.needs_learngene and source != "auxiliary" and method.name != _PLAIN
     refused = _refused(method, distillations, extracted)
     if len(refused) == len(specs):
@@ -126,14 +128,16 @@ def _row(name: str, arm: BenchArm, specs: list[Spec], auxiliary: Spec) -> Row:
 
 
 def _distillation(
-    name: str, arm: BenchArm, source: str, spec: Spec, specs: list[Spec], auxiliary: Spec
+    config: BenchConfig, name: str, arm: BenchArm, source: str, spec: Spec, specs: list[Spec], auxiliary: Spec
 ) -> Distillation:
+    epochs = arm.epochs or config.epochs
     if source == "auxiliary":
-        return Distillation(name, arm.method, auxiliary, name)
+        return Distillation(name, arm.method, auxiliary, name, epochs)
     # the largest plain model is as deep as the auxiliary models, so that all learngenes have seen the same depth
     largest = auxiliary.replace(depth=max(auxiliary.depth, specs[-1].depth))
     chosen = {"largest": largest, "smallest": specs[0], "each": spec}[source]
-    return Distillation(f"model-w{chosen.width}-d{chosen.depth}", _PLAIN, chosen, f"model-{source}")
+    kind = "model" if epochs == config.epochs else f"model-e{epochs}"
+    return Distillation(f"{kind}-w{chosen.width}-d{chosen.depth}", _PLAIN, chosen, f"{kind}-{source}", epochs)
 
 
 def _refused(method: Method, distillations: dict[Spec, Distillation | None], extracted: bool) -> dict[Spec, str]:
@@ -166,7 +170,12 @@ def distill_config(
 ) -> DistillConfig:
     """One distillation in one plain process; of a search, it is shorter and validates on held-out training images."""
     name = learngene_name(config, distillation.label, lr, seed)
-    changes: dict[str, Any] = {"name": name}
+    epochs = distillation.epochs
+    changes: dict[str, Any] = {
+        "name": name,
+        "epochs": epochs,
+        "warmup_epochs": min(config.warmup_epochs, epochs / 2),
+    }
     if search:
         changes = {"name": f"{name}-search", **_search(config)}
     return DistillConfig(
@@ -205,7 +214,8 @@ def arm_text(config: BenchConfig, row: Row, lrs: Mapping[Distillation, float]) -
     if distillation is None:
         return row.arm.method
     several = len({row.distillations[spec] for spec in row.specs}) > 1
-    label = row.name if row.extracted else "model-w{width}-d{depth}" if several else distillation.label
+    each = re.sub(r"w\d+-d\d+$", "w{width}-d{depth}", distillation.label)
+    label = row.name if row.extracted else each if several else distillation.label
     return f"{row.arm.method}@{learngene_name(config, label, lrs[distillation], '{seed}')}"
 
 
@@ -216,7 +226,7 @@ def tuning_epochs(config: BenchConfig, row: Row) -> int:
     its full depth and on tuning.
     """
     if row.arm.tune != "distilled":
-        return {"short": config.tune_epochs, "full": config.epochs}[row.arm.tune]
+        return {"short": config.tune_epochs, "full": row.arm.epochs or config.epochs}[row.arm.tune]
     auxiliary = preset(config.preset, image=config.image_size, depth=config.depth)
     once = config.epochs * macs(auxiliary) / sum(macs(spec) for spec in row.distillations)
     return max(1, round(once + config.tune_epochs))

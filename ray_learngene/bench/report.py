@@ -53,6 +53,7 @@ def page(config: BenchConfig, table: pandas.DataFrame, arms: Sequence[Row]) -> s
         refused={row.name: next(iter(row.refused.values())) for row in arms if row.refused},
         devices=sorted(table["latency_device"].unique()),
         provenance=provenance(),
+        distilled={row.name: next((one.epochs for one in row.distillations.values() if one), None) for row in arms},
         epochs=table.groupby("arm")["epochs"].first().to_dict(),
     )
 

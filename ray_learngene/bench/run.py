@@ -26,6 +26,7 @@ from ray_learngene.bench.plan import (
     learning_rates,
     rows,
     sweep_config,
+    tuning_epochs,
 )
 from ray_learngene.bench.report import write_report
 from ray_learngene.bench.table import Chosen, bench_table
@@ -250,10 +251,10 @@ def _search_tuning(config: BenchConfig, store: Store, arms: Sequence[Row], base:
 
     The learngenes have seen those images, without their labels.
     """
-    groups: dict[tuple[str, Spec], list[Row]] = defaultdict(list)
+    groups: dict[tuple[str, int, Spec], list[Row]] = defaultdict(list)
     for row in arms:
-        groups[row.arm.tune, row.middle].append(row)
-    for (_, spec), some in groups.items():
+        groups[row.arm.tune, tuning_epochs(config, row), row.middle].append(row)
+    for (_, _, spec), some in groups.items():
         texts = {row.name: arm_text(config, row, chosen.distill) for row in some}
         grid = learning_rates(config, some[0])
         losses: dict[str, dict[float, float]] = defaultdict(dict)
@@ -274,13 +275,13 @@ def _search_tuning(config: BenchConfig, store: Store, arms: Sequence[Row], base:
 
 def _final_sweeps(config: BenchConfig, arms: Sequence[Row], base: str, chosen: Chosen) -> dict[str, list[Row]]:
     """Sweeps of the arms that are tuned alike, at the same sizes and learning rate; returns them by name."""
-    groups: dict[tuple[str, float, tuple[Spec, ...]], list[Row]] = defaultdict(list)
+    groups: dict[tuple[str, int, float, tuple[Spec, ...]], list[Row]] = defaultdict(list)
     for row in arms:
         for width in dict.fromkeys(spec.width for spec in row.specs):
             some = tuple(spec for spec in row.specs if spec.width == width)
-            groups[row.arm.tune, chosen.tune[row.name], some].append(row)
+            groups[row.arm.tune, tuning_epochs(config, row), chosen.tune[row.name], some].append(row)
     sweeps = {}
-    for (_, lr, specs), some_rows in groups.items():
+    for (_, _, lr, specs), some_rows in groups.items():
         texts = [arm_text(config, row, chosen.distill) for row in some_rows]
         run = sweep_config(config, some_rows[0], texts, base, lr, specs, search=False)
         sweep(run, leaderboard=False)

@@ -27,6 +27,15 @@ class BenchArm(Config):
         description="short: tune_epochs on labels; full: epochs on labels; distilled: with the ancestry model, at the "
         "FLOPs of an arm with a learngene",
     )
+    epochs: int | None = Field(
+        None, ge=1, description="epochs of its distillation, or of its full training; default: the recipe's"
+    )
+
+    @model_validator(mode="after")
+    def _epochs_are_its_own(self) -> BenchArm:
+        if self.epochs and self.tune == "distilled":
+            raise ValueError("epochs of a distilled arm follow from the FLOPs of the others: leave them out")
+        return self
 
 
 class BenchConfig(StoreConfig, DataConfig, DistillationConfig, OptimizationConfig, AugmentationConfig, ClusterConfig):
@@ -34,7 +43,7 @@ class BenchConfig(StoreConfig, DataConfig, DistillationConfig, OptimizationConfi
 
     name: str = Field(description="name of the benchmark; run again, it trains only what is not finished")
     ancestry: str = Field(description="the ancestry model, as in `learngene distill`")
-    preset: str = Field(description="size of the auxiliary models: ti, s, b, micro or nano")
+    preset: str = Field(description="size of the auxiliary models: ti, s, b, micro, pico or nano")
     depth: int | None = Field(None, ge=1, description="layers of the auxiliary models; default: the preset's")
     image_size: int | None = Field(None, ge=1, description="input size in pixels; default: the preset's")
     arms: dict[str, BenchArm] = Field(description="name: {method, source, tune} of every row")

@@ -35,7 +35,7 @@ class DistillConfig(
         "or store:ancestries/NAME or store:descendants/SWEEP/NAME"
     )
     method: str = Field("sws", description="method with its options, e.g. sws:stages=3-3-4-3-3")
-    preset: str = Field(description="size of the auxiliary model: ti, s, b, micro or nano")
+    preset: str = Field(description="size of the auxiliary model: ti, s, b, micro, pico or nano")
     depth: int | None = Field(None, ge=1, description="layers of the auxiliary model; default: the preset's")
     width: int | None = Field(
         None, ge=1, description="width of the auxiliary model, at the preset's head size; default: the preset's"

@@ -30,7 +30,7 @@ def train_transform(size: int, mean: Statistics, std: Statistics, augmentation: 
             scale=augmentation.scale,
             ratio=augmentation.ratio,
             hflip=augmentation.hflip,
-            color_jitter=augmentation.color_jitter,
+            color_jitter=augmentation.color_jitter or None,  # timm builds a jitter of strength 0 too, which costs time
             auto_augment=augmentation.auto_augment,
             re_prob=augmentation.reprob,
             re_mode="pixel",

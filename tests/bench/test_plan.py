@@ -118,6 +118,26 @@ def test_epochs_of_the_three_ways_of_tuning() -> None:
     }
 
 
+def test_epochs_of_an_arm_are_those_of_its_distillation_or_of_its_full_training() -> None:
+    arms = {
+        "long": {"method": "sws", "epochs": 20},
+        "sws": {"method": "sws"},
+        "pretrained": {"method": "pretrained", "epochs": 5},
+        "scratch": {"method": "scratch", "tune": "full", "epochs": 7},
+    }
+    by_name = {row.name: row for row in rows(config(arms=arms), 10)}
+    lrs = {one: 0.02 for row in by_name.values() for one in row.distillations.values() if one}
+    runs = {one.label: distill_config(config(), one, 0.02, 0) for one in lrs}
+    assert {label: run.epochs for label, run in runs.items()} == {
+        **{"long": 20, "sws": 12},
+        **{f"model-e5-w48-d{depth}": 5 for depth in (2, 4, 6)},
+    }
+    assert arm_text(config(), by_name["pretrained"], lrs) == ("pretrained@b-model-e5-w{width}-d{depth}-lr0.02-s{seed}")
+    assert [tuning_epochs(config(), row) for row in by_name.values()] == [3, 3, 3, 7]
+    with pytest.raises(ValueError, match="epochs of a distilled arm follow"):
+        config(arms={"scratch": {"method": "scratch", "tune": "distilled", "epochs": 2}})
+
+
 def test_a_search_looks_at_held_out_training_images_only() -> None:
     row = rows(config(), 10)[0]
     spec = row.specs[0]
