@@ -36,7 +36,8 @@ GOAL_SECONDS = 1.0
 DEPTH = 4
 PUBLISHED = 10
 DIGITS: dict[str, Any] = {
-    "data": "digits", "batch_size": 64, "scale": (0.8, 1.0), "hflip": 0.0, "crop_pct": 1.0, "drop_path": 0.0
+    "data": "digits", "batch_size": 64, "scale": (0.8, 1.0), "hflip": 0.0, "crop_pct": 1.0, "drop_path": 0.0,
+    "warmup_epochs": 0,
 }  # fmt: skip
 ANCESTRY_SIZE = {
     "img_size": 8, "patch_size": 2, "embed_dim": 64, "depth": 4, "num_heads": 4, "class_token": False,
@@ -49,7 +50,7 @@ def main() -> None:
     facts = machine()
     few, many, rounds = (1, 2, 1) if args.quick else (4, 12, 3)
     with tempfile.TemporaryDirectory() as store, contextlib.redirect_stdout(io.StringIO()):
-        _learngene(store)
+        make_learngene(store)
         with ray_cluster(None):
             _sweep(store, "first", 1)
             runs = [
@@ -63,7 +64,8 @@ def main() -> None:
     publish("sweep_overhead", args, facts, [{**summary, "raw_rounds": rows, "raw_publish_seconds": publishing}])
 
 
-def _learngene(store: str) -> None:
+def make_learngene(store: str) -> None:
+    """Put an ancestry model and a learngene of the digits, both barely trained, into a store."""
     train_ancestry(
         AncestryConfig(
             store=store, name="digits", model="deit_tiny_patch16_224", model_args=ANCESTRY_SIZE, epochs=1, workers=0,
