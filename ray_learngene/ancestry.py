@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import tempfile
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +51,10 @@ class Ancestry(nn.Module):
 
     def sha256(self) -> str:
         """Hash of its weights."""
+        return self._sha256
+
+    @cached_property
+    def _sha256(self) -> str:
         digest = hashlib.sha256()
         for name, tensor in sorted(self.model.state_dict().items()):
             digest.update(name.encode())

@@ -40,6 +40,9 @@ class AncestryTask:
     def objective(self, device: torch.device, autocast: torch.dtype | None) -> Objective:
         return LabelObjective(self.config.smoothing)
 
+    def answers(self, device: torch.device, autocast: torch.dtype | None) -> None:
+        return None
+
     def judge(self, device: torch.device) -> nn.Module | None:
         return None
 

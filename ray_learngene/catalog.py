@@ -12,6 +12,7 @@ from ray_learngene.budgets import Budget, format_quantity, parse_quantity
 from ray_learngene.config import ListConfig, PullConfig, ShowConfig
 from ray_learngene.errors import UserError
 from ray_learngene.manifest import FOLDERS, Kind, Manifest
+from ray_learngene.soft_labels.cache import summaries
 from ray_learngene.store import Store
 from ray_learngene.terminal import print_table
 
@@ -26,8 +27,9 @@ def parse_artefact(text: str) -> tuple[str, str]:
         UserError: the text does not begin with a folder of the store.
     """
     folder, _, name = text.strip("/").partition("/")
-    if folder not in {*_KINDS, "sweeps"} or not name:
-        raise UserError(f"{text!r}: write KIND/NAME, with KIND one of {', '.join([*_KINDS, 'sweeps'])}")
+    folders = [*_KINDS, "sweeps", "softlabels"]
+    if folder not in folders or not name:
+        raise UserError(f"{text!r}: write KIND/NAME, with KIND one of {', '.join(folders)}")
     return folder, name
 
 
@@ -80,6 +82,8 @@ def pull(config: PullConfig) -> Path:
                 f"pull {config.artefact}: a named artefact takes no limits; leave out the name or the limits"
             )
         folder, name = parse_artefact(config.artefact)
+        if folder == "softlabels":
+            raise UserError("soft labels are not pulled: `learngene distill --soft-labels` reads them from the store")
         if folder == "sweeps":
             raise UserError("a sweep is not pulled whole: pull one of its descendants, or read its results.parquet")
         manifest = store.manifest(_KINDS[folder], name)
@@ -123,6 +127,10 @@ def print_list(config: ListConfig) -> None:
                 manifest.created[:16].replace("T", " "),
             )
             count += 1
+    for key, facts in summaries(store).items():
+        size = format_quantity("memory", facts["bytes"])
+        table.add_row(f"softlabels/{key}", "-", "-", size, facts["created"][:16].replace("T", " "))
+        count += 1
     for name in store.sweeps():
         table.add_row(f"sweeps/{name}", "-", "-", "-", "-")
         count += 1
@@ -139,6 +147,12 @@ def print_artefact(config: ShowConfig) -> None:
     folder, name = parse_artefact(config.artefact)
     if folder == "sweeps":
         _print_sweep(store, name)
+        return
+    if folder == "softlabels":
+        found = summaries(store)
+        if name not in found:
+            raise UserError(f"no soft labels {name!r} in {store.uri}: see `learngene list`")
+        print(json.dumps(found[name], indent=2))
         return
     manifest = store.manifest(_KINDS[folder], name)
     print(json.dumps(manifest.model_dump(mode="json"), indent=2))

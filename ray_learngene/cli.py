@@ -23,6 +23,11 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
         "train an ancestry model where nobody has one",
     ),
     "distill": ("DistillConfig", "ray_learngene.distill:distill", "distil an ancestry model into a learngene"),
+    "softlabels": (
+        "SoftLabelsConfig",
+        "ray_learngene.soft_labels.fill:fill",
+        "compute the ancestry model's answers once, for many distillations",
+    ),
     "extract": (
         "ExtractConfig",
         "ray_learngene.extract:extract",

@@ -28,7 +28,7 @@ from ray_learngene.manifest import Kind, Manifest, folder_of
 from ray_learngene.provenance import fingerprint, provenance
 from ray_learngene.store import Store
 from ray_learngene.terminal import ProgressPrinter
-from ray_learngene.training import Progress, Worker, train
+from ray_learngene.training import Answers, Progress, Worker, train
 
 # Settings that say where and how a run is executed, not what it computes.
 # "deepspeed" is a path here; the file's content is added.
@@ -49,12 +49,16 @@ class Task(Protocol):
 
     def objective(self, device: torch.device, autocast: torch.dtype | None) -> Objective: ...
 
+    def answers(self, device: torch.device, autocast: torch.dtype | None) -> Answers | None:
+        """What the objective is given with every batch; None where it needs no more."""
+        ...
+
     def judge(self, device: torch.device) -> nn.Module | None:
         """Model whose decisions stand in for labels in evaluation."""
         ...
 
     def flops(self, steps: int) -> dict[str, int]:
-        """FLOPs of so many optimizer steps: `flops` of what is trained, `teacher_flops` of what only looks on."""
+        """FLOPs of so many optimizer steps: `flops` of what is trained, `teacher_flops` of what is asked each time."""
         ...
 
     def identity(self) -> dict[str, Any]:
@@ -184,6 +188,8 @@ def _publish(
         if ema is not None:
             task.write(ema, folder / "ema")
         final = progress.history[-1]
+        seen = progress.step * task.config.batch_size
+        asked = seen - progress.answers_read
         metadata |= {
             "fingerprint": fingerprint(settings),
             "config": task.config.model_dump(mode="json"),
@@ -191,9 +197,10 @@ def _publish(
             "history": progress.history,
             "cost": {
                 "steps": progress.step,
-                "images": progress.step * task.config.batch_size,
+                "images": seen,
                 "seconds": round(progress.seconds, 3),
                 **flops,
+                "teacher_flops": flops["teacher_flops"] * asked // max(1, seen),
             },
             **provenance(),
         }
@@ -232,6 +239,7 @@ def _train_here(task: Task, store: Store, settings: dict[str, Any], flops: dict[
         checkpoints=checkpoints,
         checkpoint_due=_checkpoint_due(config.checkpoint_every),
         report=ProgressPrinter(),
+        answers=task.answers(device, autocast),
         judge=task.judge(device),
         autocast=autocast,
     )
@@ -349,6 +357,7 @@ def _worker(loop: dict[str, Any]) -> dict[str, Any]:
             checkpoints=RayCheckpoints(),
             checkpoint_due=_checkpoint_due(config.checkpoint_every),
             report=loop["report"],
+            answers=task.answers(device, autocast),
             judge=task.judge(device),
             autocast=autocast,
             whole_evaluation=config.zero == 3,

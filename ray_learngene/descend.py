@@ -20,7 +20,7 @@ from ray_learngene.ancestry import Ancestry
 from ray_learngene.arms import Arm
 from ray_learngene.candidates import LEARNGENE_COLUMNS, StoredLearngene
 from ray_learngene.checkpoints import StoreCheckpoints
-from ray_learngene.config import AugmentationConfig, OptimizationConfig, SweepConfig
+from ray_learngene.config import AugmentationConfig, DistillationConfig, OptimizationConfig, SweepConfig
 from ray_learngene.data.images import Images
 from ray_learngene.engine import (
     DistillationObjective,
@@ -36,6 +36,7 @@ from ray_learngene.fitting import Fit, fit
 from ray_learngene.flops import TRAINING_PASSES, forward_flops
 from ray_learngene.losses import DistillationLoss
 from ray_learngene.provenance import fingerprint, provenance
+from ray_learngene.soft_labels.answers import Answers
 from ray_learngene.specs import Spec, set_drop_path, timm_arguments
 from ray_learngene.store import Store
 from ray_learngene.training import Worker, train
@@ -43,7 +44,7 @@ from ray_learngene.training import Worker, train
 # Settings of a sweep that decide what one descendant becomes; the others choose which, where and how it runs.
 DECISIVE = {*OptimizationConfig.model_fields, *AugmentationConfig.model_fields, "holdout", "validate_on", "val_share"}
 DECISIVE -= {"lr", "seed", "compile"}
-_TAUGHT = {"distillation", "alpha", "tau"}  # decisive too where an ancestry model teaches
+_TAUGHT = set(DistillationConfig.model_fields)  # decisive too where an ancestry model teaches
 
 
 def decisive_settings(config: SweepConfig, ancestry: Ancestry | None) -> dict[str, Any]:
@@ -134,9 +135,13 @@ def train_descendant(
     if config.compile:
         model.compile()
     objective: Objective = LabelObjective(config.smoothing)
+    answers = None
     if ancestry is not None:
+        if config.soft_labels:
+            answers = Answers.create(settings, config, images, ancestry, store, device, autocast)
+        teacher = None if answers else ancestry.to(device)
         loss = DistillationLoss(config.distillation, config.alpha, config.tau)
-        objective = DistillationObjective(ancestry.to(device), loss, smoothing=config.smoothing, autocast=autocast)
+        objective = DistillationObjective(teacher, loss, smoothing=config.smoothing, autocast=autocast)
     optimizer = create_optimizer(model, settings)
     engine = TorchEngine(
         model, optimizer, accumulation=config.accumulation, clip_grad=config.clip_grad, autocast=autocast
@@ -151,6 +156,7 @@ def train_descendant(
         checkpoints=checkpoints,
         checkpoint_due=lambda step, steps_per_epoch, seconds: seconds >= config.checkpoint_seconds,
         report=report,
+        answers=answers,
         autocast=autocast,
         evaluate_first=True,
     )
@@ -175,7 +181,7 @@ def train_descendant(
         "images": progress.step * config.batch_size,
         "seconds": round(progress.seconds, 3),
         "flops": 2 * TRAINING_PASSES * costs["macs"] * progress.step * config.batch_size,
-        "teacher_flops": progress.step * _teacher_flops(ancestry, images, config.batch_size),
+        "teacher_flops": (progress.step * config.batch_size - progress.answers_read) * _teacher_flops(ancestry, images),
         **fitted.columns(),
         "overhead_seconds": 0.0,
         **(stored.facts() if stored else dict.fromkeys(LEARNGENE_COLUMNS)),
@@ -228,8 +234,9 @@ def _initialise(
     return fit(adapter, images, settings, device=device, autocast=autocast, smoothing=settings.smoothing)
 
 
-def _teacher_flops(ancestry: Ancestry | None, images: Images, batch: int) -> int:
-    return forward_flops(ancestry, images.preprocessing.image_size, batch) if ancestry else 0
+def _teacher_flops(ancestry: Ancestry | None, images: Images) -> int:
+    """FLOPs of asking about one image."""
+    return forward_flops(ancestry, images.preprocessing.image_size) if ancestry else 0
 
 
 def model_card(row: dict[str, Any], config: SweepConfig) -> str:

@@ -17,6 +17,7 @@ from ray_learngene.ancestry import Ancestry, check_classes, load_ancestry
 from ray_learngene.candidates import StoredLearngene
 from ray_learngene.cluster_training import check_early, run
 from ray_learngene.config import DistillConfig
+from ray_learngene.data.image_set import ImageSets
 from ray_learngene.data.images import Images, Preprocessing, checked_image_sets
 from ray_learngene.engine import DistillationObjective, Objective
 from ray_learngene.errors import UserError
@@ -25,7 +26,8 @@ from ray_learngene.losses import DistillationLoss
 from ray_learngene.manifest import Kind, Manifest
 from ray_learngene.methods import Learngene, Method, create_method
 from ray_learngene.methods.generated import attribute_of
-from ray_learngene.specs import preset
+from ray_learngene.soft_labels.answers import Answers
+from ray_learngene.specs import Spec, preset
 from ray_learngene.store import Store
 
 
@@ -46,12 +48,18 @@ class DistillTask:
     def objective(self, device: torch.device, autocast: torch.dtype | None) -> Objective:
         loss = DistillationLoss(self.config.distillation, self.config.alpha, self.config.tau)
         return DistillationObjective(
-            self.ancestry.to(device),
+            None if self.config.soft_labels else self.ancestry.to(device),
             loss,
             smoothing=self.config.smoothing,
             labels=self.config.labels,
             autocast=autocast,
         )
+
+    def answers(self, device: torch.device, autocast: torch.dtype | None) -> Answers | None:
+        if not self.config.soft_labels:
+            return None
+        store = Store(self.config.store)
+        return Answers.create(self.config, self.config, self.images, self.ancestry, store, device, autocast)
 
     def judge(self, device: torch.device) -> nn.Module | None:
         return None if self.config.labels else self.ancestry.to(device)
@@ -105,6 +113,15 @@ def distill(config: DistillConfig) -> Manifest:
         raise UserError(
             f"--depth {config.depth} and --method {config.method} ({layers} layers) disagree: leave one out"
         )
+    images = images_for(config, sets, spec, ancestry)
+    facts: dict[str, Any] = {"data_sha256": sets.train.fingerprint, "ancestry_sha256": ancestry.sha256()}
+    if start:
+        facts["start_version"] = start.manifest.version
+    return run(DistillTask(config, images, module, method, ancestry, labels, facts, start))
+
+
+def images_for(config: DistillConfig, sets: ImageSets, spec: Spec, ancestry: Ancestry) -> Images:
+    """The images as the auxiliary model and the ancestry model see them."""
     preprocessing = Preprocessing(
         image_size=spec.image,
         mean=ancestry.mean,
@@ -112,11 +129,7 @@ def distill(config: DistillConfig) -> Manifest:
         crop_pct=config.crop_pct,
         interpolation=config.interpolation,
     )
-    images = Images(sets.train, sets.val, preprocessing, config, config.loader_workers)
-    facts: dict[str, Any] = {"data_sha256": sets.train.fingerprint, "ancestry_sha256": ancestry.sha256()}
-    if start:
-        facts["start_version"] = start.manifest.version
-    return run(DistillTask(config, images, module, method, ancestry, labels, facts, start))
+    return Images(sets.train, sets.val, preprocessing, config, config.loader_workers)
 
 
 def _start_from(module: nn.Module, learngene: Learngene, config: DistillConfig) -> None:

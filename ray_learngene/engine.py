@@ -25,8 +25,10 @@ from torch import Tensor, nn
 from ray_learngene.config import OptimizationConfig
 from ray_learngene.errors import RunError
 from ray_learngene.losses import DistillationLoss, label_loss
+from ray_learngene.soft_labels.kept import SoftLabels
 
-Batch = tuple[Tensor, Tensor]
+# images, targets and, where the ancestry model's answers come with them, those
+Batch = tuple[Tensor, Tensor] | tuple[Tensor, Tensor, SoftLabels]
 # `[B, classes]`, or several of them from an auxiliary model that is several models in one step
 Logits = Tensor | tuple[Tensor, ...]
 ENGINE_FILE = "engine.safetensors"
@@ -45,9 +47,11 @@ class Engine(Protocol):
 
 
 class Objective(Protocol):
-    """Loss of one micro-batch: `loss` is what is minimised, other entries are reported."""
+    """Loss of one micro-batch, of all that a `Batch` holds: `loss` is what is minimised, other entries are reported."""
 
-    def __call__(self, model: Engine, images: Tensor, targets: Tensor) -> dict[str, Tensor]: ...
+    def __call__(
+        self, model: Engine, images: Tensor, targets: Tensor, /, *args: Any, **kwargs: Any
+    ) -> dict[str, Tensor]: ...
 
 
 class TorchEngine:
@@ -129,25 +133,36 @@ class LabelObjective:
 
 
 class DistillationObjective:
-    """Distillation from a frozen ancestry model that sees the very images the student sees."""
+    """Distillation from a frozen ancestry model that sees the very images the student sees.
+
+    Args:
+        ancestry: None where its answers come with every batch.
+    """
 
     def __init__(
         self,
-        ancestry: nn.Module,
+        ancestry: nn.Module | None,
         loss: DistillationLoss,
         *,
         smoothing: float = 0.0,
         labels: bool = True,
         autocast: torch.dtype | None = None,
     ) -> None:
-        self.ancestry = ancestry.eval().requires_grad_(False)
+        self.ancestry = ancestry.eval().requires_grad_(False) if ancestry is not None else None
         self.loss, self.smoothing, self.labels, self.autocast = loss, smoothing, labels, autocast
 
-    def __call__(self, model: Engine, images: Tensor, targets: Tensor) -> dict[str, Tensor]:
-        with torch.no_grad(), torch.autocast(images.device.type, self.autocast, enabled=self.autocast is not None):
-            teacher = self.ancestry(images)
+    def __call__(
+        self, model: Engine, images: Tensor, targets: Tensor, soft_labels: SoftLabels | None = None
+    ) -> dict[str, Tensor]:
+        teacher = self._ask(images) if soft_labels is None else soft_labels.logits()
         labels = targets if self.labels else None
         return mean_loss(model(images), lambda logits: self.loss(logits, teacher, labels, self.smoothing))
+
+    @torch.no_grad()
+    def _ask(self, images: Tensor) -> Tensor:
+        assert self.ancestry is not None, "no ancestry model, and no soft labels with the batch"
+        with torch.autocast(images.device.type, self.autocast, enabled=self.autocast is not None):
+            return self.ancestry(images)
 
 
 def draw_step(module: nn.Module, seed: int, step: int) -> None:
@@ -280,8 +295,9 @@ def train_steps(
         lr = optimizer.param_groups[0]["lr"]
         draw_step(engine.module, seed, step)
         for _ in range(accumulation):
-            images, targets = next(stream)
-            losses = objective(engine, images.to(device, non_blocking=True), targets.to(device, non_blocking=True))
+            images, targets, *taught = next(stream)
+            images, targets = images.to(device, non_blocking=True), targets.to(device, non_blocking=True)
+            losses = objective(engine, images, targets, *(answers.to(device, non_blocking=True) for answers in taught))
             guard.watch(losses, step + 1, lr)
             engine.backward(losses["loss"])
             engine.step()
@@ -311,7 +327,7 @@ class Scores:
 @torch.no_grad()
 def evaluate(
     model: nn.Module,
-    batches: Iterable[Batch],
+    batches: Iterable[tuple[Tensor, Tensor]],
     *,
     device: torch.device,
     autocast: torch.dtype | None = None,

@@ -16,11 +16,11 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from ray_learngene.errors import UserError
 
 FORMAT = 1
-Kind = Literal["learngene", "ancestry", "descendant", "checkpoint"]
+Kind = Literal["learngene", "ancestry", "descendant", "checkpoint", "softlabels"]
 FOLDERS: dict[str, str] = dict(
-    zip(get_args(Kind), ("learngenes", "ancestries", "descendants", "checkpoints"), strict=True)
+    zip(get_args(Kind), ("learngenes", "ancestries", "descendants", "checkpoints", "softlabels"), strict=True)
 )
-GROUPED = ("descendant", "checkpoint")  # named "sweep/name" and "run/name"
+GROUPED = ("descendant", "checkpoint", "softlabels")  # named "sweep/name", "run/name" and "key/part"
 NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9._-]{0,127}")
 PICKLES = (".pkl", ".pickle", ".pt", ".pth", ".bin", ".ckpt")
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,10 +15,12 @@ import safetensors.torch
 import torch
 from timm.utils.model_ema import ModelEmaV3
 from torch import Tensor, nn
+from torch.utils.data import DataLoader
 
 from ray_learngene.config import OptimizationConfig
 from ray_learngene.data.images import Images
 from ray_learngene.engine import (
+    Batch,
     Engine,
     FiniteGuard,
     NonFiniteLoss,
@@ -48,6 +50,14 @@ class Checkpoints(Protocol):
     def save(self, write: Callable[[Path], None], metrics: dict[str, Any]) -> None: ...
 
 
+class Answers(Protocol):
+    """The ancestry model's answers beside a worker's batches; `read` counts images whose answer was not computed."""
+
+    read: int
+
+    def beside(self, loader: DataLoader[Any]) -> Iterable[Batch]: ...
+
+
 @dataclass(frozen=True)
 class Worker:
     """This process among the workers of a run; `total` adds tensors up over all of them in place."""
@@ -64,11 +74,13 @@ class Progress:
 
     Attributes:
         resumed_seconds: The part of `seconds` that earlier processes spent.
+        answers_read: Images, over all workers, that the ancestry model was not asked about: the answer was kept before.
     """
 
     step: int = 0
     seconds: float = 0.0
     resumed_seconds: float = 0.0
+    answers_read: int = 0
     history: list[dict[str, float]] = field(default_factory=list)
 
 
@@ -83,6 +95,7 @@ def train(
     checkpoints: Checkpoints,
     checkpoint_due: Callable[[int, int, float], bool],
     report: Callable[[dict[str, Any]], None],
+    answers: Answers | None = None,
     judge: nn.Module | None = None,
     autocast: torch.dtype | None = None,
     whole_evaluation: bool = False,
@@ -93,6 +106,7 @@ def train(
     Args:
         checkpoint_due: Called with (step, steps per epoch, seconds since the last checkpoint); the last step always is.
         report: Called by the first worker with the metrics of every epoch.
+        answers: What the objective is given with every batch of images; None where it needs no more.
         judge: Model whose decisions stand in for labels in evaluation.
         whole_evaluation: Every worker scores the whole split (partitioned weights need equal numbers of passes).
         evaluate_first: Score the untrained model as epoch 0.
@@ -109,7 +123,9 @@ def train(
             engine.load(folder)
             if ema is not None:
                 ema.module.load_state_dict(safetensors.torch.load_file(folder / EMA_FILE))
-    batches = images.training_batches(config, rank=worker.rank, world_size=worker.world_size, start_step=progress.step)
+    loader = images.training_batches(config, rank=worker.rank, world_size=worker.world_size, start_step=progress.step)
+    batches: Iterable[Batch] = loader if answers is None else answers.beside(loader)
+    answers_before = progress.answers_read
     steps_per_epoch = len(images.train) // config.batch_size
     total_steps = config.epochs * steps_per_epoch
     validation = images.validation_batches(
@@ -132,6 +148,11 @@ def train(
             if buffer.is_floating_point():
                 worker.total(buffer)
                 buffer /= worker.world_size
+
+    def answers_read() -> int:
+        read = torch.tensor(float(answers.read if answers else 0), dtype=torch.float64, device=worker.device)
+        worker.total(read)
+        return answers_before + round(read.item())
 
     def write(folder: Path) -> None:
         engine.save(folder)
@@ -203,6 +224,7 @@ def train(
             guard.check(step.number, step.lr)
             share_statistics()
             progress.seconds = seconds_before + time.monotonic() - began
+            progress.answers_read = answers_read()
             checkpoints.save(write, progress.history[-1] if progress.history else {})
             checkpointed = time.monotonic()
     return progress, ema.module if ema is not None else None

@@ -66,6 +66,7 @@ class BenchConfig(StoreConfig, DataConfig, DistillationConfig, OptimizationConfi
     def _reference_is_an_arm(self) -> BenchConfig:
         for field, why in (
             ("lr", "learning rates are searched: give lrs and tune_lrs"),
+            ("soft_labels", "what came first would pay the ancestry model for all others"),
             ("validate_on", "searches validate on held-out training images, the table on the validation split"),
         ):
             if field in self.model_fields_set:

@@ -51,6 +51,13 @@ class DistillConfig(
         return self
 
 
+class SoftLabelsConfig(DistillConfig):
+    """`learngene softlabels`: compute the soft labels that a distillation with these very settings will read."""
+
+    name: str = Field("", description="not used: soft labels are found by what they depend on")
+    overwrite: bool = Field(False, description="compute also what is there, and replace it")
+
+
 class ExtractConfig(PublishConfig, StoreConfig):
     """`learngene extract`: take a learngene from a trained model, without distillation."""
 

@@ -26,7 +26,14 @@ class OptimizationConfig(Config):
     ema: float = Field(0.0, ge=0, lt=1, description="decay of the weight average that is kept beside; 0 is off")
     precision: Literal["auto", "bf16", "fp32"] = Field("auto", description="auto: bf16 where the hardware has it")
     compile: bool = Field(False, description="torch.compile the model")
-    seed: int = Field(0, ge=0, description="seed of initialisation, data order and augmentation")
+    seed: int = Field(0, ge=0, description="seed of initialisation, stochastic depth, data order and augmentation")
+    view_seed: int | None = Field(None, ge=0, description="seed of data order and augmentation; default: seed")
+    view_epochs: int = Field(0, ge=0, description="order and augmentation repeat after so many epochs; 0: never")
+
+    @property
+    def seed_of_views(self) -> int:
+        """Seed of data order and augmentation."""
+        return self.seed if self.view_seed is None else self.view_seed
 
     @model_validator(mode="after")
     def _warm_up_ends(self) -> Self:
@@ -43,6 +50,13 @@ class DistillationConfig(Config):
     distillation: Literal["soft", "hard"] = Field("soft", description="ancestry's probabilities, or its decision")
     alpha: float = Field(1.0, ge=0, le=1, description="weight of the distillation term; the label term has 1 - alpha")
     tau: float = Field(1.0, gt=0, description="temperature of soft distillation")
+    soft_labels: bool = Field(
+        False, description="read the ancestry's answers from the store where they are, ask it and keep them where not"
+    )
+    soft_labels_k: int = Field(
+        16, ge=1, description="highest logits that are kept of an answer; all others are one sum"
+    )
+    soft_labels_dtype: Literal["float16", "float32"] = Field("float16", description="type in which they are kept")
 
 
 class StoreConfig(Config):

@@ -41,6 +41,7 @@ def train_loader(
     start_step: int = 0,
     workers: int = 0,
     soft_targets: bool = False,
+    view_epochs: int = 0,
 ) -> DataLoader[Batch]:
     """The micro-batches of one worker from `start_step` to the end of the last epoch, in one pass.
 
@@ -51,6 +52,7 @@ def train_loader(
         batch_size: Of all workers and micro-batches together.
         workers: Loader processes; 0 loads in this one.
         soft_targets: Probabilities also where nothing is mixed.
+        view_epochs: Order and augmentation repeat after so many epochs; 0: never.
 
     Raises:
         UserError: the batch does not divide, is larger than the set, or (mixing) leaves an odd micro-batch; or timm
@@ -66,6 +68,7 @@ def train_loader(
         epochs=epochs,
         repeats=augmentation.repeats,
         start_step=start_step,
+        view_epochs=view_epochs,
     )
     mixing = augmentation.mixup > 0 or augmentation.cutmix > 0
     if mixing and batches.micro_batch_size % 2:

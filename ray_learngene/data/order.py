@@ -52,6 +52,9 @@ class WorkerBatches(Sampler[list[Sample]]):
     """The micro-batches of one worker from `start_step` to the end of the last epoch.
 
     A global batch is cut into one contiguous slice per worker, and that into `accumulation` contiguous micro-batches.
+
+    Args:
+        view_epochs: Order and augmentation repeat after so many epochs; 0: never.
     """
 
     def __init__(
@@ -66,6 +69,7 @@ class WorkerBatches(Sampler[list[Sample]]):
         epochs: int,
         repeats: int = 1,
         start_step: int = 0,
+        view_epochs: int = 0,
     ) -> None:
         if batch_size % (world_size * accumulation):
             raise UserError(
@@ -75,20 +79,25 @@ class WorkerBatches(Sampler[list[Sample]]):
         _require_batch(size, batch_size)
         self.size, self.batch_size, self.seed, self.repeats = size, batch_size, seed, repeats
         self.rank, self.world_size, self.accumulation = rank, world_size, accumulation
-        self.epochs, self.start_step = epochs, start_step
+        self.epochs, self.start_step, self.view_epochs = epochs, start_step, view_epochs
         self.micro_batch_size = batch_size // (world_size * accumulation)
         self.steps_per_epoch = size // batch_size
         self.total_steps = epochs * self.steps_per_epoch
+
+    def view_epoch(self, epoch: int) -> int:
+        """The epoch whose order and augmentation an epoch has."""
+        return epoch % self.view_epochs if self.view_epochs else epoch
 
     def __len__(self) -> int:
         return max(0, self.total_steps - self.start_step) * self.accumulation
 
     def __iter__(self) -> Iterator[list[Sample]]:
         first_epoch, first_step = divmod(self.start_step, self.steps_per_epoch)
-        for epoch in range(first_epoch, self.epochs):
+        for number in range(first_epoch, self.epochs):
+            epoch = self.view_epoch(number)
             batches = global_batches(self.size, self.batch_size, self.seed, epoch, self.repeats)
             shape = (self.steps_per_epoch, self.world_size, self.accumulation, self.micro_batch_size)
             indices, repeats = (each.reshape(shape)[:, self.rank] for each in batches)
-            for step in range(first_step if epoch == first_epoch else 0, self.steps_per_epoch):
+            for step in range(first_step if number == first_epoch else 0, self.steps_per_epoch):
                 for index, repeat in zip(indices[step].tolist(), repeats[step].tolist(), strict=True):
                     yield [Sample(epoch, *view) for view in zip(index, repeat, strict=True)]
