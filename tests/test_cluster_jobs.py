@@ -19,7 +19,14 @@ import torch
 
 from ray_learngene import costs
 from ray_learngene.catalog import pull
-from ray_learngene.config import AncestryConfig, DistillConfig, EvaluateConfig, PullConfig, SweepConfig
+from ray_learngene.config import (
+    AncestryConfig,
+    DistillConfig,
+    EvaluateConfig,
+    PullConfig,
+    SoftLabelsConfig,
+    SweepConfig,
+)
 from ray_learngene.evaluate import evaluate_model
 from ray_learngene.methods import Learngene
 from ray_learngene.store import Store
@@ -180,6 +187,24 @@ def test_two_workers_and_one_plain_process_distil_the_same_learngene(learngene: 
     together, alone = (store.manifest("learngene", name).metadata for name in ("digits", "plain"))
     assert alone["history"][0]["top1"] == pytest.approx(together["history"][0]["top1"], abs=0.6)
     assert manifest.name == "plain"
+
+
+def test_soft_labels_computed_by_tasks_teach_two_workers_what_the_ancestry_does(learngene: DistillConfig) -> None:
+    from ray_learngene.distill import distill
+    from ray_learngene.soft_labels.fill import fill
+
+    settings = {**learngene.model_dump(), "soft_labels": True, "soft_labels_dtype": "float32", "name": "taught"}
+    fill(SoftLabelsConfig(**settings))
+    taught = distill(DistillConfig(**settings))
+    store = Store(learngene.store)
+    weights = [store.read_bytes("learngene", name, "learngene.safetensors") for name in ("digits", "taught")]
+    assert weights[0] == weights[1], "bit for bit"
+    assert taught.metadata["cost"]["teacher_flops"] == 0
+    computed = [manifest.metadata["cost"]["teacher_flops"] for manifest in store.manifests("softlabels")]
+    assert (
+        len(computed) == 3 * 2
+        and sum(computed) == store.manifest("learngene", "digits").metadata["cost"]["teacher_flops"]
+    )
 
 
 @pytest.fixture(scope="module")

@@ -66,20 +66,19 @@ def ancestry() -> Ancestry:
     return Ancestry(vision_transformer())
 
 
-def real_logits(ancestry: Ancestry, images: Images) -> Tensor:
+@pytest.fixture(scope="module")
+def logits(ancestry: Ancestry, images: Images) -> Tensor:
     with torch.no_grad():
         return torch.cat([ancestry(batch) for batch, _ in images.training_batches(CONFIG)])
 
 
-def test_all_classes_in_float32_are_the_logits_themselves(ancestry: Ancestry, images: Images) -> None:
-    logits = real_logits(ancestry, images)
+def test_all_classes_in_float32_are_the_logits_themselves(logits: Tensor) -> None:
     assert torch.equal(SoftLabels.of(logits, 16, "float32").logits(), logits)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
 @pytest.mark.parametrize("k", [1, 3, 9, 10])
-def test_probabilities_are_within_the_stated_bound(ancestry: Ancestry, images: Images, k: int, dtype: Any) -> None:
-    logits = real_logits(ancestry, images)
+def test_probabilities_are_within_the_stated_bound(logits: Tensor, k: int, dtype: Any) -> None:
     kept = SoftLabels.of(logits, k, dtype).logits()
     true, read = logits.double().softmax(-1), kept.double().softmax(-1)
     lost = 1 - true.topk(k).values.sum(-1)
@@ -97,8 +96,8 @@ def test_the_mean_is_kept_where_a_single_logit_is_not() -> None:
 
 
 @pytest.mark.parametrize(("k", "dtype"), [(4, "float16"), (4, "float32"), (10, "float16"), (10, "float32")])
-def test_parquet_keeps_every_bit(tmp_path: Path, ancestry: Ancestry, images: Images, k: int, dtype: Any) -> None:
-    labels = SoftLabels.of(real_logits(ancestry, images), k, dtype)
+def test_parquet_keeps_every_bit(tmp_path: Path, logits: Tensor, k: int, dtype: Any) -> None:
+    labels = SoftLabels.of(logits, k, dtype)
     views = np.random.default_rng(0).permutation(len(labels))
     write_table(to_table(views, labels), tmp_path / FILE)
     numbers, read = from_table(pyarrow.parquet.read_table(tmp_path / FILE), 10)
@@ -422,7 +421,7 @@ def learngene_of(flags: list[str], name: str) -> tuple[dict[str, Tensor], dict[s
 
 
 def test_the_commands_share_one_cache(flags: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    method = ["--method", "any-size:parts=2,shallowest=1,stages=2", "--soft-labels-dtype", "float32"]
+    method = ["--method", "any-size:parts=2:shallowest=1:stages=2", "--soft-labels-dtype", "float32"]
     assert cli.main(["softlabels", *flags, *method, "--epochs", "1"]) == 0
     assert "1 parts of epochs to compute" in capsys.readouterr().out
     assert cli.main(["distill", *flags, *method, "--name", "one"]) == 0
