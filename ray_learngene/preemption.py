@@ -6,7 +6,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import ray
 import ray.train
@@ -15,7 +15,9 @@ from ray.train.torch import TorchConfig
 from ray.util.queue import Queue
 
 from ray_learngene import termination
-from ray_learngene.training import Worker
+
+if TYPE_CHECKING:  # Ray Train's controller reads this file and needs no more of it
+    from ray_learngene.training import Worker
 
 _SECONDS = 2.0  # between questions; each costs a collective operation and two calls to actors
 _MOST_STEPS = 1000

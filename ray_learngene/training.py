@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+import ray_learngene.torchvision_cpu  # noqa: F401  isort:skip  (before the first timm import)
 import safetensors.torch
 import torch
 from timm.utils.model_ema import ModelEmaV3
