@@ -143,6 +143,7 @@ class RayCheckpoints:
             checkpoint=Checkpoint.from_directory(folder) if self.first else None,
             checkpoint_upload_mode=ray.train.CheckpointUploadMode.ASYNC,
             checkpoint_upload_fn=self._upload,
+            delete_local_checkpoint_after_upload=False,  # `_upload` does, whatever happens
         )
 
     def finish(self) -> None:
