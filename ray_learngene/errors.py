@@ -1,4 +1,4 @@
-"""What a user can mend, and how training that was asked to stop says so."""
+"""The one exception type for what a user can mend."""
 
 
 class UserError(Exception):

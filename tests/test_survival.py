@@ -2,21 +2,33 @@
 
 from __future__ import annotations
 
+import json
 import os
+import signal
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import safetensors.torch
 import torch
 
-from ray_learngene import cluster_training
-from ray_learngene.ancestry_training import train_ancestry
+from ray_learngene import ancestry_training, cluster_training, sweep_progress
+from ray_learngene.ancestry_training import AncestryTask, train_ancestry
 from ray_learngene.config import AncestryConfig
+from ray_learngene.engine import Engine, Objective
+from ray_learngene.engine_state import STATE_FILE
+from ray_learngene.errors import UserError
 from ray_learngene.store import Store
+from ray_learngene.sweep import sweep
 from ray_learngene.terminal import ProgressPrinter
+from tests.test_descend import inputs as descendant_inputs
+
+pytestmark = pytest.mark.hosts
 
 MODEL = {"img_size": 8, "patch_size": 2, "embed_dim": 48, "depth": 2, "num_heads": 3}
 SETTINGS: dict[str, Any] = {
@@ -134,12 +146,126 @@ def test_a_drained_node_is_left_with_a_checkpoint(
     cluster.remove_node(third[0])
 
 
-def test_workers_join_a_run(cluster: Any, undisturbed: dict[str, torch.Tensor], store: Path, at_step: Any) -> None:
+def test_sigterm_to_a_worker_moves_on_from_a_checkpoint(
+    cluster: Any,
+    second: Any,
+    undisturbed: dict[str, torch.Tensor],
+    store: Path,
+    at_step: Any,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    seen = at_step(22, lambda: processes("ray::RayTrainWorker")[0].terminate())
+    train_ancestry(AncestryConfig(**SETTINGS, name="terminated", store=str(store), workers=2))
+    assert "workers are taken away: moving on from step" in capsys.readouterr().out
+    assert [metrics["step"] for metrics in seen if "top1" in metrics] == [11 * epoch for epoch in range(1, 7)]
+    assert same(weights(store, "terminated"), undisturbed)
+
+
+def processes(title: str) -> list[psutil.Process]:
+    """Those of this test's nodes that Ray has given a title."""
+
+    def has_title(process: psutil.Process) -> bool:
+        try:
+            return "".join(process.cmdline()[:1]).startswith(title)
+        except psutil.NoSuchProcess:
+            return False
+
+    return [process for process in psutil.Process().children(recursive=True) if has_title(process)]
+
+
+def test_workers_join_a_run(
+    cluster: Any, undisturbed: dict[str, torch.Tensor], store: Path, at_step: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
     nodes = []
-    at_step(22, lambda: nodes.append(cluster.add_node(num_cpus=1, object_store_memory=10**8)))
-    config = AncestryConfig(
-        **{**SETTINGS, "checkpoint_every": 11, "epochs": 20}, name="elastic", store=str(store), workers="1:2"
-    )
-    train_ancestry(config)
-    print(Store(str(store)).manifest("ancestry", "elastic").metadata["history"][-1])
+    at_step(11, lambda: nodes.append(cluster.add_node(num_cpus=1, object_store_memory=10**8)))
+    longer = {**SETTINGS, "checkpoint_every": 11, "epochs": 20}
+    train_ancestry(AncestryConfig(**longer, name="elastic", store=str(store), workers="1:2"))
+    train_ancestry(AncestryConfig(**longer, name="alone", store=str(store), workers=0))
     cluster.remove_node(nodes[0])
+    for name, tensor in weights(store, "alone").items():
+        torch.testing.assert_close(weights(store, "elastic")[name], tensor, rtol=0, atol=2e-4)
+
+
+def ancestry_command(folder: Path, cluster: Any, store: Path, name: str) -> list[str]:
+    recipe = folder / "recipe.yaml"
+    recipe.write_text(json.dumps({**SETTINGS, "store": str(store), "workers": 2, "address": cluster.address}))
+    return [sys.executable, "-m", "ray_learngene", "ancestry", "--config", str(recipe), "--name", name]
+
+
+def test_sigterm_to_the_driver_leaves_a_checkpoint(
+    cluster: Any, second: Any, undisturbed: dict[str, torch.Tensor], store: Path, tmp_path: Path
+) -> None:
+    command = ancestry_command(tmp_path, cluster, store, "stopped")
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout is not None and process.stderr is not None
+    next(line for line in process.stdout if line.startswith("epoch"))
+    process.send_signal(signal.SIGTERM)
+    said = process.stderr.read()
+    assert process.wait() == 143 and "stopped by SIGTERM after step " in said, said
+    ran = subprocess.run(command, capture_output=True, text=True)
+    assert ran.returncode == 0 and "continuing the run stopped" in ran.stdout, ran.stderr
+    assert same(weights(store, "stopped"), undisturbed)
+
+
+class Tight(AncestryTask):
+    """Training for which torch's own allocator refuses micro-batches of more than 16 images."""
+
+    def objective(self, device: torch.device, autocast: torch.dtype | None) -> Objective:
+        objective = super().objective(device, autocast)
+
+        def with_little_memory(model: Engine, images: torch.Tensor, targets: torch.Tensor) -> dict[str, torch.Tensor]:
+            torch.empty(2**50 if len(images) > 16 else 1)
+            return objective(model, images, targets)
+
+        return with_little_memory
+
+
+def test_workers_that_run_out_of_memory_halve_their_micro_batches(
+    cluster: Any,
+    second: Any,
+    undisturbed: dict[str, torch.Tensor],
+    store: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(ancestry_training, "AncestryTask", Tight)
+    manifest = train_ancestry(AncestryConfig(**SETTINGS, name="tight", store=str(store), workers=2))
+    assert "out of memory: going on with micro-batches of 16 images (accumulation 4," in capsys.readouterr().out
+    assert manifest.metadata["accumulation"] == 4
+    for name, tensor in weights(store, "tight").items():
+        torch.testing.assert_close(tensor, undisturbed[name], rtol=0, atol=2e-4)
+
+
+def test_a_non_finite_loss_never_reaches_a_checkpoint(cluster: Any, second: Any, store: Path) -> None:
+    settings = {**SETTINGS, "lr": 1e30, "min_lr": 1e29, "checkpoint_every": 1}
+    with pytest.raises(UserError, match="not finite"):
+        train_ancestry(AncestryConfig(**settings, name="explodes", store=str(store), workers=2))
+    for path in (store / "runs" / "ancestry-explodes").glob(f"checkpoint_*/{STATE_FILE}"):
+        assert all(tensor.isfinite().all() for tensor in safetensors.torch.load_file(path).values())
+
+
+def test_sigterm_to_a_trial_leaves_a_checkpoint(cluster: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = descendant_inputs(tmp_path / "store")[0].model_copy(
+        update={"epochs": 12, "depths": (2,), "arms": ("sws",), "checkpoint_seconds": 10**6, "max_failures": 1}
+    )
+    epochs: list[float] = []
+
+    class Terminating(sweep_progress.SweepProgress):
+        def on_trial_result(self, iteration: int, trials: Any, trial: Any, result: dict[str, Any], **info: Any) -> None:
+            epochs.append(result["epoch"])
+            if len(epochs) == 3:
+                [trial_process] = processes("ray::_train")
+                trial_process.terminate()
+
+    monkeypatch.setattr(sweep_progress, "SweepProgress", Terminating)
+    sweep(config.model_copy(update={"in_process": False}))
+    assert epochs[:13] == list(range(13)), "no epoch was trained twice"
+    stored = Store(config.store)
+    [terminated] = stored.manifests("descendant", under=config.name)
+    sweep(config.model_copy(update={"name": "calm", "in_process": True}))
+    [calm] = stored.manifests("descendant", under="calm")
+    one, other = (
+        safetensors.torch.load(stored.read_bytes("descendant", each.name, "model.safetensors"))
+        for each in (terminated, calm)
+    )
+    assert same(one, other)
