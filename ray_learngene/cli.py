@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
 from ray_learngene import __version__
-from ray_learngene.errors import UserError
+from ray_learngene.errors import Interrupted, UserError
 
 # command -> (configuration class, module:function that takes it, one line of help)
 COMMANDS: dict[str, tuple[str, str, str]] = {
@@ -60,7 +60,7 @@ class _Parser(argparse.ArgumentParser):
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; returns the exit status (2 for a user's mistake, 130 for an interruption)."""
+    """Run one command; returns the exit status (2 for a user's mistake, 130 for Ctrl-C, 143 for SIGTERM)."""
     try:
         run, config = _parse(list(sys.argv[1:] if arguments is None else arguments))
         if run is not None:
@@ -70,6 +70,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except UserError as error:
         print(f"learngene: error: {error}", file=sys.stderr)
         return 2
+    except Interrupted as interrupted:
+        print(
+            f"learngene: stopped by SIGTERM after step {interrupted.step} of {interrupted.total_steps}, which is in a "
+            "checkpoint; run the same command again to continue",
+            file=sys.stderr,
+        )
+        return 143
     except KeyboardInterrupt:
         print("learngene: interrupted; run the same command again to continue", file=sys.stderr)
         return 130

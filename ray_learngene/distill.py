@@ -15,7 +15,6 @@ from torch import nn
 
 from ray_learngene.ancestry import Ancestry, check_classes, load_ancestry
 from ray_learngene.candidates import StoredLearngene
-from ray_learngene.cluster_training import check_early, run
 from ray_learngene.config import DistillConfig
 from ray_learngene.data.images import Images, Preprocessing, checked_image_sets
 from ray_learngene.engine import DistillationObjective, Objective
@@ -25,6 +24,7 @@ from ray_learngene.losses import DistillationLoss
 from ray_learngene.manifest import Kind, Manifest
 from ray_learngene.methods import Learngene, Method, create_method
 from ray_learngene.methods.generated import attribute_of
+from ray_learngene.runs import check_early, run
 from ray_learngene.specs import preset
 from ray_learngene.store import Store
 
@@ -112,7 +112,7 @@ def distill(config: DistillConfig) -> Manifest:
         crop_pct=config.crop_pct,
         interpolation=config.interpolation,
     )
-    images = Images(sets.train, sets.val, preprocessing, config, config.loader_workers)
+    images = Images(sets.train, sets.val, preprocessing, config, config.loader_workers, config.unreadable)
     facts: dict[str, Any] = {"data_sha256": sets.train.fingerprint, "ancestry_sha256": ancestry.sha256()}
     if start:
         facts["start_version"] = start.manifest.version

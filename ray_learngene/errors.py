@@ -11,3 +11,11 @@ class UserError(Exception):
 
 class RunError(UserError):
     """A user's error that all workers of a run raise at the same step; starting the workers again would not help."""
+
+
+class Interrupted(Exception):
+    """Not an error: training was asked to stop, and everything up to `step` is in a checkpoint."""
+
+    def __init__(self, step: int, total_steps: int) -> None:
+        super().__init__(step, total_steps)
+        self.step, self.total_steps = step, total_steps

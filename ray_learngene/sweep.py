@@ -106,7 +106,7 @@ def _images(config: SweepConfig, learngene: Learngene) -> Images:
             **config.model_dump(include={"crop_pct", "interpolation"} & config.model_fields_set),
         }
     )
-    images = Images(sets.train, sets.val, preprocessing, config, config.loader_workers)
+    images = Images(sets.train, sets.val, preprocessing, config, config.loader_workers, config.unreadable)
     images.training_batches(config)  # refuses what does not divide
     return images
 

@@ -167,7 +167,7 @@ MISTAKES: dict[str, tuple[tuple[str, ...], str]] = {
         (*DISTILL, "--ancestry", "store:ancestries/ten", "--preset", "nano", "--deepspeed", "{tmp}/none.json"),
         "none.json: No such file",
     ),
-    "a batch that does not divide": (
+    "a batch smaller than its micro-batches": (
         (
             *DISTILL,
             "--ancestry",
@@ -175,11 +175,11 @@ MISTAKES: dict[str, tuple[tuple[str, ...], str]] = {
             "--preset",
             "nano",
             "--batch-size",
-            "10",
+            "2",
             "--accumulation",
             "3",
         ),
-        "does not divide",
+        "choose 3 or more",
     ),
     "a batch larger than the data": (
         (*DISTILL, "--ancestry", "store:ancestries/ten", "--preset", "nano", "--batch-size", "4096"),

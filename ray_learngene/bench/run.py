@@ -44,7 +44,7 @@ from ray_learngene.sweep import sweep
 # Settings of a benchmark that name its rows or say where and how it runs.
 _MAY_CHANGE = {
     *("arms", "reference", "depths", "widths", "seeds", "lrs", "tune_lrs", "store", "out", "in_process"),
-    *("cpus_per_trial", "gpus_per_trial", "check_images", "loader_workers", "data_dir"),
+    *("cpus_per_trial", "gpus_per_trial", "check_images", "unreadable", "loader_workers", "data_dir"),
     *ClusterConfig.model_fields,
 }
 
