@@ -32,9 +32,15 @@ from ray_learngene.training import Progress, Worker, train
 
 # Settings that say where and how a run is executed, not what it computes.
 # "deepspeed" is a path here; the file's content is added.
-_OPERATIONAL = {"store", "overwrite", "check_images", "loader_workers", "data_dir", *WorkersConfig.model_fields} - {
-    "zero"
-}
+_OPERATIONAL = {
+    "store",
+    "store_patience",
+    "overwrite",
+    "check_images",
+    "loader_workers",
+    "data_dir",
+    *WorkersConfig.model_fields,
+} - {"zero"}
 
 
 class Task(Protocol):
@@ -77,7 +83,7 @@ def check_early(config: AncestryConfig | DistillConfig, kind: Kind) -> None:
         read_user_config(config.deepspeed)
     if config.ema and config.zero == 3:
         raise UserError("--ema keeps whole weights, ZeRO-3 splits them: use --zero 2, or --ema 0")
-    Store(config.store).check(write=True)
+    Store(config.store, config.store_patience).check(write=True)
 
 
 def run(task: Task) -> Manifest:
@@ -89,7 +95,7 @@ def run(task: Task) -> Manifest:
     config = task.config
     user_deepspeed = read_user_config(config.deepspeed) if config.deepspeed else {}
     task.images.training_batches(config, world_size=max(1, config.workers))  # refuses what does not divide
-    store = Store(config.store)
+    store = Store(config.store, config.store_patience)
     settings = _settings(task, user_deepspeed)
     done = _finished(store, task, settings)
     if done is not None:
@@ -357,6 +363,14 @@ def _worker(loop: dict[str, Any]) -> dict[str, Any]:
         return {"error": str(error)}
     with engine.gathered():
         if context.get_world_rank() == 0:
-            _publish(task, Store(config.store), loop["settings"], loop["flops"], engine.module, ema, progress)
+            _publish(
+                task,
+                Store(config.store, config.store_patience),
+                loop["settings"],
+                loop["flops"],
+                engine.module,
+                ema,
+                progress,
+            )
     torch.distributed.barrier()
     return {}

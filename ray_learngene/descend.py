@@ -118,7 +118,7 @@ def train_descendant(
     Returns:
         Its row of the results table.
     """
-    store = Store(config.store)
+    store = Store(config.store, config.store_patience)
     name = f"{config.name}/{one.name}"
     checkpoints = StoreCheckpoints(store, name)
     if store.exists("descendant", name):  # published, and then the process died; the name says that it is the same

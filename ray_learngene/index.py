@@ -61,12 +61,11 @@ class Entry:
     version: str
     created: str
     size: int
-    digest: str
     row: str
 
     @classmethod
-    def of(cls, manifest: Manifest, text: bytes) -> Entry:
-        """The entry of the manifest that a text is."""
+    def of(cls, manifest: Manifest) -> Entry:
+        """The entry of an artefact."""
         row = manifest.metadata.get("row")
         if not isinstance(row, dict):
             metrics = manifest.metadata.get("metrics")
@@ -78,7 +77,6 @@ class Entry:
             manifest.version,
             manifest.created,
             manifest.bytes,
-            digest(text),
             json.dumps(row),
         )
 
@@ -193,7 +191,7 @@ class Index:
             entry = None
             if text is not None:
                 try:
-                    entry = Entry.of(parse_manifest(text, self.objects.uri_of(path), kind, name), text)
+                    entry = Entry.of(parse_manifest(text, self.objects.uri_of(path), kind, name))
                 except UserError as error:
                     log.warning("left out: %s", error)
             found[kind, name] = digest(text), entry
