@@ -39,6 +39,7 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "evaluate": ("EvaluateConfig", "ray_learngene.evaluate:print_evaluation", "measure a pulled model with plain timm"),
     "list": ("ListConfig", "ray_learngene.catalog:print_list", "what a store holds"),
     "show": ("ShowConfig", "ray_learngene.catalog:print_artefact", "one artefact, or the leaderboard of a sweep"),
+    "gc": ("GcConfig", "ray_learngene.garbage:gc", "what nobody needs any more in a store, and its removal"),
     "data check": ("CheckConfig", "ray_learngene.data.commands:print_check", "name what is wrong with an image set"),
     "data convert": (
         "ConvertConfig",

@@ -201,7 +201,7 @@ def _worker(loop: dict[str, Any]) -> dict[str, Any]:
         return {"interrupted": (interrupted.step, interrupted.total_steps)}
     with engine.gathered():
         if worker.rank == 0:
-            store = Store(config.store)
+            store = Store(config.store, config.store_patience)
             publish(task, store, loop["settings"], loop["flops"], engine.module, ema, progress, config.accumulation)
     torch.distributed.barrier()
     return {}
@@ -213,7 +213,7 @@ def _within_memory(task: Task, world_size: int, rank: int, report: Report) -> An
     Raises:
         RunError: they noted that starting again is of no use.
     """
-    notes = RunNotes(Store(task.config.store), run_name(task)).read()
+    notes = RunNotes(Store(task.config.store, task.config.store_patience), run_name(task)).read()
     if "error" in notes:
         raise RunError(notes["error"])
     config = task.config

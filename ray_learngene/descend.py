@@ -127,7 +127,7 @@ def train_descendant(
         Interrupted: SIGTERM came; a checkpoint holds what is done.
         RunError: training cannot go on.
     """
-    store = Store(config.store)
+    store = Store(config.store, config.store_patience)
     name = f"{config.name}/{one.name}"
     checkpoints = StoreCheckpoints(store, name)
     if store.exists("descendant", name):  # published, and then the process died; the name says that it is the same

@@ -86,7 +86,7 @@ def distill(config: DistillConfig) -> Manifest:
     changes = {"depth": config.depth, "width": config.width, "image": config.image_size}
     preset(config.preset, **changes)
     check_early(config, "learngene")
-    store = Store(config.store)
+    store = Store(config.store, config.store_patience)
     ancestry = load_ancestry(config.ancestry, store)
     sets = checked_image_sets(config)
     labels = sets.train.classes if config.labels else ancestry.labels

@@ -33,7 +33,7 @@ from ray_learngene.training import Worker, train
 
 # Settings that say where and how a run is executed, not what it computes.
 # "deepspeed" is a path here; the file's content is added.
-_OPERATIONAL = {"store", "overwrite", "check_images", "unreadable", "loader_workers", "data_dir"}
+_OPERATIONAL = {"store", "store_patience", "overwrite", "check_images", "unreadable", "loader_workers", "data_dir"}
 _OPERATIONAL |= {*WorkersConfig.model_fields} - {"zero"}
 
 
@@ -77,7 +77,7 @@ def check_early(config: AncestryConfig | DistillConfig, kind: Kind) -> None:
         read_user_config(config.deepspeed)
     if config.ema and config.zero == 3:
         raise UserError("--ema keeps whole weights, ZeRO-3 splits them: use --zero 2, or --ema 0")
-    Store(config.store).check(write=True)
+    Store(config.store, config.store_patience).check(write=True)
 
 
 def run(task: Task) -> Manifest:
@@ -89,7 +89,7 @@ def run(task: Task) -> Manifest:
     config = task.config
     user_deepspeed = read_user_config(config.deepspeed) if config.deepspeed else {}
     task.images.training_batches(config, world_size=max(1, config.most_workers))  # refuses too small a batch
-    store = Store(config.store)
+    store = Store(config.store, config.store_patience)
     settings = _settings(task, user_deepspeed)
     done = _finished(store, task, settings)
     if done is not None:

@@ -47,7 +47,7 @@ def sweep(config: SweepConfig, *, leaderboard: bool = True) -> pandas.DataFrame:
     """
     folder_of("descendant", f"{config.name}/x")  # refuses a name that no store can hold
     check_texts(config)
-    store = Store(config.store)
+    store = Store(config.store, config.store_patience)
     store.check(write=True)
     stored = load_learngene(config)
     learngene = stored.learngene

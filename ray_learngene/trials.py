@@ -143,13 +143,14 @@ def _tune(
     from ray_learngene.sweep_progress import SweepProgress
 
     config = inputs.config
+    store = Store(config.store, config.store_patience)
     search = LearningRateSearch(left, known, config) if config.lr_search else None
     space = {} if search else {"one": tune.grid_search([{**group, "lr": config.lr} for group in left])}
     with ray_cluster(config.address):
         gpus = float(cluster_has_gpus()) if config.gpus_per_trial is None else config.gpus_per_trial
         require_resources(config.address, 1, config.cpus_per_trial, gpus, "trials")
         on_start()
-        storage_path, storage_filesystem = Store(config.store).ray_storage(f"sweep-{config.name}")
+        storage_path, storage_filesystem = store.ray_storage(f"sweep-{config.name}")
         resources = {"CPU": config.cpus_per_trial, "GPU": gpus}
         _train.__mixins__ = (CatchesSigterm,)  # type: ignore[attr-defined]  # how Tune extends a function's actor
         results = tune.Tuner(
@@ -178,7 +179,7 @@ def _tune(
     rows = [_unfinished(inputs, result) for result in ended if not (result.metrics or {}).get("finished")]
     for row in rows:
         if row["status"] == "stopped":  # for good, unlike a failed one
-            StoreCheckpoints(Store(config.store), f"{config.name}/{row['descendant']}").remove()
+            StoreCheckpoints(store, f"{config.name}/{row['descendant']}").remove()
     return rows
 
 

@@ -53,6 +53,9 @@ class StoreConfig(Config):
         validate_default=True,
         description="the store: a folder, or s3://bucket/prefix (standard AWS variables)",
     )
+    store_patience: float = Field(
+        300.0, ge=0, description="seconds for which a bucket that stops answering is waited for, in one operation"
+    )
 
     @field_validator("store")
     @classmethod
