@@ -18,6 +18,7 @@ from ray_learngene.config.bench import BenchArm, BenchConfig
 from ray_learngene.config.data import AugmentationConfig, DataConfig
 from ray_learngene.config.descendants import PlanConfig, SelectionConfig, SweepConfig
 from ray_learngene.config.learngenes import AncestryConfig, DistillConfig, ExtractConfig
+from ray_learngene.config.submit import SubmitConfig
 from ray_learngene.config.training import (
     ClusterConfig,
     DistillationConfig,
@@ -50,6 +51,7 @@ __all__ = [
     "SelectionConfig",
     "ShowConfig",
     "StoreConfig",
+    "SubmitConfig",
     "SweepConfig",
     "WorkersConfig",
     "load_config",
