@@ -24,13 +24,16 @@ from ray_learngene.provenance import provenance
 from ray_learngene.terminal import print_table
 
 
-def arguments(description: str | None) -> argparse.Namespace:
-    """`--quick` and `--out`, with the module's docstring as help."""
+def arguments(
+    description: str | None, add: Callable[[argparse.ArgumentParser], None] = lambda parser: None
+) -> argparse.Namespace:
+    """`--quick` and `--out`, with the module's docstring as help; `add` adds a benchmark's own."""
     parser = argparse.ArgumentParser(
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
     parser.add_argument("--quick", action="store_true", help="a few rounds, to see that it runs; not a measurement")
     parser.add_argument("--out", type=Path, help="write the raw numbers to this JSON file")
+    add(parser)
     return parser.parse_args()
 
 

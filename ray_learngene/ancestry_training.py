@@ -16,7 +16,6 @@ from timm.models import get_model_input_config
 from torch import nn
 
 from ray_learngene.ancestry import create_timm
-from ray_learngene.cluster_training import check_early, run
 from ray_learngene.config import AncestryConfig
 from ray_learngene.data.images import Images, Preprocessing, checked_image_sets
 from ray_learngene.engine import LabelObjective, Objective
@@ -24,6 +23,7 @@ from ray_learngene.errors import UserError
 from ray_learngene.export import export_timm
 from ray_learngene.flops import training_flops
 from ray_learngene.manifest import Kind, Manifest
+from ray_learngene.runs import check_early, run
 
 
 @dataclass
@@ -96,5 +96,5 @@ def train_ancestry(config: AncestryConfig) -> Manifest:
         crop_pct=config.crop_pct,
         interpolation=config.interpolation,
     )
-    images = Images(sets.train, sets.val, preprocessing, config, config.loader_workers)
+    images = Images(sets.train, sets.val, preprocessing, config, config.loader_workers, config.unreadable)
     return run(AncestryTask(config, images, module, sets.train.classes, {"data_sha256": sets.train.fingerprint}))

@@ -6,10 +6,12 @@ import operator
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ray_learngene.errors import UserError
-from ray_learngene.specs import Spec
+
+if TYPE_CHECKING:  # specs import torch, and `list` and `pull` do without
+    from ray_learngene.specs import Spec
 
 # What a budget may limit: the name in the text, the unit it is held in, and the factors of the suffixes.
 _COUNT = {"": 1.0, "k": 1e3, "m": 1e6, "g": 1e9}

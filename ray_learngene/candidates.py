@@ -76,7 +76,7 @@ class Selection:
 
 def load_learngene(config: SelectionConfig) -> StoredLearngene:
     """The learngene whose sizes are varied and whose preprocessing descendants inherit."""
-    store = Store(config.store)
+    store = Store(config.store, config.store_patience)
     store.check(write=False)
     return StoredLearngene.load(store, config.learngene)
 
@@ -185,7 +185,7 @@ def load_arms(
     Raises:
         UserError: a learngene is missing or was made by another method, or cannot become one of the specs.
     """
-    store = Store(config.store)
+    store = Store(config.store, config.store_patience)
     learngenes = {config.learngene: known}
     expanded = set()
     for arm in arms:

@@ -6,15 +6,13 @@ import json
 from pathlib import Path
 from typing import Any
 
-from rich.table import Table
-
 from ray_learngene.budgets import Budget, format_quantity, parse_quantity
 from ray_learngene.config import ListConfig, PullConfig, ShowConfig
 from ray_learngene.errors import UserError
 from ray_learngene.manifest import FOLDERS, Kind, Manifest
 from ray_learngene.soft_labels.cache import summaries
-from ray_learngene.store import Store
-from ray_learngene.terminal import print_table
+from ray_learngene.store import Entry, Store
+from ray_learngene.terminal import print_columns
 
 _KINDS: dict[str, Kind] = {"learngenes": "learngene", "ancestries": "ancestry", "descendants": "descendant"}
 _LIMITS = {"params": "max_params", "macs": "max_macs", "memory": "max_memory", "latency": "max_latency"}
@@ -40,25 +38,41 @@ def select_descendant(config: PullConfig) -> Manifest:
         UserError: there is none; says which limit excludes the smallest.
     """
     limits = [parse_quantity(name, value) for name, flag in _LIMITS.items() if (value := getattr(config, flag))]
-    store = Store(config.store)
-    found = store.manifests("descendant", under=config.sweep or "")
-    if config.arm:
-        found = [one for one in found if one.metadata["row"]["arm"] == config.arm]
+    store = Store(config.store, config.store_patience)
+    known = {entry.name: entry for entry in store.entries(["descendant"], under=config.sweep or "")}
+    while True:
+        best = _best(list(known.values()), config, limits, store.uri)
+        manifest = store.look_up("descendant", best.name)
+        # The index may be behind by what was changed by hand, or since it was read; the manifest is what counts.
+        if manifest is not None and manifest.version == best.version and manifest.created == best.created:
+            return manifest
+        del known[best.name]
+        if manifest is not None:
+            known[best.name] = Entry.of(manifest)
+
+
+def _best(known: list[Entry], config: PullConfig, limits: list[Budget], uri: str) -> Entry:
+    found = [one for one in known if _comparable(one.facts) and config.arm in (None, one.facts.get("arm"))]
     if not found:
-        where = f"sweep {config.sweep!r} in {store.uri}" if config.sweep else store.uri
+        where = f"sweep {config.sweep!r} in {uri}" if config.sweep else uri
         raise UserError(
             f"no descendants{f' of arm {config.arm!r}' if config.arm else ''} in {where}: see `learngene list`"
         )
-    within = [one for one in found if all(limit.admits(one.metadata["row"]) for limit in limits)]
+    within = [one for one in found if all(limit.admits(one.facts) for limit in limits)]
     if not within:
         raise UserError(
             f"none of {len(found)} descendants is within {', '.join(map(str, limits))}: {_nearest(found, limits)}"
         )
-    return max(within, key=lambda one: (one.metadata["row"]["top1"], -one.metadata["row"]["params"]))
+    return max(within, key=lambda one: (one.facts["top1"], -one.facts["params"]))
 
 
-def _nearest(found: list[Manifest], limits: list[Budget]) -> str:
-    rows = [one.metadata["row"] for one in found]
+def _comparable(facts: dict[str, Any]) -> bool:
+    """Whether a row says in numbers what descendants are chosen by."""
+    return all(isinstance(facts.get(name), int | float) for name in ("top1", *_LIMITS))
+
+
+def _nearest(found: list[Entry], limits: list[Budget]) -> str:
+    rows = [one.facts for one in found]
     least = [
         f"the least {limit.limits[0].quantity} is {format_quantity(limit.limits[0].quantity, smallest)}"
         for limit in limits
@@ -74,7 +88,7 @@ def pull(config: PullConfig) -> Path:
     Returns:
         The folder. Of a descendant or an ancestry it is a timm model folder.
     """
-    store = Store(config.store)
+    store = Store(config.store, config.store_patience)
     store.check(write=False)
     if config.artefact:
         if any(getattr(config, flag) for flag in _LIMITS.values()) or config.sweep or config.arm:
@@ -91,8 +105,8 @@ def pull(config: PullConfig) -> Path:
         manifest = select_descendant(config)
     out = Path(config.out or manifest.name.split("/")[-1])
     path = store.download(manifest.kind, manifest.name, out, overwrite=config.overwrite)
-    size = sum(entry.bytes for entry in manifest.files)
-    print(f"pulled {FOLDERS[manifest.kind]}/{manifest.name} ({format_quantity('memory', size)}) to {path}", flush=True)
+    size = format_quantity("memory", manifest.bytes)
+    print(f"pulled {FOLDERS[manifest.kind]}/{manifest.name} ({size}) to {path}", flush=True)
     row = manifest.metadata.get("row")
     if row:
         print(
@@ -104,45 +118,41 @@ def pull(config: PullConfig) -> Path:
 
 def print_list(config: ListConfig) -> None:
     """Print every artefact of a store."""
-    store = Store(config.store)
-    store.check(write=False)
-    table = Table(title=f"store {store.uri}", title_justify="left", title_style="bold")
-    for name, justify in (
-        ("artefact", "left"),
-        ("parameters", "right"),
-        ("top-1 %", "right"),
-        ("size", "right"),
-        ("made", "left"),
-    ):
-        table.add_column(name, justify=justify)  # type: ignore[arg-type]
-    count = 0
-    for folder, kind in _KINDS.items():
-        for manifest in store.manifests(kind):
-            facts = manifest.metadata.get("row") or {**manifest.metadata, **manifest.metadata.get("metrics", {})}
-            table.add_row(
-                f"{folder}/{manifest.name}",
-                format_quantity("params", facts.get("params", facts.get("parameters"))),
-                f"{facts['top1']:.2f}" if "top1" in facts else "-",
-                format_quantity("memory", sum(entry.bytes for entry in manifest.files)),
-                manifest.created[:16].replace("T", " "),
-            )
-            count += 1
-    for key, facts in summaries(store).items():
-        size = format_quantity("memory", facts["bytes"])
-        table.add_row(f"softlabels/{key}", "-", "-", size, facts["created"][:16].replace("T", " "))
-        count += 1
-    for name in store.sweeps():
-        table.add_row(f"sweeps/{name}", "-", "-", "-", "-")
-        count += 1
-    if not count:
+    store = Store(config.store, config.store_patience)
+    store.check(write=config.rebuild)
+    if config.rebuild:
+        print(f"the index of {store.uri} is made anew of {store.index.rebuild():,} manifests", flush=True)
+    rows = [_line(entry) for entry in store.entries()]
+    rows += [
+        (f"softlabels/{key}", "-", "-", format_quantity("memory", facts["bytes"]), _minute(facts["created"]))
+        for key, facts in summaries(store).items()
+    ]
+    rows += [(f"sweeps/{name}", "-", "-", "-", "-") for name in store.sweeps()]
+    if not rows:
         print(f"store {store.uri} is empty")
         return
-    print_table(table)
+    print(f"store {store.uri}")
+    print_columns(("artefact", "parameters", "top-1 %", "size", "made"), rows, right=(1, 2, 3))
+
+
+def _line(entry: Entry) -> tuple[str, ...]:
+    params, top1 = (entry.facts.get(name) for name in ("params", "top1"))
+    return (
+        f"{FOLDERS[entry.kind]}/{entry.name}",
+        format_quantity("params", params) if isinstance(params, int | float) else "-",
+        f"{top1:.2f}" if isinstance(top1, int | float) else "-",
+        format_quantity("memory", entry.size),
+        _minute(entry.created),
+    )
+
+
+def _minute(created: str) -> str:
+    return created[:16].replace("T", " ")
 
 
 def print_artefact(config: ShowConfig) -> None:
     """Print everything known about one artefact as JSON, or a sweep's leaderboard."""
-    store = Store(config.store)
+    store = Store(config.store, config.store_patience)
     store.check(write=False)
     folder, name = parse_artefact(config.artefact)
     if folder == "sweeps":

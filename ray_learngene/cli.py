@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import functools
 import importlib
 import os
 import sys
@@ -13,7 +14,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
 from ray_learngene import __version__
-from ray_learngene.errors import UserError
+from ray_learngene.errors import Interrupted, UserError
 
 # command -> (configuration class, module:function that takes it, one line of help)
 COMMANDS: dict[str, tuple[str, str, str]] = {
@@ -41,9 +42,11 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "sweep": ("SweepConfig", "ray_learngene.sweep:sweep", "train descendants of many sizes from one learngene"),
     "bench": ("BenchConfig", "ray_learngene.bench.run:bench", "compare methods under one recipe, and what each costs"),
     "pull": ("PullConfig", "ray_learngene.catalog:pull", "download the best model within a budget, verified"),
+    "submit": ("SubmitConfig", "ray_learngene.submit:submit", "run a command as a job on a cluster, and follow it"),
     "evaluate": ("EvaluateConfig", "ray_learngene.evaluate:print_evaluation", "measure a pulled model with plain timm"),
     "list": ("ListConfig", "ray_learngene.catalog:print_list", "what a store holds"),
     "show": ("ShowConfig", "ray_learngene.catalog:print_artefact", "one artefact, or the leaderboard of a sweep"),
+    "gc": ("GcConfig", "ray_learngene.garbage:gc", "what nobody needs any more in a store, and its removal"),
     "data check": ("CheckConfig", "ray_learngene.data.commands:print_check", "name what is wrong with an image set"),
     "data convert": (
         "ConvertConfig",
@@ -65,7 +68,11 @@ class _Parser(argparse.ArgumentParser):
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; returns the exit status (2 for a user's mistake, 130 for an interruption)."""
+    """Run one command.
+
+    Returns:
+        The exit status: 2 for a user's mistake, 130 for Ctrl-C, 143 for SIGTERM, a submitted job's own.
+    """
     try:
         run, config = _parse(list(sys.argv[1:] if arguments is None else arguments))
         if run is not None:
@@ -74,9 +81,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     except UserError as error:
         print(f"learngene: error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("learngene: interrupted; run the same command again to continue", file=sys.stderr)
+        return error.status
+    except Interrupted as interrupted:
+        print(
+            f"learngene: stopped by SIGTERM after step {interrupted.step} of {interrupted.total_steps}, which is in a "
+            "checkpoint; run the same command again to continue",
+            file=sys.stderr,
+        )
+        return 143
+    except KeyboardInterrupt as interruption:
+        what = str(interruption) or "run the same command again to continue"
+        print(f"learngene: interrupted; {what}", file=sys.stderr)
         return 130
     except BrokenPipeError:  # the reader of our output went away, as in `learngene list | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -98,6 +113,8 @@ def _parse(arguments: list[str]) -> tuple[Callable[[Any], Any] | None, Any]:
         raise UserError(f"unknown command {command!r}; {hint}")
     from ray_learngene import config as configs
 
+    if command == "submit":
+        return _parse_submit(arguments[1:])
     class_name, target, _ = COMMANDS[command]
     cls = getattr(configs, class_name)
     parser = _parser(command, cls)
@@ -118,6 +135,29 @@ def _parse(arguments: list[str]) -> tuple[Callable[[Any], Any] | None, Any]:
     config = configs.load_config(cls, flags, recipe)
     module, function = target.split(":")
     return getattr(importlib.import_module(module), function), config
+
+
+def _parse_submit(arguments: list[str]) -> tuple[Callable[[Any], Any] | None, Any]:
+    """`submit`'s own flags may stand anywhere; the rest is a command with its configuration, validated here."""
+    from ray_learngene.config import SubmitConfig, load_config
+
+    parser = _parser("submit", SubmitConfig)
+    parser.usage = "learngene submit COMMAND [flags of the command] [flags]"
+    if {"-h", "--help"} & set(arguments):
+        if arguments[0] in COMMANDS:
+            return _parse([arguments[0], "--help"])
+        print(parser.format_help(), end="")
+        return None, None
+    flags, rest = parser.parse_known_args(arguments)
+    if not rest:
+        raise UserError("learngene submit: which command? e.g. `learngene submit distill --config recipe.yaml`")
+    settings = load_config(SubmitConfig, vars(flags))
+    _, config = _parse(rest)
+    from ray_learngene import submit
+
+    if rest[0] not in submit.COMMANDS:
+        raise UserError(f"learngene submit: {rest[0]!r} is not run as a job; those are {', '.join(submit.COMMANDS)}")
+    return functools.partial(submit.submit, rest[0], settings=settings), config
 
 
 def _overview() -> str:
@@ -148,7 +188,8 @@ def _parser(command: str, cls: Any) -> argparse.ArgumentParser:
         allow_abbrev=False,
         argument_default=argparse.SUPPRESS,
     )
-    parser.add_argument("--config", metavar="YAML", help="recipe: a YAML file with any of these settings")
+    if command != "submit":  # the recipe is the submitted command's
+        parser.add_argument("--config", metavar="YAML", help="recipe: a YAML file with any of these settings")
     shown: set[str] = set()
     for owner in cls.__mro__:  # the command's own settings first, then those it has in common with others
         declared = vars(owner).get("__annotations__", {}).keys() & cls.model_fields.keys()

@@ -32,7 +32,7 @@ def ray_cluster(address: str | None) -> Iterator[None]:
         return
     address = address or os.environ.get("RAY_ADDRESS")
     if address is not None:
-        _require_listener(address)
+        require_listener(address)
     # Workers' logs stay in Ray's log files: progress and errors reach the terminal by other ways, without prefixes.
     settings: dict[str, Any] = {"address": address or "local", "log_to_driver": False, "logging_level": "ERROR"}
     if address is None:
@@ -47,8 +47,12 @@ def ray_cluster(address: str | None) -> Iterator[None]:
         ray.shutdown()
 
 
-def _require_listener(address: str) -> None:
-    """Find out at once whether anything listens there: Ray itself goes on trying for minutes."""
+def require_listener(address: str) -> None:
+    """Find out at once whether anything listens there: Ray itself goes on trying for minutes.
+
+    Raises:
+        UserError: nothing does.
+    """
     host, _, port = address.partition("://")[2].rpartition(":") if "://" in address else address.rpartition(":")
     if not port.isdigit():
         return  # "auto" and the like, which Ray resolves itself
@@ -62,13 +66,18 @@ def _require_listener(address: str) -> None:
 def _explain(error: Exception, address: str | None) -> str:
     text = " ".join(str(error).split())
     if "token" in text.lower() or "401" in text or "unauthenticated" in text.lower():
-        return (
-            f"Ray at {address or 'this machine'} wants its token: export RAY_AUTH_MODE=token and RAY_AUTH_TOKEN (or "
-            "RAY_AUTH_TOKEN_PATH) as on the cluster's head"
-        )
+        return token_missing(address or "this machine")
     if address is None:
         return f"Ray does not start on this machine: {text[:200]}"
     return f"no Ray cluster answers at {address}: check --address and RAY_ADDRESS ({text[:200]})"
+
+
+def token_missing(address: str) -> str:
+    """What to do where a cluster refuses the token, or the lack of one."""
+    return (
+        f"Ray at {address} wants its token: export RAY_AUTH_MODE=token and RAY_AUTH_TOKEN_PATH=FILE "
+        "(or RAY_AUTH_TOKEN) with the token of the cluster's head"
+    )
 
 
 def cluster_has_gpus() -> bool:

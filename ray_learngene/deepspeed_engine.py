@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+from collections.abc import Iterator
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -13,24 +14,26 @@ import torch
 from torch import Tensor, nn
 
 from ray_learngene.config import OptimizationConfig
-from ray_learngene.errors import RunError, UserError
+from ray_learngene.engine_state import EngineState, read_state, write_state
+from ray_learngene.errors import UserError
 
 # What the run decides itself: a user's DeepSpeed JSON must leave these out.
 _OURS = (
     *("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps", "gradient_clipping"),
     *("optimizer", "scheduler", "bf16", "fp16", "torch_autocast"),
 )
-_TAG = "state"
-_WORLD_FILE = "world.json"
+_MOMENTS = ("exp_avg", "exp_avg_sq")  # AdamW's, beside its step count
 
 
 def deepspeed_config(
     config: OptimizationConfig, *, world_size: int, zero: int, autocast: torch.dtype | None, user: dict[str, Any]
 ) -> dict[str, Any]:
     """The DeepSpeed configuration of a run; the user's is merged over it, section by section."""
+    # DeepSpeed only multiplies these: where a batch does not divide, `train_steps` weighs the uneven micro-batches
+    micro_batch = config.batch_size // (world_size * config.accumulation)
     ours: dict[str, Any] = {
-        "train_batch_size": config.batch_size,
-        "train_micro_batch_size_per_gpu": config.batch_size // (world_size * config.accumulation),
+        "train_batch_size": micro_batch * world_size * config.accumulation,
+        "train_micro_batch_size_per_gpu": micro_batch,
         "gradient_accumulation_steps": config.accumulation,
         "gradient_clipping": config.clip_grad,  # explicit: left out, DeepSpeed clips at 1.0
         "zero_optimization": {"stage": zero},
@@ -83,7 +86,8 @@ class DeepSpeedEngine:
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
         self._deepspeed = deepspeed
         self._stage = settings["zero_optimization"]["stage"]
-        self._world_size = torch.distributed.get_world_size()
+        self._optimizer = optimizer
+        self._parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
         self._engine, *_ = deepspeed.initialize(model=module, optimizer=optimizer, config=settings)
         self.module = self._engine.module
 
@@ -102,29 +106,81 @@ class DeepSpeedEngine:
     def eval(self) -> None:
         self._engine.eval()
 
-    def gathered(self) -> Any:
-        """A context, entered by all workers, in which each has the whole parameters (ZeRO-3 splits them)."""
+    def gathered(self, *, write: bool = False) -> Any:
+        """A context, entered by all workers, in which each has the whole parameters (ZeRO-3 splits them).
+
+        Args:
+            write: Keep what the first worker changes in them.
+        """
         if self._stage < 3:
             return nullcontext()
-        return self._deepspeed.zero.GatheredParameters(list(self.module.parameters()))
+        parameters = list(self.module.parameters())
+        return self._deepspeed.zero.GatheredParameters(parameters, modifier_rank=0 if write else None)
 
     def save(self, folder: Path) -> None:
-        """Write this worker's part of the state; the parts of all workers belong into one folder."""
-        self._engine.save_checkpoint(str(folder), tag=_TAG)
-        if torch.distributed.get_rank() == 0:
-            (folder / _WORLD_FILE).write_text(json.dumps({"workers": self._world_size, "zero": self._stage}))
+        """Gather the state of all workers; the first one writes it.
+
+        Not DeepSpeed's own checkpoint: that is a pickle, which for ZeRO 1 to 3 only as many workers can read.
+        """
+        first = torch.distributed.get_rank() == 0
+        with self.gathered():
+            model = {name: x.cpu().clone() for name, x in self.module.state_dict().items()} if first else {}
+        moments = {index: each for index, each in self._gather_moments() if first}
+        if first:
+            write_state(folder, EngineState(model, moments))
 
     def load(self, folder: Path) -> None:
-        """Read what `save` wrote.
+        """Read what any number of workers saved, with any ZeRO stage."""
+        state = read_state(folder, torch.device("cpu"))
+        with self.gathered(write=True):
+            self.module.load_state_dict(state.model)
+        if self._stage == 0:
+            groups = self._optimizer.state_dict()["param_groups"]
+            self._optimizer.load_state_dict({"state": state.moments, "param_groups": groups})
+        else:
+            self._engine.optimizer.refresh_fp32_params()
+            self._scatter_moments(state.moments)
 
-        Raises:
-            RunError: the checkpoint is of another number of workers or another ZeRO stage.
-        """
-        world = json.loads((folder / _WORLD_FILE).read_text())
-        if world["zero"] != self._stage or (self._stage > 0 and world["workers"] != self._world_size):
-            raise RunError(
-                f"the run's checkpoint was written by {world['workers']} workers with ZeRO-{world['zero']}, this run "
-                f"has {self._world_size} with ZeRO-{self._stage}: use the same --workers and --zero, or --overwrite to "
-                "start anew"
-            )
-        self._engine.load_checkpoint(str(folder), tag=_TAG)
+    def _flat_parameters(self) -> list[Tensor]:
+        """This worker's fp32 share of the weights, one flat tensor for a group: what ZeRO's AdamW steps on."""
+        zero = self._engine.optimizer
+        return zero.single_partition_of_fp32_groups if self._stage < 3 else zero.fp32_partitioned_groups_flat
+
+    def _gather_moments(self) -> Iterator[tuple[int, dict[str, Tensor]]]:
+        """The whole moments of every parameter on the CPU. All workers go through them together."""
+        if self._stage == 0:
+            yield from self._optimizer.state_dict()["state"].items()
+            return
+        self._link_moments()
+        step = self._engine.optimizer.optimizer.state[self._flat_parameters()[0]]["step"].cpu()
+        for index, parameter in enumerate(self._parameters):
+            get = self._deepspeed.utils.safe_get_full_optimizer_state
+            yield index, {"step": step.clone(), **{key: get(parameter, key).cpu() for key in _MOMENTS}}
+
+    def _scatter_moments(self, moments: dict[int, dict[str, Tensor]]) -> None:
+        """Take this worker's share of the moments."""
+        zero = self._engine.optimizer
+        step = max((each["step"] for each in moments.values()), key=Tensor.item)  # one count for a whole group
+        for flat in self._flat_parameters():
+            zeros = {key: torch.zeros_like(flat) for key in _MOMENTS}
+            zero.optimizer.state[flat] = {"step": step.to(flat.device, copy=True), **zeros}
+        self._link_moments()
+        for index, each in moments.items():
+            for key in _MOMENTS:
+                self._set_moment(self._parameters[index], each[key], key)
+
+    def _link_moments(self) -> None:
+        """Let DeepSpeed find the parameters' moments: by itself it does so after the first group's first step only."""
+        if self._stage < 3:
+            self._engine.optimizer._hp_optimizer_states_linked = False
+            self._engine.optimizer._lazy_init_hp_params_optimizer_state()
+
+    def _set_moment(self, parameter: nn.Parameter, whole: Tensor, key: str) -> None:
+        if self._stage < 3:
+            self._deepspeed.utils.safe_set_full_optimizer_state(parameter, whole, key)
+            return
+        # this worker's share, padded, which DeepSpeed's own function for whole tensors forgets
+        size = parameter.ds_tensor.numel()  # type: ignore[attr-defined]
+        padded = nn.functional.pad(whole.flatten(), (0, size * torch.distributed.get_world_size() - whole.numel()))
+        share = padded.narrow(0, size * torch.distributed.get_rank(), size)
+        self._deepspeed.utils.safe_set_local_optimizer_state(parameter, share, key)

@@ -15,9 +15,12 @@ import ray_learngene.torchvision_cpu  # noqa: F401  isort:skip  (before the firs
 import torch
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from timm.models.vision_transformer import VisionTransformer
+from torch import nn
 
+from ray_learngene import termination
 from ray_learngene.ancestry import Ancestry
 from ray_learngene.arms import Arm
+from ray_learngene.background_checkpoints import BackgroundCheckpoints
 from ray_learngene.candidates import LEARNGENE_COLUMNS, StoredLearngene
 from ray_learngene.checkpoints import StoreCheckpoints
 from ray_learngene.config import AugmentationConfig, DistillationConfig, OptimizationConfig, SweepConfig
@@ -35,6 +38,8 @@ from ray_learngene.export import export_timm
 from ray_learngene.fitting import Fit, fit
 from ray_learngene.flops import TRAINING_PASSES, forward_flops
 from ray_learngene.losses import DistillationLoss
+from ray_learngene.out_of_memory import within_memory
+from ray_learngene.progress import Progress
 from ray_learngene.provenance import fingerprint, provenance
 from ray_learngene.soft_labels.answers import Answers
 from ray_learngene.specs import Spec, set_drop_path, timm_arguments
@@ -114,52 +119,29 @@ def train_descendant(
         stored: The learngene it is expanded from; None where its method needs none.
         costs: Its parameters, MACs, memory and measured latency.
         ancestry: Its teacher; None where it learns from labels alone.
-        report: Called with the metrics of every epoch, the untuned model's first.
+        report: Called with the metrics of every epoch, the untuned model's first; or with a `message` for the user.
 
     Returns:
         Its row of the results table.
+
+    Raises:
+        Interrupted: SIGTERM came; a checkpoint holds what is done.
+        RunError: training cannot go on.
     """
-    store = Store(config.store)
+    store = Store(config.store, config.store_patience)
     name = f"{config.name}/{one.name}"
     checkpoints = StoreCheckpoints(store, name)
     if store.exists("descendant", name):  # published, and then the process died; the name says that it is the same
         checkpoints.remove()
         return store.manifest("descendant", name).metadata["row"]
     began = time.monotonic()
-    device = resolve_device()
-    autocast = resolve_precision(config.precision, device)
     settings = config.model_copy(update={"seed": one.seed, "lr": one.lr})
-    model, fitted = _initialise(one, stored, images, settings, device, autocast)
-    set_drop_path(model, config.drop_path)
-    model.to(device)
-    if config.compile:
-        model.compile()
-    objective: Objective = LabelObjective(config.smoothing)
-    answers = None
-    if ancestry is not None:
-        if config.soft_labels:
-            answers = Answers.create(settings, config, images, ancestry, store, device, autocast)
-        teacher = None if answers else ancestry.to(device)
-        loss = DistillationLoss(config.distillation, config.alpha, config.tau)
-        objective = DistillationObjective(teacher, loss, smoothing=config.smoothing, autocast=autocast)
-    optimizer = create_optimizer(model, settings)
-    engine = TorchEngine(
-        model, optimizer, accumulation=config.accumulation, clip_grad=config.clip_grad, autocast=autocast
-    )
-    progress, ema = train(
-        engine,
-        optimizer,
-        objective,
-        images,
+    trained = within_memory(
+        lambda fitting: _train(one, stored, images, fitting, ancestry, report, checkpoints),
         settings,
-        worker=Worker(device),
-        checkpoints=checkpoints,
-        checkpoint_due=lambda step, steps_per_epoch, seconds: seconds >= config.checkpoint_seconds,
-        report=report,
-        answers=answers,
-        autocast=autocast,
-        evaluate_first=True,
+        tell=lambda text: report({"message": text}),
     )
+    model, ema, progress, fitted = trained.model, trained.ema, trained.progress, trained.fitted
     history = progress.history
     row = {
         "descendant": one.name,
@@ -177,6 +159,8 @@ def train_descendant(
         "top1": history[-1]["top1"],
         "ema_top1": history[-1].get("ema_top1"),
         "val_loss": history[-1]["val_loss"],
+        "accumulation": trained.accumulation,
+        "unreadable": len(progress.unreadable) if images.unreadable == "skip" else None,
         "steps": progress.step,
         "images": progress.step * config.batch_size,
         "seconds": round(progress.seconds, 3),
@@ -190,6 +174,7 @@ def train_descendant(
         "row": row,
         "history": history,
         "config": settings.model_dump(mode="json"),
+        **({"unreadable": progress.unreadable} if progress.unreadable else {}),
         "labels": list(images.train.classes),
         **provenance(),
     }
@@ -213,6 +198,63 @@ def train_descendant(
         store.publish("descendant", name, folder, metadata)
     checkpoints.remove()
     return row
+
+
+@dataclass
+class _Trained:
+    model: VisionTransformer
+    ema: nn.Module | None
+    progress: Progress
+    fitted: Fit
+    accumulation: int
+
+
+def _train(
+    one: Descendant,
+    stored: StoredLearngene | None,
+    images: Images,
+    settings: SweepConfig,
+    ancestry: Ancestry | None,
+    report: Callable[[dict[str, Any]], None],
+    uploads: StoreCheckpoints,
+) -> _Trained:
+    """Train a descendant from its last checkpoint on, or from its expansion."""
+    device = resolve_device()
+    autocast = resolve_precision(settings.precision, device)
+    model, fitted = _initialise(one, stored, images, settings, device, autocast)
+    set_drop_path(model, settings.drop_path)
+    model.to(device)
+    if settings.compile:
+        model.compile()
+    objective: Objective = LabelObjective(settings.smoothing)
+    answers = None
+    if ancestry is not None:
+        if settings.soft_labels:
+            answers = Answers.create(settings, settings, images, ancestry, uploads.store, device, autocast)
+        teacher = None if answers else ancestry.to(device)
+        loss = DistillationLoss(settings.distillation, settings.alpha, settings.tau)
+        objective = DistillationObjective(teacher, loss, smoothing=settings.smoothing, autocast=autocast)
+    optimizer = create_optimizer(model, settings)
+    engine = TorchEngine(
+        model, optimizer, accumulation=settings.accumulation, clip_grad=settings.clip_grad, autocast=autocast
+    )
+    with termination.graceful(), BackgroundCheckpoints(uploads) as checkpoints:
+        progress, ema = train(
+            engine,
+            optimizer,
+            objective,
+            images,
+            settings,
+            worker=Worker(device),
+            checkpoints=checkpoints,
+            checkpoint_due=lambda step, steps_per_epoch, seconds: seconds >= settings.checkpoint_seconds,
+            report=report,
+            stop=termination.requested,
+            answers=answers,
+            autocast=autocast,
+            evaluate_first=True,
+        )
+    return _Trained(model, ema, progress, fitted, settings.accumulation)
 
 
 def _initialise(

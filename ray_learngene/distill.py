@@ -15,7 +15,6 @@ from torch import nn
 
 from ray_learngene.ancestry import Ancestry, check_classes, load_ancestry
 from ray_learngene.candidates import StoredLearngene
-from ray_learngene.cluster_training import check_early, run
 from ray_learngene.config import DistillConfig
 from ray_learngene.data.image_set import ImageSets
 from ray_learngene.data.images import Images, Preprocessing, checked_image_sets
@@ -26,6 +25,7 @@ from ray_learngene.losses import DistillationLoss
 from ray_learngene.manifest import Kind, Manifest
 from ray_learngene.methods import Learngene, Method, create_method
 from ray_learngene.methods.generated import attribute_of
+from ray_learngene.runs import check_early, run
 from ray_learngene.soft_labels.answers import Answers
 from ray_learngene.specs import Spec, preset
 from ray_learngene.store import Store
@@ -58,7 +58,7 @@ class DistillTask:
     def answers(self, device: torch.device, autocast: torch.dtype | None) -> Answers | None:
         if not self.config.soft_labels:
             return None
-        store = Store(self.config.store)
+        store = Store(self.config.store, self.config.store_patience)
         return Answers.create(self.config, self.config, self.images, self.ancestry, store, device, autocast)
 
     def judge(self, device: torch.device) -> nn.Module | None:
@@ -94,7 +94,7 @@ def distill(config: DistillConfig) -> Manifest:
     changes = {"depth": config.depth, "width": config.width, "image": config.image_size}
     preset(config.preset, **changes)
     check_early(config, "learngene")
-    store = Store(config.store)
+    store = Store(config.store, config.store_patience)
     ancestry = load_ancestry(config.ancestry, store)
     sets = checked_image_sets(config)
     labels = sets.train.classes if config.labels else ancestry.labels
@@ -129,7 +129,7 @@ def images_for(config: DistillConfig, sets: ImageSets, spec: Spec, ancestry: Anc
         crop_pct=config.crop_pct,
         interpolation=config.interpolation,
     )
-    return Images(sets.train, sets.val, preprocessing, config, config.loader_workers)
+    return Images(sets.train, sets.val, preprocessing, config, config.loader_workers, config.unreadable)
 
 
 def _start_from(module: nn.Module, learngene: Learngene, config: DistillConfig) -> None:

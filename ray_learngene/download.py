@@ -3,27 +3,28 @@
 from __future__ import annotations
 
 import fcntl
+import functools
 import logging
 import os
 import shutil
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
 from ray_learngene.errors import UserError
-from ray_learngene.filesystems import clear_errors
 from ray_learngene.manifest import FileEntry, Manifest, file_sha256
 from ray_learngene.objects import Objects
+from ray_learngene.storage_errors import clear_errors
 
 STREAMS = 4
 LOCK = ".pull-lock"
+LEFTOVERS = (".partial", ".replaced")  # what a pull that died leaves beside its target
 
 log = logging.getLogger("ray_learngene")
 
 
-def download(objects: Objects, folder: str, manifest: Manifest, out: Path, overwrite: bool) -> Path:
-    """Download the files of `manifest`, which lie below `folder` in the store, into the local folder `out`.
+def download(objects: Objects, manifest: Manifest, out: Path, overwrite: bool) -> Path:
+    """Download the files of `manifest` into the local folder `out`.
 
     They gather in `<out>.partial`, which a later call continues, and which is renamed when every file has the size and
     the SHA-256 of the manifest.
@@ -36,16 +37,18 @@ def download(objects: Objects, folder: str, manifest: Manifest, out: Path, overw
             disk refuse.
     """
     out = Path(os.path.abspath(out.expanduser()))
-    partial = out.with_name(f"{out.name}.partial")
+    partial, replaced = (out.with_name(f"{out.name}{ending}") for ending in LEFTOVERS)
     with clear_errors(str(out)):
         _check_free(out, manifest, overwrite)
         partial.mkdir(parents=True, exist_ok=True)
         with _locked(partial):
+            if replaced.exists() and not os.path.lexists(out):
+                os.rename(replaced, out)  # an earlier pull died between the two renames below
+                _check_free(out, manifest, overwrite)
             _remove_others(partial, manifest)
-            with ThreadPoolExecutor(STREAMS) as pool:
-                for done in [pool.submit(_fetch, objects, folder, entry, partial) for entry in manifest.files]:
-                    done.result()
-            replaced = out.with_name(f"{out.name}.replaced")
+            _check_space(partial, manifest)
+            fetch = functools.partial(_fetch, objects, manifest.base, partial)
+            objects.each([functools.partial(fetch, entry) for entry in manifest.files], STREAMS)
             shutil.rmtree(replaced, ignore_errors=True)
             if os.path.lexists(out):
                 _check_free(out, manifest, overwrite)  # again: it may have come into being meanwhile
@@ -80,13 +83,24 @@ def _others(folder: Path, manifest: Manifest) -> list[Path]:
     ]
 
 
+def _check_space(partial: Path, manifest: Manifest) -> None:
+    """Refuse at once what cannot fit, instead of filling the disk with a part of it."""
+    there = sum(path.stat().st_size for path in partial.rglob("*") if path.is_file())
+    missing, free = manifest.bytes - there, shutil.disk_usage(partial).free
+    if missing > free:
+        raise UserError(
+            f"{manifest.kind} {manifest.name} needs {missing / 1e6:,.1f} MB more, and the disk of {partial.parent} has "
+            f"{free / 1e6:,.1f} MB left: free space, or choose another folder"
+        )
+
+
 def _remove_others(partial: Path, manifest: Manifest) -> None:
     for path in _others(partial, manifest):
         if path.name != LOCK:
             path.unlink()
 
 
-def _fetch(objects: Objects, folder: str, entry: FileEntry, partial: Path) -> None:
+def _fetch(objects: Objects, folder: str, partial: Path, entry: FileEntry) -> None:
     """Bring one file, continuing what an interrupted pull left of it."""
     source, target = f"{folder}/{entry.path}", partial / entry.path
     target.parent.mkdir(parents=True, exist_ok=True)

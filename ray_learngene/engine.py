@@ -14,7 +14,6 @@ from typing import Any, Protocol
 
 import ray_learngene.torchvision_cpu  # noqa: F401  isort:skip  (before the first timm import)
 import numpy as np
-import safetensors.torch
 import torch
 from timm.optim import create_optimizer_v2
 from timm.scheduler import create_scheduler_v2
@@ -23,6 +22,7 @@ from timm.utils.model_ema import ModelEmaV3
 from torch import Tensor, nn
 
 from ray_learngene.config import OptimizationConfig
+from ray_learngene.engine_state import EngineState, read_state, write_state
 from ray_learngene.errors import RunError
 from ray_learngene.losses import DistillationLoss, label_loss
 from ray_learngene.soft_labels.kept import SoftLabels
@@ -31,7 +31,6 @@ from ray_learngene.soft_labels.kept import SoftLabels
 Batch = tuple[Tensor, Tensor] | tuple[Tensor, Tensor, SoftLabels]
 # `[B, classes]`, or several of them from an auxiliary model that is several models in one step
 Logits = Tensor | tuple[Tensor, ...]
-ENGINE_FILE = "engine.safetensors"
 
 
 class Engine(Protocol):
@@ -95,23 +94,15 @@ class TorchEngine:
         self.module.eval()
 
     def save(self, folder: Path) -> None:
-        """Write weights and optimizer state as safetensors (no pickle)."""
-        state = {f"model.{name}": tensor for name, tensor in self.module.state_dict().items()}
-        for index, moments in self.optimizer.state_dict()["state"].items():
-            state.update({f"optimizer.{index}.{name}": tensor for name, tensor in moments.items()})
-        safetensors.torch.save_file({name: tensor.contiguous() for name, tensor in state.items()}, folder / ENGINE_FILE)
+        """Write weights and optimizer state."""
+        write_state(folder, EngineState(self.module.state_dict(), self.optimizer.state_dict()["state"]))
 
     def load(self, folder: Path) -> None:
         """Read what `save` wrote; the optimizer's settings stay those of this run."""
-        state = safetensors.torch.load_file(folder / ENGINE_FILE, device=str(self.device))
-        moments: dict[int, dict[str, Tensor]] = {}
-        for name, tensor in state.items():
-            owner, _, rest = name.partition(".")
-            if owner == "optimizer":
-                index, _, key = rest.partition(".")
-                moments.setdefault(int(index), {})[key] = tensor
-        self.module.load_state_dict({k.removeprefix("model."): v for k, v in state.items() if k.startswith("model.")})
-        self.optimizer.load_state_dict({"state": moments, "param_groups": self.optimizer.state_dict()["param_groups"]})
+        state = read_state(folder, self.device)
+        self.module.load_state_dict(state.model)
+        groups = self.optimizer.state_dict()["param_groups"]
+        self.optimizer.load_state_dict({"state": state.moments, "param_groups": groups})
 
 
 def mean_loss(logits: Logits, loss: Callable[[Tensor], dict[str, Tensor]]) -> dict[str, Tensor]:
@@ -269,6 +260,7 @@ def train_steps(
     total_steps: int,
     start_step: int = 0,
     accumulation: int = 1,
+    micro_batch: float | None = None,
     device: torch.device,
     seed: int = 0,
     rank: int = 0,
@@ -282,6 +274,8 @@ def train_steps(
 
     Args:
         batches: Micro-batches of this worker, from `start_step` on.
+        micro_batch: Images of a micro-batch on average over all workers, where some are larger than others; each then
+            weighs as many images as it has, as in one undivided batch.
 
     Raises:
         NonFiniteLoss: see `FiniteGuard`.
@@ -299,7 +293,10 @@ def train_steps(
             images, targets = images.to(device, non_blocking=True), targets.to(device, non_blocking=True)
             losses = objective(engine, images, targets, *(answers.to(device, non_blocking=True) for answers in taught))
             guard.watch(losses, step + 1, lr)
-            engine.backward(losses["loss"])
+            loss = losses["loss"]
+            if micro_batch is not None and len(targets) != micro_batch:
+                loss = loss * (len(targets) / micro_batch)
+            engine.backward(loss)
             engine.step()
         if ema is not None:
             ema.update(engine.module, step)

@@ -5,9 +5,27 @@ class UserError(Exception):
     """A mistake or a condition that the user can mend.
 
     The message is one line: what is wrong, where, and what to do instead. The command line prints it as it is and exits
-    with status 2; it never becomes a traceback.
+    with `status`; it never becomes a traceback.
     """
+
+    status = 2
 
 
 class RunError(UserError):
     """A user's error that all workers of a run raise at the same step; starting the workers again would not help."""
+
+
+class Interrupted(Exception):
+    """Not an error: training was asked to stop, and everything up to `step` is in a checkpoint."""
+
+    def __init__(self, step: int, total_steps: int) -> None:
+        super().__init__(step, total_steps)
+        self.step, self.total_steps = step, total_steps
+
+
+class JobFailed(UserError):
+    """A submitted job that did not succeed; the command ends with the job's own exit status."""
+
+    def __init__(self, message: str, status: int) -> None:
+        super().__init__(message)
+        self.status = status

@@ -42,7 +42,7 @@ def extract(config: ExtractConfig) -> Manifest:
     """
     folder_of("learngene", config.name)
     method = create_method(config.method)
-    store = Store(config.store)
+    store = Store(config.store, config.store_patience)
     store.check(write=True)
     began = time.monotonic()
     model, labels, preprocessing, facts = _source(config.source, store)

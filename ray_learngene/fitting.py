@@ -76,6 +76,7 @@ def fit(
         create_schedule(optimizer, settings, steps_per_epoch),
         total_steps=adapter.fit_steps,
         accumulation=config.accumulation,
+        micro_batch=config.batch_size / config.accumulation,
         device=device,
         seed=config.seed,
         guard=FiniteGuard(device),

@@ -15,7 +15,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from ray_learngene.errors import UserError
 
-FORMAT = 1
+MANIFEST = "manifest.json"
+FORMAT = 2  # 1: the files lay in a folder named like the version, which two publishers of the same files shared
+MOST_BYTES = 64 * 2**20  # of a manifest; a learngene's, with the history of its distillation, has some thousand
 Kind = Literal["learngene", "ancestry", "descendant", "checkpoint", "softlabels"]
 FOLDERS: dict[str, str] = dict(
     zip(get_args(Kind), ("learngenes", "ancestries", "descendants", "checkpoints", "softlabels"), strict=True)
@@ -43,7 +45,7 @@ class FileEntry(BaseModel):
     model_config = ConfigDict(frozen=True)
 
     path: str
-    bytes: int = Field(ge=0)
+    bytes: int = Field(ge=0, lt=2**53)
     sha256: str = Field(pattern="^[0-9a-f]{64}$")
 
     @field_validator("path")
@@ -59,10 +61,11 @@ class Manifest(BaseModel):
 
     model_config = ConfigDict(frozen=True)
 
-    format: int = FORMAT
+    format: int = Field(1, ge=1)
     kind: Kind
     name: str
-    version: str
+    version: str = Field(description="a hash of the files")
+    folder: str = Field("", description="where the files lie, beside the manifest: no other publisher writes there")
     created: str = Field(description="ISO 8601, UTC")
     files: list[FileEntry] = Field(min_length=1)
     metadata: dict[str, Any]
@@ -74,7 +77,19 @@ class Manifest(BaseModel):
             raise ValueError("a file is listed twice")
         if self.version != version_of(self.files):
             raise ValueError("version does not match the files")
+        if self.folder and not NAME.fullmatch(self.folder):
+            raise ValueError(f"folder: {self.folder!r} is not the name of a folder")
         return self
+
+    @property
+    def base(self) -> str:
+        """The folder of the files, below the store's root."""
+        return f"{folder_of(self.kind, self.name)}/{self.folder or self.version}"
+
+    @property
+    def bytes(self) -> int:
+        """The bytes of all files."""
+        return sum(entry.bytes for entry in self.files)
 
     def entry(self, path: str) -> FileEntry | None:
         """The entry of one file, None where the artefact has no such file."""
@@ -121,17 +136,32 @@ def parse_manifest(text: bytes, uri: str, kind: str, name: str) -> Manifest:
     """
     try:
         manifest = Manifest.model_validate_json(text)
+        found = manifest.format
     except ValidationError as error:
-        raise UserError(f"the manifest {uri} is not usable: {_first(error)}; publish again with --overwrite") from error
-    if manifest.format > FORMAT:
-        raise UserError(
-            f"the manifest {uri} was written by a later version (format {manifest.format}): upgrade this one"
-        )
+        found = _format_of(text)
+        if found <= FORMAT:
+            reason = f"{_first(error)}; publish again with --overwrite"
+            raise UserError(f"the manifest {uri} is not usable: {reason}") from error
+    if found > FORMAT:
+        raise UserError(f"the manifest {uri} was written by a later version (format {found}): upgrade this one")
     if (manifest.kind, manifest.name) != (kind, name):
         raise UserError(
             f"the manifest {uri} is that of {manifest.kind} {manifest.name!r}: publish again with --overwrite"
         )
     return manifest
+
+
+class _Format(BaseModel):
+    """What every manifest says of itself, in whatever format."""
+
+    format: int = 1
+
+
+def _format_of(text: bytes) -> int:
+    try:
+        return _Format.model_validate_json(text).format
+    except ValidationError:
+        return FORMAT
 
 
 def _first(error: ValidationError) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import platform
 import subprocess
 from importlib.metadata import PackageNotFoundError, version
@@ -12,6 +13,7 @@ from typing import Any
 
 from ray_learngene import __version__
 
+REVISION_VARIABLE = "LEARNGENE_GIT_REVISION"  # travels with a submitted job, whose package is no checkout
 _PACKAGES = ("torch", "timm", "ray", "deepspeed", "numpy", "pyarrow")
 
 
@@ -23,10 +25,13 @@ def provenance() -> dict[str, Any]:
             versions[package] = version(package)
         except PackageNotFoundError:
             continue
-    return {"versions": versions, "git_revision": _git_revision()}
+    return {"versions": versions, "git_revision": git_revision()}
 
 
-def _git_revision() -> str | None:
+def git_revision() -> str | None:
+    """The revision of the checkout that this package runs from, or of the one that it was submitted from."""
+    if REVISION_VARIABLE in os.environ:
+        return os.environ[REVISION_VARIABLE]
     command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
     try:
         return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip() or None

@@ -16,16 +16,14 @@ RESULTS, PAGE, SETTINGS = "results.parquet", "leaderboard.html", "sweep.json"
 
 def sweep_table(store: Store, name: str, unfinished: Sequence[dict[str, Any]] = ()) -> pandas.DataFrame:
     """One row per published descendant of a sweep, and one for each trial that did not finish."""
-    rows = [manifest.metadata["row"] for manifest in store.manifests("descendant", under=name)]
-    return pandas.DataFrame([*rows, *unfinished])
+    return pandas.DataFrame([*store.rows(name), *unfinished])
 
 
 def earlier_rows(store: Store, name: str) -> list[dict[str, Any]]:
     """What earlier runs of a sweep settled: its published descendants, and trials that were stopped early."""
-    finished = [manifest.metadata["row"] for manifest in store.manifests("descendant", under=name)]
     path = f"sweeps/{name}/{RESULTS}"
     table = store.read_table(path).to_pylist() if store.has(path) else []
-    return finished + [row for row in table if row["status"] == "stopped"]
+    return store.rows(name) + [row for row in table if row["status"] == "stopped"]
 
 
 def write_results(store: Store, name: str, unfinished: Sequence[dict[str, Any]] = ()) -> pandas.DataFrame:

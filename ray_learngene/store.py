@@ -1,12 +1,14 @@
 """The store: where learngenes, ancestries, descendants and sweeps are kept, in a local folder or below an S3 prefix.
 
     <store>/<kind>/<name>/manifest.json             what the artefact is; it exists when this does
-    <store>/<kind>/<name>/<version>/<files ...>      its files; the version is a hash of them
+    <store>/<kind>/<name>/<folder>/<files ...>      its files; every publisher writes into a folder of its own
+    <store>/index/                                  what `list` and `pull` ask (see index.py)
     <store>/runs/<name>/                            Ray's own state
 
-Object stores have no rename, so the manifest is written last, and only if there is none. A version's folder never
+Object stores have no rename, so the manifest is written last, and only if there is none. A folder of files never
 changes: publishing over a name swaps one manifest, and whoever reads sees the old artefact or the new one, whole.
-Replaced versions stay where they are, because somebody may be reading them, unless the publisher says otherwise.
+Replaced files stay where they are, because somebody may be reading them, until `learngene gc` removes them, unless the
+publisher says otherwise.
 """
 
 from __future__ import annotations
@@ -14,9 +16,11 @@ from __future__ import annotations
 import difflib
 import hashlib
 import io
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+import uuid
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,10 +30,12 @@ import pyarrow.parquet
 
 from ray_learngene.download import download
 from ray_learngene.errors import UserError
-from ray_learngene.filesystems import clear_errors
+from ray_learngene.filesystems import filesystem
+from ray_learngene.index import KINDS, Entry, Index
 from ray_learngene.manifest import (
-    FOLDERS,
-    GROUPED,
+    FORMAT,
+    MANIFEST,
+    MOST_BYTES,
     FileEntry,
     Kind,
     Manifest,
@@ -40,32 +46,34 @@ from ray_learngene.manifest import (
     version_of,
 )
 from ray_learngene.objects import Objects
+from ray_learngene.patience import PATIENCE_SECONDS
+from ray_learngene.storage_errors import Unavailable, clear_errors
 
-__all__ = ["FileEntry", "Kind", "Manifest", "Store"]
+__all__ = ["Entry", "FileEntry", "Kind", "Manifest", "Store"]
 
-MANIFEST = "manifest.json"
 UPLOADS = 8
 
 
 class Store:
     """A store at a URI. Opens nothing before it is used, and pickles as its URI alone.
 
-    Every method raises UserError, in one line, for a name or path that no store can hold, and for whatever the storage
-    refuses.
+    An S3 server that does not answer or fails is waited for, at most `patience` seconds in one operation. Every method
+    raises UserError, in one line, for a name or path that no store can hold, and for whatever the storage refuses.
     """
 
-    def __init__(self, uri: str) -> None:
-        self.objects = Objects(uri)
+    def __init__(self, uri: str, patience: float = PATIENCE_SECONDS) -> None:
+        self.objects = Objects(uri, patience)
         self.uri = self.objects.uri
+        self.index = Index(self.objects)
 
-    def __reduce__(self) -> tuple[Callable[[str], Store], tuple[str]]:
-        return Store, (self.uri,)
+    def __reduce__(self) -> tuple[Callable[[str, float], Store], tuple[str, float]]:
+        return Store, (self.uri, self.objects.patience.seconds)
 
     def __repr__(self) -> str:
         return f"Store({self.uri!r})"
 
     def check(self, write: bool) -> None:
-        """Find out now, before any work is done, whether the store can be read and, if `write`, written.
+        """Find out before any work is done, without patience, whether the store can be read and, if `write`, written.
 
         A local store that is to be written is created.
 
@@ -76,7 +84,7 @@ class Store:
 
     def exists(self, kind: Kind, name: str) -> bool:
         """Whether an artefact of this name is there."""
-        return self.objects.read(f"{folder_of(kind, name)}/{MANIFEST}") is not None
+        return self.objects.exists(f"{folder_of(kind, name)}/{MANIFEST}")
 
     def publish(
         self,
@@ -103,45 +111,66 @@ class Store:
         base = folder_of(kind, name)
         taken = f"the name {name!r} is already taken in {self.uri}: choose another {kind} name, or --overwrite"
         files = list_files(folder)
-        created = datetime.now(UTC).isoformat()
+        version = version_of(files)
         manifest = Manifest(
-            kind=kind, name=name, version=version_of(files), created=created, files=files, metadata=metadata
+            format=FORMAT,
+            kind=kind,
+            name=name,
+            version=version,
+            folder=f"{version}-{uuid.uuid4().hex[:8]}",
+            created=datetime.now(UTC).isoformat(),
+            files=files,
+            metadata=metadata,
         )
         if not overwrite and self.exists(kind, name):
             raise UserError(taken)
         before = self.objects.find(base) if overwrite and not keep_replaced else []
-
-        paths = {entry.path: f"{base}/{manifest.version}/{entry.path}" for entry in files}
-        with ThreadPoolExecutor(UPLOADS) as pool:
-            for done in [pool.submit(self.objects.upload, folder / path, paths[path]) for path in paths]:
-                done.result()
         text = manifest.model_dump_json(indent=2).encode()
-        if overwrite:
-            self.objects.put(f"{base}/{MANIFEST}", text)
-        elif not self.objects.create(f"{base}/{MANIFEST}", text):
-            winner = self.manifest(kind, name)
-            # The same to the microsecond is this one: the server took it, its answer was lost, the request repeated.
-            if winner != manifest:
-                if winner.version != manifest.version:
-                    for path in paths.values():
-                        self.objects.delete(path)
+        note = None
+        try:
+            self._upload(folder, manifest)
+            note = self.index.note(kind, name, text)
+            if overwrite:
+                self.objects.put(f"{base}/{MANIFEST}", text)
+            # What is there may be this one: the server took it, its answer was lost, the request was repeated.
+            elif not self.objects.create(f"{base}/{MANIFEST}", text) and self._text(kind, name) != text:
                 raise UserError(taken)
-        for path in before:
-            if path not in paths.values() and path != f"{base}/{MANIFEST}":
-                self.objects.delete(path)
+        except Unavailable:
+            raise  # nothing can be taken back now either, and the manifest may have been written
+        except (UserError, OSError):
+            self._take_back(manifest, note)
+            raise
+        self.objects.delete_many(path for path in before if path != f"{base}/{MANIFEST}")
         return manifest
+
+    def _upload(self, folder: Path, manifest: Manifest) -> None:
+        """Upload the files of a manifest that is not written yet, and see that all have arrived."""
+        paths = {entry.path: f"{manifest.base}/{entry.path}" for entry in manifest.files}
+        self.objects.each((partial(self.objects.upload, folder / path, paths[path]) for path in paths), UPLOADS)
+        wanted = {(paths[entry.path], entry.bytes) for entry in manifest.files}
+        missing = wanted - {(found.path, found.bytes) for found in self.objects.look(manifest.base)}
+        if missing:
+            raise UserError(f"{self.objects.uri_of(min(missing)[0])} did not arrive whole: publish again")
+
+    def _take_back(self, manifest: Manifest, note: str | None) -> None:
+        """Delete, as far as that is possible, what a publisher wrote that failed before its artefact existed."""
+        with suppress(UserError):
+            self.objects.delete_many(f"{manifest.base}/{entry.path}" for entry in manifest.files)
+            if note:
+                self.objects.delete(note)
 
     def remove(self, kind: Kind, name: str) -> None:
         """Delete an artefact, its manifest first, so that nobody ever sees a part of it."""
         base = folder_of(kind, name)
         found = self.objects.find(base)
-        for path in sorted(found, key=lambda path: path != f"{base}/{MANIFEST}"):
-            self.objects.delete(path)
+        if f"{base}/{MANIFEST}" in found:
+            self.index.note(kind, name, None)
+            self.objects.delete(f"{base}/{MANIFEST}")
+        self.objects.delete_many(path for path in found if path != f"{base}/{MANIFEST}")
 
     def remove_tree(self, path: str) -> None:
         """Delete every object below a path of the store, such as the state of a run."""
-        for found in self.objects.find(check_path(path)):
-            self.objects.delete(found)
+        self.objects.delete_many(self.objects.find(check_path(path)))
 
     def manifest(self, kind: Kind, name: str) -> Manifest:
         """What the store knows about an artefact.
@@ -149,30 +178,58 @@ class Store:
         Raises:
             UserError: There is none of this name (says which names are near), or its manifest is not to be trusted.
         """
-        path = f"{folder_of(kind, name)}/{MANIFEST}"
-        text = self.objects.read(path)
-        if text is None:
+        found = self.look_up(kind, name)
+        if found is None:
             names = self._names(kind)
             near = difflib.get_close_matches(name, names, n=3, cutoff=0.5) or names[:3]
             hint = f"there is {', '.join(near)}" if near else f"there is no {kind} at all"
             raise UserError(f"no {kind} {name!r} in {self.uri}: {hint}")
-        return parse_manifest(text, self.objects.uri_of(path), kind, name)
+        return found
+
+    def look_up(self, kind: Kind, name: str) -> Manifest | None:
+        """What the store knows about an artefact, None where there is none.
+
+        Raises:
+            UserError: Its manifest is not to be trusted.
+        """
+        text = self._text(kind, name)
+        uri = self.objects.uri_of(f"{folder_of(kind, name)}/{MANIFEST}")
+        return None if text is None else parse_manifest(text, uri, kind, name)
+
+    def _text(self, kind: Kind, name: str) -> bytes | None:
+        return self.objects.read(f"{folder_of(kind, name)}/{MANIFEST}", MOST_BYTES)
+
+    def _names(self, kind: Kind, under: str = "") -> list[str]:
+        """The names of all artefacts of a kind, as the storage lists them."""
+        return self.index.names(kind, check_path(under) if under else "")
 
     def manifests(self, kind: Kind, under: str = "") -> list[Manifest]:
         """The manifests of all artefacts of a kind, sorted by name; of descendants, those of the sweep `under` only."""
         names = self._names(kind, under)
-        paths = [f"{FOLDERS[kind]}/{name}/{MANIFEST}" for name in names]
-        found = zip(names, paths, self.objects.read_many(paths), strict=True)
+        paths = [f"{folder_of(kind, name)}/{MANIFEST}" for name in names]
+        found = zip(names, paths, self.objects.read_many(paths, MOST_BYTES), strict=True)
         return [parse_manifest(text, self.objects.uri_of(path), kind, name) for name, path, text in found if text]
 
-    def _names(self, kind: Kind, under: str = "") -> list[str]:
-        """The names of all artefacts of a kind."""
-        root = FOLDERS[kind]
-        folder = f"{root}/{check_path(under)}" if under else root
-        tail = f"/{MANIFEST}"
-        slashes = 2 if kind in GROUPED else 1
-        paths = [path.removeprefix(f"{root}/") for path in self.objects.find(folder)]
-        return [path.removesuffix(tail) for path in paths if path.endswith(tail) and path.count("/") == slashes]
+    def entries(self, kinds: Sequence[Kind] = KINDS, under: str = "") -> list[Entry]:
+        """What the index knows of all artefacts of some kinds, sorted; of descendants, those of the sweep `under` only.
+
+        It takes as many requests for ten thousand artefacts as for ten. What was copied into a bucket or deleted there
+        by hand is not seen before `index.rebuild`.
+        """
+        order = {kind: position for position, kind in enumerate(kinds)}
+        known = self.index.entries()
+        if self.objects.is_local:  # where looking costs little
+            there = {(kind, name) for kind in kinds for name in self._names(kind)}
+            known = self.index.completed(known, there)
+        found = [entry for entry in known.values() if entry.kind in order]
+        found = [entry for entry in found if not under or entry.name.startswith(f"{under}/")]
+        return sorted(found, key=lambda entry: (order[entry.kind], entry.name))
+
+    def rows(self, sweep: str) -> list[dict[str, Any]]:
+        """The rows of the results table of all descendants of a sweep that are there, sorted by name."""
+        there: set[tuple[Kind, str]] = {("descendant", name) for name in self._names("descendant", sweep)}
+        known = self.index.completed(self.index.entries(), there) if there else {}
+        return [known[key].facts for key in sorted(known)]
 
     def download(self, kind: Kind, name: str, out: Path, overwrite: bool = False) -> Path:
         """Bring an artefact to the local folder `out` and return its absolute path.
@@ -184,7 +241,7 @@ class Store:
                 hash.
         """
         manifest = self.manifest(kind, name)
-        return download(self.objects, f"{folder_of(kind, name)}/{manifest.version}", manifest, out, overwrite)
+        return download(self.objects, manifest, out, overwrite)
 
     def read_bytes(self, kind: Kind, name: str, path: str) -> bytes:
         """One file of an artefact, verified.
@@ -197,8 +254,8 @@ class Store:
         if entry is None:
             paths = ", ".join(entry.path for entry in manifest.files)
             raise UserError(f"{kind} {name!r} in {self.uri} has no file {path!r}: it has {paths}")
-        source = f"{folder_of(kind, name)}/{manifest.version}/{path}"
-        data = self.objects.read(source)
+        source = f"{manifest.base}/{path}"
+        data = self.objects.read(source, max(entry.bytes, MOST_BYTES))
         if data is None or hashlib.sha256(data).hexdigest() != entry.sha256:
             fault = "is missing" if data is None else "does not match its SHA-256"
             raise UserError(f"{self.objects.uri_of(source)} {fault}: publish it again")
@@ -213,7 +270,7 @@ class Store:
         """Write a table as Parquet to a path below the store, replacing as a whole what was there."""
         buffer = pyarrow.BufferOutputStream()
         pyarrow.parquet.write_table(table, buffer)
-        self.objects.put(check_path(path), buffer.getvalue())
+        self.objects.put(check_path(path), buffer.getvalue().to_pybytes())
 
     def read_table(self, path: str) -> pyarrow.Table:
         """Read the Parquet table at a path below the store.
@@ -229,7 +286,7 @@ class Store:
 
     def has(self, path: str) -> bool:
         """Whether there is something at a path below the store."""
-        return self.objects.read(check_path(path)) is not None
+        return self.objects.exists(check_path(path))
 
     def write_text(self, path: str, text: str) -> None:
         """Write a text to a path below the store, replacing as a whole what was there."""
@@ -248,7 +305,10 @@ class Store:
         """`storage_path` and `storage_filesystem` of Ray's RunConfig for the run `name`, kept in runs/<name>."""
         folder_of("learngene", name)  # the same rule for names
         runs = self.objects.full("runs")
-        return runs, None if self.objects.is_local else self.objects.bytes_fs
+        if self.objects.is_local:
+            return runs, None
+        self.objects.open()
+        return runs, filesystem(self.uri, self.objects.patience.seconds)[0]
 
 
 def check_path(path: str) -> str:

@@ -47,7 +47,7 @@ def sweep(config: SweepConfig, *, leaderboard: bool = True) -> pandas.DataFrame:
     """
     folder_of("descendant", f"{config.name}/x")  # refuses a name that no store can hold
     check_texts(config)
-    store = Store(config.store)
+    store = Store(config.store, config.store_patience)
     store.check(write=True)
     stored = load_learngene(config)
     learngene = stored.learngene
@@ -106,7 +106,7 @@ def _images(config: SweepConfig, learngene: Learngene) -> Images:
             **config.model_dump(include={"crop_pct", "interpolation"} & config.model_fields_set),
         }
     )
-    images = Images(sets.train, sets.val, preprocessing, config, config.loader_workers)
+    images = Images(sets.train, sets.val, preprocessing, config, config.loader_workers, config.unreadable)
     images.training_batches(config)  # refuses what does not divide
     return images
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
@@ -17,17 +18,29 @@ _WIDTH = 160  # of a table that goes to a file or another program
 
 
 class ProgressPrinter:
-    """Prints what a training run reports: the first and the last epoch, and between them a line every few seconds."""
+    """Prints what a training run reports: the first and the last epoch, and between them a line every few seconds.
+
+    What has a `message` is printed as it is.
+    """
 
     def __init__(self, seconds: float = _SECONDS) -> None:
         self.seconds = seconds
         self._printed = float("-inf")
 
     def __call__(self, metrics: Mapping[str, Any]) -> None:
+        if "message" in metrics:
+            print_message(metrics)
+            return
         now = time.monotonic()
         if now - self._printed >= self.seconds or metrics["step"] == metrics["total_steps"]:
             print(progress_line(metrics), flush=True)
             self._printed = now
+
+
+def print_message(metrics: Mapping[str, Any]) -> None:
+    """Print what a training run has to say besides its progress."""
+    if "message" in metrics:
+        print(metrics["message"], flush=True)
 
 
 def progress_line(metrics: Mapping[str, Any]) -> str:
@@ -47,6 +60,12 @@ def progress_line(metrics: Mapping[str, Any]) -> str:
     return "   ".join(parts)
 
 
+def unreadable_text(names: Sequence[str]) -> str:
+    """One line about the images that could not be read and were skipped."""
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return f"skipped {len(names)} unreadable images: {', '.join(names[:3])}{more}"
+
+
 def trial_line(number: int, total: int, arm: str, spec: Spec, seed: int, lr: float, text: str) -> str:
     """One line for a trial of a sweep that has ended."""
     width = len(str(total))
@@ -59,6 +78,7 @@ def finished_text(row: Mapping[str, Any]) -> str:
     return (
         f"top-1 {row['top1_untuned']:6.2f} % untuned, {row['top1']:6.2f} % tuned   "
         f"{row['params'] / 1e6:8.3f} M parameters   {row['seconds']:6.1f} s"
+        + (f"   {row['unreadable']} unreadable images skipped" if row.get("unreadable") else "")
     )
 
 
@@ -66,3 +86,15 @@ def print_table(table: Table) -> None:
     """Print a table, whole also where the output is no terminal."""
     console = Console(highlight=False)
     (console if console.is_terminal else Console(highlight=False, width=_WIDTH)).print(table)
+
+
+def print_columns(head: Sequence[str], rows: Sequence[Sequence[str]], right: Collection[int] = ()) -> None:
+    """Print aligned columns without a frame, those numbered `right` to the right: ten thousand rows in no time."""
+    widths = [max(len(row[column]) for row in (head, *rows)) for column in range(len(head))]
+    for row in (head, *rows):
+        cells = [
+            text.rjust(width) if column in right else text.ljust(width)
+            for column, (text, width) in enumerate(zip(row, widths, strict=True))
+        ]
+        print("  ".join(cells).rstrip())
+    sys.stdout.flush()

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import math
 import time
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+import ray_learngene.torchvision_cpu  # noqa: F401  isort:skip  (before the first timm import)
 import safetensors.torch
 import torch
 from timm.utils.model_ema import ModelEmaV3
@@ -30,9 +30,9 @@ from ray_learngene.engine import (
     evaluate,
     train_steps,
 )
+from ray_learngene.errors import Interrupted, RunError
+from ray_learngene.progress import EMA_FILE, Progress, clear_disk_errors
 
-PROGRESS_FILE = "progress.json"
-EMA_FILE = "ema.safetensors"
 REPORT_SECONDS = 30  # between reports inside a long epoch
 
 
@@ -44,10 +44,15 @@ class TrainingEngine(Engine, Protocol):
 
 
 class Checkpoints(Protocol):
-    """Where checkpoints of one run go. `save` is called by all workers at the same step."""
+    """Where checkpoints of one run go. All are called by all workers at the same step.
+
+    `save` lets `write` fill a folder that it names, and may return while what was written is being uploaded; `finish`
+    waits for that. Both raise what went wrong with an earlier upload.
+    """
 
     def latest(self) -> AbstractContextManager[Path | None]: ...
     def save(self, write: Callable[[Path], None], metrics: dict[str, Any]) -> None: ...
+    def finish(self) -> None: ...
 
 
 class Answers(Protocol):
@@ -67,21 +72,16 @@ class Worker:
     world_size: int = 1
     total: Callable[[Tensor], Any] = lambda tensor: None
 
+    def micro_batch(self, config: OptimizationConfig) -> float:
+        """Images of a micro-batch, on average over all workers."""
+        return config.batch_size / (self.world_size * config.accumulation)
 
-@dataclass
-class Progress:
-    """How far a run is and what it has cost; kept inside every checkpoint, so that costs survive interruptions.
-
-    Attributes:
-        resumed_seconds: The part of `seconds` that earlier processes spent.
-        answers_read: Images, over all workers, that the ancestry model was not asked about: the answer was kept before.
-    """
-
-    step: int = 0
-    seconds: float = 0.0
-    resumed_seconds: float = 0.0
-    answers_read: int = 0
-    history: list[dict[str, float]] = field(default_factory=list)
+    def agree(self, error: RunError | None) -> None:
+        """Raise on all workers what any of them has met."""
+        failed = torch.tensor(float(error is not None), device=self.device)
+        self.total(failed)
+        if failed:
+            raise error or RunError("another worker cannot go on; its error is told by the first one")
 
 
 def train(
@@ -96,6 +96,7 @@ def train(
     checkpoint_due: Callable[[int, int, float], bool],
     report: Callable[[dict[str, Any]], None],
     answers: Answers | None = None,
+    stop: Callable[[int], bool] = lambda step: False,
     judge: nn.Module | None = None,
     autocast: torch.dtype | None = None,
     whole_evaluation: bool = False,
@@ -107,19 +108,23 @@ def train(
         checkpoint_due: Called with (step, steps per epoch, seconds since the last checkpoint); the last step always is.
         report: Called by the first worker with the metrics of every epoch.
         answers: What the objective is given with every batch of images; None where it needs no more.
+        stop: Called after every step, by all workers; where it says so, training is put down with a checkpoint.
         judge: Model whose decisions stand in for labels in evaluation.
         whole_evaluation: Every worker scores the whole split (partitioned weights need equal numbers of passes).
         evaluate_first: Score the untrained model as epoch 0.
 
     Returns:
         The progress, and the weight average where one is kept.
+
+    Raises:
+        Interrupted: `stop` said so.
+        RunError: training cannot go on; all workers raise it at the same step.
     """
     progress = Progress()
     ema = ModelEmaV3(engine.module, decay=config.ema) if config.ema else None
     with checkpoints.latest() as folder:
         if folder is not None:
-            progress = Progress(**json.loads((folder / PROGRESS_FILE).read_text()))
-            progress.resumed_seconds = progress.seconds
+            progress = Progress.read(folder)
             engine.load(folder)
             if ema is not None:
                 ema.module.load_state_dict(safetensors.torch.load_file(folder / EMA_FILE))
@@ -129,7 +134,7 @@ def train(
     steps_per_epoch = len(images.train) // config.batch_size
     total_steps = config.epochs * steps_per_epoch
     validation = images.validation_batches(
-        max(1, config.batch_size // (worker.world_size * config.accumulation)),
+        max(1, int(worker.micro_batch(config))),
         rank=0 if whole_evaluation else worker.rank,
         world_size=1 if whole_evaluation else worker.world_size,
     )
@@ -154,12 +159,35 @@ def train(
         worker.total(read)
         return answers_before + round(read.item())
 
+    def share_unreadable() -> None:
+        """Every worker has read its own images."""
+        for reader in images.readers if images.unreadable == "skip" else ():
+            seen = reader.unreadable.to(worker.device, torch.int32)
+            worker.total(seen)
+            reader.unreadable.copy_(seen > 0)
+            progress.unreadable = sorted({*progress.unreadable, *reader.names()})
+
     def write(folder: Path) -> None:
-        engine.save(folder)
-        if worker.rank == 0:
-            if ema is not None:
-                safetensors.torch.save_file(ema.module.state_dict(), folder / EMA_FILE)
-            (folder / PROGRESS_FILE).write_text(json.dumps(vars(progress)))
+        error = None
+        try:
+            with clear_disk_errors(folder):
+                if worker.rank == 0:
+                    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+                    progress.write(folder)
+                    if ema is not None:
+                        safetensors.torch.save_file(ema.module.state_dict(), folder / EMA_FILE)
+                engine.save(folder)
+        except RunError as caught:
+            error = caught
+        worker.agree(error)
+
+    def checkpoint() -> None:
+        guard.check(progress.step, optimizer.param_groups[0]["lr"])
+        share_statistics()
+        share_unreadable()
+        progress.seconds = seconds_before + time.monotonic() - began
+        progress.answers_read = answers_read()
+        checkpoints.save(write, progress.history[-1] if progress.history else {})
 
     guard = FiniteGuard(worker.device, worker.total)
     schedule = create_schedule(optimizer, config, steps_per_epoch)
@@ -206,6 +234,7 @@ def train(
         total_steps=total_steps,
         start_step=progress.step,
         accumulation=config.accumulation,
+        micro_batch=worker.micro_batch(config),
         device=worker.device,
         seed=config.seed,
         rank=worker.rank,
@@ -220,11 +249,13 @@ def train(
             record(step.number, step.losses, step.lr)
         elif now - reported > REPORT_SECONDS:
             tell(metrics_at(step.number, step.losses, step.lr))
+        if stop(step.number) and not last:
+            checkpoint()
+            checkpoints.finish()
+            raise Interrupted(step.number, total_steps)
         if last or checkpoint_due(step.number, steps_per_epoch, now - checkpointed):
-            guard.check(step.number, step.lr)
-            share_statistics()
-            progress.seconds = seconds_before + time.monotonic() - began
-            progress.answers_read = answers_read()
-            checkpoints.save(write, progress.history[-1] if progress.history else {})
+            checkpoint()
             checkpointed = time.monotonic()
+    share_unreadable()
+    checkpoints.finish()
     return progress, ema.module if ema is not None else None

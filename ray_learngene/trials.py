@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from ray_learngene import termination
 from ray_learngene.ancestry import Ancestry
 from ray_learngene.arms import Arm
 from ray_learngene.candidates import StoredLearngene
@@ -14,10 +15,10 @@ from ray_learngene.checkpoints import StoreCheckpoints
 from ray_learngene.config import SweepConfig
 from ray_learngene.data.images import Images
 from ray_learngene.descend import Descendant, descendant, train_descendant
-from ray_learngene.errors import RunError
+from ray_learngene.errors import Interrupted, RunError
 from ray_learngene.specs import Spec
 from ray_learngene.store import Store
-from ray_learngene.terminal import finished_text, trial_line
+from ray_learngene.terminal import finished_text, print_message, trial_line
 
 
 @dataclass(frozen=True)
@@ -103,7 +104,7 @@ def _train_here(inputs: SweepInputs, left: Sequence[dict[str, Any]]) -> list[dic
     for number, one in enumerate(left, start=1):
         trial, lr = one["trial"], inputs.config.lr
         try:
-            text = finished_text(inputs.train(trial, lr, lambda metrics: None))
+            text = finished_text(inputs.train(trial, lr, print_message))
         except RunError as error:
             text = f"failed: {error}"
             failed.append(_unfinished_row(inputs, trial, lr, {}, str(error)))
@@ -137,18 +138,21 @@ def _tune(
     from ray import tune
 
     from ray_learngene.cluster import cluster_has_gpus, ray_cluster, require_resources
+    from ray_learngene.preemption import CatchesSigterm
     from ray_learngene.search import GroupedASHA, LearningRateSearch
     from ray_learngene.sweep_progress import SweepProgress
 
     config = inputs.config
+    store = Store(config.store, config.store_patience)
     search = LearningRateSearch(left, known, config) if config.lr_search else None
     space = {} if search else {"one": tune.grid_search([{**group, "lr": config.lr} for group in left])}
     with ray_cluster(config.address):
         gpus = float(cluster_has_gpus()) if config.gpus_per_trial is None else config.gpus_per_trial
         require_resources(config.address, 1, config.cpus_per_trial, gpus, "trials")
         on_start()
-        storage_path, storage_filesystem = Store(config.store).ray_storage(f"sweep-{config.name}")
+        storage_path, storage_filesystem = store.ray_storage(f"sweep-{config.name}")
         resources = {"CPU": config.cpus_per_trial, "GPU": gpus}
+        _train.__mixins__ = (CatchesSigterm,)  # type: ignore[attr-defined]  # how Tune extends a function's actor
         results = tune.Tuner(
             tune.with_resources(tune.with_parameters(_train, inputs=inputs), resources),
             param_space=space,
@@ -175,7 +179,7 @@ def _tune(
     rows = [_unfinished(inputs, result) for result in ended if not (result.metrics or {}).get("finished")]
     for row in rows:
         if row["status"] == "stopped":  # for good, unlike a failed one
-            StoreCheckpoints(Store(config.store), f"{config.name}/{row['descendant']}").remove()
+            StoreCheckpoints(store, f"{config.name}/{row['descendant']}").remove()
     return rows
 
 
@@ -199,6 +203,8 @@ def _train(one: dict[str, Any], inputs: SweepInputs) -> None:
     except RunError as error:
         tune.report({"top1": float("-inf"), "error": str(error)})
         return
+    except Interrupted:
+        os._exit(termination.STATUS)  # Tune starts it elsewhere; it counts as a failure only if its node stays
     tune.report({**row, "epoch": config.epochs, "epochs": config.epochs, "finished": True})
 
 

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import nn
 
+from ray_learngene.background_checkpoints import BackgroundCheckpoints
 from ray_learngene.checkpoints import StoreCheckpoints
 from ray_learngene.config import AugmentationConfig, DataConfig, OptimizationConfig
 from ray_learngene.data import open_image_sets
@@ -167,7 +168,7 @@ def test_a_resumed_run_equals_an_undisturbed_one_bit_for_bit(tmp_path: Path, int
         torch.manual_seed(0)
         model = create_method("sws:stages=1-2-1").auxiliary(NANO, drop_path=config.drop_path)
         optimizer = create_optimizer(model, config)
-        checkpoints = StoreCheckpoints(Store(str(tmp_path)), f"{name}/state")
+        checkpoints = BackgroundCheckpoints(StoreCheckpoints(Store(str(tmp_path)), f"{name}/state"))
 
         def due(step: int, steps_per_epoch: int, seconds: float) -> bool:
             if stop_at is not None and step == stop_at + 1:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from ray_learngene import cli
 from ray_learngene.ancestry import Ancestry
+from ray_learngene.background_checkpoints import BackgroundCheckpoints
 from ray_learngene.checkpoints import StoreCheckpoints
 from ray_learngene.config import AugmentationConfig, DataConfig, DistillationConfig, OptimizationConfig
 from ray_learngene.data import open_image_sets
@@ -138,18 +139,20 @@ def distilled(
             raise Interrupted
         return step == stop_at
 
-    progress, ema = train(
-        TorchEngine(model, optimizer, accumulation=config.accumulation, clip_grad=1.0),
-        optimizer,
-        DistillationObjective(None if answers else ancestry, loss or DistillationLoss(tau=2.0)),
-        images,
-        config,
-        worker=Worker(CPU),
-        checkpoints=StoreCheckpoints(Store(str(folder)), f"{name}/state"),
-        checkpoint_due=due,
-        report=lambda metrics: None,
-        answers=answers,
-    )
+    stored = StoreCheckpoints(Store(str(folder)), f"{name}/state")
+    with BackgroundCheckpoints(stored) as checkpoints:
+        progress, ema = train(
+            TorchEngine(model, optimizer, accumulation=config.accumulation, clip_grad=1.0),
+            optimizer,
+            DistillationObjective(None if answers else ancestry, loss or DistillationLoss(tau=2.0)),
+            images,
+            config,
+            worker=Worker(CPU),
+            checkpoints=checkpoints,
+            checkpoint_due=due,
+            report=lambda metrics: None,
+            answers=answers,
+        )
     assert ema is not None
     averages = {f"ema.{key}": tensor for key, tensor in ema.state_dict().items()}
     return {**model.state_dict(), **averages}, progress.answers_read

@@ -203,6 +203,7 @@ def extract_configs(config: BenchConfig, row: Row, lrs: Mapping[Distillation, fl
             yield ExtractConfig(
                 name=learngene_name(config, row.name, lrs[distillation], seed),
                 store=config.store,
+                store_patience=config.store_patience,
                 source=f"store:learngenes/{learngene_name(config, distillation.label, lrs[distillation], seed)}",
                 method=row.arm.method,
             )

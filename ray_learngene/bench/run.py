@@ -43,8 +43,8 @@ from ray_learngene.sweep import sweep
 
 # Settings of a benchmark that name its rows or say where and how it runs.
 _MAY_CHANGE = {
-    *("arms", "reference", "depths", "widths", "seeds", "lrs", "tune_lrs", "store", "out", "in_process"),
-    *("cpus_per_trial", "gpus_per_trial", "check_images", "loader_workers", "data_dir"),
+    *("arms", "reference", "depths", "widths", "seeds", "lrs", "tune_lrs", "store", "store_patience", "out"),
+    *("in_process", "cpus_per_trial", "gpus_per_trial", "check_images", "unreadable", "loader_workers", "data_dir"),
     *ClusterConfig.model_fields,
 }
 
@@ -61,7 +61,7 @@ def bench(config: BenchConfig) -> pandas.DataFrame:
         UserError: see the message; nothing has been trained then, or (some failed) the rest is kept.
     """
     folder_of("learngene", config.name)
-    store = Store(config.store)
+    store = Store(config.store, config.store_patience)
     store.check(write=True)
     ancestry = load_ancestry(config.ancestry, store)
     sets = checked_image_sets(config)
@@ -170,7 +170,7 @@ def _best(grid: Sequence[float], losses: Mapping[float, float], why: str) -> flo
 
 def _distill_all(config: BenchConfig, runs: Sequence[DistillConfig], what: str) -> dict[str, str]:
     """Distil side by side on the cluster, or one after another in this process; returns why a run failed, by name."""
-    store = Store(config.store)
+    store = Store(config.store, config.store_patience)
     runs = list({run.name: run for run in runs}.values())
     left = [run for run in runs if not _is_done(store, run)]
     print(f"{what}: {len(left)} distillations to run, {len(runs) - len(left)} done", flush=True)

@@ -8,6 +8,7 @@ from ray_learngene.config.artefacts import (
     CheckConfig,
     ConvertConfig,
     EvaluateConfig,
+    GcConfig,
     ListConfig,
     PullConfig,
     ShowConfig,
@@ -17,6 +18,7 @@ from ray_learngene.config.bench import BenchArm, BenchConfig
 from ray_learngene.config.data import AugmentationConfig, DataConfig
 from ray_learngene.config.descendants import PlanConfig, SelectionConfig, SweepConfig
 from ray_learngene.config.learngenes import AncestryConfig, DistillConfig, ExtractConfig, SoftLabelsConfig
+from ray_learngene.config.submit import SubmitConfig
 from ray_learngene.config.training import (
     ClusterConfig,
     DistillationConfig,
@@ -40,6 +42,7 @@ __all__ = [
     "DistillationConfig",
     "EvaluateConfig",
     "ExtractConfig",
+    "GcConfig",
     "ListConfig",
     "OptimizationConfig",
     "PlanConfig",
@@ -49,6 +52,7 @@ __all__ = [
     "ShowConfig",
     "SoftLabelsConfig",
     "StoreConfig",
+    "SubmitConfig",
     "SweepConfig",
     "WorkersConfig",
     "load_config",

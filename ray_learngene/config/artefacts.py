@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
+from datetime import timedelta
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from ray_learngene.config.data import DataConfig
 from ray_learngene.config.training import StoreConfig
@@ -49,6 +51,35 @@ class CheckConfig(DataConfig):
 
 class ListConfig(StoreConfig):
     """`learngene list`: what a store holds."""
+
+    rebuild: bool = Field(
+        False, description="read every manifest and make the index anew, after copying into a store or deleting by hand"
+    )
+
+
+class GcConfig(StoreConfig):
+    """`learngene gc`: what nobody needs any more in a store, printed, and removed with --delete."""
+
+    delete: bool = Field(False, description="remove what is printed; else nothing is changed")
+    min_age: str = Field(
+        "24h",
+        validate_default=True,
+        description="leave alone what changed more recently, such as 30m, 24h or 7d: somebody may be using it",
+    )
+    downloads: str | None = Field(None, description="a local folder in which to look for what dead pulls left, too")
+
+    @field_validator("min_age")
+    @classmethod
+    def _an_age(cls, text: str) -> str:
+        if not re.fullmatch(r"\d{1,6}[mhd]", text):
+            raise ValueError("write a number of minutes, hours or days, such as 30m, 24h or 7d")
+        return text
+
+    @property
+    def age(self) -> timedelta:
+        """`min_age` as a duration."""
+        unit = {"m": "minutes", "h": "hours", "d": "days"}[self.min_age[-1]]
+        return timedelta(**{unit: int(self.min_age[:-1])})
 
 
 class ShowConfig(StoreConfig):

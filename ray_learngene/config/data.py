@@ -33,6 +33,10 @@ class DataConfig(Config):
         "auto",
         description="check before training: decode every image (full), read headers, or off; auto: full up to 10,000",
     )
+    unreadable: Literal["fail", "skip"] = Field(
+        "fail",
+        description="an image that cannot be read: end with its name, or take the next one in its place and count it",
+    )
     loader_workers: int = Field(0, ge=0, description="data loading processes for each training worker")
 
 

@@ -67,6 +67,9 @@ class StoreConfig(Config):
         validate_default=True,
         description="the store: a folder, or s3://bucket/prefix (standard AWS variables)",
     )
+    store_patience: float = Field(
+        300.0, ge=0, description="seconds for which a bucket that stops answering is waited for, in one operation"
+    )
 
     @field_validator("store")
     @classmethod
@@ -85,14 +88,36 @@ class ClusterConfig(Config):
 class WorkersConfig(ClusterConfig):
     """Data-parallel training on Ray Train and DeepSpeed."""
 
-    workers: int = Field(
-        1, ge=0, description="training workers, one per GPU or CPU process; 0: this process, without Ray"
+    workers: int | str = Field(
+        1,
+        description="training workers, one per GPU or CPU process; 2:8 starts with what is there and takes more when "
+        "it comes; 0: this process, without Ray",
     )
+    resize_seconds: float = Field(60, gt=0, description="how often --workers 2:8 looks for more workers")
     cpus_per_worker: float = Field(1, gt=0, description="CPUs reserved for each worker (data loading included)")
     use_gpu: bool | None = Field(None, description="one GPU for each worker; default: where the cluster has GPUs")
     zero: Literal[0, 1, 2, 3] = Field(1, description="DeepSpeed ZeRO stage")
     deepspeed: str | None = Field(None, description="DeepSpeed JSON file, merged over the generated configuration")
     checkpoint_every: int = Field(0, ge=0, description="optimizer steps between checkpoints; 0: once an epoch")
+
+    @field_validator("workers", mode="before")
+    @classmethod
+    def _workers(cls, workers: object) -> object:
+        least, colon, most = str(workers).partition(":")
+        numbers = [int(part) for part in (least, most) if part.isdecimal()]
+        if isinstance(workers, bool) or len(numbers) != (2 if colon else 1):
+            raise ValueError("give a number of workers, or the fewest and the most as in 2:8")
+        if colon and not 1 <= numbers[0] <= numbers[1]:
+            raise ValueError("the fewest workers come first and are at least one, as in 2:8")
+        return str(workers) if colon else numbers[0]
+
+    @property
+    def least_workers(self) -> int:
+        return int(str(self.workers).partition(":")[0])
+
+    @property
+    def most_workers(self) -> int:
+        return int(str(self.workers).rpartition(":")[2])
 
 
 class PublishConfig(Config):

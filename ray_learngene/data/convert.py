@@ -23,7 +23,8 @@ from ray_learngene.data.parquet_cache import CLASSES_KEY
 from ray_learngene.data.shards import Row, Shards
 from ray_learngene.data.webdataset import Item, open_webdataset
 from ray_learngene.errors import UserError
-from ray_learngene.filesystems import clear_errors, filesystem
+from ray_learngene.filesystems import filesystem
+from ray_learngene.storage_errors import clear_errors
 
 _CHUNK = 256
 

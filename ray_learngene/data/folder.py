@@ -13,7 +13,7 @@ from timm.data.readers import create_reader
 
 from ray_learngene.data.image_set import ImageSet, ImageSets, Labels, hold_out_noted
 from ray_learngene.errors import UserError
-from ray_learngene.filesystems import clear_errors
+from ray_learngene.storage_errors import clear_errors
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
 _VALIDATION = ("val", "validation", "test")

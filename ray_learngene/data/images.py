@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal
 
 from torch.utils.data import DataLoader
@@ -12,6 +13,8 @@ from ray_learngene.data.check import check_images
 from ray_learngene.data.image_set import ImageSet, ImageSets
 from ray_learngene.data.loader import Batch, eval_loader, train_loader
 from ray_learngene.data.open import open_image_sets
+from ray_learngene.data.unreadable import Policy, Reader
+from ray_learngene.errors import UserError
 
 
 class Preprocessing(Config):
@@ -33,6 +36,12 @@ class Images:
     preprocessing: Preprocessing
     augmentation: AugmentationConfig
     loader_workers: int = 0
+    unreadable: Policy = "fail"
+
+    @cached_property
+    def readers(self) -> tuple[Reader, Reader]:
+        """What reads the two splits, and knows which of their images could not be read."""
+        return Reader(self.train, self.unreadable), Reader(self.val, self.unreadable)
 
     def training_batches(
         self, config: OptimizationConfig, *, rank: int = 0, world_size: int = 1, start_step: int = 0
@@ -53,12 +62,19 @@ class Images:
             view_epochs=config.view_epochs,
             start_step=start_step,
             workers=self.loader_workers,
+            reader=self.readers[0],
         )
 
     def validation_batches(self, batch_size: int, *, rank: int = 0, world_size: int = 1) -> DataLoader[Batch]:
         """One worker's share of the validation split; see `eval_loader`."""
         return validation_batches(
-            self.val, self.preprocessing, batch_size, workers=self.loader_workers, rank=rank, world_size=world_size
+            self.val,
+            self.preprocessing,
+            batch_size,
+            workers=self.loader_workers,
+            rank=rank,
+            world_size=world_size,
+            reader=self.readers[1],
         )
 
 
@@ -70,6 +86,7 @@ def validation_batches(
     workers: int = 0,
     rank: int = 0,
     world_size: int = 1,
+    reader: Reader | None = None,
 ) -> DataLoader[Batch]:
     """Images in their order, resized and cropped as the preprocessing says."""
     crop = AugmentationConfig(crop_pct=preprocessing.crop_pct, interpolation=preprocessing.interpolation)
@@ -83,11 +100,14 @@ def validation_batches(
         workers=workers,
         rank=rank,
         world_size=world_size,
+        reader=reader,
     )
 
 
 def checked_image_sets(config: DataConfig) -> ImageSets:
     """Open an image set, say what the user should know about it, and refuse it where images cannot be read.
+
+    With `unreadable="skip"` they are only told.
 
     Raises:
         UserError: see `open_image_sets` and `check_images`.
@@ -96,5 +116,10 @@ def checked_image_sets(config: DataConfig) -> ImageSets:
     if sets.note:
         print(sets.note, flush=True)
     for part in (sets.train, sets.val):
-        check_images(part, config.check_images)
+        try:
+            check_images(part, config.check_images)
+        except UserError as error:
+            if config.unreadable == "fail":
+                raise
+            print(f"{error} (--unreadable skip: going on without)", flush=True)
     return sets

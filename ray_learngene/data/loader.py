@@ -19,6 +19,7 @@ from ray_learngene.config import AugmentationConfig
 from ray_learngene.data.image_set import ImageSet
 from ray_learngene.data.order import Sample, WorkerBatches
 from ray_learngene.data.transforms import Transform, eval_transform, train_transform
+from ray_learngene.data.unreadable import Reader
 from ray_learngene.errors import UserError
 
 Batch = tuple[Tensor, Tensor]
@@ -42,6 +43,7 @@ def train_loader(
     workers: int = 0,
     soft_targets: bool = False,
     view_epochs: int = 0,
+    reader: Reader | None = None,
 ) -> DataLoader[Batch]:
     """The micro-batches of one worker from `start_step` to the end of the last epoch, in one pass.
 
@@ -53,11 +55,17 @@ def train_loader(
         workers: Loader processes; 0 loads in this one.
         soft_targets: Probabilities also where nothing is mixed.
         view_epochs: Order and augmentation repeat after so many epochs; 0: never.
+        reader: Reads the set; default: one that fails at what it cannot read.
 
     Raises:
-        UserError: the batch does not divide, is larger than the set, or (mixing) leaves an odd micro-batch; or timm
-            does not know the auto-augment policy.
+        UserError: the batch is larger than the set, odd where pairs are mixed, or too small for its micro-batches; or
+            timm does not know the auto-augment policy.
     """
+    mixing = augmentation.mixup > 0 or augmentation.cutmix > 0
+    if mixing and batch_size % 2:
+        raise UserError(
+            f"mixup and cutmix mix pairs, but --batch-size {batch_size} is odd: choose an even one, or switch them off"
+        )
     batches = WorkerBatches(
         len(image_set),
         batch_size,
@@ -69,16 +77,11 @@ def train_loader(
         repeats=augmentation.repeats,
         start_step=start_step,
         view_epochs=view_epochs,
+        unit=2 if mixing else 1,
     )
-    mixing = augmentation.mixup > 0 or augmentation.cutmix > 0
-    if mixing and batches.micro_batch_size % 2:
-        raise UserError(
-            f"mixup and cutmix mix pairs, but --batch-size {batch_size} leaves micro-batches of "
-            f"{batches.micro_batch_size}: choose one that leaves an even number, or switch them off"
-        )
     transform = train_transform(image_size, mean, std, augmentation)
     return _ImageLoader(
-        _Augmented(image_set, transform, seed),
+        _Augmented(reader or Reader(image_set), transform, seed),
         batch_sampler=batches,
         num_workers=workers,
         collate_fn=_Collate(augmentation, len(image_set.classes), seed, mixing, soft_targets),
@@ -97,18 +100,21 @@ def eval_loader(
     workers: int = 0,
     rank: int = 0,
     world_size: int = 1,
+    reader: Reader | None = None,
 ) -> DataLoader[Batch]:
     """Every `world_size`-th image from `rank` on, in order, resized and centre-cropped, with class indices `[B]`.
 
     Args:
-        batch_size: Of this worker; the last batch may be smaller.
+        batch_size: Of this worker; the last batch, and one with unreadable images, may be smaller.
+        reader: Reads the set; default: one that fails at what it cannot read.
     """
     transform = eval_transform(image_size, mean, std, augmentation)
     return _ImageLoader(
-        _Plain(image_set, transform),
+        _Plain(reader or Reader(image_set), transform),
         batch_size=batch_size,
         sampler=range(rank, len(image_set), world_size),
         num_workers=workers,
+        collate_fn=_collate_readable,
         pin_memory=torch.cuda.is_available(),
         generator=torch.Generator(),
     )
@@ -134,8 +140,8 @@ def _seed_generators(*key: int) -> None:
 
 
 class _Augmented(Dataset[tuple[Tensor, int, Sample]]):
-    def __init__(self, image_set: ImageSet, transform: Transform, seed: int) -> None:
-        self.image_set, self.transform, self.seed = image_set, transform, seed
+    def __init__(self, reader: Reader, transform: Transform, seed: int) -> None:
+        self.reader, self.transform, self.seed = reader, transform, seed
 
     def __getitem__(self, sample: Sample) -> tuple[Tensor, int, Sample]:
         return self.__getitems__([sample])[0]
@@ -145,17 +151,24 @@ class _Augmented(Dataset[tuple[Tensor, int, Sample]]):
             return [self._augmented(sample) for sample in samples]
 
     def _augmented(self, sample: Sample) -> tuple[Tensor, int, Sample]:
-        image = self.image_set.image(sample.index)
+        image, label = self.reader.image_or_next(sample.index)
         _seed_generators(self.seed, *sample)
-        return self.transform(image), int(self.image_set.labels[sample.index]), sample
+        return self.transform(image), label, sample
 
 
-class _Plain(Dataset[tuple[Tensor, int]]):
-    def __init__(self, image_set: ImageSet, transform: Transform) -> None:
-        self.image_set, self.transform = image_set, transform
+class _Plain(Dataset[tuple[Tensor, int] | None]):
+    def __init__(self, reader: Reader, transform: Transform) -> None:
+        self.reader, self.transform = reader, transform
 
-    def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        return self.transform(self.image_set.image(index)), int(self.image_set.labels[index])
+    def __getitem__(self, index: int) -> tuple[Tensor, int] | None:
+        found = self.reader.image(index)
+        return found and (self.transform(found[0]), found[1])
+
+
+def _collate_readable(items: list[tuple[Tensor, int] | None]) -> Batch | None:
+    """A batch of what could be read; None where that is nothing."""
+    found = [item for item in items if item is not None]
+    return (torch.stack([image for image, _ in found]), torch.tensor([label for _, label in found])) if found else None
 
 
 class _Collate:
@@ -192,10 +205,10 @@ class _Collate:
 
 
 class _ImageLoader(DataLoader[Any]):
-    """A DataLoader from whose processes a UserError comes back as the one line it was."""
+    """A DataLoader without empty batches, from whose processes a UserError comes back as the one line it was."""
 
     def __iter__(self) -> Any:
         try:
-            yield from super().__iter__()
+            yield from (batch for batch in super().__iter__() if batch is not None)
         except UserError as error:
             raise UserError(str(error).strip().splitlines()[-1].partition("UserError: ")[2] or str(error)) from None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -51,10 +52,15 @@ def _require_batch(size: int, batch_size: int) -> None:
 class WorkerBatches(Sampler[list[Sample]]):
     """The micro-batches of one worker from `start_step` to the end of the last epoch.
 
-    A global batch is cut into one contiguous slice per worker, and that into `accumulation` contiguous micro-batches.
+    A global batch is cut into contiguous micro-batches, `accumulation` of them for each worker in turn. Where it does
+    not divide, some are one unit larger.
 
     Args:
+        unit: Images that must stay together: 2 where pairs are mixed.
         view_epochs: Order and augmentation repeat after so many epochs; 0: never.
+
+    Raises:
+        UserError: the set is smaller than a batch, or a batch has less than a unit for every micro-batch.
     """
 
     def __init__(
@@ -69,18 +75,20 @@ class WorkerBatches(Sampler[list[Sample]]):
         epochs: int,
         repeats: int = 1,
         start_step: int = 0,
+        unit: int = 1,
         view_epochs: int = 0,
     ) -> None:
-        if batch_size % (world_size * accumulation):
-            raise UserError(
-                f"--batch-size {batch_size} does not divide among {world_size} workers with {accumulation} "
-                f"micro-batches each: choose a multiple of {world_size * accumulation}"
-            )
         _require_batch(size, batch_size)
+        micro_batches = world_size * accumulation
+        if batch_size < unit * micro_batches:
+            raise UserError(
+                f"--batch-size {batch_size} is less than {'a pair' if unit == 2 else 'an image'} for each of "
+                f"{world_size} workers with {accumulation} micro-batches each: choose {unit * micro_batches} or more"
+            )
         self.size, self.batch_size, self.seed, self.repeats = size, batch_size, seed, repeats
         self.rank, self.world_size, self.accumulation = rank, world_size, accumulation
         self.epochs, self.start_step, self.view_epochs = epochs, start_step, view_epochs
-        self.micro_batch_size = batch_size // (world_size * accumulation)
+        self.bounds = unit * (np.arange(micro_batches + 1) * (batch_size // unit) // micro_batches)
         self.steps_per_epoch = size // batch_size
         self.total_steps = epochs * self.steps_per_epoch
 
@@ -96,8 +104,8 @@ class WorkerBatches(Sampler[list[Sample]]):
         for number in range(first_epoch, self.epochs):
             epoch = self.view_epoch(number)
             batches = global_batches(self.size, self.batch_size, self.seed, epoch, self.repeats)
-            shape = (self.steps_per_epoch, self.world_size, self.accumulation, self.micro_batch_size)
-            indices, repeats = (each.reshape(shape)[:, self.rank] for each in batches)
+            first = self.rank * self.accumulation
             for step in range(first_step if number == first_epoch else 0, self.steps_per_epoch):
-                for index, repeat in zip(indices[step].tolist(), repeats[step].tolist(), strict=True):
-                    yield [Sample(epoch, *view) for view in zip(index, repeat, strict=True)]
+                indices, repeats = (each[step].tolist() for each in batches)
+                for start, end in pairwise(self.bounds[first : first + self.accumulation + 1]):
+                    yield [Sample(epoch, *view) for view in zip(indices[start:end], repeats[start:end], strict=True)]

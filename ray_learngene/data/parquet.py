@@ -19,7 +19,8 @@ from ray_learngene.data.image_set import ImageSet, ImageSets, Labels, Subset, ho
 from ray_learngene.data.parquet_cache import CLASSES_KEY, Source, cached_rows
 from ray_learngene.data.splits import group_by_split, split_of
 from ray_learngene.errors import UserError
-from ray_learngene.filesystems import clear_errors, filesystem
+from ray_learngene.filesystems import filesystem
+from ray_learngene.storage_errors import clear_errors
 
 
 class Rows:

@@ -22,7 +22,8 @@ import pyarrow.parquet as pq
 from pyarrow.fs import FileSystem
 
 from ray_learngene.errors import UserError
-from ray_learngene.filesystems import clear_errors, filesystem
+from ray_learngene.filesystems import filesystem
+from ray_learngene.storage_errors import clear_errors
 
 CLASSES_KEY = b"ray_learngene.classes"
 _BATCH_ROWS = 256

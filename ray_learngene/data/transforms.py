@@ -30,7 +30,8 @@ def train_transform(size: int, mean: Statistics, std: Statistics, augmentation: 
             scale=augmentation.scale,
             ratio=augmentation.ratio,
             hflip=augmentation.hflip,
-            color_jitter=augmentation.color_jitter or None,  # timm builds a jitter of strength 0 too, which costs time
+            # None, as timm builds a jitter of strength 0 too, which costs time
+            color_jitter=augmentation.color_jitter or None,  # type: ignore[arg-type]
             auto_augment=augmentation.auto_augment,
             re_prob=augmentation.reprob,
             re_mode="pixel",

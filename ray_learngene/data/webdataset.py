@@ -14,7 +14,8 @@ from pyarrow.fs import FileSystem
 from ray_learngene.data.parquet import find_files
 from ray_learngene.data.splits import group_by_split
 from ray_learngene.errors import UserError
-from ray_learngene.filesystems import clear_errors, filesystem
+from ray_learngene.filesystems import filesystem
+from ray_learngene.storage_errors import clear_errors
 
 _IMAGES = ("jpg", "jpeg", "png", "webp")
 

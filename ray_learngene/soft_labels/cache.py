@@ -28,7 +28,7 @@ import torch
 from ray_learngene.ancestry import Ancestry
 from ray_learngene.config import AugmentationConfig, DistillationConfig, OptimizationConfig
 from ray_learngene.data.images import Images
-from ray_learngene.errors import RunError, UserError
+from ray_learngene.errors import UserError
 from ray_learngene.flops import forward_flops
 from ray_learngene.manifest import FOLDERS, Manifest
 from ray_learngene.provenance import fingerprint, provenance
@@ -154,10 +154,10 @@ class SoftLabelCache:
             numbers: Of its views.
 
         Raises:
-            RunError: an answer is not finite.
+            UserError: an answer is not finite.
         """
         if not bool(torch.isfinite(labels.values).all()):
-            raise RunError(
+            raise UserError(
                 "the ancestry model's logits are not finite: check the model, or compute with --precision fp32"
             )
         name = f"{self.key}/{self.name(epoch, views, part)}"
@@ -187,9 +187,7 @@ _ANEW = "delete its folder, or compute it anew with `learngene softlabels --over
 
 def part_names(store: Store, key: str) -> list[str]:
     """Names of the parts of a cache that are published whole."""
-    root = f"{FOLDERS['softlabels']}/{key}"
-    paths = [path.removeprefix(f"{root}/") for path in store.objects.find(root)]
-    return [path.removesuffix("/manifest.json") for path in paths if path.endswith("/manifest.json")]
+    return [name.removeprefix(f"{key}/") for name in store.index.names("softlabels", key)]
 
 
 def to_table(views: Views, labels: SoftLabels) -> pyarrow.Table:
@@ -241,7 +239,7 @@ def summaries(store: Store) -> dict[str, dict[str, Any]]:
             "facts": parts[0].metadata["facts"],
             "epochs": len({part.metadata["epoch"] for part in parts}),
             "views": sum(part.metadata["views"] for part in parts),
-            "bytes": sum(entry.bytes for part in parts for entry in part.files),
+            "bytes": sum(part.bytes for part in parts),
             "cost": {name: sum(part.metadata["cost"][name] for part in parts) for name in ("images", "teacher_flops")},
             "created": max(part.created for part in parts),
         }

@@ -47,7 +47,7 @@ class Filling:
 
     @property
     def parts(self) -> int:
-        return max(1, self.config.workers)
+        return max(1, self.config.most_workers)
 
     @property
     def views(self) -> int:
@@ -57,7 +57,7 @@ class Filling:
     def answers(self) -> Answers:
         config, device = self.config, resolve_device()
         autocast = resolve_precision(config.precision, device)
-        store = Store(config.store)
+        store = Store(config.store, config.store_patience)
         return Answers.create(config, config, self.images, self.ancestry, store, device, autocast, config.overwrite)
 
     def missing(self) -> tuple[str, list[Shard]]:
@@ -92,7 +92,7 @@ def fill(config: SoftLabelsConfig) -> None:
     Raises:
         UserError: see the message.
     """
-    store = Store(config.store)
+    store = Store(config.store, config.store_patience)
     store.check(write=True)
     spec = preset(config.preset, image=config.image_size)
     ancestry = load_ancestry(config.ancestry, store)
@@ -131,7 +131,7 @@ def _on_cluster(filling: Filling) -> None:
             waiting = iter(shards)
             running: dict[Any, Shard] = {}
             while True:
-                while len(running) < config.workers and (shard := next(waiting, None)) is not None:
+                while len(running) < filling.parts and (shard := next(waiting, None)) is not None:
                     running[compute.remote(shared, shard)] = shard
                 if not running:
                     return

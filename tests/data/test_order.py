@@ -52,7 +52,7 @@ def merged(world_size: int, accumulation: int, start_step: int = 0, repeats: int
 
 
 @pytest.mark.parametrize("repeats", [1, 3])
-@pytest.mark.parametrize(("world_size", "accumulation"), [(1, 2), (2, 1), (2, 2), (4, 1), (4, 2)])
+@pytest.mark.parametrize(("world_size", "accumulation"), [(1, 2), (2, 1), (2, 2), (4, 1), (4, 2), (3, 1), (3, 5)])
 def test_global_batches_are_the_same_for_every_number_of_workers(
     world_size: int, accumulation: int, repeats: int
 ) -> None:
@@ -69,6 +69,20 @@ def test_lengths() -> None:
     assert list(WorkerBatches(70, 16, seed=0, epochs=3, start_step=12)) == []
 
 
-def test_indivisible_batch() -> None:
-    with pytest.raises(UserError, match="--batch-size 16 does not divide among 3 workers"):
-        WorkerBatches(70, 16, world_size=3, seed=0, epochs=1)
+def test_a_batch_that_does_not_divide_is_dealt_in_shares_that_differ_by_one_unit() -> None:
+    def sizes(world_size: int, accumulation: int, unit: int) -> list[int]:
+        options = {"world_size": world_size, "accumulation": accumulation, "unit": unit, "seed": 0, "epochs": 1}
+        workers = [WorkerBatches(70, 16, rank=rank, **options) for rank in range(world_size)]
+        return [len(batch) for worker in workers for batch in list(worker)[:accumulation]]
+
+    assert sorted(sizes(3, 1, unit=1)) == [5, 5, 6]
+    assert sorted(sizes(3, 2, unit=1)) == [2, 2, 3, 3, 3, 3]
+    assert sorted(sizes(3, 1, unit=2)) == [4, 6, 6]
+    assert sizes(2, 2, unit=2) == [4, 4, 4, 4]
+
+
+def test_a_batch_smaller_than_its_micro_batches() -> None:
+    with pytest.raises(UserError, match="16 is less than an image for each of 3 workers with 6 micro-batches each"):
+        WorkerBatches(70, 16, world_size=3, accumulation=6, seed=0, epochs=1)
+    with pytest.raises(UserError, match="less than a pair for each of 3 workers .* choose 18 or more"):
+        WorkerBatches(70, 16, world_size=3, accumulation=3, unit=2, seed=0, epochs=1)

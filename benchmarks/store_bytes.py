@@ -1,0 +1,195 @@
+"""python -m benchmarks.store_bytes --store s3://BUCKET/PREFIX [--quick] [--out FILE.json]
+
+How fast an artefact of one large file and of several goes into and out of a store, against the fastest way that the
+same server's clients know: pyarrow's copy_files, one botocore put or get a file, and botocore in parts of 16 MiB on
+eight connections. The sides take turns; the server is the one of the standard AWS variables (AWS_ENDPOINT_URL, ...).
+
+Fair, because every side moves the same files between the same folder and the same bucket. Ours does more: it hashes
+what it sends, verifies what it gets, and writes a manifest. Goal: at least 0.8 of the fastest client.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import tempfile
+import uuid
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import botocore.session
+import pyarrow.fs
+from botocore.client import BaseClient
+
+from benchmarks.measure import arguments, in_turn, machine, medians, publish, seconds_of
+from ray_learngene.filesystems import filesystem
+from ray_learngene.store import Store
+
+GOAL = 0.8
+PART_BYTES = 16 * 2**20
+CONNECTIONS = 8
+
+
+def main() -> None:
+    args = arguments(__doc__, _add_store)
+    facts = machine()
+    shapes = ((1, 8), (4, 2)) if args.quick else ((1, 256), (4, 64), (16, 4))
+    rows = [row for files, mib in shapes for row in _rows(args.store, files, mib, rounds=2 if args.quick else 7)]
+    publish("store_bytes", args, facts, rows)
+
+
+def _add_store(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--store", required=True, help="s3://bucket/prefix, where the objects of this run are deleted")
+
+
+def _rows(uri: str, files: int, mib: int, rounds: int) -> list[dict[str, Any]]:
+    store = Store(f"{uri.rstrip('/')}/bench-{uuid.uuid4().hex[:8]}")
+    store.check(write=True)
+    with tempfile.TemporaryDirectory() as temporary:
+        folder, target = Path(temporary) / "out", Path(temporary) / "in"
+        folder.mkdir()
+        for number in range(files):
+            (folder / f"part-{number}.safetensors").write_bytes(os.urandom(mib * 2**20))
+        try:
+            up = in_turn({name: lambda s=side: seconds_of(s) for name, side in _uploads(store, folder).items()}, rounds)
+            down = in_turn(
+                {name: lambda s=side: _timed(s, target) for name, side in _downloads(store, folder).items()}, rounds
+            )
+        finally:
+            store.remove_tree("learngenes")
+            store.remove_tree("raw")
+    return [_row("publish", files, mib, up), _row("pull", files, mib, down)]
+
+
+def _timed(side: Callable[[Path], Any], target: Path) -> float:
+    target.mkdir()
+    try:
+        return seconds_of(lambda: side(target / "model"))
+    finally:
+        shutil.rmtree(target)
+
+
+def _row(what: str, files: int, mib: int, numbers: dict[str, list[float]]) -> dict[str, Any]:
+    seconds = medians(numbers)
+    clients = {name: value for name, value in seconds.items() if name != "ours"}
+    fastest = min(clients, key=lambda name: clients[name])
+    ratio = seconds[fastest] / seconds["ours"]
+    return {
+        "what": what,
+        "files": files,
+        "MiB each": mib,
+        "fastest client": fastest,
+        "its MiB/s": files * mib / seconds[fastest],
+        "our MiB/s": files * mib / seconds["ours"],
+        "ratio": ratio,
+        "goal": f">= {GOAL:g} ({'met' if ratio >= GOAL else 'missed'})",
+        "raw_seconds": numbers,
+    }
+
+
+def _client() -> BaseClient:
+    return botocore.session.Session().create_client("s3")
+
+
+def _place(store: Store) -> tuple[str, str]:
+    bucket, _, prefix = store.objects.full("raw").partition("/")
+    return bucket, prefix
+
+
+def _uploads(store: Store, folder: Path) -> dict[str, Callable[[], Any]]:
+    client, (bucket, prefix) = _client(), _place(store)
+    paths = sorted(folder.iterdir())
+
+    def ours() -> None:
+        store.publish("learngene", uuid.uuid4().hex, folder, {})
+
+    def arrow() -> None:
+        target = f"{bucket}/{prefix}/{uuid.uuid4().hex}"
+        pyarrow.fs.copy_files(
+            str(folder), target, source_filesystem=pyarrow.fs.LocalFileSystem(), destination_filesystem=_arrow(store)
+        )
+
+    def put(path: Path) -> None:
+        with path.open("rb") as file:
+            client.put_object(Bucket=bucket, Key=f"{prefix}/{uuid.uuid4().hex}", Body=file)
+
+    def put_all() -> None:
+        with ThreadPoolExecutor(CONNECTIONS) as pool:
+            list(pool.map(put, paths))
+
+    def parts() -> None:
+        for path in paths:
+            key = f"{prefix}/{uuid.uuid4().hex}"
+            upload = client.create_multipart_upload(Bucket=bucket, Key=key)["UploadId"]
+
+            def send(number: int, key: str = key, path: Path = path, upload: str = upload) -> dict[str, Any]:
+                with path.open("rb") as file:
+                    file.seek(number * PART_BYTES)
+                    sent = client.upload_part(
+                        Bucket=bucket, Key=key, UploadId=upload, PartNumber=number + 1, Body=file.read(PART_BYTES)
+                    )
+                return {"PartNumber": number + 1, "ETag": sent["ETag"]}
+
+            with ThreadPoolExecutor(CONNECTIONS) as pool:
+                done = list(pool.map(send, range(-(-path.stat().st_size // PART_BYTES))))
+            client.complete_multipart_upload(Bucket=bucket, Key=key, UploadId=upload, MultipartUpload={"Parts": done})
+
+    return {"ours": ours, "pyarrow": arrow, "botocore put": put_all, "botocore parts": parts}
+
+
+def _arrow(store: Store) -> pyarrow.fs.FileSystem:
+    return filesystem(store.uri)[0]
+
+
+def _downloads(store: Store, folder: Path) -> dict[str, Callable[[Path], Any]]:
+    client, (bucket, prefix) = _client(), _place(store)
+    store.publish("learngene", "pulled", folder, {}, overwrite=True)
+    sizes = {f"{prefix}/pulled/{path.name}": path.stat().st_size for path in sorted(folder.iterdir())}
+    for key in sizes:
+        with (folder / Path(key).name).open("rb") as file:
+            client.put_object(Bucket=bucket, Key=key, Body=file)
+
+    def ours(target: Path) -> None:
+        store.download("learngene", "pulled", target)
+
+    def arrow(target: Path) -> None:
+        target.mkdir()
+        pyarrow.fs.copy_files(
+            f"{bucket}/{prefix}/pulled", str(target), source_filesystem=_arrow(store),
+            destination_filesystem=pyarrow.fs.LocalFileSystem(),
+        )  # fmt: skip
+
+    def get(key: str, target: Path) -> None:
+        with (target / Path(key).name).open("wb") as file:
+            shutil.copyfileobj(client.get_object(Bucket=bucket, Key=key)["Body"], file, PART_BYTES)
+
+    def get_all(target: Path) -> None:
+        target.mkdir()
+        with ThreadPoolExecutor(CONNECTIONS) as pool:
+            list(pool.map(lambda key: get(key, target), sizes))
+
+    def parts(target: Path) -> None:
+        target.mkdir()
+        for key, size in sizes.items():
+            with (target / Path(key).name).open("wb") as file:
+                file.truncate(size)
+
+            def fetch(number: int, key: str = key, size: int = size) -> None:
+                first = number * PART_BYTES
+                span = f"bytes={first}-{min(size, first + PART_BYTES) - 1}"
+                body = client.get_object(Bucket=bucket, Key=key, Range=span)["Body"]
+                with (target / Path(key).name).open("r+b") as file:
+                    file.seek(first)
+                    shutil.copyfileobj(body, file, PART_BYTES)
+
+            with ThreadPoolExecutor(CONNECTIONS) as pool:
+                list(pool.map(fetch, range(-(-size // PART_BYTES))))
+
+    return {"ours": ours, "pyarrow": arrow, "botocore get": get_all, "botocore parts": parts}
+
+
+if __name__ == "__main__":
+    main()

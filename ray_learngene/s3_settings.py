@@ -1,0 +1,43 @@
+"""Where the S3 server is, as the standard AWS variables and profiles say."""
+
+from __future__ import annotations
+
+import os
+from urllib.parse import urlsplit
+
+from ray_learngene.errors import UserError
+
+KEYS = "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY (or AWS_PROFILE)"
+
+
+def s3_settings() -> dict[str, str | None]:
+    """Endpoint, region and certificate bundle as the AWS variables and the profile give them, None if they do not.
+
+    Raises:
+        UserError: The endpoint is not a URL of a server alone; the message does not repeat it.
+    """
+    # Only here: sessions are slow to import, and a local path needs none.
+    import botocore.configprovider
+    import botocore.session
+
+    session = botocore.session.Session()
+    configured = botocore.configprovider.ConfiguredEndpointProvider(
+        full_config=session.full_config, scoped_config=session.get_scoped_config(), client_name="s3"
+    )
+    endpoint = configured.provide()
+    if endpoint and not endpoint.startswith(("http://", "https://")):
+        raise UserError("AWS_ENDPOINT_URL must begin with http:// or https://: add it")
+    if endpoint and "@" in urlsplit(endpoint).netloc:
+        raise UserError(f"AWS_ENDPOINT_URL holds a user name or a password: take them out, and set {KEYS}")
+    return {
+        "endpoint": endpoint,
+        # botocore reads AWS_DEFAULT_REGION only; every other AWS library reads AWS_REGION, and first.
+        "region": os.environ.get("AWS_REGION") or session.get_config_variable("region"),
+        "ca_bundle": session.get_config_variable("ca_bundle"),
+    }
+
+
+def endpoint_host() -> str:
+    """Host and port of the S3 server."""
+    parts = urlsplit(s3_settings()["endpoint"] or "https://s3.amazonaws.com")
+    return f"{parts.hostname}:{parts.port}" if parts.port else str(parts.hostname)

@@ -1,0 +1,134 @@
+"""The files of cluster/: by Ray's own schema and loader, by what the KubeRay operator requires, and against the pins."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from ray_learngene import cli, submit
+
+ROOT = Path(__file__).parents[2]
+CLUSTER = ROOT / "cluster"
+RAY = re.search(r"^ray\[.*\]==(\S+)$", (ROOT / "requirements.txt").read_text(), re.MULTILINE)[1]  # type: ignore[index]
+IMAGE = f"REGISTRY/learngene:{RAY}"
+
+
+def test_the_image_has_the_pinned_ray_and_is_built_from_files_that_exist() -> None:
+    lines = (CLUSTER / "Dockerfile").read_text().replace("\\\n", " ").splitlines()
+    words = [line.split() for line in lines if line and not line.startswith("#")]
+    assert words[0] == ["FROM", f"rayproject/ray:{RAY}-py311"]
+    ignored = (CLUSTER / "Dockerfile.dockerignore").read_text().splitlines()
+    copied = [
+        source for line in words if line[0] == "COPY" for source in line[1:-1] if not source.startswith("--")
+    ]
+    assert {"requirements.txt", "ray_learngene", "jobs"} <= set(copied)
+    for source in copied:
+        assert (ROOT / source).exists() and f"!{source}" in ignored
+    assert any("--requirement requirements.txt" in " ".join(line) for line in words if line[0] == "RUN")
+
+
+@pytest.fixture(scope="module")
+def aws() -> dict[str, Any]:
+    return yaml.safe_load((CLUSTER / "aws.yaml").read_text())
+
+
+def test_ray_up_takes_the_file(aws: dict[str, Any]) -> None:
+    from ray.autoscaler._private.util import prepare_config, validate_config
+
+    prepared = prepare_config(aws)  # what `ray up` does before it talks to AWS: defaults, node types, Docker
+    validate_config(prepared)
+    assert prepared["available_node_types"].keys() == {"head", "gpu-worker"}
+    assert prepared["available_node_types"]["head"]["max_workers"] == 0
+    with pytest.raises(Exception, match="idle_minutes"):
+        validate_config({**prepared, "idle_minutes": 3})
+
+
+def test_on_aws_the_head_trains_nothing_and_the_workers_are_spot(aws: dict[str, Any]) -> None:
+    head, worker = (aws["available_node_types"][name] for name in ("head", "gpu-worker"))
+    assert aws["head_node_type"] == "head" and head["resources"]["CPU"] == 0 and head["resources"][submit.DRIVER] > 0
+    assert worker["node_config"]["InstanceMarketOptions"] == {"MarketType": "spot"} and worker["min_workers"] == 0
+    for node in (head, worker):
+        assert node["node_config"]["IamInstanceProfile"] == {"Name": "learngene-store"}
+    assert aws["docker"]["image"] == IMAGE
+    assert "--env RAY_AUTH_MODE=token" in aws["docker"]["run_options"]
+    assert aws["file_mounts"] == {"/home/ray/.ray/auth_token": "~/.ray/auth_token"}
+    assert aws["idle_timeout_minutes"] > 0
+
+
+def test_ray_start_knows_every_flag_of_the_file(aws: dict[str, Any]) -> None:
+    from ray.scripts.scripts import start
+
+    known = {flag for parameter in start.params for flag in parameter.opts}
+    commands = [*aws["head_start_ray_commands"], *aws["worker_start_ray_commands"]]
+    flags = {flag for command in commands for flag in re.findall(r"(--[\w-]+)", command)}
+    assert flags and flags <= known
+
+
+def kubernetes(name: str) -> dict[str, Any]:
+    """The Ray resource of a file."""
+    documents = [each for each in yaml.safe_load_all((CLUSTER / name).read_text()) if each["apiVersion"] == "ray.io/v1"]
+    assert len(documents) == 1
+    return documents[0]
+
+
+def clusters() -> Iterator[dict[str, Any]]:
+    cluster, job = kubernetes("kuberay-cluster.yaml"), kubernetes("kuberay-job.yaml")
+    assert (cluster["kind"], job["kind"]) == ("RayCluster", "RayJob")
+    yield from (cluster["spec"], job["spec"]["rayClusterSpec"])
+
+
+@pytest.mark.parametrize("spec", clusters(), ids=["cluster", "job"])
+def test_kuberay_clusters(spec: dict[str, Any]) -> None:
+    assert spec["rayVersion"] == RAY and spec["authOptions"] == {"mode": "token"} and spec["enableInTreeAutoscaling"]
+    head, (workers,) = spec["headGroupSpec"], spec["workerGroupSpecs"]
+    assert head["rayStartParams"]["num-cpus"] == "0"
+    # the operator writes this value into a shell command as it is: quoted, with the quotes inside escaped
+    assert json.loads(json.loads(head["rayStartParams"]["resources"].strip("'"))) == {submit.DRIVER: 8}
+    assert workers["minReplicas"] <= workers["replicas"] <= workers["maxReplicas"] and workers["groupName"]
+    assert isinstance(workers["rayStartParams"], dict)
+    for group in (head, workers):
+        (container,) = group["template"]["spec"]["containers"]
+        assert container["image"] == IMAGE
+        assert container["resources"]["requests"] == container["resources"]["limits"]
+        assert {"cpu", "memory"} <= container["resources"]["limits"].keys()
+        assert {"secretRef": {"name": "learngene-store", "optional": True}} in container["envFrom"]
+    ports = {port["containerPort"] for port in head["template"]["spec"]["containers"][0]["ports"]}
+    assert ports == {6379, 8265}
+    pod = workers["template"]["spec"]
+    assert pod["terminationGracePeriodSeconds"] >= 60
+    assert {mount["name"] for mount in pod["containers"][0]["volumeMounts"]} <= {each["name"] for each in pod["volumes"]}
+    assert pod["containers"][0]["resources"]["limits"]["nvidia.com/gpu"] == "1"
+
+
+def test_the_kuberay_job_is_a_valid_command_that_is_tried_again() -> None:
+    spec = kubernetes("kuberay-job.yaml")["spec"]
+    assert spec["submissionMode"] == "K8sJobMode" and spec["backoffLimit"] > 0
+    assert spec["shutdownAfterJobFinishes"] and spec["ttlSecondsAfterFinished"] > 0
+    assert json.loads(spec["entrypointResources"]) == {submit.DRIVER: 1}
+    assert yaml.safe_load(spec["runtimeEnvYAML"])["env_vars"] == submit.ENVIRONMENT
+    words = spec["entrypoint"].replace("/home/ray/learngene/", f"{ROOT}/").split()
+    assert words[0] == "learngene"
+    cli._parse(words[1:])
+
+
+def test_plain_ray_job_submit_has_the_same_environment_as_learngene_submit() -> None:
+    plain = yaml.safe_load((ROOT / "jobs/runtime_env.yaml").read_text())
+    assert plain["env_vars"] == submit.ENVIRONMENT
+    assert plain["working_dir"] == "." and "store" in plain["excludes"]
+
+
+@pytest.mark.parametrize("path", sorted(CLUSTER.glob("*.*")), ids=lambda path: path.name)
+def test_every_file_and_command_that_is_named_exists(path: Path) -> None:
+    text = path.read_text()
+    for name in re.findall(r"\b(?:cluster|jobs|docs|tests)/[\w./-]*\w", text):
+        assert (ROOT / name).exists(), name
+    for name in re.findall(r"(?<![\w/])(?:store-policy|pull-policy|kuberay-cluster|kuberay-job|aws)\.(?:json|yaml)", text):
+        assert (CLUSTER / name).exists(), name
+    for command in re.findall(r"learngene ((?:submit )?[a-z]+)", text):
+        assert all(word in cli.COMMANDS for word in command.split()), command

@@ -1,0 +1,183 @@
+"""The check before any work, and what goes wrong."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ray_learngene.errors import UserError
+from ray_learngene.storage_errors import explain
+from ray_learngene.store import Store
+from tests.conftest import S3Server, free_ports
+from tests.store.folders import contents, one_line
+
+
+def test_a_good_store_passes_the_check_and_keeps_no_trace(store: Store, store_uri: str) -> None:
+    store.check(write=True)
+    store.check(write=False)
+    assert store.objects.find("") == []
+
+
+def test_a_missing_local_store_is_created_only_for_writing(tmp_path: Path) -> None:
+    store = Store(str(tmp_path / "none"))
+    with pytest.raises(UserError, match="there is no store at .*none"):
+        store.check(write=False)
+    store.check(write=True)
+    store.check(write=False)
+
+
+def test_a_file_in_the_way_of_a_local_store_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    for path in ("file", "file/below"):
+        with pytest.raises(UserError, match="cannot be a folder: a file stands in its way") as error:
+            Store(str(tmp_path / path)).check(write=True)
+        one_line(error)
+
+
+def every_use(store: Store, folder: Path, out: Path) -> list[Callable[[], Any]]:
+    return [
+        lambda: store.check(write=False),
+        lambda: store.check(write=True),
+        lambda: store.exists("learngene", "a"),
+        lambda: store.manifest("learngene", "a"),
+        lambda: store.manifests("learngene"),
+        lambda: store.publish("learngene", "a", folder, {}),
+        lambda: store.publish("learngene", "a", folder, {}, overwrite=True),
+        lambda: store.download("learngene", "a", out),
+        lambda: store.write_text("a.txt", "x"),
+        lambda: store.create_text("a.txt", "x"),
+        lambda: store.read_text("a.txt"),
+        lambda: store.ray_storage("a"),
+    ]
+
+
+def test_a_missing_bucket_is_named_and_never_created(
+    s3_env: Callable[[], str], s3_server: S3Server, folder: Path, tmp_path: Path
+) -> None:
+    for n in range(len(every_use(Store("s3://x"), folder, tmp_path))):
+        store = Store("s3://no-such-bucket-here/prefix")
+        with pytest.raises(UserError, match="the bucket of s3://no-such-bucket-here.* does not exist") as error:
+            every_use(store, folder, tmp_path / "out")[n]()
+        one_line(error)
+    buckets = s3_server.client().list_buckets()["Buckets"]
+    assert "no-such-bucket-here" not in [bucket["Name"] for bucket in buckets]
+
+
+@pytest.mark.parametrize("variable", ["AWS_SECRET_ACCESS_KEY", "AWS_ACCESS_KEY_ID"])
+def test_wrong_credentials_are_one_line_without_them(
+    s3_env: Callable[[], str], folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, variable: str
+) -> None:
+    uri = s3_env()
+    monkeypatch.setenv(variable, "wrong-and-private")
+    for n in range(len(every_use(Store(uri), folder, tmp_path))):
+        with pytest.raises(UserError, match=f"does not accept the credentials for {uri}.*AWS_ACCESS_KEY_ID") as error:
+            every_use(Store(uri), folder, tmp_path / "out")[n]()
+        text = one_line(error)
+        assert "wrong-and-private" not in text
+        assert os.environ["AWS_SECRET_ACCESS_KEY"] not in text
+
+
+def test_a_key_that_may_only_read_reads_and_is_refused_the_rest(
+    s3_env: Callable[[], str], s3_server: S3Server, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    uri = s3_env()
+    Store(uri).publish("learngene", "a", folder, {})
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", s3_server.reader_key)
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", s3_server.reader_secret)
+    store = Store(uri)
+    store.check(write=False)
+    assert contents(store.download("learngene", "a", tmp_path / "out")) == contents(folder)
+    for write in (
+        lambda: store.check(write=True),
+        lambda: store.publish("learngene", "b", folder, {}),
+        lambda: store.publish("learngene", "a", folder, {}, overwrite=True),
+        lambda: store.create_text("a.txt", "x"),
+        lambda: store.write_text("a.txt", "x"),
+        lambda: store.objects.delete("store.json"),
+    ):
+        with pytest.raises(UserError, match=f"access to {uri}/.* is denied: check AWS_ACCESS_KEY_ID") as error:
+            write()
+        assert "never-printed" not in one_line(error)
+
+
+def test_absent_credentials_are_explained(s3_env: Callable[[], str], monkeypatch: pytest.MonkeyPatch) -> None:
+    uri = s3_env()
+    monkeypatch.delenv("AWS_ACCESS_KEY_ID")
+    monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
+    with pytest.raises(UserError, match=f"no S3 credentials for {uri}: set AWS_ACCESS_KEY_ID"):
+        Store(uri).check(write=False)
+    monkeypatch.setenv("AWS_PROFILE", "nobody")
+    with pytest.raises(UserError, match="AWS_PROFILE names a profile that does not exist"):
+        Store(uri).check(write=False)
+
+
+def test_a_profile_gives_endpoint_region_and_keys(
+    s3_env: Callable[[], str], s3_server: S3Server, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    uri = s3_env()
+    for name in ("AWS_ENDPOINT_URL", "AWS_DEFAULT_REGION", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.delenv(name)
+    config, keys = tmp_path / "aws-config", tmp_path / "aws-keys"
+    config.write_text(f"[profile lab]\nregion = eu-west-1\nendpoint_url = {s3_server.endpoint}\n")
+    keys.write_text(f"[lab]\naws_access_key_id = {s3_server.access_key}\naws_secret_access_key = {s3_server.secret}\n")
+    monkeypatch.setenv("AWS_CONFIG_FILE", str(config))
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(keys))
+    monkeypatch.setenv("AWS_PROFILE", "lab")
+    store = Store(uri)
+    store.publish("learngene", "a", folder, {})
+    assert contents(store.download("learngene", "a", tmp_path / "out")) == contents(folder)
+
+
+def test_the_endpoint_for_s3_alone_comes_first(s3_env: Callable[[], str], monkeypatch: pytest.MonkeyPatch) -> None:
+    uri = s3_env()
+    monkeypatch.setenv("AWS_ENDPOINT_URL_S3", os.environ["AWS_ENDPOINT_URL"])
+    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{free_ports(1)[0]}")
+    Store(uri).check(write=True)
+    monkeypatch.setenv("AWS_ENDPOINT_URL_S3", "127.0.0.1:9000")
+    with pytest.raises(UserError, match="AWS_ENDPOINT_URL must begin with http:// or https://"):
+        Store(uri).check(write=True)
+
+
+def test_an_unreachable_endpoint_is_named(
+    s3_env: Callable[[], str], folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    address = f"127.0.0.1:{free_ports(1)[0]}"
+    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://{address}")
+    message = f"no answer from the S3 server {address} for s3://bucket/prefix.*AWS_ENDPOINT_URL"
+    with pytest.raises(UserError, match=message) as error:
+        Store("s3://bucket/prefix").check(write=False)
+    one_line(error)
+    with pytest.raises(UserError, match=message):
+        Store("s3://bucket/prefix", patience=0).publish("learngene", "a", folder, {})
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (OSError(28, "No space left on device"), "the disk of /a is full"),
+        (PermissionError(13, "Permission denied"), "no permission for /a"),
+        (OSError(30, "Read-only file system"), "no permission for /a"),
+        (OSError(39, "Directory not empty"), "a folder that is not empty stands at /a"),
+        (OSError("AWS Error SLOW_DOWN during PutObject operation: x"), "overloaded or failing"),
+        (OSError("AWS Error UNKNOWN (HTTP status 503) during x"), "overloaded or failing"),
+        (OSError("AWS Error UNKNOWN (HTTP status 301) during x"), "set AWS_REGION"),
+        (OSError("two\nlines"), "cannot be read or written: two lines"),
+        (OSError(), "cannot be read or written: OSError"),
+    ],
+)
+def test_errors_are_explained(error: OSError, message: str) -> None:
+    explained = explain(error, "/a")
+    assert message in str(explained)
+    assert "\n" not in str(explained)
+
+
+def test_the_store_imports_without_torch_and_ray() -> None:
+    program = (
+        "import sys, ray_learngene.store; print([m for m in ('torch', 'ray', 'timm', 's3fs') if m in sys.modules])"
+    )
+    ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120, check=True)
+    assert ran.stdout.strip() == "[]"

@@ -1,0 +1,182 @@
+"""A server that is away, slow, failing or refusing: what waiting can help is waited for, the rest is told at once."""
+
+import logging
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from ray_learngene import filesystems, patience
+from ray_learngene.checkpoints import StoreCheckpoints
+from ray_learngene.errors import UserError
+from ray_learngene.storage_errors import Unavailable
+from ray_learngene.store import Store
+from tests.conftest import S3Server
+from tests.store.folders import contents, make_folder, one_line
+from tests.store.proxy import Fault, Proxy, Request
+
+BIG = bytes(range(256)) * 4096 * 12  # more than a chunk: pyarrow uploads it in parts, and reads it in ranges
+
+
+@pytest.fixture
+def proxy(s3_env: Callable[[], str], s3_server: S3Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[Proxy]:
+    """A proxy that everything goes through, and pauses short enough for a test."""
+    monkeypatch.setattr(patience, "FIRST_PAUSE", 0.01)
+    monkeypatch.setattr(patience, "LONGEST_PAUSE", 0.05)
+    monkeypatch.setattr(patience, "QUIET_SECONDS", 0.0)
+    monkeypatch.setattr(filesystems, "CONNECT_SECONDS", 1)
+    monkeypatch.setattr(filesystems, "REQUEST_SECONDS", 1)
+    monkeypatch.setattr(filesystems, "ATTEMPTS", 1)
+    made = Proxy(s3_server.endpoint)
+    monkeypatch.setenv("AWS_ENDPOINT_URL", made.endpoint)
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def uri(s3_env: Callable[[], str], proxy: Proxy) -> str:
+    return f"{s3_env()}/store"
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return make_folder(tmp_path / "folder", {"model.safetensors": BIG, "config.json": b"{}", "empty.txt": b""})
+
+
+def every_other(fault: Fault) -> Callable[[Request], Fault | None]:
+    """Each different request fails the first time, and works when it is made again."""
+    seen: set[tuple[str, str]] = set()
+    lock = threading.Lock()
+
+    def first(request: Request) -> Fault | None:
+        # Ids of uploads and probes are new every time: what counts is what is asked of which kind of object.
+        key = request.method, request.path.split("?")[0].rsplit("/", 1)[-1][:6]
+        with lock:
+            new = key not in seen
+            seen.add(key)
+        return fault if new else None
+
+    return first
+
+
+@pytest.mark.parametrize("fault", ["refuse", "cut", "lose", "hang", 500, 503])
+def test_everything_survives_that_every_request_fails_once(
+    uri: str, proxy: Proxy, folder: Path, tmp_path: Path, fault: Fault
+) -> None:
+    proxy.fault = every_other(fault)
+    store = Store(uri)
+    manifest = store.publish("descendant", "first/a", folder, {"row": {"top1": 1.0}})
+    assert store.manifest("descendant", "first/a") == manifest
+    assert [entry.name for entry in store.entries()] == ["first/a"]
+    assert contents(store.download("descendant", "first/a", tmp_path / "out")) == contents(folder)
+    with pytest.raises(UserError, match="already taken"):
+        store.publish("descendant", "first/a", folder, {})
+    checkpoints = StoreCheckpoints(store, "run/state")
+    for epoch in (b"1", b"2"):
+        checkpoints.save(lambda place, epoch=epoch: make_folder(place, {"state.safetensors": epoch}), {})  # type: ignore[misc]
+    with checkpoints.latest() as found:
+        assert found is not None and contents(found) == {"state.safetensors": b"2"}
+    checkpoints.remove()
+    assert store.manifests("checkpoint") == []
+
+
+def test_an_outage_is_told_once_and_its_end(
+    uri: str, proxy: Proxy, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = Store(uri)
+    store.write_text("a.txt", "1")
+    down = 12
+    first = len(proxy.requests)
+    proxy.fault = lambda request: "refuse" if request.number - first < down else None
+    with caplog.at_level(logging.WARNING, "ray_learngene"):
+        assert store.read_text("a.txt") == "1"
+    waiting, over = caplog.messages
+    assert waiting.startswith(f"no answer from the S3 server {proxy.endpoint.removeprefix('http://')} for {uri}")
+    assert waiting.endswith("waiting up to 300 s for it")
+    assert over == "the storage answers again"
+
+
+def test_patience_ends(uri: str, proxy: Proxy, folder: Path) -> None:
+    store = Store(uri, patience=0.2)
+    store.check(write=True)
+    proxy.fault = lambda request: 503
+    for use in (
+        lambda: store.publish("learngene", "a", folder, {}),
+        lambda: store.read_text("a.txt"),
+        lambda: store.write_text("a.txt", "x"),
+        lambda: store.create_text("a.txt", "x"),
+        lambda: store.entries(),
+        lambda: store.remove("learngene", "a"),
+    ):
+        with pytest.raises(Unavailable, match="is overloaded or failing") as error:
+            use()
+        one_line(error)
+
+
+@pytest.mark.parametrize("fault", ["refuse", "hang", 503])
+def test_the_check_of_a_command_has_no_patience(uri: str, proxy: Proxy, fault: Fault) -> None:
+    proxy.fault = lambda request: fault
+    with pytest.raises(Unavailable):
+        Store(uri).check(write=True)
+    assert len(proxy.requests) <= 2
+
+
+ERROR = "<Error><Code>{}</Code><Message>said the server</Message></Error>"
+
+
+@pytest.mark.parametrize(
+    ("status", "code", "message"),
+    [
+        (403, "AccessDenied", "access to s3://.* is denied"),
+        (403, "InvalidAccessKeyId", "does not accept the credentials"),
+        (400, "ExpiredToken", "the credentials for s3://.* have expired: renew them"),
+        (403, "RequestTimeTooSkewed", "set the time"),
+        (404, "NoSuchBucket", "the bucket of s3://.* does not exist"),
+        (507, "InsufficientStorage", "has no space left"),
+    ],
+)
+def test_what_waiting_cannot_help_is_told_at_once(
+    uri: str, proxy: Proxy, folder: Path, tmp_path: Path, status: int, code: str, message: str
+) -> None:
+    Store(uri).publish("learngene", "a", folder, {})
+    uses: list[Callable[[Store], object]] = [
+        lambda store: store.manifest("learngene", "a"),
+        lambda store: store.publish("learngene", "b", folder, {}),
+        lambda store: store.publish("learngene", "a", folder, {}, overwrite=True),
+        lambda store: store.download("learngene", "a", tmp_path / "out"),
+        lambda store: store.write_text("a.txt", "x"),
+        lambda store: store.entries(),
+    ]
+    for use in uses:
+        store = Store(uri)
+        store.check(write=False)
+        proxy.fault, proxy.body = lambda request: status, ERROR.format(code).encode()
+        before = len(proxy.requests)
+        with pytest.raises(UserError, match=message) as error:
+            use(store)
+        one_line(error)
+        assert not isinstance(error.value, Unavailable)
+        assert len(proxy.requests) - before <= 20
+        proxy.fault = lambda request: None
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_refused_upload_leaves_nothing_behind(uri: str, proxy: Proxy, folder: Path) -> None:
+    store = Store(uri)
+    proxy.fault = lambda request: 403 if request.method == "PUT" and "manifest.json" in request.path else None
+    proxy.body = ERROR.format("AccessDenied").encode()
+    with pytest.raises(UserError, match="is denied"):
+        store.publish("learngene", "a", folder, {})
+    assert store.objects.find("learngenes") == []
+    assert store.objects.find("index") == []
+
+
+def test_rays_own_storage_is_as_patient(uri: str, proxy: Proxy) -> None:
+    path, storage = Store(uri, patience=60).ray_storage("run")
+    assert storage is not None
+    first = len(proxy.requests)
+    proxy.fault = lambda request: 503 if request.number - first < 4 else None
+    with storage.open_output_stream(f"{path}/run/state.json") as stream:
+        stream.write(b"{}")
+    assert Store(uri).read_text("runs/run/state.json") == "{}"

@@ -1,0 +1,132 @@
+"""Uploads of checkpoints never hold up training, and what goes wrong with them is told."""
+
+from __future__ import annotations
+
+import tempfile
+import threading
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from ray_learngene.background_checkpoints import BackgroundCheckpoints
+from ray_learngene.checkpoints import StoreCheckpoints
+from ray_learngene.config import AugmentationConfig, DataConfig, OptimizationConfig
+from ray_learngene.data import open_image_sets
+from ray_learngene.data.images import Images, Preprocessing
+from ray_learngene.engine import LabelObjective, TorchEngine, create_optimizer
+from ray_learngene.errors import UserError
+from ray_learngene.specs import PRESETS, build
+from ray_learngene.store import Store
+from ray_learngene.training import Worker, train
+
+CPU = torch.device("cpu")
+CONFIG = OptimizationConfig(epochs=2, batch_size=256, warmup_epochs=0, drop_path=0)
+SECONDS = 60  # an upload waits for its test at most so long
+
+
+@pytest.fixture(autouse=True)
+def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A temporary folder of the test's own, to see that nothing is left in it."""
+    folder = tmp_path / "temporary"
+    folder.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(folder))
+    return folder
+
+
+class Held:
+    """A store whose uploads wait until they are released."""
+
+    def __init__(self) -> None:
+        self.started, self.released = threading.Event(), threading.Event()
+        self.stored: list[str] = []
+
+    def latest(self) -> AbstractContextManager[Path | None]:
+        return nullcontext()
+
+    def save(self, write: Callable[[Path], None], metrics: dict[str, Any]) -> None:
+        folder = Path(tempfile.mkdtemp())
+        write(folder)
+        self.started.set()
+        assert self.released.wait(SECONDS)
+        self.stored += [path.name for path in folder.iterdir()]
+        for path in folder.iterdir():
+            path.unlink()
+        folder.rmdir()
+
+
+def file_named(name: str) -> Callable[[Path], None]:
+    def write(folder: Path) -> None:
+        folder.mkdir(exist_ok=True)
+        (folder / name).write_text(name)
+
+    return write
+
+
+def test_the_newest_takes_the_place_of_the_waiting_one(temporary: Path) -> None:
+    held = Held()
+    with BackgroundCheckpoints(held) as checkpoints:
+        checkpoints.save(file_named("first"), {})
+        assert held.started.wait(SECONDS)
+        checkpoints.save(file_named("second"), {})
+        checkpoints.save(file_named("third"), {})
+        assert held.stored == []
+        held.released.set()
+        checkpoints.finish()
+        assert held.stored == ["first", "third"]
+    assert list(temporary.iterdir()) == []
+
+
+def run(checkpoints: BackgroundCheckpoints, report: Callable[[dict[str, Any]], None] = lambda metrics: None) -> None:
+    sets = open_image_sets(DataConfig(data="digits"))
+    preprocessing = Preprocessing(image_size=8, mean=(0.5,) * 3, std=(0.5,) * 3, crop_pct=1.0, interpolation="bicubic")
+    model = build(PRESETS["nano"].replace(depth=1), seed=0)
+    optimizer = create_optimizer(model, CONFIG)
+    train(
+        TorchEngine(model, optimizer),
+        optimizer,
+        LabelObjective(),
+        Images(sets.train, sets.val, preprocessing, AugmentationConfig()),
+        CONFIG,
+        worker=Worker(CPU),
+        checkpoints=checkpoints,
+        checkpoint_due=lambda step, steps_per_epoch, seconds: True,
+        report=report,
+    )
+
+
+def test_training_goes_on_while_a_checkpoint_is_uploaded() -> None:
+    held = Held()
+
+    def report(metrics: dict[str, Any]) -> None:
+        if metrics["step"] == metrics["total_steps"]:
+            assert held.started.is_set() and held.stored == [], "every step was taken during the first upload"
+            held.released.set()
+
+    with BackgroundCheckpoints(held) as checkpoints:
+        run(checkpoints, report)
+    assert held.stored.count("progress.json") == 2, "the first, and the last of those that came meanwhile"
+
+
+class Refused(StoreCheckpoints):
+    """A store that takes one checkpoint and refuses the next."""
+
+    taken = 0
+
+    def save(self, write: Callable[[Path], None], metrics: dict[str, Any]) -> None:
+        self.taken += 1
+        if self.taken > 1:
+            raise UserError("403: forbidden")
+        super().save(write, metrics)
+
+
+def test_a_refused_upload_ends_training_and_the_last_good_checkpoint_stays(tmp_path: Path, temporary: Path) -> None:
+    stored = Refused(Store(str(tmp_path / "store")), "run/state")
+    with pytest.raises(UserError, match="403: forbidden"), BackgroundCheckpoints(stored) as checkpoints:
+        run(checkpoints)
+    with stored.latest() as folder:
+        assert folder is not None and (folder / "progress.json").exists()
+    assert list(temporary.iterdir()) == []

@@ -1,0 +1,271 @@
+"""Training on Ray nodes that come, are drained, and are told to stop: nothing is lost, and the result is the same."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import safetensors.torch
+import torch
+
+from ray_learngene import ancestry_training, cluster_training, sweep_progress
+from ray_learngene.ancestry_training import AncestryTask, train_ancestry
+from ray_learngene.config import AncestryConfig
+from ray_learngene.engine import Engine, Objective
+from ray_learngene.engine_state import STATE_FILE
+from ray_learngene.errors import UserError
+from ray_learngene.store import Store
+from ray_learngene.sweep import sweep
+from ray_learngene.terminal import ProgressPrinter
+from tests.test_descend import inputs as descendant_inputs
+
+pytestmark = pytest.mark.hosts
+
+MODEL = {"img_size": 8, "patch_size": 2, "embed_dim": 48, "depth": 2, "num_heads": 3}
+SETTINGS: dict[str, Any] = {
+    "data": "digits",
+    "model": "deit_tiny_patch16_224",
+    "model_args": {**MODEL, "class_token": False, "global_pool": "avg"},
+    "epochs": 6,
+    "batch_size": 128,
+    "lr": 4e-3,
+    "warmup_epochs": 0,
+    "drop_path": 0.0,  # stochastic depth is drawn for each worker
+    "scale": (0.9, 1.0),
+    "ema": 0.9,
+    "checkpoint_every": 1000,  # of itself none but the last is written
+    "resize_seconds": 1,
+    "max_failures": 0,
+}
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Any]:
+    """A Ray head with one CPU, to which tests add nodes."""
+    os.environ["RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S"] = "0.2"
+    import ray
+    from ray.cluster_utils import Cluster
+
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "object_store_memory": 10**8})
+    ray.init(address=cluster.address, log_to_driver=False, logging_level="ERROR")
+    yield cluster
+    ray.shutdown()
+    cluster.shutdown()
+    del os.environ["RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S"]
+
+
+@pytest.fixture
+def second(cluster: Any) -> Iterator[Any]:
+    node = cluster.add_node(num_cpus=1, object_store_memory=10**8)
+    yield node
+    if node in cluster.list_all_nodes():
+        cluster.remove_node(node)
+
+
+class AtStep(ProgressPrinter):
+    """Lets something happen, once, when a run has got so far."""
+
+    step: int
+    act: Callable[[], Any]
+    seen: list[dict[str, Any]]
+
+    def __call__(self, metrics: Any) -> None:
+        super().__call__(metrics)
+        self.seen.append(dict(metrics))
+        if metrics.get("step", 0) >= self.step:
+            act, type(self).act = self.act, staticmethod(lambda: None)
+            act()
+
+
+@pytest.fixture
+def at_step(monkeypatch: pytest.MonkeyPatch) -> Callable[[int, Callable[[], Any]], list[dict[str, Any]]]:
+    def set_up(step: int, act: Callable[[], Any]) -> list[dict[str, Any]]:
+        seen: list[dict[str, Any]] = []
+        printer = type("Printer", (AtStep,), {"step": step, "act": staticmethod(act), "seen": seen})
+        monkeypatch.setattr(cluster_training, "ProgressPrinter", printer)
+        return seen
+
+    return set_up
+
+
+def weights(store: Path, name: str) -> dict[str, torch.Tensor]:
+    return safetensors.torch.load(Store(str(store)).read_bytes("ancestry", name, "model.safetensors"))
+
+
+def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("store")
+
+
+@pytest.fixture(scope="module")
+def undisturbed(store: Path, cluster: Any) -> dict[str, torch.Tensor]:
+    """What two workers train together."""
+    node = cluster.add_node(num_cpus=1, object_store_memory=10**8)
+    train_ancestry(AncestryConfig(**SETTINGS, name="undisturbed", store=str(store), workers=2))
+    cluster.remove_node(node)
+    return weights(store, "undisturbed")
+
+
+def test_a_drained_node_is_left_with_a_checkpoint(
+    cluster: Any,
+    second: Any,
+    undisturbed: dict[str, torch.Tensor],
+    store: Path,
+    at_step: Any,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    import ray
+    from ray._raylet import GcsClient
+
+    third = []
+
+    def drain() -> None:
+        third.append(cluster.add_node(num_cpus=1, object_store_memory=10**8))
+        deadline = int((time.time() + 300) * 1000)
+        preemption = 2  # autoscaler.proto: DRAIN_NODE_REASON_PREEMPTION
+        assert GcsClient(address=cluster.address).drain_node(second.node_id, preemption, "reclaimed", deadline)[0]
+
+    seen = at_step(22, drain)
+    train_ancestry(AncestryConfig(**SETTINGS, name="drained", store=str(store), workers=2))
+    assert ray.is_initialized() and "workers are taken away: moving on from step" in capsys.readouterr().out
+    assert [metrics["step"] for metrics in seen if "top1" in metrics] == [11 * epoch for epoch in range(1, 7)]
+    assert same(weights(store, "drained"), undisturbed)
+    cluster.remove_node(third[0])
+
+
+def test_sigterm_to_a_worker_moves_on_from_a_checkpoint(
+    cluster: Any,
+    second: Any,
+    undisturbed: dict[str, torch.Tensor],
+    store: Path,
+    at_step: Any,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    seen = at_step(22, lambda: processes("ray::RayTrainWorker")[0].terminate())
+    train_ancestry(AncestryConfig(**SETTINGS, name="terminated", store=str(store), workers=2))
+    assert "workers are taken away: moving on from step" in capsys.readouterr().out
+    assert [metrics["step"] for metrics in seen if "top1" in metrics] == [11 * epoch for epoch in range(1, 7)]
+    assert same(weights(store, "terminated"), undisturbed)
+
+
+def processes(title: str) -> list[psutil.Process]:
+    """Those of this test's nodes that Ray has given a title."""
+
+    def has_title(process: psutil.Process) -> bool:
+        try:
+            return "".join(process.cmdline()[:1]).startswith(title)
+        except psutil.NoSuchProcess:
+            return False
+
+    return [process for process in psutil.Process().children(recursive=True) if has_title(process)]
+
+
+def test_workers_join_a_run(
+    cluster: Any, undisturbed: dict[str, torch.Tensor], store: Path, at_step: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    nodes = []
+    at_step(11, lambda: nodes.append(cluster.add_node(num_cpus=1, object_store_memory=10**8)))
+    longer = {**SETTINGS, "checkpoint_every": 11, "epochs": 20}
+    train_ancestry(AncestryConfig(**longer, name="elastic", store=str(store), workers="1:2"))
+    train_ancestry(AncestryConfig(**longer, name="alone", store=str(store), workers=0))
+    cluster.remove_node(nodes[0])
+    for name, tensor in weights(store, "alone").items():
+        torch.testing.assert_close(weights(store, "elastic")[name], tensor, rtol=0, atol=2e-4)
+
+
+def ancestry_command(folder: Path, cluster: Any, store: Path, name: str) -> list[str]:
+    recipe = folder / "recipe.yaml"
+    recipe.write_text(json.dumps({**SETTINGS, "store": str(store), "workers": 2, "address": cluster.address}))
+    return [sys.executable, "-m", "ray_learngene", "ancestry", "--config", str(recipe), "--name", name]
+
+
+def test_sigterm_to_the_driver_leaves_a_checkpoint(
+    cluster: Any, second: Any, undisturbed: dict[str, torch.Tensor], store: Path, tmp_path: Path
+) -> None:
+    command = ancestry_command(tmp_path, cluster, store, "stopped")
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout is not None and process.stderr is not None
+    next(line for line in process.stdout if line.startswith("epoch"))
+    process.send_signal(signal.SIGTERM)
+    said = process.stderr.read()
+    assert process.wait() == 143 and "stopped by SIGTERM after step " in said, said
+    ran = subprocess.run(command, capture_output=True, text=True)
+    assert ran.returncode == 0 and "continuing the run stopped" in ran.stdout, ran.stderr
+    assert same(weights(store, "stopped"), undisturbed)
+
+
+class Tight(AncestryTask):
+    """Training for which torch's own allocator refuses micro-batches of more than 16 images."""
+
+    def objective(self, device: torch.device, autocast: torch.dtype | None) -> Objective:
+        objective = super().objective(device, autocast)
+
+        def with_little_memory(model: Engine, images: torch.Tensor, targets: torch.Tensor) -> dict[str, torch.Tensor]:
+            torch.empty(2**50 if len(images) > 16 else 1)
+            return objective(model, images, targets)
+
+        return with_little_memory
+
+
+def test_workers_that_run_out_of_memory_halve_their_micro_batches(
+    cluster: Any,
+    second: Any,
+    undisturbed: dict[str, torch.Tensor],
+    store: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(ancestry_training, "AncestryTask", Tight)
+    manifest = train_ancestry(AncestryConfig(**SETTINGS, name="tight", store=str(store), workers=2))
+    assert "out of memory: going on with micro-batches of 16 images (accumulation 4," in capsys.readouterr().out
+    assert manifest.metadata["accumulation"] == 4
+    for name, tensor in weights(store, "tight").items():
+        torch.testing.assert_close(tensor, undisturbed[name], rtol=0, atol=2e-4)
+
+
+def test_a_non_finite_loss_never_reaches_a_checkpoint(cluster: Any, second: Any, store: Path) -> None:
+    settings = {**SETTINGS, "lr": 1e30, "min_lr": 1e29, "checkpoint_every": 1}
+    with pytest.raises(UserError, match="not finite"):
+        train_ancestry(AncestryConfig(**settings, name="explodes", store=str(store), workers=2))
+    for path in (store / "runs" / "ancestry-explodes").glob(f"checkpoint_*/{STATE_FILE}"):
+        assert all(tensor.isfinite().all() for tensor in safetensors.torch.load_file(path).values())
+
+
+def test_sigterm_to_a_trial_leaves_a_checkpoint(cluster: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = descendant_inputs(tmp_path / "store")[0].model_copy(
+        update={"epochs": 12, "depths": (2,), "arms": ("sws",), "checkpoint_seconds": 10**6, "max_failures": 1}
+    )
+    epochs: list[float] = []
+
+    class Terminating(sweep_progress.SweepProgress):
+        def on_trial_result(self, iteration: int, trials: Any, trial: Any, result: dict[str, Any], **info: Any) -> None:
+            epochs.append(result["epoch"])
+            if len(epochs) == 3:
+                [trial_process] = processes("ray::_train")
+                trial_process.terminate()
+
+    monkeypatch.setattr(sweep_progress, "SweepProgress", Terminating)
+    sweep(config.model_copy(update={"in_process": False}))
+    assert epochs[:13] == list(range(13)), "no epoch was trained twice"
+    stored = Store(config.store)
+    [terminated] = stored.manifests("descendant", under=config.name)
+    sweep(config.model_copy(update={"name": "calm", "in_process": True}))
+    [calm] = stored.manifests("descendant", under="calm")
+    one, other = (
+        safetensors.torch.load(stored.read_bytes("descendant", each.name, "model.safetensors"))
+        for each in (terminated, calm)
+    )
+    assert same(one, other)
