@@ -97,17 +97,20 @@ def _fit(task: Task, store: Store, loop: dict[str, Any], use_gpu: bool) -> dict[
     try:
         result = trainer.fit()
     except TrainingFailedError as error:
-        failures = getattr(error, "worker_failures", None) or {0: error}
-        if notes.read().get("halvings", 0) > halvings:
+        noted = notes.read()
+        if noted.get("halvings", 0) > halvings:
             return None
-        raise UserError(f"training failed after {config.max_failures} restarts: {_cause(failures)}") from error
+        raise UserError(
+            noted.get("error") or f"training failed after {config.max_failures} restarts: {_cause(error)}"
+        ) from error
     return getattr(result, "return_value", None) or {}
 
 
-def _cause(failures: dict[int, Exception]) -> str:
+def _cause(error: TrainingFailedError) -> str:
     """The last line of what a worker raised."""
+    failures = getattr(error, "worker_failures", None) or {0: error}
     lines = str(next(iter(failures.values()))).strip().splitlines()
-    return lines[-1] if lines else type(next(iter(failures.values()))).__name__
+    return lines[-1] if lines else type(error).__name__
 
 
 class RayCheckpoints:
