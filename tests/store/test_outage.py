@@ -176,7 +176,7 @@ def test_rays_own_storage_is_as_patient(uri: str, proxy: Proxy) -> None:
     path, storage = Store(uri, patience=60).ray_storage("run")
     assert storage is not None
     first = len(proxy.requests)
-    proxy.fault = lambda request: 503 if request.number - first < 4 else None
+    proxy.fault = lambda request: 503 if request.number - first < 2 else None
     with storage.open_output_stream(f"{path}/run/state.json") as stream:
         stream.write(b"{}")
     assert Store(uri).read_text("runs/run/state.json") == "{}"

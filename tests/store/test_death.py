@@ -1,0 +1,150 @@
+"""A process dies between any two writes: readers see the old or the new, whole; the same command again succeeds."""
+
+import os
+import shutil
+import signal
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+
+from ray_learngene.errors import UserError
+from ray_learngene.garbage import find_garbage
+from ray_learngene.store import Store
+from tests.conftest import S3Server
+from tests.store.folders import contents, make_folder
+from tests.store.processes import DEAD, DONE, OPERATIONS, start
+from tests.store.proxy import Proxy, Request
+
+OLD = {"model.safetensors": b"old", "config.json": b"{}", "old.txt": b"gone later"}
+NEW = {"model.safetensors": b"new weights", "config.json": b"{}", "plots/a.svg": b"<svg/>"}
+# What is there before, and what may be seen after, a death in each operation.
+CASES: dict[str, tuple[bool, list[dict[str, bytes] | None]]] = {
+    "publish": (False, [None, NEW]),
+    "overwrite": (True, [OLD, NEW]),
+    "replace": (True, [OLD, NEW]),
+    "remove": (True, [OLD, None]),
+}
+
+
+def state(uri: str, out: Path) -> dict[str, bytes] | None:
+    """What a reader gets; the index must say the same."""
+    store = Store(uri)
+    there = store.exists("descendant", "s/a")
+    assert [entry.name for entry in store.entries()] == (["s/a"] if there else [])
+    if not there:
+        return None
+    shutil.rmtree(out, ignore_errors=True)
+    return contents(store.download("descendant", "s/a", out))
+
+
+def verify(operation: str, uri: str, folder: Path, out: Path) -> None:
+    """Old or new; the same again makes it new; what is left over is found, and nothing else."""
+    allowed = CASES[operation][1]
+    seen = state(uri, out)
+    assert seen in allowed
+    try:
+        OPERATIONS[operation](uri, folder, out)
+    except UserError as error:
+        assert operation == "publish" and seen == NEW and "already taken" in str(error)
+    assert state(uri, out) == allowed[1]
+    store = Store(uri)
+    for one in find_garbage(store, datetime.now(UTC) + timedelta(hours=1)):
+        assert one.still()
+        one.delete()
+    assert state(uri, out) == allowed[1]
+    left = {path for path in store.objects.find("") if not path.startswith(("index/", "store.json"))}
+    manifest = store.look_up("descendant", "s/a")
+    named = {f"{manifest.base}/{entry.path}" for entry in manifest.files} if manifest else set()
+    assert left == named | ({"descendants/s/a/manifest.json"} if manifest else set())
+
+
+@pytest.mark.parametrize("operation", CASES)
+def test_death_at_every_write_to_a_local_store(operation: str, tmp_path: Path) -> None:
+    folder = make_folder(tmp_path / "new", NEW)
+    prepared = tmp_path / "prepared"
+    Store(str(prepared)).check(write=True)
+    if CASES[operation][0]:
+        Store(str(prepared)).publish("descendant", "s/a", make_folder(tmp_path / "old", OLD), {"row": {"top1": 1.0}})
+    for writes in range(200):
+        root = tmp_path / "store"
+        shutil.rmtree(root, ignore_errors=True)
+        shutil.copytree(prepared, root)
+        process = start(operation, str(root), folder, tmp_path / "out", root=root, writes=writes)
+        process.join(60)
+        if process.exitcode == DONE:
+            break
+        assert process.exitcode == DEAD
+        verify(operation, str(root), folder, tmp_path / "read")
+    assert writes >= 6
+    assert state(str(root), tmp_path / "read") == CASES[operation][1][1]
+
+
+@pytest.mark.parametrize("operation", ["download", "download again"])
+def test_death_at_every_write_of_a_download(operation: str, tmp_path: Path) -> None:
+    store = Store(str(tmp_path / "store"))
+    store.publish("descendant", "s/a", make_folder(tmp_path / "new", NEW), {})
+    target = tmp_path / "target"
+    for writes in range(200):
+        shutil.rmtree(target, ignore_errors=True)
+        target.mkdir()
+        if operation == "download again":
+            make_folder(target / "out", {"config.json": b"mine"})
+        process = start(operation, store.uri, tmp_path, target / "out", root=target, writes=writes)
+        process.join(60)
+        if process.exitcode == DONE:
+            break
+        assert process.exitcode == DEAD
+        if (target / "out").exists():
+            assert contents(target / "out") in ({"config.json": b"mine"}, NEW)
+        assert contents(store.download("descendant", "s/a", target / "out", overwrite=True)) == NEW
+        assert [path.name for path in target.iterdir()] == ["out"]
+    assert writes >= 6
+    assert contents(target / "out") == NEW
+
+
+@pytest.fixture
+def proxy(s3_env: Callable[[], str], s3_server: S3Server) -> Iterator[Proxy]:
+    made = Proxy(s3_server.endpoint)
+    yield made
+    made.close()
+
+
+@pytest.mark.parametrize("operation", CASES)
+def test_death_after_every_write_to_s3(
+    operation: str,
+    s3_env: Callable[[], str],
+    s3_server: S3Server,
+    proxy: Proxy,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    folder, bucket = make_folder(tmp_path / "new", NEW), s3_env()
+    old = make_folder(tmp_path / "old", OLD)
+    for writes in range(1, 50):
+        uri = f"{bucket}/{writes}"
+        Store(uri).create_text("begun.txt", "")
+        Store(uri).remove_tree("begun.txt")
+        Store(uri).objects.delete("begun.txt")
+        if CASES[operation][0]:
+            Store(uri).publish("descendant", "s/a", old, {"row": {"top1": 1.0}})
+        written: list[Request] = []
+        monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.endpoint)
+        process = start(operation, uri, folder, tmp_path / "out")
+
+        def kill(request: Request, process=process, written=written, writes=writes) -> None:  # type: ignore[no-untyped-def]
+            if request.writes:
+                written.append(request)
+            if len(written) >= writes:
+                os.kill(process.pid, signal.SIGKILL)
+
+        proxy.after = kill
+        process.join(60)
+        monkeypatch.setenv("AWS_ENDPOINT_URL", s3_server.endpoint)
+        proxy.after = lambda request: None
+        if process.exitcode == DONE:
+            break
+        assert process.exitcode == -signal.SIGKILL
+        verify(operation, uri, folder, tmp_path / "read")
+    assert writes >= 3
