@@ -23,17 +23,16 @@ CONTEXT.set_forkserver_preload([__name__])
 DONE, TOLD, DEAD = 0, 3, 9
 WRITING = {"os.rename", "os.link", "os.remove", "os.rmdir", "os.mkdir"}
 
-OPERATIONS: dict[str, Callable[[str, Path, Path], object]] = {
-    "publish": lambda uri, folder, out: Store(uri).publish("descendant", "s/a", folder, {"row": {"top1": 2.0}}),
-    "overwrite": lambda uri, folder, out: Store(uri).publish(
-        "descendant", "s/a", folder, {"row": {"top1": 2.0}}, overwrite=True
+ROW = {"row": {"top1": 2.0}}
+OPERATIONS: dict[str, Callable[[Store, Path, Path], object]] = {
+    "publish": lambda store, folder, out: store.publish("descendant", "s/a", folder, ROW),
+    "overwrite": lambda store, folder, out: store.publish("descendant", "s/a", folder, ROW, overwrite=True),
+    "replace": lambda store, folder, out: store.publish(
+        "descendant", "s/a", folder, ROW, overwrite=True, keep_replaced=False
     ),
-    "replace": lambda uri, folder, out: Store(uri).publish(
-        "descendant", "s/a", folder, {"row": {"top1": 2.0}}, overwrite=True, keep_replaced=False
-    ),
-    "remove": lambda uri, folder, out: Store(uri).remove("descendant", "s/a"),
-    "download": lambda uri, folder, out: Store(uri).download("descendant", "s/a", out),
-    "download again": lambda uri, folder, out: Store(uri).download("descendant", "s/a", out, overwrite=True),
+    "remove": lambda store, folder, out: store.remove("descendant", "s/a"),
+    "download": lambda store, folder, out: store.download("descendant", "s/a", out),
+    "download again": lambda store, folder, out: store.download("descendant", "s/a", out, overwrite=True),
 }
 
 
@@ -64,7 +63,7 @@ def _run(
     if root is not None:
         _die_after(writes, root)
     try:
-        OPERATIONS[operation](uri, folder, out)
+        OPERATIONS[operation](Store(uri), folder, out)
     except UserError as error:
         print(error, file=sys.stderr)
         os._exit(TOLD)
