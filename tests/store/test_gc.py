@@ -123,7 +123,7 @@ def test_local_leftovers(tmp_path: Path, folder: Path, capsys: pytest.CaptureFix
     arguments = ["gc", "--store", store.uri, "--downloads", str(tmp_path / "pulled")]
     assert main(arguments) == 0
     printed = capsys.readouterr().out
-    assert "temporary file" in printed and "half a download" in printed and "2 to remove with --delete" in printed
+    assert "temporary file" in printed and "half a download" in printed and "2 to remove, 2 kB: add --delete" in printed
     assert all(path.exists() for path in paths)
     assert main([*arguments, "--delete"]) == 0
     assert "2 removed, 2 kB" in capsys.readouterr().out

@@ -8,7 +8,7 @@ from ray_learngene.store import Store
 from tests.store.folders import contents, make_folder
 from tests.store.processes import CONTEXT, DONE, TOLD, start
 
-PUBLISHERS = 4
+PUBLISHERS = 3
 
 
 def race(operation: str, uri: str, tmp_path: Path, same: bool) -> tuple[list[int | None], list[dict[str, bytes]]]:
