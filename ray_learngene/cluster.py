@@ -11,6 +11,7 @@ from typing import Any
 
 import ray
 from ray.util.queue import Empty, Queue
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from ray_learngene.errors import UserError
 
@@ -105,7 +106,9 @@ def require_resources(address: str | None, count: int, cpus: float, gpus: float,
 @contextmanager
 def progress_channel(show: Report) -> Iterator[Report]:
     """A function that workers anywhere may call, whose argument is shown in this process, in order."""
-    queue = Queue(actor_options={"num_cpus": 0})
+    # On this host: it must not end with one that only works.
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    queue = Queue(actor_options={"num_cpus": 0, "scheduling_strategy": here})
     done = threading.Event()
 
     def drain() -> None:

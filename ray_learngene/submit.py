@@ -2,8 +2,8 @@
 
     learngene submit --address http://head:8265 distill --config recipe.yaml --store s3://bucket/store
 
-`ray job submit` with what people forget: the recipe, this version of the package and the store's endpoint travel with the
-job; the same command submitted twice is one job; the log is followed, and the job's exit status is the command's.
+`ray job submit` with what people forget: the recipe, this version of the package and the store's endpoint travel with
+the job; the same command submitted twice is one job; the log is followed, and the job's exit status is the command's.
 """
 
 from __future__ import annotations
@@ -31,7 +31,6 @@ from ray_learngene.provenance import REVISION_VARIABLE, fingerprint, git_revisio
 if TYPE_CHECKING:
     from ray.job_submission import JobDetails, JobSubmissionClient
 
-COMMANDS = ("ancestry", "distill", "extract", "sweep", "bench", "pull")
 ENVIRONMENT = {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}  # as in jobs/runtime_env.yaml
 PASSED_ON = ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_REGION", "AWS_DEFAULT_REGION")
 SECRETS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "RAY_AUTH_TOKEN", "HF_TOKEN")
@@ -82,7 +81,9 @@ def _runtime_env(settings: SubmitConfig) -> dict[str, Any]:
     """The job's runtime environment without its files. The dashboard shows it: nothing secret may be in it."""
     given = read_recipe(settings.runtime_env) if settings.runtime_env else {}
     if {"working_dir", "py_modules"} & given.keys():
-        raise UserError(f"{settings.runtime_env}: working_dir and py_modules are set by `learngene submit`: remove them")
+        raise UserError(
+            f"{settings.runtime_env}: working_dir and py_modules are set by `learngene submit`: remove them"
+        )
     passed_on = {name: os.environ[name] for name in PASSED_ON if os.environ.get(name)}
     for name, url in passed_on.items():
         if "@" in urlsplit(url).netloc:
@@ -216,7 +217,11 @@ def _follow(client: JobSubmissionClient, job: str) -> None:
             f"job {job} was lost with the head at {address}; its work is in the store: submit it again to continue", 1
         )
     if details.status != "SUCCEEDED":
-        how = "was stopped" if details.status == "STOPPED" else f"failed: {' '.join((details.message or '').split())[:200]}"
+        how = (
+            "was stopped"
+            if details.status == "STOPPED"
+            else f"failed: {' '.join((details.message or '').split())[:200]}"
+        )
         raise JobFailed(f"job {job} {how}; submit it again to continue", details.driver_exit_code or 1)
 
 

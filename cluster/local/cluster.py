@@ -17,7 +17,7 @@ import requests
 from cluster.local.host import Host, ip
 from ray_learngene.errors import UserError
 
-START_SECONDS = 90
+START_SECONDS = 300
 BUCKET = "learngene"
 OBJECT_STORE_MB = 100
 DRIVERS = 8  # that the head takes at a time
