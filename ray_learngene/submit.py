@@ -116,12 +116,13 @@ def _connect(address: str | None) -> JobSubmissionClient:
 @contextmanager
 def _errors_of(address: str) -> Iterator[None]:
     from ray.exceptions import AuthenticationError
+    from ray.util.state.exception import RayStateApiException
 
     try:
         yield
     except AuthenticationError:
         raise UserError(token_missing(address)) from None
-    except (OSError, RuntimeError) as error:  # ConnectionError is an OSError, as are those of requests
+    except (OSError, RuntimeError, RayStateApiException) as error:  # OSError: ConnectionError, and those of requests
         reason = " ".join(str(error).split())[:300]
         raise UserError(f"the job server at {address} does not take the job: {reason}") from None
 
@@ -194,8 +195,11 @@ def _driver_share(address: str) -> dict[str, float] | None:
     """
     from ray.util.state import list_nodes
 
-    nodes = list_nodes(address=address, detail=True, filters=[("state", "=", "ALIVE")])
-    return {DRIVER: 1} if any(DRIVER in (node.resources_total or {}) for node in nodes) else None
+    # Ray takes nodes that a filter leaves out for missing ones, and would raise.
+    heads = list_nodes(
+        address=address, detail=True, filters=[("is_head_node", "=", True)], raise_on_missing_output=False
+    )
+    return {DRIVER: 1} if any(DRIVER in (head.resources_total or {}) for head in heads) else None
 
 
 def _follow(client: JobSubmissionClient, job: str) -> None:
