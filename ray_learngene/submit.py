@@ -9,6 +9,7 @@ the job; the same command submitted twice is one job; the log is followed, and t
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import re
 import shutil
@@ -37,6 +38,10 @@ SECRETS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "R
 DRIVER = "driver"  # a resource that clusters of ours give to their heads: see cluster/
 SILENCE_SECONDS = 15  # of the log, after which the job's status is asked for
 GONE_SECONDS = 60  # without an answer, after which the head is given up
+_TALKATIVE = (
+    *("ray.dashboard.modules.dashboard_sdk", "ray.dashboard.modules.job.sdk"),
+    "ray._private.runtime_env.packaging",
+)
 _ENDED = ("SUCCEEDED", "FAILED", "STOPPED")
 
 
@@ -109,6 +114,8 @@ def _connect(address: str | None) -> JobSubmissionClient:
     from ray.job_submission import JobSubmissionClient
 
     os.environ["RAY_API_SERVER_ADDRESS"] = address  # which the client prefers to its argument
+    for name in _TALKATIVE:
+        logging.getLogger(name).setLevel(logging.WARNING)
     with _errors_of(address):
         return JobSubmissionClient(address)
 

@@ -177,6 +177,7 @@ class LocalCluster:
             "DS_ACCELERATOR": "cpu",
             "HF_HUB_OFFLINE": "1",
             "AWS_EC2_METADATA_DISABLED": "true",
+            "RAY_JOB_STOP_WAIT_TIME_S": "60",  # `ray job stop` leaves time for a last checkpoint
         }
 
     def _service(self, host: Host) -> list[str]:
