@@ -26,7 +26,7 @@ def ray_cluster(address: str | None) -> Iterator[None]:
     The address is the one given, else RAY_ADDRESS (set inside `ray job submit`), else this machine.
 
     Raises:
-        UserError: no cluster answers there, or it wants a token.
+        UserError: no cluster answers there, it wants a token, or this machine is none of its nodes.
     """
     if ray.is_initialized():
         yield
@@ -34,6 +34,7 @@ def ray_cluster(address: str | None) -> Iterator[None]:
     address = address or os.environ.get("RAY_ADDRESS")
     if address is not None:
         require_listener(address)
+        _require_node(address)
     # Workers' logs stay in Ray's log files: progress and errors reach the terminal by other ways, without prefixes.
     settings: dict[str, Any] = {"address": address or "local", "log_to_driver": False, "logging_level": "ERROR"}
     if address is None:
@@ -62,6 +63,41 @@ def require_listener(address: str) -> None:
     except OSError as error:
         reason = error.strerror or "no answer"
         raise UserError(f"no Ray cluster answers at {address}: check --address and RAY_ADDRESS ({reason})") from None
+
+
+def _require_node(address: str) -> None:
+    """Ask the head who belongs to the cluster. Ray itself ends a process on a machine that does not, with a C++ trace, and
+    takes a refused token for a network that fails."""
+    import grpc
+    from ray._private.grpc_utils import init_grpc_channel
+    from ray.core.generated.gcs_service_pb2 import GetAllNodeInfoRequest
+    from ray.core.generated.gcs_service_pb2_grpc import NodeInfoGcsServiceStub
+
+    if "://" in address or not address.rpartition(":")[2].isdigit():
+        return
+    try:
+        with init_grpc_channel(address) as channel:
+            nodes = NodeInfoGcsServiceStub(channel).GetAllNodeInfo(GetAllNodeInfoRequest(), timeout=_CONNECT_SECONDS)
+    except ray.exceptions.AuthenticationError:  # no token here
+        raise UserError(token_missing(address)) from None
+    except grpc.RpcError as error:
+        if error.code() in (grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMISSION_DENIED):
+            raise UserError(token_missing(address)) from None
+        raise UserError(_explain(RuntimeError(error.details()), address)) from None
+    if not any(node.state == node.ALIVE and _is_here(node.node_manager_address) for node in nodes.node_info_list):
+        raise UserError(
+            f"this machine is no node of the Ray cluster at {address}: run the command on one of its nodes, or submit it "
+            "from here (learngene submit --address http://HEAD:8265 ...)"
+        )
+
+
+def _is_here(address: str) -> bool:
+    """Whether an address is this machine's: only then can a socket be bound to it."""
+    try:
+        socket.create_server((address, 0), family=socket.AF_INET6 if ":" in address else socket.AF_INET).close()
+    except OSError:
+        return False
+    return True
 
 
 def _explain(error: Exception, address: str | None) -> str:
