@@ -66,8 +66,11 @@ def require_listener(address: str) -> None:
 
 
 def _require_node(address: str) -> None:
-    """Ask the head who belongs to the cluster. Ray itself ends a process on a machine that does not, with a C++ trace, and
-    takes a refused token for a network that fails."""
+    """Ask the head who belongs to the cluster.
+
+    Ray itself ends a process on a machine that does not, with a C++ trace, and takes a refused token for a network that
+    fails.
+    """
     import grpc
     from ray._private.grpc_utils import init_grpc_channel
     from ray.core.generated.gcs_service_pb2 import GetAllNodeInfoRequest
@@ -86,8 +89,8 @@ def _require_node(address: str) -> None:
         raise UserError(_explain(RuntimeError(error.details()), address)) from None
     if not any(node.state == node.ALIVE and _is_here(node.node_manager_address) for node in nodes.node_info_list):
         raise UserError(
-            f"this machine is no node of the Ray cluster at {address}: run the command on one of its nodes, or submit it "
-            "from here (learngene submit --address http://HEAD:8265 ...)"
+            f"this machine is no node of the Ray cluster at {address}: run the command on one of its nodes, or submit "
+            "it from here (learngene submit --address http://HEAD:8265 ...)"
         )
 
 

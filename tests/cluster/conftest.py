@@ -22,24 +22,24 @@ def hosts(request: pytest.FixtureRequest) -> int:
 
 @pytest.fixture(scope="module")
 def site(hosts: int) -> Iterator[Site]:
-    """A running cluster, an empty store on its S3 server, and this process's access to both."""
+    """A running cluster, an empty store on its S3 server, and this process's access to the store."""
     try:
         require_namespaces()
     except UserError as error:
         pytest.skip(str(error))
-    folder = Path(tempfile.mkdtemp(prefix="lg-", dir="/tmp"))
+    # A developer may keep a cluster from test to test: LOCAL_CLUSTER=FOLDER, as given to `python -m cluster.local`.
+    given = os.environ.get("LOCAL_CLUSTER")
+    folder = Path(given or tempfile.mkdtemp(prefix="lg-", dir="/tmp"))
     cluster = LocalCluster(folder)
     kept = dict(os.environ)
     try:
-        cluster.up(hosts)
+        cluster.up(max(hosts, len(cluster.workers)) if cluster.exists else hosts)
         os.environ.update({name: value for name, value in cluster.environment().items() if name.startswith("AWS_")})
         yield Site(cluster)
     finally:
         os.environ.clear()
         os.environ.update(kept)
-        if "KEEP_CLUSTER" in os.environ:  # for a developer who wants to see what the hosts say
-            print(f"\npython -m cluster.local --folder {folder} status | down")
-        else:
+        if not given:
             cluster.down()
 
 

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+import uuid
 from collections.abc import Callable
 from pathlib import Path
 
@@ -80,7 +81,7 @@ class Site:
 
     def __init__(self, cluster: LocalCluster) -> None:
         self.cluster = cluster
-        self.uri = cluster.store
+        self.uri = f"{cluster.store}/{uuid.uuid4().hex[:8]}"
         self._listing = filesystems.listing(self.uri)
 
     @property
