@@ -8,6 +8,8 @@ The rows that they print are the table of docs/fault-tolerance.md.
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -141,9 +143,7 @@ def test_power_off_of_a_worker_host_without_a_spare_one(
 
 
 @pytest.mark.parametrize("zero", [0])
-def test_fewer_hosts_afterwards(
-    site: Site, distill: Distill, quiet: str, strike: dict[str, str], zero: int
-) -> None:
+def test_fewer_hosts_afterwards(site: Site, distill: Distill, quiet: str, strike: dict[str, str], zero: int) -> None:
     all_on(site)
     name = f"fewer-{zero}"
     job = distill(name, zero=zero)
@@ -169,9 +169,6 @@ def test_fewer_hosts_afterwards(
 
 def stop(site: Site, job: Job) -> None:
     """Stop a job by Ray's own means."""
-    import subprocess
-    import sys
-
     command = [sys.executable, "-m", "ray.scripts.scripts", "job", "stop", job.id]
     subprocess.run([*command, "--address", site.cluster.job_server], env=site.environment(), check=True, timeout=120)
     job.wait(1)
@@ -209,7 +206,7 @@ def test_power_off_of_the_head(site: Site, distill: Distill, quiet: str, strike:
 @pytest.fixture(scope="module")
 def sweep(site: Site, recipe: Path, quiet: str) -> Callable[[str], Job]:
     def start(name: str) -> Job:
-        words = ["sweep", "--config", recipe, "--name", name, "--learngene", "quiet", "--depths", "1-4"]
+        words = ["sweep", "--config", recipe, "--name", name, "--learngene", "quiet", "--depths", "1-3"]
         return site.submit(*words, "--arms", "sws", "scratch", "--epochs", 2, "--latency-threads", 1)
 
     return start
@@ -265,7 +262,9 @@ def test_killed_during_a_sweep(
     )
 
 
-def test_two_sweeps_into_one_store_at_once(site: Site, sweep: Callable[[str], Job], quiet_sweep: dict[str, str]) -> None:
+def test_two_sweeps_into_one_store_at_once(
+    site: Site, sweep: Callable[[str], Job], quiet_sweep: dict[str, str]
+) -> None:
     all_on(site)
     jobs = [sweep(name) for name in ("left", "right")]
     for job in jobs:
