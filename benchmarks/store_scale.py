@@ -7,8 +7,9 @@ neither command reads those of more than one.
 
 On a local store: the first call, which finds no snapshot of the index and reads every manifest, and the median of
 later ones, in this process and as whole commands with the interpreter's start. On S3: the requests that a real server
-(SeaweedFS, of requirements-dev.txt) gets, counted by a proxy before it; a store there is filled and listed once first.
-Goal: below 1 s after the first call at 10,000 descendants, and as many requests for 10,000 as for 100.
+(SeaweedFS, of requirements-dev.txt) gets, counted by a proxy before it; there the sizes end at 1,000, because filling a
+bucket takes longest.
+Goal: below 1 s after the first call at 10,000 descendants, and as many requests for 1,000 as for 100.
 """
 
 from __future__ import annotations
@@ -35,14 +36,15 @@ from tests.store.proxy import Proxy
 
 EPOCHS = 10
 COLUMNS = 45
-ROUNDS = 5
+ROUNDS = 3
+MOST_ON_S3 = 1_000
 LIMIT = "1.5M"
 
 
 def main() -> None:
     args = arguments(__doc__)
     facts = machine()
-    with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stderr(io.StringIO()):
+    with tempfile.TemporaryDirectory() as folder:
         local = [_local(Path(folder), many) for many in ((20, 100) if args.quick else (100, 1_000, 10_000))]
         with running_s3_server(Path(folder, "s3")) as server, _proxy(server.endpoint) as proxy:
             os.environ |= server.environment()
@@ -72,11 +74,14 @@ def _local(folder: Path, many: int) -> dict[str, Any]:
 
 
 def _on_s3(uri: str, row: dict[str, Any], proxy: Proxy) -> dict[str, Any]:
+    measured = (("list, first", _list), ("list", _list), ("pull: choice", _choose))
+    if row["descendants"] > MOST_ON_S3:
+        return {f"{name} (S3 {what})": "-" for name, _ in measured for what in ("requests", "s")}
     os.environ["AWS_ENDPOINT_URL"] = proxy.endpoint
     store = Store(uri)
     _fill(store, row["descendants"])
     counted: dict[str, Any] = {}
-    for name, call in (("list, first", _list), ("list", _list), ("pull: choice", _choose)):
+    for name, call in measured:
         before = len(proxy.requests)
         seconds = seconds_of(partial(call, Store(uri)))
         counted |= {f"{name} (S3 requests)": len(proxy.requests) - before, f"{name} (S3 s)": seconds}
