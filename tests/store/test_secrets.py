@@ -15,7 +15,7 @@ from tests.store.proxy import Proxy
 
 TINY = {
     "data": "digits", "model": "deit_tiny_patch16_224", "epochs": "1", "batch-size": "64", "workers": "0",
-    "holdout": "0.5",
+    "holdout": "0.5", "warmup-epochs": "0",
     "model-args": "{img_size: 8, patch_size: 4, embed_dim: 16, depth: 1, num_heads: 1}",
 }  # fmt: skip
 PROGRAM = """
