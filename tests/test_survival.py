@@ -178,12 +178,12 @@ def test_a_drained_node_is_left_with_a_checkpoint(
     from ray._raylet import GcsClient
 
     def drain() -> None:
-        cluster.join()
         deadline = int((time.time() + 300) * 1000)
         preemption = 2  # autoscaler.proto: DRAIN_NODE_REASON_PREEMPTION
         assert GcsClient(address=cluster.address).drain_node(second, preemption, "reclaimed", deadline)[0]
+        cluster.join()
 
-    seen = at_step(22, drain)
+    seen = at_step(11, drain)
     train_ancestry(AncestryConfig(**SETTINGS, name="drained", store=str(store), workers=2))
     assert "workers are taken away: moving on from step" in capsys.readouterr().out
     assert [metrics["step"] for metrics in seen if "top1" in metrics] == [11 * epoch for epoch in range(1, 7)]
@@ -198,7 +198,7 @@ def test_sigterm_to_a_worker_moves_on_from_a_checkpoint(
     at_step: Any,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    seen = at_step(22, lambda: processes("ray::RayTrainWorker")[0].terminate())
+    seen = at_step(11, lambda: processes("ray::RayTrainWorker")[0].terminate())
     train_ancestry(AncestryConfig(**SETTINGS, name="terminated", store=str(store), workers=2))
     assert "workers are taken away: moving on from step" in capsys.readouterr().out
     assert [metrics["step"] for metrics in seen if "top1" in metrics] == [11 * epoch for epoch in range(1, 7)]
