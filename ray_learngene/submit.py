@@ -227,13 +227,18 @@ def _follow(client: JobSubmissionClient, job: str) -> None:
         raise JobFailed(
             f"job {job} was lost with the head at {address}; its work is in the store: submit it again to continue", 1
         )
-    if details.status != "SUCCEEDED":
-        how = (
-            "was stopped"
-            if details.status == "STOPPED"
-            else f"failed: {' '.join((details.message or '').split())[:200]}"
+    if details.status == "STOPPED":
+        raise JobFailed(f"job {job} was stopped; submit it again to continue", 1)
+    if details.status == "FAILED":
+        status = details.driver_exit_code or 1
+        status = 128 - status if status < 0 else status  # as a shell has it for a process that a signal ended
+        # what the driver said is in its log; where it did not start, Ray's message is all there is
+        why = (
+            f"with exit status {status}"
+            if details.driver_exit_code
+            else " ".join((details.message or "").split())[:300]
         )
-        raise JobFailed(f"job {job} {how}; submit it again to continue", details.driver_exit_code or 1)
+        raise JobFailed(f"job {job} failed {why}; submit it again to continue", status)
 
 
 async def _print_log(client: JobSubmissionClient, job: str) -> JobDetails | None:

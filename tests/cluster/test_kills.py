@@ -8,6 +8,7 @@ The rows that they print are the table of docs/fault-tolerance.md.
 
 from __future__ import annotations
 
+import signal
 import subprocess
 import sys
 import time
@@ -180,7 +181,7 @@ def test_kill_9_of_the_driver(site: Site, distill: Distill, quiet: str, strike: 
     continued = struck(site, strike, "the driver (`kill -9`), the job submitted again", "driver", job)
     for process in find(site.cluster.head, "ray_learngene distill"):
         process.kill()
-    assert "submit it again to continue" in job.wait(1)
+    assert "submit it again to continue" in job.wait(128 + signal.SIGKILL)
     again = distill("driver")
     continued()
     assert "continuing the run driver" in again.wait()
@@ -232,7 +233,7 @@ def test_killed_during_a_sweep(
     if what == "the driver":
         for process in find(site.cluster.head, "ray_learngene sweep"):
             process.kill()
-        job.wait(1)
+        job.wait(128 + signal.SIGKILL)
         finished = site.descendants(name)
         job = sweep(name)
     elif what == "the head":
