@@ -125,6 +125,7 @@ def _on_cluster(filling: Filling) -> None:
         require_resources(config.address, 1, config.cpus_per_worker, gpus, "workers")
         remote = ray.remote(num_cpus=config.cpus_per_worker, num_gpus=gpus, max_retries=config.max_failures)
         compute, missing = remote(_compute), remote(_missing)
+        _ = filling.ancestry.sha256(), filling.images.train.fingerprint  # once here, not in every task
         shared = ray.put(filling)
 
         def computed(shards: list[Shard]) -> Iterator[Shard]:
