@@ -73,7 +73,7 @@ def _require_node(address: str) -> None:
     """
     import grpc
     from ray._private.grpc_utils import init_grpc_channel
-    from ray.core.generated.gcs_service_pb2 import GetAllNodeInfoRequest
+    from ray.core.generated.gcs_service_pb2 import GetAllNodeInfoRequest  # type: ignore[attr-defined]
     from ray.core.generated.gcs_service_pb2_grpc import NodeInfoGcsServiceStub
 
     if "://" in address or not address.rpartition(":")[2].isdigit():

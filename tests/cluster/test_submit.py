@@ -11,6 +11,7 @@ import pytest
 
 from ray_learngene.ancestry_training import train_ancestry
 from ray_learngene.config import AncestryConfig
+from ray_learngene.provenance import git_revision
 from tests.cluster.site import ROOT, Job, Site
 
 pytestmark = pytest.mark.hosts  # minutes where the cores are busy
@@ -30,6 +31,7 @@ def distilled(site: Site, tmp_path_factory: pytest.TempPathFactory) -> dict[str,
     )
     words = ["distill", "--config", recipe, "--name", "digits", "--ancestry", "store:ancestries/digits"]
     words += ["--preset", "nano", "--method", "sws:stages=1-1", "--workers", 2]
+    revision = git_revision() or ""
     first = site.submit(*words, "--epochs", 1)
     site.wait_for("the submission", lambda: "submitted job" in first.output, first)
     second = site.submit(*words, "--epochs", 1)
@@ -37,20 +39,14 @@ def distilled(site: Site, tmp_path_factory: pytest.TempPathFactory) -> dict[str,
     site.wait_for("the log", lambda: "Running entrypoint" in second.output, second)
     second.process.send_signal(signal.SIGINT)
     said = {"second": second.wait(130), "other": other.wait(2)}
-    return said | {"first": first.wait(0), "id": first.id}
+    return said | {"first": first.wait(0), "id": first.id, "revision": revision}
 
 
 def test_a_submitted_distillation_trains_on_two_hosts_and_publishes(site: Site, distilled: dict[str, str]) -> None:
     assert "published learngene digits" in distilled["first"]
     manifest = site.store.manifest("learngene", "digits")
     assert manifest.metadata["config"]["workers"] == 2 and manifest.metadata["cost"]["steps"] == 11
-    revision = subprocess.run(
-        ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-    )
-    assert manifest.metadata["git_revision"] == (revision.stdout.strip() or None)
+    assert manifest.metadata["git_revision"] == (distilled["revision"] or None)
 
 
 def test_the_same_job_submitted_twice_is_one_job_and_ctrl_c_leaves_it(distilled: dict[str, str]) -> None:
