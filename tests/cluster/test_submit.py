@@ -12,7 +12,7 @@ import pytest
 from ray_learngene.ancestry_training import train_ancestry
 from ray_learngene.config import AncestryConfig
 from ray_learngene.provenance import git_revision
-from tests.cluster.site import ROOT, Job, Site
+from tests.cluster.site import Job, Site
 
 pytestmark = pytest.mark.hosts  # minutes where the cores are busy
 SIZE = {"img_size": 8, "patch_size": 2, "embed_dim": 48, "depth": 2, "num_heads": 3}
