@@ -28,8 +28,9 @@ class Request(NamedTuple):
 def permissions(method: str, target: str, body: bytes) -> list[Request]:
     """What an S3 request needs, by AWS's table of actions."""
     parts = urlsplit(target)
-    path, query = unquote(parts.path).strip("/"), parse_qs(parts.query, keep_blank_values=True)
-    if "/" not in path:
+    path, query = unquote(parts.path).lstrip("/"), parse_qs(parts.query, keep_blank_values=True)
+    if "/" not in path.rstrip("/"):
+        path = path.rstrip("/")
         if method == "POST" and "delete" in query:
             keys = re.findall(rb"<Key>(.*?)</Key>", body)
             return [Request("s3:DeleteObject", f"{path}/{key.decode()}") for key in keys]

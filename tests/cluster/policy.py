@@ -28,5 +28,8 @@ def _allows(statement: dict[str, Any], request: Request) -> bool:
     condition = statement.get("Condition")
     if condition is None:
         return True
-    patterns = condition["StringLike"]["s3:prefix"]
-    return request.prefix is not None and any(fnmatchcase(request.prefix, pattern) for pattern in patterns)
+    ((operator, keys),) = condition.items()
+    if request.prefix is None:
+        return operator == "StringLikeIfExists"
+    assert operator in ("StringLike", "StringLikeIfExists")
+    return any(fnmatchcase(request.prefix, pattern) for pattern in keys["s3:prefix"])
