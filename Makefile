@@ -1,16 +1,20 @@
 # make demo   set everything up and run the main job on real images
 # make test   set everything up and run all tests
+# make test-hosts   kill parts of a local cluster of several hosts (root, about half an hour on two cores)
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint clean
+.PHONY: demo test test-hosts lint clean
 
 demo: $(VENV)/.runtime
 	PATH="$(CURDIR)/$(BIN):$$PATH" sh jobs/demo.sh
 
 test: $(VENV)/.dev
 	$(BIN)/python -m pytest
+
+test-hosts: $(VENV)/.dev
+	$(BIN)/python -m pytest -v -m hosts tests/cluster
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .

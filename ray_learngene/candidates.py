@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 
 from ray_learngene.arms import Arm
 from ray_learngene.budgets import Budget, Candidate, candidates, largest_within
@@ -44,7 +45,13 @@ class StoredLearngene:
         """
         manifest = store.manifest("learngene", name)
         files = [store.read_bytes("learngene", name, file) for file in (WEIGHTS_FILE, DESCRIPTION_FILE)]
-        return cls(Learngene.from_bytes(*files), manifest)
+        try:
+            return cls(Learngene.from_bytes(*files), manifest)
+        except (SafetensorError, ValueError, KeyError, TypeError, RecursionError) as error:
+            detail = " ".join(str(error).split())[:200]
+            raise UserError(
+                f"the learngene {name!r} in {store.uri} is not one that this version can read ({detail}): make it again"
+            ) from error
 
     def facts(self) -> dict[str, Any]:
         """The columns of `LEARNGENE_COLUMNS`; a learngene that started from another has cost that one too."""

@@ -9,7 +9,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from ray_learngene.errors import UserError
 from ray_learngene.store import Store
+
+FORMAT = 1  # one more whenever what `train` saves cannot be read by the version before
 
 
 class StoreCheckpoints:
@@ -20,10 +23,21 @@ class StoreCheckpoints:
 
     @contextmanager
     def latest(self) -> Iterator[Path | None]:
-        """A folder with the newest checkpoint, verified; None where there is none."""
-        if not self.store.exists("checkpoint", self.name):
+        """A folder with the newest checkpoint, verified; None where there is none.
+
+        Raises:
+            UserError: It was written by a version of this package whose checkpoints this one cannot continue.
+        """
+        manifest = self.store.look_up("checkpoint", self.name)
+        if manifest is None:
             yield None
             return
+        found = manifest.metadata.get("format", FORMAT)
+        if found != FORMAT:
+            raise UserError(
+                f"the checkpoint {self.name} in {self.store.uri} is of format {found!r}, and this version continues "
+                f"format {FORMAT}: go on with the version that wrote it, or take another --name"
+            )
         with tempfile.TemporaryDirectory() as folder:
             yield self.store.download("checkpoint", self.name, Path(folder) / "checkpoint")
 
@@ -33,7 +47,12 @@ class StoreCheckpoints:
         try:
             write(folder)
             self.store.publish(
-                "checkpoint", self.name, folder, {"metrics": metrics}, overwrite=True, keep_replaced=False
+                "checkpoint",
+                self.name,
+                folder,
+                {"format": FORMAT, "metrics": metrics},
+                overwrite=True,
+                keep_replaced=False,
             )
         finally:
             shutil.rmtree(folder)

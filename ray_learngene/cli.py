@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import argparse
 import difflib
-import functools
 import importlib
 import os
 import sys
 import types
 import typing
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, NoReturn
 
 from ray_learngene import __version__
@@ -54,6 +53,8 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
         "any image set to resized Parquet shards",
     ),
 }
+# commands that `learngene submit` takes
+JOBS = ("ancestry", "distill", "extract", "sweep", "bench", "pull")
 # fields that may be given without their flag
 _POSITIONAL = {"pull": "artefact", "show": "artefact", "evaluate": "model"}
 # fields whose words may also be joined by commas
@@ -74,9 +75,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         The exit status: 2 for a user's mistake, 130 for Ctrl-C, 143 for SIGTERM, a submitted job's own.
     """
     try:
-        run, config = _parse(list(sys.argv[1:] if arguments is None else arguments))
-        if run is not None:
-            run(config)
+        parsed = _parse(list(sys.argv[1:] if arguments is None else arguments))
+        if parsed is not None:
+            target, *configured = parsed
+            module, function = target.split(":")
+            getattr(importlib.import_module(module), function)(*configured)
         sys.stdout.flush()
         return 0
     except UserError as error:
@@ -98,13 +101,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 1
 
 
-def _parse(arguments: list[str]) -> tuple[Callable[[Any], Any] | None, Any]:
+def _parse(arguments: list[str]) -> tuple[Any, ...] | None:
+    """The command's "module:function" and its arguments; None where only help was asked for."""
     if not arguments or arguments[0] in ("-h", "--help"):
         print(_overview())
-        return None, None
+        return None
     if arguments[0] == "--version":
         print(f"learngene {__version__}")
-        return None, None
+        return None
     words = 2 if arguments[0] == "data" else 1
     command = " ".join(arguments[:words])
     if command not in COMMANDS:
@@ -120,7 +124,7 @@ def _parse(arguments: list[str]) -> tuple[Callable[[Any], Any] | None, Any]:
     parser = _parser(command, cls)
     if "-h" in arguments or "--help" in arguments:
         print(parser.format_help(), end="")
-        return None, None
+        return None
     known, unknown = parser.parse_known_args(arguments[words:])
     if unknown:
         flag = unknown[0].split("=")[0]
@@ -133,11 +137,10 @@ def _parse(arguments: list[str]) -> tuple[Callable[[Any], Any] | None, Any]:
     for name in _COMMA_SEPARATED & {name for name, value in flags.items() if isinstance(value, list)}:
         flags[name] = [part.strip() for word in flags[name] for part in word.split(",") if part.strip()]
     config = configs.load_config(cls, flags, recipe)
-    module, function = target.split(":")
-    return getattr(importlib.import_module(module), function), config
+    return target, config
 
 
-def _parse_submit(arguments: list[str]) -> tuple[Callable[[Any], Any] | None, Any]:
+def _parse_submit(arguments: list[str]) -> tuple[Any, ...] | None:
     """`submit`'s own flags may stand anywhere; the rest is a command with its configuration, validated here."""
     from ray_learngene.config import SubmitConfig, load_config
 
@@ -147,17 +150,15 @@ def _parse_submit(arguments: list[str]) -> tuple[Callable[[Any], Any] | None, An
         if arguments[0] in COMMANDS:
             return _parse([arguments[0], "--help"])
         print(parser.format_help(), end="")
-        return None, None
+        return None
     flags, rest = parser.parse_known_args(arguments)
     if not rest:
         raise UserError("learngene submit: which command? e.g. `learngene submit distill --config recipe.yaml`")
     settings = load_config(SubmitConfig, vars(flags))
-    _, config = _parse(rest)
-    from ray_learngene import submit
-
-    if rest[0] not in submit.COMMANDS:
-        raise UserError(f"learngene submit: {rest[0]!r} is not run as a job; those are {', '.join(submit.COMMANDS)}")
-    return functools.partial(submit.submit, rest[0], settings=settings), config
+    if rest[0] not in JOBS:
+        raise UserError(f"learngene submit: {rest[0]!r} is not run as a job; those are {', '.join(JOBS)}")
+    parsed = _parse(rest)
+    return parsed and (COMMANDS["submit"][1], rest[0], parsed[1], settings)
 
 
 def _overview() -> str:

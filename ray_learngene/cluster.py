@@ -11,6 +11,7 @@ from typing import Any
 
 import ray
 from ray.util.queue import Empty, Queue
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from ray_learngene.errors import UserError
 
@@ -25,7 +26,7 @@ def ray_cluster(address: str | None) -> Iterator[None]:
     The address is the one given, else RAY_ADDRESS (set inside `ray job submit`), else this machine.
 
     Raises:
-        UserError: no cluster answers there, or it wants a token.
+        UserError: no cluster answers there, it wants a token, or this machine is none of its nodes.
     """
     if ray.is_initialized():
         yield
@@ -33,6 +34,7 @@ def ray_cluster(address: str | None) -> Iterator[None]:
     address = address or os.environ.get("RAY_ADDRESS")
     if address is not None:
         require_listener(address)
+        _require_node(address)
     # Workers' logs stay in Ray's log files: progress and errors reach the terminal by other ways, without prefixes.
     settings: dict[str, Any] = {"address": address or "local", "log_to_driver": False, "logging_level": "ERROR"}
     if address is None:
@@ -61,6 +63,44 @@ def require_listener(address: str) -> None:
     except OSError as error:
         reason = error.strerror or "no answer"
         raise UserError(f"no Ray cluster answers at {address}: check --address and RAY_ADDRESS ({reason})") from None
+
+
+def _require_node(address: str) -> None:
+    """Ask the head who belongs to the cluster.
+
+    Ray itself ends a process on a machine that does not, with a C++ trace, and takes a refused token for a network that
+    fails.
+    """
+    import grpc
+    from ray._private.grpc_utils import init_grpc_channel
+    from ray.core.generated.gcs_service_pb2 import GetAllNodeInfoRequest  # type: ignore[attr-defined]
+    from ray.core.generated.gcs_service_pb2_grpc import NodeInfoGcsServiceStub
+
+    if "://" in address or not address.rpartition(":")[2].isdigit():
+        return
+    try:
+        with init_grpc_channel(address) as channel:
+            nodes = NodeInfoGcsServiceStub(channel).GetAllNodeInfo(GetAllNodeInfoRequest(), timeout=_CONNECT_SECONDS)
+    except ray.exceptions.AuthenticationError:  # no token here
+        raise UserError(token_missing(address)) from None
+    except grpc.RpcError as error:
+        if error.code() in (grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMISSION_DENIED):
+            raise UserError(token_missing(address)) from None
+        raise UserError(_explain(RuntimeError(error.details()), address)) from None
+    if not any(node.state == node.ALIVE and _is_here(node.node_manager_address) for node in nodes.node_info_list):
+        raise UserError(
+            f"this machine is no node of the Ray cluster at {address}: run the command on one of its nodes, or submit "
+            "it from here (learngene submit --address http://HEAD:8265 ...)"
+        )
+
+
+def _is_here(address: str) -> bool:
+    """Whether an address is this machine's: only then can a socket be bound to it."""
+    try:
+        socket.create_server((address, 0), family=socket.AF_INET6 if ":" in address else socket.AF_INET).close()
+    except OSError:
+        return False
+    return True
 
 
 def _explain(error: Exception, address: str | None) -> str:
@@ -105,7 +145,9 @@ def require_resources(address: str | None, count: int, cpus: float, gpus: float,
 @contextmanager
 def progress_channel(show: Report) -> Iterator[Report]:
     """A function that workers anywhere may call, whose argument is shown in this process, in order."""
-    queue = Queue(actor_options={"num_cpus": 0})
+    # On this host: it must not end with one that only works.
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    queue = Queue(actor_options={"num_cpus": 0, "scheduling_strategy": here})
     done = threading.Event()
 
     def drain() -> None:

@@ -25,7 +25,7 @@ from ray_learngene.cluster import Report, cluster_has_gpus, progress_channel, ra
 from ray_learngene.deepspeed_engine import DeepSpeedEngine, deepspeed_config
 from ray_learngene.engine import create_optimizer, resolve_precision
 from ray_learngene.errors import Interrupted, RunError, UserError
-from ray_learngene.out_of_memory import is_out_of_memory, smaller_text, with_smaller_micro_batch
+from ray_learngene.out_of_memory import smaller_text, with_smaller_micro_batch
 from ray_learngene.preemption import GracefulTorchConfig, StopQuestion, stop_requests
 from ray_learngene.run_notes import NoteFailures, RunNotes
 from ray_learngene.runs import Task, checkpoint_due, claim_run, publish, run_name
@@ -56,6 +56,8 @@ def train_on_cluster(
         with progress_channel(ProgressPrinter()) as report, stop_requests() as requests:
             while True:
                 outcome = _fit(task, store, {**loop, "report": report, "requests": requests}, use_gpu)
+                if outcome is None:
+                    continue
                 if "error" in outcome:
                     raise UserError(outcome["error"])
                 if "interrupted" not in outcome:
@@ -66,9 +68,11 @@ def train_on_cluster(
                 print(f"workers are taken away: moving on from step {step} of {total_steps}", flush=True)
 
 
-def _fit(task: Task, store: Store, loop: dict[str, Any], use_gpu: bool) -> dict[str, Any]:
-    """What the workers returned; empty where they must be started again."""
+def _fit(task: Task, store: Store, loop: dict[str, Any], use_gpu: bool) -> dict[str, Any] | None:
+    """What the workers returned; None where they are to be started again, with smaller micro-batches."""
     config = task.config
+    notes = RunNotes(store, run_name(task))
+    halvings = notes.read().get("halvings", 0)
     storage_path, storage_filesystem = store.ray_storage(run_name(task))
     elastic = config.least_workers < config.most_workers
     trainer = TorchTrainer(
@@ -93,17 +97,20 @@ def _fit(task: Task, store: Store, loop: dict[str, Any], use_gpu: bool) -> dict[
     try:
         result = trainer.fit()
     except TrainingFailedError as error:
-        failures = getattr(error, "worker_failures", None) or {0: error}
-        if any(is_out_of_memory(each) for each in failures.values()):
-            return _fit(task, store, loop, use_gpu)  # ends: the notes halve the micro-batch until it is one image
-        raise UserError(f"training failed after {config.max_failures} restarts: {_cause(failures)}") from error
+        noted = notes.read()
+        if noted.get("halvings", 0) > halvings:
+            return None
+        raise UserError(
+            noted.get("error") or f"training failed after {config.max_failures} restarts: {_cause(error)}"
+        ) from error
     return getattr(result, "return_value", None) or {}
 
 
-def _cause(failures: dict[int, Exception]) -> str:
+def _cause(error: TrainingFailedError) -> str:
     """The last line of what a worker raised."""
+    failures = getattr(error, "worker_failures", None) or {0: error}
     lines = str(next(iter(failures.values()))).strip().splitlines()
-    return lines[-1] if lines else type(next(iter(failures.values()))).__name__
+    return lines[-1] if lines else type(error).__name__
 
 
 class RayCheckpoints:

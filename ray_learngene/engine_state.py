@@ -37,7 +37,7 @@ class NonFiniteWeights(RunError):
 
 
 def write_state(folder: Path, state: EngineState) -> None:
-    """Write a state into a folder.
+    """Write a state into a folder, made where it is missing.
 
     Raises:
         NonFiniteWeights: nobody could continue from it.
@@ -50,11 +50,20 @@ def write_state(folder: Path, state: EngineState) -> None:
     tensors = {f"model.{name}": tensor for name, tensor in state.model.items()}
     for index, moments in state.moments.items():
         tensors.update({f"optimizer.{index}.{name}": tensor for name, tensor in moments.items()})
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     safetensors.torch.save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, folder / STATE_FILE)
 
 
 def read_state(folder: Path, device: torch.device) -> EngineState:
-    """Read what `write_state` wrote."""
+    """Read what `write_state` wrote.
+
+    Raises:
+        RunError: the checkpoint is another program's, or an earlier version's.
+    """
+    if not (folder / STATE_FILE).exists():
+        raise RunError(
+            f"the run's checkpoint has no {STATE_FILE}: an earlier version wrote it; start anew by --overwrite"
+        )
     state = EngineState({}, {})
     for name, tensor in safetensors.torch.load_file(folder / STATE_FILE, device=str(device)).items():
         owner, _, rest = name.partition(".")

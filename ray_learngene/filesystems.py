@@ -11,6 +11,8 @@ from __future__ import annotations
 import math
 import os
 import re
+from collections.abc import Callable
+from typing import Any
 from urllib.parse import urlsplit
 from urllib.request import url2pathname
 
@@ -51,6 +53,21 @@ def locate(uri: str) -> tuple[str, str]:
     return "file", os.path.abspath(os.path.expanduser(path))
 
 
+class PatientS3FileSystem(pyarrow.fs.S3FileSystem):
+    """pyarrow's, whose retry strategy survives pickling; pyarrow 26 forgets it, and Ray pickles it to every worker."""
+
+    def __init__(self, opened_with: tuple[str, float], **settings: Any) -> None:
+        super().__init__(**settings)
+        self._opened_with = opened_with
+
+    def __reduce__(self) -> tuple[Callable[[str, float], pyarrow.fs.FileSystem], tuple[str, float]]:
+        return _open_again, self._opened_with
+
+
+def _open_again(uri: str, patience: float) -> pyarrow.fs.FileSystem:
+    return filesystem(uri, patience)[0]
+
+
 def filesystem(uri: str, patience: float = 0.0) -> tuple[pyarrow.fs.FileSystem, str]:
     """The pyarrow filesystem of a URI, for bytes and tables, and the path in it.
 
@@ -76,7 +93,8 @@ def filesystem(uri: str, patience: float = 0.0) -> tuple[pyarrow.fs.FileSystem, 
         else:
             place = {}
             region = settings["region"] or pyarrow.fs.resolve_s3_region(path.split("/")[0])
-        filesystem = pyarrow.fs.S3FileSystem(
+        filesystem = PatientS3FileSystem(
+            (uri, patience),
             region=region,
             connect_timeout=CONNECT_SECONDS,
             request_timeout=REQUEST_SECONDS,

@@ -24,6 +24,7 @@ FOLDERS: dict[str, str] = dict(
 )
 GROUPED = ("descendant", "checkpoint", "softlabels")  # named "sweep/name", "run/name" and "key/part"
 NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9._-]{0,127}")
+LONGEST_JSON = 256 * 2**20  # bytes; what reads a text reads it whole
 PICKLES = (".pkl", ".pickle", ".pt", ".pth", ".bin", ".ckpt")
 
 
@@ -54,6 +55,12 @@ class FileEntry(BaseModel):
         if path.lower().endswith(PICKLES):
             raise ValueError(f"{path!r} may be a pickle, and a store holds none: use safetensors")
         return check_relative(path)
+
+    @model_validator(mode="after")
+    def _readable(self) -> FileEntry:
+        if self.path.endswith(".json") and self.bytes > LONGEST_JSON:
+            raise ValueError(f"{self.path!r} has {self.bytes:,} bytes, more than any description has")
+        return self
 
 
 class Manifest(BaseModel):

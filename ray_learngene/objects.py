@@ -20,11 +20,13 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cached_property, partial
 from pathlib import Path
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 import fsspec
 import pyarrow.fs
+from fsspec.asyn import sync
 
+from ray_learngene import filesystems
 from ray_learngene.errors import UserError
 from ray_learngene.filesystems import filesystem, listing, locate
 from ray_learngene.patience import PATIENCE_SECONDS, Patience, patient
@@ -34,6 +36,7 @@ CHUNK_BYTES = 8 * 2**20
 MOST_BYTES = 2 * 2**30  # of what is read as a whole
 THREADS = 16
 DELETED_AT_ONCE = 1000
+SLOWEST_BYTES = 100_000  # a second; a server that takes fewer is taken for one that does not answer
 ABOUT = "store.json"
 PROBES = (".check-", ".probe-")
 TEMPORARY = ".tmp"
@@ -193,12 +196,10 @@ class Objects:
         with clear_errors(self.uri_of(path)):
             if self.is_local:
                 return os.path.isfile(self.full(path))
-            filesystem = self.list_fs
-            try:
-                filesystem.call_s3("head_object", **self._key(path))
-            except FileNotFoundError:
-                return False
-            return True
+            # Not a HEAD, whose answer cannot say why it is refused.
+            key = self._key(path)["Key"]
+            found = self.list_fs.call_s3("list_objects_v2", Bucket=self.bucket, Prefix=key, MaxKeys=1)
+            return any(one["Key"] == key for one in found.get("Contents", ()))
 
     def _key(self, path: str) -> dict[str, str]:
         return {"Bucket": self.bucket, "Key": self.full(path).partition("/")[2]}
@@ -230,7 +231,7 @@ class Objects:
             if self.is_local:
                 self._write(path, lambda temporary: temporary.write_bytes(data), os.replace)
             else:
-                self.list_fs.pipe_file(self.full(path), data)
+                self._send(path, data)
 
     @patient
     def upload(self, source: Path, path: str) -> None:
@@ -239,10 +240,17 @@ class Objects:
             if self.is_local:
                 self._write(path, lambda temporary: shutil.copyfile(source, temporary), os.replace)
             elif source.stat().st_size <= CHUNK_BYTES:
-                self.list_fs.pipe_file(self.full(path), source.read_bytes())  # one request, where pyarrow makes three
+                self._send(path, source.read_bytes())  # one request, where pyarrow makes three
             else:
                 with source.open("rb") as file, self.bytes_fs.open_output_stream(self.full(path)) as stream:
                     shutil.copyfileobj(file, stream, CHUNK_BYTES)
+
+    def _send(self, path: str, data: bytes, mode: Literal["overwrite", "create"] = "overwrite") -> None:
+        """Write an S3 object in one request."""
+        filesystem = self.list_fs
+        # aiohttp's own timeout begins only when the body is sent, and before that it asks the server to go ahead.
+        seconds = (filesystems.ATTEMPTS + 1) * filesystems.REQUEST_SECONDS + len(data) / SLOWEST_BYTES
+        sync(filesystem.loop, filesystem._pipe_file, self.full(path), data, mode=mode, timeout=seconds)
 
     def _write(self, path: str, write: Callable[[Path], object], place: Callable[[Path, str], None]) -> None:
         """Write a local file under a temporary name beside its own, and put it in its place."""
@@ -280,7 +288,7 @@ class Objects:
             if self.is_local:
                 self._write(path, lambda temporary: temporary.write_bytes(data), os.link)
             else:
-                self.list_fs.pipe_file(self.full(path), data, mode="create")
+                self._send(path, data, mode="create")
         except FileExistsError:
             return False
         except OSError as error:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 import ray
@@ -96,5 +96,6 @@ class CatchesSigterm:
 def _watch_node() -> None:
     node = ray.get_runtime_context().get_node_id()
     while not termination.wait(_SECONDS):
-        if node in ray._private.state.state.get_draining_nodes():  # as Ray Train's own watcher does
-            termination.request()
+        with suppress(Exception):  # the head may be away for a while
+            if node in ray._private.state.state.get_draining_nodes():  # as Ray Train's own watcher does
+                termination.request()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import http.client
+import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -47,6 +48,7 @@ def _plain(code: Any) -> str:
     return str(code).replace("_", "").upper()
 
 
+SECRET_VARIABLES = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN")
 REJECTED = f"the S3 server does not accept the credentials for {{uri}}: set {KEYS}"
 DENIED = f"access to {{uri}} is denied: check {KEYS}, and that this key may list, read and write there"
 EXPIRED = "the credentials for {uri} have expired: renew them (AWS_SESSION_TOKEN, AWS_PROFILE)"
@@ -108,10 +110,18 @@ def explain(error: BaseException, uri: str) -> UserError:
     if text is None and isinstance(error, OSError):
         text = BY_ERRNO.get(error.errno or 0)
     if text is None:
-        detail = " ".join(str(error).split()) or type(error).__name__
+        detail = without_secrets(" ".join(str(error).split())) or type(error).__name__
         return UserError(f"{uri} cannot be read or written: {detail[:300]}")
     kind = Unavailable if text in (UNREACHABLE, FAILING) else UserError
     return kind(text.format(uri=uri, endpoint=endpoint_host() if "{endpoint}" in text else ""))
+
+
+def without_secrets(text: str) -> str:
+    """A text of the server or of a library without the credentials that it may repeat."""
+    for name in SECRET_VARIABLES:
+        if secret := os.environ.get(name):
+            text = text.replace(secret, f"<{name}>")
+    return text
 
 
 @contextmanager

@@ -2,13 +2,14 @@
 
     learngene submit --address http://head:8265 distill --config recipe.yaml --store s3://bucket/store
 
-`ray job submit` with what people forget: the recipe, this version of the package and the store's endpoint travel with the
-job; the same command submitted twice is one job; the log is followed, and the job's exit status is the command's.
+`ray job submit` with what people forget: the recipe, this version of the package and the store's endpoint travel with
+the job; the same command submitted twice is one job; the log is followed, and the job's exit status is the command's.
 """
 
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import re
 import shutil
@@ -31,13 +32,16 @@ from ray_learngene.provenance import REVISION_VARIABLE, fingerprint, git_revisio
 if TYPE_CHECKING:
     from ray.job_submission import JobDetails, JobSubmissionClient
 
-COMMANDS = ("ancestry", "distill", "extract", "sweep", "bench", "pull")
 ENVIRONMENT = {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}  # as in jobs/runtime_env.yaml
 PASSED_ON = ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_REGION", "AWS_DEFAULT_REGION")
 SECRETS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "RAY_AUTH_TOKEN", "HF_TOKEN")
 DRIVER = "driver"  # a resource that clusters of ours give to their heads: see cluster/
 SILENCE_SECONDS = 15  # of the log, after which the job's status is asked for
 GONE_SECONDS = 60  # without an answer, after which the head is given up
+_TALKATIVE = (
+    *("ray.dashboard.modules.dashboard_sdk", "ray.dashboard.modules.job.sdk"),
+    "ray._private.runtime_env.packaging",
+)
 _ENDED = ("SUCCEEDED", "FAILED", "STOPPED")
 
 
@@ -82,7 +86,9 @@ def _runtime_env(settings: SubmitConfig) -> dict[str, Any]:
     """The job's runtime environment without its files. The dashboard shows it: nothing secret may be in it."""
     given = read_recipe(settings.runtime_env) if settings.runtime_env else {}
     if {"working_dir", "py_modules"} & given.keys():
-        raise UserError(f"{settings.runtime_env}: working_dir and py_modules are set by `learngene submit`: remove them")
+        raise UserError(
+            f"{settings.runtime_env}: working_dir and py_modules are set by `learngene submit`: remove them"
+        )
     passed_on = {name: os.environ[name] for name in PASSED_ON if os.environ.get(name)}
     for name, url in passed_on.items():
         if "@" in urlsplit(url).netloc:
@@ -108,6 +114,8 @@ def _connect(address: str | None) -> JobSubmissionClient:
     from ray.job_submission import JobSubmissionClient
 
     os.environ["RAY_API_SERVER_ADDRESS"] = address  # which the client prefers to its argument
+    for name in _TALKATIVE:
+        logging.getLogger(name).setLevel(logging.WARNING)
     with _errors_of(address):
         return JobSubmissionClient(address)
 
@@ -115,12 +123,13 @@ def _connect(address: str | None) -> JobSubmissionClient:
 @contextmanager
 def _errors_of(address: str) -> Iterator[None]:
     from ray.exceptions import AuthenticationError
+    from ray.util.state.exception import RayStateApiException
 
     try:
         yield
     except AuthenticationError:
         raise UserError(token_missing(address)) from None
-    except (OSError, RuntimeError) as error:  # ConnectionError is an OSError, as are those of requests
+    except (OSError, RuntimeError, RayStateApiException) as error:  # OSError: ConnectionError, and those of requests
         reason = " ".join(str(error).split())[:300]
         raise UserError(f"the job server at {address} does not take the job: {reason}") from None
 
@@ -193,8 +202,11 @@ def _driver_share(address: str) -> dict[str, float] | None:
     """
     from ray.util.state import list_nodes
 
-    nodes = list_nodes(address=address, detail=True, filters=[("state", "=", "ALIVE")])
-    return {DRIVER: 1} if any(DRIVER in (node.resources_total or {}) for node in nodes) else None
+    # Ray takes nodes that a filter leaves out for missing ones, and would raise.
+    heads = list_nodes(
+        address=address, detail=True, filters=[("is_head_node", "=", True)], raise_on_missing_output=False
+    )
+    return {DRIVER: 1} if any(DRIVER in (head.resources_total or {}) for head in heads) else None
 
 
 def _follow(client: JobSubmissionClient, job: str) -> None:
@@ -215,9 +227,18 @@ def _follow(client: JobSubmissionClient, job: str) -> None:
         raise JobFailed(
             f"job {job} was lost with the head at {address}; its work is in the store: submit it again to continue", 1
         )
-    if details.status != "SUCCEEDED":
-        how = "was stopped" if details.status == "STOPPED" else f"failed: {' '.join((details.message or '').split())[:200]}"
-        raise JobFailed(f"job {job} {how}; submit it again to continue", details.driver_exit_code or 1)
+    if details.status == "STOPPED":
+        raise JobFailed(f"job {job} was stopped; submit it again to continue", 1)
+    if details.status == "FAILED":
+        status = details.driver_exit_code or 1
+        status = 128 - status if status < 0 else status  # as a shell has it for a process that a signal ended
+        # what the driver said is in its log; where it did not start, Ray's message is all there is
+        why = (
+            f"with exit status {status}"
+            if details.driver_exit_code
+            else " ".join((details.message or "").split())[:300]
+        )
+        raise JobFailed(f"job {job} failed {why}; submit it again to continue", status)
 
 
 async def _print_log(client: JobSubmissionClient, job: str) -> JobDetails | None:

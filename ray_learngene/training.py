@@ -37,7 +37,7 @@ REPORT_SECONDS = 30  # between reports inside a long epoch
 
 
 class TrainingEngine(Engine, Protocol):
-    """An engine that can write its state into a folder and read it back."""
+    """An engine that can write its state into a folder, which it makes, and read it back."""
 
     def save(self, folder: Path) -> None: ...
     def load(self, folder: Path) -> None: ...
@@ -171,12 +171,11 @@ def train(
         error = None
         try:
             with clear_disk_errors(folder):
+                engine.save(folder)  # first, as all workers take part in it
                 if worker.rank == 0:
-                    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
                     progress.write(folder)
                     if ema is not None:
                         safetensors.torch.save_file(ema.module.state_dict(), folder / EMA_FILE)
-                engine.save(folder)
         except RunError as caught:
             error = caught
         worker.agree(error)

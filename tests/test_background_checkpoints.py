@@ -108,7 +108,8 @@ def test_training_goes_on_while_a_checkpoint_is_uploaded() -> None:
 
     with BackgroundCheckpoints(held) as checkpoints:
         run(checkpoints, report)
-    assert held.stored.count("progress.json") == 2, "the first, and the last of those that came meanwhile"
+    # the first, the last, and the one before it where its upload began before the last was written
+    assert held.stored.count("progress.json") in (2, 3)
 
 
 class Refused(StoreCheckpoints):

@@ -30,7 +30,9 @@ from ray_learngene.config import (
 from ray_learngene.evaluate import evaluate_model
 from ray_learngene.methods import Learngene
 from ray_learngene.store import Store
+from tests.cluster.policy import refused
 from tests.conftest import S3Server, free_ports
+from tests.s3_recorder import Recorder, recorded
 
 ROOT = Path(__file__).parent.parent
 QUICK = {
@@ -46,10 +48,17 @@ RAY = str(Path(sys.executable).with_name("ray"))
 
 
 @pytest.fixture(scope="module")
-def s3_store(s3_server: S3Server) -> Iterator[str]:
+def recorder(s3_server: S3Server) -> Iterator[Recorder]:
+    """Notes what all of these tests ask of the S3 server."""
+    with recorded(s3_server.endpoint) as recorder:
+        yield recorder
+
+
+@pytest.fixture(scope="module")
+def s3_store(s3_server: S3Server, recorder: Recorder) -> Iterator[str]:
     """A bucket, reached through the standard AWS variables, which Ray's processes inherit."""
     variables = {
-        "AWS_ENDPOINT_URL": s3_server.endpoint,
+        "AWS_ENDPOINT_URL": recorder.endpoint,
         "AWS_ACCESS_KEY_ID": s3_server.access_key,
         "AWS_SECRET_ACCESS_KEY": s3_server.secret,
         "AWS_DEFAULT_REGION": "us-east-1",
@@ -324,6 +333,14 @@ def test_a_job_is_submitted_to_the_head(sweep_config: SweepConfig, head: tuple[s
     assert [one.metadata["row"]["depth"] for one in Store(sweep_config.store).manifests("descendant", under="job")] == [
         1
     ]
+
+
+def test_the_iam_policy_allows_all_that_distillation_and_sweeps_ask_for(
+    sweep_config: SweepConfig, recorder: Recorder
+) -> None:
+    bucket, prefix = sweep_config.store.removeprefix("s3://").split("/", 1)
+    assert any("/runs/learngene-digits/" in request.path for request in recorder.requests)
+    assert refused("store-policy.json", bucket, prefix, recorder.requests) == []
 
 
 def test_a_cluster_that_does_not_answer() -> None:

@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from ray_learngene import cli, config
-from ray_learngene.config import DistillConfig, SweepConfig, load_config
+from ray_learngene.config import DistillConfig, SweepConfig, WorkersConfig, load_config
 from ray_learngene.errors import UserError
 
 ROOT = Path(__file__).parent.parent
@@ -96,3 +96,15 @@ def test_every_command_of_the_readme_is_valid(line: str, monkeypatch: pytest.Mon
     words = shlex.split(line, comments=True)
     assert words[0] == "learngene"
     cli._parse(words[1:])
+
+
+@pytest.mark.parametrize(("workers", "least", "most"), [("0", 0, 0), (3, 3, 3), ("2:8", 2, 8), ("4:4", 4, 4)])
+def test_numbers_of_workers(workers: str | int, least: int, most: int) -> None:
+    config = WorkersConfig(workers=workers)
+    assert (config.least_workers, config.most_workers) == (least, most)
+
+
+@pytest.mark.parametrize("workers", ["two", "2:", ":8", "8:2", "0:2", "-1", "2:3:4", True, 1.5])
+def test_what_is_no_number_of_workers(workers: object) -> None:
+    with pytest.raises(UserError, match="^--workers: .* as in 2:8, got "):
+        load_config(WorkersConfig, {"workers": workers})

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from ray_learngene.errors import UserError
 from ray_learngene.store import Store
 from ray_learngene.sweep import sweep
 from ray_learngene.terminal import ProgressPrinter
+from tests.conftest import free_ports
 from tests.test_descend import inputs as descendant_inputs
 
 pytestmark = pytest.mark.hosts
@@ -48,27 +50,73 @@ SETTINGS: dict[str, Any] = {
 }
 
 
+RAY = str(Path(sys.executable).with_name("ray"))
+
+
+@dataclass
+class Nodes:
+    """A Ray head with one CPU, and nodes with one more each that come and go."""
+
+    address: str
+    joined: list[subprocess.Popen[bytes]] = field(default_factory=list)
+
+    def start(self, *options: str) -> None:
+        command = [RAY, "start", *options, "--node-ip-address=127.0.0.1", "--num-cpus=1", "--block"]
+        command += ["--object-store-memory=100000000", f"--dashboard-agent-listen-port={free_ports(1)[0]}"]
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True)
+        self.joined.append(process)
+        assert process.stdout is not None
+        said = []
+        for line in process.stdout:
+            said.append(line.decode())
+            if "Ray runtime started" in said[-1]:
+                return
+        pytest.fail("".join(said))
+
+    def join(self) -> None:
+        self.start(f"--address={self.address}")
+
+    def alive(self) -> list[str]:
+        import ray
+
+        return [node["NodeID"] for node in ray.nodes() if node["Alive"]]
+
+    def leave(self, keep: int = 0) -> None:
+        """Stop all nodes but the first ones."""
+        while len(self.joined) > keep:
+            process = self.joined.pop()
+            os.killpg(process.pid, signal.SIGKILL)
+            process.communicate()
+
+
 @pytest.fixture(scope="module")
-def cluster() -> Iterator[Any]:
-    """A Ray head with one CPU, to which tests add nodes."""
+def cluster() -> Iterator[Nodes]:
+    # of the head's processes, and so of all that Ray starts
     os.environ["RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S"] = "0.2"
     import ray
-    from ray.cluster_utils import Cluster
 
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "object_store_memory": 10**8})
-    ray.init(address=cluster.address, log_to_driver=False, logging_level="ERROR")
-    yield cluster
+    port = free_ports(1)[0]
+    nodes = Nodes(f"127.0.0.1:{port}")
+    nodes.start("--head", f"--port={port}", "--include-dashboard=false", "--disable-usage-stats")
+    ray.init(address=nodes.address, log_to_driver=False, logging_level="ERROR")
+    yield nodes
     ray.shutdown()
-    cluster.shutdown()
+    nodes.leave()
     del os.environ["RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S"]
 
 
 @pytest.fixture
-def second(cluster: Any) -> Iterator[Any]:
-    node = cluster.add_node(num_cpus=1, object_store_memory=10**8)
-    yield node
-    if node in cluster.list_all_nodes():
-        cluster.remove_node(node)
+def second(cluster: Nodes) -> Iterator[str]:
+    """The identity of a second node."""
+    before = set(cluster.alive())
+    cluster.join()
+    while not set(cluster.alive()) - before:
+        time.sleep(0.1)
+    [new] = set(cluster.alive()) - before
+    yield new
+    cluster.leave(keep=1)
+    while len(cluster.alive()) > 1:
+        time.sleep(0.1)
 
 
 class AtStep(ProgressPrinter):
@@ -111,50 +159,46 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def undisturbed(store: Path, cluster: Any) -> dict[str, torch.Tensor]:
+def undisturbed(store: Path, cluster: Nodes) -> dict[str, torch.Tensor]:
     """What two workers train together."""
-    node = cluster.add_node(num_cpus=1, object_store_memory=10**8)
+    cluster.join()
     train_ancestry(AncestryConfig(**SETTINGS, name="undisturbed", store=str(store), workers=2))
-    cluster.remove_node(node)
+    cluster.leave(keep=1)
     return weights(store, "undisturbed")
 
 
 def test_a_drained_node_is_left_with_a_checkpoint(
-    cluster: Any,
-    second: Any,
+    cluster: Nodes,
+    second: str,
     undisturbed: dict[str, torch.Tensor],
     store: Path,
     at_step: Any,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    import ray
     from ray._raylet import GcsClient
 
-    third = []
-
     def drain() -> None:
-        third.append(cluster.add_node(num_cpus=1, object_store_memory=10**8))
         deadline = int((time.time() + 300) * 1000)
         preemption = 2  # autoscaler.proto: DRAIN_NODE_REASON_PREEMPTION
-        assert GcsClient(address=cluster.address).drain_node(second.node_id, preemption, "reclaimed", deadline)[0]
+        assert GcsClient(address=cluster.address).drain_node(second, preemption, "reclaimed", deadline)[0]
+        cluster.join()
 
-    seen = at_step(22, drain)
+    seen = at_step(11, drain)
     train_ancestry(AncestryConfig(**SETTINGS, name="drained", store=str(store), workers=2))
-    assert ray.is_initialized() and "workers are taken away: moving on from step" in capsys.readouterr().out
+    assert "workers are taken away: moving on from step" in capsys.readouterr().out
     assert [metrics["step"] for metrics in seen if "top1" in metrics] == [11 * epoch for epoch in range(1, 7)]
     assert same(weights(store, "drained"), undisturbed)
-    cluster.remove_node(third[0])
 
 
 def test_sigterm_to_a_worker_moves_on_from_a_checkpoint(
-    cluster: Any,
-    second: Any,
+    cluster: Nodes,
+    second: str,
     undisturbed: dict[str, torch.Tensor],
     store: Path,
     at_step: Any,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    seen = at_step(22, lambda: processes("ray::RayTrainWorker")[0].terminate())
+    seen = at_step(11, lambda: processes("ray::RayTrainWorker")[0].terminate())
     train_ancestry(AncestryConfig(**SETTINGS, name="terminated", store=str(store), workers=2))
     assert "workers are taken away: moving on from step" in capsys.readouterr().out
     assert [metrics["step"] for metrics in seen if "top1" in metrics] == [11 * epoch for epoch in range(1, 7)]
@@ -174,26 +218,25 @@ def processes(title: str) -> list[psutil.Process]:
 
 
 def test_workers_join_a_run(
-    cluster: Any, undisturbed: dict[str, torch.Tensor], store: Path, at_step: Any, capsys: pytest.CaptureFixture[str]
+    cluster: Nodes, undisturbed: dict[str, torch.Tensor], store: Path, at_step: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    nodes = []
-    at_step(11, lambda: nodes.append(cluster.add_node(num_cpus=1, object_store_memory=10**8)))
+    at_step(11, cluster.join)
     longer = {**SETTINGS, "checkpoint_every": 11, "epochs": 20}
     train_ancestry(AncestryConfig(**longer, name="elastic", store=str(store), workers="1:2"))
     train_ancestry(AncestryConfig(**longer, name="alone", store=str(store), workers=0))
-    cluster.remove_node(nodes[0])
+    cluster.leave(keep=1)
     for name, tensor in weights(store, "alone").items():
         torch.testing.assert_close(weights(store, "elastic")[name], tensor, rtol=0, atol=2e-4)
 
 
-def ancestry_command(folder: Path, cluster: Any, store: Path, name: str) -> list[str]:
+def ancestry_command(folder: Path, cluster: Nodes, store: Path, name: str) -> list[str]:
     recipe = folder / "recipe.yaml"
     recipe.write_text(json.dumps({**SETTINGS, "store": str(store), "workers": 2, "address": cluster.address}))
     return [sys.executable, "-m", "ray_learngene", "ancestry", "--config", str(recipe), "--name", name]
 
 
 def test_sigterm_to_the_driver_leaves_a_checkpoint(
-    cluster: Any, second: Any, undisturbed: dict[str, torch.Tensor], store: Path, tmp_path: Path
+    cluster: Nodes, second: str, undisturbed: dict[str, torch.Tensor], store: Path, tmp_path: Path
 ) -> None:
     command = ancestry_command(tmp_path, cluster, store, "stopped")
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
@@ -221,8 +264,8 @@ class Tight(AncestryTask):
 
 
 def test_workers_that_run_out_of_memory_halve_their_micro_batches(
-    cluster: Any,
-    second: Any,
+    cluster: Nodes,
+    second: str,
     undisturbed: dict[str, torch.Tensor],
     store: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -236,7 +279,7 @@ def test_workers_that_run_out_of_memory_halve_their_micro_batches(
         torch.testing.assert_close(tensor, undisturbed[name], rtol=0, atol=2e-4)
 
 
-def test_a_non_finite_loss_never_reaches_a_checkpoint(cluster: Any, second: Any, store: Path) -> None:
+def test_a_non_finite_loss_never_reaches_a_checkpoint(cluster: Nodes, second: str, store: Path) -> None:
     settings = {**SETTINGS, "lr": 1e30, "min_lr": 1e29, "checkpoint_every": 1}
     with pytest.raises(UserError, match="not finite"):
         train_ancestry(AncestryConfig(**settings, name="explodes", store=str(store), workers=2))
@@ -244,7 +287,9 @@ def test_a_non_finite_loss_never_reaches_a_checkpoint(cluster: Any, second: Any,
         assert all(tensor.isfinite().all() for tensor in safetensors.torch.load_file(path).values())
 
 
-def test_sigterm_to_a_trial_leaves_a_checkpoint(cluster: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_sigterm_to_a_trial_leaves_a_checkpoint(
+    cluster: Nodes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     config = descendant_inputs(tmp_path / "store")[0].model_copy(
         update={"epochs": 12, "depths": (2,), "arms": ("sws",), "checkpoint_seconds": 10**6, "max_failures": 1}
     )

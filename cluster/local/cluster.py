@@ -17,7 +17,7 @@ import requests
 from cluster.local.host import Host, ip
 from ray_learngene.errors import UserError
 
-START_SECONDS = 90
+START_SECONDS = 300
 BUCKET = "learngene"
 OBJECT_STORE_MB = 100
 DRIVERS = 8  # that the head takes at a time
@@ -30,7 +30,7 @@ _CHECKOUT = Path(__file__).parents[2]
 HEALTH = {
     "RAY_health_check_initial_delay_ms": "1000",
     "RAY_health_check_period_ms": "1000",
-    "RAY_health_check_timeout_ms": "2000",
+    "RAY_health_check_timeout_ms": "4000",
     "RAY_health_check_failure_threshold": "4",
 }
 
@@ -97,8 +97,11 @@ class LocalCluster:
         try:
             for host in self.hosts.values():
                 host.install(names)
-            for name in self.hosts:
-                self.on(name)
+            self.on("store")
+            self.on("head")  # alone: a node that takes longer than 30 s to start gives up
+            self.wait_for_nodes(1 + len([host for host in self.workers if host.init()]))
+            for host in self.workers:
+                self.on(host.name)
             self._create_bucket()
             self.wait_for_nodes(1 + workers)
         except BaseException:
@@ -177,6 +180,7 @@ class LocalCluster:
             "DS_ACCELERATOR": "cpu",
             "HF_HUB_OFFLINE": "1",
             "AWS_EC2_METADATA_DISABLED": "true",
+            "RAY_JOB_STOP_WAIT_TIME_S": "60",  # `ray job stop` leaves time for a last checkpoint
         }
 
     def _service(self, host: Host) -> list[str]:

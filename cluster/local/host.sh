@@ -23,7 +23,8 @@ mount --rbind "$disk/tmp" /tmp
 mount -o remount,bind,ro / # nothing passes from host to host by the disk
 cd "$disk"
 touch booted
-while :; do # as a service manager does: what ends is started again
+while :; do # as a service manager does: what ends is started again, and what it left behind is ended
     "$@" || true
+    kill -KILL -1 2>/dev/null || true # all but this one
     sleep 1
 done >>"$disk/log" 2>&1

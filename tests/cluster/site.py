@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+import uuid
 from collections.abc import Callable
 from pathlib import Path
 
@@ -20,7 +21,7 @@ from ray_learngene import filesystems
 from ray_learngene.store import Store
 
 ROOT = Path(__file__).parents[2]
-PATIENCE = 300  # seconds that any one thing may take on a busy machine
+PATIENCE = 900  # seconds that any one thing may take on a busy machine
 RECIPE = """
 data: digits
 batch_size: 128
@@ -80,7 +81,8 @@ class Site:
 
     def __init__(self, cluster: LocalCluster) -> None:
         self.cluster = cluster
-        self.uri = cluster.store
+        self.uri = f"{cluster.store}/{uuid.uuid4().hex[:8]}"
+        self._listing = filesystems.listing(self.uri)
 
     @property
     def store(self) -> Store:
@@ -100,9 +102,9 @@ class Site:
 
     def checkpoint_step(self, run: str) -> int:
         """The step of a run's newest checkpoint in the store, 0 without one."""
-        fs, path = filesystems.listing(f"{self.uri}/runs/{run}")
+        fs, path = self._listing
         steps = [0]
-        for file in fs.find(path):
+        for file in fs.find(f"{path}/runs/{run}"):
             if file.endswith("/progress.json"):
                 try:
                     steps.append(json.loads(fs.cat(file))["step"])
@@ -117,7 +119,7 @@ class Site:
             ended = job is not None and job.process.poll() is not None
             assert not ended or holds(), f"ended before {what}:\n{job and job.output}"
             assert time.monotonic() < deadline, f"{what} did not happen in {PATIENCE} s:\n{job and job.output}"
-            time.sleep(0.1)
+            time.sleep(0.5)
 
     def wait_for_step(self, name: str, step: int, job: Job) -> None:
         """Wait until a distillation has a checkpoint of this step or a later one."""

@@ -1,4 +1,4 @@
-"""The files of cluster/: by Ray's own schema and loader, by what the KubeRay operator requires, and against the pins."""
+"""The files of cluster/: by Ray's own schema and loader, by what KubeRay's operator requires, and against the pins."""
 
 from __future__ import annotations
 
@@ -24,9 +24,7 @@ def test_the_image_has_the_pinned_ray_and_is_built_from_files_that_exist() -> No
     words = [line.split() for line in lines if line and not line.startswith("#")]
     assert words[0] == ["FROM", f"rayproject/ray:{RAY}-py311"]
     ignored = (CLUSTER / "Dockerfile.dockerignore").read_text().splitlines()
-    copied = [
-        source for line in words if line[0] == "COPY" for source in line[1:-1] if not source.startswith("--")
-    ]
+    copied = [source for line in words if line[0] == "COPY" for source in line[1:-1] if not source.startswith("--")]
     assert {"requirements.txt", "ray_learngene", "jobs"} <= set(copied)
     for source in copied:
         assert (ROOT / source).exists() and f"!{source}" in ignored
@@ -102,7 +100,9 @@ def test_kuberay_clusters(spec: dict[str, Any]) -> None:
     assert ports == {6379, 8265}
     pod = workers["template"]["spec"]
     assert pod["terminationGracePeriodSeconds"] >= 60
-    assert {mount["name"] for mount in pod["containers"][0]["volumeMounts"]} <= {each["name"] for each in pod["volumes"]}
+    assert {mount["name"] for mount in pod["containers"][0]["volumeMounts"]} <= {
+        each["name"] for each in pod["volumes"]
+    }
     assert pod["containers"][0]["resources"]["limits"]["nvidia.com/gpu"] == "1"
 
 
@@ -128,7 +128,9 @@ def test_every_file_and_command_that_is_named_exists(path: Path) -> None:
     text = path.read_text()
     for name in re.findall(r"\b(?:cluster|jobs|docs|tests)/[\w./-]*\w", text):
         assert (ROOT / name).exists(), name
-    for name in re.findall(r"(?<![\w/])(?:store-policy|pull-policy|kuberay-cluster|kuberay-job|aws)\.(?:json|yaml)", text):
+    for name in re.findall(
+        r"(?<![\w/])(?:store-policy|pull-policy|kuberay-cluster|kuberay-job|aws)\.(?:json|yaml)", text
+    ):
         assert (CLUSTER / name).exists(), name
     for command in re.findall(r"learngene ((?:submit )?[a-z]+)", text):
         assert all(word in cli.COMMANDS for word in command.split()), command

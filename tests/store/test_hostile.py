@@ -2,15 +2,18 @@
 
 import hashlib
 import json
+import os
+import pickle
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from ray_learngene.checkpoints import StoreCheckpoints
 from ray_learngene.errors import UserError
 from ray_learngene.manifest import FileEntry, version_of
 from ray_learngene.store import Store
-from tests.store.folders import WEIGHTS, contents, one_line
+from tests.store.folders import WEIGHTS, contents, make_folder, one_line
 
 
 def test_a_corrupted_object_is_refused(store: Store, folder: Path, tmp_path: Path) -> None:
@@ -78,3 +81,114 @@ def test_manifests_that_say_something_else_are_refused(
     store.objects.put("learngenes/a/manifest.json", b"\xff{")
     with pytest.raises(UserError, match="is not usable"):
         store.manifest("learngene", "a")
+
+
+DEEP = b'{"a":' * 100_000 + b"1" + b"}" * 100_000
+
+
+@pytest.mark.parametrize("text", [b"", b"[]", b"null", b"{}", DEEP, b'{"format": 99, "new": true}', b"\x80\x04pickle."])
+def test_manifests_that_are_none_are_refused(store: Store, folder: Path, text: bytes) -> None:
+    store.publish("learngene", "a", folder, {})
+    store.objects.put("learngenes/a/manifest.json", text)
+    message = (
+        "was written by a later version .format 99.: upgrade"
+        if b"99" in text
+        else "learngenes/a/manifest.json is not usable"
+    )
+    with pytest.raises(UserError, match=message) as error:
+        store.manifest("learngene", "a")
+    one_line(error)
+
+
+def test_a_manifest_without_end_is_refused_unread(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ray_learngene.store.MOST_BYTES", 1000)
+    store.objects.put("learngenes/a/manifest.json", b" " * 5000)
+    with pytest.raises(UserError, match="learngenes/a/manifest.json has more than 1,000 bytes") as error:
+        store.manifest("learngene", "a")
+    one_line(error)
+
+
+@pytest.mark.parametrize(
+    ("entry", "message"),
+    [
+        ({"path": "model.safetensors", "bytes": 2**52}, "MB more, and the disk of"),
+        ({"path": "model.safetensors", "bytes": 2**60}, "is not usable"),
+        ({"path": "model.safetensors", "bytes": -1}, "is not usable"),
+        ({"path": "config.json", "bytes": 2**40}, "more than any description has"),
+    ],
+)
+def test_absurd_sizes_are_refused_before_anything_is_fetched(
+    store: Store, folder: Path, tmp_path: Path, entry: dict[str, Any], message: str
+) -> None:
+    manifest = store.publish("learngene", "a", folder, {})
+    absurd = FileEntry.model_construct(**entry, sha256="0" * 64)
+    forged = {**manifest.model_dump(), "files": [absurd.model_dump()], "version": version_of([absurd])}
+    store.objects.put("learngenes/a/manifest.json", json.dumps(forged).encode())
+    with pytest.raises(UserError, match=message) as error:
+        store.download("learngene", "a", tmp_path / "out")
+    one_line(error)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("place", ["../../../evil", "/etc", "a/b", "..", ".", "a\\b"])
+def test_files_outside_the_artefacts_own_folder_are_refused(store: Store, folder: Path, place: str) -> None:
+    manifest = store.publish("learngene", "a", folder, {})
+    store.objects.put("learngenes/a/manifest.json", json.dumps({**manifest.model_dump(), "folder": place}).encode())
+    with pytest.raises(UserError, match="is not the name of a folder") as error:
+        store.read_bytes("learngene", "a", "config.json")
+    one_line(error)
+
+
+def test_swapped_objects_are_refused(store: Store, tmp_path: Path) -> None:
+    made = make_folder(tmp_path / "made", {"a.safetensors": b"one", "b.safetensors": b"two"})
+    base = store.publish("learngene", "a", made, {}).base
+    for name, content in (("a", b"two"), ("b", b"one")):
+        store.objects.put(f"{base}/{name}.safetensors", content)
+    with pytest.raises(UserError, match="[ab].safetensors does not match its manifest"):
+        store.download("learngene", "a", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+class Evil:
+    """Whoever unpickles it makes a folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def __reduce__(self) -> Any:
+        return os.mkdir, (str(self.folder),)
+
+
+@pytest.mark.parametrize("description", [b"{}", b"[", b"\x80", b'{"method": "sws", "options": 3}'])
+def test_a_learngene_that_is_a_pickle_in_disguise_is_refused_by_name(tmp_path: Path, description: bytes) -> None:
+    from ray_learngene.candidates import StoredLearngene
+
+    store = Store(str(tmp_path / "store"))
+    made = {"learngene.safetensors": pickle.dumps(Evil(tmp_path / "unpickled")), "learngene.json": description}
+    store.publish("learngene", "evil", make_folder(tmp_path / "made", made), {})
+    with pytest.raises(UserError, match="the learngene 'evil' in .* is not one that this version can read") as error:
+        StoredLearngene.load(store, "evil")
+    one_line(error)
+    assert not (tmp_path / "unpickled").exists()
+
+
+def test_a_model_that_is_a_pickle_in_disguise_is_refused_by_name(tmp_path: Path) -> None:
+    from ray_learngene.ancestry import load_ancestry
+
+    store = Store(str(tmp_path / "store"))
+    made = {
+        "model.safetensors": pickle.dumps(Evil(tmp_path / "unpickled")),
+        "config.json": b'{"architecture": "test_vit"}',
+    }
+    store.publish("ancestry", "evil", make_folder(tmp_path / "made", made), {})
+    with pytest.raises(UserError, match="does not load as a timm model") as error:
+        load_ancestry("store:ancestries/evil", store)
+    one_line(error)
+    assert not (tmp_path / "unpickled").exists()
+
+
+def test_a_checkpoint_of_another_format_is_refused_by_name(store: Store, folder: Path) -> None:
+    store.publish("checkpoint", "run/state", folder, {"format": 7})
+    with pytest.raises(UserError, match="the checkpoint run/state in .* is of format 7") as error:
+        StoreCheckpoints(store, "run/state").latest().__enter__()
+    one_line(error)

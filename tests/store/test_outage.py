@@ -1,10 +1,12 @@
 """A server that is away, slow, failing or refusing: what waiting can help is waited for, the rest is told at once."""
 
 import logging
+import pickle
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import pyarrow.fs
 import pytest
 
 from ray_learngene import filesystems, patience
@@ -60,7 +62,7 @@ def every_other(fault: Fault) -> Callable[[Request], Fault | None]:
     return first
 
 
-@pytest.mark.parametrize("fault", ["refuse", "cut", "lose", "hang", 500, 503])
+@pytest.mark.parametrize("fault", ["refuse", "cut", "lose", 503])
 def test_everything_survives_that_every_request_fails_once(
     uri: str, proxy: Proxy, folder: Path, tmp_path: Path, fault: Fault
 ) -> None:
@@ -79,6 +81,25 @@ def test_everything_survives_that_every_request_fails_once(
         assert found is not None and contents(found) == {"state.safetensors": b"2"}
     checkpoints.remove()
     assert store.manifests("checkpoint") == []
+
+
+def test_a_server_that_never_answers_is_asked_again(uri: str, proxy: Proxy, folder: Path) -> None:
+    objects = Store(uri).objects
+    objects.put("opened", b"")
+    uses: list[Callable[[], object]] = [
+        lambda: objects.put("small", b"{}"),
+        lambda: objects.read("small"),
+        lambda: objects.upload(folder / "model.safetensors", "big"),
+        lambda: b"".join(objects.chunks("big", 0)),
+        lambda: objects.look(""),
+    ]
+    for use in uses:
+        first = len(proxy.requests)
+        proxy.fault = lambda request, first=first: "hang" if request.number == first else None  # type: ignore[misc]
+        use()
+    proxy.fault = lambda request: None
+    assert objects.read("small") == b"{}"
+    assert objects.read("big") == BIG
 
 
 def test_an_outage_is_told_once_and_its_end(
@@ -139,22 +160,21 @@ ERROR = "<Error><Code>{}</Code><Message>said the server</Message></Error>"
 def test_what_waiting_cannot_help_is_told_at_once(
     uri: str, proxy: Proxy, folder: Path, tmp_path: Path, status: int, code: str, message: str
 ) -> None:
-    Store(uri).publish("learngene", "a", folder, {})
-    uses: list[Callable[[Store], object]] = [
-        lambda store: store.manifest("learngene", "a"),
-        lambda store: store.publish("learngene", "b", folder, {}),
-        lambda store: store.publish("learngene", "a", folder, {}, overwrite=True),
-        lambda store: store.download("learngene", "a", tmp_path / "out"),
-        lambda store: store.write_text("a.txt", "x"),
-        lambda store: store.entries(),
+    store = Store(uri)
+    store.publish("learngene", "a", folder, {})
+    uses: list[Callable[[], object]] = [
+        lambda: store.manifest("learngene", "a"),
+        lambda: store.publish("learngene", "b", folder, {}),
+        lambda: store.publish("learngene", "a", folder, {}, overwrite=True),
+        lambda: store.download("learngene", "a", tmp_path / "out"),
+        lambda: store.write_text("a.txt", "x"),
+        lambda: store.entries(),
     ]
     for use in uses:
-        store = Store(uri)
-        store.check(write=False)
         proxy.fault, proxy.body = lambda request: status, ERROR.format(code).encode()
         before = len(proxy.requests)
         with pytest.raises(UserError, match=message) as error:
-            use(store)
+            use()
         one_line(error)
         assert not isinstance(error.value, Unavailable)
         assert len(proxy.requests) - before <= 20
@@ -174,9 +194,10 @@ def test_a_refused_upload_leaves_nothing_behind(uri: str, proxy: Proxy, folder: 
 
 def test_rays_own_storage_is_as_patient(uri: str, proxy: Proxy) -> None:
     path, storage = Store(uri, patience=60).ray_storage("run")
-    assert storage is not None
+    storage = pickle.loads(pickle.dumps(storage))  # as Ray sends it to its workers
+    assert isinstance(storage, pyarrow.fs.S3FileSystem)
     first = len(proxy.requests)
-    proxy.fault = lambda request: 503 if request.number - first < 4 else None
+    proxy.fault = lambda request: 503 if request.number - first < 3 else None
     with storage.open_output_stream(f"{path}/run/state.json") as stream:
         stream.write(b"{}")
     assert Store(uri).read_text("runs/run/state.json") == "{}"

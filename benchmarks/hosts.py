@@ -1,0 +1,93 @@
+"""python -m benchmarks.hosts [--workers 1 2 4] [--epochs 6] [--out FILE.json]
+
+What each more worker of a distillation costs and brings, every worker on a host of its own: a local cluster (as root),
+the digits, one submitted job per number of workers, the same global batch. Reported: images per second within epochs
+as the run itself measures them, the seconds from submission to the published learngene, and the largest difference of
+any weight from the first run's (sums over workers are rounded in another order).
+
+On a machine with fewer cores than hosts this measures the overhead of more workers, not a speed-up: nothing is gained
+by hosts that share the cores.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from benchmarks.measure import machine
+from cluster.local import LocalCluster
+from ray_learngene.methods import Learngene
+from ray_learngene.store import Store
+
+ROOT = Path(__file__).parents[1]
+
+
+def submit(cluster: LocalCluster, *words: object) -> float:
+    """Run a command as a job to its end; returns the seconds it took."""
+    began = time.monotonic()
+    subprocess.run(
+        [sys.executable, "-m", "ray_learngene", "submit", *map(str, words), "--store", cluster.store],
+        env={**os.environ, **cluster.environment()},
+        cwd=ROOT,
+        check=True,
+        stdout=sys.stderr,
+    )
+    return time.monotonic() - began
+
+
+def learngene(store: Store, name: str) -> Learngene:
+    """A learngene of the store."""
+    files = (f"learngene.{kind}" for kind in ("safetensors", "json"))
+    return Learngene.from_bytes(*(store.read_bytes("learngene", name, file) for file in files))
+
+
+def row(cluster: LocalCluster, workers: int, epochs: int, first: int) -> dict[str, Any]:
+    """Distil on so many hosts."""
+    name = f"hosts-{workers}"
+    recipe = ["--config", ROOT / "jobs/recipes/digits-distill.yaml", "--name", name, "--epochs", epochs]
+    seconds = submit(cluster, "distill", *recipe, "--workers", workers)
+    store = Store(cluster.store)
+    facts = store.manifest("learngene", name).metadata
+    one, other = (learngene(store, each).tensors for each in (name, f"hosts-{first}"))
+    return {
+        "workers": workers,
+        "images_per_second": round(facts["history"][-1]["images_per_second"], 1),
+        "training_seconds": facts["cost"]["seconds"],
+        "seconds": round(seconds, 1),
+        "images": facts["cost"]["images"],
+        "top1": facts["metrics"]["top1"],
+        "largest_difference": max(float((tensor - other[key]).abs().max()) for key, tensor in one.items()),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--workers", type=int, nargs="+", default=[1, 2, 4])
+    parser.add_argument("--epochs", type=int, default=6)
+    parser.add_argument("--out", type=Path)
+    flags = parser.parse_args()
+    with tempfile.TemporaryDirectory(prefix="lg-", dir="/tmp") as folder:
+        cluster = LocalCluster(Path(folder) / "hosts")
+        try:
+            cluster.up(max(flags.workers))
+            os.environ.update({key: text for key, text in cluster.environment().items() if key.startswith("AWS_")})
+            submit(cluster, "ancestry", "--config", ROOT / "jobs/recipes/digits-ancestry.yaml", "--epochs", 5)
+            rows = [row(cluster, workers, flags.epochs, flags.workers[0]) for workers in flags.workers]
+        finally:
+            cluster.down()
+    result = {"machine": machine(), "rows": rows}
+    text = json.dumps(result, indent=2)
+    print(text)
+    if flags.out:
+        flags.out.write_text(text + "\n")
+
+
+if __name__ == "__main__":
+    main()

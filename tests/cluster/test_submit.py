@@ -1,0 +1,206 @@
+"""The product on a cluster of several hosts, from outside: jobs submitted over HTTP with a token, a store on S3."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from ray_learngene import cli
+from ray_learngene.ancestry_training import train_ancestry
+from ray_learngene.config import AncestryConfig
+from tests.cluster.site import ROOT, Job, Site
+
+SIZE = {"img_size": 8, "patch_size": 2, "embed_dim": 48, "depth": 2, "num_heads": 3}
+
+
+@pytest.fixture(scope="module")
+def distilled(site: Site, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """What three submissions of one distillation, by three people at once, said."""
+    recipe = site.recipe(tmp_path_factory.mktemp("recipes"))
+    train_ancestry(
+        AncestryConfig(
+            **{"data": "digits", "name": "digits", "store": site.uri, "workers": 0, "epochs": 1, "warmup_epochs": 0},
+            model="deit_tiny_patch16_224",
+            model_args={**SIZE, "class_token": False, "global_pool": "avg"},
+        )
+    )
+    words = ["distill", "--config", recipe, "--name", "digits", "--ancestry", "store:ancestries/digits"]
+    words += ["--preset", "nano", "--method", "sws:stages=1-1", "--workers", 2]
+    first = site.submit(*words, "--epochs", 1)
+    site.wait_for("the submission", lambda: "submitted job" in first.output, first)
+    second = site.submit(*words, "--epochs", 1)
+    other = site.submit(*words, "--epochs", 2)
+    site.wait_for("the log", lambda: "Running entrypoint" in second.output, second)
+    second.process.send_signal(signal.SIGINT)
+    said = {"second": second.wait(130), "other": other.wait(2)}
+    return said | {"first": first.wait(0), "id": first.id}
+
+
+def test_a_submitted_distillation_trains_on_two_hosts_and_publishes(site: Site, distilled: dict[str, str]) -> None:
+    assert "published learngene digits" in distilled["first"]
+    manifest = site.store.manifest("learngene", "digits")
+    assert manifest.metadata["config"]["workers"] == 2 and manifest.metadata["cost"]["steps"] == 11
+    revision = subprocess.run(
+        ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    assert manifest.metadata["git_revision"] == (revision.stdout.strip() or None)
+
+
+def test_the_same_job_submitted_twice_is_one_job_and_ctrl_c_leaves_it(distilled: dict[str, str]) -> None:
+    assert f"job {distilled['id']} is running already: following it" in distilled["second"]
+    assert f"job {distilled['id']} goes on" in distilled["second"].splitlines()[-1]
+    assert f"ray job stop {distilled['id']}" in distilled["second"].splitlines()[-1]
+
+
+def test_other_settings_under_a_name_that_is_running_are_refused(distilled: dict[str, str]) -> None:
+    (line,) = distilled["other"].strip().splitlines()
+    assert f"job {distilled['id']} is doing distill under this name with other settings" in line
+
+
+def test_a_submitted_sweep_is_pulled(site: Site, distilled: dict[str, str], tmp_path: Path) -> None:
+    words = ["--config", site.recipe(tmp_path), "--name", "digits", "--learngene", "digits", "--depths", "1-2"]
+    said = site.submit("sweep", *words, "--arms", "sws", "--epochs", 1, "--latency-threads", 1).wait()
+    assert "sweep digits: 2 descendants to train" in said
+    assert len(site.descendants("digits")) == 2
+    ran = subprocess.run(
+        [sys.executable, "-m", "ray_learngene", "pull", "--store", site.uri, "--out", str(tmp_path / "best")],
+        env=site.environment(),
+        capture_output=True,
+        text=True,
+    )
+    assert ran.returncode == 0, ran.stderr
+    assert (tmp_path / "best" / "model.safetensors").exists()
+
+
+def test_a_failed_job_gives_its_exit_status_and_is_a_new_attempt_when_submitted_again(
+    site: Site, distilled: dict[str, str]
+) -> None:
+    words = ["extract", "--name", "x", "--source", "store:ancestries/missing", "--method", "heur-lg"]
+    first, again = (site.submit(*words).wait(2) for _ in range(2))
+    assert "learngene: error: " in first and "store:ancestries/missing" in first
+    assert ".1 failed" in first.splitlines()[-1] and ".2 failed" in again.splitlines()[-1]
+    assert "attempt 2: it continues what is in the store" in again
+
+
+def test_no_secret_is_shown(site: Site, distilled: dict[str, str]) -> None:
+    import requests
+
+    environment = site.cluster.environment()
+    secrets = [environment["AWS_SECRET_ACCESS_KEY"], Path(environment["RAY_AUTH_TOKEN_PATH"]).read_text()]
+    headers = {"Authorization": f"Bearer {secrets[1]}"}
+    shown = requests.get(f"{site.cluster.job_server}/api/jobs/", headers=headers, timeout=30).text
+    assert distilled["id"] in shown and environment["AWS_ENDPOINT_URL"] in shown
+    logs = "".join(
+        path.read_text(errors="replace") for path in site.cluster.head.folder.glob("tmp/ray/session_2*/logs/*.*")
+    )
+    assert "published learngene digits" in logs
+    for secret in secrets:
+        assert secret not in shown and secret not in logs and secret not in "".join(distilled.values())
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"RAY_AUTH_MODE": None, "RAY_AUTH_TOKEN_PATH": None},
+        {"RAY_AUTH_TOKEN_PATH": None},
+        {"RAY_AUTH_TOKEN_PATH": "/nowhere/token"},
+        {"RAY_AUTH_TOKEN": "wrong"},
+    ],
+    ids=["nothing", "no token", "no file", "wrong"],
+)
+def test_a_missing_or_wrong_token_is_one_line(site: Site, change: dict[str, str | None], tmp_path: Path) -> None:
+    environment = site.environment() | {"HOME": str(tmp_path)}  # Ray keeps a token there
+    for name, value in change.items():
+        environment.pop(name, None)
+        if value is not None:
+            environment[name] = value
+    words = [
+        "extract",
+        "--name",
+        "x",
+        "--source",
+        "store:ancestries/digits",
+        "--method",
+        "heur-lg",
+        "--store",
+        site.uri,
+    ]
+    said = Job(words, environment).wait(2)
+    assert len(said.strip().splitlines()) == 1, said
+    assert "wants its token: export RAY_AUTH_MODE=token and RAY_AUTH_TOKEN_PATH=FILE" in said
+
+
+@pytest.mark.parametrize("change", [{"RAY_AUTH_MODE": "disabled"}, {"RAY_AUTH_TOKEN": "wrong"}], ids=["none", "wrong"])
+def test_a_driver_on_the_head_needs_the_token_too(
+    site: Site, distilled: dict[str, str], change: dict[str, str]
+) -> None:
+    words = ["distill", "--data", "digits", "--name", "y", "--ancestry", "store:ancestries/digits", "--preset", "nano"]
+    words += ["--method", "sws:stages=1-1", "--warmup-epochs", "0", "--store", site.uri, "--check-images", "off"]
+    words += ["--batch-size", "128", "--address", f"{site.cluster.head.address}:6379"]
+    command, environment = site.cluster.command_on("head", [sys.executable, "-m", "ray_learngene", *words])
+    ran = subprocess.run(command, env={**environment, **change}, capture_output=True, text=True, timeout=120)
+    assert ran.returncode == 2, ran.stderr
+    assert "wants its token: export RAY_AUTH_MODE=token" in ran.stderr.strip().splitlines()[-1]
+    assert "Traceback" not in ran.stderr
+
+
+SWEEP = ["sweep", "--data", "digits", "--name", "x", "--learngene", "y", "--depths", "1"]
+
+
+@pytest.mark.parametrize(
+    ("words", "variables", "says"),
+    [
+        (SWEEP, {}, "--store is required: the cluster does not see this machine's folders"),
+        (
+            [*SWEEP, "--store", "s3://b/p", "--data", "jobs/recipes"],
+            {},
+            "--data jobs/recipes: the cluster does not see",
+        ),
+        (["pull", "--store", "s3://b/p", "--out", "x"], {}, "--out is required for `submit pull`: the absolute path"),
+        ([*SWEEP, "--store", "s3://b/p"], {}, "which cluster? give --address http://head:8265"),
+        (
+            [*SWEEP, "--store", "s3://b/p", "--address", "http://127.0.0.1:9"],
+            {},
+            "no Ray cluster answers at http://127",
+        ),
+        (
+            [*SWEEP, "--store", "s3://b/p"],
+            {"AWS_ENDPOINT_URL": "http://me:secret@h"},
+            "AWS_ENDPOINT_URL holds a password",
+        ),
+        ([*SWEEP, "--store", "s3://b/p", "--epochs", "-1"], {}, "--epochs: input should be greater than or equal to 0"),
+        (["list", "--store", "s3://b/p"], {}, "'list' is not run as a job"),
+        ([], {}, "which command?"),
+    ],
+)
+def test_mistakes_are_told_before_anything_is_submitted(
+    words: list[str],
+    variables: dict[str, str],
+    says: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(ROOT)
+    for name in ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    assert cli.main(["submit", *words]) == 2
+    said = capsys.readouterr().err.strip()
+    assert says in said and len(said.splitlines()) == 1 and "me:secret" not in said
+
+
+def test_secrets_in_the_runtime_environment_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "env.yaml"
+    path.write_text(json.dumps({"env_vars": {"AWS_SECRET_ACCESS_KEY": "hidden"}}))
+    assert cli.main(["submit", *SWEEP, "--store", "s3://b/p", "--runtime-env", str(path)]) == 2
+    said = capsys.readouterr().err
+    assert "AWS_SECRET_ACCESS_KEY is a secret" in said and "hidden" not in said
