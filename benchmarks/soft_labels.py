@@ -179,6 +179,7 @@ def size(folder: Path, quick: bool) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = []
     for classes, k, dtype in (
         (10, 10, "float16"),
+        (1000, 100, "float16"),
         (1000, 16, "float16"),
         (1000, 10, "float16"),
         (1000, 1000, "float32"),

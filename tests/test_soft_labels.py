@@ -466,3 +466,18 @@ def test_a_damaged_file_is_one_line_and_can_be_computed_anew(
     assert cli.main(["softlabels", *flags, "--overwrite"]) == 0
     assert cli.main(["distill", *flags, "--name", "damaged"]) == 0
     assert learngene_of(flags, "damaged")[1]["teacher_flops"] == 0
+
+
+def test_descendants_read_them_too(flags: list[str]) -> None:
+    assert cli.main(["distill", *flags, "--name", "untrained", "--epochs", "0"]) == 0
+    values = {flag: flags[flags.index(flag) + 1] for flag in flags if flag.startswith("--") and flag != "--soft-labels"}
+    for flag in ("--preset", "--depth", "--workers"):
+        del values[flag]
+    values |= {"--learngene": "untrained", "--arms": "scratch", "--depths": "1", "--epochs": "1", "--drop-path": "0"}
+    words = [word for pair in values.items() for word in pair]
+    for name in ("first", "second"):
+        assert cli.main(["sweep", *words, "--name", name, "--in-process", "--soft-labels", "--view-seed", "9"]) == 0
+    store = Store(values["--store"])
+    first, second = (store.manifests("descendant", under=name)[0].metadata["row"] for name in ("first", "second"))
+    assert first["teacher_flops"] > 0 == second["teacher_flops"]
+    assert first["val_loss"] == second["val_loss"]

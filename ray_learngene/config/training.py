@@ -54,7 +54,9 @@ class DistillationConfig(Config):
         False, description="read the ancestry's answers from the store where they are, ask it and keep them where not"
     )
     soft_labels_k: int = Field(
-        16, ge=1, description="highest logits that are kept of an answer; all others are one sum"
+        100,
+        ge=1,
+        description="highest logits that are kept of an answer, the others as one sum; at tau above 1 keep all classes",
     )
     soft_labels_dtype: Literal["float16", "float32"] = Field("float16", description="type in which they are kept")
 
