@@ -167,7 +167,7 @@ class Objects:
     def _read_file(self, path: str, most: int) -> bytes | None:
         try:
             with open(self.full(path), "rb") as file:
-                return file.read(most)
+                return file.read(min(most, os.fstat(file.fileno()).st_size + 1))  # as much is allocated beforehand
         except FileNotFoundError:
             return None
 

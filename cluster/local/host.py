@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shlex
 import subprocess
+import sysconfig
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -153,4 +154,6 @@ class Host:
 
     def environment(self, given: Mapping[str, str]) -> dict[str, str]:
         """The environment of its processes."""
-        return {"PATH": os.environ["PATH"], "LANG": "C.UTF-8", **given, "HOME": str(self.folder / "home")}
+        # `python` in a job's command line is the one that runs this, also where its environment is not activated
+        path = os.pathsep.join([sysconfig.get_path("scripts"), os.environ["PATH"]])
+        return {"PATH": path, "LANG": "C.UTF-8", **given, "HOME": str(self.folder / "home")}

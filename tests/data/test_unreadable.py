@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from ray_learngene.config import AugmentationConfig, DataConfig
+from ray_learngene.config import AugmentationConfig, DataConfig, OptimizationConfig
 from ray_learngene.data import open_image_sets
 from ray_learngene.data.images import Images, Preprocessing
 from ray_learngene.data.unreadable import Policy
@@ -35,17 +35,13 @@ def images_of(folder: Path, policy: Policy, loader_workers: int = 0) -> Images:
     return Images(sets.train, sets.val, PREPROCESSING, augmentation, loader_workers, policy)
 
 
-class Settings:
-    """The optimization settings that loaders read."""
-
-    seed, batch_size, accumulation, epochs = 1, 4, 1, 2
+SETTINGS = OptimizationConfig(seed=1, batch_size=4, epochs=2, warmup_epochs=0)
 
 
 def batches(images: list[Images]) -> list[tuple[Tensor, Tensor]]:
     """The global batches of as many workers as there are image sets."""
     workers = [
-        list(one.training_batches(Settings, rank=rank, world_size=len(images)))  # type: ignore[arg-type]
-        for rank, one in enumerate(images)
+        list(one.training_batches(SETTINGS, rank=rank, world_size=len(images))) for rank, one in enumerate(images)
     ]
     return [tuple(torch.cat(parts) for parts in zip(*shares, strict=True)) for shares in zip(*workers, strict=True)]  # type: ignore[misc]
 
