@@ -96,8 +96,9 @@ def test_a_micro_batch_that_does_not_fit_into_memory_is_halved(tmp_path: Path) -
     assert "out of memory: going on with micro-batches of 512 images (accumulation 2, the same" in ran.stdout
     enough, little = (Store(str(tmp_path)).manifest("ancestry", name).metadata for name in ("enough", "little"))
     assert enough["accumulation"] == 1 and little["accumulation"] > 1
+    # a hundredth of AdamW's step of 1e-3, whose direction a gradient near its epsilon leaves to rounding
     for name, tensor in weights(tmp_path, "enough").items():
-        torch.testing.assert_close(weights(tmp_path, "little")[name], tensor, rtol=0, atol=1e-6)
+        torch.testing.assert_close(weights(tmp_path, "little")[name], tensor, rtol=0, atol=1e-5)
 
 
 def test_what_is_out_of_memory_and_how_far_a_micro_batch_can_be_halved() -> None:
