@@ -142,12 +142,16 @@ def require_resources(address: str | None, count: int, cpus: float, gpus: float,
             )
 
 
+def queue_here() -> Queue:
+    """A queue for workers anywhere that lives on this host: it must not end with one that only works."""
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    return Queue(actor_options={"num_cpus": 0, "scheduling_strategy": here})
+
+
 @contextmanager
 def progress_channel(show: Report) -> Iterator[Report]:
     """A function that workers anywhere may call, whose argument is shown in this process, in order."""
-    # On this host: it must not end with one that only works.
-    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    queue = Queue(actor_options={"num_cpus": 0, "scheduling_strategy": here})
+    queue = queue_here()
     done = threading.Event()
 
     def drain() -> None:

@@ -22,6 +22,7 @@ from ray.train.v2.api.exceptions import TrainingFailedError
 
 from ray_learngene import termination
 from ray_learngene.cluster import Report, cluster_has_gpus, progress_channel, ray_cluster, require_resources
+from ray_learngene.config import AncestryConfig, DistillConfig
 from ray_learngene.deepspeed_engine import DeepSpeedEngine, deepspeed_config
 from ray_learngene.engine import create_optimizer, resolve_precision
 from ray_learngene.errors import Interrupted, RunError, UserError
@@ -91,7 +92,7 @@ def _fit(task: Task, store: Store, loop: dict[str, Any], use_gpu: bool) -> dict[
             storage_filesystem=storage_filesystem,
             failure_config=FailureConfig(max_failures=config.max_failures),
             checkpoint_config=CheckpointConfig(num_to_keep=2),
-            callbacks=[NoteFailures(config.store, run_name(task))],  # type: ignore[list-item]
+            callbacks=[NoteFailures(notes)],  # type: ignore[list-item]
         ),
     )
     try:
@@ -215,7 +216,7 @@ def _worker(loop: dict[str, Any]) -> dict[str, Any]:
     return {}
 
 
-def _within_memory(task: Task, world_size: int, rank: int, report: Report) -> Any:
+def _within_memory(task: Task, world_size: int, rank: int, report: Report) -> AncestryConfig | DistillConfig:
     """The configuration, with what workers before these have noted.
 
     Raises:

@@ -15,6 +15,7 @@ from ray.train.torch import TorchConfig
 from ray.util.queue import Queue
 
 from ray_learngene import termination
+from ray_learngene.cluster import queue_here
 
 if TYPE_CHECKING:  # Ray Train's controller reads this file and needs no more of it
     from ray_learngene.training import Worker
@@ -65,7 +66,7 @@ class StopQuestion:
 @contextmanager
 def stop_requests() -> Iterator[Queue]:
     """A queue that holds something once this process, the driver, has been asked to end."""
-    requests = Queue(actor_options={"num_cpus": 0})
+    requests = queue_here()
     over = threading.Event()
 
     def pass_on() -> None:

@@ -42,11 +42,11 @@ class RunNotes:
 class NoteFailures(UserCallback):
     """Sees, in Ray Train's controller, why workers have failed, and notes what can be done about it."""
 
-    def __init__(self, store: str, run: str) -> None:
-        self.store, self.run = store, run
+    def __init__(self, notes: RunNotes) -> None:
+        self.notes = notes
 
     def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
-        notes = RunNotes(Store(self.store), self.run)
+        notes = self.notes
         errors = [getattr(error, "_base_exc", error) for error in worker_exceptions.values()]
         mistakes = [error for error in errors if isinstance(error, UserError)]
         if any(is_out_of_memory(error) for error in errors):
