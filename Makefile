@@ -14,7 +14,7 @@ test: $(VENV)/.dev
 	$(BIN)/python -m pytest
 
 test-hosts: $(VENV)/.dev
-	$(BIN)/python -m pytest -v -m hosts tests/cluster
+	$(BIN)/python -m pytest -v -m hosts
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
