@@ -156,11 +156,14 @@ class DistillationObjective:
             return self.ancestry(images)
 
 
-def draw_step(module: nn.Module, seed: int, step: int) -> None:
-    """Let a module that is another model in every step draw which one it is in this; alike on all workers."""
+def draw_step(module: nn.Module, seed: int, step: int, total_steps: int) -> None:
+    """Let a module that is another model in every step draw which one it is in this; alike on all workers.
+
+    The first step draws what needs the most memory: should it not suffice, that shows at once.
+    """
     draw = getattr(module, "draw", None)
     if draw is not None:
-        draw(np.random.default_rng([seed, step]))
+        draw(np.random.default_rng([seed, step]), (step or total_steps) / total_steps)
 
 
 def resolve_device() -> torch.device:
@@ -287,7 +290,7 @@ def train_steps(
         if schedule is not None:
             schedule.step_update(step)
         lr = optimizer.param_groups[0]["lr"]
-        draw_step(engine.module, seed, step)
+        draw_step(engine.module, seed, step, total_steps)
         for _ in range(accumulation):
             images, targets, *taught = next(stream)
             images, targets = images.to(device, non_blocking=True), targets.to(device, non_blocking=True)

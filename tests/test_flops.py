@@ -44,14 +44,14 @@ def test_any_size_costs_the_models_that_its_images_pass_through(text: str, batch
     drawn = auxiliary.drawn
     expected = 0
     for step in range(3):
-        parts = auxiliary.method.choose(SPEC, np.random.default_rng([5, step]))
+        parts = auxiliary.method.choose(SPEC, np.random.default_rng([5, step]), (step or 3) / 3)
         expected += sum(6 * macs(parts[image % len(parts)]) for image in range(batch))
     assert training_flops(auxiliary, SPEC.image, batch=batch, steps=3, seed=5) == expected
     assert auxiliary.drawn == drawn and next(auxiliary.parameters()).device.type == "cpu"
 
 
-def test_a_step_of_any_size_costs_one_of_middle_depth() -> None:
-    auxiliary = create_method("any-size").auxiliary(SPEC)
+def test_a_step_of_any_size_costs_one_of_middle_depth_where_nothing_grows() -> None:
+    auxiliary = create_method("any-size:growth=0").auxiliary(SPEC)
     middle = macs(SPEC.replace(depth=5))  # of 3 to 7
     found = training_flops(auxiliary, SPEC.image, batch=8, steps=200)
     assert found == pytest.approx(6 * middle * 8 * 200, rel=0.02)
@@ -61,7 +61,7 @@ def test_a_supernet_costs_all_its_slices_on_all_images() -> None:
     auxiliary = create_method("supernet:random=2:widths=8").auxiliary(SPEC)
     expected = 0
     for step in range(4):
-        draw_step(auxiliary, 1, step)
+        draw_step(auxiliary, 1, step, 4)
         expected += sum(6 * macs(spec) * 10 for spec in auxiliary.drawn)
     assert training_flops(auxiliary, SPEC.image, batch=10, steps=4, seed=1) == expected
 

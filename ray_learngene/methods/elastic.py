@@ -30,9 +30,9 @@ class ElasticVisionTransformer(GeneratedVisionTransformer):
         self.method = method
         self.drawn: tuple[Spec, ...] = (spec,)
 
-    def draw(self, generator: np.random.Generator) -> None:
-        """Draw the specs of the next step; the same on every worker."""
-        self.drawn = self.method.choose(self.spec, generator)
+    def draw(self, generator: np.random.Generator, done: float) -> None:
+        """Draw the specs of the next step, of a training of which so much (0 to 1) is done; alike on every worker."""
+        self.drawn = self.method.choose(self.spec, generator, done)
 
     def passes(self, batch: int) -> tuple[tuple[Spec, int], ...]:
         """The forward passes of this step over a batch: specs with the number of images each sees."""
@@ -63,11 +63,11 @@ class ElasticMethod(GeneratingMethod):
     split: ClassVar[bool] = False
 
     @abstractmethod
-    def choose(self, source: Spec, generator: np.random.Generator) -> tuple[Spec, ...]:
-        """The specs of one step."""
+    def choose(self, source: Spec, generator: np.random.Generator, done: float) -> tuple[Spec, ...]:
+        """The specs of one step, by how much of the training (0 to 1) is done; at 1 those that need the most memory."""
 
     def auxiliary(self, spec: Spec, *, drop_path: float = 0.0) -> nn.Module:
-        self.choose(spec, np.random.default_rng(0))  # refuses what does not fit the spec before anything starts
+        self.choose(spec, np.random.default_rng(0), 0.0)  # refuses what does not fit the spec before anything starts
         return ElasticVisionTransformer(self, spec, drop_path=drop_path)
 
 

@@ -48,6 +48,6 @@ def strike(request: pytest.FixtureRequest) -> Iterator[dict[str, str]]:
     """A row of docs/fault-tolerance.md, filled in by the test: what was killed, when, and what it cost."""
     row: dict[str, str] = {}
     yield row
-    terminal = request.config.pluginmanager.get_plugin("terminalreporter")
-    if "final result" in row and terminal is not None:
-        terminal.write_line(f"\n| {' | '.join(row.values())} |")
+    if "final result" in row:
+        with request.config.pluginmanager.getplugin("capturemanager").global_and_fixture_disabled():
+            print(f"\n| {' | '.join(row.values())} |", flush=True)

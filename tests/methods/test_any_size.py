@@ -91,12 +91,20 @@ def test_a_descendant_computes_what_was_trained_at_its_depth_and_width(width: in
 # What a step draws.
 
 
-@given(depth=st.integers(1, 40), shallowest=st.integers(1, 45), parts=st.integers(1, 8), seed=st.integers(0, 2**32 - 1))
+@given(
+    depth=st.integers(1, 40),
+    shallowest=st.integers(1, 45),
+    parts=st.integers(1, 8),
+    seed=st.integers(0, 2**32 - 1),
+    done=st.floats(0, 1, exclude_max=True),
+)
 @settings(max_examples=100, deadline=None)
-def test_every_part_of_the_range_of_depths_gives_one(depth: int, shallowest: int, parts: int, seed: int) -> None:
-    method = AnySize(shallowest=shallowest, parts=parts)
+def test_every_part_of_the_range_of_depths_gives_one(
+    depth: int, shallowest: int, parts: int, seed: int, done: float
+) -> None:
+    method = AnySize(shallowest=shallowest, parts=parts, growth=0)
     source = SPEC.replace(depth=depth)
-    drawn = [method.choose(source, np.random.default_rng(seed)) for _ in range(2)]
+    drawn = [method.choose(source, np.random.default_rng(seed), done) for _ in range(2)]
     assert drawn[0] == drawn[1]
     low = min(shallowest, depth)
     numbers = depth + 1 - low
@@ -109,8 +117,8 @@ def test_every_part_of_the_range_of_depths_gives_one(depth: int, shallowest: int
 
 
 def test_all_depths_are_drawn_alike_often_and_a_step_is_of_middle_depth() -> None:
-    method, generator = AnySize(), np.random.default_rng(0)
-    depths = np.array([[spec.depth for spec in method.choose(SPEC, generator)] for _ in range(2000)])
+    method, generator = AnySize(growth=0), np.random.default_rng(0)
+    depths = np.array([[spec.depth for spec in method.choose(SPEC, generator, 0.5)] for _ in range(2000)])
     counts = np.bincount(depths.ravel())
     assert counts[:3].sum() == 0 and len(counts) == 13
     np.testing.assert_allclose(counts[3:] / depths.size, 1 / 10, atol=0.01)
@@ -119,14 +127,45 @@ def test_all_depths_are_drawn_alike_often_and_a_step_is_of_middle_depth() -> Non
     assert depths.mean(1).std() < 0.5
 
 
+@given(
+    seed=st.integers(0, 2**32 - 1),
+    growth=st.floats(0.5, 8),
+    shallowest=st.integers(1, 12),
+    done=st.floats(0, 1, exclude_max=True),
+)
+@settings(max_examples=100, deadline=None)
+def test_the_range_grows_from_the_shallowest_to_the_whole(
+    seed: int, growth: float, shallowest: int, done: float
+) -> None:
+    method = AnySize(growth=growth, shallowest=shallowest)
+
+    def depths(done: float) -> list[int]:
+        return [spec.depth for spec in method.choose(SPEC, np.random.default_rng(seed), done)]
+
+    assert depths(0.0) == [shallowest] * method.parts
+    assert all(now <= later for now, later in zip(depths(done), depths((1 + done) / 2), strict=True))
+    assert max(depths(done)) <= shallowest + (SPEC.depth - shallowest) * done**growth + 1
+    assert depths(1.0)[-1] == SPEC.depth
+    assert all(now <= most for now, most in zip(depths(done), depths(1.0), strict=True))
+
+
+def test_a_training_draws_every_depth() -> None:
+    auxiliary, _ = auxiliary_of("any-size")
+    drawn = set()
+    for step in range(200):
+        draw_step(auxiliary, 0, step, 200)
+        drawn |= {spec.depth for spec in auxiliary.drawn}
+    assert drawn == set(range(3, SPEC.depth + 1))
+
+
 @given(depth=st.integers(1, 8), stages=st.integers(1, 8), shallowest=st.integers(1, 8))
 @settings(max_examples=8, deadline=None)
 def test_every_stage_is_trained(depth: int, stages: int, shallowest: int) -> None:
     spec = Spec(width=8, depth=depth, heads=1, image=4, patch=4, classes=2)
     auxiliary, _ = auxiliary_of(f"any-size:stages={stages}:shallowest={shallowest}", spec)
     auxiliary.train()
-    for step in range(8):
-        draw_step(auxiliary, 0, step)
+    for step in range(32):
+        draw_step(auxiliary, 0, step, 32)
         if any(drawn.depth == depth for drawn in auxiliary.drawn):
             auxiliary(torch.randn(4, 3, 4, 4)).square().sum().backward()
     assert all(parameter.grad is not None and parameter.grad.any() for parameter in auxiliary.parameters())
@@ -135,7 +174,7 @@ def test_every_stage_is_trained(depth: int, stages: int, shallowest: int) -> Non
 @given(seed=st.integers(0, 2**32 - 1), widths=st.sampled_from([(8,), (16,), (8, 16), (8, 24)]))
 @settings(max_examples=50, deadline=None)
 def test_widths_take_turns(seed: int, widths: tuple[int, ...]) -> None:
-    drawn = AnySize(widths=widths).choose(SPEC, np.random.default_rng(seed))
+    drawn = AnySize(widths=widths).choose(SPEC, np.random.default_rng(seed), 0.9)
     counts = [sum(spec.width == width for spec in drawn) for width in sorted({*widths, SPEC.width})]
     assert sum(counts) == 4 and max(counts) - min(counts) <= 1
     assert all(spec == at_width(SPEC, spec.width, spec.depth) and spec.width == 8 * spec.heads for spec in drawn)
@@ -143,7 +182,7 @@ def test_widths_take_turns(seed: int, widths: tuple[int, ...]) -> None:
 
 def test_a_width_meets_every_part_of_the_depths() -> None:
     method, generator = AnySize(widths=(8,)), np.random.default_rng(0)
-    widths = np.array([[spec.width for spec in method.choose(SPEC, generator)] for _ in range(1000)])
+    widths = np.array([[spec.width for spec in method.choose(SPEC, generator, 0.0)] for _ in range(1000)])
     np.testing.assert_allclose((widths == 8).mean(0), 0.5, atol=0.06)
 
 
@@ -154,12 +193,12 @@ def test_what_is_drawn_depends_on_seed_and_step_alone() -> None:
     seen = set()
     for seed, step in [(0, 7), (0, 8), (1, 7)]:
         for worker in workers:
-            draw_step(worker, seed, step)
+            draw_step(worker, seed, step, 10)
         assert workers[0].drawn == workers[1].drawn
         seen.add(workers[0].drawn)
     assert len(seen) == 3
-    draw_step(workers[0], 0, 7)  # whatever was drawn in between
-    draw_step(workers[1], 0, 7)
+    draw_step(workers[0], 0, 7, 10)  # whatever was drawn in between
+    draw_step(workers[1], 0, 7, 10)
     assert workers[0].drawn == workers[1].drawn
     assert torch.equal(before, torch.get_rng_state())
 
@@ -172,7 +211,7 @@ def test_the_parts_of_a_batch_pass_through_their_own_models_and_stay_in_order(si
     auxiliary, _ = auxiliary_of("any-size:widths=8")
     images, _ = batch(size)
     auxiliary.train()
-    draw_step(auxiliary, 0, 0)
+    draw_step(auxiliary, 0, 0, 8)
     logits = auxiliary(images)
     assert logits.shape == (size, SPEC.classes)
     for part, spec in enumerate(auxiliary.drawn[:size]):
@@ -186,7 +225,7 @@ def test_every_image_teaches() -> None:
     images, labels = batch(10)
     images.requires_grad_()
     auxiliary.train()
-    draw_step(auxiliary, 0, 0)
+    draw_step(auxiliary, 0, 0, 8)
     LabelObjective()(auxiliary, images, labels)["loss"].backward()
     assert images.grad is not None
     assert (images.grad.flatten(1).abs().sum(1) > 0).all()
@@ -200,7 +239,7 @@ def test_the_gradient_is_the_same_for_every_number_of_workers(workers: int) -> N
 
     def gradient(images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         auxiliary.zero_grad()
-        draw_step(auxiliary, 3, 11)
+        draw_step(auxiliary, 3, 11, 12)
         LabelObjective()(auxiliary, images, labels)["loss"].backward()
         return torch.cat([parameter.grad.flatten() for parameter in auxiliary.parameters()])
 
@@ -211,7 +250,7 @@ def test_the_gradient_is_the_same_for_every_number_of_workers(workers: int) -> N
 
 def test_in_evaluation_it_is_the_largest_whatever_was_drawn() -> None:
     auxiliary, _ = auxiliary_of("any-size:widths=8")
-    draw_step(auxiliary, 0, 0)
+    draw_step(auxiliary, 0, 0, 8)
     assert torch.equal(auxiliary(images_of(SPEC)), auxiliary.forward_as(SPEC, images_of(SPEC)))
 
 

@@ -234,7 +234,7 @@ def test_a_generated_auxiliary_computes_what_its_expansion_does(made: Made) -> N
 @pytest.mark.parametrize("made", WITH_LEARNGENE, indirect=True)
 def test_a_training_step_reaches_every_parameter(made: Made) -> None:
     auxiliary = copy.deepcopy(made.auxiliary).train()
-    draw_step(auxiliary, 0, 0)
+    draw_step(auxiliary, 0, 0, 8)
     images = torch.randn(8, 3, 8, 8, generator=torch.Generator().manual_seed(1))
     LabelObjective()(auxiliary, images, torch.arange(8) % SPEC.classes)["loss"].backward()
     for name, parameter in auxiliary.named_parameters():

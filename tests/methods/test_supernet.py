@@ -123,8 +123,8 @@ def test_a_slice_has_the_first_channels_heads_and_hidden_units() -> None:
 @settings(max_examples=50, deadline=None)
 def test_the_sandwich_is_the_largest_the_smallest_and_random_slices(seed: int, count: int, shallowest: int) -> None:
     method = Supernet(random=count, shallowest=shallowest, widths=(8, 16))
-    drawn = method.choose(SPEC, np.random.default_rng(seed))
-    assert drawn == method.choose(SPEC, np.random.default_rng(seed))
+    drawn = method.choose(SPEC, np.random.default_rng(seed), 0.5)
+    assert drawn == method.choose(SPEC, np.random.default_rng(seed), 0.5)
     low = min(shallowest, SPEC.depth)
     assert drawn[:2] == (SPEC, SPEC.replace(width=8, heads=1, depth=low))
     assert len(drawn) == 2 + count
@@ -135,7 +135,7 @@ def test_the_sandwich_is_the_largest_the_smallest_and_random_slices(seed: int, c
 
 def test_every_slice_sees_every_image_and_their_losses_are_averaged() -> None:
     auxiliary = auxiliary_of("supernet:random=2:widths=8").train()
-    draw_step(auxiliary, 0, 1)
+    draw_step(auxiliary, 0, 1, 4)
     images, labels = batch()
     logits = auxiliary(images)
     assert isinstance(logits, tuple) and len(logits) == 4
