@@ -82,9 +82,6 @@ class TorchEngine:
         self._micro_batches += 1
         if self._micro_batches % self.accumulation:
             return
-        for parameter in self.module.parameters():
-            if parameter.requires_grad and parameter.grad is None:  # of a block that no model of this step has
-                parameter.grad = torch.zeros_like(parameter)  # as in DeepSpeed, whose partitions have no gaps
         if self.clip_grad > 0:
             nn.utils.clip_grad_norm_(self.module.parameters(), self.clip_grad)
         self.optimizer.step()

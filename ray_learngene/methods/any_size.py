@@ -31,7 +31,7 @@ class AnySize(ElasticMethod):
     name: ClassVar[str] = "any-size"
     split: ClassVar[bool] = True
 
-    stages: int = Field(5, ge=1, description="shared blocks; at most the auxiliary's depth, so that all are trained")
+    stages: int = Field(3, ge=1, description="shared blocks; at most the auxiliary's depth, so that all are trained")
     parts: int = Field(4, ge=1, description="parts of a batch, each at a depth of its own; a divisor of micro-batches")
     shallowest: int = Field(3, ge=1, description="smallest depth that is trained; the largest is the auxiliary's")
     growth: float = Field(

@@ -47,13 +47,21 @@ class ElasticVisionTransformer(GeneratedVisionTransformer):
         if not self.training:
             return super().forward(images)
         if not self.method.split:
-            return tuple(self.forward_as(spec, images) for spec in self.drawn)
+            first, *others = (self.forward_as(spec, images) for spec in self.drawn)
+            return self._with_all_parameters(first), *others
         # every n-th image, so that, where micro-batches are multiples of n, the same images go to the same sizes
         # whatever the number of workers
         indices, count = torch.arange(len(images), device=images.device), len(self.drawn)
         parts = [indices[first::count] for first in range(count)]
         logits = [self.forward_as(spec, images[part]) for spec, part in zip(self.drawn, parts, strict=True)]
-        return torch.cat(logits)[torch.cat(parts).argsort()]
+        return self._with_all_parameters(torch.cat(logits)[torch.cat(parts).argsort()])
+
+    def _with_all_parameters(self, logits: Tensor) -> Tensor:
+        """The same logits, on which every parameter depends, so that those of no spec drawn have a gradient of 0.
+
+        Without one, ZeRO-3 takes that of an earlier step, and optimizers in one process take no step at all.
+        """
+        return logits + 0 * torch.stack([parameter.sum() for parameter in self.parameters()]).sum()
 
 
 class ElasticMethod(GeneratingMethod):
