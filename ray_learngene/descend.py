@@ -209,7 +209,7 @@ class Upbringing:
         set_drop_path(model, settings.drop_path)
         model.to(self.device)
         if settings.compile:
-            model.compile(isolate_recompiles=True)  # else torch compiles no more than eight models of a process
+            model.compile(recompile_limit=256)  # torch counts all models of a process, and its own limit is 8
         objective: Objective = LabelObjective(settings.smoothing)
         if self.ancestry is not None:
             loss = DistillationLoss(settings.distillation, settings.alpha, settings.tau)
