@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from ray.tune import Callback
@@ -35,14 +36,15 @@ class SweepProgress(Callback):
             self._end(trial, member)
 
     def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
+        lines = _last_error(trial).strip().splitlines()
         for member in range(len(_config(trial)["pack"])):
-            self._end(trial, member, error=_last_line(trial) or "its process died")
+            self._end(trial, member, error=lines[-1] if lines else "its process died")
 
     def on_trial_recover(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         config = _config(trial)
         ended = self._ended.get(trial.trial_id, set())
         changes: dict[str, Any] = {"ended": sorted(ended)}
-        if says_out_of_memory(str(trial.get_error())):  # Ray has ended the process: half as many at a time from now on
+        if says_out_of_memory(_last_error(trial)):  # Ray has ended the process: half as many at a time from now on
             at_once = config.get("at_once", len(config["pack"]))
             changes["at_once"] = max(1, min(at_once, len(config["pack"]) - len(ended)) // 2)
         trial.set_config({**trial.config, "one": {**config, **changes}})
@@ -67,6 +69,7 @@ def _config(trial: Trial) -> dict[str, Any]:
     return trial.config.get("one", trial.config)
 
 
-def _last_line(trial: Trial) -> str:
-    lines = str(trial.get_error() or "").strip().splitlines()
-    return lines[-1] if lines else ""
+def _last_error(trial: Trial) -> str:
+    """What Tune has noted of a trial's last failure, on this host; `Trial.get_error` asks the storage, too early."""
+    path = trial.error_file and Path(trial.error_file)
+    return path.read_text().rpartition("Failure # ")[2] if path and path.exists() else ""
