@@ -279,6 +279,20 @@ def test_a_sweep_run_again_trains_only_what_is_missing(
     assert [name for name in after if after[name] != before[name]] == [min(before)]
 
 
+def test_the_places_of_a_cluster(head: tuple[str, str]) -> None:
+    import ray
+
+    from ray_learngene.cluster import ray_cluster
+    from ray_learngene.places import cluster_place
+
+    with ray_cluster(head[0]):
+        counts = [cluster_place(cpus, 0, most).count for cpus, most in ((1, 0), (0.5, 0), (1, 1), (3, 0))]
+        one, two = (cluster_place(cpus, 0, 0).memory for cpus in (1, 2))
+        (node,) = ray.nodes()
+    assert counts == [2, 4, 1, 1]
+    assert 0 < one < node["Resources"]["memory"] / 2 < two < node["Resources"]["memory"]
+
+
 def test_a_pack_whose_process_is_killed_goes_on_with_those_that_have_not_finished(
     sweep_config: SweepConfig, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
