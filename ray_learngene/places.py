@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
+import resource
 import sys
 from collections.abc import Mapping
 
-import psutil
 import ray
 import torch
 
@@ -31,7 +31,7 @@ def cluster_place(cpus: float, gpus: float, most: int) -> Place:
         measure = ray.remote(num_cpus=cpus, num_gpus=gpus)(_gpu_memory)
         return Place(count, ray.get(measure.remote(gpus)))
     shares = [node.get("memory", math.inf) / fit for node, fit in zip(nodes, room, strict=True) if fit]
-    return Place(count, min(shares, default=math.inf) - psutil.Process().memory_info().rss)
+    return Place(count, min(shares, default=math.inf) - _peak_memory())
 
 
 def own_place() -> Place:
@@ -49,6 +49,11 @@ def _room(resources: Mapping[str, float], cpus: float, gpus: float) -> int:
         have = resources.get("GPU", 0)
         room = min(room, have // gpus if gpus >= 1 else have * (1 // gpus))  # a share is of one GPU
     return math.floor(room)
+
+
+def _peak_memory() -> int:
+    """Bytes of main memory that this process, which has imported what the others will, has taken at most."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def _gpu_memory(gpus: float) -> float:

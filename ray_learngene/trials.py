@@ -112,14 +112,16 @@ class Outcomes:
         self.rows: list[dict[str, Any]] = []
 
     def finished(self, trial: Trial, row: dict[str, Any]) -> None:
+        """It is in the store."""
         self._print(trial, row["lr"], finished_text(row))
 
     def failed(self, trial: Trial, lr: float, error: str, metrics: dict[str, Any]) -> None:
-        """Args: the last metrics that it reported, if any."""
+        """`metrics` are the last that it reported, if any."""
         self._print(trial, lr, f"failed: {error}")
         self._keep(trial, lr, "failed", error, metrics)
 
     def stopped(self, trial: Trial, lr: float, metrics: dict[str, Any]) -> None:
+        """Early, by the scheduler; not an error."""
         epoch, top1 = metrics.get("epoch", 0), metrics.get("top1", 0)
         self._print(trial, lr, f"stopped early at epoch {epoch:g} with top-1 {top1:.2f} %")
         self._keep(trial, lr, "stopped", None, metrics)
@@ -183,6 +185,8 @@ def run_trials(
 
 def _train_here(inputs: SweepInputs, left: Sequence[Trial], outcomes: Outcomes) -> None:
     """One pack after another in this process."""
+    from ray_learngene.places import own_place
+
     lr = inputs.config.lr
 
     def ended(trial: Trial, outcome: dict[str, Any] | RunError) -> None:
@@ -190,8 +194,6 @@ def _train_here(inputs: SweepInputs, left: Sequence[Trial], outcomes: Outcomes) 
             outcomes.failed(trial, lr, str(outcome), {})
         else:
             outcomes.finished(trial, outcome)
-
-    from ray_learngene.places import own_place
 
     packs = inputs.packs(left, own_place()) if left else []
     print_packs(packs)
