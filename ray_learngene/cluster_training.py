@@ -32,7 +32,8 @@ from ray_learngene.run_notes import NoteFailures, RunNotes
 from ray_learngene.runs import Task, checkpoint_due, claim_run, publish, run_name
 from ray_learngene.store import Store
 from ray_learngene.terminal import ProgressPrinter
-from ray_learngene.training import Worker, train
+from ray_learngene.training import train
+from ray_learngene.worker import Worker
 
 
 def train_on_cluster(

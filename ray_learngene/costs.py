@@ -16,8 +16,7 @@ from torch.utils.benchmark import Timer
 
 from ray_learngene.specs import Spec
 
-# AdamW in fp32: weight, gradient and two moments.
-_TRAINING_BYTES_PER_PARAMETER = 16
+_BYTES = 4  # of a weight, a gradient, a moment, in fp32
 
 
 def parameters(spec: Spec) -> int:
@@ -57,9 +56,22 @@ def activation_memory(spec: Spec, batch: int, bytes_per_value: int = 4) -> int:
     return bytes_per_value * batch * spec.tokens * spec.depth * block
 
 
+def kept_memory(spec: Spec, averaged: bool = False) -> int:
+    """Bytes that AdamW training keeps between two steps: weights, two moments and, where wanted, the weights' average.
+
+    The master weights are fp32.
+    """
+    return (4 if averaged else 3) * _BYTES * parameters(spec)
+
+
+def step_memory(spec: Spec, batch: int, bytes_per_value: int = 4) -> int:
+    """Estimated bytes that a training step needs besides: gradients and the activations kept for them."""
+    return _BYTES * parameters(spec) + activation_memory(spec, batch, bytes_per_value)
+
+
 def training_memory(spec: Spec, batch: int, bytes_per_value: int = 4) -> int:
     """Estimated bytes of AdamW training in fp32 master weights: weights, gradients, moments and kept activations."""
-    return _TRAINING_BYTES_PER_PARAMETER * parameters(spec) + activation_memory(spec, batch, bytes_per_value)
+    return kept_memory(spec) + step_memory(spec, batch, bytes_per_value)
 
 
 def costs(spec: Spec, batch: int = 1) -> dict[str, int]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -211,11 +212,16 @@ def create_schedule(
 
 @dataclass
 class Step:
-    """What one optimizer step reports. `losses` stay on the device: reading them waits for it."""
+    """What one optimizer step reports. `losses` stay on the device: reading them waits for it.
+
+    Attributes:
+        answers_read: Images whose answer from the ancestry model was kept before.
+    """
 
     number: int
     losses: dict[str, Tensor]
     lr: float
+    answers_read: int = 0
 
 
 class NonFiniteLoss(RunError):
@@ -253,6 +259,60 @@ class FiniteGuard:
             )
 
 
+@dataclass
+class Stepper:
+    """Takes the `total_steps` optimizer steps of a training.
+
+    Every step seeds torch from (seed, rank, step), so a resumed run draws the same stochastic depth as an undisturbed
+    one, and so do trainings that take turns in one process, step by step.
+
+    Attributes:
+        micro_batch: Images of a micro-batch on average over all workers, where some are larger than others; each then
+            weighs as many images as it has, as in one undivided batch.
+    """
+
+    engine: Engine
+    objective: Objective
+    optimizer: torch.optim.Optimizer
+    schedule: Scheduler | None
+    total_steps: int
+    device: torch.device
+    guard: FiniteGuard
+    micro_batch: float | None = None
+    seed: int = 0
+    rank: int = 0
+    ema: ModelEmaV3 | None = None
+
+    def __call__(self, step: int, micro_batches: Iterable[Batch]) -> Step:
+        """Take the step that follows `step` others, on its micro-batches.
+
+        Raises:
+            NonFiniteLoss: see `FiniteGuard`.
+        """
+        engine, device = self.engine, self.device
+        engine.train()
+        torch.manual_seed(int(np.random.SeedSequence([self.seed, self.rank, step]).generate_state(1)[0]))
+        if self.schedule is not None:
+            self.schedule.step_update(step)
+        lr = self.optimizer.param_groups[0]["lr"]
+        draw_step(engine.module, self.seed, step, self.total_steps)
+        read = 0
+        for images, targets, *taught in micro_batches:
+            read += sum(len(answers) for answers in taught if not answers.asked)
+            images, targets = images.to(device, non_blocking=True), targets.to(device, non_blocking=True)
+            answers = [each.to(device, non_blocking=True) for each in taught]
+            losses = self.objective(engine, images, targets, *answers)
+            self.guard.watch(losses, step + 1, lr)
+            loss = losses["loss"]
+            if self.micro_batch is not None and len(targets) != self.micro_batch:
+                loss = loss * (len(targets) / self.micro_batch)
+            engine.backward(loss)
+            engine.step()
+        if self.ema is not None:
+            self.ema.update(engine.module, step)
+        return Step(step + 1, {name: loss.detach() for name, loss in losses.items()}, lr, read)
+
+
 def train_steps(
     engine: Engine,
     batches: Iterable[Batch],
@@ -263,47 +323,23 @@ def train_steps(
     total_steps: int,
     start_step: int = 0,
     accumulation: int = 1,
-    micro_batch: float | None = None,
     device: torch.device,
-    seed: int = 0,
-    rank: int = 0,
-    ema: ModelEmaV3 | None = None,
     guard: FiniteGuard,
+    **settings: Any,
 ) -> Iterator[Step]:
     """Train from `start_step` to `total_steps`, yielding after every optimizer step.
 
-    Every step seeds torch from (seed, rank, step), so a resumed run draws the same stochastic depth as an undisturbed
-    one.
-
     Args:
         batches: Micro-batches of this worker, from `start_step` on.
-        micro_batch: Images of a micro-batch on average over all workers, where some are larger than others; each then
-            weighs as many images as it has, as in one undivided batch.
+        settings: Others of `Stepper`.
 
     Raises:
         NonFiniteLoss: see `FiniteGuard`.
     """
+    take_step = Stepper(engine, objective, optimizer, schedule, total_steps, device, guard, **settings)
     stream = iter(batches)
     for step in range(start_step, total_steps):
-        engine.train()
-        torch.manual_seed(int(np.random.SeedSequence([seed, rank, step]).generate_state(1)[0]))
-        if schedule is not None:
-            schedule.step_update(step)
-        lr = optimizer.param_groups[0]["lr"]
-        draw_step(engine.module, seed, step, total_steps)
-        for _ in range(accumulation):
-            images, targets, *taught = next(stream)
-            images, targets = images.to(device, non_blocking=True), targets.to(device, non_blocking=True)
-            losses = objective(engine, images, targets, *(answers.to(device, non_blocking=True) for answers in taught))
-            guard.watch(losses, step + 1, lr)
-            loss = losses["loss"]
-            if micro_batch is not None and len(targets) != micro_batch:
-                loss = loss * (len(targets) / micro_batch)
-            engine.backward(loss)
-            engine.step()
-        if ema is not None:
-            ema.update(engine.module, step)
-        yield Step(step + 1, {name: loss.detach() for name, loss in losses.items()}, lr)
+        yield take_step(step, islice(stream, accumulation))
 
 
 @dataclass
@@ -325,29 +361,41 @@ class Scores:
 
 
 @torch.no_grad()
+def score(
+    model: nn.Module,
+    batch: Batch,
+    *,
+    device: torch.device,
+    autocast: torch.dtype | None = None,
+    ancestry: nn.Module | None = None,
+) -> Tensor:
+    """What one batch adds to the fields of `Scores`, float64 `[3]` on the device; the model is in evaluation mode.
+
+    Args:
+        ancestry: Where given, its decisions stand in for the labels, and top-1 is the agreement with it.
+    """
+    images, targets = (tensor.to(device, non_blocking=True) for tensor in batch[:2])
+    with torch.autocast(device.type, autocast, enabled=autocast is not None):
+        logits = model(images).float()
+        if ancestry is not None:
+            targets = ancestry(images).argmax(dim=-1)
+    correct = (logits.argmax(dim=-1) == targets).sum()
+    return torch.stack(
+        [correct, label_loss(logits, targets) * len(targets), torch.tensor(len(targets), device=device)]
+    ).double()
+
+
 def evaluate(
     model: nn.Module,
-    batches: Iterable[tuple[Tensor, Tensor]],
+    batches: Iterable[Batch],
     *,
     device: torch.device,
     autocast: torch.dtype | None = None,
     ancestry: nn.Module | None = None,
 ) -> Scores:
-    """Score a model in evaluation mode; it is left in that mode.
-
-    Args:
-        ancestry: Where given, its decisions stand in for the labels, and top-1 is the agreement with it.
-    """
+    """Score a model in evaluation mode, in which it is left; arguments are those of `score`."""
     model.eval()
     sums = torch.zeros(3, dtype=torch.float64, device=device)
-    for images, targets in batches:
-        images, targets = images.to(device, non_blocking=True), targets.to(device, non_blocking=True)
-        with torch.autocast(device.type, autocast, enabled=autocast is not None):
-            logits = model(images).float()
-            if ancestry is not None:
-                targets = ancestry(images).argmax(dim=-1)
-        correct = (logits.argmax(dim=-1) == targets).sum()
-        sums += torch.stack(
-            [correct, label_loss(logits, targets) * len(targets), torch.tensor(len(targets), device=device)]
-        )
+    for batch in batches:
+        sums += score(model, batch, device=device, autocast=autocast, ancestry=ancestry)
     return Scores(*sums.tolist())

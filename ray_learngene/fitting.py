@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,13 +18,15 @@ from ray_learngene.engine import (
     FiniteGuard,
     LabelObjective,
     NonFiniteLoss,
+    Stepper,
     TorchEngine,
     create_optimizer,
     create_schedule,
-    train_steps,
 )
+from ray_learngene.errors import Interrupted
 from ray_learngene.flops import training_flops
 from ray_learngene.methods.base import Adapter
+from ray_learngene.stream import Coroutine, Need, Part, Phase
 
 
 @dataclass(frozen=True)
@@ -39,7 +42,7 @@ class Fit:
         return {f"fit_{name}": value for name, value in vars(self).items()}
 
 
-def fit(
+def fitting(
     adapter: Adapter,
     images: Images,
     config: OptimizationConfig,
@@ -47,14 +50,19 @@ def fit(
     device: torch.device,
     autocast: torch.dtype | None,
     smoothing: float = 0.0,
-) -> tuple[VisionTransformer, Fit]:
+    clock: Callable[[], float] = time.monotonic,
+) -> Coroutine[tuple[VisionTransformer, Fit]]:
     """Train an adapter for its `fit_steps` by cross-entropy, and make it a plain model.
 
     Order and augmentation of the images are those of the training that follows; the learning rate falls from the
     adapter's `fit_lr` by a cosine, without warm-up.
+
+    Raises:
+        Interrupted: no batches were sent for a step; fitting starts anew another time.
+        NonFiniteLoss: the method's `fit_lr` is too high.
     """
     assert isinstance(adapter, nn.Module)
-    began = time.monotonic()
+    began = clock()
     steps_per_epoch = max(1, len(images.train) // config.batch_size)
     epochs = -(-adapter.fit_steps // steps_per_epoch)
     settings = config.model_copy(
@@ -65,29 +73,31 @@ def fit(
     )
     adapter.to(device)
     optimizer = create_optimizer(adapter, settings)
-    engine = TorchEngine(
-        adapter, optimizer, accumulation=config.accumulation, clip_grad=config.clip_grad, autocast=autocast
-    )
-    steps = train_steps(
-        engine,
-        images.training_batches(settings),
+    guard = FiniteGuard(device)
+    take_step = Stepper(
+        TorchEngine(
+            adapter, optimizer, accumulation=config.accumulation, clip_grad=config.clip_grad, autocast=autocast
+        ),
         LabelObjective(smoothing),
         optimizer,
         create_schedule(optimizer, settings, steps_per_epoch),
-        total_steps=adapter.fit_steps,
-        accumulation=config.accumulation,
+        adapter.fit_steps,
+        device,
+        guard,
         micro_batch=config.batch_size / config.accumulation,
-        device=device,
         seed=config.seed,
-        guard=FiniteGuard(device),
     )
     try:
-        for _ in steps:
-            pass
+        for step in range(adapter.fit_steps):
+            micro_batches = yield Need(Phase.FIT, step, Part.STEP)
+            if micro_batches is None:
+                raise Interrupted(0, config.epochs * steps_per_epoch)
+            lr = take_step(step, micro_batches).lr
+        guard.check(adapter.fit_steps, lr)
     except NonFiniteLoss:
         raise NonFiniteLoss(
             f"the loss is not finite while fitting to the size at learning rate {adapter.fit_lr:g}: lower the method's "
             "option fit_lr, as in wave:fit_lr=1e-3"
         ) from None
-    cost = Fit(adapter.fit_steps, adapter.fit_steps * config.batch_size, flops, round(time.monotonic() - began, 3))
+    cost = Fit(adapter.fit_steps, adapter.fit_steps * config.batch_size, flops, round(clock() - began, 3))
     return adapter.cpu().materialise(), cost

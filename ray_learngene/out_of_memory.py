@@ -23,9 +23,13 @@ _SAID = ("can't allocate memory", "CUDA out of memory", "ALLOC_FAILED", "low on 
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether an error of torch, numpy, Python or Ray means that memory was too small."""
-    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
-        return True
-    return any(text in str(error) or text in type(error).__name__ for text in _SAID)
+    known = isinstance(error, (torch.OutOfMemoryError, MemoryError))
+    return known or says_out_of_memory(f"{type(error).__name__}: {error}")
+
+
+def says_out_of_memory(text: str) -> bool:
+    """Whether the text of an error means that memory was too small."""
+    return any(words in text for words in _SAID)
 
 
 def with_smaller_micro_batch(config: ConfigT, world_size: int = 1) -> ConfigT:
@@ -68,7 +72,12 @@ def within_memory(train: Callable[[ConfigT], T], config: ConfigT, tell: Callable
                 raise
         # outside of the handler, as the error's traceback holds what filled the memory
         config = with_smaller_micro_batch(config)
-        gc.collect()
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
+        release_memory()
         tell(smaller_text(config))
+
+
+def release_memory() -> None:
+    """Give back what nobody refers to any more."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()

@@ -18,7 +18,7 @@ from ray_learngene import termination
 from ray_learngene.cluster import queue_here
 
 if TYPE_CHECKING:  # Ray Train's controller reads this file and needs no more of it
-    from ray_learngene.training import Worker
+    from ray_learngene.worker import Worker
 
 _SECONDS = 2.0  # between questions; each costs a collective operation and two calls to actors
 _MOST_STEPS = 1000

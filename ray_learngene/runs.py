@@ -28,8 +28,10 @@ from ray_learngene.out_of_memory import within_memory
 from ray_learngene.progress import Progress
 from ray_learngene.provenance import fingerprint, provenance
 from ray_learngene.store import Store
+from ray_learngene.stream import Answers
 from ray_learngene.terminal import ProgressPrinter, unreadable_text
-from ray_learngene.training import Answers, Worker, train
+from ray_learngene.training import train
+from ray_learngene.worker import Worker
 
 # Settings that say where and how a run is executed, not what it computes.
 # "deepspeed" is a path here; the file's content is added.

@@ -1,39 +1,75 @@
-"""One line in the terminal for every trial of a sweep that ends."""
+"""What Ray Tune tells of the trials of a sweep: how each member of each pack ends, and why a process had to."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from ray.tune import Callback
 from ray.tune.experiment import Trial
 
-from ray_learngene.terminal import finished_text, trial_line
+from ray_learngene.out_of_memory import says_out_of_memory
+from ray_learngene.trials import Outcomes
 
 
 class SweepProgress(Callback):
-    """Prints what finished, in the driver."""
+    """Tells in the driver what becomes of every descendant; a process that is started again goes on with the others."""
 
-    def __init__(self, total: int) -> None:
-        self.total, self.ended = total, 0
+    def __init__(self, outcomes: Outcomes) -> None:
+        self.outcomes = outcomes
+        self._ended: dict[str, set[int]] = {}  # members of packs, by the identity of Tune's trial
+        self._metrics: dict[tuple[str, int], dict[str, Any]] = {}
+
+    def on_trial_result(
+        self, iteration: int, trials: list[Trial], trial: Trial, result: dict[str, Any], **info: Any
+    ) -> None:
+        member = result["member"]
+        if result.get("error"):
+            self._end(trial, member, error=result["error"])
+        elif result.get("finished"):
+            self._end(trial, member, row=result)
+        else:
+            self._metrics[trial.trial_id, member] = result
 
     def on_trial_complete(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
-        result = trial.last_result
-        if result.get("error"):
-            self._print(trial, f"failed: {result['error']}")
-        elif result.get("finished"):
-            self._print(trial, finished_text(result))
-        else:
-            self._print(
-                trial, f"stopped early at epoch {result.get('epoch', 0):g} with top-1 {result.get('top1', 0):.2f} %"
-            )
+        for member in range(len(_config(trial)["pack"])):
+            self._end(trial, member)
 
     def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
-        lines = ((trial.get_error() and str(trial.get_error())) or "").strip().splitlines()
-        self._print(trial, f"failed: {lines[-1] if lines else 'its process died'}")
+        lines = _last_error(trial).strip().splitlines()
+        for member in range(len(_config(trial)["pack"])):
+            self._end(trial, member, error=lines[-1] if lines else "its process died")
 
-    def _print(self, trial: Trial, text: str) -> None:
-        self.ended += 1
-        one = trial.config.get("one", trial.config)
-        target = one["trial"]
-        line = trial_line(self.ended, self.total, target.arm, target.spec, target.seed, one["lr"], text)
-        print(line, flush=True)
+    def on_trial_recover(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
+        config = _config(trial)
+        ended = self._ended.get(trial.trial_id, set())
+        changes: dict[str, Any] = {"ended": sorted(ended)}
+        if says_out_of_memory(_last_error(trial)):  # Ray has ended the process: half as many at a time from now on
+            at_once = config.get("at_once", len(config["pack"]))
+            changes["at_once"] = max(1, min(at_once, len(config["pack"]) - len(ended)) // 2)
+        trial.set_config({**trial.config, "one": {**config, **changes}})
+
+    def _end(self, trial: Trial, member: int, row: dict[str, Any] | None = None, error: str | None = None) -> None:
+        """Tell how a member ended, the first time that it does; neither row nor error: the scheduler stopped it."""
+        ended = self._ended.setdefault(trial.trial_id, set())
+        if member in ended:
+            return
+        ended.add(member)
+        one = _config(trial)
+        target, metrics = one["pack"][member], self._metrics.get((trial.trial_id, member), {})
+        if row is not None:
+            self.outcomes.finished(target, row)
+        elif error is not None:
+            self.outcomes.failed(target, one["lr"], error, metrics)
+        else:
+            self.outcomes.stopped(target, one["lr"], metrics)
+
+
+def _config(trial: Trial) -> dict[str, Any]:
+    return trial.config.get("one", trial.config)
+
+
+def _last_error(trial: Trial) -> str:
+    """What Tune has noted of a trial's last failure, on this host; `Trial.get_error` asks the storage, too early."""
+    path = trial.error_file and Path(trial.error_file)
+    return path.read_text().rpartition("Failure # ")[2] if path and path.exists() else ""

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Generator, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -14,26 +13,28 @@ import ray_learngene.torchvision_cpu  # noqa: F401  isort:skip  (before the firs
 import safetensors.torch
 import torch
 from timm.utils.model_ema import ModelEmaV3
-from torch import Tensor, nn
-from torch.utils.data import DataLoader
+from torch import nn
 
 from ray_learngene.config import OptimizationConfig
 from ray_learngene.data.images import Images
 from ray_learngene.engine import (
-    Batch,
     Engine,
     FiniteGuard,
     NonFiniteLoss,
     Objective,
     Scores,
+    Step,
+    Stepper,
     create_schedule,
-    evaluate,
-    train_steps,
+    score,
 )
 from ray_learngene.errors import Interrupted, RunError
 from ray_learngene.progress import EMA_FILE, Progress, clear_disk_errors
+from ray_learngene.stream import Answers, Coroutine, Need, Part, Phase, Stream, Supply, feed
+from ray_learngene.worker import Worker
 
 REPORT_SECONDS = 30  # between reports inside a long epoch
+Trained = tuple[Progress, nn.Module | None]
 
 
 class TrainingEngine(Engine, Protocol):
@@ -55,33 +56,197 @@ class Checkpoints(Protocol):
     def finish(self) -> None: ...
 
 
-class Answers(Protocol):
-    """The ancestry model's answers beside a worker's batches; `read` counts images whose answer was not computed."""
+class Training:
+    """One run, which goes on from its last checkpoint to its last step and scores the validation split every epoch.
 
-    read: int
+    Args:
+        checkpoint_due: Called with (step, steps per epoch, seconds since the last checkpoint); the last step always is.
+        report: Called by the first worker with the metrics of every epoch.
+        judge: Model whose decisions stand in for labels in evaluation.
+        whole_evaluation: Every worker scores the whole split (partitioned weights need equal numbers of passes).
+        evaluate_first: Score the untrained model as epoch 0.
+        clock: The seconds that this run costs are taken from it.
+    """
 
-    def beside(self, loader: DataLoader[Any]) -> Iterable[Batch]: ...
+    def __init__(
+        self,
+        engine: TrainingEngine,
+        optimizer: torch.optim.Optimizer,
+        objective: Objective,
+        images: Images,
+        config: OptimizationConfig,
+        *,
+        worker: Worker,
+        checkpoints: Checkpoints,
+        checkpoint_due: Callable[[int, int, float], bool],
+        report: Callable[[dict[str, Any]], None],
+        judge: nn.Module | None = None,
+        autocast: torch.dtype | None = None,
+        whole_evaluation: bool = False,
+        evaluate_first: bool = False,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.engine, self.optimizer, self.images, self.config = engine, optimizer, images, config
+        self.worker, self.checkpoints, self.checkpoint_due, self.report = worker, checkpoints, checkpoint_due, report
+        self.judge, self.autocast, self.clock = judge, autocast, clock
+        self.whole_evaluation, self.evaluate_first = whole_evaluation, evaluate_first
+        self.steps_per_epoch = len(images.train) // config.batch_size
+        self.total_steps = config.epochs * self.steps_per_epoch
+        self.ema = ModelEmaV3(engine.module, decay=config.ema) if config.ema else None
+        self.progress = self._resume()
+        self.guard = FiniteGuard(worker.device, worker.total)
+        self.take_step = Stepper(
+            engine,
+            objective,
+            optimizer,
+            create_schedule(optimizer, config, self.steps_per_epoch),
+            self.total_steps,
+            worker.device,
+            self.guard,
+            micro_batch=worker.micro_batch(config),
+            seed=config.seed,
+            rank=worker.rank,
+            ema=self.ema,
+        )
+        self._resumed_at, self._seconds_before, self._began = self.progress.step, self.progress.seconds, clock()
+        self._answers_before, self._answers_read = self.progress.answers_read, 0
+        self._checkpointed = self._reported = time.monotonic()
 
+    def run(self) -> Coroutine[Trained]:
+        """The run as a coroutine that asks for its batches; see `stream`.
 
-@dataclass(frozen=True)
-class Worker:
-    """This process among the workers of a run; `total` adds tensors up over all of them in place."""
+        Returns:
+            The progress, and the weight average where one is kept.
 
-    device: torch.device
-    rank: int = 0
-    world_size: int = 1
-    total: Callable[[Tensor], Any] = lambda tensor: None
+        Raises:
+            Interrupted: no batches were sent for a step; a checkpoint of the steps before it is uploaded.
+            RunError: training cannot go on; all workers raise it at the same step.
+        """
+        progress = self.progress
+        if (self.evaluate_first or self.total_steps == 0) and not progress.history:
+            yield from self._score_epoch(Step(0, {}, 0.0))
+        while progress.step < self.total_steps:
+            micro_batches = yield Need(Phase.TRAIN, progress.step, Part.STEP)
+            if micro_batches is None:
+                self._checkpoint()
+                yield Need(Phase.TRAIN, progress.step, Part.STEP)  # others write theirs while this one is uploaded
+                self.checkpoints.finish()
+                raise Interrupted(progress.step, self.total_steps)
+            step = self.take_step(progress.step, micro_batches)
+            progress.step = step.number
+            self._answers_read += step.answers_read
+            now = time.monotonic()
+            if step.number % self.steps_per_epoch == 0:
+                self.guard.check(step.number, step.lr)
+                yield from self._score_epoch(step)
+            elif now - self._reported > REPORT_SECONDS:
+                self._tell(self._metrics(step))
+            since = now - self._checkpointed
+            if step.number == self.total_steps or self.checkpoint_due(step.number, self.steps_per_epoch, since):
+                self._checkpoint()
+        self._share_unreadable()
+        self.checkpoints.finish()
+        return progress, self.ema.module if self.ema is not None else None
 
-    def micro_batch(self, config: OptimizationConfig) -> float:
-        """Images of a micro-batch, on average over all workers."""
-        return config.batch_size / (self.world_size * config.accumulation)
+    def _resume(self) -> Progress:
+        with self.checkpoints.latest() as folder:
+            if folder is None:
+                return Progress()
+            self.engine.load(folder)
+            if self.ema is not None:
+                self.ema.module.load_state_dict(safetensors.torch.load_file(folder / EMA_FILE))
+            return Progress.read(folder)
 
-    def agree(self, error: RunError | None) -> None:
-        """Raise on all workers what any of them has met."""
-        failed = torch.tensor(float(error is not None), device=self.device)
-        self.total(failed)
-        if failed:
-            raise error or RunError("another worker cannot go on; its error is told by the first one")
+    def _score_epoch(self, step: Step) -> Generator[Need, Supply, None]:
+        """Score the model, and its average where one is kept, and add that to the history."""
+        self._share_statistics()
+        metrics = self._metrics(step)
+        models = [self.engine.module, *([self.ema.module] if self.ema is not None else [])]
+        scores = yield from self._score(models, step.number)
+        if not math.isfinite(scores[0].mean_loss):  # a finite loss can still have had a gradient that was not
+            raise NonFiniteLoss(
+                f"the validation loss is not finite at step {step.number}: lower --lr or set --clip-grad 1"
+            )
+        metrics |= {"top1": scores[0].top1, "val_loss": scores[0].mean_loss}
+        if self.ema is not None:
+            metrics["ema_top1"] = scores[1].top1
+        self.progress.history.append(metrics)
+        self._tell(metrics)
+
+    def _score(self, models: Sequence[nn.Module], step: int) -> Generator[Need, Supply, list[Scores]]:
+        """Scores of several models, which see the same batches."""
+        device = self.worker.device
+        sums = torch.zeros(len(models), 3, dtype=torch.float64, device=device)
+        for model in models:
+            model.eval()
+        need = Need(Phase.TRAIN, step, Part.VALIDATION)
+        while batches := (yield need):
+            for batch in batches:
+                for row, model in zip(sums, models, strict=True):
+                    row += score(model, batch, device=device, autocast=self.autocast, ancestry=self.judge)
+            need = need._replace(number=need.number + 1)
+        if not self.whole_evaluation:
+            self.worker.total(sums)
+        return [Scores(*row) for row in sums.tolist()]
+
+    def _metrics(self, step: Step) -> dict[str, Any]:
+        seconds = self.clock() - self._began
+        return {
+            "epoch": round(step.number / self.steps_per_epoch, 4),
+            "step": step.number,
+            **{name: loss.item() for name, loss in step.losses.items()},
+            "lr": step.lr,
+            "seconds": self._seconds_before + seconds,
+            "images_per_second": (step.number - self._resumed_at) * self.config.batch_size / max(1e-9, seconds),
+        }
+
+    def _tell(self, metrics: dict[str, Any]) -> None:
+        if self.worker.rank == 0:
+            self.report({**metrics, "epochs": self.config.epochs, "total_steps": self.total_steps})
+        self._reported = time.monotonic()
+
+    def _checkpoint(self) -> None:
+        progress = self.progress
+        self.guard.check(progress.step, self.optimizer.param_groups[0]["lr"])
+        self._share_statistics()
+        self._share_unreadable()
+        progress.seconds = self._seconds_before + self.clock() - self._began
+        progress.answers_read = self._answers_before + self._total_answers_read()
+        self.checkpoints.save(self._write, progress.history[-1] if progress.history else {})
+        self._checkpointed = time.monotonic()
+
+    def _write(self, folder: Path) -> None:
+        error = None
+        try:
+            with clear_disk_errors(folder):
+                self.engine.save(folder)  # first, as all workers take part in it
+                if self.worker.rank == 0:
+                    self.progress.write(folder)
+                    if self.ema is not None:
+                        safetensors.torch.save_file(self.ema.module.state_dict(), folder / EMA_FILE)
+        except RunError as caught:
+            error = caught
+        self.worker.agree(error)
+
+    def _total_answers_read(self) -> int:
+        read = torch.tensor(float(self._answers_read), dtype=torch.float64, device=self.worker.device)
+        self.worker.total(read)
+        return round(read.item())
+
+    def _share_statistics(self) -> None:
+        """Average what is not a parameter, BatchNorm's statistics, over the workers: each has seen its own images."""
+        for buffer in self.engine.module.buffers() if self.worker.world_size > 1 else ():
+            if buffer.is_floating_point():
+                self.worker.total(buffer)
+                buffer /= self.worker.world_size
+
+    def _share_unreadable(self) -> None:
+        """Every worker has read its own images."""
+        for reader in self.images.readers if self.images.unreadable == "skip" else ():
+            seen = reader.unreadable.to(self.worker.device, torch.int32)
+            self.worker.total(seen)
+            reader.unreadable.copy_(seen > 0)
+            self.progress.unreadable = sorted({*self.progress.unreadable, *reader.names()})
 
 
 def train(
@@ -93,25 +258,17 @@ def train(
     *,
     worker: Worker,
     checkpoints: Checkpoints,
-    checkpoint_due: Callable[[int, int, float], bool],
-    report: Callable[[dict[str, Any]], None],
     answers: Answers | None = None,
     stop: Callable[[int], bool] = lambda step: False,
-    judge: nn.Module | None = None,
-    autocast: torch.dtype | None = None,
     whole_evaluation: bool = False,
-    evaluate_first: bool = False,
-) -> tuple[Progress, nn.Module | None]:
-    """Continue from the last checkpoint to the last step, scoring the validation split after every epoch.
+    **settings: Any,
+) -> Trained:
+    """Train one model from a stream of its own.
 
     Args:
-        checkpoint_due: Called with (step, steps per epoch, seconds since the last checkpoint); the last step always is.
-        report: Called by the first worker with the metrics of every epoch.
         answers: What the objective is given with every batch of images; None where it needs no more.
-        stop: Called after every step, by all workers; where it says so, training is put down with a checkpoint.
-        judge: Model whose decisions stand in for labels in evaluation.
-        whole_evaluation: Every worker scores the whole split (partitioned weights need equal numbers of passes).
-        evaluate_first: Score the untrained model as epoch 0.
+        stop: Called before every step, by all workers; where it says so, training is put down with a checkpoint.
+        settings: Others of `Training`.
 
     Returns:
         The progress, and the weight average where one is kept.
@@ -120,141 +277,15 @@ def train(
         Interrupted: `stop` said so.
         RunError: training cannot go on; all workers raise it at the same step.
     """
-    progress = Progress()
-    ema = ModelEmaV3(engine.module, decay=config.ema) if config.ema else None
-    with checkpoints.latest() as folder:
-        if folder is not None:
-            progress = Progress.read(folder)
-            engine.load(folder)
-            if ema is not None:
-                ema.module.load_state_dict(safetensors.torch.load_file(folder / EMA_FILE))
-    loader = images.training_batches(config, rank=worker.rank, world_size=worker.world_size, start_step=progress.step)
-    batches: Iterable[Batch] = loader if answers is None else answers.beside(loader)
-    answers_before = progress.answers_read
-    steps_per_epoch = len(images.train) // config.batch_size
-    total_steps = config.epochs * steps_per_epoch
-    validation = images.validation_batches(
-        max(1, int(worker.micro_batch(config))),
-        rank=0 if whole_evaluation else worker.rank,
-        world_size=1 if whole_evaluation else worker.world_size,
-    )
-
-    def score(model: nn.Module) -> Scores:
-        scores = evaluate(model, validation, device=worker.device, autocast=autocast, ancestry=judge)
-        if whole_evaluation:
-            return scores
-        sums = torch.tensor([scores.correct, scores.loss, scores.images], dtype=torch.float64, device=worker.device)
-        worker.total(sums)
-        return Scores(*sums.tolist())
-
-    def share_statistics() -> None:
-        """Average what is not a parameter, BatchNorm's statistics, over the workers: each has seen its own images."""
-        for buffer in engine.module.buffers() if worker.world_size > 1 else ():
-            if buffer.is_floating_point():
-                worker.total(buffer)
-                buffer /= worker.world_size
-
-    def answers_read() -> int:
-        read = torch.tensor(float(answers.read if answers else 0), dtype=torch.float64, device=worker.device)
-        worker.total(read)
-        return answers_before + round(read.item())
-
-    def share_unreadable() -> None:
-        """Every worker has read its own images."""
-        for reader in images.readers if images.unreadable == "skip" else ():
-            seen = reader.unreadable.to(worker.device, torch.int32)
-            worker.total(seen)
-            reader.unreadable.copy_(seen > 0)
-            progress.unreadable = sorted({*progress.unreadable, *reader.names()})
-
-    def write(folder: Path) -> None:
-        error = None
-        try:
-            with clear_disk_errors(folder):
-                engine.save(folder)  # first, as all workers take part in it
-                if worker.rank == 0:
-                    progress.write(folder)
-                    if ema is not None:
-                        safetensors.torch.save_file(ema.module.state_dict(), folder / EMA_FILE)
-        except RunError as caught:
-            error = caught
-        worker.agree(error)
-
-    def checkpoint() -> None:
-        guard.check(progress.step, optimizer.param_groups[0]["lr"])
-        share_statistics()
-        share_unreadable()
-        progress.seconds = seconds_before + time.monotonic() - began
-        progress.answers_read = answers_read()
-        checkpoints.save(write, progress.history[-1] if progress.history else {})
-
-    guard = FiniteGuard(worker.device, worker.total)
-    schedule = create_schedule(optimizer, config, steps_per_epoch)
-    resumed_at, began = progress.step, time.monotonic()
-    seconds_before, checkpointed, reported = progress.seconds, began, began
-
-    def metrics_at(step: int, losses: dict[str, Tensor], lr: float) -> dict[str, Any]:
-        seconds = time.monotonic() - began
-        return {
-            "epoch": round(step / steps_per_epoch, 4),
-            "step": step,
-            **{name: loss.item() for name, loss in losses.items()},
-            "lr": lr,
-            "seconds": seconds_before + seconds,
-            "images_per_second": (step - resumed_at) * config.batch_size / max(1e-9, seconds),
-        }
-
-    def tell(metrics: dict[str, Any]) -> None:
-        nonlocal reported
-        if worker.rank == 0:
-            report({**metrics, "epochs": config.epochs, "total_steps": total_steps})
-        reported = time.monotonic()
-
-    def record(step: int, losses: dict[str, Tensor], lr: float) -> None:
-        share_statistics()
-        metrics = metrics_at(step, losses, lr)
-        scores = score(engine.module)
-        if not math.isfinite(scores.mean_loss):  # a finite loss can still have had a gradient that was not
-            raise NonFiniteLoss(f"the validation loss is not finite at step {step}: lower --lr or set --clip-grad 1")
-        metrics |= {"top1": scores.top1, "val_loss": scores.mean_loss}
-        if ema is not None:
-            metrics["ema_top1"] = score(ema.module).top1
-        progress.history.append(metrics)
-        tell(metrics)
-
-    if (evaluate_first or total_steps == 0) and not progress.history:
-        record(0, {}, 0.0)
-    for step in train_steps(
+    training = Training(
         engine,
-        batches,
-        objective,
         optimizer,
-        schedule,
-        total_steps=total_steps,
-        start_step=progress.step,
-        accumulation=config.accumulation,
-        micro_batch=worker.micro_batch(config),
-        device=worker.device,
-        seed=config.seed,
-        rank=worker.rank,
-        ema=ema,
-        guard=guard,
-    ):
-        progress.step = step.number
-        last = step.number == total_steps
-        now = time.monotonic()
-        if step.number % steps_per_epoch == 0:
-            guard.check(step.number, step.lr)
-            record(step.number, step.losses, step.lr)
-        elif now - reported > REPORT_SECONDS:
-            tell(metrics_at(step.number, step.losses, step.lr))
-        if stop(step.number) and not last:
-            checkpoint()
-            checkpoints.finish()
-            raise Interrupted(step.number, total_steps)
-        if last or checkpoint_due(step.number, steps_per_epoch, now - checkpointed):
-            checkpoint()
-            checkpointed = time.monotonic()
-    share_unreadable()
-    checkpoints.finish()
-    return progress, ema.module if ema is not None else None
+        objective,
+        images,
+        config,
+        worker=worker,
+        checkpoints=checkpoints,
+        whole_evaluation=whole_evaluation,
+        **settings,
+    )
+    return feed(training.run(), Stream(images, config, worker, answers, whole_evaluation), stop)

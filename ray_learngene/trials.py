@@ -1,23 +1,22 @@
-"""The trials of a sweep on Ray Tune: one plain single process for each descendant that is not finished yet."""
+"""The trials of a sweep: every descendant that is not finished yet, side by side with others where that is good."""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ray_learngene import termination
 from ray_learngene.ancestry import Ancestry
 from ray_learngene.arms import Arm
 from ray_learngene.candidates import StoredLearngene
-from ray_learngene.checkpoints import StoreCheckpoints
 from ray_learngene.config import SweepConfig
+from ray_learngene.costs import kept_memory, macs, step_memory
 from ray_learngene.data.images import Images
-from ray_learngene.descend import Descendant, descendant, train_descendant
-from ray_learngene.errors import Interrupted, RunError
+from ray_learngene.descend import Descendant, Tuning, descendant
+from ray_learngene.errors import RunError
+from ray_learngene.packing import Load, Place, pack
+from ray_learngene.siblings import train_siblings
 from ray_learngene.specs import Spec
-from ray_learngene.store import Store
 from ray_learngene.terminal import finished_text, print_message, trial_line
 
 
@@ -57,23 +56,104 @@ class SweepInputs:
             trial.arm, trial.spec, trial.seed, lr, self.config, self.images, self.learngene(trial), self.ancestry
         )
 
-    def train(self, trial: Trial, lr: float, report: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
-        """Train a trial's descendant; returns its row of the results table."""
-        return train_descendant(
-            self.descendant(trial, lr),
-            self.learngene(trial),
+    def train(
+        self,
+        trials: Sequence[Trial],
+        lr: float,
+        report: Callable[[Trial, dict[str, Any]], None],
+        ended: Callable[[Trial, dict[str, Any] | RunError], None],
+    ) -> None:
+        """Train the descendants of trials that see the same views, side by side; see `train_siblings`."""
+
+        def tuning(trial: Trial) -> Tuning:
+            return Tuning(
+                self.descendant(trial, lr),
+                self.learngene(trial),
+                self.costs[trial.spec],
+                lambda metrics: report(trial, metrics),
+            )
+
+        trial_of = {tuning(trial): trial for trial in trials}
+        train_siblings(
+            list(trial_of),
             self.images,
             self.config,
-            self.costs[trial.spec],
             self.ancestry,
-            report,
+            lambda tuning, outcome: ended(trial_of[tuning], outcome),
+        )
+
+    def packs(self, trials: Sequence[Trial], place: Place) -> list[list[Trial]]:
+        """Who is trained beside whom on places of a kind."""
+        config = self.config
+        micro_batch = config.batch_size // config.accumulation
+        image = 4 * 3 * self.images.preprocessing.image_size**2
+        shared = 2 * config.batch_size * image  # a batch, and the next or what it was made of
+        if self.ancestry is not None:
+            shared += sum(each.numel() * each.element_size() for each in self.ancestry.state_dict().values())
+        loads = [
+            Load(
+                trial,
+                trial.seed if config.view_seed is None else config.view_seed,
+                macs(trial.spec),
+                kept_memory(trial.spec, averaged=config.ema > 0),
+                step_memory(trial.spec, micro_batch),
+            )
+            for trial in trials
+        ]
+        packs = pack(loads, Place(place.count, place.memory - shared), config.most_siblings)
+        return [[load.trial for load in each.loads] for each in packs]
+
+
+class Outcomes:
+    """What becomes of the trials of a sweep: a line for each in the terminal, a row for each that did not finish."""
+
+    def __init__(self, inputs: SweepInputs, total: int) -> None:
+        self.inputs, self.total, self.ended = inputs, total, 0
+        self.rows: list[dict[str, Any]] = []
+
+    def finished(self, trial: Trial, row: dict[str, Any]) -> None:
+        """It is in the store."""
+        self._print(trial, row["lr"], finished_text(row))
+
+    def failed(self, trial: Trial, lr: float, error: str, metrics: dict[str, Any]) -> None:
+        """`metrics` are the last that it reported, if any."""
+        self._print(trial, lr, f"failed: {error}")
+        self._keep(trial, lr, "failed", error, metrics)
+
+    def stopped(self, trial: Trial, lr: float, metrics: dict[str, Any]) -> None:
+        """Early, by the scheduler; not an error."""
+        epoch, top1 = metrics.get("epoch", 0), metrics.get("top1", 0)
+        self._print(trial, lr, f"stopped early at epoch {epoch:g} with top-1 {top1:.2f} %")
+        self._keep(trial, lr, "stopped", None, metrics)
+
+    def _print(self, trial: Trial, lr: float, text: str) -> None:
+        self.ended += 1
+        print(trial_line(self.ended, self.total, trial.arm, trial.spec, trial.seed, lr, text), flush=True)
+
+    def _keep(self, trial: Trial, lr: float, status: str, error: str | None, metrics: dict[str, Any]) -> None:
+        self.rows.append(
+            {
+                "descendant": self.inputs.descendant(trial, lr).name,
+                "sweep": self.inputs.config.name,
+                "status": status,
+                "error": error,
+                "arm": trial.arm,
+                "width": trial.spec.width,
+                "depth": trial.spec.depth,
+                "seed": trial.seed,
+                "lr": lr,
+                "epochs": self.inputs.config.epochs,
+                "top1": metrics.get("top1"),
+                "steps": metrics.get("step"),
+                "seconds": metrics.get("seconds"),
+            }
         )
 
 
 def run_trials(
     inputs: SweepInputs, wanted: Sequence[Trial], before: Sequence[dict[str, Any]], on_start: Callable[[], None]
 ) -> list[dict[str, Any]]:
-    """Train what is wanted and not among the rows from before, on the cluster.
+    """Train what is wanted and not among the rows from before, on the cluster or in this process.
 
     Args:
         on_start: Called once the cluster has answered, before the first trial.
@@ -82,34 +162,49 @@ def run_trials(
         A row for each trial that failed or was stopped early; those that finished are in the store.
     """
     config = inputs.config
-    groups: list[dict[str, Any]] = [{"trial": trial, "group": inputs.descendant(trial, 0.0).group} for trial in wanted]
     known = _known(inputs, wanted, before) if config.lr_search else {}
     if config.lr_search:
-        left = [group for turn in range(config.lr_search) for group in groups if turn >= len(known[group["group"]])]
+        tried = {trial: len(known[inputs.descendant(trial, 0.0).group]) for trial in wanted}
+        left = [trial for turn in range(config.lr_search) for trial in wanted if turn >= tried[trial]]
     else:
         names = {row["descendant"] for row in before}
-        left = [group for group in groups if inputs.descendant(group["trial"], config.lr).name not in names]
+        left = [trial for trial in wanted if inputs.descendant(trial, config.lr).name not in names]
     total = len(wanted) * max(1, config.lr_search)
     done = f", {total - len(left)} already finished" if len(left) < total else ""
     print(f"sweep {config.name}: {len(left)} descendants to train{done}", flush=True)
+    outcomes = Outcomes(inputs, len(left))
     if left and not config.in_process:
-        return _tune(inputs, left, known, on_start)
-    on_start()
-    return _train_here(inputs, left)
+        from ray_learngene.cluster_trials import train_on_cluster
+
+        train_on_cluster(inputs, left, known, outcomes, on_start)
+    else:
+        on_start()
+        _train_here(inputs, left, outcomes)
+    return outcomes.rows
 
 
-def _train_here(inputs: SweepInputs, left: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The trials one after another in this process; returns a row for each that failed."""
-    failed = []
-    for number, one in enumerate(left, start=1):
-        trial, lr = one["trial"], inputs.config.lr
-        try:
-            text = finished_text(inputs.train(trial, lr, print_message))
-        except RunError as error:
-            text = f"failed: {error}"
-            failed.append(_unfinished_row(inputs, trial, lr, {}, str(error)))
-        print(trial_line(number, len(left), trial.arm, trial.spec, trial.seed, lr, text), flush=True)
-    return failed
+def _train_here(inputs: SweepInputs, left: Sequence[Trial], outcomes: Outcomes) -> None:
+    """One pack after another in this process."""
+    from ray_learngene.places import own_place
+
+    lr = inputs.config.lr
+
+    def ended(trial: Trial, outcome: dict[str, Any] | RunError) -> None:
+        if isinstance(outcome, RunError):
+            outcomes.failed(trial, lr, str(outcome), {})
+        else:
+            outcomes.finished(trial, outcome)
+
+    packs = inputs.packs(left, own_place()) if left else []
+    print_packs(packs)
+    for trials in packs:
+        inputs.train(trials, lr, lambda trial, metrics: print_message(metrics), ended)
+
+
+def print_packs(packs: Sequence[Sequence[Trial]]) -> None:
+    """Say which trials share their images, if any do."""
+    if largest := max((len(trials) for trials in packs if len(trials) > 1), default=0):
+        print(f"up to {largest} of them train side by side, on images that are read once (--siblings)", flush=True)
 
 
 def _known(
@@ -124,112 +219,3 @@ def _known(
             if one.name == name:
                 known[one.group].append((row["lr"], row["top1"]))
     return known
-
-
-def _tune(
-    inputs: SweepInputs,
-    left: Sequence[dict[str, Any]],
-    known: dict[str, list[tuple[float, float]]],
-    on_start: Callable[[], None],
-) -> list[dict[str, Any]]:
-    os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")  # histories are published with each descendant
-    os.environ.setdefault("TUNE_GLOBAL_CHECKPOINT_S", "60")
-    os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # else Tune prints a banner although it is told to be quiet
-    from ray import tune
-
-    from ray_learngene.cluster import cluster_has_gpus, ray_cluster, require_resources
-    from ray_learngene.preemption import CatchesSigterm
-    from ray_learngene.search import GroupedASHA, LearningRateSearch
-    from ray_learngene.sweep_progress import SweepProgress
-
-    config = inputs.config
-    store = Store(config.store, config.store_patience)
-    search = LearningRateSearch(left, known, config) if config.lr_search else None
-    space = {} if search else {"one": tune.grid_search([{**group, "lr": config.lr} for group in left])}
-    with ray_cluster(config.address):
-        gpus = float(cluster_has_gpus()) if config.gpus_per_trial is None else config.gpus_per_trial
-        require_resources(config.address, 1, config.cpus_per_trial, gpus, "trials")
-        on_start()
-        storage_path, storage_filesystem = store.ray_storage(f"sweep-{config.name}")
-        resources = {"CPU": config.cpus_per_trial, "GPU": gpus}
-        _train.__mixins__ = (CatchesSigterm,)  # type: ignore[attr-defined]  # how Tune extends a function's actor
-        results = tune.Tuner(
-            tune.with_resources(tune.with_parameters(_train, inputs=inputs), resources),
-            param_space=space,
-            tune_config=tune.TuneConfig(
-                num_samples=len(left) if search else 1,
-                metric="top1",
-                mode="max",
-                search_alg=search,
-                scheduler=GroupedASHA(config.epochs) if config.asha else None,
-                max_concurrent_trials=config.max_concurrent or None,
-                reuse_actors=True,
-                trial_dirname_creator=lambda trial: trial.trial_id,
-            ),
-            run_config=tune.RunConfig(
-                name=f"sweep-{config.name}",
-                storage_path=storage_path,
-                storage_filesystem=storage_filesystem,
-                failure_config=tune.FailureConfig(max_failures=config.max_failures),
-                callbacks=[SweepProgress(len(left))],
-                verbose=0,
-            ),
-        ).fit()
-        ended = [results[index] for index in range(len(results))]
-    rows = [_unfinished(inputs, result) for result in ended if not (result.metrics or {}).get("finished")]
-    for row in rows:
-        if row["status"] == "stopped":  # for good, unlike a failed one
-            StoreCheckpoints(store, f"{config.name}/{row['descendant']}").remove()
-    return rows
-
-
-def _train(one: dict[str, Any], inputs: SweepInputs) -> None:
-    """One Tune trial. What trying again would not help is reported, not raised."""
-    import torch
-    from ray import tune
-
-    config = inputs.config
-    torch.set_num_threads(max(1, int(config.cpus_per_trial)))
-    if torch.cuda.is_available() and 0 < (config.gpus_per_trial or 0) < 1:
-        torch.cuda.set_per_process_memory_fraction(config.gpus_per_trial or 1)  # Ray's shares are bookkeeping only
-    one = one.get("one", one)
-
-    def report(metrics: dict[str, Any]) -> None:
-        if "top1" in metrics:  # Tune refuses a result without what it compares, such as one in mid-epoch
-            tune.report(metrics)
-
-    try:
-        row = inputs.train(one["trial"], one["lr"], report)
-    except RunError as error:
-        tune.report({"top1": float("-inf"), "error": str(error)})
-        return
-    except Interrupted:
-        os._exit(termination.STATUS)  # Tune starts it elsewhere; it counts as a failure only if its node stays
-    tune.report({**row, "epoch": config.epochs, "epochs": config.epochs, "finished": True})
-
-
-def _unfinished(inputs: SweepInputs, result: Any) -> dict[str, Any]:
-    one, metrics = result.config.get("one", result.config), result.metrics or {}
-    trial: Trial = one["trial"]
-    error = metrics.get("error") or (str(result.error).strip().splitlines()[-1] if result.error else None)
-    return _unfinished_row(inputs, trial, one["lr"], metrics, error)
-
-
-def _unfinished_row(
-    inputs: SweepInputs, trial: Trial, lr: float, metrics: dict[str, Any], error: str | None
-) -> dict[str, Any]:
-    return {
-        "descendant": inputs.descendant(trial, lr).name,
-        "sweep": inputs.config.name,
-        "status": "failed" if error else "stopped",
-        "error": error,
-        "arm": trial.arm,
-        "width": trial.spec.width,
-        "depth": trial.spec.depth,
-        "seed": trial.seed,
-        "lr": lr,
-        "epochs": inputs.config.epochs,
-        "top1": metrics.get("top1"),
-        "steps": metrics.get("step"),
-        "seconds": metrics.get("seconds"),
-    }

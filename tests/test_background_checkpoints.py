@@ -21,7 +21,8 @@ from ray_learngene.engine import LabelObjective, TorchEngine, create_optimizer
 from ray_learngene.errors import UserError
 from ray_learngene.specs import PRESETS, build
 from ray_learngene.store import Store
-from ray_learngene.training import Worker, train
+from ray_learngene.training import train
+from ray_learngene.worker import Worker
 
 CPU = torch.device("cpu")
 CONFIG = OptimizationConfig(epochs=2, batch_size=256, warmup_epochs=0, drop_path=0)

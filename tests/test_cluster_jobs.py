@@ -12,6 +12,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import timm
@@ -276,6 +277,53 @@ def test_a_sweep_run_again_trains_only_what_is_missing(
     assert "1 descendants to train, 3 already finished" in capsys.readouterr().out
     assert after.keys() == before.keys() and len(table) == 4
     assert [name for name in after if after[name] != before[name]] == [min(before)]
+
+
+def test_the_places_of_a_cluster(head: tuple[str, str]) -> None:
+    import ray
+
+    from ray_learngene.cluster import ray_cluster
+    from ray_learngene.places import cluster_place
+
+    with ray_cluster(head[0]):
+        counts = [cluster_place(cpus, 0, most).count for cpus, most in ((1, 0), (0.5, 0), (1, 1), (3, 0))]
+        one, two = (cluster_place(cpus, 0, 0).memory for cpus in (1, 2))
+        (node,) = ray.nodes()
+    assert counts == [2, 4, 1, 1]
+    assert 0 < one < node["Resources"]["memory"] / 2 < two < node["Resources"]["memory"]
+
+
+def test_a_pack_whose_process_is_killed_goes_on_with_those_that_have_not_finished(
+    sweep_config: SweepConfig, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from ray_learngene import sweep_progress
+    from ray_learngene.sweep import sweep
+
+    killed: list[int] = []
+
+    class Killing(sweep_progress.SweepProgress):
+        def on_trial_result(self, iteration: int, trials: Any, trial: Any, result: dict[str, Any], **info: Any) -> None:
+            super().on_trial_result(iteration, trials, trial, result, **info)
+            if result.get("finished") and not killed:
+                killed.append(result["pid"])
+                os.kill(result["pid"], signal.SIGKILL)
+
+    monkeypatch.setattr(sweep_progress, "SweepProgress", Killing)
+    table = sweep(sweep_config.model_copy(update={"name": "killed", "siblings": 4, "max_failures": 1}))
+    said = capsys.readouterr().out
+    assert killed and "up to 4 of them train side by side" in said
+    assert [said.count(f"[{number}/4]") for number in (1, 2, 3, 4)] == [1, 1, 1, 1]
+    assert (table["status"] == "finished").all() and len(table) == 4
+    store = Store(sweep_config.store)
+
+    def weights(sweep_name: str) -> dict[str, str]:
+        found = store.manifests("descendant", under=sweep_name)
+        return {
+            one.name.split("/")[1]: next(e.sha256 for e in one.files if e.path.endswith("model.safetensors"))
+            for one in found
+        }
+
+    assert weights("killed") == weights("digits"), "of another number of siblings, never killed: bit for bit"
 
 
 def test_learning_rates_are_searched_inside_each_descendants_own_group(sweep_config: SweepConfig) -> None:

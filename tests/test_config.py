@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from ray_learngene import cli, config
-from ray_learngene.config import DistillConfig, SweepConfig, WorkersConfig, load_config
+from ray_learngene.config import DistillConfig, SiblingsConfig, SweepConfig, WorkersConfig, load_config
 from ray_learngene.errors import UserError
 
 ROOT = Path(__file__).parent.parent
@@ -96,6 +96,24 @@ def test_every_command_of_the_readme_is_valid(line: str, monkeypatch: pytest.Mon
     words = shlex.split(line, comments=True)
     assert words[0] == "learngene"
     cli._parse(words[1:])
+
+
+@pytest.mark.parametrize(("siblings", "most"), [("auto", None), ("1", 1), (8, 8)])
+def test_numbers_of_siblings(siblings: str | int, most: int | None) -> None:
+    assert SiblingsConfig(siblings=siblings).most_siblings == most
+
+
+@pytest.mark.parametrize("siblings", ["all", "0", -1, True, 1.5])
+def test_what_is_no_number_of_siblings(siblings: object) -> None:
+    with pytest.raises(UserError, match="^--siblings: give a number from 1 up, or auto"):
+        load_config(SiblingsConfig, {"siblings": siblings})
+
+
+def test_descendants_whose_learning_rates_are_searched_are_alone() -> None:
+    needed = {"data": "digits", "name": "x", "learngene": "y", "lr_search": 2}
+    assert load_config(SweepConfig, needed).siblings == "auto"
+    with pytest.raises(UserError, match="leave siblings out, or lr_search"):
+        load_config(SweepConfig, {**needed, "siblings": 4})
 
 
 @pytest.mark.parametrize(("workers", "least", "most"), [("0", 0, 0), (3, 3, 3), ("2:8", 2, 8), ("4:4", 4, 4)])

@@ -14,9 +14,10 @@ from ray_learngene.config import SweepConfig
 from ray_learngene.costs import measure_latency
 from ray_learngene.data import open_image_sets
 from ray_learngene.data.images import Images, Preprocessing
-from ray_learngene.descend import Descendant, descendant, train_descendant
+from ray_learngene.descend import Descendant, Tuning, descendant
 from ray_learngene.export import load_timm
 from ray_learngene.methods import create_method
+from ray_learngene.siblings import train_descendant
 from ray_learngene.specs import PRESETS, build
 from ray_learngene.store import Store
 
@@ -59,7 +60,7 @@ def run(store: Path, arm: str = "sws", report: Any = lambda metrics: None) -> tu
     expanded = stored if arm == "sws" else None
     costs = cost_columns(SPEC, measure_latency(build(SPEC), 8, runs=3), 256)
     one = descendant(arm, SPEC, 3, 1e-3, config, images, expanded)
-    return one, train_descendant(one, expanded, images, config, costs, report=report)
+    return one, train_descendant(Tuning(one, expanded, costs, report), images, config)
 
 
 def weights(store: Path, one: Descendant, out: Path) -> dict[str, torch.Tensor]:

@@ -30,7 +30,8 @@ from ray_learngene.losses import DistillationLoss
 from ray_learngene.methods import create_method
 from ray_learngene.specs import PRESETS, build
 from ray_learngene.store import Store
-from ray_learngene.training import Worker, train
+from ray_learngene.training import train
+from ray_learngene.worker import Worker
 
 CPU = torch.device("cpu")
 NANO = PRESETS["nano"].replace(depth=3)

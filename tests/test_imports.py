@@ -12,7 +12,8 @@ import ray_learngene
 
 MODULES = [module.name for module in pkgutil.walk_packages(ray_learngene.__path__, "ray_learngene.")]
 SCIENCE = (
-    *("specs", "costs", "budgets", "losses", "engine", "training", "soft_labels.kept", "config", "errors"),
+    *("specs", "costs", "budgets", "losses", "engine", "training", "stream", "turns", "packing", "soft_labels.kept"),
+    *("config", "errors"),
     *(name.removeprefix("ray_learngene.") for name in MODULES if ".methods" in name or ".data" in name),
 )
 

@@ -32,7 +32,8 @@ from ray_learngene.soft_labels.cache import FILE, facts_of, from_table, part_nam
 from ray_learngene.soft_labels.kept import SoftLabels
 from ray_learngene.specs import PRESETS
 from ray_learngene.store import Store
-from ray_learngene.training import Worker, train
+from ray_learngene.training import train
+from ray_learngene.worker import Worker
 
 CPU = torch.device("cpu")
 STRONG = AugmentationConfig(mixup=0.8, cutmix=1.0, reprob=0.25, repeats=2, scale=(0.7, 1.0))

@@ -291,12 +291,13 @@ def test_sigterm_to_a_trial_leaves_a_checkpoint(
     cluster: Nodes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = descendant_inputs(tmp_path / "store")[0].model_copy(
-        update={"epochs": 12, "depths": (2,), "arms": ("sws",), "checkpoint_seconds": 10**6, "max_failures": 1}
+        update={"epochs": 12, "depths": "2", "arms": ("sws",), "checkpoint_seconds": 10**6, "max_failures": 1}
     )
     epochs: list[float] = []
 
     class Terminating(sweep_progress.SweepProgress):
         def on_trial_result(self, iteration: int, trials: Any, trial: Any, result: dict[str, Any], **info: Any) -> None:
+            super().on_trial_result(iteration, trials, trial, result, **info)
             epochs.append(result["epoch"])
             if len(epochs) == 3:
                 [trial_process] = processes("ray::_train")

@@ -45,6 +45,7 @@ from ray_learngene.sweep import sweep
 _MAY_CHANGE = {
     *("arms", "reference", "depths", "widths", "seeds", "lrs", "tune_lrs", "store", "store_patience", "out"),
     *("in_process", "cpus_per_trial", "gpus_per_trial", "check_images", "unreadable", "loader_workers", "data_dir"),
+    "siblings",
     *ClusterConfig.model_fields,
 }
 

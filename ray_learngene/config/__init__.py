@@ -16,7 +16,7 @@ from ray_learngene.config.artefacts import (
 from ray_learngene.config.base import Config, load_config, read_recipe
 from ray_learngene.config.bench import BenchArm, BenchConfig
 from ray_learngene.config.data import AugmentationConfig, DataConfig
-from ray_learngene.config.descendants import PlanConfig, SelectionConfig, SweepConfig
+from ray_learngene.config.descendants import PlanConfig, SelectionConfig, SiblingsConfig, SweepConfig
 from ray_learngene.config.learngenes import AncestryConfig, DistillConfig, ExtractConfig, SoftLabelsConfig
 from ray_learngene.config.submit import SubmitConfig
 from ray_learngene.config.training import (
@@ -50,6 +50,7 @@ __all__ = [
     "PullConfig",
     "SelectionConfig",
     "ShowConfig",
+    "SiblingsConfig",
     "SoftLabelsConfig",
     "StoreConfig",
     "SubmitConfig",

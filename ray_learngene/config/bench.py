@@ -8,6 +8,7 @@ from pydantic import Field, model_validator
 
 from ray_learngene.config.base import Config
 from ray_learngene.config.data import AugmentationConfig, DataConfig
+from ray_learngene.config.descendants import SiblingsConfig
 from ray_learngene.config.training import ClusterConfig, DistillationConfig, OptimizationConfig, StoreConfig
 
 LearningRate = Annotated[float, Field(gt=0)]
@@ -38,7 +39,15 @@ class BenchArm(Config):
         return self
 
 
-class BenchConfig(StoreConfig, DataConfig, DistillationConfig, OptimizationConfig, AugmentationConfig, ClusterConfig):
+class BenchConfig(
+    StoreConfig,
+    DataConfig,
+    DistillationConfig,
+    OptimizationConfig,
+    AugmentationConfig,
+    ClusterConfig,
+    SiblingsConfig,
+):
     """`learngene bench`: every method under one recipe, at many sizes and seeds, with what each costs in total."""
 
     name: str = Field(description="name of the benchmark; run again, it trains only what is not finished")

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
+from ray_learngene.config.base import Config
 from ray_learngene.config.data import AugmentationConfig, DataConfig
 from ray_learngene.config.training import ClusterConfig, DistillationConfig, OptimizationConfig, StoreConfig
 
@@ -38,8 +39,37 @@ class PlanConfig(SelectionConfig, DataConfig, OptimizationConfig):
     warmup_epochs: float = Field(0, ge=0, description="linear warm-up, in epochs")
 
 
+class SiblingsConfig(Config):
+    """Descendants that are trained side by side."""
+
+    siblings: int | Literal["auto"] = Field(
+        "auto",
+        description="descendants of one seed that one process trains side by side, from images that it reads once: at "
+        "most so many; auto: as memory allows where more are left than run at once; 1: each alone",
+    )
+
+    @field_validator("siblings", mode="before")
+    @classmethod
+    def _siblings(cls, siblings: object) -> object:
+        number = int(text) if (text := str(siblings)).isdecimal() else 0
+        if isinstance(siblings, bool) or (text != "auto" and number < 1):
+            raise ValueError("give a number from 1 up, or auto")
+        return number or "auto"
+
+    @property
+    def most_siblings(self) -> int | None:
+        """None: as many as is good."""
+        return None if self.siblings == "auto" else self.siblings
+
+
 class SweepConfig(
-    SelectionConfig, DataConfig, DistillationConfig, OptimizationConfig, AugmentationConfig, ClusterConfig
+    SelectionConfig,
+    DataConfig,
+    DistillationConfig,
+    OptimizationConfig,
+    AugmentationConfig,
+    ClusterConfig,
+    SiblingsConfig,
 ):
     """`learngene sweep`: many descendants in parallel from one learngene."""
 
@@ -59,8 +89,10 @@ class SweepConfig(
         None, ge=0, description="GPU share of each trial, 0.25 puts four on one; default: 1 where the cluster has GPUs"
     )
     max_concurrent: int = Field(0, ge=0, description="trials at a time; 0: as many as the resources allow")
-    in_process: bool = Field(False, description="one trial after another in this process, without Ray")
-    checkpoint_seconds: float = Field(60, ge=0, description="at most one checkpoint of a descendant in this time")
+    in_process: bool = Field(False, description="all trials in this process, without Ray")
+    checkpoint_seconds: float = Field(
+        60, ge=0, description="at most one checkpoint of a descendant in this time; of N siblings, in √N times this"
+    )
 
     @model_validator(mode="after")
     def _search(self) -> SweepConfig:
@@ -71,6 +103,8 @@ class SweepConfig(
             raise ValueError(f"{alone[0]} says how an ancestry model teaches: give ancestry too")
         if self.in_process and self.lr_search:
             raise ValueError("lr_search needs Ray Tune: leave in_process out, or give lr")
+        if self.lr_search and self.siblings not in ("auto", 1):
+            raise ValueError("the learning rates of lr_search follow from each other: leave siblings out, or lr_search")
         if self.asha and self.lr_search < 2:
             raise ValueError("asha compares learning rates of one descendant: it needs lr_search of at least 2")
         if self.lr_low >= self.lr_high:

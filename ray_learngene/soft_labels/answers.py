@@ -1,4 +1,4 @@
-"""The ancestry model's answer beside every micro-batch: read from the cache, or asked and then kept."""
+"""The ancestry model's answer beside every micro-batch: asked, or read from the cache and kept there."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ class Answers:
         for index, _ in enumerate(numbers):
             images, targets = next(stream)
             images = images.to(self.device, non_blocking=True)
-            labels = SoftLabels.of(self._ask(images), self.cache.k, self.cache.dtype)
+            labels = SoftLabels.of(_ask(self.cache.ancestry, images, self.autocast), self.cache.k, self.cache.dtype)
             if whole:
                 asked.append(labels)
             if whole and index == len(numbers) - 1:  # before the last step, so that no checkpoint comes between
@@ -97,10 +97,25 @@ class Answers:
                 self.cache.write(epoch, total, part, np.concatenate(numbers), joined(asked), self.overwrite)
             yield images, targets, labels
 
-    @torch.no_grad()
-    def _ask(self, images: Tensor) -> Tensor:
-        with torch.autocast(self.device.type, self.autocast, enabled=self.autocast is not None):
-            return self.cache.ancestry(images)
+
+class LiveAnswers:
+    """The ancestry model's whole answer beside every micro-batch, asked of it and not kept."""
+
+    def __init__(self, ancestry: Ancestry, device: torch.device, autocast: torch.dtype | None) -> None:
+        self.ancestry, self.device, self.autocast = ancestry.to(device), device, autocast
+
+    def beside(self, loader: DataLoader[Any]) -> Iterator[TaughtBatch]:
+        """The loader's micro-batches with their soft labels."""
+        for images, targets in loader:
+            images = images.to(self.device, non_blocking=True)
+            logits = _ask(self.ancestry, images, self.autocast)
+            yield images, targets, SoftLabels.of(logits, logits.shape[-1], "float32")
+
+
+@torch.no_grad()
+def _ask(ancestry: Ancestry, images: Tensor, autocast: torch.dtype | None) -> Tensor:
+    with torch.autocast(images.device.type, autocast, enabled=autocast is not None):
+        return ancestry(images)
 
 
 def _numbered(batches: WorkerBatches) -> Iterator[Views]:

@@ -28,26 +28,28 @@ class SoftLabels:
         classes: Of these logits `[B, k]`, signed integers; None where they are all.
         rest: Logarithm of the sum of the exponentials of the other logits `[B]`; None where there are none.
         total: Number of classes.
+        asked: Whether the ancestry model has just been asked, and nobody before.
     """
 
     values: Tensor
     classes: Tensor | None
     rest: Tensor | None
     total: int
+    asked: bool = False
 
     @classmethod
     def of(cls, logits: Tensor, k: int, dtype: KeptType) -> SoftLabels:
-        """Keep the k highest of the logits `[B, classes]`."""
+        """Keep the k highest of the logits `[B, classes]` that the ancestry model has just given."""
         logits = logits.float()
         total = logits.shape[-1]
         if dtype == "float16":
             logits = logits - logits.amax(dim=-1, keepdim=True)
         if k >= total:
-            return cls(_as(logits, dtype), None, None, total)
+            return cls(_as(logits, dtype), None, None, total, asked=True)
         values, classes = logits.topk(k, dim=-1)
         rest = logits.scatter(-1, classes, -math.inf).logsumexp(dim=-1)
         narrow = torch.int16 if total <= torch.iinfo(torch.int16).max else torch.int32
-        return cls(_as(values, dtype), classes.to(narrow), _as(rest, dtype), total)
+        return cls(_as(values, dtype), classes.to(narrow), _as(rest, dtype), total, asked=True)
 
     def logits(self) -> Tensor:
         """Logits `[B, classes]` in fp32 that these soft labels stand for."""
@@ -73,7 +75,7 @@ class SoftLabels:
     def _each(self, change: Callable[[Tensor], Tensor]) -> SoftLabels:
         classes = None if self.classes is None else change(self.classes)
         rest = None if self.rest is None else change(self.rest)
-        return SoftLabels(change(self.values), classes, rest, self.total)
+        return SoftLabels(change(self.values), classes, rest, self.total, self.asked)
 
 
 def joined(parts: Sequence[SoftLabels]) -> SoftLabels:

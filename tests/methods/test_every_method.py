@@ -25,11 +25,13 @@ from ray_learngene.distill import _start_from
 from ray_learngene.engine import LabelObjective, draw_step
 from ray_learngene.errors import UserError
 from ray_learngene.export import export_timm
-from ray_learngene.fitting import fit
+from ray_learngene.fitting import fitting
 from ray_learngene.methods import METHODS, Learngene, Method, create_method
 from ray_learngene.methods.generated import GeneratedVisionTransformer, GeneratingMethod
 from ray_learngene.specs import Spec, build, timm_arguments
 from ray_learngene.store import Store
+from ray_learngene.stream import Stream, feed
+from ray_learngene.worker import Worker
 from tests.methods.trained import assert_untied, images_of
 
 SPEC = Spec(width=32, depth=4, heads=2, image=8, patch=4, classes=5)
@@ -294,13 +296,8 @@ def test_an_adapter_fits_few_parameters_and_becomes_a_plain_model(made: Made, tm
 
     assert adapter.fit_steps > 2
     adapter.fit_steps = 2
-    model, cost = fit(
-        adapter,
-        Images(sets.train, sets.val, PREPROCESSING, config),
-        config,
-        device=torch.device("cpu"),
-        autocast=None,
-    )
+    cpu, images = torch.device("cpu"), Images(sets.train, sets.val, PREPROCESSING, config)
+    model, cost = feed(fitting(adapter, images, config, device=cpu, autocast=None), Stream(images, config, Worker(cpu)))
     assert type(model) is VisionTransformer
     assert (cost.steps, cost.images) == (2, 64) and cost.flops > 0
     assert_untied(model)

@@ -1,0 +1,108 @@
+"""The trials of a sweep on Ray Tune: a plain single process for each pack of descendants that share their images."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from ray import tune
+
+from ray_learngene import sweep_progress, termination
+from ray_learngene.checkpoints import StoreCheckpoints
+from ray_learngene.cluster import cluster_has_gpus, ray_cluster, require_resources
+from ray_learngene.errors import Interrupted, RunError
+from ray_learngene.places import cluster_place
+from ray_learngene.preemption import CatchesSigterm
+from ray_learngene.search import GroupedASHA, LearningRateSearch
+from ray_learngene.store import Store
+from ray_learngene.trials import Outcomes, SweepInputs, Trial, print_packs
+
+
+def train_on_cluster(
+    inputs: SweepInputs,
+    left: Sequence[Trial],
+    known: dict[str, list[tuple[float, float]]],
+    outcomes: Outcomes,
+    on_start: Callable[[], None],
+) -> None:
+    """Train what is left, and tell what becomes of it.
+
+    Args:
+        known: Learning rates and scores of earlier runs by group, where they are searched.
+        on_start: Called once the cluster has answered, before the first trial.
+    """
+    os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")  # histories are published with each descendant
+    os.environ.setdefault("TUNE_GLOBAL_CHECKPOINT_S", "60")
+    os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # else Tune prints a banner although it is told to be quiet
+    config = inputs.config
+    store = Store(config.store, config.store_patience)
+    search, space = None, {}
+    if config.lr_search:
+        groups = [{"pack": [trial], "group": inputs.descendant(trial, 0.0).group} for trial in left]
+        search = LearningRateSearch(groups, known, config)
+    with ray_cluster(config.address):
+        gpus = float(cluster_has_gpus()) if config.gpus_per_trial is None else config.gpus_per_trial
+        require_resources(config.address, 1, config.cpus_per_trial, gpus, "trials")
+        on_start()
+        if search is None:
+            packs = inputs.packs(left, cluster_place(config.cpus_per_trial, gpus, config.max_concurrent))
+            print_packs(packs)
+            space = {"one": tune.grid_search([{"pack": trials, "lr": config.lr} for trials in packs])}
+        storage_path, storage_filesystem = store.ray_storage(f"sweep-{config.name}")
+        resources = {"CPU": config.cpus_per_trial, "GPU": gpus}
+        _train.__mixins__ = (CatchesSigterm,)  # type: ignore[attr-defined]  # how Tune extends a function's actor
+        tune.Tuner(
+            tune.with_resources(tune.with_parameters(_train, inputs=inputs), resources),
+            param_space=space,
+            tune_config=tune.TuneConfig(
+                num_samples=len(left) if search else 1,
+                metric="top1",
+                mode="max",
+                search_alg=search,
+                scheduler=GroupedASHA(config.epochs) if config.asha else None,
+                max_concurrent_trials=config.max_concurrent or None,
+                reuse_actors=True,
+                trial_dirname_creator=lambda trial: trial.trial_id,
+            ),
+            run_config=tune.RunConfig(
+                name=f"sweep-{config.name}",
+                storage_path=storage_path,
+                storage_filesystem=storage_filesystem,
+                failure_config=tune.FailureConfig(max_failures=config.max_failures),
+                callbacks=[sweep_progress.SweepProgress(outcomes)],
+                verbose=0,
+            ),
+        ).fit()
+    for row in outcomes.rows:
+        if row["status"] == "stopped":  # for good, unlike a failed one
+            StoreCheckpoints(store, f"{config.name}/{row['descendant']}").remove()
+
+
+def _train(one: dict[str, Any], inputs: SweepInputs) -> None:
+    """One Tune trial: the trials of a pack. What trying again would not help is reported, not raised."""
+    config = inputs.config
+    torch.set_num_threads(max(1, int(config.cpus_per_trial)))
+    if torch.cuda.is_available() and 0 < (config.gpus_per_trial or 0) < 1:
+        torch.cuda.set_per_process_memory_fraction(config.gpus_per_trial or 1)  # Ray's shares are bookkeeping only
+    one = one.get("one", one)
+    trials: list[Trial] = one["pack"]
+    left = [trial for member, trial in enumerate(trials) if member not in one.get("ended", ())]
+
+    def report(trial: Trial, metrics: dict[str, Any]) -> None:
+        if "top1" in metrics:  # Tune refuses a result without what it compares, such as one in mid-epoch
+            tune.report({**metrics, "member": trials.index(trial)})
+
+    def ended(trial: Trial, outcome: dict[str, Any] | RunError) -> None:
+        if isinstance(outcome, RunError):
+            report(trial, {"top1": float("-inf"), "error": str(outcome)})
+        else:
+            report(trial, {**outcome, "epoch": config.epochs, "epochs": config.epochs, "finished": True})
+
+    at_once = one.get("at_once", len(left))
+    try:
+        for first in range(0, len(left), at_once):
+            inputs.train(left[first : first + at_once], one["lr"], report, ended)
+    except Interrupted:
+        os._exit(termination.STATUS)  # Tune starts it elsewhere; it counts as a failure only if its node stays

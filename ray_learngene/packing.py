@@ -1,0 +1,123 @@
+"""Who is trained beside whom: trials that see the same views, in packs that fit into memory and keep places busy."""
+
+from __future__ import annotations
+
+import heapq
+import math
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+_SLACK = 1.05  # how much later than separate trials packs may end, by prediction, where images cost no time at all
+
+
+@dataclass(frozen=True)
+class Load:
+    """What one trial asks of the process that trains it.
+
+    Attributes:
+        trial: What it is the load of.
+        views: Seed of views; only those of the same one can share a stream.
+        work: Predicted duration without reading images, in any unit.
+        kept: Bytes from its start to its end.
+        step: Bytes besides in its own turn.
+    """
+
+    trial: Any
+    views: int
+    work: float
+    kept: int
+    step: int
+
+
+@dataclass(frozen=True)
+class Place:
+    """What of a cluster, or of this machine, the trials may take.
+
+    Attributes:
+        count: How many processes run at once.
+        memory: Bytes of each for its pack.
+    """
+
+    count: int
+    memory: float
+
+
+@dataclass
+class Pack:
+    """Loads that one process trains side by side, with their sums (of the steps, the largest)."""
+
+    loads: list[Load] = field(default_factory=list)
+    work: float = 0.0
+    kept: int = 0
+    step: int = 0
+
+    def add(self, load: Load) -> Pack:
+        self.loads.append(load)
+        self.work, self.kept, self.step = self.work + load.work, self.kept + load.kept, max(self.step, load.step)
+        return self
+
+    def has_room(self, load: Load, memory: float, most: int | None) -> bool:
+        """Whether a load may be added; the first one always may."""
+        fits = self.kept + load.kept + max(self.step, load.step) <= memory
+        return not self.loads or (fits and (most is None or len(self.loads) < most))
+
+
+def pack(loads: Sequence[Load], place: Place, most: int | None = None) -> list[Pack]:
+    """Put every load into one pack, the packs with most work first.
+
+    A pack holds loads of one seed of views. Reading images is then done once for all of them; what must not happen is
+    that one process trains a long pack while others have nothing left to do. So there are as few packs as end, started
+    one after another on the places that become free, about when separate trials would: with one seed, one for each
+    place, filled evenly.
+
+    Args:
+        most: So many loads of a pack, and as few packs as that makes, also where places stay empty; None: see above.
+
+    Returns:
+        Packs within the memory of a place; a load that alone exceeds it is alone.
+    """
+    alone = _longest_first(Pack().add(load) for load in loads)
+    if most == 1 or (most is None and len(loads) <= place.count):
+        return alone
+    groups: dict[int, list[Load]] = defaultdict(list)
+    for each in alone:
+        groups[each.loads[0].views] += each.loads
+    packs = {views: _split(group, 1, place.memory, most) for views, group in groups.items()}
+    latest = _SLACK * makespan(alone, place.count)
+    while True:
+        together = _longest_first(each for some in packs.values() for each in some)
+        busy = len(together) >= min(place.count, len(loads))
+        if most is not None or (busy and makespan(together, place.count) <= latest):
+            return together
+        views = next(each.loads[0].views for each in together if len(each.loads) > 1)
+        packs[views] = _split(groups[views], len(packs[views]) + 1, place.memory, most)
+
+
+def makespan(packs: Iterable[Pack], places: int) -> float:
+    """When the last pack ends, where each starts on the place that is free first."""
+    ends = [0.0] * places
+    for each in packs:
+        heapq.heapreplace(ends, ends[0] + each.work)
+    return max(ends)
+
+
+def _longest_first(packs: Iterable[Pack]) -> list[Pack]:
+    return sorted(packs, key=lambda each: each.work, reverse=True)
+
+
+def _split(group: Sequence[Load], number: int, memory: float, most: int | None) -> list[Pack]:
+    """Split loads, largest first, evenly into so many packs, or into the next higher number for which there is room."""
+    least = math.ceil(len(group) / most) if most else 1
+    number = max(number, least, math.ceil(sum(load.kept for load in group) / max(1.0, memory)))
+    while True:
+        packs = [Pack() for _ in range(min(number, len(group)))]
+        for load in group:
+            room = [each for each in packs if each.has_room(load, memory, most)]
+            if not room:
+                break
+            min(room, key=lambda each: (each.work, len(each.loads))).add(load)
+        else:
+            return packs
+        number += 1

@@ -1,0 +1,298 @@
+"""Descendants trained side by side are those trained alone, bit for bit, whatever happens to one of them."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import os
+import signal
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from ray_learngene import turns
+from ray_learngene.ancestry import Ancestry
+from ray_learngene.candidates import StoredLearngene, cost_columns
+from ray_learngene.config import SweepConfig
+from ray_learngene.costs import Latency, measure_latency
+from ray_learngene.data.image_set import Subset
+from ray_learngene.data.images import Images
+from ray_learngene.data.loader import _Augmented
+from ray_learngene.descend import Tuning, descendant
+from ray_learngene.errors import Interrupted, RunError
+from ray_learngene.methods import create_method
+from ray_learngene.siblings import train_descendant, train_siblings
+from ray_learngene.specs import Spec, build
+from ray_learngene.store import Store
+from tests.test_descend import PREPROCESSING, SPEC, inputs, weights
+
+STEPS, BATCH = 3, 16  # of an epoch
+# arm, depth, learning rate
+MEMBERS = [("sws", 2, 1e-3), ("scratch", 3, 1e-3), ("wave:fit=4@wave", 2, 4e-3), ("sws", 1, 2e-3), ("scratch", 2, 1e-3)]
+TIMES = {"seconds", "overhead_seconds", "fit_seconds"}
+
+
+@functools.cache
+def latency(depth: int) -> Latency:
+    return measure_latency(build(SPEC.replace(depth=depth)), 8, runs=1)
+
+
+@dataclasses.dataclass
+class Family:
+    """A store, what its descendants have in common, and those of `MEMBERS`."""
+
+    config: SweepConfig
+    images: Images
+    tunings: list[Tuning]
+    ancestry: Ancestry | None = None
+
+    @property
+    def names(self) -> list[str]:
+        return [tuning.one.name for tuning in self.tunings]
+
+    def reporting(self, report: Callable[[str, dict[str, Any]], None]) -> Family:
+        return dataclasses.replace(
+            self,
+            tunings=[
+                dataclasses.replace(each, report=lambda metrics, name=each.one.name: report(name, metrics))
+                for each in self.tunings
+            ],
+        )
+
+    def together(self) -> dict[str, dict[str, Any] | RunError]:
+        ended: dict[str, Any] = {}
+
+        def tell(tuning: Tuning, outcome: dict[str, Any] | RunError) -> None:
+            assert tuning.one.name not in ended, "told twice"
+            ended[tuning.one.name] = outcome
+
+        train_siblings(self.tunings, self.images, self.config, self.ancestry, tell)
+        return ended
+
+    def alone(self) -> dict[str, dict[str, Any]]:
+        return {
+            tuning.one.name: train_descendant(tuning, self.images, self.config, self.ancestry)
+            for tuning in self.tunings
+        }
+
+
+def family(store: Path, members: Sequence[tuple[str, int, float]] = MEMBERS, **changes: Any) -> Family:
+    config, images, stored = inputs(store)
+    settings = {"batch_size": BATCH, "accumulation": 2, "drop_path": 0.2, "ema": 0.9, "mixup": 0.8, "cutmix": 1.0}
+    config = config.model_copy(update={**settings, "checkpoint_seconds": 1e6, **changes})
+    images = Images(
+        Subset(images.train, torch.arange(STEPS * BATCH).numpy()), Subset(images.val, torch.arange(30).numpy()),
+        PREPROCESSING, config,
+    )  # fmt: skip
+    method = create_method("wave:counts=2-2-4-4")
+    torch.manual_seed(1)
+    wave = method.extract(method.auxiliary(SPEC)).describe(labels=images.train.classes, preprocessing={})
+    genes = {"sws": stored, "wave": StoredLearngene(wave, stored.manifest)}
+
+    def tuning(arm: str, depth: int, lr: float) -> Tuning:
+        spec: Spec = SPEC.replace(depth=depth)
+        gene = genes.get(arm.partition(":")[0])
+        costs = cost_columns(spec, latency(depth), config.batch_size // config.accumulation)
+        return Tuning(descendant(arm, spec, 3, lr, config, images, gene), gene, costs)
+
+    return Family(config, images, [tuning(*member) for member in members])
+
+
+def published(made: Family, folder: Path) -> dict[str, dict[str, Tensor]]:
+    return {
+        tuning.one.name: weights(Path(made.config.store), tuning.one, folder / tuning.one.name)
+        for tuning in made.tunings
+    }
+
+
+def without_times(row: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in row.items() if key not in TIMES}
+
+
+def history(made: Family, name: str) -> list[dict[str, float]]:
+    entries = Store(made.config.store).manifest("descendant", f"s/{name}").metadata["history"]
+    return [{key: value for key, value in entry.items() if "second" not in key} for entry in entries]
+
+
+def assert_equal(made: Family, other: Family, names: Sequence[str] | None = None) -> None:
+    """Weights, averages, histories and rows."""
+    for name in names or made.names:
+        one, two = (Store(each.config.store).manifest("descendant", f"s/{name}") for each in (made, other))
+        assert {file.path: file.sha256 for file in one.files if file.path.endswith("safetensors")} == {
+            file.path: file.sha256 for file in two.files if file.path.endswith("safetensors")
+        }, name
+        assert history(made, name) == history(other, name)
+        assert without_times(one.metadata["row"]) == without_times(two.metadata["row"])
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory) -> Family:
+    made = family(tmp_path_factory.mktemp("alone") / "store")
+    made.alone()
+    return made
+
+
+def test_siblings_are_those_trained_alone_and_every_view_is_drawn_once(
+    alone: Family, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn: list[Any] = []
+    augmented = _Augmented._augmented
+
+    def counted(self: _Augmented, sample: Any) -> Any:
+        drawn.append(sample)
+        return augmented(self, sample)
+
+    monkeypatch.setattr(_Augmented, "_augmented", counted)
+    made = family(tmp_path / "store")
+    rows = made.together()
+    assert_equal(made, alone)
+    assert rows == {name: Store(made.config.store).manifest("descendant", f"s/{name}").metadata["row"] for name in rows}
+    fitted = 4 * BATCH  # views that one of them was fitted on before
+    assert len(drawn) == 2 * STEPS * BATCH + fitted and len(set(drawn)) == 2 * STEPS * BATCH
+
+
+def killed_at(epoch: int, victims: Sequence[str]) -> Callable[[str, dict[str, Any]], None]:
+    def report(name: str, metrics: dict[str, Any]) -> None:
+        if name in victims and metrics["epoch"] == epoch:
+            raise KeyboardInterrupt
+
+    return report
+
+
+def test_siblings_killed_at_different_steps_go_on_together(alone: Family, tmp_path: Path) -> None:
+    made = family(tmp_path / "store", checkpoint_seconds=0)
+    for members, epoch in ((slice(0, 2), 1), (slice(2, 3), 2)):
+        some = dataclasses.replace(made, tunings=made.tunings[members])
+        with pytest.raises(KeyboardInterrupt):
+            some.reporting(killed_at(epoch, some.names)).together()
+    store = Store(made.config.store)
+    assert len(store.manifests("checkpoint")) == 3 and not store.manifests("descendant")
+    assert made.together().keys() == set(made.names)
+    assert_equal(made, alone)
+    assert not store.manifests("checkpoint")
+
+
+def test_sigterm_leaves_a_checkpoint_of_every_sibling_at_its_very_step(alone: Family, tmp_path: Path) -> None:
+    made = family(tmp_path / "store")
+    taken: list[tuple[str, float]] = []
+
+    def terminated(name: str, metrics: dict[str, Any]) -> None:
+        taken.append((name, metrics["epoch"]))
+        if metrics["epoch"] == 1 and name == made.names[1]:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with pytest.raises(Interrupted) as interrupted:
+        made.reporting(terminated).together()
+    assert (interrupted.value.step, interrupted.value.total_steps) == (STEPS, 2 * STEPS)
+    assert made.reporting(terminated).together().keys() == set(made.names)
+    assert sorted(taken) == sorted((name, epoch) for name in made.names for epoch in (0, 1, 2)), (
+        "nothing was done twice"
+    )
+    assert_equal(made, alone)
+
+
+def out_of_memory() -> None:
+    torch.empty(2**50)
+
+
+def unexpected() -> None:
+    raise ValueError("unexpected")
+
+
+def test_one_that_runs_out_of_memory_is_trained_alone_afterwards(alone: Family, tmp_path: Path) -> None:
+    made = family(tmp_path / "store", checkpoint_seconds=0)
+    victim, *others = made.names
+    seen: list[str] = []
+
+    def report(name: str, metrics: dict[str, Any]) -> None:
+        if name == victim and metrics["epoch"] == 1 and name not in seen:
+            seen.append(name)
+            out_of_memory()
+
+    ended = made.reporting(report).together()
+    assert list(ended)[-1] == victim and set(ended) == {victim, *others} and seen
+    assert_equal(made, alone)
+
+
+def test_what_ends_one_leaves_the_others_as_they_are(tmp_path: Path, alone: Family) -> None:
+    """A loss that is not finite, a store that refuses a checkpoint, and an error that nobody foresaw."""
+    made = family(tmp_path / "store", [("sws", 2, 1e30), *MEMBERS], checkpoint_seconds=0)
+    nan, refused, broken, *others = made.names
+    taken = Path(made.config.store) / "checkpoints" / "s" / refused
+    taken.parent.mkdir(parents=True)
+    taken.write_text("a file where the store wants a folder")
+
+    def report(name: str, metrics: dict[str, Any]) -> None:
+        if name == broken and metrics["epoch"] == 1:
+            unexpected()
+
+    ended: dict[str, Any] = {}
+    made = made.reporting(report)
+    with pytest.raises(Exception, match=r"unexpected|checkpoints"):
+        train_siblings(
+            made.tunings, made.images, made.config, None, lambda tuning, end: ended.update({tuning.one.name: end})
+        )
+    assert set(ended) == {nan, *others}
+    assert isinstance(ended[nan], RunError) and "not finite" in str(ended[nan])
+    assert_equal(made, alone, others)
+    # another time the one that broke goes on
+    taken.unlink()
+    made.reporting(lambda name, metrics: None).together()
+    assert_equal(made, alone, [refused, broken])
+
+
+def test_the_ancestry_is_asked_once_for_all(tmp_path: Path) -> None:
+    class Counting(Ancestry):
+        asked = 0
+
+        def forward(self, images: Tensor) -> Tensor:
+            Counting.asked += len(images)
+            return super().forward(images)
+
+    teacher = build(SPEC.replace(depth=4), seed=8)
+    made, other = (
+        dataclasses.replace(family(tmp_path / name, MEMBERS[:3], alpha=0.5), ancestry=Counting(teacher))
+        for name in ("together", "alone")
+    )
+    made.together()
+    # forward_flops of the teacher_flops column asks about one image each
+    assert Counting.asked - len(made.tunings) == 2 * STEPS * BATCH
+    rows = other.alone()
+    assert_equal(made, other)
+    assert len({row["teacher_flops"] for row in rows.values()}) == 1 and rows[made.names[0]]["teacher_flops"] > 0
+
+
+def test_soft_labels_are_read_or_asked_once_for_all(tmp_path: Path) -> None:
+    teacher = Ancestry(build(SPEC.replace(depth=4), seed=8))
+    made, other = (
+        dataclasses.replace(
+            family(tmp_path / name, MEMBERS[:2], soft_labels=True, soft_labels_dtype="float32"), ancestry=teacher
+        )
+        for name in ("together", "alone")
+    )
+    asked = made.together()
+    other.alone()
+    assert len(Store(made.config.store).manifests("softlabels")) == 2
+    again = dataclasses.replace(
+        family(tmp_path / "together", MEMBERS[2:4], soft_labels=True, soft_labels_dtype="float32"), ancestry=teacher
+    ).together()
+    assert all(row["teacher_flops"] > 0 for row in asked.values() if isinstance(row, dict))
+    assert all(row["teacher_flops"] == 0 for row in again.values() if isinstance(row, dict))
+    first, second = (history(made, made.names[0]), history(other, made.names[0]))
+    assert first == second
+
+
+def test_the_seconds_of_siblings_are_shares_of_what_was_spent(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = iter(range(100))
+    monkeypatch.setattr(turns.Clock, "mark", lambda self: float(next(now)))
+    one, other = (turns.Clock(torch.device("cpu")) for _ in range(2))
+    for clock in (one, other):
+        clock.add(0.0, 6.0, share=0.5)
+    one.start()
+    assert one() == 3 + 1  # in its turn
+    one.stop()
+    assert (one(), other()) == (3 + 2, 3)
