@@ -224,7 +224,7 @@ class _ImageLoader(DataLoader[Any]):
     """Finished batches, none of them empty; a UserError of its processes comes back as the one line it was."""
 
     def __init__(self, dataset: Dataset[Any], *, finish: Finish, **options: Any) -> None:
-        options["pin_memory"] = finish.device.type == "cuda"
+        options["pin_memory"] = finish.pins
         options["generator"] = torch.Generator()  # else every pass would draw from the global one
         super().__init__(dataset, **options)
         self.finish = finish

@@ -8,6 +8,7 @@ and torchvision's transforms of one image at a time do, so the numbers are their
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
@@ -75,11 +76,6 @@ def _of_both(rows: Sequence[tuple[float, ...]]) -> Tensor:
     return torch.tensor(rows).repeat_interleave(2, dim=0)
 
 
-def default_device() -> torch.device:
-    """The accelerator that this process computes on, else the CPU."""
-    return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
-
-
 class Finish:
     """Makes of a batch of pixels what a model is given: normalised, erased and mixed images, and targets.
 
@@ -98,16 +94,33 @@ class Finish:
         soft: bool = False,
         device: torch.device | None = None,
     ) -> None:
-        self.device = device or default_device()
-        # Tensors, as CUDA multiplies by the reciprocal of a plain number where it should divide.
-        self.scale = torch.tensor(255.0, device=self.device)
-        self.mean, self.std = (torch.tensor(each, device=self.device).view(1, -1, 1, 1) for each in (mean, std))
+        self.mean, self.std, self._device = mean, std, device
         self.classes, self.smoothing, self.soft = classes, smoothing, soft
+
+    # Only where there is a batch: who merely makes a loader, such as a driver, must not open the device.
+    @cached_property
+    def device(self) -> torch.device:
+        if self._device is not None:
+            return self._device
+        return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
+
+    @cached_property
+    def constants(self) -> tuple[Tensor, ...]:
+        # Tensors, as CUDA multiplies by the reciprocal of a plain number where it should divide.
+        return tuple(
+            torch.tensor(each, device=self.device).view(1, -1, 1, 1) for each in ((255.0,), self.mean, self.std)
+        )
+
+    @property
+    def pins(self) -> bool:
+        """Whether batches come from page-locked memory."""
+        return self._device.type == "cuda" if self._device is not None else torch.cuda.is_available()
 
     def __call__(self, batch: PixelBatch) -> Batch:
         pixels, labels = self._sent(batch.pixels), self._sent(batch.labels)
         images = pixels.permute(0, 3, 1, 2).to(torch.float32, memory_format=torch.contiguous_format)
-        images.div_(self.scale).sub_(self.mean).div_(self.std)
+        scale, mean, std = self.constants
+        images.div_(scale).sub_(mean).div_(std)
         if batch.places:
             _erase(images, batch.places, self._sent(batch.noise))
         if batch.shares is None:
