@@ -37,7 +37,7 @@ def main() -> None:
     rows = []
     for name, images, size in _sets(args):
         for augmented, augmentation in AUGMENTATIONS.items():
-            rows.append(_row(f"{name}, {augmented}", images, size, augmentation, rounds=1 if args.quick else 7))
+            rows.append(_row(f"{name}, {augmented}", images, size, augmentation, rounds=1 if args.quick else 5))
     publish("pixels", args, facts, rows)
 
 

@@ -46,9 +46,9 @@ BARE_CONNECTIONS = 4
 def main() -> None:
     args = arguments(__doc__, _add_store)
     facts = machine()
-    shapes = ((1, 8), (4, 2)) if args.quick else ((1, 256), (4, 64), (16, 4))
+    shapes = ((1, 8), (4, 2)) if args.quick else ((1, 128), (4, 32))
     with _server(args.store) as uri:
-        rows = [row for files, mib in shapes for row in _rows(uri, files, mib, rounds=2 if args.quick else 7)]
+        rows = [row for files, mib in shapes for row in _rows(uri, files, mib, rounds=2 if args.quick else 5)]
     publish("store_bytes", args, facts, rows)
 
 
