@@ -1,4 +1,4 @@
-"""python -m benchmarks.store_bytes [--store s3://BUCKET/PREFIX] [--quick] [--out FILE.json]
+"""python -m benchmarks.store_bytes [--store s3://BUCKET/PREFIX] [--mib 128] [--quick] [--out FILE.json]
 
 How fast an artefact of one large file and of several goes into and out of a store, against the fastest way that the
 same server's clients know: pyarrow's copy_files; botocore with one request a file, with and without signing and
@@ -46,9 +46,10 @@ BARE_CONNECTIONS = 4
 def main() -> None:
     args = arguments(__doc__, _add_store)
     facts = machine()
-    shapes = ((1, 8), (4, 2)) if args.quick else ((1, 128), (4, 32))
+    total = 8 if args.quick else args.mib
     with _server(args.store) as uri:
-        rows = [row for files, mib in shapes for row in _rows(uri, files, mib, rounds=2 if args.quick else 5)]
+        rounds = 2 if args.quick else args.rounds
+        rows = [row for files in (1, 4) for row in _rows(uri, files, total // files, rounds)]
     publish("store_bytes", args, facts, rows)
 
 
@@ -64,6 +65,8 @@ def _server(uri: str | None) -> Iterator[str]:
 
 def _add_store(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--store", help="s3://bucket/prefix, where the objects of this run are deleted")
+    parser.add_argument("--mib", type=int, default=128, help="of an artefact, in one file and in four")
+    parser.add_argument("--rounds", type=int, default=5)
 
 
 def _rows(uri: str, files: int, mib: int, rounds: int) -> list[dict[str, Any]]:
