@@ -135,5 +135,8 @@ def s3_client() -> Any:
             read_timeout=REQUEST_SECONDS,
             retries={"total_max_attempts": ATTEMPTS},
             max_pool_connections=CONNECTIONS,
+            # Over https this is the default. Over http a SHA-256 of every body would be one more, beside the manifest's
+            # of the same bytes; what is damaged on its way the server sees by a CRC.
+            s3={"payload_signing_enabled": False},
         ),
     )
