@@ -21,7 +21,7 @@ from ray_learngene.s3_storage import Answer, S3Storage
 from ray_learngene.storage_errors import clear_errors
 
 RANGE_BYTES = 32 * 2**20
-PIECE_BYTES = 2**18
+PIECE_BYTES = 2**20
 RANGES = 4  # asked for at once
 PART_BYTES = 8 * 2**20  # the least that S3 takes is 5 MiB
 PARTS = 4  # sent at once
