@@ -1,11 +1,14 @@
-"""python -m benchmarks.store_bytes --store s3://BUCKET/PREFIX [--quick] [--out FILE.json]
+"""python -m benchmarks.store_bytes [--store s3://BUCKET/PREFIX] [--mib 128] [--quick] [--out FILE.json]
 
 How fast an artefact of one large file and of several goes into and out of a store, against the fastest way that the
-same server's clients know: pyarrow's copy_files, one botocore put or get a file, and botocore in parts of 16 MiB on
-eight connections. The sides take turns; the server is the one of the standard AWS variables (AWS_ENDPOINT_URL, ...).
+same server's clients know: pyarrow's copy_files; botocore with one request a file, with and without signing and
+checksums of the content, and in parts of 16 MiB on eight connections; and the bare HTTP of Python's standard library, a
+signed URL read on four connections. The sides take turns; the server is the one of the standard AWS variables
+(AWS_ENDPOINT_URL, ...), or, without --store, a SeaweedFS on loopback that is started for it.
 
 Fair, because every side moves the same files between the same folder and the same bucket. Ours does more: it hashes
-what it sends, verifies what it gets, and writes a manifest. Goal: at least 0.8 of the fastest client.
+what it sends, verifies what it gets, and writes a manifest. What that costs is the row's second ratio, of the same
+transfers without it. Goal: at least 0.8 of the fastest client.
 """
 
 from __future__ import annotations
@@ -14,35 +17,56 @@ import argparse
 import os
 import shutil
 import tempfile
+import urllib.request
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import botocore.session
 import pyarrow.fs
 from botocore.client import BaseClient
+from botocore.config import Config
 
 from benchmarks.measure import arguments, in_turn, machine, medians, publish, seconds_of
+from ray_learngene.download import STREAMS
 from ray_learngene.filesystems import filesystem
-from ray_learngene.store import Store
+from ray_learngene.store import UPLOADS, Store
+from tests.s3_server import running_s3_server
 
 GOAL = 0.8
 PART_BYTES = 16 * 2**20
 CONNECTIONS = 8
+BARE_CONNECTIONS = 4
 
 
 def main() -> None:
     args = arguments(__doc__, _add_store)
     facts = machine()
-    shapes = ((1, 8), (4, 2)) if args.quick else ((1, 256), (4, 64), (16, 4))
-    rows = [row for files, mib in shapes for row in _rows(args.store, files, mib, rounds=2 if args.quick else 7)]
+    total = 8 if args.quick else args.mib
+    with _server(args.store) as uri:
+        rounds = 2 if args.quick else args.rounds
+        rows = [row for files in (1, 4) for row in _rows(uri, files, total // files, rounds)]
     publish("store_bytes", args, facts, rows)
 
 
+@contextmanager
+def _server(uri: str | None) -> Iterator[str]:
+    if uri:
+        yield uri
+        return
+    with tempfile.TemporaryDirectory() as temporary, running_s3_server(Path(temporary) / "s3") as server:
+        os.environ.update(server.environment())
+        yield f"s3://{server.new_bucket()}/bench"
+
+
 def _add_store(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--store", required=True, help="s3://bucket/prefix, where the objects of this run are deleted")
+    parser.add_argument("--store", help="s3://bucket/prefix, where the objects of this run are deleted")
+    parser.add_argument("--mib", type=int, default=128, help="of an artefact, in one file and in four")
+    parser.add_argument("--rounds", type=int, default=5)
 
 
 def _rows(uri: str, files: int, mib: int, rounds: int) -> list[dict[str, Any]]:
@@ -74,7 +98,7 @@ def _timed(side: Callable[[Path], Any], target: Path) -> float:
 
 def _row(what: str, files: int, mib: int, numbers: dict[str, list[float]]) -> dict[str, Any]:
     seconds = medians(numbers)
-    clients = {name: value for name, value in seconds.items() if name != "ours"}
+    clients = {name: value for name, value in seconds.items() if not name.startswith("ours")}
     fastest = min(clients, key=lambda name: clients[name])
     ratio = seconds[fastest] / seconds["ours"]
     return {
@@ -85,13 +109,14 @@ def _row(what: str, files: int, mib: int, numbers: dict[str, list[float]]) -> di
         "its MiB/s": files * mib / seconds[fastest],
         "our MiB/s": files * mib / seconds["ours"],
         "ratio": ratio,
+        "ratio without hashes": seconds[fastest] / seconds["ours, bytes alone"],
         "goal": f">= {GOAL:g} ({'met' if ratio >= GOAL else 'missed'})",
         "raw_seconds": numbers,
     }
 
 
-def _client() -> BaseClient:
-    return botocore.session.Session().create_client("s3")
+def _client(**settings: Any) -> BaseClient:
+    return botocore.session.Session().create_client("s3", config=Config(max_pool_connections=64, **settings))
 
 
 def _place(store: Store) -> tuple[str, str]:
@@ -101,10 +126,15 @@ def _place(store: Store) -> tuple[str, str]:
 
 def _uploads(store: Store, folder: Path) -> dict[str, Callable[[], Any]]:
     client, (bucket, prefix) = _client(), _place(store)
+    unsigned = _client(request_checksum_calculation="when_required", s3={"payload_signing_enabled": False})
     paths = sorted(folder.iterdir())
 
     def ours() -> None:
         store.publish("learngene", uuid.uuid4().hex, folder, {})
+
+    def bytes_alone() -> None:
+        jobs = [partial(store.objects.upload, path, f"raw/{uuid.uuid4().hex}") for path in paths]
+        store.objects.each(jobs, UPLOADS)
 
     def arrow() -> None:
         target = f"{bucket}/{prefix}/{uuid.uuid4().hex}"
@@ -112,13 +142,13 @@ def _uploads(store: Store, folder: Path) -> dict[str, Callable[[], Any]]:
             str(folder), target, source_filesystem=pyarrow.fs.LocalFileSystem(), destination_filesystem=_arrow(store)
         )
 
-    def put(path: Path) -> None:
+    def put(client: BaseClient, path: Path) -> None:
         with path.open("rb") as file:
             client.put_object(Bucket=bucket, Key=f"{prefix}/{uuid.uuid4().hex}", Body=file)
 
-    def put_all() -> None:
+    def put_all(client: BaseClient) -> None:
         with ThreadPoolExecutor(CONNECTIONS) as pool:
-            list(pool.map(put, paths))
+            list(pool.map(partial(put, client), paths))
 
     def parts() -> None:
         for path in paths:
@@ -137,7 +167,14 @@ def _uploads(store: Store, folder: Path) -> dict[str, Callable[[], Any]]:
                 done = list(pool.map(send, range(-(-path.stat().st_size // PART_BYTES))))
             client.complete_multipart_upload(Bucket=bucket, Key=key, UploadId=upload, MultipartUpload={"Parts": done})
 
-    return {"ours": ours, "pyarrow": arrow, "botocore put": put_all, "botocore parts": parts}
+    return {
+        "ours": ours,
+        "ours, bytes alone": bytes_alone,
+        "pyarrow": arrow,
+        "botocore put": partial(put_all, client),
+        "botocore put, unsigned": partial(put_all, unsigned),
+        "botocore parts": parts,
+    }
 
 
 def _arrow(store: Store) -> pyarrow.fs.FileSystem:
@@ -154,6 +191,16 @@ def _downloads(store: Store, folder: Path) -> dict[str, Callable[[Path], Any]]:
 
     def ours(target: Path) -> None:
         store.download("learngene", "pulled", target)
+
+    def bytes_alone(target: Path) -> None:
+        target.mkdir()
+
+        def receive(key: str) -> None:
+            with (target / Path(key).name).open("wb") as file:
+                for chunk in store.objects.chunks(f"raw/pulled/{Path(key).name}", 0):
+                    file.write(chunk)
+
+        store.objects.each([partial(receive, key) for key in sizes], STREAMS)
 
     def arrow(target: Path) -> None:
         target.mkdir()
@@ -188,7 +235,34 @@ def _downloads(store: Store, folder: Path) -> dict[str, Callable[[Path], Any]]:
             with ThreadPoolExecutor(CONNECTIONS) as pool:
                 list(pool.map(fetch, range(-(-size // PART_BYTES))))
 
-    return {"ours": ours, "pyarrow": arrow, "botocore get": get_all, "botocore parts": parts}
+    def bare(target: Path) -> None:
+        target.mkdir()
+        share = -(-BARE_CONNECTIONS // len(sizes))  # connections of a file
+        spans = []
+        for key, size in sizes.items():
+            with (target / Path(key).name).open("wb") as file:
+                file.truncate(size)
+            signed = client.generate_presigned_url("get_object", Params={"Bucket": bucket, "Key": key})
+            step = -(-size // share)
+            spans += [(signed, key, first, min(size, first + step)) for first in range(0, size, step)]
+
+        def fetch(signed: str, key: str, first: int, end: int) -> None:
+            request = urllib.request.Request(signed, headers={"Range": f"bytes={first}-{end - 1}"})
+            with urllib.request.urlopen(request) as answer, (target / Path(key).name).open("r+b") as file:
+                file.seek(first)
+                shutil.copyfileobj(answer, file, 2**20)
+
+        with ThreadPoolExecutor(BARE_CONNECTIONS) as pool:
+            list(pool.map(lambda span: fetch(*span), spans))
+
+    return {
+        "ours": ours,
+        "ours, bytes alone": bytes_alone,
+        "pyarrow": arrow,
+        "botocore get": get_all,
+        "botocore parts": parts,
+        "bare HTTP": bare,
+    }
 
 
 if __name__ == "__main__":

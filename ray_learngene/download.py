@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import functools
+import hashlib
 import logging
 import os
 import shutil
@@ -12,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from ray_learngene.errors import UserError
-from ray_learngene.manifest import FileEntry, Manifest, file_sha256
+from ray_learngene.manifest import FileEntry, Manifest
 from ray_learngene.objects import Objects
 from ray_learngene.storage_errors import clear_errors
 
@@ -115,13 +116,16 @@ def _fetch(objects: Objects, folder: str, partial: Path, entry: FileEntry) -> No
 
 def _complete(objects: Objects, source: str, entry: FileEntry, target: Path) -> bool:
     """Append what is missing of `target`; whether it is then exactly what the manifest says."""
-    with target.open("ab") as file:
+    with target.open("a+b") as file:
+        file.seek(0)
+        digest = hashlib.file_digest(file, "sha256")
         if file.tell() < entry.bytes or not entry.bytes:
             for chunk in objects.chunks(source, file.tell()):
                 file.write(chunk)
+                digest.update(chunk)
                 if file.tell() > entry.bytes:
                     return False
-    return target.stat().st_size == entry.bytes and file_sha256(target) == entry.sha256
+        return file.tell() == entry.bytes and digest.hexdigest() == entry.sha256
 
 
 @contextmanager

@@ -1,9 +1,9 @@
 """From a URI to the two libraries that read and write it.
 
-pyarrow's filesystem moves large files: it is several times faster than s3fs there, and Ray's storage and Parquet speak
-it. s3fs, the S3 side of fsspec, lists, deletes, moves small objects in one request each, and creates an object only if
-it is absent, which pyarrow cannot. Both find endpoint, region and credentials in the standard AWS variables and
-profiles; credentials are never passed on, so a pickled filesystem carries none.
+pyarrow's filesystem is what Ray's storage and Parquet speak. botocore's client does what a store needs beyond that: it
+creates an object only if it is absent, and moves the parts of large files at once. Both find endpoint, region and
+credentials in the standard AWS variables and profiles; credentials are never passed on, so a pickled filesystem carries
+none.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ from typing import Any
 from urllib.parse import urlsplit
 from urllib.request import url2pathname
 
-import fsspec
 import pyarrow.fs
 
 from ray_learngene.errors import UserError
@@ -26,6 +25,7 @@ from ray_learngene.storage_errors import clear_errors
 CONNECT_SECONDS = 5
 REQUEST_SECONDS = 15
 ATTEMPTS = 2  # of a library; the patience of `Objects` comes on top
+CONNECTIONS = 32  # that a client keeps for its next requests
 REPEATED_WAIT = 15.0  # seconds between a library's later attempts; pyarrow waits 20 at most, with jitter
 
 S3_URI = re.compile(r"s3://(?P<bucket>[A-Za-z0-9][A-Za-z0-9._-]*)(?P<prefix>/[^?#]*)?")
@@ -114,31 +114,29 @@ def _attempts(patience: float) -> int:
     return ATTEMPTS + math.ceil(patience / REPEATED_WAIT) + (4 if patience else 0)
 
 
-def listing(uri: str) -> tuple[fsspec.AbstractFileSystem, str]:
-    """The fsspec filesystem of a URI, for lists, deletions, small objects and conditional writes, and the path in it.
+def s3_client() -> Any:
+    """botocore's S3 client, for what a store does: lists, deletions, conditional writes, and files in parts.
 
-    Not safe to use after a fork: open it in the process that uses it.
+    Threads may share it. Not safe to use after a fork: make it in the process that uses it.
 
     Raises:
-        UserError: The URI is not supported.
+        UserError: The endpoint is not a URL of a server alone.
     """
-    scheme, path = locate(uri)
-    if scheme == "file":
-        return fsspec.filesystem("file", skip_instance_cache=True), path
-    with clear_errors(uri):
-        settings = s3_settings()
-        filesystem = fsspec.filesystem(
-            "s3",
-            skip_instance_cache=True,  # a cached one keeps the credentials and the endpoint of an earlier environment
-            use_listings_cache=False,
-            max_concurrency=1,  # else it asks for the size of every object before it reads it
-            endpoint_url=settings["endpoint"],
-            client_kwargs={"region_name": settings["region"]} if settings["region"] else {},
-            config_kwargs={
-                "connect_timeout": CONNECT_SECONDS,
-                "read_timeout": REQUEST_SECONDS,
-                "retries": {"total_max_attempts": ATTEMPTS},
-            },
-        )
-        filesystem.retries = 1  # s3fs repeats on top of botocore, five times where it is left alone
-    return filesystem, path
+    import botocore.session  # only here: a local path needs none
+    from botocore.config import Config
+
+    settings = s3_settings()
+    return botocore.session.Session().create_client(
+        "s3",
+        region_name=settings["region"],
+        endpoint_url=settings["endpoint"],
+        config=Config(
+            connect_timeout=CONNECT_SECONDS,
+            read_timeout=REQUEST_SECONDS,
+            retries={"total_max_attempts": ATTEMPTS},
+            max_pool_connections=CONNECTIONS,
+            # Over https this is the default. Over http a SHA-256 of every body would be one more, beside the manifest's
+            # of the same bytes; what is damaged on its way the server sees by a CRC.
+            s3={"payload_signing_enabled": False},
+        ),
+    )

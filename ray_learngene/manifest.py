@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -109,10 +110,11 @@ def version_of(files: list[FileEntry]) -> str:
     return hashlib.sha256("".join(lines).encode()).hexdigest()[:12]
 
 
-def file_sha256(path: Path) -> str:
-    """SHA-256 of a local file, in hex."""
+def file_entry(folder: Path, path: Path) -> FileEntry:
+    """The entry of a file below a local folder."""
     with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+        return FileEntry(path=path.relative_to(folder).as_posix(), bytes=file.tell(), sha256=digest)
 
 
 def list_files(folder: Path) -> list[FileEntry]:
@@ -127,10 +129,8 @@ def list_files(folder: Path) -> list[FileEntry]:
     if not paths:
         raise UserError(f"cannot publish {folder}: it holds no files")
     try:
-        return [
-            FileEntry(path=path.relative_to(folder).as_posix(), bytes=path.stat().st_size, sha256=file_sha256(path))
-            for path in paths
-        ]
+        with ThreadPoolExecutor() as pool:
+            return list(pool.map(lambda path: file_entry(folder, path), paths))
     except ValidationError as error:
         raise UserError(f"cannot publish {folder}: {_first(error)}") from error
 

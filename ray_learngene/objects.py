@@ -7,65 +7,36 @@ waiting cannot help (no permission, no bucket, no space) is told at once.
 
 from __future__ import annotations
 
-import glob
 import json
 import logging
-import os
-import shutil
 import uuid
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
-from dataclasses import dataclass
-from datetime import UTC, datetime
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import TypeVar
 
-import fsspec
-import pyarrow.fs
-from fsspec.asyn import sync
-
-from ray_learngene import filesystems
 from ray_learngene.errors import UserError
-from ray_learngene.filesystems import filesystem, listing, locate
+from ray_learngene.filesystems import locate
+from ray_learngene.local_storage import LocalStorage
 from ray_learngene.patience import PATIENCE_SECONDS, Patience, patient
-from ray_learngene.storage_errors import clear_errors, explain, s3_code
+from ray_learngene.s3_storage import S3Storage
+from ray_learngene.storage import TEMPORARY, Found, HalfUpload
+from ray_learngene.storage_errors import STORAGE_ERRORS, clear_errors, explain, s3_code
+from ray_learngene.transfers import PART_BYTES, Transfer
 
-CHUNK_BYTES = 8 * 2**20
+__all__ = ["PROBES", "TEMPORARY", "Found", "HalfUpload", "Objects"]
+
 MOST_BYTES = 2 * 2**30  # of what is read as a whole
 THREADS = 16
 DELETED_AT_ONCE = 1000
-SLOWEST_BYTES = 100_000  # a second; a server that takes fewer is taken for one that does not answer
 ABOUT = "store.json"
 PROBES = (".check-", ".probe-")
-TEMPORARY = ".tmp"
-ABSENT = {"NOSUCHKEY", "404"}
-EMPTY = {"INVALIDRANGE", "416"}
-TAKEN = {"PRECONDITIONFAILED", "412", "CONDITIONALREQUESTCONFLICT", "409"}
 UNSUPPORTED = {"NOTIMPLEMENTED", "501"}
 
 T = TypeVar("T")
 
 log = logging.getLogger("ray_learngene")
-
-
-@dataclass(frozen=True)
-class Found:
-    """An object that a listing found."""
-
-    path: str
-    bytes: int
-    modified: datetime
-
-
-@dataclass(frozen=True)
-class HalfUpload:
-    """A multipart upload on S3 that was begun and neither finished nor given up."""
-
-    path: str
-    id: str
-    begun: datetime
 
 
 class Objects:
@@ -75,32 +46,19 @@ class Objects:
         scheme, self.root = locate(uri)
         self.is_local = scheme == "file"
         self.uri = self.root if self.is_local else f"s3://{self.root}"
-        self.bucket, _, self.prefix = self.root.partition("/")
-        self.patience = Patience(patience)
-
-    # Opened where they are first used: neither survives a fork, and a Store is pickled into Ray's workers.
-    @cached_property
-    def list_fs(self) -> fsspec.AbstractFileSystem:
-        """fsspec's filesystem, once the bucket is known to exist."""
-        filesystem = listing(self.uri)[0]
+        self.storage: LocalStorage | S3Storage = LocalStorage(self.root)
         if not self.is_local:
-            self._check_bucket(filesystem)  # some servers create a missing bucket on the first write, mistyped or not
-        return filesystem
-
-    @cached_property
-    def bytes_fs(self) -> pyarrow.fs.FileSystem:
-        """pyarrow's filesystem, once the bucket is known to exist."""
-        assert self.list_fs is not None
-        return filesystem(self.uri)[0]
+            self.storage = S3Storage(self.root)
+        self.patience = Patience(patience)
 
     @patient
     def open(self) -> None:
-        """Make sure that the bucket is there."""
+        """Make sure that the store, or its bucket, is there."""
         with clear_errors(self.uri):
-            assert self.list_fs is not None
+            self.storage.check(write=False)
 
     def full(self, path: str) -> str:
-        """The path within the filesystems."""
+        """The path as pyarrow's filesystems take it."""
         return f"{self.root}/{path}" if path else self.root
 
     def uri_of(self, path: str) -> str:
@@ -111,11 +69,8 @@ class Objects:
         """Find out now, without patience, whether the store can be listed and read, and, if `write`, written."""
         patience, self.patience = self.patience, Patience(0)
         try:
-            if self.is_local:
-                self._check_folder(write)
-            else:
-                with clear_errors(self.uri):
-                    self._check_bucket(self.list_fs)
+            with clear_errors(self.uri):
+                self.storage.check(write)
             self.read(ABOUT)
             if write:
                 probe = f"{PROBES[0]}{uuid.uuid4().hex}"
@@ -123,19 +78,6 @@ class Objects:
                 self.delete(probe)
         finally:
             self.patience = patience
-
-    def _check_folder(self, write: bool) -> None:
-        with clear_errors(self.uri):
-            if write:
-                Path(self.root).mkdir(parents=True, exist_ok=True)
-            if not Path(self.root).exists():
-                raise UserError(f"there is no store at {self.uri}: check the path")
-            os.listdir(self.root)
-
-    def _check_bucket(self, filesystem: fsspec.AbstractFileSystem) -> None:
-        # Not s3fs's listing of the root, which does not tell an empty bucket from a missing one.
-        prefix = self.prefix and f"{self.prefix}/"
-        filesystem.call_s3("list_objects_v2", Bucket=self.bucket, Prefix=prefix, MaxKeys=1)
 
     def each(self, calls: Iterable[Callable[[], T]], threads: int = THREADS) -> list[T]:
         """The results of many calls, made in threads; where one fails the others are not waited for."""
@@ -159,29 +101,9 @@ class Objects:
             UserError: It has more than `most` bytes.
         """
         with clear_errors(self.uri_of(path)):
-            data = self._read_file(path, most + 1) if self.is_local else self._get(path, most + 1)
+            data = self.storage.read(path, most + 1)
         if data is not None and len(data) > most:
             raise UserError(f"{self.uri_of(path)} has more than {most:,} bytes: this is not what belongs there")
-        return data
-
-    def _read_file(self, path: str, most: int) -> bytes | None:
-        try:
-            with open(self.full(path), "rb") as file:
-                return file.read(min(most, os.fstat(file.fileno()).st_size + 1))  # as much is allocated beforehand
-        except FileNotFoundError:
-            return None
-
-    def _get(self, path: str, most: int) -> bytes | None:
-        try:
-            data: bytes = self.list_fs.cat_file(self.full(path), start=0, end=most)
-        except FileNotFoundError as error:
-            if s3_code(error) not in ABSENT:
-                raise
-            return None
-        except OSError as error:
-            if s3_code(error) in EMPTY:
-                return b""
-            raise
         return data
 
     def read_many(self, paths: Iterable[str], most: int = MOST_BYTES) -> list[bytes | None]:
@@ -194,79 +116,36 @@ class Objects:
     def exists(self, path: str) -> bool:
         """Whether there is an object, without reading it."""
         with clear_errors(self.uri_of(path)):
-            if self.is_local:
-                return os.path.isfile(self.full(path))
-            # Not a HEAD, whose answer cannot say why it is refused.
-            key = self._key(path)["Key"]
-            found = self.list_fs.call_s3("list_objects_v2", Bucket=self.bucket, Prefix=key, MaxKeys=1)
-            return any(one["Key"] == key for one in found.get("Contents", ()))
-
-    def _key(self, path: str) -> dict[str, str]:
-        return {"Bucket": self.bucket, "Key": self.full(path).partition("/")[2]}
+            return self.storage.exists(path)
 
     def chunks(self, path: str, offset: int) -> Iterator[bytes]:
         """The content of an object from a byte offset on, in pieces; nothing where it ends before the offset."""
-        file = self._open(path)
-        with file:
-            while chunk := self._chunk(file, path, offset):
-                yield chunk
-                offset += len(chunk)
-
-    @patient
-    def _open(self, path: str) -> pyarrow.NativeFile:
+        if isinstance(self.storage, S3Storage):
+            yield from self._transfer(self.storage, path).receive(offset)
+            return
         with clear_errors(self.uri_of(path)):
-            return self.bytes_fs.open_input_file(self.full(path))
+            yield from self.storage.pieces(path, offset)
 
-    @patient
-    def _chunk(self, file: pyarrow.NativeFile, path: str, offset: int) -> bytes:
-        with clear_errors(self.uri_of(path)):
-            size = file.size()
-            # Each reads a range of its own, so one that broke off can be read again from the same file.
-            return file.read_at(min(CHUNK_BYTES, size - offset), offset) if offset < size else b""
+    def _transfer(self, storage: S3Storage, path: str) -> Transfer:
+        return Transfer(storage, path, self.uri_of(path), self.patience)
 
     @patient
     def put(self, path: str, data: bytes) -> None:
         """Write an object, replacing what was there as a whole."""
         with clear_errors(self.uri_of(path)):
-            if self.is_local:
-                self._write(path, lambda temporary: temporary.write_bytes(data), os.replace)
-            else:
-                self._send(path, data)
+            self.storage.put(path, data)
 
-    @patient
     def upload(self, source: Path, path: str) -> None:
         """Copy a local file to an object, replacing what was there as a whole."""
+        if isinstance(self.storage, S3Storage) and source.stat().st_size > PART_BYTES:
+            self._transfer(self.storage, path).send(source)
+        else:
+            self._upload(source, path)
+
+    @patient
+    def _upload(self, source: Path, path: str) -> None:
         with clear_errors(self.uri_of(path)):
-            if self.is_local:
-                self._write(path, lambda temporary: shutil.copyfile(source, temporary), os.replace)
-            elif source.stat().st_size <= CHUNK_BYTES:
-                self._send(path, source.read_bytes())  # one request, where pyarrow makes three
-            else:
-                with source.open("rb") as file, self.bytes_fs.open_output_stream(self.full(path)) as stream:
-                    shutil.copyfileobj(file, stream, CHUNK_BYTES)
-
-    def _send(self, path: str, data: bytes, mode: Literal["overwrite", "create"] = "overwrite") -> None:
-        """Write an S3 object in one request."""
-        filesystem = self.list_fs
-        # aiohttp's own timeout begins only when the body is sent, and before that it asks the server to go ahead.
-        seconds = (filesystems.ATTEMPTS + 1) * filesystems.REQUEST_SECONDS + len(data) / SLOWEST_BYTES
-        sync(filesystem.loop, filesystem._pipe_file, self.full(path), data, mode=mode, timeout=seconds)
-
-    def _write(self, path: str, write: Callable[[Path], object], place: Callable[[Path, str], None]) -> None:
-        """Write a local file under a temporary name beside its own, and put it in its place."""
-        target = Path(self.full(path))
-        temporary = target.with_name(f".{uuid.uuid4().hex}{TEMPORARY}")
-        for attempt in (1, 2, 3):
-            target.parent.mkdir(parents=True, exist_ok=True)
-            try:
-                write(temporary)
-                place(temporary, str(target))
-                return
-            except FileNotFoundError:  # the folder was empty, and somebody who deleted its last file deleted it too
-                if attempt == 3:
-                    raise
-            finally:
-                temporary.unlink(missing_ok=True)
+            self.storage.upload(source, path)
 
     @patient
     def create(self, path: str, data: bytes) -> bool:
@@ -284,18 +163,7 @@ class Objects:
         return True
 
     def _create(self, path: str, data: bytes) -> bool:
-        try:
-            if self.is_local:
-                self._write(path, lambda temporary: temporary.write_bytes(data), os.link)
-            else:
-                self._send(path, data, mode="create")
-        except FileExistsError:
-            return False
-        except OSError as error:
-            if s3_code(error) in TAKEN:
-                return False
-            raise
-        return True
+        return self.storage.create(path, data)
 
     @cached_property
     def creates_once(self) -> bool:
@@ -324,7 +192,7 @@ class Objects:
         self.put(probe, b"first")
         try:
             return not self._create(probe, b"second")
-        except OSError as error:
+        except STORAGE_ERRORS as error:
             # Locally: a filesystem without hard links. S3: a server that knows no conditions, and says so.
             if self.is_local or s3_code(error) in UNSUPPORTED:
                 return False
@@ -336,99 +204,44 @@ class Objects:
         """The paths of all objects below a folder, sorted; none where there is no such folder."""
         return [found.path for found in self.look(folder)]
 
+    @patient
     def named(self, folder: str, name: str, depth: int) -> list[str]:
         """The paths of the objects called `name` so many folders below a folder, sorted."""
-        if self.is_local:
-            with clear_errors(self.uri_of(folder)):
-                found = glob.glob("*/" * depth + name, root_dir=self.full(folder))
-            return sorted(f"{folder}/{path}" for path in found)
-        tail, slashes = f"/{name}", folder.count("/") + 1 + depth
-        return [path for path in self.find(folder) if path.endswith(tail) and path.count("/") == slashes]
+        with clear_errors(self.uri_of(folder)):
+            return sorted(self.storage.named(folder, name, depth))
 
     @patient
     def look(self, folder: str) -> list[Found]:
         """All objects below a folder, sorted by path; none where there is no such folder."""
         with clear_errors(self.uri_of(folder)):
-            found = self._walk(folder) if self.is_local else self._listed(folder)
-            return sorted(found, key=lambda one: one.path)
-
-    def _walk(self, folder: str) -> Iterator[Found]:
-        try:
-            entries = list(os.scandir(self.full(folder)))
-        except (FileNotFoundError, NotADirectoryError):
-            return
-        for entry in entries:
-            path = f"{folder}/{entry.name}" if folder else entry.name
-            if entry.is_dir(follow_symlinks=False):
-                yield from self._walk(path)
-                continue
-            with suppress(FileNotFoundError):
-                stat = entry.stat()
-                yield Found(path, stat.st_size, datetime.fromtimestamp(stat.st_mtime, UTC))
-
-    def _listed(self, folder: str) -> Iterator[Found]:
-        # Not the folder itself, which s3fs names where a server keeps a marker for it.
-        below = f"{self.full(folder)}/"
-        for path, info in self.list_fs.find(self.full(folder), detail=True).items():
-            if path.startswith(below):
-                yield Found(path.removeprefix(f"{self.root}/"), info["size"], info["LastModified"])
+            return sorted(self.storage.look(folder), key=lambda one: one.path)
 
     @patient
     def delete(self, path: str) -> None:
         """Delete an object; nothing happens where there is none."""
         with clear_errors(self.uri_of(path)):
-            filesystem = self.list_fs
-            with suppress(FileNotFoundError):
-                filesystem.rm_file(self.full(path))
-            if self.is_local:
-                self._tidy(os.path.dirname(self.full(path)))
-
-    def _tidy(self, folder: str) -> None:
-        """Remove local folders that are empty now; one that is not stays."""
-        with suppress(OSError):
-            while folder != self.root:
-                os.rmdir(folder)
-                folder = os.path.dirname(folder)
+            self.storage.delete([path])
 
     def delete_many(self, paths: Iterable[str]) -> None:
         """Delete objects, many in one request; nothing happens where there are none."""
         todo = list(paths)
-        if self.is_local:
-            for path in todo:
-                self.delete(path)
-            return
         for start in range(0, len(todo), DELETED_AT_ONCE):
             self._delete_batch(todo[start : start + DELETED_AT_ONCE])
 
     @patient
     def _delete_batch(self, paths: list[str]) -> None:
         with clear_errors(self.uri):
-            keys = [{"Key": self._key(path)["Key"]} for path in paths]
-            answer = self.list_fs.call_s3("delete_objects", Bucket=self.bucket, Delete={"Objects": keys, "Quiet": True})
-            for error in answer.get("Errors", ()):
-                raise OSError(f"AWS Error {error.get('Code')} during DeleteObjects: {error.get('Key')}")
+            self.storage.delete(paths)
 
     @patient
     def half_uploads(self) -> list[HalfUpload]:
         """The multipart uploads below the root that were neither finished nor given up."""
-        if self.is_local:
-            return []
-        found: list[HalfUpload] = []
-        after: dict[str, str] = {}
         with clear_errors(self.uri):
-            while True:
-                answer = self.list_fs.call_s3("list_multipart_uploads", Bucket=self.bucket, **after)
-                for one in answer.get("Uploads", ()):
-                    path = f"{self.bucket}/{one['Key']}"
-                    if path.startswith(f"{self.root}/"):
-                        path = path.removeprefix(f"{self.root}/")
-                        found.append(HalfUpload(path, one["UploadId"], one["Initiated"]))
-                if not answer.get("IsTruncated"):
-                    return found
-                after = {"KeyMarker": answer["NextKeyMarker"], "UploadIdMarker": answer["NextUploadIdMarker"]}
+            return self.storage.half_uploads() if isinstance(self.storage, S3Storage) else []
 
     @patient
     def give_up_upload(self, upload: HalfUpload) -> None:
         """Make the server forget a multipart upload and what it holds of it."""
-        with clear_errors(self.uri_of(upload.path)), suppress(FileNotFoundError):
-            self.list_fs.call_s3("abort_multipart_upload", **self._key(upload.path), UploadId=upload.id)
+        if isinstance(self.storage, S3Storage):
+            with clear_errors(self.uri_of(upload.path)):
+                self.storage.give_up_upload(upload.path, upload.id)

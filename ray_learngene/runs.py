@@ -35,7 +35,16 @@ from ray_learngene.worker import Worker
 
 # Settings that say where and how a run is executed, not what it computes.
 # "deepspeed" is a path here; the file's content is added.
-_OPERATIONAL = {"store", "store_patience", "overwrite", "check_images", "unreadable", "loader_workers", "data_dir"}
+_OPERATIONAL = {
+    "store",
+    "store_patience",
+    "overwrite",
+    "check_images",
+    "unreadable",
+    "loader_workers",
+    "cache_gb",
+    "data_dir",
+}
 _OPERATIONAL |= {*WorkersConfig.model_fields} - {"zero"}
 
 

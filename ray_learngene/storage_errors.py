@@ -15,6 +15,7 @@ from botocore.exceptions import (
     BotoCoreError,
     ClientError,
     HTTPClientError,
+    IncompleteReadError,
     NoCredentialsError,
     PartialCredentialsError,
     ProfileNotFound,
@@ -36,7 +37,7 @@ class Unavailable(UserError):
 
 
 def s3_code(error: BaseException) -> str:
-    """The S3 error code of what pyarrow, s3fs or botocore raised, in capitals without separators; "" without one."""
+    """The S3 error code of what pyarrow or botocore raised, in capitals without separators; "" without one."""
     for each in (error, error.__cause__):
         if isinstance(each, ClientError):
             return _plain(each.response.get("Error", {}).get("Code", ""))
@@ -86,7 +87,8 @@ BY_CODE = {
 BY_TYPE: tuple[tuple[type[Exception] | tuple[type[Exception], ...], str], ...] = (
     ((NoCredentialsError, PartialCredentialsError), NO_KEYS),
     (ProfileNotFound, "AWS_PROFILE names a profile that does not exist: correct it for {uri}"),
-    ((NoConnection, HTTPClientError, ResponseParserError, ConnectionError, TimeoutError), UNREACHABLE),
+    ((NoConnection, HTTPClientError, IncompleteReadError, ResponseParserError), UNREACHABLE),
+    ((ConnectionError, TimeoutError), UNREACHABLE),
     (http.client.HTTPException, UNREACHABLE),
     (FileNotFoundError, NOTHING),
     (PermissionError, FORBIDDEN),
@@ -131,8 +133,3 @@ def clear_errors(uri: str) -> Iterator[None]:
         yield
     except STORAGE_ERRORS as error:
         raise explain(error, uri) from error
-    except Exception as error:
-        # A body that breaks off: s3fs passes on what aiohttp raised, which takes long to import for a local store.
-        if type(error).__module__.startswith("aiohttp"):
-            raise explain(ConnectionError(str(error)), uri) from error
-        raise

@@ -44,8 +44,8 @@ from ray_learngene.sweep import sweep
 # Settings of a benchmark that name its rows or say where and how it runs.
 _MAY_CHANGE = {
     *("arms", "reference", "depths", "widths", "seeds", "lrs", "tune_lrs", "store", "store_patience", "out"),
-    *("in_process", "cpus_per_trial", "gpus_per_trial", "check_images", "unreadable", "loader_workers", "data_dir"),
-    "siblings",
+    *("in_process", "cpus_per_trial", "gpus_per_trial", "siblings", "check_images", "unreadable", "loader_workers"),
+    *("cache_gb", "data_dir"),
     *ClusterConfig.model_fields,
 }
 

@@ -38,6 +38,12 @@ class DataConfig(Config):
         description="an image that cannot be read: end with its name, or take the next one in its place and count it",
     )
     loader_workers: int = Field(0, ge=0, description="data loading processes for each training worker")
+    cache_gb: float = Field(
+        0,
+        ge=0,
+        description="GB that local copies of Parquet sets may take on a host (in ~/.cache/ray_learngene); those unused "
+        "for longest are removed first; 0: no limit",
+    )
 
 
 class AugmentationConfig(Config):

@@ -1,28 +1,30 @@
-"""Loaders: from an image set to batches of tensors, augmented by (seed, epoch, index, repeat) alone."""
+"""Loaders: from an image set to batches of tensors, augmented by (seed, epoch, index, repeat) alone.
+
+Whatever is random is drawn where images are decoded; the arithmetic on whole batches is the device's (`Finish`).
+"""
 
 from __future__ import annotations
 
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import ray_learngene.torchvision_cpu  # noqa: F401  isort:skip  (before the first timm import)
 import numpy as np
+import numpy.typing as npt
 import torch
-from timm.data import Mixup
-from timm.data.mixup import mixup_target
-from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from ray_learngene.config import AugmentationConfig
+from ray_learngene.data.draws import Erasing, Mix, Mixing, Patch
 from ray_learngene.data.image_set import ImageSet
 from ray_learngene.data.order import Sample, WorkerBatches
+from ray_learngene.data.pixels import Batch, Finish, PixelBatch
 from ray_learngene.data.transforms import Transform, eval_transform, train_transform
 from ray_learngene.data.unreadable import Reader
 from ray_learngene.errors import UserError
 
-Batch = tuple[Tensor, Tensor]
 _MIXING = 1  # keeps the random numbers of mixing apart from those of augmentation
 
 
@@ -44,6 +46,7 @@ def train_loader(
     soft_targets: bool = False,
     view_epochs: int = 0,
     reader: Reader | None = None,
+    device: torch.device | None = None,
 ) -> DataLoader[Batch]:
     """The micro-batches of one worker from `start_step` to the end of the last epoch, in one pass.
 
@@ -56,6 +59,7 @@ def train_loader(
         soft_targets: Probabilities also where nothing is mixed.
         view_epochs: Order and augmentation repeat after so many epochs; 0: never.
         reader: Reads the set; default: one that fails at what it cannot read.
+        device: Where the batches are put and finished; default: the one this process computes on.
 
     Raises:
         UserError: the batch is larger than the set, odd where pairs are mixed, or too small for its micro-batches; or
@@ -79,14 +83,20 @@ def train_loader(
         view_epochs=view_epochs,
         unit=2 if mixing else 1,
     )
-    transform = train_transform(image_size, mean, std, augmentation)
+    transform = train_transform(image_size, mean, augmentation)
     return _ImageLoader(
-        _Augmented(reader or Reader(image_set), transform, seed),
+        _Augmented(reader or Reader(image_set), transform, augmentation, image_size, seed),
         batch_sampler=batches,
         num_workers=workers,
-        collate_fn=_Collate(augmentation, len(image_set.classes), seed, mixing, soft_targets),
-        pin_memory=torch.cuda.is_available(),
-        generator=torch.Generator(),  # else every pass would draw from the global generator
+        collate_fn=_Collate(Mixing(augmentation, image_size) if mixing else None, seed),
+        finish=Finish(
+            mean,
+            std,
+            classes=len(image_set.classes),
+            smoothing=augmentation.smoothing,
+            soft=soft_targets,
+            device=device,
+        ),
     )
 
 
@@ -101,22 +111,23 @@ def eval_loader(
     rank: int = 0,
     world_size: int = 1,
     reader: Reader | None = None,
+    device: torch.device | None = None,
 ) -> DataLoader[Batch]:
     """Every `world_size`-th image from `rank` on, in order, resized and centre-cropped, with class indices `[B]`.
 
     Args:
         batch_size: Of this worker; the last batch, and one with unreadable images, may be smaller.
         reader: Reads the set; default: one that fails at what it cannot read.
+        device: Where the batches are put and finished; default: the one this process computes on.
     """
-    transform = eval_transform(image_size, mean, std, augmentation)
+    transform = eval_transform(image_size, augmentation)
     return _ImageLoader(
         _Plain(reader or Reader(image_set), transform),
         batch_size=batch_size,
         sampler=range(rank, len(image_set), world_size),
         num_workers=workers,
         collate_fn=_collate_readable,
-        pin_memory=torch.cuda.is_available(),
-        generator=torch.Generator(),
+        finish=Finish(mean, std, device=device),
     )
 
 
@@ -132,83 +143,94 @@ def _generators_kept() -> Iterator[None]:
         torch.default_generator.set_state(states[2])
 
 
-def _seed_generators(*key: int) -> None:
+def _seed_generators(*key: int, numpy: bool = True) -> None:
+    """Let what is drawn next be a function of the key; seeding NumPy's generator, where nobody draws, is left out."""
     words = np.random.SeedSequence(key).generate_state(4)
     random.seed(words.tobytes())
-    np.random.seed(words)
+    if numpy:
+        np.random.seed(words)
     torch.default_generator.manual_seed(int(words[0]))
 
 
-class _Augmented(Dataset[tuple[Tensor, int, Sample]]):
-    def __init__(self, reader: Reader, transform: Transform, seed: int) -> None:
-        self.reader, self.transform, self.seed = reader, transform, seed
+class _View(NamedTuple):
+    """One augmented image."""
 
-    def __getitem__(self, sample: Sample) -> tuple[Tensor, int, Sample]:
+    pixels: npt.NDArray[np.uint8]
+    label: int
+    erased: list[Patch]
+    sample: Sample
+
+
+class _Augmented(Dataset[_View]):
+    def __init__(
+        self, reader: Reader, transform: Transform, augmentation: AugmentationConfig, size: int, seed: int
+    ) -> None:
+        self.reader, self.transform, self.seed = reader, transform, seed
+        self.erasing = Erasing(augmentation.reprob, size)
+        self.numpy = augmentation.auto_augment is not None  # nothing else here draws from NumPy's generator
+
+    def __getitem__(self, sample: Sample) -> _View:
         return self.__getitems__([sample])[0]
 
-    def __getitems__(self, samples: list[Sample]) -> list[tuple[Tensor, int, Sample]]:
+    def __getitems__(self, samples: list[Sample]) -> list[_View]:
         with _generators_kept():
             return [self._augmented(sample) for sample in samples]
 
-    def _augmented(self, sample: Sample) -> tuple[Tensor, int, Sample]:
+    def _augmented(self, sample: Sample) -> _View:
         image, label = self.reader.image_or_next(sample.index)
-        _seed_generators(self.seed, *sample)
-        return self.transform(image), label, sample
+        _seed_generators(self.seed, *sample, numpy=self.numpy)
+        return _View(self.transform(image), label, self.erasing.draw(), sample)
 
 
-class _Plain(Dataset[tuple[Tensor, int] | None]):
+class _Plain(Dataset[tuple[npt.NDArray[np.uint8], int] | None]):
     def __init__(self, reader: Reader, transform: Transform) -> None:
         self.reader, self.transform = reader, transform
 
-    def __getitem__(self, index: int) -> tuple[Tensor, int] | None:
+    def __getitem__(self, index: int) -> tuple[npt.NDArray[np.uint8], int] | None:
         found = self.reader.image(index)
         return found and (self.transform(found[0]), found[1])
 
 
-def _collate_readable(items: list[tuple[Tensor, int] | None]) -> Batch | None:
+def _collate_readable(items: list[tuple[npt.NDArray[np.uint8], int] | None]) -> PixelBatch | None:
     """A batch of what could be read; None where that is nothing."""
     found = [item for item in items if item is not None]
-    return (torch.stack([image for image, _ in found]), torch.tensor([label for _, label in found])) if found else None
+    return PixelBatch.of([pixels for pixels, _ in found], [label for _, label in found]) if found else None
 
 
 class _Collate:
-    """Stack a micro-batch and mix its pairs (0, 1), (2, 3), …
+    """Put a micro-batch together, and draw how its pairs (0, 1), (2, 3), … are mixed.
 
     Pairs, unlike whole micro-batches, are the same for every number of workers.
     """
 
-    def __init__(self, augmentation: AugmentationConfig, classes: int, seed: int, mixing: bool, soft: bool) -> None:
-        self.classes, self.seed, self.mixing, self.soft = classes, seed, mixing, soft
-        self.smoothing = augmentation.smoothing
-        self.mixup = Mixup(
-            mixup_alpha=augmentation.mixup,
-            cutmix_alpha=augmentation.cutmix,
-            prob=augmentation.mixup_prob,
-            switch_prob=augmentation.mixup_switch_prob,
-            label_smoothing=augmentation.smoothing,
-            num_classes=classes,
+    def __init__(self, mixing: Mixing | None, seed: int) -> None:
+        self.mixing, self.seed = mixing, seed
+
+    def __call__(self, views: list[_View]) -> PixelBatch:
+        mixes = None
+        if self.mixing is not None:
+            with _generators_kept():
+                mixes = [self._drawn(self.mixing, views[first].sample) for first in range(0, len(views), 2)]
+        return PixelBatch.of(
+            [view.pixels for view in views], [view.label for view in views], [view.erased for view in views], mixes
         )
 
-    def __call__(self, items: list[tuple[Tensor, int, Sample]]) -> Batch:
-        images = torch.stack([image for image, _, _ in items])
-        targets = torch.tensor([label for _, label, _ in items])
-        if not self.mixing:
-            return images, mixup_target(targets, self.classes, smoothing=self.smoothing) if self.soft else targets
-        mixed = []
-        with _generators_kept():
-            for first in range(0, len(items), 2):
-                pair = slice(first, first + 2)
-                _seed_generators(self.seed, *items[first][2], _MIXING)
-                images[pair], pair_targets = self.mixup(images[pair], targets[pair])
-                mixed.append(pair_targets)
-        return images, torch.cat(mixed)
+    def _drawn(self, mixing: Mixing, first: Sample) -> Mix:
+        _seed_generators(self.seed, *first, _MIXING)
+        return mixing.draw()
 
 
 class _ImageLoader(DataLoader[Any]):
-    """A DataLoader without empty batches, from whose processes a UserError comes back as the one line it was."""
+    """Finished batches, none of them empty; a UserError of its processes comes back as the one line it was."""
+
+    def __init__(self, dataset: Dataset[Any], *, finish: Finish, **options: Any) -> None:
+        options["pin_memory"] = finish.pins
+        options["generator"] = torch.Generator()  # else every pass would draw from the global one
+        super().__init__(dataset, **options)
+        self.finish = finish
 
     def __iter__(self) -> Any:
         try:
-            yield from (batch for batch in super().__iter__() if batch is not None)
+            yield from (self.finish(batch) for batch in super().__iter__() if batch is not None)
         except UserError as error:
             raise UserError(str(error).strip().splitlines()[-1].partition("UserError: ")[2] or str(error)) from None

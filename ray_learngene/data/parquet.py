@@ -26,17 +26,17 @@ from ray_learngene.storage_errors import clear_errors
 class Rows:
     """The memory-mapped rows of some files. Pickled, it is their address: where it arrives, they are mapped again."""
 
-    def __init__(self, source: Source, path: Path | None = None, length: int | None = None) -> None:
-        self.source = source
-        self.path = path if path is not None and path.exists() else cached_rows(source)
+    def __init__(self, source: Source, cache_limit: float, path: Path | None = None, length: int | None = None) -> None:
+        self.source, self.cache_limit = source, cache_limit
+        self.path = path if path is not None and path.exists() else cached_rows(source, cache_limit)
         self.table: pa.Table = pa.ipc.open_file(pa.memory_map(str(self.path))).read_all()
         if length is not None and length != len(self):
             raise UserError(f"{source.uri} has {len(self)} rows here and {length} where the run started: copy it again")
         classes = (self.table.schema.metadata or {}).get(CLASSES_KEY)
         self.classes: list[str] | None = json.loads(classes) if classes else None
 
-    def __reduce__(self) -> tuple[type[Rows], tuple[Source, Path, int]]:
-        return Rows, (self.source, self.path, len(self))
+    def __reduce__(self) -> tuple[type[Rows], tuple[Source, float, Path, int]]:
+        return Rows, (self.source, self.cache_limit, self.path, len(self))
 
     def __len__(self) -> int:
         return self.table.num_rows
@@ -85,7 +85,8 @@ def open_parquet(config: DataConfig) -> ImageSets:
     else:
         groups = group_by_split(found, uri)
     columns = (config.image_column, config.label_column)
-    rows = {split: Rows(Source(address, tuple(names), *columns)) for split, names in groups.items()}
+    limit = config.cache_gb * 1e9
+    rows = {split: Rows(Source(address, tuple(names), *columns), limit) for split, names in groups.items()}
     classes, labels = _labels(rows, uri)
     train = ParquetSet(rows["train"], labels["train"], classes)
     if "val" in rows:

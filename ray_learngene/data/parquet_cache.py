@@ -2,6 +2,7 @@
 
 The cache lies under `$XDG_CACHE_HOME/ray_learngene` (default `~/.cache`); a file there may be deleted at any time and
 is written again from its source. Its name is a hash of the source's address and of every file's name, size and time.
+Where the cache has a limit, the files that were opened longest ago make room for a new one.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import itertools
 import json
 import os
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -40,14 +42,18 @@ class Source:
     label_column: str
 
 
-def cached_rows(source: Source) -> Path:
+def cached_rows(source: Source, limit: float = 0) -> Path:
     """The local Arrow file with the rows of all files in order; written first where it is not there yet.
 
     Its columns are `image` (encoded bytes), `label` (int64 or string), `split` (string; only where the source has it),
     `file` (position in `source.names`) and `row` (within that file).
 
+    Args:
+        limit: Bytes that all files of the cache may take together; 0: no limit.
+
     Raises:
-        UserError: a file or a column cannot be read, or an image or a label is missing; names file and row.
+        UserError: a file or a column cannot be read, or an image or a label is missing; names file and row. Or the rows
+            do not fit into the limit.
     """
     place, root = filesystem(source.uri)
     with clear_errors(source.uri):
@@ -58,7 +64,9 @@ def cached_rows(source: Source) -> Path:
     state = [_FORMAT, asdict(source), [(file.size, file.mtime_ns) for file in files]]
     folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ray_learngene"
     path = folder / f"{hashlib.sha256(json.dumps(state).encode()).hexdigest()[:32]}.arrow"
-    if path.exists():
+    _opened.add(path)
+    with suppress(FileNotFoundError):
+        os.utime(path)
         return path
     with clear_errors(str(folder)):
         folder.mkdir(parents=True, exist_ok=True)
@@ -67,18 +75,50 @@ def cached_rows(source: Source) -> Path:
             if not path.exists():
                 partial = path.with_suffix(".partial")
                 try:
-                    _write(partial, _batches(place, [file.path for file in files], source))
+                    _write(partial, _batches(place, [file.path for file in files], source), _Room(folder, limit))
                     os.replace(partial, path)
                 finally:
                     partial.unlink(missing_ok=True)
     return path
 
 
-def _write(path: Path, batches: Iterator[pa.RecordBatch]) -> None:
+def _write(path: Path, batches: Iterator[pa.RecordBatch], room: _Room) -> None:
     first = next(batches)
     with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, first.schema) as writer:
         for batch in itertools.chain([first], batches):
             writer.write_batch(batch)
+            room.make(sink.tell())
+
+
+_opened: set[Path] = set()  # files of this process, which would only be written again
+
+
+class _Room:
+    """Removes files of the cache, those opened longest ago first, as a growing one needs their place."""
+
+    def __init__(self, folder: Path, limit: float) -> None:
+        self.limit = limit
+        self.folder = folder
+        self.others = [(path.stat(), path) for path in folder.glob("*.arrow")] if limit else []
+        self.others.sort(key=lambda each: each[0].st_mtime_ns, reverse=True)
+        self.taken = sum(stat.st_size for stat, _ in self.others)
+
+    def make(self, size: int) -> None:
+        """Make room for a file of so many bytes.
+
+        Raises:
+            UserError: There is not enough that can be removed.
+        """
+        while self.limit and self.taken + size > self.limit:
+            stat, oldest = next((each for each in reversed(self.others) if each[1] not in _opened), (None, None))
+            if stat is None or oldest is None:
+                raise UserError(
+                    f"the local copies of this image set do not fit into --cache-gb {self.limit / 1e9:g} "
+                    f"({self.folder}): allow more, or convert it with a smaller --short-side"
+                )
+            oldest.unlink(missing_ok=True)
+            self.others.remove((stat, oldest))
+            self.taken -= stat.st_size
 
 
 def _batches(place: FileSystem, paths: Sequence[str], source: Source) -> Iterator[pa.RecordBatch]:

@@ -6,38 +6,42 @@ from collections.abc import Callable
 from typing import Any
 
 import ray_learngene.torchvision_cpu  # noqa: F401  isort:skip  (before the first timm import)
+import numpy as np
+import numpy.typing as npt
 from PIL import Image, ImageOps
 from timm.data import auto_augment, create_transform
-from torch import Tensor
+from torchvision.transforms import Compose
 
 from ray_learngene.config import AugmentationConfig
 from ray_learngene.errors import UserError
 
-Transform = Callable[[Image.Image], Tensor]
-Statistics = tuple[float, ...]
+Transform = Callable[[Image.Image], npt.NDArray[np.uint8]]
 
 
-def train_transform(size: int, mean: Statistics, std: Statistics, augmentation: AugmentationConfig) -> Transform:
-    """Random crop, flip, colour, erasing: an image becomes a normalised `[3, size, size]`.
+def train_transform(size: int, mean: tuple[float, ...], augmentation: AugmentationConfig) -> Transform:
+    """Random crop, flip and colour: an image becomes pixels `[size, size, 3]`.
+
+    Args:
+        mean: Of the normalisation to come; what auto-augmentation moves in from outside an image has this colour.
 
     Raises:
         UserError: timm does not know the auto-augment policy.
     """
     try:
-        return create_transform(
-            size,
-            is_training=True,
-            scale=augmentation.scale,
-            ratio=augmentation.ratio,
-            hflip=augmentation.hflip,
-            # None, as timm builds a jitter of strength 0 too, which costs time
-            color_jitter=augmentation.color_jitter or None,  # type: ignore[arg-type]
-            auto_augment=augmentation.auto_augment,
-            re_prob=augmentation.reprob,
-            re_mode="pixel",
-            interpolation=augmentation.interpolation,
-            mean=mean,
-            std=std,
+        return _pixels(
+            create_transform(
+                size,
+                is_training=True,
+                use_prefetcher=True,
+                scale=augmentation.scale,
+                ratio=augmentation.ratio,
+                hflip=augmentation.hflip,
+                # None, as timm builds a jitter of strength 0 too, which costs time
+                color_jitter=augmentation.color_jitter or None,  # type: ignore[arg-type]
+                auto_augment=augmentation.auto_augment,
+                interpolation=augmentation.interpolation,
+                mean=mean,
+            )
         )
     except (AssertionError, KeyError, ValueError):
         raise UserError(
@@ -45,11 +49,18 @@ def train_transform(size: int, mean: Statistics, std: Statistics, augmentation: 
         ) from None
 
 
-def eval_transform(size: int, mean: Statistics, std: Statistics, augmentation: AugmentationConfig) -> Transform:
-    """Resize and centre crop: an image becomes a normalised `[3, size, size]`."""
-    return create_transform(
-        size, mean=mean, std=std, interpolation=augmentation.interpolation, crop_pct=augmentation.crop_pct
+def eval_transform(size: int, augmentation: AugmentationConfig) -> Transform:
+    """Resize and centre crop: an image becomes pixels `[size, size, 3]`."""
+    return _pixels(
+        create_transform(
+            size, use_prefetcher=True, interpolation=augmentation.interpolation, crop_pct=augmentation.crop_pct
+        )
     )
+
+
+def _pixels(transform: Compose) -> Transform:
+    """A transform of timm without the last step, which makes a tensor of an image."""
+    return Compose([*transform.transforms[:-1], np.array])
 
 
 def _posterize(image: Image.Image, bits: int, **_: Any) -> Image.Image:

@@ -17,7 +17,7 @@ import psutil
 
 from cluster.local import LocalCluster
 from cluster.local.host import Host
-from ray_learngene import filesystems
+from ray_learngene.objects import Objects
 from ray_learngene.store import Store
 
 ROOT = Path(__file__).parents[2]
@@ -82,7 +82,7 @@ class Site:
     def __init__(self, cluster: LocalCluster) -> None:
         self.cluster = cluster
         self.uri = f"{cluster.store}/{uuid.uuid4().hex[:8]}"
-        self._listing = filesystems.listing(self.uri)
+        self._objects = Objects(self.uri)
 
     @property
     def store(self) -> Store:
@@ -102,14 +102,12 @@ class Site:
 
     def checkpoint_step(self, run: str) -> int:
         """The step of a run's newest checkpoint in the store, 0 without one."""
-        fs, path = self._listing
         steps = [0]
-        for file in fs.find(f"{path}/runs/{run}"):
-            if file.endswith("/progress.json"):
-                try:
-                    steps.append(json.loads(fs.cat(file))["step"])
-                except FileNotFoundError:  # an old one that has just been removed
-                    continue
+        for path in self._objects.find(f"runs/{run}"):
+            if path.endswith("/progress.json"):
+                text = self._objects.read(path)
+                if text is not None:  # else an old one that has just been removed
+                    steps.append(json.loads(text)["step"])
         return max(steps)
 
     def wait_for(self, what: str, holds: Callable[[], bool], job: Job | None = None) -> None:

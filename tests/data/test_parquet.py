@@ -1,5 +1,6 @@
 """Parquet files: columns, labels, splits and the local cache."""
 
+import os
 import pickle
 from collections.abc import Callable
 from pathlib import Path
@@ -8,9 +9,10 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
+from PIL import Image
 
 from ray_learngene.config import AugmentationConfig, DataConfig
-from ray_learngene.data import ImageSets, check_images, open_image_sets, train_loader
+from ray_learngene.data import ImageSets, check_images, open_image_sets, parquet_cache, train_loader
 from ray_learngene.errors import UserError
 from tests.data.image_files import encoded, photo, write_parquet
 
@@ -125,12 +127,34 @@ def test_cache_is_written_once_and_again_for_new_content(tmp_path: Path, cache: 
     path = write_parquet(tmp_path / "x.parquet", [0, 1] * 300)
     sets = opened(path)
     (first,) = cache.glob("*.arrow")
-    written = first.stat().st_mtime_ns
-    assert opened(path).train.fingerprint == sets.train.fingerprint and first.stat().st_mtime_ns == written
+    written = first.stat().st_ino
+    assert opened(path).train.fingerprint == sets.train.fingerprint and first.stat().st_ino == written
     assert sets.train.image(500).size == (24, 16)
     write_parquet(path, [1, 0] * 200)
     assert len(opened(path).train) == 360 and len(list(cache.glob("*.arrow"))) == 2
     assert not list(cache.glob("*.partial"))
+
+
+def test_the_cache_keeps_its_limit(tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (40, 40, 3), dtype=np.uint8)
+    image = encoded(Image.fromarray(pixels), "PNG")
+    paths = [write_parquet(tmp_path / f"{n}.parquet", [0, 1] * 100, [image] * 200) for n in range(4)]
+    monkeypatch.setattr(parquet_cache, "_opened", set())
+    sizes = []
+    for number, path in enumerate(paths[:3]):
+        opened(path)
+        (new,) = set(cache.glob("*.arrow")) - {each for each, _ in sizes}
+        os.utime(new, ns=(number, number))
+        sizes.append((new, new.stat().st_size))
+    opened(paths[0])  # the first one is used again
+    parquet_cache._opened.clear()  # as in another process
+    limit = 3.5 * sizes[0][1] / 1e9
+    opened(paths[3], cache_gb=limit)
+    left = set(cache.glob("*.arrow"))
+    assert sizes[1][0] not in left and {sizes[0][0], sizes[2][0]} < left and len(left) == 3
+    parquet_cache._opened.update(left)  # in use by this process: they stay
+    assert "do not fit into --cache-gb" in error(paths[1], cache_gb=limit)
+    assert set(cache.glob("*.arrow")) == left and not list(cache.glob("*.partial"))
 
 
 def test_a_failed_read_leaves_no_cache(tmp_path: Path, cache: Path) -> None:

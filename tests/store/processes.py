@@ -1,7 +1,7 @@
 """Operations of a store in processes of their own: to race each other, and to die between any two writes.
 
-The processes are forked from a server that has imported the store and opened nothing, because s3fs does not survive a
-fork.
+The processes are forked from a server that has imported the store and opened nothing, because an S3
+client does not survive a fork.
 """
 
 from __future__ import annotations

@@ -1,0 +1,93 @@
+"""python -m benchmarks.pixels [--photos PARQUET] [--cifar10 FOLDER] [--quick] [--out FILE.json]
+
+What a training image costs from its encoded or stored pixels to the float batch: uint8 out of the loader, finished in
+batches (this package), against timm's transforms of one image at a time and timm's mixup of one pair at a time, whose
+numbers are the same bit for bit (checked before anything is timed). One process, CPU seconds, in turn. Photographs are
+those of `benchmarks.image_formats`, cropped to 224 px; without either, scikit-learn's digits at 32 px.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+
+from benchmarks.measure import arguments, in_turn, machine, medians, publish
+from ray_learngene.config import AugmentationConfig, DataConfig
+from ray_learngene.data import open_image_sets, train_loader
+from ray_learngene.data.image_set import ImageSet, Subset
+from tests.data.test_pixels import MEAN, STD, one_by_one
+
+BATCH = 12  # of the reference
+AUGMENTATIONS = {
+    "crop, flip": AugmentationConfig(),
+    "+ erasing, mixup, cutmix": AugmentationConfig(reprob=0.25, mixup=0.8, cutmix=1.0),
+    "+ RandAugment": AugmentationConfig(reprob=0.25, mixup=0.8, cutmix=1.0, auto_augment="rand-m9-mstd0.5-inc1"),
+}
+
+
+def main() -> None:
+    args = arguments(__doc__, _add)
+    facts = machine()
+    torch.set_num_threads(1)
+    rows = []
+    for name, images, size in _sets(args):
+        for augmented, augmentation in AUGMENTATIONS.items():
+            rows.append(_row(f"{name}, {augmented}", images, size, augmentation, rounds=1 if args.quick else 5))
+    publish("pixels", args, facts, rows)
+
+
+def _add(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--photos", help="Parquet file of the photographs")
+    parser.add_argument("--cifar10", help="folder with CIFAR-10's binary files")
+
+
+def _sets(args: argparse.Namespace) -> Iterator[tuple[str, ImageSet, int]]:
+    if args.photos:
+        config = DataConfig(data=args.photos, image_column="image_data", label_column="finegrained_cat")
+        yield "photographs to 224 px", _some(config, 10 * BATCH), 224
+    if args.cifar10:
+        yield "CIFAR-10, 32 px", _some(DataConfig(data="cifar10", data_dir=args.cifar10), 40 * BATCH), 32
+    if not args.photos and not args.cifar10:
+        yield "digits, 32 px", _some(DataConfig(data="digits"), 40 * BATCH), 32
+
+
+def _some(config: DataConfig, count: int) -> ImageSet:
+    return Subset(open_image_sets(config).train, np.arange(count))
+
+
+def _row(name: str, images: ImageSet, size: int, augmentation: AugmentationConfig, rounds: int) -> dict[str, Any]:
+    def batches() -> list[tuple[torch.Tensor, torch.Tensor]]:
+        return list(train_loader(images, size, MEAN, STD, augmentation, seed=3, batch_size=BATCH, epochs=2))
+
+    def timm() -> list[tuple[torch.Tensor, torch.Tensor]]:
+        return one_by_one(images, size, augmentation, soft=False)
+
+    for ours, theirs in zip(batches(), timm(), strict=True):
+        assert all(map(torch.equal, ours, theirs))
+    views = 2 * len(images)
+    numbers = in_turn({"ours": lambda: _cpu(batches) / views, "timm": lambda: _cpu(timm) / views}, rounds)
+    seconds = medians(numbers)
+    return {
+        "images": name,
+        "timm, one at a time (ms)": 1e3 * seconds["timm"],
+        "ours (ms)": 1e3 * seconds["ours"],
+        "speed": seconds["timm"] / seconds["ours"],
+        "kB sent an image": 3 * size * size / 1e3,
+        "kB before": 12 * size * size / 1e3,
+        "raw_cpu_seconds": numbers,
+    }
+
+
+def _cpu(call: Any) -> float:
+    began = time.process_time()
+    call()
+    return time.process_time() - began
+
+
+if __name__ == "__main__":
+    main()
