@@ -1,9 +1,9 @@
 """python -m benchmarks.short_side --photos PARQUET [--quick] [--out FILE.json]
 
-What `learngene data convert --short-side` saves: megabytes of the shards, and CPU milliseconds to decode an image and to
-make a 224 px training view of it, for the originals and for shorter sides. One process, in turn. Images that are
-smaller are left as they are. The photographs of `benchmarks.image_formats` have a short side of 348 pixels, so the
-saving is a fraction of that for originals of a camera or of ImageNet, whose short side is 375 pixels at the median.
+What `learngene data convert --short-side` saves: megabytes of the shards, and CPU milliseconds to decode an image and
+to make a 224 px training view of it, for the originals and for shorter sides. One process, in turn. Images that are
+smaller are left as they are. The photographs of `benchmarks.image_formats` have a short side of 348 pixels and are
+strongly compressed: larger or finer originals save more.
 """
 
 from __future__ import annotations
