@@ -32,6 +32,9 @@ def train_on_cluster(
     Args:
         known: Learning rates and scores of earlier runs by group, where they are searched.
         on_start: Called once the cluster has answered, before the first trial.
+
+    Raises:
+        KeyboardInterrupt: Ctrl-C; checkpoints of what was not finished stay.
     """
     os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")  # histories are published with each descendant
     os.environ.setdefault("TUNE_GLOBAL_CHECKPOINT_S", "60")
@@ -75,6 +78,8 @@ def train_on_cluster(
                 verbose=0,
             ),
         ).fit()
+    if outcomes.ended < outcomes.total:  # Tune takes Ctrl-C for itself, and returns
+        raise KeyboardInterrupt
     for row in outcomes.rows:
         if row["status"] == "stopped":  # for good, unlike a failed one
             StoreCheckpoints(store, f"{config.name}/{row['descendant']}").remove()

@@ -11,6 +11,11 @@ from ray.tune.experiment import Trial
 from ray_learngene.out_of_memory import says_out_of_memory
 from ray_learngene.trials import Outcomes
 
+_LOW_ON_MEMORY = (
+    "its node was low on memory and ended its process: run fewer at once (--max-concurrent, more --cpus-per-trial), "
+    "lower --batch-size or raise --accumulation"
+)
+
 
 class SweepProgress(Callback):
     """Tells in the driver what becomes of every descendant; a process that is started again goes on with the others."""
@@ -36,9 +41,11 @@ class SweepProgress(Callback):
             self._end(trial, member)
 
     def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
-        lines = _last_error(trial).strip().splitlines()
+        error = _last_error(trial)
+        lines = error.strip().splitlines()
+        text = _LOW_ON_MEMORY if says_out_of_memory(error) else lines[-1] if lines else "its process died"
         for member in range(len(_config(trial)["pack"])):
-            self._end(trial, member, error=lines[-1] if lines else "its process died")
+            self._end(trial, member, error=text)
 
     def on_trial_recover(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         config = _config(trial)
