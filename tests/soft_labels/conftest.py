@@ -1,0 +1,25 @@
+"""One set of images and one ancestry model for all."""
+
+from __future__ import annotations
+
+import pytest
+from torch import Tensor
+
+from ray_learngene.ancestry import Ancestry
+from ray_learngene.data.images import Images
+from tests.soft_labels.runs import distilled, some_images, vision_transformer
+
+
+@pytest.fixture(scope="package")
+def images() -> Images:
+    return some_images()
+
+
+@pytest.fixture(scope="package")
+def ancestry() -> Ancestry:
+    return Ancestry(vision_transformer())
+
+
+@pytest.fixture(scope="package")
+def online(tmp_path_factory: pytest.TempPathFactory, images: Images, ancestry: Ancestry) -> dict[str, Tensor]:
+    return distilled(tmp_path_factory.mktemp("online"), images, ancestry, None)[0]
