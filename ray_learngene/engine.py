@@ -150,11 +150,11 @@ class DistillationObjective:
         return mean_loss(model(images), lambda logits: self.loss(logits, teacher, labels, self.smoothing))
 
 
-def draw_step(module: nn.Module, seed: int, step: int) -> None:
+def draw_step(module: nn.Module, seed: int, step: int, total_steps: int) -> None:
     """Let a module that is another model in every step draw which one it is in this; alike on all workers."""
     draw = getattr(module, "draw", None)
     if draw is not None:
-        draw(np.random.default_rng([seed, step]))
+        draw(np.random.default_rng([seed, step]), (step or total_steps) / total_steps)
 
 
 def resolve_device() -> torch.device:
@@ -278,7 +278,7 @@ def train_steps(
         if schedule is not None:
             schedule.step_update(step)
         lr = optimizer.param_groups[0]["lr"]
-        draw_step(engine.module, seed, step)
+        draw_step(engine.module, seed, step, total_steps)
         for _ in range(accumulation):
             images, targets = next(stream)
             losses = objective(engine, images.to(device, non_blocking=True), targets.to(device, non_blocking=True))

@@ -45,7 +45,7 @@ def training_flops(module: nn.Module, image: int, *, batch: int, steps: int, see
         return TRAINING_PASSES * steps * _count(module, image, batch)
     passes: Counter[tuple[Spec, int]] = Counter()
     for step in range(steps):
-        draw_step(module, seed, step)
+        draw_step(module, seed, step, steps)
         passes.update(module.passes(batch))
     return TRAINING_PASSES * sum(
         count * _count(partial(module.forward_as, spec), image, images) for (spec, images), count in passes.items()

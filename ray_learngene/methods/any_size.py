@@ -1,10 +1,10 @@
 """Any-size: shared stages that are trained at every depth (and width) they will be expanded to. Our own.
 
 SWS trains its stages at one depth, so every other depth is a network that was never trained. Here every step cuts the
-batch into parts, and each part passes through a model of another depth, one from each part of the range, so a step
-costs what one of middle depth costs. A block repeated r times adds partly coherent residuals: every residual branch of
-a model of L layers is scaled by (L0 / L)^step, which folds into `attn.proj` and `mlp.fc2`, so descendants stay plain.
-`docs/methods.md` has the ablations.
+batch into parts, and each part passes through a model of another depth, one from each part of the range. The range
+begins with the shallowest models, whose steps are cheap and train the same blocks, and grows as training goes on. A
+block repeated r times adds partly coherent residuals: every residual branch of a model of L layers is scaled by
+(L0 / L)^step, which folds into `attn.proj` and `mlp.fc2`, so descendants stay plain. docs/methods.md has ablations.
 """
 
 from __future__ import annotations
@@ -31,20 +31,25 @@ class AnySize(ElasticMethod):
     name: ClassVar[str] = "any-size"
     split: ClassVar[bool] = True
 
-    stages: int = Field(5, ge=1, description="shared blocks; at most the auxiliary's depth, so that all are trained")
+    stages: int = Field(3, ge=1, description="shared blocks; at most the auxiliary's depth, so that all are trained")
     parts: int = Field(4, ge=1, description="parts of a batch, each at a depth of its own; a divisor of micro-batches")
     shallowest: int = Field(3, ge=1, description="smallest depth that is trained; the largest is the auxiliary's")
+    growth: float = Field(
+        3, ge=0, description="exponent with which the range of depths grows with the training; 0: whole from the start"
+    )
     step: float = Field(0.5, ge=0, description="exponent of a residual branch's scale; 0: none, 1: an Euler step")
     widths: Numbers = Field((), description="widths trained beside the auxiliary's own, e.g. 16-32")
 
     def initial(self, spec: Spec) -> State:
         return dict(build(spec.replace(depth=min(self.stages, spec.depth))).state_dict())
 
-    def choose(self, source: Spec, generator: np.random.Generator) -> tuple[Spec, ...]:
-        """A depth from each of as many equal parts of the range; widths take turns over the parts."""
+    def choose(self, source: Spec, generator: np.random.Generator, done: float) -> tuple[Spec, ...]:
+        """A depth from each of as many equal parts of the range, at the end the deepest of each; widths take turns."""
         shallowest = min(self.shallowest, source.depth)
-        share = (np.arange(self.parts) + generator.random(self.parts)) / self.parts
-        depths = shallowest + np.floor(share * (source.depth + 1 - shallowest)).astype(int)
+        deepest = shallowest + (source.depth - shallowest) * done**self.growth
+        within = generator.random(self.parts) if done < 1 else 1 - 1e-9
+        share = (np.arange(self.parts) + within) / self.parts
+        depths = shallowest + np.floor(share * (deepest + 1 - shallowest)).astype(int)
         widths = nested_widths(self.name, source, self.widths)
         turns = generator.permutation(np.resize(generator.permutation(widths), self.parts))
         return tuple(at_width(source, int(width), int(depth)) for width, depth in zip(turns, depths, strict=True))

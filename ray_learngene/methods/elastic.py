@@ -30,9 +30,9 @@ class ElasticVisionTransformer(GeneratedVisionTransformer):
         self.method = method
         self.drawn: tuple[Spec, ...] = (spec,)
 
-    def draw(self, generator: np.random.Generator) -> None:
-        """Draw the specs of the next step; the same on every worker."""
-        self.drawn = self.method.choose(self.spec, generator)
+    def draw(self, generator: np.random.Generator, done: float) -> None:
+        """Draw the specs of the next step, of a training of which so much (0 to 1) is done; alike on every worker."""
+        self.drawn = self.method.choose(self.spec, generator, done)
 
     def passes(self, batch: int) -> tuple[tuple[Spec, int], ...]:
         """The forward passes of this step over a batch: specs with the number of images each sees."""
@@ -47,13 +47,21 @@ class ElasticVisionTransformer(GeneratedVisionTransformer):
         if not self.training:
             return super().forward(images)
         if not self.method.split:
-            return tuple(self.forward_as(spec, images) for spec in self.drawn)
+            first, *others = (self.forward_as(spec, images) for spec in self.drawn)
+            return self._with_all_parameters(first), *others
         # every n-th image, so that, where micro-batches are multiples of n, the same images go to the same sizes
         # whatever the number of workers
         indices, count = torch.arange(len(images), device=images.device), len(self.drawn)
         parts = [indices[first::count] for first in range(count)]
         logits = [self.forward_as(spec, images[part]) for spec, part in zip(self.drawn, parts, strict=True)]
-        return torch.cat(logits)[torch.cat(parts).argsort()]
+        return self._with_all_parameters(torch.cat(logits)[torch.cat(parts).argsort()])
+
+    def _with_all_parameters(self, logits: Tensor) -> Tensor:
+        """The same logits, on which every parameter depends, so that those of no spec drawn have a gradient of 0.
+
+        Without one, ZeRO-3 takes that of an earlier step, and optimizers in one process take no step at all.
+        """
+        return logits + 0 * torch.stack([parameter.sum() for parameter in self.parameters()]).sum()
 
 
 class ElasticMethod(GeneratingMethod):
@@ -63,11 +71,11 @@ class ElasticMethod(GeneratingMethod):
     split: ClassVar[bool] = False
 
     @abstractmethod
-    def choose(self, source: Spec, generator: np.random.Generator) -> tuple[Spec, ...]:
-        """The specs of one step."""
+    def choose(self, source: Spec, generator: np.random.Generator, done: float) -> tuple[Spec, ...]:
+        """The specs of one step, by how much of the training (0 to 1) is done; at 1 those that need the most memory."""
 
     def auxiliary(self, spec: Spec, *, drop_path: float = 0.0) -> nn.Module:
-        self.choose(spec, np.random.default_rng(0))  # refuses what does not fit the spec before anything starts
+        self.choose(spec, np.random.default_rng(0), 0.0)  # refuses what does not fit the spec before anything starts
         return ElasticVisionTransformer(self, spec, drop_path=drop_path)
 
 

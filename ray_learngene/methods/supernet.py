@@ -42,7 +42,7 @@ class Supernet(ElasticMethod):
     def initial(self, spec: Spec) -> State:
         return dict(build(spec).state_dict())
 
-    def choose(self, source: Spec, generator: np.random.Generator) -> tuple[Spec, ...]:
+    def choose(self, source: Spec, generator: np.random.Generator, done: float) -> tuple[Spec, ...]:
         widths = nested_widths(self.name, source, self.widths)
         shallowest = min(self.shallowest, source.depth)
         drawn = [
