@@ -17,8 +17,11 @@ from ray_learngene.errors import RunError
 
 T = TypeVar("T")
 ConfigT = TypeVar("ConfigT", bound=OptimizationConfig)
-# how torch's CPU allocator, cuBLAS and Ray's memory monitor (for a worker that it has killed) say it
-_SAID = ("can't allocate memory", "CUDA out of memory", "ALLOC_FAILED", "low on memory", "OutOfMemory")
+# how torch's CPU allocator, oneDNN, cuBLAS and Ray's memory monitor (for a worker that it has killed) say it
+_SAID = (
+    *("can't allocate memory", "could not create a primitive", "could not create a memory"),
+    *("CUDA out of memory", "ALLOC_FAILED", "low on memory", "OutOfMemory"),
+)
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -105,6 +105,7 @@ def test_what_is_out_of_memory_and_how_far_a_micro_batch_can_be_halved() -> None
     with pytest.raises(RuntimeError) as caught:
         torch.empty(2**50)
     assert is_out_of_memory(caught.value) and not is_out_of_memory(RuntimeError("another"))
+    assert is_out_of_memory(RuntimeError("could not create a primitive")), "oneDNN, where memory ends within it"
     config = OptimizationConfig(batch_size=12)
     seen = []
     with pytest.raises(RunError, match="out of memory with a micro-batch of one image: choose a smaller model"):
