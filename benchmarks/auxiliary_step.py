@@ -29,17 +29,13 @@ from torch import Tensor, nn
 from benchmarks.measure import arguments, in_turn, machine, medians, publish, seconds_of
 from ray_learngene.config import OptimizationConfig
 from ray_learngene.costs import macs
-from ray_learngene.engine import (
-    FiniteGuard,
-    LabelObjective,
-    TorchEngine,
-    create_optimizer,
-    resolve_device,
-    resolve_precision,
-    train_steps,
-)
+from ray_learngene.engine import TorchEngine, resolve_device, resolve_precision
+from ray_learngene.finite_guard import FiniteGuard
 from ray_learngene.methods import create_method
+from ray_learngene.objectives import LabelObjective
+from ray_learngene.optimizers import create_optimizer
 from ray_learngene.specs import Spec, build, preset, set_drop_path
+from ray_learngene.steps import train_steps
 
 DESCENDANT_DEPTH = 12
 DROP_PATH = 0.1

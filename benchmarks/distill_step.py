@@ -36,18 +36,14 @@ from ray_learngene.config import AugmentationConfig, DataConfig, OptimizationCon
 from ray_learngene.data.images import Images, Preprocessing
 from ray_learngene.data.open import open_image_sets
 from ray_learngene.deepspeed_engine import DeepSpeedEngine, deepspeed_config
-from ray_learngene.engine import (
-    Batch,
-    DistillationObjective,
-    FiniteGuard,
-    create_optimizer,
-    create_schedule,
-    resolve_precision,
-    train_steps,
-)
+from ray_learngene.engine import resolve_precision
+from ray_learngene.finite_guard import FiniteGuard
 from ray_learngene.losses import DistillationLoss
 from ray_learngene.methods import create_method
+from ray_learngene.objectives import DistillationObjective
+from ray_learngene.optimizers import create_optimizer, create_schedule
 from ray_learngene.specs import Spec, preset
+from ray_learngene.steps import Batch, train_steps
 
 GOAL_RATIO = 0.95
 WARM_UP_BLOCKS = 2

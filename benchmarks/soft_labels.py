@@ -39,23 +39,17 @@ from ray_learngene.config import AugmentationConfig, DataConfig, DistillationCon
 from ray_learngene.data.image_set import ArraySet, Subset
 from ray_learngene.data.images import Images, Preprocessing
 from ray_learngene.data.open import open_image_sets
-from ray_learngene.engine import (
-    Batch,
-    DistillationObjective,
-    FiniteGuard,
-    LabelObjective,
-    Objective,
-    TorchEngine,
-    create_optimizer,
-    create_schedule,
-    train_steps,
-)
+from ray_learngene.engine import TorchEngine
+from ray_learngene.finite_guard import FiniteGuard
 from ray_learngene.losses import DistillationLoss
 from ray_learngene.methods import create_method
+from ray_learngene.objectives import DistillationObjective, LabelObjective, Objective
+from ray_learngene.optimizers import create_optimizer, create_schedule
 from ray_learngene.soft_labels.answers import Answers
 from ray_learngene.soft_labels.cache import summaries
 from ray_learngene.soft_labels.kept import SoftLabels
 from ray_learngene.specs import preset
+from ray_learngene.steps import Batch, train_steps
 from ray_learngene.store import Store
 
 GOAL_RATIO = 0.95

@@ -18,11 +18,11 @@ from torch import nn
 from ray_learngene.ancestry import create_timm
 from ray_learngene.config import AncestryConfig
 from ray_learngene.data.images import Images, Preprocessing, checked_image_sets
-from ray_learngene.engine import LabelObjective, Objective
 from ray_learngene.errors import UserError
 from ray_learngene.export import export_timm
 from ray_learngene.flops import training_flops
 from ray_learngene.manifest import Kind, Manifest
+from ray_learngene.objectives import LabelObjective, Objective
 from ray_learngene.runs import check_early, run
 
 

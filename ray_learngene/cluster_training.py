@@ -24,15 +24,16 @@ from ray_learngene import termination
 from ray_learngene.cluster import Report, cluster_has_gpus, progress_channel, ray_cluster, require_resources
 from ray_learngene.config import AncestryConfig, DistillConfig
 from ray_learngene.deepspeed_engine import DeepSpeedEngine, deepspeed_config
-from ray_learngene.engine import create_optimizer, resolve_precision
+from ray_learngene.engine import resolve_precision
 from ray_learngene.errors import Interrupted, RunError, UserError
+from ray_learngene.optimizers import create_optimizer
 from ray_learngene.out_of_memory import smaller_text, with_smaller_micro_batch
 from ray_learngene.preemption import GracefulTorchConfig, StopQuestion, stop_requests
 from ray_learngene.run_notes import NoteFailures, RunNotes
 from ray_learngene.runs import Task, checkpoint_due, claim_run, publish, run_name
 from ray_learngene.store import Store
 from ray_learngene.terminal import ProgressPrinter
-from ray_learngene.training import train
+from ray_learngene.training import Training, train
 from ray_learngene.worker import Worker
 
 
@@ -190,20 +191,22 @@ def _worker(loop: dict[str, Any]) -> dict[str, Any]:
             ),
         )
         progress, ema = train(
-            engine,
-            optimizer,
-            task.objective(device, autocast),
-            task.images,
-            config,
-            worker=worker,
-            checkpoints=RayCheckpoints(),
-            checkpoint_due=checkpoint_due(config.checkpoint_every),
-            report=loop["report"],
-            stop=StopQuestion(worker, loop["requests"]),
+            Training(
+                engine,
+                optimizer,
+                task.objective(device, autocast),
+                task.images,
+                config,
+                worker=worker,
+                checkpoints=RayCheckpoints(),
+                checkpoint_due=checkpoint_due(config.checkpoint_every),
+                report=loop["report"],
+                judge=task.judge(device),
+                autocast=autocast,
+                whole_evaluation=config.zero == 3,
+            ),
             answers=task.answers(device, autocast),
-            judge=task.judge(device),
-            autocast=autocast,
-            whole_evaluation=config.zero == 3,
+            stop=StopQuestion(worker, loop["requests"]),
         )
     except RunError as error:
         return {"error": str(error)}

@@ -22,19 +22,13 @@ from ray_learngene.candidates import LEARNGENE_COLUMNS, StoredLearngene
 from ray_learngene.checkpoints import StoreCheckpoints
 from ray_learngene.config import AugmentationConfig, DistillationConfig, OptimizationConfig, SweepConfig
 from ray_learngene.data.images import Images
-from ray_learngene.engine import (
-    DistillationObjective,
-    LabelObjective,
-    Objective,
-    TorchEngine,
-    create_optimizer,
-    resolve_device,
-    resolve_precision,
-)
+from ray_learngene.engine import TorchEngine, resolve_device, resolve_precision
 from ray_learngene.export import export_timm
 from ray_learngene.fitting import Fit, fitting
 from ray_learngene.flops import TRAINING_PASSES, forward_flops
 from ray_learngene.losses import DistillationLoss
+from ray_learngene.objectives import DistillationObjective, LabelObjective, Objective
+from ray_learngene.optimizers import create_optimizer
 from ray_learngene.progress import Progress
 from ray_learngene.provenance import fingerprint, provenance
 from ray_learngene.soft_labels.answers import Answers, LiveAnswers

@@ -18,13 +18,13 @@ from ray_learngene.candidates import StoredLearngene
 from ray_learngene.config import DistillConfig
 from ray_learngene.data.image_set import ImageSets
 from ray_learngene.data.images import Images, Preprocessing, checked_image_sets
-from ray_learngene.engine import DistillationObjective, Objective
 from ray_learngene.errors import UserError
 from ray_learngene.flops import forward_flops, training_flops
 from ray_learngene.losses import DistillationLoss
 from ray_learngene.manifest import Kind, Manifest
 from ray_learngene.methods import Learngene, Method, create_method
 from ray_learngene.methods.generated import attribute_of
+from ray_learngene.objectives import DistillationObjective, Objective
 from ray_learngene.runs import check_early, run
 from ray_learngene.soft_labels.answers import Answers
 from ray_learngene.specs import Spec, preset

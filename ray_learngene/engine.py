@@ -1,35 +1,18 @@
-"""One training step, the loop over it, and evaluation: used by everything that trains.
+"""What takes the gradients of a step: the calls of a DeepSpeed engine, and one plain process with the same calls.
 
-Knows neither Ray nor storage nor methods. An engine is what `deepspeed.initialize` returns or `TorchEngine`, which has
-the same calls for one plain process; the step is written once for both.
+Knows neither Ray nor storage nor methods.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol
 
-import ray_learngene.torchvision_cpu  # noqa: F401  isort:skip  (before the first timm import)
-import numpy as np
 import torch
-from timm.optim import create_optimizer_v2
-from timm.scheduler import create_scheduler_v2
-from timm.scheduler.scheduler import Scheduler
-from timm.utils.model_ema import ModelEmaV3
 from torch import Tensor, nn
 
-from ray_learngene.config import OptimizationConfig
 from ray_learngene.engine_state import EngineState, read_state, write_state
-from ray_learngene.errors import RunError
-from ray_learngene.losses import DistillationLoss, label_loss
-from ray_learngene.soft_labels.kept import SoftLabels
 
-# images, targets and, where the ancestry model's answers come with them, those
-Batch = tuple[Tensor, Tensor] | tuple[Tensor, Tensor, SoftLabels]
 # `[B, classes]`, or several of them from an auxiliary model that is several models in one step
 Logits = Tensor | tuple[Tensor, ...]
 
@@ -44,14 +27,6 @@ class Engine(Protocol):
     def step(self) -> Any: ...
     def train(self, mode: bool = True) -> Any: ...
     def eval(self) -> Any: ...
-
-
-class Objective(Protocol):
-    """Loss of one micro-batch, of all that a `Batch` holds: `loss` is what is minimised, other entries are reported."""
-
-    def __call__(
-        self, model: Engine, images: Tensor, targets: Tensor, /, *args: Any, **kwargs: Any
-    ) -> dict[str, Tensor]: ...
 
 
 class TorchEngine:
@@ -106,67 +81,6 @@ class TorchEngine:
         self.optimizer.load_state_dict({"state": state.moments, "param_groups": groups})
 
 
-def mean_loss(logits: Logits, loss: Callable[[Tensor], dict[str, Tensor]]) -> dict[str, Tensor]:
-    """The loss of logits, averaged where there are several."""
-    if isinstance(logits, Tensor):
-        return loss(logits)
-    losses = [loss(one) for one in logits]
-    return {name: torch.stack([each[name] for each in losses]).mean() for name in losses[0]}
-
-
-class LabelObjective:
-    """Cross-entropy with the labels."""
-
-    def __init__(self, smoothing: float = 0.0) -> None:
-        self.smoothing = smoothing
-
-    def __call__(self, model: Engine, images: Tensor, targets: Tensor) -> dict[str, Tensor]:
-        return mean_loss(model(images), lambda logits: {"loss": label_loss(logits, targets, self.smoothing)})
-
-
-class DistillationObjective:
-    """Distillation from a frozen ancestry model that sees the very images the student sees.
-
-    Args:
-        ancestry: None where its answers come with every batch.
-    """
-
-    def __init__(
-        self,
-        ancestry: nn.Module | None,
-        loss: DistillationLoss,
-        *,
-        smoothing: float = 0.0,
-        labels: bool = True,
-        autocast: torch.dtype | None = None,
-    ) -> None:
-        self.ancestry = ancestry.eval().requires_grad_(False) if ancestry is not None else None
-        self.loss, self.smoothing, self.labels, self.autocast = loss, smoothing, labels, autocast
-
-    def __call__(
-        self, model: Engine, images: Tensor, targets: Tensor, soft_labels: SoftLabels | None = None
-    ) -> dict[str, Tensor]:
-        teacher = self._ask(images) if soft_labels is None else soft_labels.logits()
-        labels = targets if self.labels else None
-        return mean_loss(model(images), lambda logits: self.loss(logits, teacher, labels, self.smoothing))
-
-    @torch.no_grad()
-    def _ask(self, images: Tensor) -> Tensor:
-        assert self.ancestry is not None, "no ancestry model, and no soft labels with the batch"
-        with torch.autocast(images.device.type, self.autocast, enabled=self.autocast is not None):
-            return self.ancestry(images)
-
-
-def draw_step(module: nn.Module, seed: int, step: int, total_steps: int) -> None:
-    """Let a module that is another model in every step draw which one it is in this; alike on all workers.
-
-    The first step draws what needs the most memory: should it not suffice, that shows at once.
-    """
-    draw = getattr(module, "draw", None)
-    if draw is not None:
-        draw(np.random.default_rng([seed, step]), (step or total_steps) / total_steps)
-
-
 def resolve_device() -> torch.device:
     """The accelerator of this process where there is one, else the CPU."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -177,225 +91,3 @@ def resolve_precision(precision: str, device: torch.device) -> torch.dtype | Non
     if precision == "auto":
         return torch.bfloat16 if device.type == "cuda" and torch.cuda.is_bf16_supported() else None
     return torch.bfloat16 if precision == "bf16" else None
-
-
-def learning_rate(config: OptimizationConfig) -> float:
-    """The peak learning rate of a configuration: its `lr` scaled by the global batch over 512."""
-    return config.lr * config.batch_size / 512
-
-
-def create_optimizer(module: nn.Module, config: OptimizationConfig) -> torch.optim.Optimizer:
-    """Fused AdamW without weight decay on biases, norms and the position embedding."""
-    return create_optimizer_v2(
-        module, opt="adamw", lr=learning_rate(config), weight_decay=config.weight_decay, fused=True
-    )
-
-
-def create_schedule(
-    optimizer: torch.optim.Optimizer, config: OptimizationConfig, steps_per_epoch: int
-) -> Scheduler | None:
-    """Linear warm-up, then a cosine to `min_lr`; a function of the step alone. None where there is nothing to train."""
-    if config.epochs == 0:
-        return None
-    schedule, _ = create_scheduler_v2(
-        optimizer,
-        sched="cosine",
-        num_epochs=config.epochs,
-        warmup_epochs=config.warmup_epochs,  # type: ignore[arg-type]  # fractions work
-        warmup_lr=config.warmup_lr,
-        min_lr=min(config.min_lr, learning_rate(config)),
-        step_on_epochs=False,
-        updates_per_epoch=steps_per_epoch,
-    )
-    return schedule
-
-
-@dataclass
-class Step:
-    """What one optimizer step reports. `losses` stay on the device: reading them waits for it.
-
-    Attributes:
-        answers_read: Images whose answer from the ancestry model was kept before.
-    """
-
-    number: int
-    losses: dict[str, Tensor]
-    lr: float
-    answers_read: int = 0
-
-
-class NonFiniteLoss(RunError):
-    """The loss became NaN or infinite; the step was not taken."""
-
-
-class FiniteGuard:
-    """Sees every loss; a non-finite one ends training and never reaches a checkpoint.
-
-    On the CPU the step that would use it is not taken. On an accelerator reading a loss waits for the device, so the
-    verdict is kept there and read by `check`, before a checkpoint and at every epoch's end.
-
-    Args:
-        total: Adds a tensor up over all workers in place, so that all of them stop at the same step.
-    """
-
-    def __init__(self, device: torch.device, total: Callable[[Tensor], Any] = lambda tensor: None) -> None:
-        self.immediate = device.type == "cpu"
-        self.total = total
-        self.bad = torch.zeros((), device=device)
-
-    def watch(self, losses: dict[str, Tensor], step: int, lr: float) -> None:
-        self.bad += ~torch.isfinite(losses["loss"].detach())
-        if self.immediate:
-            self.check(step, lr)
-
-    def check(self, step: int, lr: float) -> None:
-        """Raise `NonFiniteLoss` if any loss so far was not finite. All workers call it at the same step."""
-        bad = self.bad.clone()
-        self.total(bad)
-        if bad:
-            raise NonFiniteLoss(
-                f"the loss is not finite at or before step {step} (learning rate {lr:.2e}): lower --lr, lengthen "
-                "--warmup-epochs, set --clip-grad 1 or train with --precision fp32; the last checkpoint is good"
-            )
-
-
-@dataclass
-class Stepper:
-    """Takes the `total_steps` optimizer steps of a training.
-
-    Every step seeds torch from (seed, rank, step), so a resumed run draws the same stochastic depth as an undisturbed
-    one, and so do trainings that take turns in one process, step by step.
-
-    Attributes:
-        micro_batch: Images of a micro-batch on average over all workers, where some are larger than others; each then
-            weighs as many images as it has, as in one undivided batch.
-    """
-
-    engine: Engine
-    objective: Objective
-    optimizer: torch.optim.Optimizer
-    schedule: Scheduler | None
-    total_steps: int
-    device: torch.device
-    guard: FiniteGuard
-    micro_batch: float | None = None
-    seed: int = 0
-    rank: int = 0
-    ema: ModelEmaV3 | None = None
-
-    def __call__(self, step: int, micro_batches: Iterable[Batch]) -> Step:
-        """Take the step that follows `step` others, on its micro-batches.
-
-        Raises:
-            NonFiniteLoss: see `FiniteGuard`.
-        """
-        engine, device = self.engine, self.device
-        engine.train()
-        torch.manual_seed(int(np.random.SeedSequence([self.seed, self.rank, step]).generate_state(1)[0]))
-        if self.schedule is not None:
-            self.schedule.step_update(step)
-        lr = self.optimizer.param_groups[0]["lr"]
-        draw_step(engine.module, self.seed, step, self.total_steps)
-        read = 0
-        for images, targets, *taught in micro_batches:
-            read += sum(len(answers) for answers in taught if not answers.asked)
-            images, targets = images.to(device, non_blocking=True), targets.to(device, non_blocking=True)
-            answers = [each.to(device, non_blocking=True) for each in taught]
-            losses = self.objective(engine, images, targets, *answers)
-            self.guard.watch(losses, step + 1, lr)
-            loss = losses["loss"]
-            if self.micro_batch is not None and len(targets) != self.micro_batch:
-                loss = loss * (len(targets) / self.micro_batch)
-            engine.backward(loss)
-            engine.step()
-        if self.ema is not None:
-            self.ema.update(engine.module, step)
-        return Step(step + 1, {name: loss.detach() for name, loss in losses.items()}, lr, read)
-
-
-def train_steps(
-    engine: Engine,
-    batches: Iterable[Batch],
-    objective: Objective,
-    optimizer: torch.optim.Optimizer,
-    schedule: Scheduler | None,
-    *,
-    total_steps: int,
-    start_step: int = 0,
-    accumulation: int = 1,
-    device: torch.device,
-    guard: FiniteGuard,
-    **settings: Any,
-) -> Iterator[Step]:
-    """Train from `start_step` to `total_steps`, yielding after every optimizer step.
-
-    Args:
-        batches: Micro-batches of this worker, from `start_step` on.
-        settings: Others of `Stepper`.
-
-    Raises:
-        NonFiniteLoss: see `FiniteGuard`.
-    """
-    take_step = Stepper(engine, objective, optimizer, schedule, total_steps, device, guard, **settings)
-    stream = iter(batches)
-    for step in range(start_step, total_steps):
-        yield take_step(step, islice(stream, accumulation))
-
-
-@dataclass
-class Scores:
-    """Sums over evaluated images, so that workers' scores add up."""
-
-    correct: float = 0.0
-    loss: float = 0.0
-    images: float = 0.0
-
-    @property
-    def top1(self) -> float:
-        """Share of images whose highest logit is the label, in percent."""
-        return 100 * self.correct / self.images if self.images else math.nan
-
-    @property
-    def mean_loss(self) -> float:
-        return self.loss / self.images if self.images else math.nan
-
-
-@torch.no_grad()
-def score(
-    model: nn.Module,
-    batch: Batch,
-    *,
-    device: torch.device,
-    autocast: torch.dtype | None = None,
-    ancestry: nn.Module | None = None,
-) -> Tensor:
-    """What one batch adds to the fields of `Scores`, float64 `[3]` on the device; the model is in evaluation mode.
-
-    Args:
-        ancestry: Where given, its decisions stand in for the labels, and top-1 is the agreement with it.
-    """
-    images, targets = (tensor.to(device, non_blocking=True) for tensor in batch[:2])
-    with torch.autocast(device.type, autocast, enabled=autocast is not None):
-        logits = model(images).float()
-        if ancestry is not None:
-            targets = ancestry(images).argmax(dim=-1)
-    correct = (logits.argmax(dim=-1) == targets).sum()
-    return torch.stack(
-        [correct, label_loss(logits, targets) * len(targets), torch.tensor(len(targets), device=device)]
-    ).double()
-
-
-def evaluate(
-    model: nn.Module,
-    batches: Iterable[Batch],
-    *,
-    device: torch.device,
-    autocast: torch.dtype | None = None,
-    ancestry: nn.Module | None = None,
-) -> Scores:
-    """Score a model in evaluation mode, in which it is left; arguments are those of `score`."""
-    model.eval()
-    sums = torch.zeros(3, dtype=torch.float64, device=device)
-    for batch in batches:
-        sums += score(model, batch, device=device, autocast=autocast, ancestry=ancestry)
-    return Scores(*sums.tolist())

@@ -10,9 +10,10 @@ from timm.data import resolve_model_data_config
 from ray_learngene.config import EvaluateConfig
 from ray_learngene.data import open_image_sets
 from ray_learngene.data.images import Preprocessing, validation_batches
-from ray_learngene.engine import Scores, evaluate, resolve_device
+from ray_learngene.engine import resolve_device
 from ray_learngene.errors import UserError
 from ray_learngene.export import labels_of, load_timm
+from ray_learngene.scores import Scores, evaluate
 
 
 def evaluate_model(config: EvaluateConfig) -> Scores:

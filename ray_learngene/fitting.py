@@ -14,18 +14,14 @@ from torch import nn
 
 from ray_learngene.config import OptimizationConfig
 from ray_learngene.data.images import Images
-from ray_learngene.engine import (
-    FiniteGuard,
-    LabelObjective,
-    NonFiniteLoss,
-    Stepper,
-    TorchEngine,
-    create_optimizer,
-    create_schedule,
-)
+from ray_learngene.engine import TorchEngine
 from ray_learngene.errors import Interrupted
+from ray_learngene.finite_guard import FiniteGuard, NonFiniteLoss
 from ray_learngene.flops import training_flops
 from ray_learngene.methods.base import Adapter
+from ray_learngene.objectives import LabelObjective
+from ray_learngene.optimizers import create_optimizer, create_schedule
+from ray_learngene.steps import Stepper
 from ray_learngene.stream import Coroutine, Need, Part, Phase
 
 

@@ -12,9 +12,9 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from ray_learngene.engine import draw_step
 from ray_learngene.methods.elastic import ElasticVisionTransformer
 from ray_learngene.specs import Spec
+from ray_learngene.steps import draw_step
 
 # The backward pass costs about twice the forward one.
 TRAINING_PASSES = 3

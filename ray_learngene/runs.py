@@ -21,16 +21,18 @@ from ray_learngene.checkpoints import StoreCheckpoints
 from ray_learngene.config import AncestryConfig, DistillConfig, WorkersConfig
 from ray_learngene.data.images import Images
 from ray_learngene.deepspeed_engine import read_user_config
-from ray_learngene.engine import Objective, TorchEngine, create_optimizer, resolve_device, resolve_precision
+from ray_learngene.engine import TorchEngine, resolve_device, resolve_precision
 from ray_learngene.errors import UserError
 from ray_learngene.manifest import Kind, Manifest, folder_of
+from ray_learngene.objectives import Objective
+from ray_learngene.optimizers import create_optimizer
 from ray_learngene.out_of_memory import within_memory
 from ray_learngene.progress import Progress
 from ray_learngene.provenance import fingerprint, provenance
 from ray_learngene.store import Store
 from ray_learngene.stream import Answers
 from ray_learngene.terminal import ProgressPrinter, unreadable_text
-from ray_learngene.training import train
+from ray_learngene.training import Training, train
 from ray_learngene.worker import Worker
 
 # Settings that say where and how a run is executed, not what it computes.
@@ -253,19 +255,21 @@ def _train_here(task: Task, store: Store, settings: dict[str, Any], flops: dict[
         )
         with termination.graceful(), BackgroundCheckpoints(stored) as checkpoints:
             progress, ema = train(
-                engine,
-                optimizer,
-                task.objective(device, autocast),
-                task.images,
-                config,
-                worker=Worker(device),
-                checkpoints=checkpoints,
-                checkpoint_due=checkpoint_due(config.checkpoint_every),
-                report=ProgressPrinter(),
-                stop=termination.requested,
+                Training(
+                    engine,
+                    optimizer,
+                    task.objective(device, autocast),
+                    task.images,
+                    config,
+                    worker=Worker(device),
+                    checkpoints=checkpoints,
+                    checkpoint_due=checkpoint_due(config.checkpoint_every),
+                    report=ProgressPrinter(),
+                    judge=task.judge(device),
+                    autocast=autocast,
+                ),
                 answers=task.answers(device, autocast),
-                judge=task.judge(device),
-                autocast=autocast,
+                stop=termination.requested,
             )
         publish(task, store, settings, flops, module, ema, progress, config.accumulation)
 

@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader
 
 from ray_learngene.config import OptimizationConfig
 from ray_learngene.data.images import Images
-from ray_learngene.engine import Batch
+from ray_learngene.steps import Batch
 from ray_learngene.worker import Worker
 
 T = TypeVar("T")

@@ -17,19 +17,14 @@ from torch import nn
 
 from ray_learngene.config import OptimizationConfig
 from ray_learngene.data.images import Images
-from ray_learngene.engine import (
-    Engine,
-    FiniteGuard,
-    NonFiniteLoss,
-    Objective,
-    Scores,
-    Step,
-    Stepper,
-    create_schedule,
-    score,
-)
+from ray_learngene.engine import Engine
 from ray_learngene.errors import Interrupted, RunError
+from ray_learngene.finite_guard import FiniteGuard, NonFiniteLoss
+from ray_learngene.objectives import Objective
+from ray_learngene.optimizers import create_schedule
 from ray_learngene.progress import EMA_FILE, Progress, clear_disk_errors
+from ray_learngene.scores import Scores, score
+from ray_learngene.steps import Step, Stepper
 from ray_learngene.stream import Answers, Coroutine, Need, Part, Phase, Stream, Supply, feed
 from ray_learngene.worker import Worker
 
@@ -250,42 +245,18 @@ class Training:
 
 
 def train(
-    engine: TrainingEngine,
-    optimizer: torch.optim.Optimizer,
-    objective: Objective,
-    images: Images,
-    config: OptimizationConfig,
-    *,
-    worker: Worker,
-    checkpoints: Checkpoints,
-    answers: Answers | None = None,
-    stop: Callable[[int], bool] = lambda step: False,
-    whole_evaluation: bool = False,
-    **settings: Any,
+    training: Training, *, answers: Answers | None = None, stop: Callable[[int], bool] = lambda step: False
 ) -> Trained:
     """Train one model from a stream of its own.
 
     Args:
         answers: What the objective is given with every batch of images; None where it needs no more.
         stop: Called before every step, by all workers; where it says so, training is put down with a checkpoint.
-        settings: Others of `Training`.
-
-    Returns:
-        The progress, and the weight average where one is kept.
 
     Raises:
         Interrupted: `stop` said so.
-        RunError: training cannot go on; all workers raise it at the same step.
+        RunError: see `Training.run`.
     """
-    training = Training(
-        engine,
-        optimizer,
-        objective,
-        images,
-        config,
-        worker=worker,
-        checkpoints=checkpoints,
-        whole_evaluation=whole_evaluation,
-        **settings,
-    )
-    return feed(training.run(), Stream(images, config, worker, answers, whole_evaluation), stop)
+    whole = training.whole_evaluation
+    stream = Stream(training.images, training.config, training.worker, answers, whole_evaluation=whole)
+    return feed(training.run(), stream, stop)

@@ -17,11 +17,13 @@ from ray_learngene.checkpoints import StoreCheckpoints
 from ray_learngene.config import AugmentationConfig, DataConfig, OptimizationConfig
 from ray_learngene.data import open_image_sets
 from ray_learngene.data.images import Images, Preprocessing
-from ray_learngene.engine import LabelObjective, TorchEngine, create_optimizer
+from ray_learngene.engine import TorchEngine
 from ray_learngene.errors import UserError
+from ray_learngene.objectives import LabelObjective
+from ray_learngene.optimizers import create_optimizer
 from ray_learngene.specs import PRESETS, build
 from ray_learngene.store import Store
-from ray_learngene.training import train
+from ray_learngene.training import Training, train
 from ray_learngene.worker import Worker
 
 CPU = torch.device("cpu")
@@ -87,15 +89,17 @@ def run(checkpoints: BackgroundCheckpoints, report: Callable[[dict[str, Any]], N
     model = build(PRESETS["nano"].replace(depth=1), seed=0)
     optimizer = create_optimizer(model, CONFIG)
     train(
-        TorchEngine(model, optimizer),
-        optimizer,
-        LabelObjective(),
-        Images(sets.train, sets.val, preprocessing, AugmentationConfig()),
-        CONFIG,
-        worker=Worker(CPU),
-        checkpoints=checkpoints,
-        checkpoint_due=lambda step, steps_per_epoch, seconds: True,
-        report=report,
+        Training(
+            TorchEngine(model, optimizer),
+            optimizer,
+            LabelObjective(),
+            Images(sets.train, sets.val, preprocessing, AugmentationConfig()),
+            CONFIG,
+            worker=Worker(CPU),
+            checkpoints=checkpoints,
+            checkpoint_due=lambda step, steps_per_epoch, seconds: True,
+            report=report,
+        ),
     )
 
 

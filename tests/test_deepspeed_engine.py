@@ -15,19 +15,15 @@ from ray_learngene.config import AugmentationConfig, DataConfig, OptimizationCon
 from ray_learngene.data import open_image_sets
 from ray_learngene.data.images import Images, Preprocessing
 from ray_learngene.deepspeed_engine import DeepSpeedEngine, deepspeed_config, read_user_config
-from ray_learngene.engine import (
-    Engine,
-    FiniteGuard,
-    LabelObjective,
-    TorchEngine,
-    create_optimizer,
-    create_schedule,
-    train_steps,
-)
+from ray_learngene.engine import Engine, TorchEngine
 from ray_learngene.engine_state import STATE_FILE, read_state
 from ray_learngene.errors import UserError
+from ray_learngene.finite_guard import FiniteGuard
 from ray_learngene.methods import create_method
+from ray_learngene.objectives import LabelObjective
+from ray_learngene.optimizers import create_optimizer, create_schedule
 from ray_learngene.specs import PRESETS
+from ray_learngene.steps import train_steps
 from tests.conftest import free_ports
 
 CPU = torch.device("cpu")

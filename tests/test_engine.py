@@ -14,23 +14,17 @@ from ray_learngene.checkpoints import StoreCheckpoints
 from ray_learngene.config import AugmentationConfig, DataConfig, OptimizationConfig
 from ray_learngene.data import open_image_sets
 from ray_learngene.data.images import Images, Preprocessing
-from ray_learngene.engine import (
-    DistillationObjective,
-    FiniteGuard,
-    LabelObjective,
-    NonFiniteLoss,
-    TorchEngine,
-    create_optimizer,
-    create_schedule,
-    evaluate,
-    learning_rate,
-    train_steps,
-)
+from ray_learngene.engine import TorchEngine
+from ray_learngene.finite_guard import FiniteGuard, NonFiniteLoss
 from ray_learngene.losses import DistillationLoss
 from ray_learngene.methods import create_method
+from ray_learngene.objectives import DistillationObjective, LabelObjective
+from ray_learngene.optimizers import create_optimizer, create_schedule, learning_rate
+from ray_learngene.scores import evaluate
 from ray_learngene.specs import PRESETS, build
+from ray_learngene.steps import train_steps
 from ray_learngene.store import Store
-from ray_learngene.training import train
+from ray_learngene.training import Training, train
 from ray_learngene.worker import Worker
 
 CPU = torch.device("cpu")
@@ -177,15 +171,17 @@ def test_a_resumed_run_equals_an_undisturbed_one_bit_for_bit(tmp_path: Path, int
             return step % 5 == 0 or step == stop_at
 
         progress, ema = train(
-            TorchEngine(model, optimizer, clip_grad=1.0),
-            optimizer,
-            LabelObjective(),
-            images,
-            config,
-            worker=Worker(CPU),
-            checkpoints=checkpoints,
-            checkpoint_due=due,
-            report=lambda metrics: None,
+            Training(
+                TorchEngine(model, optimizer, clip_grad=1.0),
+                optimizer,
+                LabelObjective(),
+                images,
+                config,
+                worker=Worker(CPU),
+                checkpoints=checkpoints,
+                checkpoint_due=due,
+                report=lambda metrics: None,
+            ),
         )
         assert ema is not None
         return model, ema, progress.history[-1]

@@ -21,9 +21,10 @@ import torch
 from ray_learngene import ancestry_training, cluster_training, sweep_progress
 from ray_learngene.ancestry_training import AncestryTask, train_ancestry
 from ray_learngene.config import AncestryConfig
-from ray_learngene.engine import Engine, Objective
+from ray_learngene.engine import Engine
 from ray_learngene.engine_state import STATE_FILE
 from ray_learngene.errors import UserError
+from ray_learngene.objectives import Objective
 from ray_learngene.store import Store
 from ray_learngene.sweep import sweep
 from ray_learngene.terminal import ProgressPrinter

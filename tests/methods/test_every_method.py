@@ -22,13 +22,14 @@ from ray_learngene.config import DistillConfig
 from ray_learngene.data import open_image_sets
 from ray_learngene.data.images import Images, Preprocessing
 from ray_learngene.distill import _start_from
-from ray_learngene.engine import LabelObjective, draw_step
 from ray_learngene.errors import UserError
 from ray_learngene.export import export_timm
 from ray_learngene.fitting import fitting
 from ray_learngene.methods import METHODS, Learngene, Method, create_method
 from ray_learngene.methods.generated import GeneratedVisionTransformer, GeneratingMethod
+from ray_learngene.objectives import LabelObjective
 from ray_learngene.specs import Spec, build, timm_arguments
+from ray_learngene.steps import draw_step
 from ray_learngene.store import Store
 from ray_learngene.stream import Stream, feed
 from ray_learngene.worker import Worker

@@ -17,13 +17,15 @@ from ray_learngene.config import AugmentationConfig, DataConfig, DistillationCon
 from ray_learngene.data import open_image_sets
 from ray_learngene.data.image_set import Subset
 from ray_learngene.data.images import Images, Preprocessing
-from ray_learngene.engine import DistillationObjective, TorchEngine, create_optimizer
+from ray_learngene.engine import TorchEngine
 from ray_learngene.losses import DistillationLoss
 from ray_learngene.methods import create_method
+from ray_learngene.objectives import DistillationObjective
+from ray_learngene.optimizers import create_optimizer
 from ray_learngene.soft_labels.answers import Answers
 from ray_learngene.specs import PRESETS
 from ray_learngene.store import Store
-from ray_learngene.training import train
+from ray_learngene.training import Training, train
 from ray_learngene.worker import Worker
 
 CPU = torch.device("cpu")
@@ -83,15 +85,17 @@ def distilled(
     stored = StoreCheckpoints(Store(str(folder)), f"{name}/state")
     with BackgroundCheckpoints(stored) as checkpoints:
         progress, ema = train(
-            TorchEngine(model, optimizer, accumulation=config.accumulation, clip_grad=1.0),
-            optimizer,
-            DistillationObjective(None if answers else ancestry, loss or DistillationLoss(tau=2.0)),
-            images,
-            config,
-            worker=Worker(CPU),
-            checkpoints=checkpoints,
-            checkpoint_due=due,
-            report=lambda metrics: None,
+            Training(
+                TorchEngine(model, optimizer, accumulation=config.accumulation, clip_grad=1.0),
+                optimizer,
+                DistillationObjective(None if answers else ancestry, loss or DistillationLoss(tau=2.0)),
+                images,
+                config,
+                worker=Worker(CPU),
+                checkpoints=checkpoints,
+                checkpoint_due=due,
+                report=lambda metrics: None,
+            ),
             answers=answers,
         )
     assert ema is not None

@@ -1,0 +1,130 @@
+"""One optimizer step and the loop over it, used by everything that trains, with any engine."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any
+
+import ray_learngene.torchvision_cpu  # noqa: F401  isort:skip  (before the first timm import)
+import numpy as np
+import torch
+from timm.scheduler.scheduler import Scheduler
+from timm.utils.model_ema import ModelEmaV3
+from torch import Tensor, nn
+
+from ray_learngene.engine import Engine
+from ray_learngene.finite_guard import FiniteGuard
+from ray_learngene.objectives import Objective
+from ray_learngene.soft_labels.kept import SoftLabels
+
+# images, targets and, where the ancestry model's answers come with them, those
+Batch = tuple[Tensor, Tensor] | tuple[Tensor, Tensor, SoftLabels]
+
+
+def draw_step(module: nn.Module, seed: int, step: int, total_steps: int) -> None:
+    """Let a module that is another model in every step draw which one it is in this; alike on all workers.
+
+    The first step draws what needs the most memory: should it not suffice, that shows at once.
+    """
+    draw = getattr(module, "draw", None)
+    if draw is not None:
+        draw(np.random.default_rng([seed, step]), (step or total_steps) / total_steps)
+
+
+@dataclass
+class Step:
+    """What one optimizer step reports. `losses` stay on the device: reading them waits for it.
+
+    Attributes:
+        answers_read: Images whose answer from the ancestry model was kept before.
+    """
+
+    number: int
+    losses: dict[str, Tensor]
+    lr: float
+    answers_read: int = 0
+
+
+@dataclass
+class Stepper:
+    """Takes the `total_steps` optimizer steps of a training.
+
+    Every step seeds torch from (seed, rank, step), so a resumed run draws the same stochastic depth as an undisturbed
+    one, and so do trainings that take turns in one process, step by step.
+
+    Attributes:
+        micro_batch: Images of a micro-batch on average over all workers, where some are larger than others; each then
+            weighs as many images as it has, as in one undivided batch.
+    """
+
+    engine: Engine
+    objective: Objective
+    optimizer: torch.optim.Optimizer
+    schedule: Scheduler | None
+    total_steps: int
+    device: torch.device
+    guard: FiniteGuard
+    micro_batch: float | None = None
+    seed: int = 0
+    rank: int = 0
+    ema: ModelEmaV3 | None = None
+
+    def __call__(self, step: int, micro_batches: Iterable[Batch]) -> Step:
+        """Take the step that follows `step` others, on its micro-batches.
+
+        Raises:
+            NonFiniteLoss: see `FiniteGuard`.
+        """
+        engine, device = self.engine, self.device
+        engine.train()
+        torch.manual_seed(int(np.random.SeedSequence([self.seed, self.rank, step]).generate_state(1)[0]))
+        if self.schedule is not None:
+            self.schedule.step_update(step)
+        lr = self.optimizer.param_groups[0]["lr"]
+        draw_step(engine.module, self.seed, step, self.total_steps)
+        read = 0
+        for images, targets, *taught in micro_batches:
+            read += sum(len(answers) for answers in taught if not answers.asked)
+            images, targets = images.to(device, non_blocking=True), targets.to(device, non_blocking=True)
+            answers = [each.to(device, non_blocking=True) for each in taught]
+            losses = self.objective(engine, images, targets, *answers)
+            self.guard.watch(losses, step + 1, lr)
+            loss = losses["loss"]
+            if self.micro_batch is not None and len(targets) != self.micro_batch:
+                loss = loss * (len(targets) / self.micro_batch)
+            engine.backward(loss)
+            engine.step()
+        if self.ema is not None:
+            self.ema.update(engine.module, step)
+        return Step(step + 1, {name: loss.detach() for name, loss in losses.items()}, lr, read)
+
+
+def train_steps(
+    engine: Engine,
+    batches: Iterable[Batch],
+    objective: Objective,
+    optimizer: torch.optim.Optimizer,
+    schedule: Scheduler | None,
+    *,
+    total_steps: int,
+    start_step: int = 0,
+    accumulation: int = 1,
+    device: torch.device,
+    guard: FiniteGuard,
+    **settings: Any,
+) -> Iterator[Step]:
+    """Train from `start_step` to `total_steps`, yielding after every optimizer step.
+
+    Args:
+        batches: Micro-batches of this worker, from `start_step` on.
+        settings: Others of `Stepper`.
+
+    Raises:
+        NonFiniteLoss: see `FiniteGuard`.
+    """
+    take_step = Stepper(engine, objective, optimizer, schedule, total_steps, device, guard, **settings)
+    stream = iter(batches)
+    for step in range(start_step, total_steps):
+        yield take_step(step, islice(stream, accumulation))
