@@ -1,4 +1,4 @@
-"""python -m benchmarks.hosts [--workers 1 2 4] [--epochs 6] [--out FILE.json]
+"""python -m benchmarks.hosts [--workers 1 2 4] [--epochs 6] [--quick] [--out FILE.json]
 
 What each more worker of a distillation costs and brings, every worker on a host of its own: a local cluster (as root),
 the digits, one submitted job per number of workers, the same global batch. Reported: images per second within epochs
@@ -12,7 +12,6 @@ by hosts that share the cores.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import subprocess
 import sys
@@ -21,7 +20,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from benchmarks.measure import machine
+from benchmarks.measure import arguments, machine, publish
 from cluster.local import LocalCluster
 from ray_learngene.methods import Learngene
 from ray_learngene.store import Store
@@ -58,35 +57,33 @@ def row(cluster: LocalCluster, workers: int, epochs: int, first: int) -> dict[st
     one, other = (learngene(store, each).tensors for each in (name, f"hosts-{first}"))
     return {
         "workers": workers,
-        "images_per_second": round(facts["history"][-1]["images_per_second"], 1),
-        "training_seconds": facts["cost"]["seconds"],
-        "seconds": round(seconds, 1),
+        "images/s": facts["history"][-1]["images_per_second"],
+        "training (s)": facts["cost"]["seconds"],
+        "whole job (s)": seconds,
         "images": facts["cost"]["images"],
         "top1": facts["metrics"]["top1"],
-        "largest_difference": max(float((tensor - other[key]).abs().max()) for key, tensor in one.items()),
+        "largest difference": max(float((tensor - other[key]).abs().max()) for key, tensor in one.items()),
     }
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--workers", type=int, nargs="+", default=[1, 2, 4])
-    parser.add_argument("--epochs", type=int, default=6)
-    parser.add_argument("--out", type=Path)
-    flags = parser.parse_args()
+    args = arguments(__doc__, _add)
+    facts, epochs = machine(), 1 if args.quick else args.epochs
     with tempfile.TemporaryDirectory(prefix="lg-", dir="/tmp") as folder:
         cluster = LocalCluster(Path(folder) / "hosts")
         try:
-            cluster.up(max(flags.workers))
+            cluster.up(max(args.workers))
             os.environ.update({key: text for key, text in cluster.environment().items() if key.startswith("AWS_")})
             submit(cluster, "ancestry", "--config", ROOT / "jobs/recipes/digits-ancestry.yaml", "--epochs", 5)
-            rows = [row(cluster, workers, flags.epochs, flags.workers[0]) for workers in flags.workers]
+            rows = [row(cluster, workers, epochs, args.workers[0]) for workers in args.workers]
         finally:
             cluster.down()
-    result = {"machine": machine(), "rows": rows}
-    text = json.dumps(result, indent=2)
-    print(text)
-    if flags.out:
-        flags.out.write_text(text + "\n")
+    publish("hosts", args, facts, rows)
+
+
+def _add(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--workers", type=int, nargs="+", default=[1, 2, 4])
+    parser.add_argument("--epochs", type=int, default=6)
 
 
 if __name__ == "__main__":

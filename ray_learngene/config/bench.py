@@ -7,9 +7,8 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from ray_learngene.config.base import Config
-from ray_learngene.config.data import AugmentationConfig, DataConfig
-from ray_learngene.config.descendants import SiblingsConfig
-from ray_learngene.config.training import ClusterConfig, DistillationConfig, OptimizationConfig, StoreConfig
+from ray_learngene.config.descendants import TrialsConfig
+from ray_learngene.config.training import StoreConfig
 
 LearningRate = Annotated[float, Field(gt=0)]
 
@@ -39,15 +38,7 @@ class BenchArm(Config):
         return self
 
 
-class BenchConfig(
-    StoreConfig,
-    DataConfig,
-    DistillationConfig,
-    OptimizationConfig,
-    AugmentationConfig,
-    ClusterConfig,
-    SiblingsConfig,
-):
+class BenchConfig(StoreConfig, TrialsConfig):
     """`learngene bench`: every method under one recipe, at many sizes and seeds, with what each costs in total."""
 
     name: str = Field(description="name of the benchmark; run again, it trains only what is not finished")
@@ -67,9 +58,6 @@ class BenchConfig(
     tune_lrs: tuple[LearningRate, ...] = Field((5e-5,), min_length=1, description="learning rates searched for tuning")
     search_epochs: int = Field(10, ge=1, description="epochs of each distillation or full training of the search")
     out: str = Field("./bench", description="folder for the table (Parquet, Markdown) and the plots")
-    cpus_per_trial: float = Field(1, gt=0, description="CPUs of each distillation and descendant")
-    gpus_per_trial: float | None = Field(None, ge=0, description="GPU share of each; default: 1 where there are GPUs")
-    in_process: bool = Field(False, description="one training after another in this process, without Ray")
 
     @model_validator(mode="after")
     def _reference_is_an_arm(self) -> BenchConfig:

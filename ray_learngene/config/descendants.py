@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
@@ -62,15 +62,25 @@ class SiblingsConfig(Config):
         return None if self.siblings == "auto" else self.siblings
 
 
-class SweepConfig(
-    SelectionConfig,
-    DataConfig,
-    DistillationConfig,
-    OptimizationConfig,
-    AugmentationConfig,
-    ClusterConfig,
-    SiblingsConfig,
+class TrialsConfig(
+    DataConfig, DistillationConfig, OptimizationConfig, AugmentationConfig, ClusterConfig, SiblingsConfig
 ):
+    """Many trainings beside each other."""
+
+    cpus_per_trial: float = Field(1, gt=0, description="CPUs of each training")
+    gpus_per_trial: float | None = Field(
+        None, ge=0, description="GPU share of each, 0.25 puts four on one; default: 1 where the cluster has GPUs"
+    )
+    in_process: bool = Field(False, description="all trainings in this process, without Ray")
+
+    @model_validator(mode="after")
+    def _whole_gpus(self) -> Self:
+        if self.gpus_per_trial and self.gpus_per_trial > 1 and self.gpus_per_trial % 1:
+            raise ValueError(f"gpus_per_trial {self.gpus_per_trial:g}: above 1 only whole GPUs can be had")
+        return self
+
+
+class SweepConfig(SelectionConfig, TrialsConfig):
     """`learngene sweep`: many descendants in parallel from one learngene."""
 
     name: str = Field(description="name of the sweep; run again, it trains only what is not finished")
@@ -84,20 +94,13 @@ class SweepConfig(
     lr_low: float = Field(1e-5, gt=0, description="lowest learning rate of the search")
     lr_high: float = Field(1e-2, gt=0, description="highest learning rate of the search")
     asha: bool = Field(False, description="stop the worse learning rates of a descendant early (ASHA); needs lr_search")
-    cpus_per_trial: float = Field(1, gt=0, description="CPUs of each trial")
-    gpus_per_trial: float | None = Field(
-        None, ge=0, description="GPU share of each trial, 0.25 puts four on one; default: 1 where the cluster has GPUs"
-    )
     max_concurrent: int = Field(0, ge=0, description="trials at a time; 0: as many as the resources allow")
-    in_process: bool = Field(False, description="all trials in this process, without Ray")
     checkpoint_seconds: float = Field(
         60, ge=0, description="at most one checkpoint of a descendant in this time; of N siblings, in √N times this"
     )
 
     @model_validator(mode="after")
     def _search(self) -> SweepConfig:
-        if self.gpus_per_trial and self.gpus_per_trial > 1 and self.gpus_per_trial % 1:
-            raise ValueError(f"gpus_per_trial {self.gpus_per_trial:g}: above 1 only whole GPUs can be had")
         alone = sorted(DistillationConfig.model_fields.keys() & self.model_fields_set)
         if alone and not self.ancestry:
             raise ValueError(f"{alone[0]} says how an ancestry model teaches: give ancestry too")
