@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import shutil
 import tempfile
@@ -12,6 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import ray_learngene.shared_tensors  # noqa: F401  isort:skip  (before the first Ray import)
 import ray
 import ray.train
 import ray.train.torch
@@ -179,7 +181,7 @@ def _worker(loop: dict[str, Any]) -> dict[str, Any]:
     try:
         config = _within_memory(task, world_size, worker.rank, loop["report"])
         autocast = resolve_precision(config.precision, device)
-        module = task.module.to(device)
+        module = copy.deepcopy(task.module).to(device)  # what Ray sent is shared with others on this host
         if config.compile:
             module.compile()
         optimizer = create_optimizer(module, config)

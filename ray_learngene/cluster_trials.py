@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import ray_learngene.shared_tensors  # noqa: F401  isort:skip  (before the first Ray import)
 import torch
 from ray import tune
 

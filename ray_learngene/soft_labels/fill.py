@@ -115,6 +115,7 @@ def _in_turn(filling: Filling, shards: list[Shard]) -> Iterator[Shard]:
 
 
 def _on_cluster(filling: Filling) -> None:
+    import ray_learngene.shared_tensors  # noqa: F401  isort:skip  (before the first Ray import)
     import ray
 
     from ray_learngene.cluster import cluster_has_gpus, ray_cluster, require_resources

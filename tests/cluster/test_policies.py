@@ -1,5 +1,5 @@
 """The IAM policies of cluster/ against what the store asks of a real S3 server; what Train and Tune ask of it is held
-against them at the end of tests/test_cluster_jobs.py."""
+against them in tests/ray_jobs/test_the_iam_policy.py."""
 
 from __future__ import annotations
 

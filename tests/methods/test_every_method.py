@@ -110,6 +110,13 @@ def assert_equal_states(one: nn.Module, two: nn.Module) -> None:
     assert all(torch.equal(tensor, second[name]) for name, tensor in first.items())
 
 
+def assert_not_in_its_memory(module: nn.Module, learngene: Learngene) -> None:
+    """Nothing that is trained lies in memory of the learngene, which many processes share."""
+    stored = {tensor.untyped_storage().data_ptr() for tensor in learngene.tensors.values()}
+    trained = (parameter for parameter in module.parameters() if parameter.requires_grad)
+    assert stored.isdisjoint(parameter.untyped_storage().data_ptr() for parameter in trained)
+
+
 def assert_one_line(error: UserError) -> None:
     assert str(error) and "\n" not in str(error)
 
@@ -149,8 +156,7 @@ def test_a_size_becomes_a_plain_timm_model_or_is_refused_in_one_line(made: Made,
     assert all(parameter.requires_grad for parameter in model.parameters())
     assert_untied(model)
     if made.learngene:
-        stored = {tensor.untyped_storage().data_ptr() for tensor in made.learngene.tensors.values()}
-        assert not stored & {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
+        assert_not_in_its_memory(model, made.learngene)
     assert_equal_states(model, expand(made, spec))
     export_timm(
         model,
@@ -294,6 +300,8 @@ def test_an_adapter_fits_few_parameters_and_becomes_a_plain_model(made: Made, tm
     assert_equal_states(adapter.materialise(), expand(made, spec))
     trained = sum(parameter.numel() for parameter in adapter.parameters() if parameter.requires_grad)
     assert 0 < trained < costs.parameters(spec) / 10
+    assert made.learngene is not None
+    assert_not_in_its_memory(adapter, made.learngene)
 
     assert adapter.fit_steps > 2
     adapter.fit_steps = 2

@@ -1,0 +1,121 @@
+"""python -m benchmarks.memory [--quick] [--out FILE.json]
+
+The most memory that every command holds, in MiB: proportional set size (a page that processes share counts once) of a
+command and all that it starts, sampled ten times a second; split into the command's own process, the processes that
+train or read images for it, and Ray's own. The digits and a tiny size, so that this is what the program itself needs:
+a real model adds `memory` of `learngene plan`, a real image set a batch for each loader process.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from benchmarks.measure import arguments, machine, publish
+from benchmarks.sweep_overhead import ANCESTRY_SIZE, DIGITS
+
+SAMPLE_SECONDS = 0.1
+OWN, WORKERS, RAY = "command", "workers", "Ray's own"
+MIB = 2**20
+
+
+def main() -> None:
+    args = arguments(__doc__)
+    facts = machine()
+    with tempfile.TemporaryDirectory() as folder:
+        commands = _commands(folder)
+        rows = [_row(words) for words in (commands[:3] if args.quick else commands)]
+    publish("memory", args, facts, rows)
+
+
+def _commands(folder: str) -> list[list[str]]:
+    """Every command in an order in which each finds what it needs."""
+    digits = [text for key, value in DIGITS.items() for text in (f"--{key.replace('_', '-')}", _flag(value))]
+    store = ["--store", f"{folder}/store"]
+    training = [*digits, *store, "--epochs", "1"]
+    ancestry = ["--ancestry", "store:ancestries/a"]
+    sizes = ["--learngene", "g", "--depths", "3,4", "--arms", "sws", "--seeds", "2"]
+    model = f"{folder}/model"
+    distill = ["distill", *ancestry, "--preset", "nano", *training]
+    bench = Path(folder) / "bench.json"
+    bench.write_text(json.dumps({"arms": {"sws": {"method": "sws"}, "scratch": {"method": "scratch", "tune": "full"}}}))
+    return [
+        ["--help"],
+        ["ancestry", "--name", "a", "--model", "deit_tiny_patch16_224", "--model-args", json.dumps(ANCESTRY_SIZE),
+         "--workers", "0", *training],
+        ["distill", "--name", "g", "--workers", "0", *distill[1:]],
+        ["distill", "--name", "g1", "--workers", "1", *distill[1:]],
+        ["distill", "--name", "g2", "--workers", "2", *distill[1:]],
+        ["softlabels", *distill[1:]],
+        ["plan", "--learngene", "g", *store, "--budgets", "params<=100k"],
+        ["sweep", "--name", "here", "--in-process", "--siblings", "1", *sizes, *training],
+        ["sweep", "--name", "side", "--in-process", *sizes, *training],
+        ["sweep", "--name", "ray", *sizes, *training],
+        ["bench", "--config", str(bench), "--name", "b", *ancestry, "--preset", "nano", "--depth", "4", "--in-process",
+         "--depths", "3,4", "--seeds", "1", "--tune-epochs", "1", "--search-epochs", "1", *training,
+         "--out", f"{folder}/out"],
+        ["list", *store],
+        ["pull", *store, "--max-params", "1M", "--out", model],
+        ["evaluate", "--model", model, "--data", "digits"],
+        ["gc", *store],
+    ]  # fmt: skip
+
+
+def _flag(value: object) -> str:
+    return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
+
+
+def _row(words: list[str]) -> dict[str, Any]:
+    began = time.perf_counter()
+    command = [sys.executable, "-m", "ray_learngene", *words]
+    with tempfile.TemporaryFile() as output, subprocess.Popen(command, stdout=output, stderr=output) as process:
+        most: dict[str, float] = {}
+        while process.poll() is None:
+            now = _held(psutil.Process(process.pid))
+            if sum(now.values()) > sum(most.values()):
+                most = now
+            time.sleep(SAMPLE_SECONDS)
+        if process.returncode:
+            output.seek(0)
+            raise SystemExit(f"{' '.join(command)}: {output.read().decode()}")
+    name = " ".join([words[0], *(word for pair in _pairs(words) for word in pair)])
+    return {"command": name, "MiB": sum(most.values()), **{kind: most.get(kind, 0.0) for kind in (OWN, WORKERS, RAY)},
+            "seconds": time.perf_counter() - began}  # fmt: skip
+
+
+def _pairs(words: list[str]) -> list[list[str]]:
+    """The flags that tell rows of one command apart."""
+    pairs = [[flag, words[words.index(flag) + 1]] for flag in ("--workers", "--siblings") if flag in words]
+    return [*pairs, *([["--in-process"]] if "--in-process" in words else [])]
+
+
+def _held(process: psutil.Process) -> dict[str, float]:
+    """MiB of a process and its descendants, by what they are for."""
+    held = dict.fromkeys((OWN, WORKERS, RAY), 0.0)
+    for each in [process, *process.children(recursive=True)]:
+        try:
+            kind = OWN if each == process else WORKERS if _trains(each) else RAY
+            held[kind] += each.memory_full_info().pss / MIB
+        except (psutil.NoSuchProcess, psutil.ZombieProcess):
+            continue
+    return held
+
+
+def _trains(process: psutil.Process) -> bool:
+    """Whether a process trains or loads images; a worker of Ray that waits for work is Ray's own."""
+    words = process.cmdline()
+    name = words[0] if words else ""
+    return not any(part in " ".join(words) for part in ("gcs_server", "raylet", "ray::IDLE", "/ray/")) or (
+        name.startswith("ray::") and not name.startswith("ray::IDLE")
+    )
+
+
+if __name__ == "__main__":
+    main()

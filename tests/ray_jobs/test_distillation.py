@@ -1,0 +1,98 @@
+"""Distillation on real Ray: Train and DeepSpeed, with a real S3 server as the store."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from ray_learngene import costs
+from ray_learngene.config import DistillConfig, SoftLabelsConfig
+from ray_learngene.methods import Learngene
+from ray_learngene.store import Store
+from tests.conftest import free_ports
+
+
+def test_distillation_publishes_a_learngene(
+    learngene: DistillConfig, s3_store: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    manifest = Store(s3_store).manifest("learngene", "digits")
+    facts = manifest.metadata
+    spec = Learngene.from_bytes(
+        *(Store(s3_store).read_bytes("learngene", "digits", f"learngene.{kind}") for kind in ("safetensors", "json"))
+    ).spec
+    teacher = costs.macs(spec.replace(depth=2))
+    assert facts["cost"] == {
+        **{"steps": 33, "images": 33 * 128, "seconds": facts["cost"]["seconds"]},
+        **{"flops": 6 * costs.macs(spec) * 33 * 128, "teacher_flops": 2 * teacher * 33 * 128},
+    }
+    assert len(facts["history"]) == 3
+    assert {"distill_loss", "label_loss", "top1", "ema_top1"} <= facts["history"][-1].keys()
+    assert facts["history"][-1]["loss"] < facts["history"][0]["loss"]
+    assert facts["versions"].keys() >= {"torch", "timm", "ray", "deepspeed"}
+    assert facts["config"]["seed"] == 0 and facts["ancestry"] == "store:ancestries/digits"
+    assert [entry.path for entry in manifest.files] == [
+        *("ema/learngene.json", "ema/learngene.safetensors", "learngene.json", "learngene.safetensors")
+    ]
+    weights, text = (
+        Store(s3_store).read_bytes("learngene", "digits", f"learngene.{kind}") for kind in ("safetensors", "json")
+    )
+    gene = Learngene.from_bytes(weights, text)
+    assert gene.spec.depth == 3 and gene.labels == tuple(str(digit) for digit in range(10))
+    assert gene.parameters() == facts["parameters"]
+
+
+def test_the_same_distillation_again_does_nothing_and_another_is_refused(learngene: DistillConfig) -> None:
+    from ray_learngene.distill import distill
+    from ray_learngene.errors import UserError
+
+    before = Store(learngene.store).manifest("learngene", "digits")
+    assert distill(learngene.model_copy(update={"workers": 4, "max_failures": 1})) == before
+    with pytest.raises(UserError, match="made with other settings"):
+        distill(learngene.model_copy(update={"epochs": 4}))
+
+
+def test_two_workers_and_one_plain_process_distil_the_same_learngene(learngene: DistillConfig) -> None:
+    from ray_learngene.distill import distill
+
+    manifest = distill(learngene.model_copy(update={"workers": 0, "name": "plain"}))
+    store = Store(learngene.store)
+    one, two = (
+        Learngene.from_bytes(
+            *(store.read_bytes("learngene", name, f"learngene.{kind}") for kind in ("safetensors", "json"))
+        )
+        for name in ("digits", "plain")
+    )
+    for name, tensor in one.tensors.items():
+        torch.testing.assert_close(tensor, two.tensors[name], rtol=0, atol=2e-4)
+    together, alone = (store.manifest("learngene", name).metadata for name in ("digits", "plain"))
+    assert alone["history"][0]["top1"] == pytest.approx(together["history"][0]["top1"], abs=0.6)
+    assert manifest.name == "plain"
+
+
+def test_soft_labels_computed_by_tasks_teach_two_workers_what_the_ancestry_does(learngene: DistillConfig) -> None:
+    from ray_learngene.distill import distill
+    from ray_learngene.soft_labels.fill import fill
+
+    settings = {**learngene.model_dump(), "soft_labels": True, "soft_labels_dtype": "float32", "name": "taught"}
+    fill(SoftLabelsConfig(**settings))
+    taught = distill(DistillConfig(**settings))
+    store = Store(learngene.store)
+    weights = [store.read_bytes("learngene", name, "learngene.safetensors") for name in ("digits", "taught")]
+    assert weights[0] == weights[1], "bit for bit"
+    assert taught.metadata["cost"]["teacher_flops"] == 0
+    computed = [manifest.metadata["cost"]["teacher_flops"] for manifest in store.manifests("softlabels")]
+    assert (
+        len(computed) == 3 * 2
+        and sum(computed) == store.manifest("learngene", "digits").metadata["cost"]["teacher_flops"]
+    )
+
+
+def test_a_cluster_that_does_not_answer() -> None:
+    from ray_learngene.cluster import ray_cluster
+    from ray_learngene.errors import UserError
+
+    with (
+        pytest.raises(UserError, match="no Ray cluster answers at 127.0.0.1"),
+        ray_cluster(f"127.0.0.1:{free_ports(1)[0]}"),
+    ):
+        pass

@@ -1,0 +1,170 @@
+"""Sweeps on real Ray: Tune, a killed process, searched learning rates, a submitted job."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import timm
+
+from ray_learngene.catalog import pull
+from ray_learngene.config import EvaluateConfig, PullConfig, SweepConfig
+from ray_learngene.evaluate import evaluate_model
+from ray_learngene.store import Store
+from tests.ray_jobs.conftest import RAY, ROOT
+
+
+def test_a_sweep_publishes_every_descendant_and_its_table(sweep_config: SweepConfig, tmp_path: Path) -> None:
+    from ray_learngene.sweep import sweep
+
+    table = sweep(sweep_config)
+    store = Store(sweep_config.store)
+    manifests = store.manifests("descendant", under="digits")
+    assert sorted(table["depth"]) == [2, 2, 3, 3] and set(table["arm"]) == {"sws", "scratch"}
+    assert {one.name.split("/")[1] for one in manifests} == set(table["descendant"])
+    saved = store.read_table("sweeps/digits/results.parquet").to_pandas()
+    assert len(saved) == 4 and (saved["status"] == "finished").all()
+    assert {"top1_untuned", "top1_epoch1", "top1", "params", "macs", "memory", "latency", "latency_p90", "steps"} <= {
+        *saved
+    }
+    assert (saved["steps"] == 11).all() and (saved["images"] == 11 * 128).all()
+    assert store.read_text("sweeps/digits/leaderboard.html").count("<tr>") == 5
+    # the untuned three-layer descendant has the auxiliary's own layout: it is the auxiliary
+    gene = store.manifest("learngene", "digits").metadata
+    same = saved[(saved["arm"] == "sws") & (saved["depth"] == 3)].iloc[0]
+    assert same["top1_untuned"] == pytest.approx(gene["metrics"]["top1"], abs=1e-6)
+    assert same["learngene_version"] == store.manifest("learngene", "digits").version
+    # pulled by budget, it is a plain timm model of the published accuracy
+    folder = pull(PullConfig(store=sweep_config.store, max_params="60k", out=str(tmp_path / "model")))
+    best = saved[saved["params"] <= 60_000].sort_values("top1").iloc[-1]
+    assert json.loads((folder / "metrics.json").read_text())["row"]["descendant"] == best["descendant"]
+    scores = evaluate_model(EvaluateConfig(model=str(folder), data="digits"))
+    assert scores.top1 == pytest.approx(best["top1"], abs=1e-6)
+    model = timm.create_model(f"local-dir:{folder}", pretrained=True)
+    assert sum(parameter.numel() for parameter in model.parameters()) == best["params"]
+    assert f"`{best['arm']}`" in (folder / "README.md").read_text()
+
+
+def test_a_sweep_run_again_trains_only_what_is_missing(
+    sweep_config: SweepConfig, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from ray_learngene.sweep import sweep
+
+    store = Store(sweep_config.store)
+    before = {one.name: one.created for one in store.manifests("descendant", under="digits")}
+    store.remove("descendant", min(before))
+    table = sweep(sweep_config)
+    after = {one.name: one.created for one in store.manifests("descendant", under="digits")}
+    assert "1 descendants to train, 3 already finished" in capsys.readouterr().out
+    assert after.keys() == before.keys() and len(table) == 4
+    assert [name for name in after if after[name] != before[name]] == [min(before)]
+
+
+def test_the_places_of_a_cluster(head: tuple[str, str]) -> None:
+    import ray
+
+    from ray_learngene.cluster import ray_cluster
+    from ray_learngene.places import cluster_place
+
+    with ray_cluster(head[0]):
+        counts = [cluster_place(cpus, 0, most).count for cpus, most in ((1, 0), (0.5, 0), (1, 1), (3, 0))]
+        one, two = (cluster_place(cpus, 0, 0).memory for cpus in (1, 2))
+        (node,) = ray.nodes()
+    assert counts == [2, 4, 1, 1]
+    assert 0 < one < node["Resources"]["memory"] / 2 < two < node["Resources"]["memory"]
+
+
+def test_a_pack_whose_process_is_killed_goes_on_with_those_that_have_not_finished(
+    sweep_config: SweepConfig, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from ray_learngene import sweep_progress
+    from ray_learngene.sweep import sweep
+
+    killed: list[int] = []
+
+    class Killing(sweep_progress.SweepProgress):
+        def on_trial_result(self, iteration: int, trials: Any, trial: Any, result: dict[str, Any], **info: Any) -> None:
+            super().on_trial_result(iteration, trials, trial, result, **info)
+            if result.get("finished") and not killed:
+                killed.append(result["pid"])
+                os.kill(result["pid"], signal.SIGKILL)
+
+    monkeypatch.setattr(sweep_progress, "SweepProgress", Killing)
+    table = sweep(sweep_config.model_copy(update={"name": "killed", "siblings": 4, "max_failures": 1}))
+    said = capsys.readouterr().out
+    assert killed and "up to 4 of them train side by side" in said
+    assert [said.count(f"[{number}/4]") for number in (1, 2, 3, 4)] == [1, 1, 1, 1]
+    assert (table["status"] == "finished").all() and len(table) == 4
+    store = Store(sweep_config.store)
+
+    def weights(sweep_name: str) -> dict[str, str]:
+        found = store.manifests("descendant", under=sweep_name)
+        return {
+            one.name.split("/")[1]: next(e.sha256 for e in one.files if e.path.endswith("model.safetensors"))
+            for one in found
+        }
+
+    assert weights("killed") == weights("digits"), "of another number of siblings, never killed: bit for bit"
+
+
+def test_learning_rates_are_searched_inside_each_descendants_own_group(sweep_config: SweepConfig) -> None:
+    from ray_learngene.sweep import sweep
+
+    config = sweep_config.model_copy(
+        update={
+            "name": "search",
+            "lr_search": 3,
+            "asha": True,
+            "epochs": 2,
+            "budgets": ("params<=60k",),
+            "lr_low": 1e-4,
+        }
+    )
+    table = sweep(config)
+    assert len(table) == 6
+    for _, group in table.groupby("arm"):
+        assert group["lr"].nunique() == 3
+        assert group["lr"].between(1e-4, 1e-2).all()
+        assert (group["status"] == "finished").any()
+    again = sweep(config)
+    finished = table[table["status"] == "finished"]
+    assert set(finished["descendant"]) <= set(again["descendant"].dropna())
+
+
+def test_a_failed_descendant_is_told_and_the_others_are_published(sweep_config: SweepConfig) -> None:
+    from ray_learngene.errors import UserError
+    from ray_learngene.sweep import sweep
+
+    # a learning rate that explodes: with the same settings the guard stops both arms
+    config = sweep_config.model_copy(
+        update={"name": "explodes", "lr": 1e30, "min_lr": 1e29, "budgets": ("params<=60k",)}
+    )
+    with pytest.raises(UserError, match="2 of 2 descendants failed: the loss is not finite"):
+        sweep(config)
+    saved = Store(config.store).read_table("sweeps/explodes/results.parquet").to_pandas()
+    assert (saved["status"] == "failed").all() and saved["error"].str.contains("lower --lr").all()
+    assert Store(config.store).manifests("descendant", under="explodes") == []
+
+
+def test_a_job_is_submitted_to_the_head(sweep_config: SweepConfig, head: tuple[str, str]) -> None:
+    arguments = ["--data", "digits", "--name", "job", "--learngene", "digits", "--store", sweep_config.store]
+    arguments += ["--depths", "1", "--arms", "sws", "--epochs", "1", "--batch-size", "256", "--drop-path", "0"]
+    ran = subprocess.run(
+        [RAY, "job", "submit", "--address", head[1], "--runtime-env", "jobs/runtime_env.yaml"]
+        + ["--", sys.executable, "-m", "jobs.sweep", *arguments],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        timeout=300,
+    )
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    assert "sweep job: 1 descendants to train" in ran.stdout
+    assert [one.metadata["row"]["depth"] for one in Store(sweep_config.store).manifests("descendant", under="job")] == [
+        1
+    ]
