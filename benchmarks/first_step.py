@@ -12,6 +12,7 @@ turns; medians are compared.
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 import tempfile
@@ -19,6 +20,7 @@ import time
 from collections.abc import Callable
 from datetime import UTC, datetime
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from benchmarks.measure import arguments, machine, medians, publish, seconds_of
@@ -26,7 +28,8 @@ from benchmarks.sweep_overhead import DIGITS, make_learngene
 from ray_learngene.manifest import Manifest
 from ray_learngene.store import Store
 
-RAY = "import ray; ray.init(log_to_driver=False); ray.get(ray.remote(lambda: None).remote()); ray.shutdown()"
+RECIPE = "digits.yaml"
+RAY = "import ray; ray.init('local', log_to_driver=False); ray.get(ray.remote(lambda: None).remote()); ray.shutdown()"
 PARTS = {
     "import torch, timm": "import ray_learngene.torchvision_cpu, torch, timm",
     "import ray, tune, train": "import ray, ray.tune, ray.train.torch",
@@ -40,6 +43,7 @@ def main() -> None:
     facts = machine()
     with tempfile.TemporaryDirectory() as store:
         make_learngene(store)
+        Path(store, RECIPE).write_text(json.dumps({**DIGITS, "epochs": 1}))
         commands: dict[str, Callable[[str], tuple[float, float]]] = {
             "sweep --in-process": partial(_sweep, store, "--in-process"),
             "sweep": partial(_sweep, store),
@@ -49,7 +53,7 @@ def main() -> None:
         parts = {name: [sys.executable, "-c", code] for name, code in {"python -c pass": "pass", **PARTS}.items()}
         seconds: dict[str, list[float]] = {name: [] for name in parts}
         taken: dict[str, list[tuple[float, float]]] = {name: [] for name in commands}
-        for number in range(2 if args.quick else 6):
+        for number in range(2 if args.quick else 4):
             for name, part in parts.items():
                 seconds[name].append(seconds_of(partial(subprocess.run, part, check=True, capture_output=True)))
             for name, command in commands.items():
@@ -73,15 +77,19 @@ def main() -> None:
 
 def _run(store: str, *words: object) -> tuple[datetime, float]:
     """When a command began, and how long it took."""
-    digits = [text for key, value in DIGITS.items() for text in (f"--{key.replace('_', '-')}", _flag(value))]
     began, clock = datetime.now(UTC), time.perf_counter()
-    command = [sys.executable, "-m", "ray_learngene", *map(str, words), "--store", store, "--epochs", "1", *digits]
+    command = [
+        sys.executable,
+        "-m",
+        "ray_learngene",
+        *map(str, words),
+        "--store",
+        store,
+        "--config",
+        f"{store}/{RECIPE}",
+    ]
     subprocess.run(command, check=True, capture_output=True)
     return began, time.perf_counter() - clock
-
-
-def _flag(value: object) -> str:
-    return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
 def _until(began: datetime, manifest: Manifest, trained: float) -> float:

@@ -37,15 +37,17 @@ def main() -> None:
 
 def _commands(folder: str) -> list[list[str]]:
     """Every command in an order in which each finds what it needs."""
-    digits = [text for key, value in DIGITS.items() for text in (f"--{key.replace('_', '-')}", _flag(value))]
+    recipe = Path(folder, "digits.yaml")
+    recipe.write_text(json.dumps({**DIGITS, "epochs": 1}))
     store = ["--store", f"{folder}/store"]
-    training = [*digits, *store, "--epochs", "1"]
+    training = [*store, "--config", str(recipe)]
     ancestry = ["--ancestry", "store:ancestries/a"]
     sizes = ["--learngene", "g", "--depths", "3,4", "--arms", "sws", "--seeds", "2"]
     model = f"{folder}/model"
     distill = ["distill", *ancestry, "--preset", "nano", *training]
-    bench = Path(folder) / "bench.json"
-    bench.write_text(json.dumps({"arms": {"sws": {"method": "sws"}, "scratch": {"method": "scratch", "tune": "full"}}}))
+    bench = Path(folder, "bench.yaml")
+    arms = {"sws": {"method": "sws"}, "scratch": {"method": "scratch", "tune": "full"}}
+    bench.write_text(json.dumps({**DIGITS, "epochs": 1, "arms": arms}))
     return [
         ["--help"],
         ["ancestry", "--name", "a", "--model", "deit_tiny_patch16_224", "--model-args", json.dumps(ANCESTRY_SIZE),
@@ -59,17 +61,13 @@ def _commands(folder: str) -> list[list[str]]:
         ["sweep", "--name", "side", "--in-process", *sizes, *training],
         ["sweep", "--name", "ray", *sizes, *training],
         ["bench", "--config", str(bench), "--name", "b", *ancestry, "--preset", "nano", "--depth", "4", "--in-process",
-         "--depths", "3,4", "--seeds", "1", "--tune-epochs", "1", "--search-epochs", "1", *training,
+         "--depths", "3,4", "--seeds", "1", "--tune-epochs", "1", "--search-epochs", "1", *store,
          "--out", f"{folder}/out"],
         ["list", *store],
         ["pull", *store, "--max-params", "1M", "--out", model],
         ["evaluate", "--model", model, "--data", "digits"],
         ["gc", *store],
     ]  # fmt: skip
-
-
-def _flag(value: object) -> str:
-    return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
 def _row(words: list[str]) -> dict[str, Any]:

@@ -14,6 +14,7 @@ import ray
 from ray.util.queue import Empty, Queue
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from ray_learngene import shared_tensors
 from ray_learngene.errors import UserError
 
 Report = Callable[[dict[str, Any]], None]
@@ -30,6 +31,7 @@ def ray_cluster(address: str | None) -> Iterator[None]:
         UserError: no cluster answers there, it wants a token, or this machine is none of its nodes.
     """
     if ray.is_initialized():
+        shared_tensors.silence_warning()
         yield
         return
     address = address or os.environ.get("RAY_ADDRESS")
@@ -44,6 +46,7 @@ def ray_cluster(address: str | None) -> Iterator[None]:
         ray.init(**settings)
     except (OSError, RuntimeError, ValueError) as error:  # ConnectionError and TimeoutError are OSErrors
         raise UserError(_explain(error, address)) from None
+    shared_tensors.silence_warning()
     try:
         yield
     finally:

@@ -5,5 +5,11 @@ write to, as training does to weights, copies it first.
 """
 
 import os
+import warnings
 
 os.environ.setdefault("RAY_ENABLE_ZERO_COPY_TORCH_TENSORS", "1")
+
+
+def silence_warning() -> None:
+    """Keep Ray's reminder not to write to such tensors off the terminal; called once Ray runs, which sets it up."""
+    warnings.filterwarnings("ignore", message="Zero-copy tensor serialization is enabled")

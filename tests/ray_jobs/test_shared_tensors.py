@@ -35,3 +35,4 @@ def test_a_model_that_ray_sends_is_read_where_ray_keeps_it(head: tuple[str, str]
     said = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=120)
     assert said.returncode == 0, said.stderr
     assert "/dev/shm/plasma" in said.stdout
+    assert "Warning" not in said.stderr
