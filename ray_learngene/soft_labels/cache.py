@@ -30,7 +30,7 @@ from ray_learngene.config import AugmentationConfig, DistillationConfig, Optimiz
 from ray_learngene.data.images import Images
 from ray_learngene.errors import UserError
 from ray_learngene.flops import forward_flops
-from ray_learngene.manifest import FOLDERS, Manifest
+from ray_learngene.manifest import FOLDERS
 from ray_learngene.provenance import fingerprint, provenance
 from ray_learngene.soft_labels.kept import SoftLabels, joined
 from ray_learngene.store import Store
@@ -227,21 +227,3 @@ def from_table(table: pyarrow.Table, total: int) -> tuple[Views, SoftLabels]:
     rest = torch.from_numpy(column("rest").to_numpy(zero_copy_only=False).copy()) if kept else None
     labels = SoftLabels(matrix("logits"), matrix("classes") if kept else None, rest, total)
     return column("view").to_numpy(zero_copy_only=False).astype(np.int64), labels
-
-
-def summaries(store: Store) -> dict[str, dict[str, Any]]:
-    """Every cache of a store by its key: what it depends on, how much is there and what that cost."""
-    grouped: dict[str, list[Manifest]] = defaultdict(list)
-    for manifest in store.manifests("softlabels"):
-        grouped[manifest.name.partition("/")[0]].append(manifest)
-    return {
-        key: {
-            "facts": parts[0].metadata["facts"],
-            "epochs": len({part.metadata["epoch"] for part in parts}),
-            "views": sum(part.metadata["views"] for part in parts),
-            "bytes": sum(part.bytes for part in parts),
-            "cost": {name: sum(part.metadata["cost"][name] for part in parts) for name in ("images", "teacher_flops")},
-            "created": max(part.created for part in parts),
-        }
-        for key, parts in grouped.items()
-    }

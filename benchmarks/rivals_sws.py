@@ -1,0 +1,71 @@
+"""Runs the authors' SWS code on a CPU; see `rivals`.
+
+python -m benchmarks.rivals_sws CHECKOUT SIZES TEACHER [arguments of its main.py]
+
+Registers an auxiliary of their own class at another size and the teacher, and takes away what needs a GPU: waiting for
+it, and the number of classes, which theirs has as a constant.
+"""
+
+from __future__ import annotations
+
+import json
+import runpy
+import sys
+from pathlib import Path
+from typing import Any
+
+import ray_learngene.torchvision_cpu  # noqa: F401  isort:skip  (before the first timm import)
+import timm
+import torch
+from timm.models import register_model
+
+from ray_learngene.export import load_timm
+
+STAGES = [3, 3, 4, 3, 3]
+WIDTH, HEADS = 192, 3
+
+
+def main() -> None:
+    checkout, sizes, teacher, *arguments = sys.argv[1:]
+    sys.path.insert(0, checkout)
+    _register(json.loads(sizes), teacher)
+    torch.cuda.synchronize = lambda device=None: None  # type: ignore[assignment]
+    import datasets  # type: ignore[import-not-found]  # theirs
+
+    build = datasets.build_dataset
+
+    def build_dataset(is_train: bool, args: Any) -> tuple[Any, int]:
+        images, _ = build(is_train, args)
+        return images, len(images.classes)
+
+    datasets.build_dataset = build_dataset
+    load = torch.load
+    torch.load = lambda path, **options: (  # type: ignore[assignment]
+        {"model": load_timm(Path(teacher)).state_dict()} if path == "unused" else load(path, **options)
+    )
+    sys.argv = [f"{checkout}/main.py", *arguments]
+    runpy.run_path(sys.argv[0], run_name="__main__")
+
+
+def _register(sizes: dict[str, int], teacher: str) -> None:
+    from SWS_vit import VisionTransformer  # type: ignore[import-not-found]  # theirs
+
+    shared = [STAGES, [True] * len(STAGES)]
+    parts = ("norm1", "norm2", "attn_rpe", "attn_qkv", "attn_proj", "mlp_fc1", "mlp_fc2")
+    widths = [WIDTH] * len(STAGES)
+
+    @register_model
+    def bench_auxiliary(pretrained: bool = False, **options: Any) -> Any:
+        schedule = {**dict.fromkeys(parts, shared), "dim": widths, "transform_flag": [0] * sizes["depth"]}
+        return VisionTransformer(
+            img_size=sizes["size"], patch_size=16, embed_dim=widths, depth=sizes["depth"], mlp_ratio=4, qkv_bias=True,
+            num_heads=[HEADS] * len(STAGES), use_cls_token=False, repeated_times_schedule=schedule, **options,
+        )  # fmt: skip
+
+    @register_model
+    def bench_teacher(pretrained: bool = False, **options: Any) -> Any:
+        return timm.create_model(f"local-dir:{teacher}", pretrained=True)
+
+
+if __name__ == "__main__":
+    main()
