@@ -65,7 +65,7 @@ def _commands(folder: str) -> list[list[str]]:
          "--out", f"{folder}/out"],
         ["list", *store],
         ["pull", *store, "--max-params", "1M", "--out", model],
-        ["evaluate", "--model", model, "--data", "digits"],
+        ["evaluate", model, "--data", "digits"],
         ["gc", *store],
     ]  # fmt: skip
 

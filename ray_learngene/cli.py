@@ -55,7 +55,7 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
 }
 # commands that `learngene submit` takes
 JOBS = ("ancestry", "distill", "extract", "sweep", "bench", "pull")
-# fields that may be given without their flag
+# fields that are given without a flag
 _POSITIONAL = {"pull": "artefact", "show": "artefact", "evaluate": "model"}
 # fields whose words may also be joined by commas
 _COMMA_SEPARATED = {"arms"}
@@ -127,7 +127,9 @@ def _parse(arguments: list[str]) -> tuple[Any, ...] | None:
         return None
     known, unknown = parser.parse_known_args(arguments[words:])
     if unknown:
-        flag = unknown[0].split("=")[0]
+        flag, positional = unknown[0].split("=")[0], _POSITIONAL.get(command)
+        if positional and flag == f"--{positional}":
+            raise UserError(f"learngene {command}: {positional.upper()} is given without a flag")
         near = difflib.get_close_matches(flag, [f"--{name.replace('_', '-')}" for name in cls.model_fields], n=1)
         raise UserError(
             f"learngene {command}: unknown argument {flag!r}" + (f"; did you mean {near[0]}?" if near else "")

@@ -8,7 +8,9 @@ import hashlib
 import logging
 import os
 import shutil
+from collections import deque
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -18,6 +20,7 @@ from ray_learngene.objects import Objects
 from ray_learngene.storage_errors import clear_errors
 
 STREAMS = 4
+MOST_BEHIND = 16  # pieces of a file that have arrived and are not hashed
 LOCK = ".pull-lock"
 LEFTOVERS = (".partial", ".replaced")  # what a pull that died leaves beside its target
 
@@ -120,11 +123,15 @@ def _complete(objects: Objects, source: str, entry: FileEntry, target: Path) -> 
         file.seek(0)
         digest = hashlib.file_digest(file, "sha256")
         if file.tell() < entry.bytes or not entry.bytes:
-            for chunk in objects.chunks(source, file.tell()):
-                file.write(chunk)
-                digest.update(chunk)
-                if file.tell() > entry.bytes:
-                    return False
+            with ThreadPoolExecutor(1) as hasher:  # a core of its own, while the next bytes arrive
+                behind: deque[Future[None]] = deque()
+                for chunk in objects.chunks(source, file.tell()):
+                    behind.append(hasher.submit(digest.update, chunk))
+                    file.write(chunk)
+                    if file.tell() > entry.bytes:
+                        return False
+                    if len(behind) > MOST_BEHIND:
+                        behind.popleft().result()
         return file.tell() == entry.bytes and digest.hexdigest() == entry.sha256
 
 
