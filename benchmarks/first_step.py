@@ -2,8 +2,9 @@
 
 How long a command that trains takes until it trains: `learngene sweep` and `learngene distill`, each in this process
 (`--in-process`, `--workers 0`) and on a Ray that it starts itself, on the digits, from a learngene that is made in a
-temporary store first. Reported: the seconds from the start of the command to the first training step (to the published
-artefact, less the seconds of training, evaluation and export that its record states), and to its end.
+temporary store first. Reported: the seconds from the start of the command to its end, and to the first training step:
+to the published artefact, less the seconds of training and evaluation, and a descendant's of export, that its record
+states. (A learngene's record does not state its export's, a few tenths of a second.)
 
 What that consists of is measured beside it, each as a process of its own less the start of an interpreter: the imports
 of torch and timm, of Ray, of DeepSpeed, and starting and stopping Ray with one worker that does nothing. All take
@@ -12,30 +13,29 @@ turns; medians are compared.
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
 import tempfile
-import time
 from collections.abc import Callable
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from benchmarks.measure import arguments, machine, medians, publish, seconds_of
-from benchmarks.sweep_overhead import DIGITS, make_learngene
+from benchmarks.digits import make_learngene, write_recipe
+from benchmarks.measure import arguments, machine, medians, publish, run_command
 from ray_learngene.manifest import Manifest
 from ray_learngene.store import Store
 
 RECIPE = "digits.yaml"
 RAY = "import ray; ray.init('local', log_to_driver=False); ray.get(ray.remote(lambda: None).remote()); ray.shutdown()"
+NOTHING = "python -c pass"
 PARTS = {
+    NOTHING: "pass",
     "import torch, timm": "import ray_learngene.torchvision_cpu, torch, timm",
     "import ray, tune, train": "import ray, ray.tune, ray.train.torch",
     "import torch, deepspeed": "import torch, deepspeed",
     "import ray, start and stop it": RAY,
 }
+ROUNDS = 3
 
 
 def main() -> None:
@@ -43,76 +43,68 @@ def main() -> None:
     facts = machine()
     with tempfile.TemporaryDirectory() as store:
         make_learngene(store)
-        Path(store, RECIPE).write_text(json.dumps({**DIGITS, "epochs": 1}))
+        write_recipe(Path(store, RECIPE), epochs=1)
         commands: dict[str, Callable[[str], tuple[float, float]]] = {
             "sweep --in-process": partial(_sweep, store, "--in-process"),
             "sweep": partial(_sweep, store),
             "distill --workers 0": partial(_distill, store, "--workers", 0),
             "distill --workers 1": partial(_distill, store, "--workers", 1),
         }
-        parts = {name: [sys.executable, "-c", code] for name, code in {"python -c pass": "pass", **PARTS}.items()}
-        seconds: dict[str, list[float]] = {name: [] for name in parts}
-        taken: dict[str, list[tuple[float, float]]] = {name: [] for name in commands}
-        for number in range(2 if args.quick else 4):
-            for name, part in parts.items():
-                seconds[name].append(seconds_of(partial(subprocess.run, part, check=True, capture_output=True)))
+        parts: dict[str, list[float]] = {name: [] for name in PARTS}
+        first_step: dict[str, list[float]] = {name: [] for name in commands}
+        whole: dict[str, list[float]] = {name: [] for name in commands}
+        for number in range(1 + (1 if args.quick else ROUNDS)):  # the first round fills caches
+            for name, code in PARTS.items():
+                parts[name].append(run_command("-c", code)[0])
             for name, command in commands.items():
-                taken[name].append(command(f"round-{number}-{name.replace(' ', '')}"))
-    # the first round fills caches
-    before = {name: [first for first, _ in each[1:]] for name, each in taken.items()}
-    whole = {name: [end for _, end in each[1:]] for name, each in taken.items()}
-    pause = medians({name: each[1:] for name, each in seconds.items()})
+                for numbers, seconds in zip((first_step, whole), command(f"round-{number}-{len(name)}"), strict=True):
+                    numbers[name].append(seconds)
+    first_step, whole, parts = ({k: v[1:] for k, v in numbers.items()} for numbers in (first_step, whole, parts))
     rows: list[dict[str, Any]] = [
-        {"what": name, "to the first step (s)": medians(before)[name], "whole (s)": medians(whole)[name],
-         "raw_first_step": before[name], "raw_whole": whole[name]}
+        {
+            "what": name,
+            "to the first step (s)": medians(first_step)[name],
+            "whole (s)": medians(whole)[name],
+            "raw": {"to the first step": first_step[name], "whole": whole[name]},
+        }
         for name in commands
-    ]  # fmt: skip
-    rows += [
-        {"what": name, "to the first step (s)": pause[name] - pause["python -c pass"], "whole (s)": "",
-         "raw_whole": seconds[name][1:]}
-        for name in PARTS
-    ]  # fmt: skip
-    publish("first_step", args, facts, rows)
-
-
-def _run(store: str, *words: object) -> tuple[datetime, float]:
-    """When a command began, and how long it took."""
-    began, clock = datetime.now(UTC), time.perf_counter()
-    command = [
-        sys.executable,
-        "-m",
-        "ray_learngene",
-        *map(str, words),
-        "--store",
-        store,
-        "--config",
-        f"{store}/{RECIPE}",
     ]
-    subprocess.run(command, check=True, capture_output=True)
-    return began, time.perf_counter() - clock
-
-
-def _until(began: datetime, manifest: Manifest, trained: float) -> float:
-    """Seconds from the beginning of a command to its first step."""
-    return (datetime.fromisoformat(manifest.created) - began).total_seconds() - trained
+    rows += [
+        {
+            "what": name,
+            "to the first step (s)": "",
+            "whole (s)": medians(parts)[name] - medians(parts)[NOTHING],
+            "raw": {"whole": parts[name]},
+        }
+        for name in PARTS
+    ]
+    publish("first_step", args, facts, rows)
 
 
 def _sweep(store: str, *words: object) -> tuple[float, float]:
     *flags, name = words
-    began, seconds = _run(
-        store, "sweep", "--name", name, "--learngene", "digits", "--depths", 4, "--arms", "sws", *flags
-    )
+    began = datetime.now(UTC)
+    seconds = _run(store, "sweep", name, "--learngene", "digits", "--depths", 4, "--arms", "sws", *flags)
     (manifest,) = Store(store).manifests("descendant", under=str(name))
     row = manifest.metadata["row"]
-    return _until(began, manifest, row["seconds"] + row["overhead_seconds"]), seconds
+    return _since(began, manifest) - row["seconds"] - row["overhead_seconds"], seconds
 
 
 def _distill(store: str, *words: object) -> tuple[float, float]:
     *flags, name = words
-    ancestry = "store:ancestries/digits"
-    began, seconds = _run(store, "distill", "--name", name, "--ancestry", ancestry, "--preset", "nano", *flags)
+    began = datetime.now(UTC)
+    seconds = _run(store, "distill", name, "--ancestry", "store:ancestries/digits", "--preset", "nano", *flags)
     manifest = Store(store).manifest("learngene", str(name))
-    return _until(began, manifest, manifest.metadata["cost"]["seconds"]), seconds
+    return _since(began, manifest) - manifest.metadata["cost"]["seconds"], seconds
+
+
+def _run(store: str, command: str, name: object, *words: object) -> float:
+    here = ("--store", store, "--config", f"{store}/{RECIPE}")
+    return run_command("-m", "ray_learngene", command, "--name", name, *words, *here)[0]
+
+
+def _since(began: datetime, manifest: Manifest) -> float:
+    return (datetime.fromisoformat(manifest.created) - began).total_seconds()
 
 
 if __name__ == "__main__":

@@ -19,8 +19,8 @@ import time
 from functools import partial
 from typing import Any
 
+from benchmarks.digits import DIGITS, make_learngene
 from benchmarks.measure import arguments, in_turn, machine, medians, publish
-from benchmarks.sweep_overhead import DIGITS, make_learngene
 from ray_learngene.config import SweepConfig
 from ray_learngene.sweep import sweep
 

@@ -10,6 +10,9 @@ import argparse
 import json
 import os
 import platform
+import resource
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
@@ -22,6 +25,8 @@ from rich.table import Table
 
 from ray_learngene.provenance import provenance
 from ray_learngene.terminal import print_table
+
+ROOT = Path(__file__).parents[1]
 
 
 def arguments(
@@ -64,6 +69,21 @@ def seconds_of(call: Callable[[], Any], finish: Callable[[], Any] = lambda: None
     call()
     finish()
     return time.perf_counter() - began
+
+
+def run_command(*words: object) -> tuple[float, float]:
+    """Wall and CPU seconds of `python` with these words, run from the repository to its end.
+
+    Raises:
+        SystemExit: it failed; shows the end of what it said.
+    """
+    before, began = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
+    command = [sys.executable, *map(str, words)]
+    ran = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)})
+    seconds, after = time.perf_counter() - began, resource.getrusage(resource.RUSAGE_CHILDREN)
+    if ran.returncode:
+        raise SystemExit(f"{' '.join(command)}: {(ran.stdout + ran.stderr)[-3000:]}")
+    return seconds, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
 
 def in_turn(sides: Mapping[str, Callable[[], float]], rounds: int) -> dict[str, list[float]]:

@@ -18,11 +18,11 @@ from typing import Any
 
 import psutil
 
+from benchmarks.digits import ANCESTRY_SIZE, write_recipe
 from benchmarks.measure import arguments, machine, publish
-from benchmarks.sweep_overhead import ANCESTRY_SIZE, DIGITS
 
 SAMPLE_SECONDS = 0.1
-OWN, WORKERS, RAY = "command", "workers", "Ray's own"
+OWN, WORKERS, RAY = "itself", "its workers", "Ray's own"
 MIB = 2**20
 
 
@@ -37,17 +37,15 @@ def main() -> None:
 
 def _commands(folder: str) -> list[list[str]]:
     """Every command in an order in which each finds what it needs."""
-    recipe = Path(folder, "digits.yaml")
-    recipe.write_text(json.dumps({**DIGITS, "epochs": 1}))
+    recipe = write_recipe(Path(folder, "digits.yaml"), epochs=1)
     store = ["--store", f"{folder}/store"]
     training = [*store, "--config", str(recipe)]
     ancestry = ["--ancestry", "store:ancestries/a"]
     sizes = ["--learngene", "g", "--depths", "3,4", "--arms", "sws", "--seeds", "2"]
     model = f"{folder}/model"
     distill = ["distill", *ancestry, "--preset", "nano", *training]
-    bench = Path(folder, "bench.yaml")
     arms = {"sws": {"method": "sws"}, "scratch": {"method": "scratch", "tune": "full"}}
-    bench.write_text(json.dumps({**DIGITS, "epochs": 1, "arms": arms}))
+    bench = write_recipe(Path(folder, "bench.yaml"), epochs=1, arms=arms)
     return [
         ["--help"],
         ["ancestry", "--name", "a", "--model", "deit_tiny_patch16_224", "--model-args", json.dumps(ANCESTRY_SIZE),
@@ -107,12 +105,9 @@ def _held(process: psutil.Process) -> dict[str, float]:
 
 
 def _trains(process: psutil.Process) -> bool:
-    """Whether a process trains or loads images; a worker of Ray that waits for work is Ray's own."""
-    words = process.cmdline()
-    name = words[0] if words else ""
-    return not any(part in " ".join(words) for part in ("gcs_server", "raylet", "ray::IDLE", "/ray/")) or (
-        name.startswith("ray::") and not name.startswith("ray::IDLE")
-    )
+    """Whether a process trains or reads images; Ray's actors and workers that do neither are Ray's own."""
+    words = " ".join(process.cmdline())
+    return words.startswith(("ray::RayTrainWorker", "ray::_train", "ray::_compute")) or "-m ray_learngene" in words
 
 
 if __name__ == "__main__":

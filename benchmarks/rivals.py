@@ -3,8 +3,9 @@
 A whole distillation on one CPU core in fp32, from JPEG files to the next weights, by the programs that people have:
 the authors' SWS code (FOLDER: a checkout of github.com/AlphaXia/SWS), timm's own `train.py` with its distillation
 options (FOLDER: a checkout of github.com/huggingface/pytorch-image-models) and `learngene distill --workers 0`, which
-asks the ancestry model in every step or reads its kept answers (`--soft-labels`), from the files or from converted
-shards. Reported: images/s of an epoch, that is, of two more epochs of the very same command, start-up left out.
+asks the ancestry model in every step or reads its kept answers (`--soft-labels`), from the files or from the shards
+that `learngene data convert` makes of them (short side 256). Reported: images/s of an epoch, that is, of two more
+epochs of the very same command, start-up left out.
 
 Fair, because all train 16 layers of width 192 (the authors and this package the same auxiliary of five shared stages,
 timm's script plain layers, which compute the same) on the same photographs at 112 px, with the same teacher, batch,
@@ -19,20 +20,16 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import resource
-import subprocess
-import sys
 import tempfile
-import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
 import ray_learngene.torchvision_cpu  # noqa: F401  isort:skip  (before the first timm import)
 import timm
+from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
-from benchmarks.measure import arguments, machine, medians, publish
+from benchmarks.measure import arguments, machine, medians, publish, run_command
 from ray_learngene.config import DataConfig
 from ray_learngene.data import open_image_sets
 from ray_learngene.data.images import Preprocessing
@@ -42,7 +39,6 @@ TRAIN, VALIDATION, BATCH, SIZE, DEPTH = 128, 32, 32, 112, 16
 TEACHER, TEACHER_ARGS = "levit_256", {"img_size": SIZE}
 MORE_EPOCHS = 2
 CLASSES = 4
-ROOT = Path(__file__).parents[1]
 Command = Callable[[int, int], Sequence[object]]  # of so many epochs, with a number that is not used twice
 
 
@@ -65,7 +61,9 @@ def main() -> None:
         cpu: dict[str, list[float]] = {name: [] for name in sides}
         for number in range(1 if args.quick else args.rounds):
             for name, command in sides.items():
-                few, many = (_run(command(epochs, 10 * number + epochs)) for epochs in (1, 1 + MORE_EPOCHS))
+                few, many = (
+                    run_command("-m", *command(epochs, 10 * number + epochs)) for epochs in (1, 1 + MORE_EPOCHS)
+                )
                 seconds[name].append((many[0] - few[0]) / MORE_EPOCHS)
                 cpu[name].append((many[1] - few[1]) / MORE_EPOCHS)
     clock, work = medians(seconds), medians(cpu)
@@ -109,7 +107,7 @@ def _write_teacher(folder: Path) -> None:
     """Untrained: what a step costs does not depend on its weights."""
     model = timm.create_model(TEACHER, num_classes=CLASSES, **TEACHER_ARGS)
     preprocessing = Preprocessing(
-        image_size=SIZE, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225), crop_pct=0.9, interpolation="bicubic"
+        image_size=SIZE, mean=IMAGENET_DEFAULT_MEAN, std=IMAGENET_DEFAULT_STD, crop_pct=0.9, interpolation="bicubic"
     )
     labels = tuple(f"class{number}" for number in range(CLASSES))
     export_timm(model, folder / "teacher", labels=labels, preprocessing=preprocessing, model_args=TEACHER_ARGS)
@@ -157,22 +155,9 @@ def _learngene(command: str, folder: Path, images: str, *words: object) -> list[
 
 def _prepare_ours(folder: Path) -> None:
     """Converted images, and the ancestry model's answers for both, as a cluster would have made them before."""
-    _run(["ray_learngene", "data", "convert", "--data", folder / "images", "--out", folder / "shards"])
+    run_command("-m", "ray_learngene", "data", "convert", "--data", folder / "images", "--out", folder / "shards")
     for images in ("images", "shards"):
-        _run(_learngene("softlabels", folder, images, "--epochs", 1 + MORE_EPOCHS, "--workers", 0))
-
-
-def _run(words: Sequence[object]) -> tuple[float, float]:
-    """Wall and CPU seconds of a module run as a command."""
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    before, began = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
-    ran = subprocess.run(
-        [sys.executable, "-m", *map(str, words)], capture_output=True, text=True, env=environment, cwd=ROOT
-    )
-    seconds, after = time.perf_counter() - began, resource.getrusage(resource.RUSAGE_CHILDREN)
-    if ran.returncode:
-        raise SystemExit(f"{' '.join(map(str, words))}: {(ran.stdout + ran.stderr)[-3000:]}")
-    return seconds, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+        run_command("-m", *_learngene("softlabels", folder, images, "--epochs", 1 + MORE_EPOCHS, "--workers", 0))
 
 
 if __name__ == "__main__":

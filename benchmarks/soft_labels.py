@@ -46,8 +46,8 @@ from ray_learngene.methods import create_method
 from ray_learngene.objectives import DistillationObjective, LabelObjective, Objective
 from ray_learngene.optimizers import create_optimizer, create_schedule
 from ray_learngene.soft_labels.answers import Answers
-from ray_learngene.soft_labels.cache import summaries
 from ray_learngene.soft_labels.kept import SoftLabels
+from ray_learngene.soft_labels.summaries import summaries
 from ray_learngene.specs import preset
 from ray_learngene.steps import Batch, train_steps
 from ray_learngene.store import Store

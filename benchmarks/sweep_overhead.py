@@ -20,29 +20,19 @@ import tempfile
 import time
 from pathlib import Path
 from statistics import mean, median
-from typing import Any
 
 import pandas
 
+from benchmarks.digits import DIGITS, make_learngene
 from benchmarks.measure import arguments, machine, publish
-from ray_learngene.ancestry_training import train_ancestry
 from ray_learngene.cluster import ray_cluster
-from ray_learngene.config import AncestryConfig, DistillConfig, SweepConfig
-from ray_learngene.distill import distill
+from ray_learngene.config import SweepConfig
 from ray_learngene.store import Store
 from ray_learngene.sweep import sweep
 
 GOAL_SECONDS = 1.0
 DEPTH = 4
 PUBLISHED = 10
-DIGITS: dict[str, Any] = {
-    "data": "digits", "batch_size": 64, "scale": (0.8, 1.0), "hflip": 0.0, "crop_pct": 1.0, "drop_path": 0.0,
-    "warmup_epochs": 0,
-}  # fmt: skip
-ANCESTRY_SIZE = {
-    "img_size": 8, "patch_size": 2, "embed_dim": 64, "depth": 4, "num_heads": 4, "class_token": False,
-    "global_pool": "avg",
-}  # fmt: skip
 
 
 def main() -> None:
@@ -62,21 +52,6 @@ def main() -> None:
     middle = {name: median(row[name] for row in rows) for name in rows[0]}
     summary = {"descendants": f"{few} and {many}", "rounds": rounds, **middle, "goal": f"<= {GOAL_SECONDS:g} s"}
     publish("sweep_overhead", args, facts, [{**summary, "raw_rounds": rows, "raw_publish_seconds": publishing}])
-
-
-def make_learngene(store: str) -> None:
-    """Put an ancestry model and a learngene of the digits, both barely trained, into a store."""
-    train_ancestry(
-        AncestryConfig(
-            store=store, name="digits", model="deit_tiny_patch16_224", model_args=ANCESTRY_SIZE, epochs=1, workers=0,
-            **DIGITS,
-        )
-    )  # fmt: skip
-    distill(
-        DistillConfig(
-            store=store, name="digits", ancestry="store:ancestries/digits", preset="nano", epochs=1, workers=0, **DIGITS
-        )
-    )
 
 
 def _sweep(store: str, name: str, descendants: int) -> tuple[float, pandas.DataFrame]:

@@ -24,11 +24,13 @@ from datetime import datetime
 from typing import Any
 
 import psutil
+
+import ray_learngene.shared_tensors  # noqa: F401  isort:skip  (before the first Ray import)
 import ray
 from ray.cluster_utils import Cluster
 
+from benchmarks.digits import DIGITS, make_learngene
 from benchmarks.measure import arguments, machine, publish
-from benchmarks.sweep_overhead import DIGITS, make_learngene
 from ray_learngene.config import SweepConfig
 from ray_learngene.results import write_results
 from ray_learngene.store import Store

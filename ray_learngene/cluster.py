@@ -9,12 +9,11 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import ray_learngene.shared_tensors  # noqa: F401  isort:skip  (before the first Ray import)
+from ray_learngene import shared_tensors  # isort:skip  (before the first Ray import)
 import ray
 from ray.util.queue import Empty, Queue
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from ray_learngene import shared_tensors
 from ray_learngene.errors import UserError
 
 Report = Callable[[dict[str, Any]], None]

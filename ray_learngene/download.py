@@ -20,7 +20,7 @@ from ray_learngene.objects import Objects
 from ray_learngene.storage_errors import clear_errors
 
 STREAMS = 4
-MOST_BEHIND = 16  # pieces of a file that have arrived and are not hashed
+MOST_BEHIND = 16  # pieces of a file, of at most 1 MiB, that have arrived and are not hashed
 LOCK = ".pull-lock"
 LEFTOVERS = (".partial", ".replaced")  # what a pull that died leaves beside its target
 
@@ -132,6 +132,8 @@ def _complete(objects: Objects, source: str, entry: FileEntry, target: Path) -> 
                         return False
                     if len(behind) > MOST_BEHIND:
                         behind.popleft().result()
+                for each in behind:
+                    each.result()
         return file.tell() == entry.bytes and digest.hexdigest() == entry.sha256
 
 

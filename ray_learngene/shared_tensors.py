@@ -1,15 +1,28 @@
-"""Tensors that Ray sends are held once per host, in its object store, and read there by all workers.
+"""Imports Ray so that tensors it sends are held once per host, in its object store, and read there by all workers.
 
-Ray asks for the setting when it is imported, so this is imported before it. Whoever receives a tensor that he will
-write to, as training does to weights, copies it first.
+What writes to a tensor that it received, as training does to weights, copies it first.
+RAY_ENABLE_ZERO_COPY_TORCH_TENSORS=0 switches this off.
 """
 
 import os
 import warnings
 
-os.environ.setdefault("RAY_ENABLE_ZERO_COPY_TORCH_TENSORS", "1")
+_SETTING = "RAY_ENABLE_ZERO_COPY_TORCH_TENSORS"
+
+
+def _import_ray() -> None:
+    """Ray reads the setting when it is imported. Only the sender needs it: Ray's processes would all import torch."""
+    here = _SETTING not in os.environ
+    os.environ.setdefault(_SETTING, "1")
+    import ray  # noqa: F401
+
+    if here:
+        del os.environ[_SETTING]
 
 
 def silence_warning() -> None:
-    """Keep Ray's reminder not to write to such tensors off the terminal; called once Ray runs, which sets it up."""
+    """Keep Ray's reminder not to write to such tensors off the terminal; after `ray.init`, which adds a filter."""
     warnings.filterwarnings("ignore", message="Zero-copy tensor serialization is enabled")
+
+
+_import_ray()

@@ -8,6 +8,7 @@ import sys
 
 import pytest
 
+import benchmarks
 import ray_learngene
 
 MODULES = [module.name for module in pkgutil.walk_packages(ray_learngene.__path__, "ray_learngene.")]
@@ -26,6 +27,11 @@ def loaded_by(statement: str) -> set[str]:
 
 def test_every_module_imports() -> None:
     loaded_by("; ".join(f"import {name}" for name in MODULES if not name.endswith("__main__")))
+
+
+def test_every_benchmark_imports() -> None:
+    names = {module.name for module in pkgutil.iter_modules(benchmarks.__path__)}
+    loaded_by("; ".join(f"import benchmarks.{name}" for name in sorted(names - {"image_formats_writers"})))
 
 
 def test_the_science_knows_neither_ray_nor_deepspeed_nor_the_store() -> None:
