@@ -1,13 +1,14 @@
 """python -m benchmarks.memory [--quick] [--out FILE.json]
 
 The most memory that every command holds, in MiB: proportional set size (a page that processes share counts once) of a
-command and all that it starts, sampled ten times a second; split into the command's own process, the processes that
-train or read images for it, and Ray's own. The digits and a tiny size, so that this is what the program itself needs:
+command and all that it starts, sampled ten times a second: its own process, and others, which are Ray's and the workers
+on it. The digits and a tiny size, so that this is what the program itself needs:
 a real model adds `memory` of `learngene plan`, a real image set a batch for each loader process.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import subprocess
 import sys
@@ -22,7 +23,7 @@ from benchmarks.digits import ANCESTRY_SIZE, write_recipe
 from benchmarks.measure import arguments, machine, publish
 
 SAMPLE_SECONDS = 0.1
-OWN, WORKERS, RAY = "itself", "its workers", "Ray's own"
+ITSELF, OTHERS = "itself", "others"
 MIB = 2**20
 
 
@@ -82,7 +83,7 @@ def _row(words: list[str]) -> dict[str, Any]:
             output.seek(0)
             raise SystemExit(f"{' '.join(command)}: {output.read().decode()}")
     name = " ".join([words[0], *(word for pair in _pairs(words) for word in pair)])
-    return {"command": name, "MiB": sum(most.values()), **{kind: most.get(kind, 0.0) for kind in (OWN, WORKERS, RAY)},
+    return {"command": name, "MiB": sum(most.values()), **{kind: most.get(kind, 0.0) for kind in (ITSELF, OTHERS)},
             "seconds": time.perf_counter() - began}  # fmt: skip
 
 
@@ -93,21 +94,12 @@ def _pairs(words: list[str]) -> list[list[str]]:
 
 
 def _held(process: psutil.Process) -> dict[str, float]:
-    """MiB of a process and its descendants, by what they are for."""
-    held = dict.fromkeys((OWN, WORKERS, RAY), 0.0)
+    """MiB of a process, and of its descendants."""
+    held = {ITSELF: 0.0, OTHERS: 0.0}
     for each in [process, *process.children(recursive=True)]:
-        try:
-            kind = OWN if each == process else WORKERS if _trains(each) else RAY
-            held[kind] += each.memory_full_info().pss / MIB
-        except (psutil.NoSuchProcess, psutil.ZombieProcess):
-            continue
+        with contextlib.suppress(psutil.NoSuchProcess):  # a zombie is one too
+            held[ITSELF if each == process else OTHERS] += each.memory_full_info().pss / MIB
     return held
-
-
-def _trains(process: psutil.Process) -> bool:
-    """Whether a process trains or reads images; Ray's actors and workers that do neither are Ray's own."""
-    words = " ".join(process.cmdline())
-    return words.startswith(("ray::RayTrainWorker", "ray::_train", "ray::_compute")) or "-m ray_learngene" in words
 
 
 if __name__ == "__main__":
