@@ -57,7 +57,9 @@ def main() -> None:
             for name, code in PARTS.items():
                 parts[name].append(run_command("-c", code)[0])
             for name, command in commands.items():
-                for numbers, seconds in zip((first_step, whole), command(f"round-{number}-{len(name)}"), strict=True):
+                for numbers, seconds in zip(
+                    (first_step, whole), command(f"round-{number}-{name.replace(' ', '')}"), strict=True
+                ):
                     numbers[name].append(seconds)
     first_step, whole, parts = ({k: v[1:] for k, v in numbers.items()} for numbers in (first_step, whole, parts))
     rows: list[dict[str, Any]] = [
