@@ -14,7 +14,7 @@ import ray_learngene
 MODULES = [module.name for module in pkgutil.walk_packages(ray_learngene.__path__, "ray_learngene.")]
 SCIENCE = (
     *("specs", "costs", "budgets", "losses", "engine", "training", "stream", "turns", "packing", "soft_labels.kept"),
-    *("config", "errors"),
+    *("config", "errors", "finite_guard", "objectives", "optimizers", "scores", "steps"),
     *(name.removeprefix("ray_learngene.") for name in MODULES if ".methods" in name or ".data" in name),
 )
 
