@@ -87,8 +87,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return error.status
     except Interrupted as interrupted:
         print(
-            f"learngene: stopped by SIGTERM after step {interrupted.step} of {interrupted.total_steps}, which is in a "
-            "checkpoint; run the same command again to continue",
+            f"learngene: stopped by SIGTERM after {interrupted.done} of {interrupted.total} {interrupted.of}; what was "
+            "begun is in a checkpoint, run the same command again to continue",
             file=sys.stderr,
         )
         return 143

@@ -213,7 +213,7 @@ def _worker(loop: dict[str, Any]) -> dict[str, Any]:
     except RunError as error:
         return {"error": str(error)}
     except Interrupted as interrupted:
-        return {"interrupted": (interrupted.step, interrupted.total_steps)}
+        return {"interrupted": (interrupted.done, interrupted.total)}
     with engine.gathered():
         if worker.rank == 0:
             store = Store(config.store, config.store_patience)

@@ -9,13 +9,14 @@ from typing import Any
 import ray_learngene.shared_tensors  # noqa: F401  isort:skip  (before the first Ray import)
 import torch
 from ray import tune
+from ray.util.queue import Queue
 
 from ray_learngene import sweep_progress, termination
 from ray_learngene.checkpoints import StoreCheckpoints
 from ray_learngene.cluster import cluster_has_gpus, ray_cluster, require_resources
 from ray_learngene.errors import Interrupted, RunError
 from ray_learngene.places import cluster_place
-from ray_learngene.preemption import CatchesSigterm
+from ray_learngene.preemption import CatchesSigterm, heeding, stop_requests
 from ray_learngene.search import GroupedASHA, LearningRateSearch
 from ray_learngene.store import Store
 from ray_learngene.trials import Outcomes, SweepInputs, Trial, print_packs
@@ -35,6 +36,7 @@ def train_on_cluster(
         on_start: Called once the cluster has answered, before the first trial.
 
     Raises:
+        Interrupted: this process was asked to end; what ran has written its checkpoints.
         KeyboardInterrupt: Ctrl-C; checkpoints of what was not finished stay.
     """
     os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")  # histories are published with each descendant
@@ -46,7 +48,8 @@ def train_on_cluster(
     if config.lr_search:
         groups = [{"pack": [trial], "group": inputs.descendant(trial, 0.0).group} for trial in left]
         search = LearningRateSearch(groups, known, config)
-    with ray_cluster(config.address):
+    progress = sweep_progress.SweepProgress(outcomes)
+    with ray_cluster(config.address), termination.graceful():
         gpus = float(cluster_has_gpus()) if config.gpus_per_trial is None else config.gpus_per_trial
         require_resources(config.address, 1, config.cpus_per_trial, gpus, "trials")
         on_start()
@@ -57,28 +60,32 @@ def train_on_cluster(
         storage_path, storage_filesystem = store.ray_storage(f"sweep-{config.name}")
         resources = {"CPU": config.cpus_per_trial, "GPU": gpus}
         _train.__mixins__ = (CatchesSigterm,)  # type: ignore[attr-defined]  # how Tune extends a function's actor
-        tune.Tuner(
-            tune.with_resources(tune.with_parameters(_train, inputs=inputs), resources),
-            param_space=space,
-            tune_config=tune.TuneConfig(
-                num_samples=len(left) if search else 1,
-                metric="top1",
-                mode="max",
-                search_alg=search,
-                scheduler=GroupedASHA(config.epochs) if config.asha else None,
-                max_concurrent_trials=config.max_concurrent or None,
-                reuse_actors=True,
-                trial_dirname_creator=lambda trial: trial.trial_id,
-            ),
-            run_config=tune.RunConfig(
-                name=f"sweep-{config.name}",
-                storage_path=storage_path,
-                storage_filesystem=storage_filesystem,
-                failure_config=tune.FailureConfig(max_failures=config.max_failures),
-                callbacks=[sweep_progress.SweepProgress(outcomes)],
-                verbose=0,
-            ),
-        ).fit()
+        with stop_requests() as requests:
+            tune.Tuner(
+                tune.with_resources(tune.with_parameters(_train, inputs=inputs, requests=requests), resources),
+                param_space=space,
+                tune_config=tune.TuneConfig(
+                    num_samples=len(left) if search else 1,
+                    metric="top1",
+                    mode="max",
+                    search_alg=search,
+                    scheduler=GroupedASHA(config.epochs) if config.asha else None,
+                    max_concurrent_trials=config.max_concurrent or None,
+                    reuse_actors=True,
+                    trial_dirname_creator=lambda trial: trial.trial_id,
+                ),
+                run_config=tune.RunConfig(
+                    name=f"sweep-{config.name}",
+                    storage_path=storage_path,
+                    storage_filesystem=storage_filesystem,
+                    failure_config=tune.FailureConfig(max_failures=config.max_failures),
+                    callbacks=[progress],
+                    stop=sweep_progress.StopsWhenAsked(progress),
+                    verbose=0,
+                ),
+            ).fit()
+        if termination.requested() and outcomes.ended < outcomes.total:
+            raise Interrupted(outcomes.ended, outcomes.total, "descendants")
     if outcomes.ended < outcomes.total:  # Tune takes Ctrl-C for itself, and returns
         raise KeyboardInterrupt
     for row in outcomes.rows:
@@ -86,7 +93,7 @@ def train_on_cluster(
             StoreCheckpoints(store, f"{config.name}/{row['descendant']}").remove()
 
 
-def _train(one: dict[str, Any], inputs: SweepInputs) -> None:
+def _train(one: dict[str, Any], inputs: SweepInputs, requests: Queue) -> None:
     """One Tune trial: the trials of a pack. What trying again would not help is reported, not raised."""
     config = inputs.config
     torch.set_num_threads(max(1, int(config.cpus_per_trial)))
@@ -108,7 +115,10 @@ def _train(one: dict[str, Any], inputs: SweepInputs) -> None:
 
     at_once = one.get("at_once", len(left))
     try:
-        for first in range(0, len(left), at_once):
-            inputs.train(left[first : first + at_once], one["lr"], report, ended)
+        with heeding(requests):
+            for first in range(0, len(left), at_once):
+                inputs.train(left[first : first + at_once], one["lr"], report, ended)
     except Interrupted:
-        os._exit(termination.STATUS)  # Tune starts it elsewhere; it counts as a failure only if its node stays
+        if requests.empty():
+            os._exit(termination.STATUS)  # Tune starts it elsewhere; it counts as a failure only if its node stays
+        tune.report({"top1": float("-inf"), "interrupted": True})

@@ -16,11 +16,11 @@ class RunError(UserError):
 
 
 class Interrupted(Exception):
-    """Not an error: training was asked to stop, and everything up to `step` is in a checkpoint."""
+    """Not an error: work was asked to stop, and what is done is in the store, as artefacts and as checkpoints."""
 
-    def __init__(self, step: int, total_steps: int) -> None:
-        super().__init__(step, total_steps)
-        self.step, self.total_steps = step, total_steps
+    def __init__(self, done: int, total: int, of: str = "steps") -> None:
+        super().__init__(done, total, of)
+        self.done, self.total, self.of = done, total, of
 
 
 class JobFailed(UserError):

@@ -85,6 +85,32 @@ def stop_requests() -> Iterator[Queue]:
         requests.shutdown()
 
 
+@contextmanager
+def heeding(requests: Queue) -> Iterator[None]:
+    """Make what the driver was asked (`stop_requests`) a request of this process, from before the first step on."""
+    over = threading.Event()
+
+    def asked() -> bool:
+        with suppress(Exception):  # the driver's host may be away for a while
+            if not requests.empty():
+                termination.request()
+                return True
+        return False
+
+    def ask() -> None:
+        while not over.wait(_SECONDS) and not asked():
+            pass
+
+    asked()
+    thread = threading.Thread(target=ask, name="stop requests", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
+
+
 class CatchesSigterm:
     """Mixin of Tune trials: SIGTERM to one is a request, and so is the draining of its node."""
 

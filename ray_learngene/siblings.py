@@ -114,5 +114,5 @@ def _together(
         stream = descendant_stream(images, tunings[0].settings(config), ancestry)
         train_together(tuning_of, stream, sort_out, stop=termination.requested)
         if interrupted:
-            raise min(interrupted, key=lambda one: one.step)
+            raise min(interrupted, key=lambda one: one.done)
     return alone

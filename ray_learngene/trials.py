@@ -13,7 +13,7 @@ from ray_learngene.config import SweepConfig
 from ray_learngene.costs import kept_memory, macs, step_memory
 from ray_learngene.data.images import Images
 from ray_learngene.descend import Descendant, Tuning, descendant
-from ray_learngene.errors import RunError
+from ray_learngene.errors import Interrupted, RunError
 from ray_learngene.packing import Load, Place, pack
 from ray_learngene.siblings import train_siblings
 from ray_learngene.specs import Spec
@@ -160,6 +160,9 @@ def run_trials(
 
     Returns:
         A row for each trial that failed or was stopped early; those that finished are in the store.
+
+    Raises:
+        Interrupted: this process was asked to end.
     """
     config = inputs.config
     known = _known(inputs, wanted, before) if config.lr_search else {}
@@ -197,8 +200,11 @@ def _train_here(inputs: SweepInputs, left: Sequence[Trial], outcomes: Outcomes) 
 
     packs = inputs.packs(left, own_place()) if left else []
     print_packs(packs)
-    for trials in packs:
-        inputs.train(trials, lr, lambda trial, metrics: print_message(metrics), ended)
+    try:
+        for trials in packs:
+            inputs.train(trials, lr, lambda trial, metrics: print_message(metrics), ended)
+    except Interrupted:
+        raise Interrupted(outcomes.ended, outcomes.total, "descendants") from None
 
 
 def print_packs(packs: Sequence[Sequence[Trial]]) -> None:

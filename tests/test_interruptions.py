@@ -56,7 +56,7 @@ def test_sigterm_leaves_a_checkpoint_of_its_very_step(tmp_path: Path) -> None:
     said = process.stderr.read()
     assert process.wait() == 143
     told = re.fullmatch(
-        r"learngene: stopped by SIGTERM after step (\d+) of 2000, .* run the same command again .*\n", said
+        r"learngene: stopped by SIGTERM after (\d+) of 2000 steps; .* run the same command again .*\n", said
     )
     assert told, said
     folder = Store(str(store)).download("checkpoint", "ancestry-stopped/state", tmp_path / "checkpoint")

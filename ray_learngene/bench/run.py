@@ -6,17 +6,17 @@ learngene bench --config jobs/recipes/digits-bench.yaml --store ./store --out be
 from __future__ import annotations
 
 import contextlib
-import io
 import json
-import time
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 
 import pandas
 
+from ray_learngene import termination
 from ray_learngene.ancestry import check_classes, load_ancestry
+from ray_learngene.bench.distillations import distill_all, quietly
 from ray_learngene.bench.plan import (
     Distillation,
     Row,
@@ -30,13 +30,11 @@ from ray_learngene.bench.plan import (
 )
 from ray_learngene.bench.report import write_report
 from ray_learngene.bench.table import Chosen, bench_table
-from ray_learngene.config import BenchConfig, ClusterConfig, DistillConfig
+from ray_learngene.config import BenchConfig, ClusterConfig
 from ray_learngene.data.images import checked_image_sets
-from ray_learngene.distill import distill
-from ray_learngene.errors import RunError, UserError
+from ray_learngene.errors import UserError
 from ray_learngene.extract import extract
 from ray_learngene.manifest import folder_of
-from ray_learngene.methods import create_method
 from ray_learngene.specs import Spec
 from ray_learngene.store import Store
 from ray_learngene.sweep import sweep
@@ -59,6 +57,7 @@ def bench(config: BenchConfig) -> pandas.DataFrame:
         One row per descendant, as written to `<out>/results.parquet` and to the store.
 
     Raises:
+        Interrupted: this process was asked to end; the same call continues.
         UserError: see the message; nothing has been trained then, or (some failed) the rest is kept.
     """
     folder_of("learngene", config.name)
@@ -77,17 +76,17 @@ def bench(config: BenchConfig) -> pandas.DataFrame:
     chosen = Chosen()
     folder = _folder(config.out)
     _refuse_another(config, store, {"ancestry_sha256": ancestry.sha256(), "data_sha256": sets.train.fingerprint})
-    with _engine(config):
+    with _engine(config), termination.graceful():
         seeds = range(config.seed, config.seed + config.seeds)
         _search_distillation(config, store, distillations, chosen)
         wanted = [distill_config(config, d, chosen.distill[d], seed) for seed in seeds for d in distillations]
-        failed = _distill_all(config, wanted, "distil")
+        failed = distill_all(config, wanted, "distil")
         if failed:
             name, error = next(iter(failed.items()))
             raise UserError(f"{len(failed)} distillations failed: {name}: {error}; the others are kept, run it again")
         for row in arms:
             for each in extract_configs(config, row, chosen.distill):
-                _quietly(lambda each=each: extract(each))  # type: ignore[misc]
+                quietly(lambda each=each: extract(each))  # type: ignore[misc]
         base = wanted[0].name  # whose preprocessing and head size all descendants share
         _search_tuning(config, store, arms, base, chosen)
         sweeps = _final_sweeps(config, arms, base, chosen)
@@ -149,7 +148,7 @@ def _search_distillation(
     runs = {
         (one, lr): distill_config(config, one, lr, config.seed, search=True) for lr in grid for one in searched.values()
     }
-    failed = _distill_all(config, list(runs.values()), "search")
+    failed = distill_all(config, list(runs.values()), "search")
     for one in distillations:
         owner = chosen.searched[one] = searched[one.family]
         losses = {
@@ -167,84 +166,6 @@ def _best(grid: Sequence[float], losses: Mapping[float, float], why: str) -> flo
     if not losses:
         raise UserError(f"none of the learning rates {', '.join(f'{lr:g}' for lr in grid)} works: {why}")
     return min(losses, key=lambda lr: losses[lr])
-
-
-def _distill_all(config: BenchConfig, runs: Sequence[DistillConfig], what: str) -> dict[str, str]:
-    """Distil side by side on the cluster, or one after another in this process; returns why a run failed, by name."""
-    store = Store(config.store, config.store_patience)
-    runs = list({run.name: run for run in runs}.values())
-    left = [run for run in runs if not _is_done(store, run)]
-    print(f"{what}: {len(left)} distillations to run, {len(runs) - len(left)} done", flush=True)
-    failed: dict[str, str] = {}
-
-    def tell(number: int, run: DistillConfig, error: str | None) -> None:
-        if error:
-            failed[run.name] = text = error
-        else:
-            text = f"top-1 {store.manifest('learngene', run.name).metadata['metrics']['top1']:6.2f} %"
-        begin = f"[{number:{len(str(len(left)))}}/{len(left)}] {what} {run.name:40} lr {run.lr:.1e}"
-        print(f"{begin}   {text}   {time.monotonic() - began:6.0f} s since the start", flush=True)
-
-    began = time.monotonic()
-    if config.in_process:
-        for number, run in enumerate(left, start=1):
-            tell(number, run, _distill_task(run, threads=None))
-        return failed
-    if not left:
-        return failed
-    import ray
-
-    from ray_learngene.cluster import cluster_has_gpus, require_resources
-
-    gpus = float(cluster_has_gpus()) if config.gpus_per_trial is None else config.gpus_per_trial
-    remote = ray.remote(num_cpus=config.cpus_per_trial, num_gpus=gpus, max_retries=config.max_failures)(_distill_task)
-    require_resources(config.address, 1, config.cpus_per_trial, gpus, "distillations")
-    pending = {remote.remote(run, max(1, int(config.cpus_per_trial))): run for run in left}
-    while pending:
-        (done,), _ = ray.wait(list(pending), num_returns=1)
-        run = pending.pop(done)
-        try:
-            error = ray.get(done)
-        except ray.exceptions.RayError as death:
-            error = str(death).strip().splitlines()[-1]
-        tell(len(left) - len(pending), run, error)
-    return failed
-
-
-def _is_done(store: Store, run: DistillConfig) -> bool:
-    """Whether a run is in the store.
-
-    Raises:
-        UserError: one of its name is there that was made by the method with other options.
-    """
-    if not store.exists("learngene", run.name):
-        return False
-    made = store.manifest("learngene", run.name).metadata["config"]["method"]
-    if create_method(made) != create_method(run.method):
-        raise UserError(
-            f"the learngene {run.name!r} in {store.uri} was made by {made!r}, not by {run.method!r}: "
-            "give the arm another name"
-        )
-    return True
-
-
-def _distill_task(run: DistillConfig, threads: int | None) -> str | None:
-    """One distillation; what trying again would not help is returned, not raised."""
-    import torch
-
-    if threads:
-        torch.set_num_threads(threads)
-    try:
-        _quietly(lambda: distill(run))
-    except (UserError, RunError) as error:
-        return str(error)
-    return None
-
-
-def _quietly(action: Callable[[], object]) -> None:
-    """A benchmark's own lines say what its runs did."""
-    with contextlib.redirect_stdout(io.StringIO()):
-        action()
 
 
 def _search_tuning(config: BenchConfig, store: Store, arms: Sequence[Row], base: str, chosen: Chosen) -> None:

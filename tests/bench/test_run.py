@@ -107,9 +107,13 @@ def test_a_row_is_of_the_learngene_that_is_there_now(config: BenchConfig) -> Non
     assert not after.duplicated(["arm", "depth", "seed"]).any()
 
 
-def test_an_arm_that_keeps_its_name_but_not_its_method_is_refused(config: BenchConfig) -> None:
-    arms = {**config.arms, "any-size": BenchArm(method="any-size:shallowest=1:step=1")}
-    with pytest.raises(UserError, match="was made by 'any-size:shallowest=1', not by .*: give the arm another name"):
+@pytest.mark.parametrize(
+    "arm", [BenchArm(method="any-size:shallowest=1:step=1"), BenchArm(method="any-size:shallowest=1", epochs=2)]
+)
+def test_an_arm_that_keeps_its_name_but_not_what_it_is_is_refused(config: BenchConfig, arm: BenchArm) -> None:
+    arms = {**config.arms, "any-size": arm}
+    says = "was made by 'any-size:shallowest=1' in 1 epochs, not by .*: give the arm another name"
+    with pytest.raises(UserError, match=says):
         bench(config.model_copy(update={"arms": arms}))
 
 

@@ -15,6 +15,7 @@ import timm
 
 from ray_learngene.catalog import pull
 from ray_learngene.config import EvaluateConfig, PullConfig, SweepConfig
+from ray_learngene.errors import Interrupted
 from ray_learngene.evaluate import evaluate_model
 from ray_learngene.store import Store
 from tests.ray_jobs.conftest import RAY, ROOT
@@ -101,16 +102,44 @@ def test_a_pack_whose_process_is_killed_goes_on_with_those_that_have_not_finishe
     assert killed and "up to 4 of them train side by side" in said
     assert [said.count(f"[{number}/4]") for number in (1, 2, 3, 4)] == [1, 1, 1, 1]
     assert (table["status"] == "finished").all() and len(table) == 4
-    store = Store(sweep_config.store)
+    assert hashes(sweep_config, "killed") == hashes(sweep_config, "digits"), "of other siblings, never killed"
 
-    def weights(sweep_name: str) -> dict[str, str]:
-        found = store.manifests("descendant", under=sweep_name)
-        return {
-            one.name.split("/")[1]: next(e.sha256 for e in one.files if e.path.endswith("model.safetensors"))
-            for one in found
-        }
 
-    assert weights("killed") == weights("digits"), "of another number of siblings, never killed: bit for bit"
+def hashes(config: SweepConfig, name: str) -> dict[str, str]:
+    """Of the weights of a sweep's descendants."""
+    return {
+        one.name.split("/")[1]: next(e.sha256 for e in one.files if e.path.endswith("model.safetensors"))
+        for one in Store(config.store).manifests("descendant", under=name)
+    }
+
+
+def test_sigterm_to_the_driver_leaves_checkpoints_of_all_that_runs(
+    sweep_config: SweepConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from ray_learngene import sweep_progress
+    from ray_learngene.sweep import sweep
+
+    epochs: list[tuple[float, float]] = []
+
+    class Ending(sweep_progress.SweepProgress):
+        def on_trial_result(self, iteration: int, trials: Any, trial: Any, result: dict[str, Any], **info: Any) -> None:
+            super().on_trial_result(iteration, trials, trial, result, **info)
+            if not (result.get("finished") or result.get("interrupted")):
+                epochs.append((trial.config["one"]["pack"][0].seed, result["epoch"]))
+            if len(epochs) == 6:
+                os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(sweep_progress, "SweepProgress", Ending)
+    changes = {"budgets": (), "depths": "2", "arms": ("sws",), "seeds": 3, "siblings": 1, "epochs": 8}
+    config = sweep_config.model_copy(update={**changes, "name": "ended", "checkpoint_seconds": 10**6})
+    with pytest.raises(Interrupted) as interrupted:
+        sweep(config)
+    assert (interrupted.value.done, interrupted.value.total, interrupted.value.of) == (0, 3, "descendants")
+    assert len(Store(config.store).manifests("descendant", under="ended")) == 0
+    sweep(config)
+    assert sorted(epochs) == [(seed, epoch) for seed in range(3) for epoch in range(9)], "none was trained twice"
+    sweep(config.model_copy(update={"name": "calm", "siblings": 3, "in_process": True}))
+    assert hashes(config, "ended") == hashes(config, "calm")
 
 
 def test_learning_rates_are_searched_inside_each_descendants_own_group(sweep_config: SweepConfig) -> None:

@@ -1,0 +1,58 @@
+"""A benchmark whose distillations are tasks of real Ray, and whose driver is asked to end."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ray_learngene.config import DistillConfig
+from ray_learngene.store import Store
+from tests.ray_jobs.conftest import QUICK
+
+
+def test_sigterm_to_the_driver_leaves_a_checkpoint_of_what_runs(
+    learngene: DistillConfig, ancestry: str, head: tuple[str, str], tmp_path: Path
+) -> None:
+    settings: dict[str, Any] = {
+        **{name: value for name, value in QUICK.items() if name != "lr"},
+        "store": learngene.store,
+        "ancestry": ancestry,
+        "preset": "nano",
+        "depth": 3,
+        "depths": "2",
+        "arms": {
+            "any-size": {"method": "any-size:shallowest=1", "epochs": 12},
+            "scratch": {"method": "scratch", "tune": "full"},
+        },
+        "seeds": 2,
+        "epochs": 1,
+        "tune_epochs": 1,
+        "lrs": (4e-3,),
+        "tune_lrs": (1e-3,),
+        "max_failures": 0,
+        "cpus_per_trial": 2,  # one after another
+        "out": str(tmp_path / "out"),
+        "address": head[0],
+    }
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(json.dumps(settings))
+    command = [sys.executable, "-m", "ray_learngene", "bench", "--config", str(recipe), "--name", "ended"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout is not None and process.stderr is not None
+    if not any(line.startswith("[1/2] distil ") for line in process.stdout):
+        pytest.fail(process.stderr.read())
+    process.send_signal(signal.SIGTERM)
+    said = process.stderr.read()
+    assert process.wait() == 143, said
+    assert said.startswith("learngene: stopped by SIGTERM after 1 of 2 distillations;") and said.count("\n") == 1
+    process.stdout.close()
+    store, name = Store(learngene.store), "ended-any-size-lr0.004"
+    assert store.exists("learngene", f"{name}-s0") and not store.exists("learngene", f"{name}-s1")
+    folder = store.download("checkpoint", f"learngene-{name}-s1/state", tmp_path / "checkpoint")
+    assert json.loads((folder / "progress.json").read_text())["step"] < 12 * 11
