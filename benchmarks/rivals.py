@@ -4,8 +4,8 @@ A whole distillation on one CPU core in fp32, from JPEG files to the next weight
 the authors' SWS code (FOLDER: a checkout of github.com/AlphaXia/SWS), timm's own `train.py` with its distillation
 options (FOLDER: a checkout of github.com/huggingface/pytorch-image-models) and `learngene distill --workers 0`, which
 asks the ancestry model in every step or reads its kept answers (`--soft-labels`), from the files or from the shards
-that `learngene data convert` makes of them (short side 256). Reported: images/s of an epoch, that is, of two more
-epochs of the very same command, start-up left out.
+that `learngene data convert` makes of them (short side 256), as it is or compiled (`--compile`). Reported: images/s of
+an epoch, that is, of two more epochs of the very same command, start-up left out.
 
 Fair, because all train 16 layers of width 192 (the authors and this package the same auxiliary of five shared stages,
 timm's script plain layers, which compute the same) on the same photographs at 112 px, with the same teacher, batch,
@@ -57,6 +57,8 @@ def main() -> None:
         _prepare_ours(folder)
         sides["ours, soft labels"] = partial(_ours, folder, "images", "--soft-labels")
         sides["ours, soft labels, converted images"] = partial(_ours, folder, "shards", "--soft-labels")
+        sides["ours, compiled"] = partial(_ours, folder, "images", "--compile")
+        sides["ours, all three"] = partial(_ours, folder, "shards", "--soft-labels", "--compile")
         seconds: dict[str, list[float]] = {name: [] for name in sides}
         cpu: dict[str, list[float]] = {name: [] for name in sides}
         for number in range(1 if args.quick else args.rounds):
@@ -139,7 +141,7 @@ def _timm(checkout: Path, folder: Path, epochs: int, number: int) -> list[object
 
 def _ours(folder: Path, images: str, *words: object) -> list[object]:
     *flags, epochs, number = words
-    name = f"{images}-{len(flags)}-{number}"
+    name = f"{images}{''.join(map(str, flags))}-{number}"
     return _learngene("distill", folder, images, *flags, "--name", name, "--epochs", epochs, "--workers", 0)
 
 
