@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import shutil
 import socket
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from ray_learngene import shared_tensors  # isort:skip  (before the first Ray import)
 import ray
+from ray._common.utils import get_default_system_temp_dir
 from ray.util.queue import Empty, Queue
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
@@ -18,6 +22,7 @@ from ray_learngene.errors import UserError
 
 Report = Callable[[dict[str, Any]], None]
 _CONNECT_SECONDS = 10
+_ROOM = 64 * 10**6  # bytes; a session's logs grow slowly
 
 
 @contextmanager
@@ -27,7 +32,8 @@ def ray_cluster(address: str | None) -> Iterator[None]:
     The address is the one given, else RAY_ADDRESS (set inside `ray job submit`), else this machine.
 
     Raises:
-        UserError: no cluster answers there, it wants a token, or this machine is none of its nodes.
+        UserError: no cluster answers there, it wants a token, or this machine is none of its nodes; or Ray does not
+            start here.
     """
     if ray.is_initialized():
         shared_tensors.silence_warning()
@@ -41,13 +47,20 @@ def ray_cluster(address: str | None) -> Iterator[None]:
     settings: dict[str, Any] = {"address": address or "local", "log_to_driver": False, "logging_level": "ERROR"}
     if address is None:
         settings["include_dashboard"] = False
+        _require_room()  # else Ray waits half a minute for a file that cannot be written
     try:
         ray.init(**settings)
-    except (OSError, RuntimeError, ValueError) as error:  # ConnectionError and TimeoutError are OSErrors
+    except Exception as error:  # a bare one, too, is what Ray raises
+        if address is None:
+            _require_room()
         raise UserError(_explain(error, address)) from None
     shared_tensors.silence_warning()
     try:
         yield
+    except OSError as error:
+        if error.errno == errno.ENOSPC:
+            _require_room("; what is finished is in the store, and the same command continues")
+        raise
     finally:
         ray.shutdown()
 
@@ -66,6 +79,22 @@ def require_listener(address: str) -> None:
     except OSError as error:
         reason = error.strerror or "no answer"
         raise UserError(f"no Ray cluster answers at {address}: check --address and RAY_ADDRESS ({reason})") from None
+
+
+def _require_room(more: str = "") -> None:
+    """Refuse to go on where the disk of Ray's own files, its sockets, logs and states, is full.
+
+    Raises:
+        UserError: it is; the message ends with `more`.
+    """
+    folder = Path(get_default_system_temp_dir())
+    folder.mkdir(parents=True, exist_ok=True)
+    free = shutil.disk_usage(folder).free
+    if free < _ROOM:
+        raise UserError(
+            f"{free / 1e6:.0f} MB are free in {folder}, where Ray keeps its own files: free {_ROOM / 1e6:.0f} MB, or "
+            f"set RAY_TMPDIR to another disk{more}"
+        )
 
 
 def _require_node(address: str) -> None:

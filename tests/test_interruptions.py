@@ -17,6 +17,7 @@ import safetensors.torch
 import torch
 
 from ray_learngene.ancestry_training import train_ancestry
+from ray_learngene.cluster import ray_cluster
 from ray_learngene.config import AncestryConfig, OptimizationConfig
 from ray_learngene.errors import RunError, UserError
 from ray_learngene.out_of_memory import is_out_of_memory, with_smaller_micro_batch
@@ -138,6 +139,12 @@ def test_a_full_disk_is_told_and_training_goes_on_when_there_is_room(tmp_path: P
     train_ancestry(config)
     train_ancestry(config.model_copy(update={"name": "roomy"}))
     assert equal(weights(tmp_path / "store", "filled"), weights(tmp_path / "store", "roomy"))
+
+
+def test_ray_is_not_started_on_a_full_disk(small_disk: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_TMPDIR", str(small_disk))
+    with pytest.raises(UserError, match="0 MB are free in .*/small, where Ray keeps .* RAY_TMPDIR"), ray_cluster(None):
+        pass
 
 
 def test_skipped_images_are_in_the_manifest(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
