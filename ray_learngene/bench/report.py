@@ -74,17 +74,22 @@ def _style(index: int) -> dict[str, Any]:
 
 
 def accuracy_plot(table: pandas.DataFrame, names: Sequence[str]) -> Any:
-    """Accuracy against parameters before tuning, after one epoch and at the end; a line per arm, mean over seeds."""
+    """Accuracy against parameters before tuning, after one epoch and at the end; a line per arm and width."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(13, 4.6), layout="constrained")
     panels = figure.subplots(1, len(MEASURES), sharey=True)
     for axes, (measure, title) in zip(panels, MEASURES.items(), strict=True):
         for index, name in enumerate(names):
-            arm = table[table["arm"] == name]
-            groups = arm.groupby("params")[measure]
-            mean, spread = groups.mean(), groups.std(ddof=1).fillna(0)
-            axes.errorbar(mean.index / 1e6, mean, yerr=spread, marker="o", markersize=3, label=name, **_style(index))
+            label: str | None = name
+            for _, some in table[table["arm"] == name].groupby("width"):
+                groups = some.groupby("params")[measure]
+                mean, spread = groups.mean(), groups.std(ddof=1).fillna(0)
+                points = (mean.index / 1e6, mean)
+                axes.errorbar(*points, yerr=spread, marker="o", markersize=3, label=label, **_style(index))
+                label = None
+        if table["width"].nunique() > 1:
+            axes.set_xscale("log")
         axes.set_title(title)
         axes.set_xlabel("parameters of the descendant (millions)")
         axes.grid(alpha=0.3)
