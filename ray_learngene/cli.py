@@ -12,7 +12,7 @@ import typing
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
-from ray_learngene import __version__
+from ray_learngene import __version__, termination
 from ray_learngene.errors import Interrupted, UserError
 
 # command -> (configuration class, module:function that takes it, one line of help)
@@ -91,7 +91,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
             "begun is in a checkpoint, run the same command again to continue",
             file=sys.stderr,
         )
-        return 143
+        return termination.STATUS
+    except SystemExit as end:
+        if end.code != termination.STATUS:
+            raise
+        print("learngene: stopped by SIGTERM; run the same command again to continue", file=sys.stderr)
+        return termination.STATUS
     except KeyboardInterrupt as interruption:
         what = str(interruption) or "run the same command again to continue"
         print(f"learngene: interrupted; {what}", file=sys.stderr)

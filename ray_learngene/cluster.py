@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from ray_learngene import shared_tensors  # isort:skip  (before the first Ray import)
+from ray_learngene import shared_tensors, termination  # isort:skip  (before the first Ray import)
 import ray
 from ray._common.utils import get_default_system_temp_dir
 from ray.util.queue import Empty, Queue
@@ -56,7 +56,8 @@ def ray_cluster(address: str | None) -> Iterator[None]:
         raise UserError(_explain(error, address)) from None
     shared_tensors.silence_warning()
     try:
-        yield
+        with termination.quiet_exit():
+            yield
     except OSError as error:
         if error.errno == errno.ENOSPC:
             _require_room("; what is finished is in the store, and the same command continues")

@@ -42,6 +42,26 @@ def catch() -> None:
 
 
 @contextmanager
+def quiet_exit() -> Iterator[None]:
+    """Make SIGTERM end this process with the status that a shell shows; in other threads than the main one, nothing.
+
+    Ray's own handlers, which `ray.init` sets, print a C++ trace or end a driver with status 15.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        raise SystemExit(STATUS)
+
+    before = signal.signal(signal.SIGTERM, handle)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+@contextmanager
 def graceful() -> Iterator[None]:
     """Make SIGTERM a request in a stretch of work.
 
