@@ -89,7 +89,8 @@ def _require_room(more: str = "") -> None:
         UserError: it is; the message ends with `more`.
     """
     folder = Path(get_default_system_temp_dir())
-    folder.mkdir(parents=True, exist_ok=True)
+    if not folder.is_dir():
+        return  # Ray makes it, or says why it cannot
     free = shutil.disk_usage(folder).free
     if free < _ROOM:
         raise UserError(
