@@ -71,10 +71,12 @@ def _distil_on_cluster(
 
         pending = {start(run): run for run in runs}
         while pending:
-            (done,), _ = ray.wait(list(pending), num_returns=1)
-            run = pending.pop(done)
+            done, _ = ray.wait(list(pending), num_returns=1, timeout=1)  # a signal is only handled between two waits
+            if not done:
+                continue
+            run = pending.pop(done[0])
             try:
-                error = ray.get(done)
+                error = ray.get(done[0])
             except Interrupted:
                 if not termination.requested():  # only its worker was asked to end
                     pending[start(run)] = run

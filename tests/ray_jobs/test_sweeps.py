@@ -126,8 +126,8 @@ def test_sigterm_to_the_driver_leaves_checkpoints_of_all_that_runs(
             super().on_trial_result(iteration, trials, trial, result, **info)
             if not (result.get("finished") or result.get("interrupted")):
                 epochs.append((trial.config["one"]["pack"][0].seed, result["epoch"]))
-            if len(epochs) == 6:
-                os.kill(os.getpid(), signal.SIGTERM)
+                if len(epochs) == 6:  # once: a second one ends it at once
+                    os.kill(os.getpid(), signal.SIGTERM)
 
     monkeypatch.setattr(sweep_progress, "SweepProgress", Ending)
     changes = {"budgets": (), "depths": "2", "arms": ("sws",), "seeds": 3, "siblings": 1, "epochs": 8}
