@@ -208,7 +208,7 @@ def test_power_off_of_the_head(site: Site, distill: Distill, quiet: str, strike:
 def sweep(site: Site, recipe: Path, quiet: str) -> Callable[[str], Job]:
     def start(name: str) -> Job:
         words = ["sweep", "--config", recipe, "--name", name, "--learngene", "quiet", "--depths", "1-3"]
-        return site.submit(*words, "--arms", "sws", "scratch", "--epochs", 2, "--latency-threads", 1)
+        return site.submit(*words, "--arms", "sws", "scratch", "--epochs", 8, "--latency-threads", 1)
 
     return start
 

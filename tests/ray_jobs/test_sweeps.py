@@ -52,6 +52,14 @@ def test_a_sweep_publishes_every_descendant_and_its_table(sweep_config: SweepCon
     assert f"`{best['arm']}`" in (folder / "README.md").read_text()
 
 
+def test_tunes_pickle_in_the_store_holds_no_learngene(sweep_config: SweepConfig) -> None:
+    runs, files = Store(sweep_config.store).ray_storage("sweep-digits")
+    assert files is not None
+    weights = Store(sweep_config.store).manifest("learngene", "digits").files
+    with files.open_input_stream(f"{runs}/sweep-digits/tuner.pkl") as stream:
+        assert len(stream.read()) < 20_000 < max(file.bytes for file in weights)
+
+
 def test_a_sweep_run_again_trains_only_what_is_missing(
     sweep_config: SweepConfig, capsys: pytest.CaptureFixture[str]
 ) -> None:
