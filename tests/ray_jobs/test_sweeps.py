@@ -138,14 +138,14 @@ def test_sigterm_to_the_driver_leaves_checkpoints_of_all_that_runs(
                     os.kill(os.getpid(), signal.SIGTERM)
 
     monkeypatch.setattr(sweep_progress, "SweepProgress", Ending)
-    changes = {"budgets": (), "depths": "2", "arms": ("sws",), "seeds": 3, "siblings": 1, "epochs": 8}
+    changes = {"budgets": (), "depths": "2", "arms": ("sws",), "seeds": 3, "siblings": 1, "epochs": 16}
     config = sweep_config.model_copy(update={**changes, "name": "ended", "checkpoint_seconds": 10**6})
     with pytest.raises(Interrupted) as interrupted:
         sweep(config)
     assert (interrupted.value.done, interrupted.value.total, interrupted.value.of) == (0, 3, "descendants")
     assert len(Store(config.store).manifests("descendant", under="ended")) == 0
     sweep(config)
-    assert sorted(epochs) == [(seed, epoch) for seed in range(3) for epoch in range(9)], "none was trained twice"
+    assert sorted(epochs) == [(seed, epoch) for seed in range(3) for epoch in range(17)], "none was trained twice"
     sweep(config.model_copy(update={"name": "calm", "siblings": 3, "in_process": True}))
     assert hashes(config, "ended") == hashes(config, "calm")
 
