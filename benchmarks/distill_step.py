@@ -1,6 +1,6 @@
 """python -m benchmarks.distill_step [--quick] [--out FILE.json]
 
-The distillation step as `learngene distill` takes it (Ray Train, DeepSpeed ZeRO-1, `train_steps`) against a bare torch
+The distillation step as `learngene distill` takes it (Ray Train, DeepSpeed, `train_steps`) against a bare torch
 loop of the same mathematics: same auxiliary model and initial weights, same ancestry model, same batches, same fused
 AdamW and schedule, same precision; several workers are joined by DistributedDataParallel. Two workers on CPUs, one on a
 GPU.
@@ -10,7 +10,7 @@ block of steps each (A B A B ...), so that neither has a machine, a thread count
 Stochastic depth is off, so both compute the same losses: their largest difference is in the table. Start-up is left
 out: two blocks warm up. `loader` rows read and augment images on both sides (a loader each, in the training process);
 all other rows take batches that were loaded before. On a GPU images are random numbers of the size.
-Goal: the package's images/s at least 0.95 of the bare loop's.
+Goal: the package's images/s at least 0.97 of the bare loop's.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from ray_learngene.ancestry import Ancestry
 from ray_learngene.config import AugmentationConfig, DataConfig, OptimizationConfig
 from ray_learngene.data.images import Images, Preprocessing
 from ray_learngene.data.open import open_image_sets
-from ray_learngene.deepspeed_engine import DeepSpeedEngine, deepspeed_config
+from ray_learngene.deepspeed_engine import DeepSpeedEngine, deepspeed_config, zero_stage
 from ray_learngene.engine import resolve_precision
 from ray_learngene.finite_guard import FiniteGuard
 from ray_learngene.losses import DistillationLoss
@@ -45,7 +45,7 @@ from ray_learngene.optimizers import create_optimizer, create_schedule
 from ray_learngene.specs import Spec, preset
 from ray_learngene.steps import Batch, train_steps
 
-GOAL_RATIO = 0.95
+GOAL_RATIO = 0.97
 WARM_UP_BLOCKS = 2
 SEED = 0
 Block = Callable[[], list[float]]
@@ -61,11 +61,13 @@ class Case:
     rounds: int
     loader: bool = False
     compile: bool = False
+    zero: int | None = None
 
 
 CPU_CASES = (
     Case("nano", 32, steps=10, rounds=15),
     Case("nano", 32, steps=10, rounds=15, loader=True),
+    Case("nano", 32, steps=10, rounds=15, zero=1),
     Case("micro", 32, steps=2, rounds=11),
     Case("micro", 32, steps=2, rounds=11, loader=True),
 )
@@ -145,6 +147,7 @@ def _measure(case: Case, device: torch.device) -> dict[str, Any]:
         "precision": str(resolve_precision(config.precision, device) or torch.float32).removeprefix("torch."),
         "batches": "loader" if case.loader else "preloaded",
         "compiled": str(case.compile),
+        "zero": "default" if case.zero is None else case.zero,
         "bare images/s": rates["bare"],
         "package images/s": rates["package"],
         "ratio": rates["package"] / rates["bare"],
@@ -194,8 +197,9 @@ def _package_block(
     if case.compile:
         student.compile()
     optimizer = create_optimizer(student, config)
+    stage = zero_stage(case.zero, optimizer, {})
     engine = DeepSpeedEngine(
-        student, optimizer, deepspeed_config(config, world_size=world_size, zero=1, autocast=autocast, user={})
+        student, optimizer, deepspeed_config(config, world_size=world_size, zero=stage, autocast=autocast, user={})
     )
     objective = DistillationObjective(
         ancestry, DistillationLoss(), smoothing=AugmentationConfig().smoothing, autocast=autocast

@@ -25,7 +25,7 @@ from ray.train.v2.api.exceptions import TrainingFailedError
 from ray_learngene import termination
 from ray_learngene.cluster import Report, cluster_has_gpus, progress_channel, ray_cluster, require_resources
 from ray_learngene.config import AncestryConfig, DistillConfig
-from ray_learngene.deepspeed_engine import DeepSpeedEngine, deepspeed_config
+from ray_learngene.deepspeed_engine import DeepSpeedEngine, deepspeed_config, zero_stage
 from ray_learngene.engine import resolve_precision
 from ray_learngene.errors import Interrupted, RunError, UserError
 from ray_learngene.optimizers import create_optimizer
@@ -185,12 +185,11 @@ def _worker(loop: dict[str, Any]) -> dict[str, Any]:
         if config.compile:
             module.compile()
         optimizer = create_optimizer(module, config)
+        stage = zero_stage(config.zero, optimizer, loop["deepspeed"])
         engine = DeepSpeedEngine(
             module,
             optimizer,
-            deepspeed_config(
-                config, world_size=world_size, zero=config.zero, autocast=autocast, user=loop["deepspeed"]
-            ),
+            deepspeed_config(config, world_size=world_size, zero=stage, autocast=autocast, user=loop["deepspeed"]),
         )
         progress, ema = train(
             Training(
@@ -205,7 +204,7 @@ def _worker(loop: dict[str, Any]) -> dict[str, Any]:
                 report=loop["report"],
                 judge=task.judge(device),
                 autocast=autocast,
-                whole_evaluation=config.zero == 3,
+                whole_evaluation=stage == 3,
             ),
             answers=task.answers(device, autocast),
             stop=StopQuestion(worker, loop["requests"]),

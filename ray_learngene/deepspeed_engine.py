@@ -23,6 +23,21 @@ _OURS = (
     *("optimizer", "scheduler", "bf16", "fp16", "torch_autocast"),
 )
 _MOMENTS = ("exp_avg", "exp_avg_sq")  # AdamW's, beside its step count
+_WORTH_SPLITTING = 2**30  # bytes of moments
+
+
+def zero_stage(asked: int | None, optimizer: torch.optim.Optimizer, user: dict[str, Any]) -> int:
+    """The ZeRO stage of a run that may ask for none.
+
+    Stage 1 splits AdamW's moments over the workers and calls them together five times a step, stage 0 once: small
+    moments are not worth it, unless the user's own DeepSpeed configuration has settings for ZeRO.
+    """
+    if asked is not None:
+        return asked
+    if "zero_optimization" in user:
+        return 1
+    trained = sum(parameter.numel() for group in optimizer.param_groups for parameter in group["params"])
+    return int(len(_MOMENTS) * 4 * trained >= _WORTH_SPLITTING)
 
 
 def deepspeed_config(

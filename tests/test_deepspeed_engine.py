@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 import safetensors.torch
@@ -14,7 +15,7 @@ import torch.multiprocessing as mp
 from ray_learngene.config import AugmentationConfig, DataConfig, OptimizationConfig
 from ray_learngene.data import open_image_sets
 from ray_learngene.data.images import Images, Preprocessing
-from ray_learngene.deepspeed_engine import DeepSpeedEngine, deepspeed_config, read_user_config
+from ray_learngene.deepspeed_engine import DeepSpeedEngine, deepspeed_config, read_user_config, zero_stage
 from ray_learngene.engine import Engine, TorchEngine
 from ray_learngene.engine_state import STATE_FILE, read_state
 from ray_learngene.errors import UserError
@@ -134,6 +135,23 @@ def test_every_zero_stage_equals_one_plain_process_also_where_the_number_of_work
             assert one.keys() == other.keys()
             for name, tensor in one.items():
                 assert torch.equal(tensor, other[name]), f"{method} {stage} {name}"
+
+
+@pytest.mark.parametrize(
+    ("asked", "parameters", "user", "stage"),
+    [
+        (None, 2**27 - 1, {}, 0),
+        (None, 2**27, {}, 1),
+        (None, 1, {"zero_optimization": {"reduce_bucket_size": 1}}, 1),
+        (2, 1, {}, 2),
+        (0, 2**27, {}, 0),
+    ],
+)
+def test_the_default_stage_splits_moments_that_are_large(
+    asked: int | None, parameters: int, user: dict[str, Any], stage: int
+) -> None:
+    weights = torch.nn.Parameter(torch.empty(parameters, device="meta"))
+    assert zero_stage(asked, torch.optim.AdamW([weights]), user) == stage
 
 
 def test_the_users_json_is_merged_over_ours(tmp_path: Path) -> None:

@@ -98,7 +98,9 @@ class WorkersConfig(ClusterConfig):
     resize_seconds: float = Field(60, gt=0, description="how often --workers 2:8 looks for more workers")
     cpus_per_worker: float = Field(1, gt=0, description="CPUs reserved for each worker (data loading included)")
     use_gpu: bool | None = Field(None, description="one GPU for each worker; default: where the cluster has GPUs")
-    zero: Literal[0, 1, 2, 3] = Field(1, description="DeepSpeed ZeRO stage")
+    zero: Literal[0, 1, 2, 3] | None = Field(
+        None, description="DeepSpeed ZeRO stage; default: 1 where AdamW's moments take a GiB or more, else 0"
+    )
     deepspeed: str | None = Field(None, description="DeepSpeed JSON file, merged over the generated configuration")
     checkpoint_every: int = Field(0, ge=0, description="optimizer steps between checkpoints; 0: once an epoch")
 
