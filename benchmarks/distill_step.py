@@ -115,7 +115,7 @@ def _measure(case: Case, device: torch.device) -> dict[str, Any]:
     student = create_method("sws").auxiliary(spec).to(device)
     ancestry = Ancestry(_ancestry_model(spec)).to(device)
     config = OptimizationConfig(
-        epochs=max(1, 2 * case.steps * (case.rounds + WARM_UP_BLOCKS) // 10),
+        epochs=max(10, 2 * case.steps * (case.rounds + WARM_UP_BLOCKS) // 10),
         batch_size=case.batch * world_size,
         seed=SEED,
     )
@@ -205,7 +205,7 @@ def _package_block(
         ancestry, DistillationLoss(), smoothing=AugmentationConfig().smoothing, autocast=autocast
     )
     schedule = create_schedule(optimizer, config, steps_per_epoch=10)
-    guard = FiniteGuard(device, torch.distributed.all_reduce)
+    guard = FiniteGuard(device, torch.distributed.all_reduce if world_size > 1 else None)
     first_steps = itertools.count(0, case.steps)
 
     def block() -> list[float]:
@@ -222,7 +222,9 @@ def _package_block(
             rank=rank,
             guard=guard,
         )
-        return [loss.item() for loss in [step.losses["loss"] for step in steps]]
+        losses = [step.losses["loss"] for step in steps]
+        guard.check(first + case.steps, optimizer.param_groups[0]["lr"])  # more often than in training
+        return [loss.item() for loss in losses]
 
     return block
 

@@ -90,12 +90,11 @@ class Stepper:
             images, targets = images.to(device, non_blocking=True), targets.to(device, non_blocking=True)
             answers = [each.to(device, non_blocking=True) for each in taught]
             losses = self.objective(engine, images, targets, *answers)
-            self.guard.watch(losses)
+            self.guard.watch(losses, step + 1, lr)
             loss = losses["loss"]
             if self.micro_batch is not None and len(targets) != self.micro_batch:
                 loss = loss * (len(targets) / self.micro_batch)
             engine.backward(loss)
-            self.guard.allow(step + 1, lr)
             engine.step()
         if self.ema is not None:
             self.ema.update(engine.module, step)

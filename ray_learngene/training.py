@@ -19,7 +19,7 @@ from ray_learngene.config import OptimizationConfig
 from ray_learngene.data.images import Images
 from ray_learngene.engine import Engine
 from ray_learngene.errors import Interrupted, RunError
-from ray_learngene.finite_guard import FiniteGuard, NonFiniteLoss
+from ray_learngene.finite_guard import CHECK_STEPS, FiniteGuard, NonFiniteLoss
 from ray_learngene.objectives import Objective
 from ray_learngene.optimizers import create_schedule
 from ray_learngene.progress import EMA_FILE, Progress, clear_disk_errors
@@ -89,7 +89,7 @@ class Training:
         self.total_steps = config.epochs * self.steps_per_epoch
         self.ema = ModelEmaV3(engine.module, decay=config.ema) if config.ema else None
         self.progress = self._resume()
-        self.guard = FiniteGuard(worker.device, worker.total)
+        self.guard = FiniteGuard(worker.device, worker.total if worker.world_size > 1 else None)
         self.take_step = Stepper(
             engine,
             objective,
@@ -131,8 +131,9 @@ class Training:
             progress.step = step.number
             self._answers_read += step.answers_read
             now = time.monotonic()
-            if step.number % self.steps_per_epoch == 0:
+            if step.number % CHECK_STEPS == 0 or step.number % self.steps_per_epoch == 0:
                 self.guard.check(step.number, step.lr)
+            if step.number % self.steps_per_epoch == 0:
                 yield from self._score_epoch(step)
             elif now - self._reported > REPORT_SECONDS:
                 self._tell(self._metrics(step))

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from ray_learngene.config import OptimizationConfig
 from ray_learngene.errors import RunError
@@ -14,16 +15,12 @@ from ray_learngene.errors import RunError
 
 @dataclass(frozen=True)
 class Worker:
-    """This process among the workers of a run.
-
-    Attributes:
-        total: Adds a tensor up over all of them in place, as `torch.distributed.all_reduce`.
-    """
+    """This process among the workers of a run; `total` adds tensors up over all of them in place."""
 
     device: torch.device
     rank: int = 0
     world_size: int = 1
-    total: Callable[..., Any] = lambda tensor, async_op=False: None
+    total: Callable[[Tensor], Any] = lambda tensor: None
 
     def micro_batch(self, config: OptimizationConfig) -> float:
         """Images of a micro-batch, on average over all workers."""

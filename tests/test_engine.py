@@ -106,13 +106,13 @@ def test_a_non_finite_loss_stops_before_the_weights_change() -> None:
 
 
 def test_the_guard_of_one_worker_stops_all() -> None:
-    def another_worker_saw_nan(flag: torch.Tensor, async_op: bool) -> None:
+    def another_worker_saw_nan(flag: torch.Tensor) -> None:
         flag += 1
 
     guard = FiniteGuard(CPU, another_worker_saw_nan)
-    guard.watch({"loss": torch.tensor(1.0)})
-    with pytest.raises(NonFiniteLoss, match="before step 7"):
-        guard.allow(7, 1e-3)
+    guard.watch({"loss": torch.tensor(1.0)}, 7, 1e-3)
+    with pytest.raises(NonFiniteLoss, match="before step 8"):
+        guard.check(8, 1e-3)
 
 
 def test_the_ancestry_is_frozen_and_sees_the_students_images() -> None:

@@ -49,7 +49,8 @@ SETTINGS: dict[str, Any] = {
     "resize_seconds": 1,
     "max_failures": 0,
 }
-
+# where sums are rounded in another order, which every further step makes more of
+SHORTER = {**SETTINGS, "epochs": 20}
 
 RAY = str(Path(sys.executable).with_name("ray"))
 
@@ -218,13 +219,11 @@ def processes(title: str) -> list[psutil.Process]:
     return [process for process in psutil.Process().children(recursive=True) if has_title(process)]
 
 
-def test_workers_join_a_run(
-    cluster: Nodes, undisturbed: dict[str, torch.Tensor], store: Path, at_step: Any, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_workers_join_a_run(cluster: Nodes, store: Path, at_step: Any) -> None:
     at_step(11, cluster.join)
-    longer = {**SETTINGS, "checkpoint_every": 11}
-    train_ancestry(AncestryConfig(**longer, name="elastic", store=str(store), workers="1:2"))
-    train_ancestry(AncestryConfig(**longer, name="alone", store=str(store), workers=0))
+    settings = {**SHORTER, "checkpoint_every": 11}
+    train_ancestry(AncestryConfig(**settings, name="elastic", store=str(store), workers="1:2"))
+    train_ancestry(AncestryConfig(**settings, name="alone", store=str(store), workers=0))
     cluster.leave(keep=1)
     for name, tensor in weights(store, "alone").items():
         torch.testing.assert_close(weights(store, "elastic")[name], tensor, rtol=0, atol=2e-4)
@@ -267,17 +266,17 @@ class Tight(AncestryTask):
 def test_workers_that_run_out_of_memory_halve_their_micro_batches(
     cluster: Nodes,
     second: str,
-    undisturbed: dict[str, torch.Tensor],
     store: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
+    train_ancestry(AncestryConfig(**SHORTER, name="roomy", store=str(store), workers=2))
     monkeypatch.setattr(ancestry_training, "AncestryTask", Tight)
-    manifest = train_ancestry(AncestryConfig(**SETTINGS, name="tight", store=str(store), workers=2))
+    manifest = train_ancestry(AncestryConfig(**SHORTER, name="tight", store=str(store), workers=2))
     assert "out of memory: going on with micro-batches of 16 images (accumulation 4," in capsys.readouterr().out
     assert manifest.metadata["accumulation"] == 4
     for name, tensor in weights(store, "tight").items():
-        torch.testing.assert_close(tensor, undisturbed[name], rtol=0, atol=2e-4)
+        torch.testing.assert_close(tensor, weights(store, "roomy")[name], rtol=0, atol=2e-4)
 
 
 def test_a_non_finite_loss_never_reaches_a_checkpoint(cluster: Nodes, second: str, store: Path) -> None:
