@@ -49,8 +49,7 @@ SETTINGS: dict[str, Any] = {
     "resize_seconds": 1,
     "max_failures": 0,
 }
-# where sums are rounded in another order, which every further step makes more of
-SHORTER = {**SETTINGS, "epochs": 20}
+
 
 RAY = str(Path(sys.executable).with_name("ray"))
 
@@ -221,7 +220,8 @@ def processes(title: str) -> list[psutil.Process]:
 
 def test_workers_join_a_run(cluster: Nodes, store: Path, at_step: Any) -> None:
     at_step(11, cluster.join)
-    settings = {**SHORTER, "checkpoint_every": 11}
+    # sums are rounded in another order, which every further step makes more of
+    settings = {**SETTINGS, "checkpoint_every": 11, "epochs": 20}
     train_ancestry(AncestryConfig(**settings, name="elastic", store=str(store), workers="1:2"))
     train_ancestry(AncestryConfig(**settings, name="alone", store=str(store), workers=0))
     cluster.leave(keep=1)
@@ -270,9 +270,10 @@ def test_workers_that_run_out_of_memory_halve_their_micro_batches(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    train_ancestry(AncestryConfig(**SHORTER, name="roomy", store=str(store), workers=2))
+    settings = {**SETTINGS, "epochs": 4}
+    train_ancestry(AncestryConfig(**settings, name="roomy", store=str(store), workers=2))
     monkeypatch.setattr(ancestry_training, "AncestryTask", Tight)
-    manifest = train_ancestry(AncestryConfig(**SHORTER, name="tight", store=str(store), workers=2))
+    manifest = train_ancestry(AncestryConfig(**settings, name="tight", store=str(store), workers=2))
     assert "out of memory: going on with micro-batches of 16 images (accumulation 4," in capsys.readouterr().out
     assert manifest.metadata["accumulation"] == 4
     for name, tensor in weights(store, "tight").items():
