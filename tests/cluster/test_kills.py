@@ -143,24 +143,22 @@ def test_power_off_of_a_worker_host_without_a_spare_one(
     strike["final result"] = "the same bits"
 
 
-@pytest.mark.parametrize("zero", [0])
-def test_fewer_hosts_afterwards(site: Site, distill: Distill, quiet: str, strike: dict[str, str], zero: int) -> None:
+def test_fewer_hosts_afterwards(site: Site, distill: Distill, quiet: str, strike: dict[str, str]) -> None:
     all_on(site)
-    name = f"fewer-{zero}"
-    job = distill(name, zero=zero)
-    continued = struck(site, strike, f"two of three worker hosts, for good (ZeRO-{zero})", name, job)
+    job = distill("fewer", zero=1)  # the moments are split over two workers, later one has them all
+    continued = struck(site, strike, "two of three worker hosts, for good (ZeRO-1)", "fewer", job)
     for host in site.training_hosts():
         site.cluster.off(host.name)
     site.cluster.wait_for_nodes(HOSTS - 1)
     stop(site, job)
-    again = distill(name, workers=1, zero=zero)
+    again = distill("fewer", workers=1, zero=1)
     continued()
     again.wait()
     one, two = (
         Learngene.from_bytes(
             *(site.store.read_bytes("learngene", each, f"learngene.{kind}") for kind in ("safetensors", "json"))
         )
-        for each in (name, "quiet")
+        for each in ("fewer", "quiet")
     )
     for key, tensor in one.tensors.items():
         torch.testing.assert_close(tensor, two.tensors[key], rtol=0, atol=DIFFERENCE)
