@@ -87,23 +87,25 @@ def stop_requests() -> Iterator[Queue]:
 
 @contextmanager
 def heeding(requests: Queue) -> Iterator[None]:
-    """Make what the driver was asked (`stop_requests`) a request of this process, from before the first step on."""
-    over = threading.Event()
+    """Make what the driver was asked (`stop_requests`) a request of this process, from before the first step on.
 
-    def asked() -> bool:
-        with suppress(Exception):  # the driver's host may be away for a while
-            if not requests.empty():
-                termination.request()
-                return True
-        return False
+    Only the thread calls Ray: the main thread of a task that waits for Ray gives up its CPU, to one task too many.
+    """
+    over, answered = threading.Event(), threading.Event()
 
     def ask() -> None:
-        while not over.wait(_SECONDS) and not asked():
-            pass
+        asked = False
+        while not (asked or over.is_set()):
+            with suppress(Exception):  # the driver's host may be away for a while
+                asked = not requests.empty()
+            if asked:
+                termination.request()
+            answered.set()
+            over.wait(_SECONDS)
 
-    asked()
     thread = threading.Thread(target=ask, name="stop requests", daemon=True)
     thread.start()
+    answered.wait()
     try:
         yield
     finally:

@@ -6,12 +6,18 @@ import json
 import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
 import pytest
+import ray
+from ray.util.queue import Queue
 
+from ray_learngene import termination
+from ray_learngene.cluster import ray_cluster
 from ray_learngene.config import DistillConfig
+from ray_learngene.preemption import heeding
 from ray_learngene.store import Store
 from tests.ray_jobs.conftest import QUICK
 
@@ -56,3 +62,25 @@ def test_sigterm_to_the_driver_leaves_a_checkpoint_of_what_runs(
     assert store.exists("learngene", f"{name}-s0") and not store.exists("learngene", f"{name}-s1")
     folder = store.download("checkpoint", f"learngene-{name}-s1/state", tmp_path / "checkpoint")
     assert json.loads((folder / "progress.json").read_text())["step"] < 16 * 11
+
+
+def test_a_task_heeds_what_the_driver_was_asked_before_its_first_step_and_keeps_its_cpu(head: tuple[str, str]) -> None:
+    class Noting(Queue):
+        """Notes whether a main thread waited for Ray: a task's would give up its CPU meanwhile, to a task too many."""
+
+        asked_by_main = False
+
+        def empty(self) -> bool:
+            self.asked_by_main |= threading.current_thread() is threading.main_thread()
+            return bool(super().empty())
+
+    @ray.remote
+    def task(requests: Noting) -> tuple[bool, bool]:
+        with heeding(requests):
+            return termination.requested(), requests.asked_by_main
+
+    with ray_cluster(head[0]):
+        requests = Noting(actor_options={"num_cpus": 0})
+        assert ray.get(task.remote(requests)) == (False, False)
+        requests.put("SIGTERM")
+        assert ray.get(task.remote(requests)) == (True, False)
