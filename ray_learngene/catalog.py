@@ -107,11 +107,11 @@ def pull(config: PullConfig) -> Path:
     path = store.download(manifest.kind, manifest.name, out, overwrite=config.overwrite)
     size = format_quantity("memory", manifest.bytes)
     print(f"pulled {FOLDERS[manifest.kind]}/{manifest.name} ({size}) to {path}", flush=True)
-    row = manifest.metadata.get("row")
-    if row:
+    row = Entry.of(manifest).facts
+    if _comparable(row):  # else it has no such row: a learngene, or a descendant that a script of its own published
         print(
             f"{format_quantity('params', row['params'])} parameters, {format_quantity('macs', row['macs'])} MACs, "
-            f"{row['latency']:.3g} ms on {row['latency_device']}, top-1 {row['top1']:.2f} %"
+            f"{row['latency']:.3g} ms on {row.get('latency_device')}, top-1 {row['top1']:.2f} %"
         )
     return path
 

@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from ray_learngene import index
-from ray_learngene.catalog import print_list, select_descendant
+from ray_learngene.catalog import print_list, pull, select_descendant
 from ray_learngene.config import ListConfig, PullConfig
 from ray_learngene.errors import UserError
 from ray_learngene.index import NOTES, SNAPSHOTS, Index
@@ -257,6 +257,18 @@ def test_pull_takes_the_next_where_the_best_has_gone(store: Store, folder: Path,
         store.objects.delete(f"descendants/{name}/manifest.json")
     with pytest.raises(UserError, match="no descendants in") as error:
         select_descendant(config)
+    one_line(error)
+
+
+def test_pull_of_a_descendant_that_a_script_of_its_own_published(
+    store: Store, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    store.publish("descendant", "mine/a", folder, {"row": {"top1": 81.5}})
+    path = pull(PullConfig(store=store.uri, artefact="descendants/mine/a", out=str(tmp_path / "pulled")))
+    assert {file.name for file in path.iterdir()} >= {file.name for file in folder.iterdir()}
+    assert capsys.readouterr().out.count("\n") == 1
+    with pytest.raises(UserError, match="no descendants in") as error:
+        pull(PullConfig(store=store.uri, max_params="1M", out=str(tmp_path / "chosen")))
     one_line(error)
 
 
