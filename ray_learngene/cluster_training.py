@@ -18,8 +18,10 @@ import ray
 import ray.train
 import ray.train.torch
 import torch
+from ray._private.worker import get_dashboard_url
 from ray.train import Checkpoint, CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
+from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
 from ray.train.v2.api.exceptions import TrainingFailedError
 
 from ray_learngene import termination
@@ -80,7 +82,7 @@ def _fit(task: Task, store: Store, loop: dict[str, Any], use_gpu: bool) -> dict[
     halvings = notes.read().get("halvings", 0)
     storage_path, storage_filesystem = store.ray_storage(run_name(task))
     elastic = config.least_workers < config.most_workers
-    trainer = TorchTrainer(
+    trainer = _Trainer(
         _worker,  # type: ignore[arg-type]
         train_loop_config=loop,
         torch_config=GracefulTorchConfig(),
@@ -109,6 +111,20 @@ def _fit(task: Task, store: Store, loop: dict[str, Any], use_gpu: bool) -> dict[
             noted.get("error") or f"training failed after {config.max_failures} restarts: {_cause(error)}"
         ) from error
     return getattr(result, "return_value", None) or {}
+
+
+class _Trainer(TorchTrainer):
+    """Ray's, without the actor that removes placement groups once Train's controller has died where it cannot work.
+
+    It asks Ray's dashboard whether the controller lives. Without one, as on this machine alone, every question takes
+    ten seconds to fail, and the end of a training waits for it.
+    """
+
+    def _create_default_callbacks(self) -> list[Any]:
+        callbacks: list[Any] = super()._create_default_callbacks()  # type: ignore[misc]  # mypy sees Train V1
+        if get_dashboard_url():
+            return callbacks
+        return [callback for callback in callbacks if not isinstance(callback, PlacementGroupCleanerCallback)]
 
 
 def _cause(error: TrainingFailedError) -> str:
