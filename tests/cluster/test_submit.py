@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import signal
 import subprocess
 import sys
@@ -60,10 +61,16 @@ def test_other_settings_under_a_name_that_is_running_are_refused(distilled: dict
     assert f"job {distilled['id']} is doing distill under this name with other settings" in line
 
 
-def test_a_submitted_sweep_is_pulled(site: Site, distilled: dict[str, str], tmp_path: Path) -> None:
-    words = ["--config", site.recipe(tmp_path), "--name", "digits", "--learngene", "digits", "--depths", "1-2"]
-    said = site.submit("sweep", *words, "--arms", "sws", "--epochs", 1, "--latency-threads", 1).wait()
-    assert "sweep digits: 2 descendants to train" in said
+@pytest.fixture(scope="module")
+def swept(site: Site, distilled: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> str:
+    """What the submission of a sweep said."""
+    recipe = site.recipe(tmp_path_factory.mktemp("recipes"))
+    words = ["--config", recipe, "--name", "digits", "--learngene", "digits", "--depths", "1-2"]
+    return site.submit("sweep", *words, "--arms", "sws", "--epochs", 1, "--latency-threads", 1).wait()
+
+
+def test_a_submitted_sweep_is_pulled(site: Site, swept: str, tmp_path: Path) -> None:
+    assert "sweep digits: 2 descendants to train" in swept
     assert len(site.descendants("digits")) == 2
     ran = subprocess.run(
         [sys.executable, "-m", "ray_learngene", "pull", "--store", site.uri, "--out", str(tmp_path / "best")],
@@ -73,6 +80,41 @@ def test_a_submitted_sweep_is_pulled(site: Site, distilled: dict[str, str], tmp_
     )
     assert ran.returncode == 0, ran.stderr
     assert (tmp_path / "best" / "model.safetensors").exists()
+
+
+def test_a_submitted_pull_leaves_the_model_on_the_head(site: Site, swept: str) -> None:
+    assert "--out is required for `submit pull`" in site.submit("pull", "--max-params", "1M").wait(2)
+    out = site.cluster.head.folder / "best"
+    said = site.submit("pull", "--max-params", "1M", "--out", out).wait()
+    assert "pulled descendants/digits/" in said
+    manifest = next(one for one in site.store.manifests("descendant") if f"descendants/{one.name} " in said)
+    entry = manifest.entry("model.safetensors")
+    assert entry is not None
+    assert hashlib.sha256((out / "model.safetensors").read_bytes()).hexdigest() == entry.sha256
+
+
+def test_a_submitted_benchmark_is_compared_from_outside(site: Site, distilled: dict[str, str], tmp_path: Path) -> None:
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(
+        site.recipe(tmp_path).read_text().replace("lr: 4.0e-3\n", "")
+        + "arms: {sws: {method: 'sws:stages=1-1'}, scratch: {method: scratch, tune: full}}\n"
+    )
+    words = ["--config", recipe, "--name", "both", "--ancestry", "store:ancestries/digits", "--preset", "nano"]
+    words += ["--depth", 2, "--depths", "1-2", "--seeds", 1, "--lrs", "4e-3", "--tune-lrs", "1e-3"]
+    words += ["--epochs", 1, "--tune-epochs", 1]
+    said = site.submit("bench", *words, "--out", site.cluster.head.folder / "both").wait()
+    assert "benchmark both: 4 descendants; see " in said
+    page = (site.cluster.head.folder / "both" / "results.md").read_text()
+    ran = subprocess.run(  # all of it is in the store: the same table is made of it anywhere
+        [sys.executable, "-m", "ray_learngene", "bench", *map(str, words), "--store", site.uri]
+        + ["--in-process", "--out", str(tmp_path / "both")],
+        env=site.environment(),
+        capture_output=True,
+        text=True,
+    )
+    assert ran.returncode == 0, ran.stderr
+    assert "0 descendants to train" in ran.stdout
+    assert (tmp_path / "both" / "results.md").read_text() == page
 
 
 def test_a_failed_job_gives_its_exit_status_and_is_a_new_attempt_when_submitted_again(
