@@ -76,7 +76,7 @@ def require_listener(address: str) -> None:
     if not port.isdigit():
         return  # "auto" and the like, which Ray resolves itself
     try:
-        socket.create_connection((host, int(port)), timeout=_CONNECT_SECONDS).close()
+        socket.create_connection((host.strip("[]"), int(port)), timeout=_CONNECT_SECONDS).close()
     except OSError as error:
         reason = error.strerror or "no answer"
         raise UserError(f"no Ray cluster answers at {address}: check --address and RAY_ADDRESS ({reason})") from None

@@ -44,9 +44,12 @@ def download(objects: Objects, manifest: Manifest, out: Path, overwrite: bool) -
     partial, replaced = (out.with_name(f"{out.name}{ending}") for ending in LEFTOVERS)
     with clear_errors(str(out)):
         _check_free(out, manifest, overwrite)
+        for folder in (partial, replaced):
+            _check_ours(folder, manifest)
         partial.mkdir(parents=True, exist_ok=True)
         with _locked(partial):
             if replaced.exists() and not os.path.lexists(out):
+                (replaced / LOCK).unlink(missing_ok=True)
                 os.rename(replaced, out)  # an earlier pull died between the two renames below
                 _check_free(out, manifest, overwrite)
             _remove_others(partial, manifest)
@@ -57,6 +60,7 @@ def download(objects: Objects, manifest: Manifest, out: Path, overwrite: bool) -
             if os.path.lexists(out):
                 _check_free(out, manifest, overwrite)  # again: it may have come into being meanwhile
                 os.rename(out, replaced)
+                (replaced / LOCK).touch()  # from now on it is known to be ours
             (partial / LOCK).unlink()
             os.rename(partial, out)
             shutil.rmtree(replaced, ignore_errors=True)
@@ -78,12 +82,22 @@ def _check_free(out: Path, manifest: Manifest, overwrite: bool) -> None:
         )
 
 
+def _check_ours(folder: Path, manifest: Manifest) -> None:
+    """Refuse to clear away a folder that no pull has left beside its target."""
+    others = [] if (folder / LOCK).exists() else _others(folder, manifest)
+    if others:
+        raise UserError(
+            f"{folder} is in the way of the pull, and holds files that are not of {manifest.kind} {manifest.name} "
+            f"({others[0].name}): move it, or choose another folder"
+        )
+
+
 def _others(folder: Path, manifest: Manifest) -> list[Path]:
     """The files below a local folder that the manifest does not name."""
     return [
         path
         for path in sorted(folder.rglob("*"))
-        if not path.is_dir() and manifest.entry(path.relative_to(folder).as_posix()) is None
+        if not path.is_dir() and path != folder / LOCK and manifest.entry(path.relative_to(folder).as_posix()) is None
     ]
 
 
@@ -100,8 +114,7 @@ def _check_space(partial: Path, manifest: Manifest) -> None:
 
 def _remove_others(partial: Path, manifest: Manifest) -> None:
     for path in _others(partial, manifest):
-        if path.name != LOCK:
-            path.unlink()
+        path.unlink()
 
 
 def _fetch(objects: Objects, folder: str, partial: Path, entry: FileEntry) -> None:

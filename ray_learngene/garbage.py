@@ -8,6 +8,7 @@ than that and named by no manifest never becomes part of an artefact.
 from __future__ import annotations
 
 import fcntl
+import logging
 import shutil
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
@@ -23,13 +24,15 @@ from ray_learngene.config import GcConfig
 from ray_learngene.download import LEFTOVERS, LOCK
 from ray_learngene.errors import UserError
 from ray_learngene.manifest import FOLDERS, GROUPED, MANIFEST, Kind
-from ray_learngene.objects import PROBES, TEMPORARY, Found
-from ray_learngene.storage_errors import clear_errors
+from ray_learngene.objects import PROBES, TEMPORARY, Found, HalfUpload
+from ray_learngene.storage_errors import Unavailable, clear_errors
 from ray_learngene.store import Store
 from ray_learngene.terminal import print_table
 
 # A run's driver writes a last state after its artefact is published; one that goes on for longer is another run.
 LAST_WORDS = timedelta(hours=1)
+
+log = logging.getLogger("ray_learngene")
 
 
 @dataclass(frozen=True)
@@ -80,10 +83,20 @@ def find_garbage(store: Store, before: datetime) -> Iterator[Garbage]:
     for kind in FOLDERS:
         yield from _unnamed(store, kind, everything, before)  # type: ignore[arg-type]
     yield from _finished(store, everything, before)
-    for upload in store.objects.half_uploads():
+    for upload in _half_uploads(store):
         if upload.begun < before:
             give_up = partial(store.objects.give_up_upload, upload)
             yield Garbage("half an upload", upload.path, 0, upload.begun, give_up)
+
+
+def _half_uploads(store: Store) -> list[HalfUpload]:
+    try:
+        return store.objects.half_uploads()
+    except Unavailable:
+        raise
+    except UserError as error:  # no permission (s3:ListBucketMultipartUploads), or a server that does not know of them
+        log.warning("half uploads are not looked for: %s", error)
+        return []
 
 
 def _temporary(store: Store, everything: Iterable[Found], before: datetime) -> Iterator[Garbage]:
@@ -135,7 +148,7 @@ def _named(store: Store, kind: Kind, name: str, folder: str) -> bool:
 def _finished(store: Store, everything: Iterable[Found], before: datetime) -> Iterator[Garbage]:
     """Checkpoints and Ray's state of runs whose artefact is published."""
     published = {one.path.removesuffix(f"/{MANIFEST}"): one for one in everything if one.path.endswith(f"/{MANIFEST}")}
-    results = {one.path.split("/")[1]: one for one in everything if one.path.endswith("/results.parquet")}
+    results = {one.path.split("/")[1]: one for one in everything if _is_table(one.path)}
     runs: dict[str, list[Found]] = defaultdict(list)
     for one in everything:
         parts = one.path.split("/")
@@ -154,6 +167,11 @@ def _finished(store: Store, everything: Iterable[Found], before: datetime) -> It
             yield _of(what, path, files, partial(store.remove_tree, path), partial(_quiet, store, path, before))
 
 
+def _is_table(path: str) -> bool:
+    """Whether a path is that of a sweep's results, which are written as descendants are finished."""
+    return path.startswith("sweeps/") and path.endswith("/results.parquet")
+
+
 def _artefact_of(run: str, published: dict[str, Found]) -> Found | None:
     """The published artefact of a run called "<kind>-<name>"."""
     kind, _, name = run.partition("-")
@@ -164,11 +182,14 @@ def _downloads(folder: str | None, before: datetime) -> Iterator[Garbage]:
     """What pulls that died left in a local folder."""
     if folder is None:
         return
+    if not Path(folder).expanduser().is_dir():
+        raise UserError(f"--downloads {folder} is no folder: give the one that pulls went to")
     for ending in LEFTOVERS:
         for path in sorted(Path(folder).expanduser().glob(f"*{ending}")):
             files = [each for each in path.rglob("*") if each.is_file()]
-            ours = ending != LEFTOVERS[0] or (path / LOCK).exists()
-            if not path.is_dir() or not files or not ours or not _unlocked(path):
+            # the only whole copy, where a pull died before it put its own there: the next pull puts it back
+            needed = ending == LEFTOVERS[1] and not path.with_name(path.name.removesuffix(ending)).exists()
+            if not (path / LOCK).exists() or needed or not _unlocked(path):
                 continue
             changed = datetime.fromtimestamp(max(each.stat().st_mtime for each in files), UTC)
             if changed < before:

@@ -32,11 +32,16 @@ def git_revision() -> str | None:
     """The revision of the checkout that this package runs from, or of the one that it was submitted from."""
     if REVISION_VARIABLE in os.environ:
         return os.environ[REVISION_VARIABLE]
-    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
     try:
-        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip() or None
+        _git("ls-files", "--error-unmatch", Path(__file__).name)  # else it is installed inside another repository
+        return _git("describe", "--always", "--dirty", "--abbrev=40", "--exclude=*") or None
     except (OSError, subprocess.SubprocessError):
         return None
+
+
+def _git(*words: str) -> str:
+    command = ["git", "-C", str(Path(__file__).parent), *words]
+    return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
 
 
 def fingerprint(facts: Any) -> str:

@@ -45,7 +45,7 @@ def print_leaderboard(results: pandas.DataFrame, budgets: Mapping[str, int] | No
     Args:
         budgets: Budgets with the parameters of the size that each chose, shown beside the sizes.
     """
-    if not (results.get("status") == "finished").any():
+    if not _any_finished(results):
         print("no descendant has finished yet")
         return
     board = leaderboard(results)
@@ -79,6 +79,10 @@ def print_leaderboard(results: pandas.DataFrame, budgets: Mapping[str, int] | No
     print_table(table)
 
 
+def _any_finished(results: pandas.DataFrame) -> bool:
+    return not results.empty and bool((results["status"] == "finished").any())
+
+
 def _score(row: Mapping[str, Any], measure: str, several: bool) -> str:
     return f"{row[measure]:.2f} ± {row[f'{measure}_std']:.2f}" if several else f"{row[measure]:.2f}"
 
@@ -87,7 +91,7 @@ def leaderboard_page(results: pandas.DataFrame, name: str) -> str:
     """The leaderboard as one HTML page that needs nothing else: a plot and the table."""
     environment = Environment(loader=PackageLoader("ray_learngene"), undefined=StrictUndefined, autoescape=True)
     environment.filters["quantity"] = lambda value, quantity: format_quantity(quantity, value)
-    board = leaderboard(results) if (results.get("status") == "finished").any() else pandas.DataFrame()
+    board = leaderboard(results) if _any_finished(results) else pandas.DataFrame()
     return environment.get_template("leaderboard.html").render(
         name=name,
         rows=board.to_dict("records"),

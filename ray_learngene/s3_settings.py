@@ -19,6 +19,7 @@ def s3_settings() -> dict[str, str | None]:
     # Only here: sessions are slow to import, and a local path needs none.
     import botocore.configprovider
     import botocore.session
+    from botocore.utils import is_valid_endpoint_url, is_valid_ipv6_endpoint_url
 
     session = botocore.session.Session()
     configured = botocore.configprovider.ConfiguredEndpointProvider(
@@ -27,8 +28,15 @@ def s3_settings() -> dict[str, str | None]:
     endpoint = configured.provide()
     if endpoint and not endpoint.startswith(("http://", "https://")):
         raise UserError("AWS_ENDPOINT_URL must begin with http:// or https://: add it")
-    if endpoint and "@" in urlsplit(endpoint).netloc:
+    try:
+        secret = bool(endpoint) and "@" in urlsplit(endpoint).netloc
+        valid = not endpoint or is_valid_endpoint_url(endpoint) or is_valid_ipv6_endpoint_url(endpoint)
+    except ValueError:
+        secret, valid = False, False
+    if secret:
         raise UserError(f"AWS_ENDPOINT_URL holds a user name or a password: take them out, and set {KEYS}")
+    if not valid:
+        raise UserError("AWS_ENDPOINT_URL is no URL of a server (host names have letters, digits, - and .): mend it")
     return {
         "endpoint": endpoint,
         # botocore reads AWS_DEFAULT_REGION only; every other AWS library reads AWS_REGION, and first.

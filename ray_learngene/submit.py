@@ -16,10 +16,9 @@ import shutil
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
 
 import yaml
 
@@ -59,7 +58,8 @@ def submit(command: str, config: Config, settings: SubmitConfig) -> None:
         job = _running(client, command, config) or _start(client, command, config, runtime_env)
     again = f"--address {client.get_address()}"
     if settings.follow:
-        _follow(client, job)
+        with _errors_of(client.get_address()):  # a token that is refused from now on
+            _follow(client, job)
     else:
         print(f"stop it: ray job stop {job} {again}; follow it: submit it again", flush=True)
 
@@ -69,6 +69,8 @@ def _refuse_what_stays_here(command: str, config: Config) -> None:
     values = config.model_dump(exclude_unset=True)
     if "store" not in values:
         raise UserError("--store is required: the cluster does not see this machine's folders; give s3://bucket/prefix")
+    if "://" not in values["store"]:
+        print(f"the store {values['store']} has to be a folder that all nodes of the cluster share", flush=True)
     for name in ("data", "data_dir", "ancestry", "source", "model"):
         value = values.get(name)
         path = value.removeprefix("local-dir:") if isinstance(value, str) else "/"
@@ -84,16 +86,21 @@ def _refuse_what_stays_here(command: str, config: Config) -> None:
 
 def _runtime_env(settings: SubmitConfig) -> dict[str, Any]:
     """The job's runtime environment without its files. The dashboard shows it: nothing secret may be in it."""
+    from ray.runtime_env import RuntimeEnv
+
     given = read_recipe(settings.runtime_env) if settings.runtime_env else {}
     if {"working_dir", "py_modules"} & given.keys():
         raise UserError(
             f"{settings.runtime_env}: working_dir and py_modules are set by `learngene submit`: remove them"
         )
     passed_on = {name: os.environ[name] for name in PASSED_ON if os.environ.get(name)}
-    for name, url in passed_on.items():
-        if "@" in urlsplit(url).netloc:
+    own = given.pop("env_vars", None) or {}
+    if not isinstance(own, dict):
+        raise UserError(f"{settings.runtime_env}: env_vars: expected 'NAME: value' lines")
+    variables = {**ENVIRONMENT, **passed_on, **own}
+    for name in PASSED_ON:
+        if "@" in str(variables.get(name, "")):
             raise UserError(f"{name} holds a password, and a job's environment is shown to all: put it into a profile")
-    variables = {**ENVIRONMENT, **passed_on, **(given.pop("env_vars", None) or {})}
     for name in SECRETS:
         if name in variables:
             raise UserError(
@@ -103,7 +110,12 @@ def _runtime_env(settings: SubmitConfig) -> dict[str, Any]:
     revision = git_revision()
     if revision:
         variables[REVISION_VARIABLE] = revision
-    return {**given, "env_vars": {name: str(value) for name, value in variables.items()}}
+    runtime_env = {**given, "env_vars": {name: str(value) for name, value in variables.items()}}
+    try:
+        RuntimeEnv(**runtime_env)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"{settings.runtime_env}: {' '.join(str(error).split())[:300]}") from None
+    return runtime_env
 
 
 def _connect(address: str | None) -> JobSubmissionClient:
@@ -261,8 +273,9 @@ async def _print_log(client: JobSubmissionClient, job: str) -> JobDetails | None
         details = await asyncio.to_thread(_status, client, job)
         if details is None or details.status in _ENDED:
             if details is not None:
-                whole = await asyncio.to_thread(client.get_job_logs, job)
-                print(whole[printed:], end="", flush=True)
+                with suppress(OSError, RuntimeError):  # how it ended matters more
+                    whole = await asyncio.to_thread(client.get_job_logs, job)
+                    print(whole[printed:], end="", flush=True)
             return details
 
 
@@ -272,11 +285,7 @@ def _status(client: JobSubmissionClient, job: str) -> JobDetails | None:
     while True:
         try:
             return client.get_job_info(job)
-        except OSError:
-            if time.monotonic() > deadline:
+        except (OSError, RuntimeError) as error:  # RuntimeError: any other answer than 200, also of a proxy
+            if "status code 404" in str(error) or time.monotonic() > deadline:
                 return None
             time.sleep(1)
-        except RuntimeError as error:
-            if "404" in str(error):
-                return None
-            raise

@@ -39,6 +39,8 @@ def permissions(method: str, target: str, body: bytes) -> list[Request]:
             *("marker", "fetch-owner", "x-id"),
         }:
             return [Request("s3:ListBucket", path, query.get("prefix", [None])[0])]
+        if method == "GET" and "uploads" in query:
+            return [Request("s3:ListBucketMultipartUploads", path)]
         return [Request(f"{method} {parts.query}", path)]
     if method == "DELETE":
         return [Request("s3:AbortMultipartUpload" if "uploadId" in query else "s3:DeleteObject", path)]

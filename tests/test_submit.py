@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import json
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 import pytest
+import ray
+from ray.job_submission import JobSubmissionClient
 
-from ray_learngene import cli
+from ray_learngene import cli, submit
+from ray_learngene.errors import JobFailed
 
 ROOT = Path(__file__).parent.parent
 SWEEP = ["sweep", "--data", "digits", "--name", "x", "--learngene", "y", "--depths", "1"]
@@ -54,6 +60,66 @@ def test_mistakes_are_told_before_anything_is_submitted(
     assert cli.main(["submit", *words]) == 2
     said = capsys.readouterr().err.strip()
     assert says in said and len(said.splitlines()) == 1 and "me:secret" not in said
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("env_vars: [A=1]", "env_vars: expected 'NAME: value' lines"),
+        ("pip: 3", "pip"),
+        ("{pip: [a], conda: b}", "pip"),
+        ("config: {setup_timeout_seconds: x}", "setup_timeout_seconds"),
+        ("env_vars: {AWS_ENDPOINT_URL: 'http://me:secret@h'}", "AWS_ENDPOINT_URL holds a password"),
+    ],
+)
+def test_a_mistake_in_the_runtime_environment_is_one_line(
+    text: str, says: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "env.yaml"
+    path.write_text(text)
+    assert cli.main(["submit", *SWEEP, "--store", "s3://b/p", "--runtime-env", str(path)]) == 2
+    said = capsys.readouterr().err.strip()
+    assert says in said and len(said.splitlines()) == 1 and "secret" not in said
+
+
+class Gateway(BaseHTTPRequestHandler):
+    """A job server behind a gateway that fails between two answers; its log cannot be had."""
+
+    asked = 0
+
+    def do_GET(self) -> None:
+        if self.path == "/api/version":
+            self._answer(200, {"version": "4", "ray_version": ray.__version__, "ray_commit": "x"})
+        elif self.path == "/api/jobs/gone":
+            self._answer(404, {})
+        elif self.path == "/api/jobs/x":
+            type(self).asked += 1
+            facts = {"type": "SUBMISSION", "submission_id": "x", "status": "SUCCEEDED", "entrypoint": "x"}
+            self._answer(*((502, {}) if self.asked == 1 else (200, facts)))
+        else:
+            self._answer(503, {})
+
+    def _answer(self, status: int, body: dict[str, Any]) -> None:
+        self.send_response(status)
+        self.end_headers()
+        self.wfile.write(json.dumps(body).encode())
+
+    def log_message(self, *words: Any) -> None:
+        pass
+
+
+def test_a_gateway_that_fails_for_a_moment_does_not_end_the_following_of_a_job() -> None:
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Gateway)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        client = JobSubmissionClient(f"http://127.0.0.1:{server.server_port}")
+        submit._follow(client, "x")
+        with pytest.raises(JobFailed, match="job gone was lost with the head"):
+            submit._follow(client, "gone")
+    finally:
+        server.shutdown()
+        server.server_close()
+    assert Gateway.asked == 2
 
 
 def test_secrets_in_the_runtime_environment_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -109,6 +109,8 @@ class LocalCluster:
             raise
 
     def _create(self, workers: int) -> None:
+        if self.folder.exists():
+            self._require_empty()
         self.folder.mkdir(parents=True, exist_ok=True)
         for network in range(1, 255):
             if f"lg{network}" not in {link["ifname"] for link in json.loads(ip("-j", "link"))}:
@@ -132,7 +134,15 @@ class LocalCluster:
             for host in self.hosts.values():
                 host.remove()
             ip("link", "delete", f"lg{network}", check=False)
-        shutil.rmtree(self.folder, ignore_errors=True)
+            shutil.rmtree(self.folder, ignore_errors=True)
+        elif self.folder.exists():
+            self._require_empty()
+            self.folder.rmdir()
+
+    def _require_empty(self) -> None:
+        """Keep away from what is not a cluster's."""
+        if not self.folder.is_dir() or any(self.folder.iterdir()):
+            raise UserError(f"{self.folder} holds no local cluster but something else: give another --folder")
 
     def on(self, name: str) -> None:
         """Power a host on; it takes up its service again."""

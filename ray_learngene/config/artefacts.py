@@ -71,8 +71,8 @@ class GcConfig(StoreConfig):
     @field_validator("min_age")
     @classmethod
     def _an_age(cls, text: str) -> str:
-        if not re.fullmatch(r"\d{1,6}[mhd]", text):
-            raise ValueError("write a number of minutes, hours or days, such as 30m, 24h or 7d")
+        if not re.fullmatch(r"\d{1,5}[mhd]", text):
+            raise ValueError("write a number of minutes, hours or days below 100,000, such as 30m, 24h or 7d")
         return text
 
     @property

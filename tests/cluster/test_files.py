@@ -11,7 +11,9 @@ from typing import Any
 import pytest
 import yaml
 
+from cluster.local import LocalCluster
 from ray_learngene import cli, submit
+from ray_learngene.errors import UserError
 
 ROOT = Path(__file__).parents[2]
 CLUSTER = ROOT / "cluster"
@@ -29,6 +31,16 @@ def test_the_image_has_the_pinned_ray_and_is_built_from_files_that_exist() -> No
     for source in copied:
         assert (ROOT / source).exists() and f"!{source}" in ignored
     assert any("--requirement requirements.txt" in " ".join(line) for line in words if line[0] == "RUN")
+
+
+def test_a_folder_that_is_no_local_cluster_is_left_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "thesis.tex").write_text("years")
+    with pytest.raises(UserError, match="holds no local cluster but something else"):
+        LocalCluster(tmp_path).down()
+    with pytest.raises(UserError, match="holds no local cluster but something else"):
+        LocalCluster(tmp_path)._create(1)
+    assert (tmp_path / "thesis.tex").read_text() == "years"
+    LocalCluster(tmp_path / "nothing").down()
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from ray_learngene.catalog import print_list, pull
-from ray_learngene.config import ListConfig, PullConfig
+from ray_learngene.config import GcConfig, ListConfig, PullConfig
+from ray_learngene.garbage import gc
 from ray_learngene.store import Store
 from tests.cluster.policy import refused
 from tests.conftest import S3Server
@@ -36,6 +37,7 @@ def test_the_policies_allow_what_the_store_asks_for_and_no_more(
         store.create_text("runs/z/settings.json", "{}")
         store.remove_tree("runs/z")
         store.remove("learngene", "y")
+        gc(GcConfig(store=uri, min_age="0m", delete=True))
     with recorded(s3_server.endpoint) as reading:
         monkeypatch.setenv("AWS_ENDPOINT_URL", reading.endpoint)
         print_list(ListConfig(store=uri))

@@ -29,6 +29,28 @@ def test_overwrite_never_removes_files_of_something_else(store: Store, folder: P
     assert contents(out) == {"thesis.tex": b"years"}
 
 
+@pytest.mark.parametrize("ending", [".partial", ".replaced"])
+def test_folders_of_somebody_else_beside_the_target_stay(
+    store: Store, folder: Path, tmp_path: Path, ending: str
+) -> None:
+    store.publish("learngene", "a", folder, {})
+    own = make_folder(tmp_path / f"out{ending}", {"thesis.tex": b"years"})
+    with pytest.raises(UserError, match=rf"out{ending} is in the way of the pull.*\(thesis.tex\)") as error:
+        store.download("learngene", "a", tmp_path / "out", overwrite=True)
+    one_line(error)
+    assert contents(own) == {"thesis.tex": b"years"} and sorted(tmp_path.glob("out*")) == [own]
+
+
+def test_what_a_pull_was_to_replace_is_there_again_after_it_died(
+    store: Store, folder: Path, files: dict[str, bytes], tmp_path: Path
+) -> None:
+    store.publish("learngene", "a", folder, {})
+    make_folder(tmp_path / "out.replaced", {**files, ".pull-lock": b""})
+    with pytest.raises(UserError, match="out exists: choose another folder, or --overwrite"):
+        store.download("learngene", "a", tmp_path / "out")
+    assert contents(tmp_path / "out") == files and not (tmp_path / "out.replaced").exists()
+
+
 def test_an_interrupted_download_continues_where_it_stopped(
     store: Store, folder: Path, files: dict[str, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -55,6 +77,7 @@ def test_what_another_version_left_behind_does_no_harm(
         "config.json": b"[]",
         "plots/a.svg": b"longer than it was",
         "old.json": b"",
+        ".pull-lock": b"",
     }
     make_folder(tmp_path / "out.partial", left)
     assert contents(store.download("learngene", "a", tmp_path / "out")) == files

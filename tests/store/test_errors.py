@@ -142,6 +142,14 @@ def test_the_endpoint_for_s3_alone_comes_first(s3_env: Callable[[], str], monkey
         Store(uri).check(write=True)
 
 
+@pytest.mark.parametrize("endpoint", ["http://my_minio:9000", "http://", "http://local host:9000", "http://[::1:9000"])
+def test_an_endpoint_that_is_no_url_is_one_line(endpoint: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_ENDPOINT_URL", endpoint)
+    with pytest.raises(UserError, match="AWS_ENDPOINT_URL is no URL of a server") as error:
+        Store("s3://bucket/prefix").check(write=False)
+    one_line(error)
+
+
 def test_an_unreachable_endpoint_is_named(
     s3_env: Callable[[], str], folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -35,6 +35,7 @@ def full(store: Store, folder: Path) -> Store:
     for path in ("runs/learngene-x/state.json", "runs/learngene-y/state.json", "runs/sweep-s/t.json", "runs/sweep-t/t"):
         store.write_text(path, "{}")
     store.write_text("sweeps/s/results.parquet", "")
+    store.write_text("benches/t/results.parquet", "")  # of another command: sweep t goes on
     store.write_text(".check-1", "")
     store.objects.put("learngenes/dead/0123456789ab-01234567/model.safetensors", b"half")
     return store
@@ -117,17 +118,25 @@ def test_local_leftovers(tmp_path: Path, folder: Path, capsys: pytest.CaptureFix
         make_folder(tmp_path / "store" / "learngenes" / "b", {".0123.tmp": b"x" * 2000}) / ".0123.tmp",
         *make_folder(tmp_path / "pulled" / "m.partial", {".pull-lock": b"", "model.safetensors": b"half"}).iterdir(),
         *make_folder(tmp_path / "pulled" / "mine.partial", {"thesis.tex": b"years"}).iterdir(),
+        *make_folder(tmp_path / "pulled" / "mine.replaced", {"thesis.tex": b"years"}).iterdir(),
+        *make_folder(tmp_path / "pulled" / "only.replaced", {".pull-lock": b"", "a": b"the only copy"}).iterdir(),
+        *make_folder(tmp_path / "pulled" / "both.replaced", {".pull-lock": b""}).iterdir(),
     ]
+    for name in ("mine", "both"):
+        make_folder(tmp_path / "pulled" / name, {"a": b"the new copy"})
     for path in paths:
         os.utime(path, (old, old))
     arguments = ["gc", "--store", store.uri, "--downloads", str(tmp_path / "pulled")]
     assert main(arguments) == 0
     printed = capsys.readouterr().out
-    assert "temporary file" in printed and "half a download" in printed and "2 to remove, 2 kB: add --delete" in printed
+    assert "temporary file" in printed and "half a download" in printed and "3 to remove, 2 kB: add --delete" in printed
     assert all(path.exists() for path in paths)
     assert main([*arguments, "--delete"]) == 0
-    assert "2 removed, 2 kB" in capsys.readouterr().out
-    assert [path.exists() for path in paths] == [False, False, False, True]
-    assert main(["gc", "--store", store.uri, "--min-age", "soon"]) == 2
-    assert "write a number of minutes, hours or days" in capsys.readouterr().err
+    assert "3 removed, 2 kB" in capsys.readouterr().out
+    assert [path.exists() for path in paths] == [False, False, False, True, True, True, True, False]
+    for age in ("soon", "999999d"):
+        assert main(["gc", "--store", store.uri, "--min-age", age]) == 2
+        assert "write a number of minutes, hours or days" in capsys.readouterr().err
+    assert main(["gc", "--store", store.uri, "--downloads", str(tmp_path / "puled")]) == 2
+    assert "puled is no folder" in capsys.readouterr().err
     assert contents(store.download("learngene", "a", tmp_path / "out")) == contents(folder)

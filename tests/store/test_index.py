@@ -14,8 +14,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from ray_learngene import index
-from ray_learngene.catalog import print_list, pull, select_descendant
-from ray_learngene.config import ListConfig, PullConfig
+from ray_learngene.catalog import print_artefact, print_list, pull, select_descendant
+from ray_learngene.config import ListConfig, PullConfig, ShowConfig
 from ray_learngene.errors import UserError
 from ray_learngene.index import NOTES, SNAPSHOTS, Index
 from ray_learngene.objects import Objects
@@ -270,6 +270,12 @@ def test_pull_of_a_descendant_that_a_script_of_its_own_published(
     with pytest.raises(UserError, match="no descendants in") as error:
         pull(PullConfig(store=store.uri, max_params="1M", out=str(tmp_path / "chosen")))
     one_line(error)
+
+
+def test_a_sweep_without_a_finished_descendant_is_shown(store: Store, capsys: pytest.CaptureFixture[str]) -> None:
+    store.write_text("sweeps/s/sweep.json", json.dumps({"budgets": {}}))
+    print_artefact(ShowConfig(store=store.uri, artefact="sweeps/s"))
+    assert capsys.readouterr().out == "no descendant has finished yet\n"
 
 
 def test_a_damaged_manifest_hides_no_other(store: Store, folder: Path, caplog: pytest.LogCaptureFixture) -> None:
