@@ -88,11 +88,14 @@ class BackgroundCheckpoints:
     def _upload(self) -> None:
         while True:
             with self._changed:
-                if self._waiting is None or self._error is not None:
+                waiting, self._waiting = self._waiting, None
+                if waiting is None or self._error is not None:
+                    if waiting is not None:
+                        shutil.rmtree(waiting[0], ignore_errors=True)
                     self._thread = None
                     self._changed.notify_all()
                     return
-                (folder, metrics), self._waiting = self._waiting, None
+            folder, metrics = waiting
             try:
                 with clear_disk_errors(folder):
                     self.uploads.save(lambda target, folder=folder: _move(folder, target), metrics)  # type: ignore[misc]

@@ -130,9 +130,9 @@ def format_quantity(quantity: str, value: float | None) -> str:
     if value is None:
         return "-"
     if quantity == "latency":
-        return f"{value:.3g} ms"
+        return f"{value:.3g} ms" if value < 999.5 else f"{value:,.0f} ms"
     unit = "B" if quantity == "memory" else ""
     for factor, prefix in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if value >= factor:
+        if value >= 0.9995 * factor:  # 999,700 is 1 M, not 1e+03 k
             return f"{value / factor:.3g} {prefix}{unit}"
     return f"{value:.0f} {unit}".strip()

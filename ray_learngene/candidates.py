@@ -44,7 +44,7 @@ class StoredLearngene:
             UserError: there is none of that name, or its files are not what its manifest says.
         """
         manifest = store.manifest("learngene", name)
-        files = [store.read_bytes("learngene", name, file) for file in (WEIGHTS_FILE, DESCRIPTION_FILE)]
+        files = [store.read_file(manifest, file) for file in (WEIGHTS_FILE, DESCRIPTION_FILE)]
         try:
             return cls(Learngene.from_bytes(*files), manifest)
         except (SafetensorError, ValueError, KeyError, TypeError, RecursionError) as error:

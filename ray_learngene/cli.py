@@ -132,9 +132,7 @@ def _parse(arguments: list[str]) -> tuple[Any, ...] | None:
         return None
     known, unknown = parser.parse_known_args(arguments[words:])
     if unknown:
-        flag, positional = unknown[0].split("=")[0], _POSITIONAL.get(command)
-        if positional and flag == f"--{positional}":
-            raise UserError(f"learngene {command}: {positional.upper()} is given without a flag")
+        flag = unknown[0].split("=")[0]
         near = difflib.get_close_matches(flag, [f"--{name.replace('_', '-')}" for name in cls.model_fields], n=1)
         raise UserError(
             f"learngene {command}: unknown argument {flag!r}" + (f"; did you mean {near[0]}?" if near else "")
@@ -216,9 +214,9 @@ def _add_argument(group: argparse._ArgumentGroup, name: str, field: Any, *, posi
     default = "" if field.is_required() or field.default in (None, (), {}) else f" (default: {_show(field.default)})"
     help_text = f"{field.description}{required}{default}".replace("%", "%%")
     if positional:
-        group.add_argument(name, nargs="?", help=help_text)
-    else:
-        group.add_argument(f"--{name.replace('_', '-')}", help=help_text, **_argument(name, field.annotation))
+        group.add_argument(name, nargs="?", help=f"{help_text}; also as --{name}")
+        help_text = argparse.SUPPRESS
+    group.add_argument(f"--{name.replace('_', '-')}", help=help_text, **_argument(name, field.annotation))
 
 
 def _show(default: Any) -> str:

@@ -10,14 +10,16 @@ from timm.data import resolve_model_data_config
 from ray_learngene.config import EvaluateConfig
 from ray_learngene.data import open_image_sets
 from ray_learngene.data.images import Preprocessing, validation_batches
+from ray_learngene.data.unreadable import Reader
 from ray_learngene.engine import resolve_device
 from ray_learngene.errors import UserError
 from ray_learngene.export import labels_of, load_timm
 from ray_learngene.scores import Scores, evaluate
+from ray_learngene.terminal import unreadable_text
 
 
 def evaluate_model(config: EvaluateConfig) -> Scores:
-    """Top-1 of a timm model folder on the validation split of an image set.
+    """Top-1 of a timm model folder on the validation split of an image set; unreadable images as `unreadable` says.
 
     Raises:
         UserError: it is no timm model folder, or its classes are not those of the images.
@@ -39,8 +41,14 @@ def evaluate_model(config: EvaluateConfig) -> Scores:
         interpolation=data["interpolation"],
     )
     device = resolve_device()
-    batches = validation_batches(sets.val, preprocessing, config.batch_size, workers=config.loader_workers)
-    return evaluate(model.to(device), batches, device=device)
+    reader = Reader(sets.val, config.unreadable)
+    batches = validation_batches(
+        sets.val, preprocessing, config.batch_size, workers=config.loader_workers, reader=reader
+    )
+    scores = evaluate(model.to(device), batches, device=device)
+    if reader.names():
+        print(unreadable_text(reader.names()), flush=True)
+    return scores
 
 
 def print_evaluation(config: EvaluateConfig) -> None:

@@ -85,7 +85,9 @@ def _source(reference: str, store: Store) -> tuple[nn.Module, tuple[str, ...], P
                 f"--source {reference}: a learngene of method {learngene.method!r} does not determine a whole model, "
                 "the rest would be random; take one of method 'pretrained'"
             )
-        facts = {"sha256": stored.manifest.version, "cost": metadata["cost"], "metrics": metadata["metrics"]}
+        spent = stored.facts()  # with that of the learngene that it started from
+        cost = {name: spent.get(f"learngene_{name}") or value for name, value in metadata["cost"].items()}
+        facts = {"sha256": stored.manifest.version, "cost": cost, "metrics": metadata["metrics"]}
         return model, learngene.labels, Preprocessing(**learngene.preprocessing), facts
     ancestry = load_ancestry(reference, store, flag="--source")
     trained = ancestry.model

@@ -34,7 +34,8 @@ class Plan:
         arms: How many there are.
         descendants: How many there are, all arms, seeds and learning rates together.
         steps: Optimizer steps of each; None where no image set was given.
-        flops: Training FLOPs of all together (of one image for each, where no image set was given).
+        flops: Training FLOPs of all together, and of fitting where a method does so (of one image for each, where no
+            image set was given).
     """
 
     selection: Selection
@@ -65,17 +66,24 @@ def plan(config: PlanConfig) -> Plan:
             )
     measure = measured_latency(config)
     selection = select(config, learngene, len(sets.train.classes) if sets else learngene.spec.classes, measure)
-    load_arms(config, arms, selection, stored, range(config.seed, config.seed + config.seeds))
-    per_spec = len(arms) * config.seeds * max(1, config.lr_search)
-    images = 1 if steps is None else steps * config.batch_size
-    macs = sum(choice.costs["macs"] for choice in selection.specs)
+    learngenes = load_arms(config, arms, selection, stored, range(config.seed, config.seed + config.seeds))
+    per_arm = config.seeds * max(1, config.lr_search)
+    macs = 0.0
+    for arm in arms:
+        for choice in selection.specs:
+            images = 1
+            if steps is not None:
+                name = arm.learngene_of(choice.spec, config.seed)
+                adapter = arm.method.adapter(learngenes[name].learngene if name else None, choice.spec)
+                images = (steps + (adapter.fit_steps if adapter else 0)) * config.batch_size
+            macs += choice.costs["macs"] * images
     return Plan(
         selection,
         {choice.spec: measure(choice.spec) for choice in selection.specs},
         len(arms),
-        len(selection.specs) * per_spec,
+        len(selection.specs) * len(arms) * per_arm,
         steps,
-        2.0 * TRAINING_PASSES * macs * images * per_spec,
+        2.0 * TRAINING_PASSES * macs * per_arm,
     )
 
 

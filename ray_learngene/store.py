@@ -244,12 +244,20 @@ class Store:
         return download(self.objects, manifest, out, overwrite)
 
     def read_bytes(self, kind: Kind, name: str, path: str) -> bytes:
-        """One file of an artefact, verified.
+        """One file of an artefact, verified; see `read_file` for several of one version.
 
         Raises:
             UserError: There is no such artefact or file, or the file does not match its hash.
         """
-        manifest = self.manifest(kind, name)
+        return self.read_file(self.manifest(kind, name), path)
+
+    def read_file(self, manifest: Manifest, path: str) -> bytes:
+        """One file of the version of an artefact that a manifest describes, verified.
+
+        Raises:
+            UserError: There is no such file, or it does not match its hash.
+        """
+        kind, name = manifest.kind, manifest.name
         entry = manifest.entry(path)
         if entry is None:
             paths = ", ".join(entry.path for entry in manifest.files)

@@ -83,6 +83,24 @@ def test_the_newest_takes_the_place_of_the_waiting_one(temporary: Path) -> None:
     assert list(temporary.iterdir()) == []
 
 
+def test_a_checkpoint_that_waits_behind_one_that_is_refused_leaves_nothing(temporary: Path) -> None:
+    held = Held()
+
+    def refuse(write: Callable[[Path], None], metrics: dict[str, Any]) -> None:
+        held.started.set()
+        assert held.released.wait(SECONDS)
+        raise UserError("no space")
+
+    held.save = refuse  # type: ignore[method-assign]
+    with pytest.raises(UserError, match="no space"), BackgroundCheckpoints(held) as checkpoints:
+        checkpoints.save(file_named("first"), {})
+        assert held.started.wait(SECONDS)
+        checkpoints.save(file_named("second"), {})
+        held.released.set()
+        checkpoints.finish()
+    assert list(temporary.iterdir()) == []
+
+
 def run(checkpoints: BackgroundCheckpoints, report: Callable[[dict[str, Any]], None] = lambda metrics: None) -> None:
     sets = open_image_sets(DataConfig(data="digits"))
     preprocessing = Preprocessing(image_size=8, mean=(0.5,) * 3, std=(0.5,) * 3, crop_pct=1.0, interpolation="bicubic")

@@ -97,7 +97,7 @@ PLAN = ("plan", "--learngene", "gene", "--store", "{store}")
 MISTAKES: dict[str, tuple[tuple[str, ...], str]] = {
     "no such command": (("distil",), "unknown command 'distil'; did you mean 'distill'?"),
     "no such flag": (("sweep", "--epoch", "3"), "unknown argument '--epoch'; did you mean --epochs?"),
-    "a flag for what has none": (("evaluate", "--model", "best"), "MODEL is given without a flag"),
+    "nothing to evaluate": (("evaluate", "--data", "digits"), "--model is required"),
     "a flag without its value": (("sweep", "--epochs"), "expected one argument"),
     "a missing flag": (("distill", "--data", "digits"), "is required: "),
     "not a number": (("sweep", "--epochs", "many"), "--epochs: input should be a valid integer"),

@@ -95,18 +95,29 @@ def rows(config: BenchConfig, classes: int) -> list[Row]:
     _check_names(config)
     specs = sizes(config, classes)
     auxiliary = preset(config.preset, image=config.image_size, classes=classes, depth=config.depth)
-    return [_row(config, name, arm, specs, auxiliary) for name, arm in config.arms.items()]
+    made = [_row(config, name, arm, specs, auxiliary) for name, arm in config.arms.items()]
+    _check_distinct(config, made)
+    return made
 
 
 def _check_names(config: BenchConfig) -> None:
-    seen: dict[tuple[str | int | None, ...], str] = {}
-    for name, arm in config.arms.items():
+    for name in config.arms:
         folder_of("learngene", f"{config.name}-{name}")  # refuses what no store can hold
         if name.startswith("model-"):
             raise UserError(f"arm {name!r}: names that begin with model- are those of plain models; choose another")
-        same = seen.setdefault((arm.method, arm.source, arm.tune, arm.epochs), name)
-        if same != name:
-            raise UserError(f"arm {name!r} is the same as {same!r}: give each arm once")
+
+
+def _check_distinct(config: BenchConfig, made: Sequence[Row]) -> None:
+    """Refuse two arms that are trained alike, however they are written."""
+    for number, row in enumerate(made):
+        for other in made[:number]:
+            if _trained(config, row) == _trained(config, other):
+                raise UserError(f"arm {row.name!r} is the same as {other.name!r}: give each arm once")
+
+
+def _trained(config: BenchConfig, row: Row) -> tuple[Method, str, str, int]:
+    """All that decides an arm's results, whether it was written or is a default."""
+    return row.method, row.arm.source or row.method.source, row.arm.tune, row.arm.epochs or config.epochs
 
 
 def _row(config: BenchConfig, name: str, arm: BenchArm, specs: list[Spec], auxiliary: Spec) -> Row:
@@ -197,11 +208,12 @@ def extract_configs(config: BenchConfig, row: Row, lrs: Mapping[Distillation, fl
     """What turns plain models, distilled at these learning rates, into the arm's learngenes."""
     if not row.extracted:
         return
-    for distillation in {row.distillations[spec] for spec in row.specs}:
+    for spec, distillation in {row.distillations[spec]: (spec, row.distillations[spec]) for spec in row.specs}.values():
         assert distillation is not None
+        label = _label(row).format(width=spec.width, depth=spec.depth)
         for seed in range(config.seed, config.seed + config.seeds):
             yield ExtractConfig(
-                name=learngene_name(config, row.name, lrs[distillation], seed),
+                name=learngene_name(config, label, lrs[distillation], seed),
                 store=config.store,
                 store_patience=config.store_patience,
                 source=f"store:learngenes/{learngene_name(config, distillation.label, lrs[distillation], seed)}",
@@ -214,10 +226,17 @@ def arm_text(config: BenchConfig, row: Row, lrs: Mapping[Distillation, float]) -
     distillation = row.distillations[row.specs[0]]
     if distillation is None:
         return row.arm.method
-    several = len({row.distillations[spec] for spec in row.specs}) > 1
-    each = re.sub(r"w\d+-d\d+$", "w{width}-d{depth}", distillation.label)
-    label = row.name if row.extracted else each if several else distillation.label
-    return f"{row.arm.method}@{learngene_name(config, label, lrs[distillation], '{seed}')}"
+    return f"{row.arm.method}@{learngene_name(config, _label(row), lrs[distillation], '{seed}')}"
+
+
+def _label(row: Row) -> str:
+    """What the arm's learngenes are called, with the places of width and depth where every size has its own."""
+    made = {row.distillations[spec] for spec in row.specs}
+    labels = {one.label for one in made if one is not None}
+    several = len(labels) > 1
+    if row.extracted:
+        return f"{row.name}-w{{width}}-d{{depth}}" if several else row.name
+    return re.sub(r"w\d+-d\d+$", "w{width}-d{depth}", min(labels)) if several else min(labels)
 
 
 def tuning_epochs(config: BenchConfig, row: Row) -> int:

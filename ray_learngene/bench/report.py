@@ -41,6 +41,9 @@ def page(config: BenchConfig, table: pandas.DataFrame, arms: Sequence[Row]) -> s
     environment.filters["quantity"] = lambda value: format_quantity("params", value)
     environment.filters["score"] = lambda pair: f"{pair[0]:.1f} ± {pair[1]:.1f}"
     environment.filters["rate"] = lambda lr: "-" if lr is None or math.isnan(lr) else f"{lr:.1e}"
+    environment.filters["flops"] = lambda flops: _known(flops, f"{flops:.2e}")
+    environment.filters["times"] = lambda ratio: "-" if ratio is None else _known(ratio, f"{ratio:.1f}×")
+    environment.filters["count"] = _count
     specs = [spec for spec in sizes(config, 1) if len(_at(table, spec.width, spec.depth))]
     return environment.get_template("bench.md").render(
         config=config,
@@ -56,6 +59,17 @@ def page(config: BenchConfig, table: pandas.DataFrame, arms: Sequence[Row]) -> s
         distilled={row.name: next((one.epochs for one in row.distillations.values() if one), None) for row in arms},
         epochs=table.groupby("arm")["epochs"].first().to_dict(),
     )
+
+
+def _known(value: float, text: str) -> str:
+    return "unknown" if math.isnan(value) else text
+
+
+def _count(descendants: float | None) -> str:
+    """A break-even in words where it is no number."""
+    if descendants is None:
+        return "-"
+    return "never" if math.isinf(descendants) else _known(descendants, f"{descendants:.0f}")
 
 
 def _at(table: pandas.DataFrame, width: int, depth: int) -> pandas.DataFrame:

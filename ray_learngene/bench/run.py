@@ -29,7 +29,7 @@ from ray_learngene.bench.plan import (
     tuning_epochs,
 )
 from ray_learngene.bench.report import write_report
-from ray_learngene.bench.table import Chosen, bench_table
+from ray_learngene.bench.table import Chosen, bench_table, current_descendants
 from ray_learngene.config import BenchConfig, ClusterConfig
 from ray_learngene.data.images import checked_image_sets
 from ray_learngene.errors import UserError
@@ -171,7 +171,7 @@ def _best(grid: Sequence[float], losses: Mapping[float, float], why: str) -> flo
 def _search_tuning(config: BenchConfig, store: Store, arms: Sequence[Row], base: str, chosen: Chosen) -> None:
     """Choose the best learning rate of every arm at the middle one of its sizes, by the held-out training images.
 
-    The learngenes have seen those images, without their labels.
+    The learngenes have seen those images; with their labels only where alpha is below 1.
     """
     groups: dict[tuple[str, int, Spec], list[Row]] = defaultdict(list)
     for row in arms:
@@ -188,7 +188,7 @@ def _search_tuning(config: BenchConfig, store: Store, arms: Sequence[Row], base:
             except UserError as error:  # some diverged: that rate is none for them
                 why = str(error)
             for row in some:
-                for one in store.manifests("descendant", under=run.name):
+                for one in current_descendants(store, run.name):
                     if one.metadata["row"]["arm"] == texts[row.name]:
                         losses[row.name][lr] = one.metadata["row"]["val_loss"]
         for row in some:

@@ -12,6 +12,7 @@ import pandas
 
 MEASURES = {"top1_untuned": "before tuning", "top1_epoch1": "after 1 epoch", "top1": "at the end"}
 _SIZE = ["width", "depth"]
+_ROUNDING = 1e-9  # points of accuracy: two ways to take the same mean
 
 
 @dataclass(frozen=True)
@@ -78,13 +79,16 @@ def accuracy(arm: pandas.DataFrame, measure: str) -> tuple[float, float]:
     return float(by_seed.mean()), float(by_seed.std(ddof=1)) if len(by_seed) > 1 else 0.0
 
 
-def break_even(arm: Cost, reference: Cost, *, search: bool = True) -> int | None:
-    """The smallest number of descendants from which on an arm costs less than the reference; None: at none."""
+def break_even(arm: Cost, reference: Cost, *, search: bool = True) -> float:
+    """The smallest number of descendants from which on an arm costs less than the reference.
+
+    Infinity: at none. Not a number: a cost is not known.
+    """
     saved = reference.each - arm.each
     ahead = search * (arm.search - reference.search) + arm.once - reference.once
-    if saved <= 0 or math.isnan(ahead):
-        return None
-    return max(1, math.floor(ahead / saved) + 1)
+    if math.isnan(ahead):
+        return math.nan
+    return max(1, math.floor(ahead / saved) + 1) if saved > 0 else math.inf
 
 
 def cost_until(arm: pandas.DataFrame, reference: pandas.DataFrame, unit: str = "flops") -> tuple[float, int, int]:
@@ -104,7 +108,7 @@ def cost_until(arm: pandas.DataFrame, reference: pandas.DataFrame, unit: str = "
             continue
         compared += 1
         history = np.mean(np.stack(rows["history"].to_list()), axis=0)
-        hits = np.flatnonzero(history >= goals[size])
+        hits = np.flatnonzero(history >= goals[size] - _ROUNDING)
         if not len(hits):
             continue
         reached += 1
@@ -119,17 +123,26 @@ def cost_until(arm: pandas.DataFrame, reference: pandas.DataFrame, unit: str = "
 def saving(arm: pandas.DataFrame, reference: pandas.DataFrame, descendants: int = 10) -> float | None:
     """How many times less training it takes to deliver so many sizes at the reference's final accuracy.
 
-    Sizes are taken to cost what the measured ones cost in the mean. None where a measured size does not reach it.
+    Both are charged until they first reach it. Sizes are taken to cost what the measured ones cost in the mean. None
+    where a measured size does not reach it.
     """
+    mine, theirs = (_until_all_reach(one, reference, descendants) for one in (arm, reference))
+    return theirs / mine if mine and theirs else None
+
+
+def _until_all_reach(arm: pandas.DataFrame, reference: pandas.DataFrame, descendants: int) -> float | None:
     until, reached, compared = cost_until(arm, reference)
     if reached < compared or not compared:
         return None
     once = cost(arm, "flops").once
-    return cost(reference, "flops").total(descendants, search=False) / (once + descendants * (until - once) / compared)
+    return once + descendants * (until - once) / compared
 
 
 def summarise(table: pandas.DataFrame, arms: Sequence[str], reference: str) -> list[dict[str, Any]]:
-    """One row per arm, in the order given; costs of all sizes together, and their ratios to the reference's."""
+    """One row per arm, in the order given: costs of all its sizes together.
+
+    It is held against the reference (ratios, break-even) at the sizes that both have; None where they share none.
+    """
     base = table[table["arm"] == reference]
     rows = []
     for name in arms:
@@ -137,10 +150,7 @@ def summarise(table: pandas.DataFrame, arms: Sequence[str], reference: str) -> l
         if not len(arm):
             continue
         count = len(arm.drop_duplicates(_SIZE))
-        same = base.merge(arm[_SIZE].drop_duplicates(), on=_SIZE)
-        flops, theirs = cost(arm, "flops"), cost(same, "flops")
-        with_ancestry, theirs_too = cost(arm, "flops", ancestry=True), cost(same, "flops", ancestry=True)
-        until, reached, compared = cost_until(arm, same)
+        flops = cost(arm, "flops")
         rows.append(
             {
                 "arm": name,
@@ -150,18 +160,34 @@ def summarise(table: pandas.DataFrame, arms: Sequence[str], reference: str) -> l
                 "images": cost(arm, "images").total(count, search=False),
                 "flops": flops.total(count, search=False),
                 "flops_search": flops.total(count),
-                "flops_ancestry": with_ancestry.total(count),
+                "flops_ancestry": cost(arm, "flops", ancestry=True).total(count),
                 "seconds": cost(arm, "seconds").total(count, search=False),
-                "ratio": theirs.total(count, search=False) / flops.total(count, search=False),
-                "ratio_ancestry": theirs_too.total(count) / with_ancestry.total(count),
-                "break_even": break_even(flops, theirs, search=False),
-                "break_even_ancestry": break_even(with_ancestry, theirs_too),
-                "until": until,
-                "until_reached": reached,
-                "until_compared": compared,
-                "saving": saving(arm, same),
+                **_against(arm, base),
                 "distill_lr": arm["distill_lr"].iloc[0],
                 "lr": arm["lr"].iloc[0],
             }
         )
     return rows
+
+
+def _against(arm: pandas.DataFrame, base: pandas.DataFrame) -> dict[str, Any]:
+    """An arm held against the reference, at the sizes that both have."""
+    mine = arm.merge(base[_SIZE].drop_duplicates(), on=_SIZE)
+    theirs = base.merge(arm[_SIZE].drop_duplicates(), on=_SIZE)
+    count = len(mine.drop_duplicates(_SIZE))
+    if not count:
+        names = ("ratio", "ratio_ancestry", "break_even", "break_even_ancestry", "until", "saving")
+        return {**dict.fromkeys(names), "until_reached": 0, "until_compared": 0}
+    flops, flops_there = cost(mine, "flops"), cost(theirs, "flops")
+    whole, whole_there = cost(mine, "flops", ancestry=True), cost(theirs, "flops", ancestry=True)
+    until, reached, compared = cost_until(mine, theirs)
+    return {
+        "ratio": flops_there.total(count, search=False) / flops.total(count, search=False),
+        "ratio_ancestry": whole_there.total(count) / whole.total(count),
+        "break_even": break_even(flops, flops_there, search=False),
+        "break_even_ancestry": break_even(whole, whole_there),
+        "until": until,
+        "until_reached": reached,
+        "until_compared": compared,
+        "saving": saving(mine, theirs),
+    }

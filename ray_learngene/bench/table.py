@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
 
 import pandas
@@ -17,6 +18,7 @@ from ray_learngene.bench.plan import (
     sweep_config,
 )
 from ray_learngene.config import BenchConfig
+from ray_learngene.manifest import Manifest
 from ray_learngene.store import Store
 
 COSTS = ("images", "flops", "teacher_flops", "seconds")
@@ -50,21 +52,14 @@ def bench_table(
     """
     search = {row.name: _search_cost(config, store, row, chosen) for some in sweeps.values() for row in some}
     ancestry = _ancestry_cost(config, store)
-    versions: dict[str, str] = {}
     table = []
     for name, some in sweeps.items():
         by_text = {arm_text(config, row, chosen.distill): row for row in some}
-        for manifest in store.manifests("descendant", under=name):
+        for manifest in current_descendants(store, name):
             one = manifest.metadata["row"]
             if one["arm"] not in by_text or one["seed"] not in range(config.seed, config.seed + config.seeds):
                 continue  # of an earlier run with other arms or more seeds
             row = by_text[one["arm"]]
-            if (
-                one["learngene"]
-                and versions.setdefault(one["learngene"], store.manifest("learngene", one["learngene"]).version)
-                != one["learngene_version"]
-            ):
-                continue  # of a learngene that has been replaced
             table.append(
                 {
                     **one,
@@ -85,6 +80,19 @@ def bench_table(
     return pandas.DataFrame(table)
 
 
+def current_descendants(store: Store, sweep: str) -> Iterator[Manifest]:
+    """A sweep's descendants, without those of a learngene that has been replaced since."""
+
+    @cache
+    def version(learngene: str) -> str:
+        return store.manifest("learngene", learngene).version
+
+    for manifest in store.manifests("descendant", under=sweep):
+        row = manifest.metadata["row"]
+        if not row["learngene"] or version(row["learngene"]) == row["learngene_version"]:
+            yield manifest
+
+
 def _distill_lr(row: Row, one: dict[str, Any], chosen: Chosen) -> float | None:
     for spec, distillation in row.distillations.items():
         if distillation is not None and (spec.width, spec.depth) == (one["width"], one["depth"]):
@@ -93,10 +101,14 @@ def _distill_lr(row: Row, one: dict[str, Any], chosen: Chosen) -> float | None:
 
 
 def _ancestry_cost(config: BenchConfig, store: Store) -> dict[str, Any]:
-    kind, _, name = config.ancestry.partition(":")[2].partition("/")
+    scheme, _, path = config.ancestry.partition(":")
+    kind, _, name = path.partition("/")
+    if scheme != "store":
+        return {}
     if kind == "ancestries":
         return store.manifest("ancestry", name).metadata["cost"]
-    return store.manifest("descendant", name).metadata["row"] if kind == "descendants" else {}
+    row = store.manifest("descendant", name).metadata["row"]
+    return {key: sum(row.get(f"{part}{key}") or 0 for part in ("", "fit_", "learngene_")) for key in COSTS}
 
 
 def _search_cost(config: BenchConfig, store: Store, row: Row, chosen: Chosen) -> dict[str, float]:
@@ -114,7 +126,7 @@ def _search_cost(config: BenchConfig, store: Store, row: Row, chosen: Chosen) ->
     grid = learning_rates(config, row)
     for lr in grid if len(grid) > 1 else ():
         name = sweep_config(config, row, (), "any", lr, [row.middle], search=True).name
-        for manifest in store.manifests("descendant", under=name):
+        for manifest in current_descendants(store, name):
             one = manifest.metadata["row"]
             if one["arm"] == arm_text(config, row, chosen.distill):
                 for key in COSTS:

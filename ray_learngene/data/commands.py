@@ -7,6 +7,7 @@ import numpy as np
 from ray_learngene.config import CheckConfig, ConvertConfig
 from ray_learngene.data.convert import convert
 from ray_learngene.data.images import checked_image_sets
+from ray_learngene.terminal import unreadable_text
 
 
 def print_check(config: CheckConfig) -> None:
@@ -24,6 +25,8 @@ def print_convert(config: ConvertConfig) -> None:
     facts = convert(config, config.out, short_side=config.short_side, quality=config.quality)
     if facts["note"]:
         print(facts["note"])
+    if facts["skipped"]:
+        print(unreadable_text(facts["skipped"]))
     print(
         f"{config.out}: {facts['train']:,} training and {facts['val']:,} validation images "
         f"in {facts['shards']} shards, {facts['bytes'] / 1e6:,.1f} MB"

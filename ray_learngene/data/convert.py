@@ -36,7 +36,6 @@ def convert(
     short_side: int | None = None,
     quality: int = 90,
     shard_bytes: int = 128 * 2**20,
-    keep_going: bool = False,
     progress: Callable[[str, int], None] | None = None,
 ) -> dict[str, Any]:
     """Write both splits of an image set as `train-00000.parquet`, …, `val-00000.parquet`, … into an empty folder.
@@ -49,7 +48,6 @@ def convert(
         short_side: Short side in pixels of what is larger; None resizes nothing.
         quality: JPEG quality of resized images.
         shard_bytes: Encoded images in a shard, about.
-        keep_going: Leave unreadable images out instead of stopping.
         progress: Called with the split and the number of its images read so far.
 
     Returns:
@@ -80,9 +78,9 @@ def convert(
         try:
             return Row(_encode(item, short_side, quality), item.label, item.name)
         except UserError as error:
-            if keep_going:
+            if config.unreadable == "skip":
                 return str(error)
-            raise
+            raise UserError(f"{error}, or leave it out: --unreadable skip") from None
 
     counts = {"train": 0, "val": 0}
     skipped: list[str] = []

@@ -153,3 +153,23 @@ def test_a_search_looks_at_held_out_training_images_only() -> None:
     taught = next(one for one in rows(config(), 10) if one.name == "distilled")
     learning = sweep_config(config(), taught, ["scratch"], "b-sws", 2.0, [spec], search=False)
     assert learning.ancestry == "store:ancestries/x" and final.ancestry is None
+
+
+def test_arms_that_are_trained_alike_are_refused_however_they_are_written() -> None:
+    for one, other in (
+        ({"method": "pretrained"}, {"method": "pretrained", "source": "each"}),
+        ({"method": "scratch", "tune": "full"}, {"method": "scratch", "tune": "full", "epochs": 12}),
+        ({"method": "any-size"}, {"method": "any-size:growth=3"}),
+    ):
+        with pytest.raises(UserError, match="arm 'b' is the same as 'a': give each arm once"):
+            rows(config(arms={"a": one, "b": other}, reference="a"), 10)
+
+
+def test_every_size_may_have_a_learngene_that_is_taken_from_its_own_model() -> None:
+    (row,) = rows(config(arms={"selected": {"method": "weight-selection", "source": "each"}}, reference="selected"), 10)
+    lrs = {one: 0.02 for one in row.distillations.values() if one}
+    extracted = list(extract_configs(config(), row, lrs))
+    names = {one.name: one.source for one in extracted}
+    assert len(names) == len(extracted) == 3 * config().seeds
+    assert names["b-selected-w48-d4-lr0.02-s0"] == "store:learngenes/b-model-w48-d4-lr0.02-s0"
+    assert arm_text(config(), row, lrs) == "weight-selection@b-selected-w{width}-d{depth}-lr0.02-s{seed}"

@@ -98,13 +98,16 @@ def test_a_learning_rate_that_diverges_is_never_chosen(config: BenchConfig, tmp_
 
 def test_a_row_is_of_the_learngene_that_is_there_now(config: BenchConfig) -> None:
     """A replaced learngene's descendants stay in the store, and out of the table."""
+    config = config.model_copy(update={"tune_lrs": (1e-3, 2e-3)})
     before = bench(config)
-    name = next(name for name in before["learngene"].dropna() if "any-size" in name)
+    name = next(name for name in before["learngene"].dropna() if "any-size" in name and name.endswith("s0"))
     made = Store(config.store).manifest("learngene", name).metadata["config"]
     distill(DistillConfig(**{**made, "overwrite": True, "drop_path": 0.5}))
     after = bench(config)
     assert len(after) == len(before)
     assert not after.duplicated(["arm", "depth", "seed"]).any()
+    searched = [table[table["arm"] == "any-size"]["search_images"].iloc[0] for table in (before, after)]
+    assert searched[0] == searched[1] > 0  # the search of the replaced one is not counted too
 
 
 @pytest.mark.parametrize(

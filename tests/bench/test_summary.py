@@ -92,7 +92,7 @@ def test_break_even_is_the_first_number_of_descendants_that_costs_less(arm: Cost
     if arm.each < reference.each:
         assert found == cheaper[0]
     else:
-        assert found is None
+        assert found == math.inf
 
 
 def test_the_cost_until_the_references_accuracy_stops_where_it_is_reached() -> None:
@@ -100,7 +100,8 @@ def test_the_cost_until_the_references_accuracy_stops_where_it_is_reached() -> N
     arm = frame(rows("sws", **learngene()))
     # reached after one of two epochs at both sizes: 20 once, then half of 2 and half of 4
     assert cost_until(arm, scratch) == (20 + 1 + 2, 2, 2)
-    assert saving(arm, scratch, 10) == 30 / (20 + 10 * 1.5)
+    assert saving(arm, scratch, 10) == 15 / (20 + 10 * 1.5)  # scratch, too, was there after one epoch
+    assert saving(scratch, scratch, 10) == 1
     untuned = frame(rows("any", **learngene(), history=[30.0, 40.0, 50.0]))
     assert cost_until(untuned, scratch) == (20.0, 2, 2)
     best = frame(rows("scratch", top1=lambda depth, seed: 99.0 if depth == 4 else 30.0))
@@ -115,7 +116,7 @@ def test_a_single_size_with_a_model_of_its_own_is_paid_for_every_further_size() 
 def test_a_cost_that_is_not_known_is_not_made_up() -> None:
     arm = frame(rows("sws", **learngene(), ancestry_flops=None))
     whole = cost(arm, "flops", ancestry=True)
-    assert math.isnan(whole.total(5)) and break_even(whole, Cost(0, 0, 9)) is None
+    assert math.isnan(whole.total(5)) and math.isnan(break_even(whole, Cost(0, 0, 9)))
 
 
 def test_the_summary_compares_at_the_sizes_that_an_arm_has() -> None:
@@ -124,3 +125,24 @@ def test_the_summary_compares_at_the_sizes_that_an_arm_has() -> None:
     scratch, ligo = summarise(table, ["scratch", "ligo"], "scratch")
     assert scratch["ratio"] == 1.0 and scratch["sizes"] == 2
     assert ligo["sizes"] == 1 and ligo["flops"] == 24 and ligo["ratio"] == 4 / 24
+
+
+def test_a_reference_that_lacks_sizes_is_compared_where_it_has_them() -> None:
+    few = [row for row in rows("scratch", top1=50.0) if row["depth"] == 4]
+    other = [{**row, "depth": 9} for row in few]
+    table = frame(rows("sws", **learngene()), few, [{**row, "arm": "other"} for row in other])
+    sws, scratch, alone = summarise(table, ["sws", "scratch", "other"], "scratch")
+    assert sws["flops"] == 20 + 2 + 4 and sws["ratio"] == 4 / (20 + 4)
+    assert (sws["until_compared"], scratch["saving"]) == (1, 1.0)
+    assert alone["ratio"] is None and alone["break_even"] is None and alone["saving"] is None
+
+
+def test_the_reference_reaches_its_own_accuracy_however_its_mean_is_rounded() -> None:
+    tops = {0: 42.0, 1: 42.1, 2: 42.1}  # numpy and pandas differ in the last bit of their mean
+    some = [
+        {**row, "seed": seed, "top1": top, "history": [10.0, 30.0, top]}
+        for row in rows("scratch")[::2]
+        for seed, top in tops.items()
+    ]
+    scratch = frame(some)
+    assert cost_until(scratch, scratch) == (2 + 4, 2, 2) and saving(scratch, scratch) == 1

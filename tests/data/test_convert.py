@@ -1,6 +1,7 @@
 """Conversion to Parquet shards and back."""
 
 import io
+import shutil
 import tarfile
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from ray_learngene import cli
 from ray_learngene.config import DataConfig
 from ray_learngene.data import convert, open_image_sets
 from ray_learngene.errors import UserError
@@ -72,7 +74,9 @@ def test_target_must_be_empty(tmp_path: Path) -> None:
         convert(DataConfig(data="digits"), str(tmp_path / "out" / "notes.txt"))
 
 
-def test_an_unreadable_image_stops_and_leaves_nothing_or_is_left_out(tmp_path: Path) -> None:
+def test_an_unreadable_image_stops_and_leaves_nothing_or_is_left_out(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     root = write_class_folders(tmp_path / "set", {"a": 8, "b": 8})
     damaged = root / "b" / "5.jpg"
     damaged.write_bytes(damaged.read_bytes()[:-100])
@@ -80,7 +84,12 @@ def test_an_unreadable_image_stops_and_leaves_nothing_or_is_left_out(tmp_path: P
     with pytest.raises(UserError, match=f"cannot read image {damaged}"):
         convert(config, str(tmp_path / "out"), shard_bytes=1000)
     assert list((tmp_path / "out").iterdir()) == []
-    facts = convert(config, str(tmp_path / "out"), keep_going=True)
+    config = config.model_copy(update={"unreadable": "skip"})
+    facts = convert(config, str(tmp_path / "out"))
+    shutil.rmtree(tmp_path / "out")
+    words = ["data", "convert", "--data", str(root), "--out", str(tmp_path / "out")]
+    assert cli.main(words) == 2 and "or leave it out: --unreadable skip" in capsys.readouterr().err
+    assert cli.main([*words, "--unreadable", "skip"]) == 0 and "skipped 1 unreadable images" in capsys.readouterr().out
     assert facts["train"] + facts["val"] == 15 and [str(damaged) in line for line in facts["skipped"]] == [True]
 
 

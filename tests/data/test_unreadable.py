@@ -8,11 +8,14 @@ import pytest
 import torch
 from torch import Tensor
 
+from ray_learngene import cli
 from ray_learngene.config import AugmentationConfig, DataConfig, OptimizationConfig
 from ray_learngene.data import open_image_sets
 from ray_learngene.data.images import Images, Preprocessing
 from ray_learngene.data.unreadable import Policy
 from ray_learngene.errors import UserError
+from ray_learngene.export import export_timm
+from ray_learngene.specs import PRESETS, build, timm_arguments
 from tests.data.image_files import write_class_folders
 
 PREPROCESSING = Preprocessing(image_size=8, mean=(0.5,) * 3, std=(0.5,) * 3, crop_pct=1.0, interpolation="bicubic")
@@ -78,3 +81,14 @@ def test_a_set_without_a_readable_image(tmp_path: Path) -> None:
         path.write_bytes(b"nothing")
     with pytest.raises(UserError, match="none of the 4 images can be read"):
         batches([images_of(tmp_path, "skip")])
+
+
+def test_an_evaluation_skips_them_if_asked(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    spec = PRESETS["nano"].replace(depth=1, classes=2)
+    model = build(spec, seed=0)
+    export_timm(model, tmp_path, labels=("a", "b"), preprocessing=PREPROCESSING, model_args=timm_arguments(spec))
+    words = ["evaluate", str(tmp_path), "--data", str(folder)]
+    assert cli.main(words) == 2 and "or go on without it: --unreadable skip" in capsys.readouterr().err
+    assert cli.main([*words, "--unreadable", "skip"]) == 0
+    said = capsys.readouterr().out
+    assert "skipped 1 unreadable images" in said and "% on 7 images" in said
