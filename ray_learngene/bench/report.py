@@ -15,7 +15,6 @@ from ray_learngene.bench.plan import Row, sizes
 from ray_learngene.bench.summary import MEASURES, Cost, cost, summarise
 from ray_learngene.budgets import format_quantity
 from ray_learngene.config import BenchConfig
-from ray_learngene.provenance import provenance
 from ray_learngene.store import Store
 
 RESULTS, PAGE, PLOTS = "results.parquet", "results.md", ("accuracy.svg", "break-even.svg")
@@ -55,7 +54,8 @@ def page(config: BenchConfig, table: pandas.DataFrame, arms: Sequence[Row]) -> s
         arms=arms,
         refused={row.name: next(iter(row.refused.values())) for row in arms if row.refused},
         devices=sorted(table["latency_device"].unique()),
-        provenance=provenance(),
+        torch=sorted(table["torch"].unique()),
+        revisions=sorted(table["revision"].unique()),
         distilled={row.name: next((one.epochs for one in row.distillations.values() if one), None) for row in arms},
         epochs=table.groupby("arm")["epochs"].first().to_dict(),
     )

@@ -88,7 +88,9 @@ def break_even(arm: Cost, reference: Cost, *, search: bool = True) -> float:
     ahead = search * (arm.search - reference.search) + arm.once - reference.once
     if math.isnan(ahead):
         return math.nan
-    return max(1, math.floor(ahead / saved) + 1) if saved > 0 else math.inf
+    if saved > 0:
+        return max(1, math.floor(ahead / saved) + 1)
+    return 1 if saved == 0 and ahead < 0 else math.inf
 
 
 def cost_until(arm: pandas.DataFrame, reference: pandas.DataFrame, unit: str = "flops") -> tuple[float, int, int]:

@@ -46,8 +46,8 @@ def bench_table(
         sweeps: The arms of each, by its name.
 
     Columns beside those of a sweep: `arm` (the row's name), `method`, `per_size` (every size has a learngene of its
-    own), `tune`, `history` (top-1 by epoch, the untuned
-    model first), `tune_*`, `learngene_*` and `search_*` costs (images, FLOPs, the teacher's FLOPs, seconds), and the
+    own), `tune`, `torch` and `revision` (the versions that trained it), `history` (top-1 by epoch, the
+    untuned model first), `tune_*`, `learngene_*` and `search_*` costs (images, FLOPs, the teacher's FLOPs, seconds), and the
     ancestry's own as `ancestry_*` (empty where it is not known). Tuning includes what was fitted to the size.
     """
     search = {row.name: _search_cost(config, store, row, chosen) for some in sweeps.values() for row in some}
@@ -67,6 +67,8 @@ def bench_table(
                     "method": row.arm.method,
                     "per_size": row.per_size,
                     "tune": row.arm.tune,
+                    "torch": manifest.metadata["versions"]["torch"],
+                    "revision": (manifest.metadata["git_revision"] or "unknown")[:12],
                     "history": [entry["top1"] for entry in manifest.metadata["history"]],
                     "distill_lr": _distill_lr(row, one, chosen),
                     "tune_images": one["images"] + one["fit_images"],
@@ -81,11 +83,12 @@ def bench_table(
 
 
 def current_descendants(store: Store, sweep: str) -> Iterator[Manifest]:
-    """A sweep's descendants, without those of a learngene that has been replaced since."""
+    """A sweep's descendants, without those of a learngene that has been replaced or removed since."""
 
     @cache
-    def version(learngene: str) -> str:
-        return store.manifest("learngene", learngene).version
+    def version(learngene: str) -> str | None:
+        manifest = store.look_up("learngene", learngene)
+        return manifest.version if manifest else None
 
     for manifest in store.manifests("descendant", under=sweep):
         row = manifest.metadata["row"]

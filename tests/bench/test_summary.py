@@ -89,7 +89,7 @@ def test_accuracy_is_the_mean_over_sizes_and_its_deviation_over_seeds() -> None:
 def test_break_even_is_the_first_number_of_descendants_that_costs_less(arm: Cost, reference: Cost) -> None:
     cheaper = [count for count in range(1, 200) if arm.total(count) < reference.total(count)]
     found = break_even(arm, reference)
-    if arm.each < reference.each:
+    if arm.each < reference.each or (arm.each == reference.each and cheaper):
         assert found == cheaper[0]
     else:
         assert found == math.inf
