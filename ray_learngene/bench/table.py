@@ -46,8 +46,8 @@ def bench_table(
         sweeps: The arms of each, by its name.
 
     Columns beside those of a sweep: `arm` (the row's name), `method`, `per_size` (every size has a learngene of its
-    own), `tune`, `torch` and `revision` (the versions that trained it), `history` (top-1 by epoch, the
-    untuned model first), `tune_*`, `learngene_*` and `search_*` costs (images, FLOPs, the teacher's FLOPs, seconds), and the
+    own), `tune`, `torch` and `revision` (the versions that trained it), `history` (top-1 by epoch, the untuned model
+    first), `tune_*`, `learngene_*` and `search_*` costs (images, FLOPs, the teacher's FLOPs, seconds), and the
     ancestry's own as `ancestry_*` (empty where it is not known). Tuning includes what was fitted to the size.
     """
     search = {row.name: _search_cost(config, store, row, chosen) for some in sweeps.values() for row in some}
