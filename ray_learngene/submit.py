@@ -58,8 +58,7 @@ def submit(command: str, config: Config, settings: SubmitConfig) -> None:
         job = _running(client, command, config) or _start(client, command, config, runtime_env)
     again = f"--address {client.get_address()}"
     if settings.follow:
-        with _errors_of(client.get_address()):  # a token that is refused from now on
-            _follow(client, job)
+        _follow(client, job)
     else:
         print(f"stop it: ray job stop {job} {again}; follow it: submit it again", flush=True)
 
@@ -226,8 +225,11 @@ def _follow(client: JobSubmissionClient, job: str) -> None:
 
     Raises:
         JobFailed: it failed, was stopped, or was lost with the head.
+        UserError: the token is not taken any more.
         KeyboardInterrupt: with what to do about the job, which goes on.
     """
+    from ray.exceptions import AuthenticationError
+
     address = client.get_address()
     try:
         details = asyncio.run(_print_log(client, job))
@@ -235,6 +237,8 @@ def _follow(client: JobSubmissionClient, job: str) -> None:
         raise KeyboardInterrupt(
             f"job {job} goes on; follow it: submit it again; stop it: ray job stop {job} --address {address}"
         ) from None
+    except AuthenticationError:  # from now on; the job goes on
+        raise UserError(token_missing(address)) from None
     if details is None:
         raise JobFailed(
             f"job {job} was lost with the head at {address}; its work is in the store: submit it again to continue", 1
@@ -261,15 +265,15 @@ async def _print_log(client: JobSubmissionClient, job: str) -> JobDetails | None
     while True:
         read = 0
         log = client.tail_job_logs(job)
-        try:
-            while True:
+        while True:
+            try:
                 # A head without power says nothing at all: after a silence, ask.
                 text = await asyncio.wait_for(anext(log), SILENCE_SECONDS)
-                print(text[max(0, printed - read) :], end="", flush=True)
-                read += len(text)
-                printed = max(printed, read)
-        except (StopAsyncIteration, TimeoutError, RuntimeError, aiohttp.ClientError, OSError):
-            pass  # ended, silent or cut: the status tells which
+            except (StopAsyncIteration, TimeoutError, RuntimeError, aiohttp.ClientError, OSError):
+                break  # ended, silent or cut: the status tells which
+            print(text[max(0, printed - read) :], end="", flush=True)
+            read += len(text)
+            printed = max(printed, read)
         details = await asyncio.to_thread(_status, client, job)
         if details is None or details.status in _ENDED:
             if details is not None:
