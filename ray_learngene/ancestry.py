@@ -91,6 +91,8 @@ def load_ancestry(reference: str, store: Store, flag: str = "--ancestry") -> Anc
 
 def create_timm(name: str, flag: str, **arguments: Any) -> nn.Module:
     pretrained = arguments.get("pretrained", False)
+    if name.startswith("local-dir:"):
+        return load_timm(Path(name.removeprefix("local-dir:")).expanduser(), **arguments)
     try:
         if not timm.is_model(name.removeprefix("hf-hub:").split(".")[0]) and not name.startswith("hf-hub:"):
             near = timm.list_models(f"*{name.split('_')[0]}*")[:3]

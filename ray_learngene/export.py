@@ -44,8 +44,11 @@ def export_timm(
     )
 
 
-def load_timm(folder: Path) -> nn.Module:
+def load_timm(folder: Path, **arguments: Any) -> nn.Module:
     """The model of a timm folder, with its weights.
+
+    Args:
+        arguments: Of `timm.create_model`; another number of classes gives the model a fresh head.
 
     Raises:
         UserError: it is not such a folder, or its weights do not fit its configuration.
@@ -55,7 +58,7 @@ def load_timm(folder: Path) -> nn.Module:
     if not (folder / "model.safetensors").is_file():
         raise UserError(f"{folder} has no model.safetensors: pickled weights are not read")
     try:
-        return timm.create_model(f"local-dir:{folder}", pretrained=True)
+        return timm.create_model(f"local-dir:{folder}", **{"pretrained": True, **arguments})
     except Exception as error:  # timm raises whatever a wrong configuration leads to
         raise UserError(f"{folder} does not load as a timm model: {' '.join(str(error).split())[:300]}") from error
 

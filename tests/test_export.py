@@ -12,6 +12,7 @@ import timm
 import torch
 from timm.data import resolve_model_data_config
 
+from ray_learngene.ancestry import create_timm
 from ray_learngene.data.images import Preprocessing
 from ray_learngene.errors import UserError
 from ray_learngene.export import export_timm, load_timm
@@ -81,6 +82,19 @@ def test_a_folder_needs_no_code_of_ours(tmp_path: Path) -> None:
         json.loads(ran.stdout) == pytest.approx(model(images).tolist()[0])
         or json.loads(ran.stdout) == model(images).tolist()
     )
+
+
+def test_an_ancestry_model_starts_from_a_folder_with_a_fresh_head_where_classes_differ(tmp_path: Path) -> None:
+    model = create_method("scratch").expand(None, NANO.replace(depth=2))
+    export_timm(
+        model, tmp_path, labels=LABELS, preprocessing=PREPROCESSING, model_args=timm_arguments(NANO.replace(depth=2))
+    )
+    for classes in (10, 7):
+        started = create_timm(f"local-dir:{tmp_path}", "--model", pretrained=True, num_classes=classes)
+        weights = started.state_dict()
+        fresh = [name for name, tensor in model.state_dict().items() if not torch.equal(tensor, weights[name])]
+        assert fresh == ([] if classes == 10 else ["head.weight", "head.bias"])
+        assert weights["head.weight"].shape[0] == classes
 
 
 def test_what_is_no_timm_folder_is_refused(tmp_path: Path) -> None:

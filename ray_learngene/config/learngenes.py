@@ -19,9 +19,9 @@ from ray_learngene.config.training import (
 class AncestryConfig(PublishConfig, StoreConfig, DataConfig, OptimizationConfig, AugmentationConfig, WorkersConfig):
     """`learngene ancestry`: train an ancestry model where nobody has one."""
 
-    model: str = Field("deit_small_patch16_224", description="any timm model name")
+    model: str = Field("deit_small_patch16_224", description="any timm model name, or local-dir:FOLDER")
     model_args: dict[str, Any] = Field({}, description="keyword arguments of that model, as YAML: '{depth: 6}'")
-    pretrained: bool = Field(False, description="start from timm's pretrained weights")
+    pretrained: bool = Field(False, description="start from timm's pretrained weights, or the folder's")
     image_size: int | None = Field(None, ge=1, description="input size in pixels; default: the model's own")
 
 
