@@ -108,16 +108,24 @@ def distill(config: DistillConfig) -> Manifest:
     start = StoredLearngene.load(store, config.start) if config.start else None
     if start:
         _start_from(module, start.learngene, config)
-    layers = getattr(module, "spec", spec).depth
-    if layers != spec.depth and config.depth:
-        raise UserError(
-            f"--depth {config.depth} and --method {config.method} ({layers} layers) disagree: leave one out"
-        )
+    if config.depth:
+        check_depth(module, config.depth, config.method)
     images = images_for(config, sets, spec, ancestry)
     facts: dict[str, Any] = {"data_sha256": sets.train.fingerprint, "ancestry_sha256": ancestry.sha256()}
     if start:
         facts["start_version"] = start.manifest.version
     return run(DistillTask(config, images, module, method, ancestry, labels, facts, start))
+
+
+def check_depth(module: nn.Module, depth: int, method: str) -> None:
+    """Refuse an auxiliary model whose method decides its depth, where another one is asked for.
+
+    Raises:
+        UserError: the depths differ.
+    """
+    spec = getattr(module, "spec", None)
+    if spec is not None and spec.depth != depth:
+        raise UserError(f"--depth {depth} and --method {method} ({spec.depth} layers) disagree: leave one out")
 
 
 def images_for(config: DistillConfig, sets: ImageSets, spec: Spec, ancestry: Ancestry) -> Images:

@@ -18,6 +18,7 @@ from ray_learngene.config import (
     SweepConfig,
 )
 from ray_learngene.costs import macs
+from ray_learngene.distill import check_depth
 from ray_learngene.errors import UserError
 from ray_learngene.manifest import folder_of
 from ray_learngene.methods import Method, create_method
@@ -159,6 +160,7 @@ def _refused(method: Method, distillations: dict[Spec, Distillation | None], ext
             if distillation is not None and distillation not in learngenes:
                 made = create_method(distillation.method)
                 auxiliary = made.auxiliary(distillation.spec)
+                check_depth(auxiliary, distillation.spec.depth, distillation.method)
                 learngenes[distillation] = (method if extracted else made).extract(auxiliary)
             method.expand(learngenes[distillation] if distillation else None, spec)
         except UserError as error:

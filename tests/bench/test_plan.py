@@ -173,3 +173,10 @@ def test_every_size_may_have_a_learngene_that_is_taken_from_its_own_model() -> N
     assert len(names) == len(extracted) == 3 * config().seeds
     assert names["b-selected-w48-d4-lr0.02-s0"] == "store:learngenes/b-model-w48-d4-lr0.02-s0"
     assert arm_text(config(), row, lrs) == "weight-selection@b-selected-w{width}-d{depth}-lr0.02-s{seed}"
+
+
+def test_an_arm_whose_method_decides_another_depth_is_refused_at_once() -> None:
+    arms = {"sws": {"method": "sws:stages=1-1"}, "scratch": {"method": "scratch", "tune": "full"}}
+    says = r"arm 'sws' can do none of the sizes: --depth 6 and --method sws:stages=1-1 \(2 layers\) disagree"
+    with pytest.raises(UserError, match=says):
+        rows(config(arms=arms), 10)
