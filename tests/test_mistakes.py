@@ -267,7 +267,7 @@ MISTAKES: dict[str, tuple[tuple[str, ...], str]] = {
     "no store": (("list", "--store", "{tmp}/no-store"), "there is no store at"),
     "a scheme that is not supported": (("list", "--store", "gopher://x"), "gopher"),
     "an ancestry model of no folder": (
-        ("ancestry", "--data", "digits", "--name", "x", "--model", "local-dir:gone", "--workers", "0", "--pretrained"),
+        ("ancestry", "--data", "digits", "--name", "x", "--model", "local-dir:gone", "--store", "{store}"),
         "gone is not a timm model folder",
     ),
     "evaluating what is no model": (("evaluate", "{tmp}", "--data", "digits"), "is not a timm model folder"),
