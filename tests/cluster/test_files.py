@@ -33,7 +33,7 @@ def test_the_image_has_the_pinned_ray_and_is_built_from_files_that_exist() -> No
     assert any("--requirement requirements.txt" in " ".join(line) for line in words if line[0] == "RUN")
 
 
-def test_a_folder_that_is_no_local_cluster_is_left_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_folder_that_is_no_local_cluster_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").write_text("years")
     with pytest.raises(UserError, match="holds no local cluster but something else"):
         LocalCluster(tmp_path).down()
