@@ -155,14 +155,13 @@ def _timed(loader: Callable[[], Any], epochs: Epochs) -> dict[str, Any]:
 
 
 def _cpu_seconds(process: psutil.Process) -> float:
-    """Of a process and all that it has started."""
+    """Of a process and all that it has started, those that have ended since included."""
     total = 0.0
     for each in (process, *process.children(recursive=True)):
         try:
-            times = each.cpu_times()
+            total += sum(each.cpu_times()[:4])  # user and system, and the same of children that have ended
         except psutil.NoSuchProcess:
             continue
-        total += times.user + times.system
     return total
 
 

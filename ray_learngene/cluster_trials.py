@@ -17,22 +17,22 @@ from ray_learngene.cluster import cluster_has_gpus, ray_cluster, require_resourc
 from ray_learngene.errors import Interrupted, RunError
 from ray_learngene.places import cluster_place
 from ray_learngene.preemption import CatchesSigterm, heeding, stop_requests
-from ray_learngene.search import GroupedASHA, LearningRateSearch
+from ray_learngene.search import GroupedASHA, LearningRateSearch, at_random
 from ray_learngene.store import Store
-from ray_learngene.trials import Outcomes, SweepInputs, Trial, print_packs
+from ray_learngene.trials import Known, Outcomes, SweepInputs, Trial, print_packs
 
 
 def train_on_cluster(
     inputs: SweepInputs,
     left: Sequence[Trial],
-    known: dict[str, list[tuple[float, float]]],
+    known: Known,
     outcomes: Outcomes,
     on_start: Callable[[], None],
 ) -> None:
     """Train what is left, and tell what becomes of it.
 
     Args:
-        known: Learning rates and scores of earlier runs by group, where they are searched.
+        known: What earlier runs tried, where learning rates are searched.
         on_start: Called once the cluster has answered, before the first trial.
 
     Raises:
@@ -44,28 +44,25 @@ def train_on_cluster(
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # else Tune prints a banner although it is told to be quiet
     config = inputs.config
     store = Store(config.store, config.store_patience)
-    search, space = None, {}
-    if config.lr_search:
-        groups = [{"pack": [trial], "group": inputs.descendant(trial, 0.0).group} for trial in left]
-        search = LearningRateSearch(groups, known, config)
     progress = sweep_progress.SweepProgress(outcomes)
     with ray_cluster(config.address), termination.graceful():
         gpus = float(cluster_has_gpus()) if config.gpus_per_trial is None else config.gpus_per_trial
         require_resources(config.address, 1, config.cpus_per_trial, gpus, "trials")
         on_start()
-        if search is None:
-            packs = inputs.packs(left, cluster_place(config.cpus_per_trial, gpus, config.max_concurrent))
-            print_packs(packs)
-            space = {"one": tune.grid_search([{"pack": trials, "lr": config.lr} for trials in packs])}
+        drawn, following = at_random(left, known) if config.lr_search else (left, [])
+        packs = inputs.packs(drawn, cluster_place(config.cpus_per_trial, gpus, config.max_concurrent))
+        print_packs(packs)
+        packs += [[trial] for trial in following]
+        search = LearningRateSearch(packs, known, config) if config.lr_search else None
         storage_path, storage_filesystem = store.ray_storage(f"sweep-{config.name}")
         resources = {"CPU": config.cpus_per_trial, "GPU": gpus}
         _train.__mixins__ = (CatchesSigterm,)  # type: ignore[attr-defined]  # how Tune extends a function's actor
         with stop_requests() as requests:
             tune.Tuner(
                 tune.with_resources(tune.with_parameters(_train, inputs=inputs, requests=requests), resources),
-                param_space=space,
+                param_space={} if search else {"one": tune.grid_search([{"pack": trials} for trials in packs])},
                 tune_config=tune.TuneConfig(
-                    num_samples=len(left) if search else 1,
+                    num_samples=len(packs) if search else 1,
                     metric="top1",
                     mode="max",
                     search_alg=search,
@@ -117,7 +114,7 @@ def _train(one: dict[str, Any], inputs: SweepInputs, requests: Queue) -> None:
     try:
         with heeding(requests):
             for first in range(0, len(left), at_once):
-                inputs.train(left[first : first + at_once], one["lr"], report, ended)
+                inputs.train(left[first : first + at_once], report, ended)
     except Interrupted:
         if requests.empty():
             os._exit(termination.STATUS)  # Tune starts it elsewhere; it counts as a failure only if its node stays

@@ -69,7 +69,7 @@ def sweep(config: SweepConfig, *, leaderboard: bool = True) -> pandas.DataFrame:
         costs={choice.spec: cost_columns(choice.spec, measure(choice.spec), micro_batch) for choice in selection.specs},
     )
     wanted = [
-        Trial(arm.text, choice.spec, seed)
+        Trial(arm.text, choice.spec, seed, config.lr)
         for choice in selection.specs  # largest first: the longest trials must not start last
         for seed in seeds
         for arm in arms

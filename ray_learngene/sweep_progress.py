@@ -92,14 +92,13 @@ class SweepProgress(Callback):
         if member in ended:
             return
         ended.add(member)
-        one = _config(trial)
-        target, metrics = one["pack"][member], self._metrics.get((trial.trial_id, member), {})
+        target, metrics = _config(trial)["pack"][member], self._metrics.get((trial.trial_id, member), {})
         if row is not None:
             self.outcomes.finished(target, row)
         elif error is not None:
-            self.outcomes.failed(target, one["lr"], error, metrics)
+            self.outcomes.failed(target, error, metrics)
         else:
-            self.outcomes.stopped(target, one["lr"], metrics)
+            self.outcomes.stopped(target, metrics)
 
 
 class StopsWhenAsked(Stopper):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from ray_learngene.ancestry import Ancestry
@@ -22,11 +22,24 @@ from ray_learngene.terminal import finished_text, print_message, trial_line
 
 @dataclass(frozen=True)
 class Trial:
-    """What is trained, up to the learning rate."""
+    """What is trained.
+
+    Attributes:
+        lr: The sweep's; where learning rates are searched, until the search has chosen one.
+    """
 
     arm: str
     spec: Spec
     seed: int
+    lr: float
+
+    @property
+    def group(self) -> tuple[str, Spec, int]:
+        """What the trials of a learning-rate search have in common."""
+        return self.arm, self.spec, self.seed
+
+
+Known = dict[tuple[str, Spec, int], list[tuple[float, float]]]  # learning rates tried and their scores, by group
 
 
 @dataclass(frozen=True)
@@ -50,16 +63,15 @@ class SweepInputs:
         name = Arm.parse(trial.arm, self.config.learngene).learngene_of(trial.spec, trial.seed)
         return self.learngenes[name] if name else None
 
-    def descendant(self, trial: Trial, lr: float) -> Descendant:
-        """The descendant that a trial trains at a learning rate."""
+    def descendant(self, trial: Trial) -> Descendant:
+        """The descendant that a trial trains."""
         return descendant(
-            trial.arm, trial.spec, trial.seed, lr, self.config, self.images, self.learngene(trial), self.ancestry
+            trial.arm, trial.spec, trial.seed, trial.lr, self.config, self.images, self.learngene(trial), self.ancestry
         )
 
     def train(
         self,
         trials: Sequence[Trial],
-        lr: float,
         report: Callable[[Trial, dict[str, Any]], None],
         ended: Callable[[Trial, dict[str, Any] | RunError], None],
     ) -> None:
@@ -67,7 +79,7 @@ class SweepInputs:
 
         def tuning(trial: Trial) -> Tuning:
             return Tuning(
-                self.descendant(trial, lr),
+                self.descendant(trial),
                 self.learngene(trial),
                 self.costs[trial.spec],
                 lambda metrics: report(trial, metrics),
@@ -100,7 +112,8 @@ class SweepInputs:
             )
             for trial in trials
         ]
-        packs = pack(loads, Place(place.count, place.memory - shared), config.most_siblings)
+        most = 1 if config.asha else config.most_siblings  # ASHA stops Tune's trials, not members of them
+        packs = pack(loads, Place(place.count, place.memory - shared), most)
         return [[load.trial for load in each.loads] for each in packs]
 
 
@@ -113,27 +126,27 @@ class Outcomes:
 
     def finished(self, trial: Trial, row: dict[str, Any]) -> None:
         """It is in the store."""
-        self._print(trial, row["lr"], finished_text(row))
+        self._print(trial, finished_text(row))
 
-    def failed(self, trial: Trial, lr: float, error: str, metrics: dict[str, Any]) -> None:
+    def failed(self, trial: Trial, error: str, metrics: dict[str, Any]) -> None:
         """`metrics` are the last that it reported, if any."""
-        self._print(trial, lr, f"failed: {error}")
-        self._keep(trial, lr, "failed", error, metrics)
+        self._print(trial, f"failed: {error}")
+        self._keep(trial, "failed", error, metrics)
 
-    def stopped(self, trial: Trial, lr: float, metrics: dict[str, Any]) -> None:
+    def stopped(self, trial: Trial, metrics: dict[str, Any]) -> None:
         """Early, by the scheduler; not an error."""
         epoch, top1 = metrics.get("epoch", 0), metrics.get("top1", 0)
-        self._print(trial, lr, f"stopped early at epoch {epoch:g} with top-1 {top1:.2f} %")
-        self._keep(trial, lr, "stopped", None, metrics)
+        self._print(trial, f"stopped early at epoch {epoch:g} with top-1 {top1:.2f} %")
+        self._keep(trial, "stopped", None, metrics)
 
-    def _print(self, trial: Trial, lr: float, text: str) -> None:
+    def _print(self, trial: Trial, text: str) -> None:
         self.ended += 1
-        print(trial_line(self.ended, self.total, trial.arm, trial.spec, trial.seed, lr, text), flush=True)
+        print(trial_line(self.ended, self.total, trial.arm, trial.spec, trial.seed, trial.lr, text), flush=True)
 
-    def _keep(self, trial: Trial, lr: float, status: str, error: str | None, metrics: dict[str, Any]) -> None:
+    def _keep(self, trial: Trial, status: str, error: str | None, metrics: dict[str, Any]) -> None:
         self.rows.append(
             {
-                "descendant": self.inputs.descendant(trial, lr).name,
+                "descendant": self.inputs.descendant(trial).name,
                 "sweep": self.inputs.config.name,
                 "status": status,
                 "error": error,
@@ -141,7 +154,7 @@ class Outcomes:
                 "width": trial.spec.width,
                 "depth": trial.spec.depth,
                 "seed": trial.seed,
-                "lr": lr,
+                "lr": trial.lr,
                 "epochs": self.inputs.config.epochs,
                 "top1": metrics.get("top1"),
                 "steps": metrics.get("step"),
@@ -167,11 +180,11 @@ def run_trials(
     config = inputs.config
     known = _known(inputs, wanted, before) if config.lr_search else {}
     if config.lr_search:
-        tried = {trial: len(known[inputs.descendant(trial, 0.0).group]) for trial in wanted}
+        tried = {trial: len(known[trial.group]) for trial in wanted}
         left = [trial for turn in range(config.lr_search) for trial in wanted if turn >= tried[trial]]
     else:
         names = {row["descendant"] for row in before}
-        left = [trial for trial in wanted if inputs.descendant(trial, config.lr).name not in names]
+        left = [trial for trial in wanted if inputs.descendant(trial).name not in names]
     total = len(wanted) * max(1, config.lr_search)
     done = f", {total - len(left)} already finished" if len(left) < total else ""
     print(f"sweep {config.name}: {len(left)} descendants to train{done}", flush=True)
@@ -190,11 +203,9 @@ def _train_here(inputs: SweepInputs, left: Sequence[Trial], outcomes: Outcomes) 
     """One pack after another in this process."""
     from ray_learngene.places import own_place
 
-    lr = inputs.config.lr
-
     def ended(trial: Trial, outcome: dict[str, Any] | RunError) -> None:
         if isinstance(outcome, RunError):
-            outcomes.failed(trial, lr, str(outcome), {})
+            outcomes.failed(trial, str(outcome), {})
         else:
             outcomes.finished(trial, outcome)
 
@@ -202,7 +213,7 @@ def _train_here(inputs: SweepInputs, left: Sequence[Trial], outcomes: Outcomes) 
     print_packs(packs)
     try:
         for trials in packs:
-            inputs.train(trials, lr, lambda trial, metrics: print_message(metrics), ended)
+            inputs.train(trials, lambda trial, metrics: print_message(metrics), ended)
     except Interrupted:
         raise Interrupted(outcomes.ended, outcomes.total, "descendants") from None
 
@@ -213,15 +224,12 @@ def print_packs(packs: Sequence[Sequence[Trial]]) -> None:
         print(f"up to {largest} of them train side by side, on images that are read once (--siblings)", flush=True)
 
 
-def _known(
-    inputs: SweepInputs, wanted: Sequence[Trial], before: Sequence[dict[str, Any]]
-) -> dict[str, list[tuple[float, float]]]:
-    """Learning rates with their scores that earlier runs of the sweep tried, by group."""
-    known: dict[str, list[tuple[float, float]]] = {inputs.descendant(trial, 0.0).group: [] for trial in wanted}
+def _known(inputs: SweepInputs, wanted: Sequence[Trial], before: Sequence[dict[str, Any]]) -> Known:
+    """What earlier runs of the sweep tried."""
+    known: Known = {trial.group: [] for trial in wanted}
     by_name = {row["descendant"]: row for row in before}
     for trial in wanted:
         for name, row in by_name.items():
-            one = inputs.descendant(trial, row["lr"])
-            if one.name == name:
-                known[one.group].append((row["lr"], row["top1"]))
+            if inputs.descendant(replace(trial, lr=row["lr"])).name == name:
+                known[trial.group].append((row["lr"], row["top1"]))
     return known

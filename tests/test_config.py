@@ -109,11 +109,11 @@ def test_what_is_no_number_of_siblings(siblings: object) -> None:
         load_config(SiblingsConfig, {"siblings": siblings})
 
 
-def test_descendants_whose_learning_rates_are_searched_are_alone() -> None:
+def test_descendants_that_asha_may_stop_are_alone() -> None:
     needed = {"data": "digits", "name": "x", "learngene": "y", "lr_search": 2}
-    assert load_config(SweepConfig, needed).siblings == "auto"
-    with pytest.raises(UserError, match="leave siblings out, or lr_search"):
-        load_config(SweepConfig, {**needed, "siblings": 4})
+    assert load_config(SweepConfig, {**needed, "siblings": 4}).siblings == 4
+    with pytest.raises(UserError, match="leave siblings out, or asha"):
+        load_config(SweepConfig, {**needed, "siblings": 4, "asha": True})
 
 
 @pytest.mark.parametrize(("workers", "least", "most"), [("0", 0, 0), (3, 3, 3), ("2:8", 2, 8), ("4:4", 4, 4)])

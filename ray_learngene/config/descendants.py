@@ -106,8 +106,8 @@ class SweepConfig(SelectionConfig, TrialsConfig):
             raise ValueError(f"{alone[0]} says how an ancestry model teaches: give ancestry too")
         if self.in_process and self.lr_search:
             raise ValueError("lr_search needs Ray Tune: leave in_process out, or give lr")
-        if self.lr_search and self.siblings not in ("auto", 1):
-            raise ValueError("the learning rates of lr_search follow from each other: leave siblings out, or lr_search")
+        if self.asha and self.siblings not in ("auto", 1):
+            raise ValueError("asha stops trials one by one, each alone: leave siblings out, or asha")
         if self.asha and self.lr_search < 2:
             raise ValueError("asha compares learning rates of one descendant: it needs lr_search of at least 2")
         if self.lr_low >= self.lr_high:

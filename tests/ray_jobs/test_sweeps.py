@@ -174,6 +174,24 @@ def test_learning_rates_are_searched_inside_each_descendants_own_group(sweep_con
     assert set(finished["descendant"]) <= set(again["descendant"].dropna())
 
 
+def test_learning_rates_are_searched_side_by_side_with_the_same_results(
+    sweep_config: SweepConfig, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from ray_learngene.sweep import sweep
+
+    changes = {"lr_search": 3, "epochs": 1, "budgets": ("params<=60k",), "lr_low": 1e-4}
+    config = sweep_config.model_copy(update={**changes, "name": "together", "siblings": 6})
+    table = sweep(config)
+    assert "up to 6 of them train side by side" in capsys.readouterr().out
+    assert len(table) == 6 and (table["status"] == "finished").all()
+    assert (table.groupby("arm")["lr"].nunique() == 3).all()
+    sweep(config.model_copy(update={"name": "alone", "siblings": 1}))
+    assert hashes(config, "together") == hashes(config, "alone")
+    sweep(config.model_copy(update={"lr_search": 4}))  # goes on where the first search ended
+    assert hashes(config, "together").keys() > hashes(config, "alone").keys()
+    assert len(hashes(config, "together")) == 8
+
+
 def test_a_failed_descendant_is_told_and_the_others_are_published(sweep_config: SweepConfig) -> None:
     from ray_learngene.errors import UserError
     from ray_learngene.sweep import sweep
