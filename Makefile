@@ -30,7 +30,9 @@ $(VENV)/.runtime: requirements.txt pyproject.toml
 	$(BIN)/python -m pip install -q --disable-pip-version-check --no-deps --editable .
 	@touch $@
 
+# the tests of --compile need a compiler
 $(VENV)/.dev: $(VENV)/.runtime requirements-dev.txt
+	@command -v g++ >/dev/null || { apt-get update -q && apt-get install -qy g++ python3-dev; }
 	$(BIN)/python -m pip install -q --disable-pip-version-check -r requirements-dev.txt
 	@touch $@
 

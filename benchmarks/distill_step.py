@@ -32,6 +32,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from benchmarks.measure import arguments, in_turn, machine, medians, publish, seconds_of
 from ray_learngene.ancestry import Ancestry
+from ray_learngene.compiled_blocks import compile_layers
 from ray_learngene.config import AugmentationConfig, DataConfig, OptimizationConfig
 from ray_learngene.data.images import Images, Preprocessing
 from ray_learngene.data.open import open_image_sets
@@ -113,7 +114,7 @@ def _measure(case: Case, device: torch.device) -> dict[str, Any]:
     spec = preset(case.preset)
     torch.manual_seed(SEED)
     student = create_method("sws").auxiliary(spec).to(device)
-    ancestry = Ancestry(_ancestry_model(spec)).to(device)
+    ancestry = Ancestry(_ancestry_model(spec)).ready(device, compiled=case.compile)
     config = OptimizationConfig(
         epochs=max(10, 2 * case.steps * (case.rounds + WARM_UP_BLOCKS) // 10),
         batch_size=case.batch * world_size,
@@ -195,7 +196,7 @@ def _package_block(
     autocast = resolve_precision(config.precision, device)
     rank, world_size = torch.distributed.get_rank(), torch.distributed.get_world_size()
     if case.compile:
-        student.compile()
+        compile_layers(student)
     optimizer = create_optimizer(student, config)
     stage = zero_stage(case.zero, optimizer, {})
     engine = DeepSpeedEngine(

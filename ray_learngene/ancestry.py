@@ -16,6 +16,7 @@ from timm.data import resolve_model_data_config
 from timm.models import get_model_input_config
 from torch import Tensor, nn
 
+from ray_learngene.compiled_blocks import compile_layers
 from ray_learngene.errors import UserError
 from ray_learngene.export import labels_of, load_timm
 from ray_learngene.manifest import Kind
@@ -38,12 +39,20 @@ class Ancestry(nn.Module):
         self.mean, self.std = tuple(settings["mean"]), tuple(settings["std"])
         self.classes = int(getattr(model, "num_classes", 0))
         self.labels = labels_of(model)
+        self._compiled = False
 
     def forward(self, images: Tensor) -> Tensor:
         if images.shape[-1] != self.image_size:
             size = (self.image_size, self.image_size)
             images = F.interpolate(images, size, mode="bicubic", antialias=True)
         return self.model(images)
+
+    def ready(self, device: torch.device, *, compiled: bool) -> Ancestry:
+        """Itself, on a device and compiled if asked for."""
+        if compiled and not self._compiled:
+            compile_layers(self)
+            self._compiled = True
+        return self.to(device)
 
     def train(self, mode: bool = True) -> Ancestry:
         """Stays in evaluation mode: its BatchNorm statistics and its heads belong to it."""

@@ -26,6 +26,7 @@ from ray.train.v2.api.exceptions import TrainingFailedError
 
 from ray_learngene import termination
 from ray_learngene.cluster import Report, cluster_has_gpus, progress_channel, ray_cluster, require_resources
+from ray_learngene.compiled_blocks import compile_layers
 from ray_learngene.config import AncestryConfig, DistillConfig
 from ray_learngene.deepspeed_engine import DeepSpeedEngine, deepspeed_config, zero_stage
 from ray_learngene.engine import resolve_precision
@@ -199,7 +200,7 @@ def _worker(loop: dict[str, Any]) -> dict[str, Any]:
         autocast = resolve_precision(config.precision, device)
         module = copy.deepcopy(task.module).to(device)  # what Ray sent is shared with others on this host
         if config.compile:
-            module.compile()
+            compile_layers(module)
         optimizer = create_optimizer(module, config)
         stage = zero_stage(config.zero, optimizer, loop["deepspeed"])
         engine = DeepSpeedEngine(

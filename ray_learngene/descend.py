@@ -20,6 +20,7 @@ from ray_learngene.arms import Arm
 from ray_learngene.background_checkpoints import BackgroundCheckpoints
 from ray_learngene.candidates import LEARNGENE_COLUMNS, StoredLearngene
 from ray_learngene.checkpoints import StoreCheckpoints
+from ray_learngene.compiled_blocks import compile_layers
 from ray_learngene.config import AugmentationConfig, DistillationConfig, OptimizationConfig, SweepConfig
 from ray_learngene.data.images import Images
 from ray_learngene.engine import TorchEngine, resolve_device, resolve_precision
@@ -129,7 +130,7 @@ def descendant_stream(images: Images, settings: SweepConfig, ancestry: Ancestry 
             store = Store(settings.store, settings.store_patience)
             answers = Answers.create(settings, settings, images, ancestry, store, device, autocast)
         else:
-            answers = LiveAnswers(ancestry, device, autocast)
+            answers = LiveAnswers(ancestry, device, autocast, compiled=settings.compile)
     return Stream(images, settings, Worker(device), answers)
 
 
@@ -203,7 +204,7 @@ class Upbringing:
         set_drop_path(model, settings.drop_path)
         model.to(self.device)
         if settings.compile:
-            model.compile(recompile_limit=256)  # torch counts all models of a process, and its own limit is 8
+            compile_layers(model)
         objective: Objective = LabelObjective(settings.smoothing)
         if self.ancestry is not None:
             loss = DistillationLoss(settings.distillation, settings.alpha, settings.tau)

@@ -48,7 +48,7 @@ class DistillTask:
     def objective(self, device: torch.device, autocast: torch.dtype | None) -> Objective:
         loss = DistillationLoss(self.config.distillation, self.config.alpha, self.config.tau)
         return DistillationObjective(
-            None if self.config.soft_labels else self.ancestry.to(device),
+            None if self.config.soft_labels else self._ancestry(device),
             loss,
             smoothing=self.config.smoothing,
             labels=self.config.labels,
@@ -62,7 +62,10 @@ class DistillTask:
         return Answers.create(self.config, self.config, self.images, self.ancestry, store, device, autocast)
 
     def judge(self, device: torch.device) -> nn.Module | None:
-        return None if self.config.labels else self.ancestry.to(device)
+        return None if self.config.labels else self._ancestry(device)
+
+    def _ancestry(self, device: torch.device) -> Ancestry:
+        return self.ancestry.ready(device, compiled=self.config.compile)
 
     def flops(self, steps: int) -> dict[str, int]:
         image, batch = self.images.preprocessing.image_size, self.config.batch_size

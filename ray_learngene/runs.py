@@ -18,6 +18,7 @@ from torch import nn
 from ray_learngene import termination
 from ray_learngene.background_checkpoints import BackgroundCheckpoints
 from ray_learngene.checkpoints import StoreCheckpoints
+from ray_learngene.compiled_blocks import compile_layers, require_compiler
 from ray_learngene.config import AncestryConfig, DistillConfig, WorkersConfig
 from ray_learngene.data.images import Images
 from ray_learngene.deepspeed_engine import read_user_config
@@ -94,6 +95,8 @@ def check_early(config: AncestryConfig | DistillConfig, kind: Kind) -> None:
         read_user_config(config.deepspeed)
     if config.ema and config.zero == 3:
         raise UserError("--ema keeps whole weights, ZeRO-3 splits them: use --zero 2, or --ema 0")
+    if config.compile and not config.most_workers:  # else it is a matter of the workers' hosts
+        require_compiler()
     Store(config.store, config.store_patience).check(write=True)
 
 
@@ -248,7 +251,7 @@ def _train_here(task: Task, store: Store, settings: dict[str, Any], flops: dict[
         autocast = resolve_precision(config.precision, device)
         module = copy.deepcopy(task.module).to(device)  # another attempt starts from what this one did
         if config.compile:
-            module.compile()
+            compile_layers(module)
         optimizer = create_optimizer(module, config)
         engine = TorchEngine(
             module, optimizer, accumulation=config.accumulation, clip_grad=config.clip_grad, autocast=autocast

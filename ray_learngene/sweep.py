@@ -23,6 +23,7 @@ from ray_learngene.candidates import (
     parse_arms,
     select,
 )
+from ray_learngene.compiled_blocks import require_compiler
 from ray_learngene.config import SweepConfig
 from ray_learngene.data.images import Images, Preprocessing, checked_image_sets
 from ray_learngene.descend import decisive_settings
@@ -47,6 +48,8 @@ def sweep(config: SweepConfig, *, leaderboard: bool = True) -> pandas.DataFrame:
     """
     folder_of("descendant", f"{config.name}/x")  # refuses a name that no store can hold
     check_texts(config)
+    if config.compile and config.in_process:  # else it is a matter of the hosts that train
+        require_compiler()
     store = Store(config.store, config.store_patience)
     store.check(write=True)
     stored = load_learngene(config)

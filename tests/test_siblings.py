@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor
 
 from ray_learngene import turns
@@ -153,6 +154,26 @@ def test_siblings_are_those_trained_alone_and_every_view_is_drawn_once(
     assert rows == {name: Store(made.config.store).manifest("descendant", f"s/{name}").metadata["row"] for name in rows}
     fitted = 4 * BATCH  # views that one of them was fitted on before
     assert len(drawn) == 2 * STEPS * BATCH + fitted and len(set(drawn)) == 2 * STEPS * BATCH
+
+
+class Damaged(Subset):
+    """Two of its images cannot be read."""
+
+    def open(self, index: int) -> Image.Image:
+        if index in (1, 17):
+            raise OSError("damaged")
+        return super().open(index)
+
+
+def test_images_that_cannot_be_read_are_skipped_alike_and_counted_for_each(tmp_path: Path) -> None:
+    made, other = (family(tmp_path / name, MEMBERS[:3], unreadable="skip") for name in ("together", "alone"))
+    for each in (made, other):
+        sets = (Damaged(one.whole, one.indices) for one in (each.images.train, each.images.val))
+        each.images = Images(*sets, PREPROCESSING, each.config, unreadable="skip")
+    rows = made.together()
+    other.alone()
+    assert_equal(made, other)
+    assert [row["unreadable"] for row in rows.values() if isinstance(row, dict)] == [4, 4, 4]
 
 
 def killed_at(epoch: int, victims: Sequence[str]) -> Callable[[str, dict[str, Any]], None]:

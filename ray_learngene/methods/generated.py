@@ -9,6 +9,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Callable, Mapping
 from functools import lru_cache
+from typing import Any
 
 import ray_learngene.torchvision_cpu  # noqa: F401  isort:skip  (before the first timm import)
 import torch
@@ -16,6 +17,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from ray_learngene.compiled_blocks import compile_layers
 from ray_learngene.errors import UserError
 from ray_learngene.methods.base import Learngene, Method
 from ray_learngene.specs import Spec, build, set_drop_path
@@ -28,7 +30,7 @@ _NOT_DECAYED = ("norm", "bias", "pos_embed", "scaler")
 
 
 @lru_cache(maxsize=64)
-def prototype(spec: Spec, drop_path: float = 0.0) -> VisionTransformer:
+def prototype(spec: Spec, drop_path: float = 0.0, compiled: bool = False) -> VisionTransformer:
     """The spec's timm model without storage, to be called with generated parameters.
 
     Kept outside the modules that use it, so that neither their state dicts nor their copies hold it.
@@ -36,6 +38,8 @@ def prototype(spec: Spec, drop_path: float = 0.0) -> VisionTransformer:
     with torch.device("meta"):
         model = build(spec)
     set_drop_path(model, drop_path)
+    if compiled:
+        compile_layers(model)
     return model
 
 
@@ -73,7 +77,7 @@ class GeneratedVisionTransformer(nn.Module):
         frozen: Genes | None = None,
     ) -> None:
         super().__init__()
-        self.spec, self.generate, self.drop_path = spec, generate, drop_path
+        self.spec, self.generate, self.drop_path, self.compiled = spec, generate, drop_path, False
         for name, tensor in genes.items():
             self.register_parameter(attribute_of(name), nn.Parameter(tensor.clone()))
         for name, tensor in (frozen or {}).items():
@@ -87,12 +91,16 @@ class GeneratedVisionTransformer(nn.Module):
         """Names, as timm's optimizer factory asks for them."""
         return {name for name, _ in self.named_parameters() if any(part in name for part in _NOT_DECAYED)}
 
+    def compile(self, *args: Any, **kwargs: Any) -> None:
+        """Run compiled from now on: the layers of the generated models, each of which may be another size."""
+        self.compiled = True
+
     def forward(self, images: Tensor) -> Tensor:
         return self.forward_as(self.spec, images)
 
     def forward_as(self, spec: Spec, images: Tensor) -> Tensor:
         """The logits of the model of another spec."""
-        model = prototype(spec, self.drop_path)
+        model = prototype(spec, self.drop_path, self.compiled)
         model.train(self.training)
         return functional_call(model, self.generate(self.genes(), spec), (images,), strict=True)
 

@@ -17,6 +17,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from ray_learngene.compiled_blocks import CompiledBlock
 from ray_learngene.errors import UserError
 from ray_learngene.methods.base import Learngene, Method
 from ray_learngene.methods.inherit import blocks_of, require_same, singletons
@@ -89,11 +90,7 @@ class StageSharedVisionTransformer(VisionTransformer):
     """
 
     def __init__(self, spec: Spec, layout: tuple[int, ...], drop_path_rate: float = 0.0) -> None:
-        super().__init__(
-            **{**timm_arguments(spec), "depth": len(layout)},
-            num_classes=spec.classes,
-            norm_layer=lambda dim, **kwargs: nn.LayerNorm(dim, eps=1e-6, **kwargs),
-        )
+        super().__init__(**{**timm_arguments(spec), "depth": len(layout)}, num_classes=spec.classes)
         self.spec = spec.replace(depth=sum(layout))
         self.layout = layout
         self.stage_of_layer = tuple(stage for stage, layers in enumerate(layout) for _ in range(layers))
@@ -111,6 +108,8 @@ class StageSharedVisionTransformer(VisionTransformer):
 
     def _apply_block(self, block: Any, x: Tensor, rate: float) -> Tensor:
         # timm's Block.forward with the drop-path rate of this application instead of one fixed in the block
+        if isinstance(block, CompiledBlock):
+            return block.at_rate(x, rate)
         x = x + drop_path(block.attn(block.norm1(x)), rate, self.training)
         return x + drop_path(block.mlp(block.norm2(x)), rate, self.training)
 

@@ -34,9 +34,16 @@ class Answers:
     """
 
     def __init__(
-        self, cache: SoftLabelCache, device: torch.device, autocast: torch.dtype | None, overwrite: bool = False
+        self,
+        cache: SoftLabelCache,
+        device: torch.device,
+        autocast: torch.dtype | None,
+        *,
+        compiled: bool = False,
+        overwrite: bool = False,
     ) -> None:
-        self.cache, self.device, self.autocast, self.overwrite = cache, device, autocast, overwrite
+        self.cache, self.device, self.autocast = cache, device, autocast
+        self.compiled, self.overwrite = compiled, overwrite
         self.read = 0
 
     @classmethod
@@ -57,7 +64,8 @@ class Answers:
             overwrite: Compute also what is there, and replace it.
         """
         facts = facts_of(config, teaching, images, ancestry, precision_of(autocast))
-        return cls(SoftLabelCache(store, facts, ancestry), device, autocast, overwrite)
+        cache = SoftLabelCache(store, facts, ancestry)
+        return cls(cache, device, autocast, compiled=config.compile, overwrite=overwrite)
 
     def beside(self, loader: DataLoader[Any]) -> Iterator[TaughtBatch]:
         """The loader's micro-batches with their soft labels."""
@@ -84,7 +92,7 @@ class Answers:
                 yield images, targets, kept[first : first + len(each)]
                 first += len(each)
             return
-        self.cache.ancestry.to(self.device)
+        self.cache.ancestry.ready(self.device, compiled=self.compiled)
         asked: list[SoftLabels] = []
         for index, _ in enumerate(numbers):
             images, targets = next(stream)
@@ -101,8 +109,10 @@ class Answers:
 class LiveAnswers:
     """The ancestry model's whole answer beside every micro-batch, asked of it and not kept."""
 
-    def __init__(self, ancestry: Ancestry, device: torch.device, autocast: torch.dtype | None) -> None:
-        self.ancestry, self.device, self.autocast = ancestry.to(device), device, autocast
+    def __init__(
+        self, ancestry: Ancestry, device: torch.device, autocast: torch.dtype | None, *, compiled: bool
+    ) -> None:
+        self.ancestry, self.device, self.autocast = ancestry.ready(device, compiled=compiled), device, autocast
 
     def beside(self, loader: DataLoader[Any]) -> Iterator[TaughtBatch]:
         """The loader's micro-batches with their soft labels."""

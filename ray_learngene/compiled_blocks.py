@@ -1,0 +1,93 @@
+"""torch.compile, a layer at a time: layers that are alike, those of one model or of several, are compiled once.
+
+Compiling a model of 16 layers as a whole takes a minute or more, anew for every depth; one layer takes seconds.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sysconfig
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import ray_learngene.torchvision_cpu  # noqa: F401  isort:skip  (before the first timm import)
+import torch
+from timm.models.vision_transformer import Block
+from torch import Tensor, nn
+
+from ray_learngene.errors import RunError
+
+# Shapes, modes and precisions of all the models of a process make a graph each; torch's own limit is 8.
+_OPTIONS: dict[str, Any] = {"dynamic": False, "recompile_limit": 256}
+
+
+def require_compiler() -> None:
+    """Refuse to compile where torch will not be able to.
+
+    Raises:
+        RunError: there is no C++ compiler, or Python's headers are not there.
+    """
+    compiler = os.environ.get("CXX", "g++")
+    if shutil.which(compiler) is None or not Path(sysconfig.get_path("include"), "Python.h").exists():
+        raise RunError(
+            f"--compile needs a C++ compiler ({compiler}) and Python's headers on every host that trains: install them "
+            "(apt-get install g++ python3-dev), or leave --compile out"
+        )
+
+
+def compile_layers(model: nn.Module) -> None:
+    """Compile a model's transformer layers where it has any of timm's, else the model as a whole.
+
+    Weights, state dict and random draws stay as they are; results differ by rounding.
+
+    Raises:
+        RunError: see `require_compiler`.
+    """
+    require_compiler()
+    blocks = [module for module in model.modules() if type(module) is Block]
+    for block in blocks:
+        block.__class__ = CompiledBlock
+    if not blocks:
+        model.compile(**_OPTIONS)
+
+
+class CompiledBlock(Block):
+    """A block that runs compiled."""
+
+    def forward(self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
+        return self.at_rate(x, getattr(self.drop_path1, "drop_prob", 0.0), attn_mask, is_causal)
+
+    def at_rate(self, x: Tensor, drop_path: float, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
+        """The layer with a drop-path rate. What is kept is drawn outside: a rate would be compiled into the layer."""
+        kept = [_kept(x, drop_path) if drop_path and self.training else None for _ in range(2)]
+        return _compiled()(self, x, *kept, attn_mask, is_causal)
+
+
+def _kept(x: Tensor, drop_path: float) -> Tensor:
+    """As timm's `drop_path` draws it, of a branch in the precision that autocast gives it: `[B, 1, ...]`."""
+    device = x.device.type
+    autocast = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+    dtype = torch.get_autocast_dtype(device) if autocast else x.dtype
+    drawn = torch.empty((len(x),) + (1,) * (x.ndim - 1), dtype=dtype, device=x.device)
+    return drawn.bernoulli_(1 - drop_path).div_(1 - drop_path)
+
+
+@cache
+def _compiled() -> Any:
+    return torch.compile(_layer, **_OPTIONS)
+
+
+def _layer(
+    block: Block,
+    x: Tensor,
+    kept1: Tensor | None,
+    kept2: Tensor | None,
+    attn_mask: Tensor | None,
+    is_causal: bool,
+) -> Tensor:
+    branch = block.ls1(block.attn(block.norm1(x), attn_mask=attn_mask, is_causal=is_causal))
+    x = x + (branch if kept1 is None else branch * kept1)
+    branch = block.ls2(block.mlp(block.norm2(x)))
+    return x + (branch if kept2 is None else branch * kept2)

@@ -1,0 +1,129 @@
+"""Compiled layers compute what plain ones do, and are compiled once for all layers, depths and models."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+
+import numpy as np
+import pytest
+import timm
+import torch
+from torch import Tensor, nn
+from torch._dynamo.utils import counters
+
+from ray_learngene import cli
+from ray_learngene.ancestry import Ancestry
+from ray_learngene.compiled_blocks import compile_layers
+from ray_learngene.errors import RunError
+from ray_learngene.flops import forward_flops, training_flops
+from ray_learngene.methods import create_method
+from ray_learngene.specs import PRESETS, build, set_drop_path
+from ray_learngene.steps import draw_step
+from tests.test_siblings import assert_equal, family, history
+
+SPEC = PRESETS["nano"].replace(depth=6)
+BOUND = 1e-5  # of a gradient's largest entry, and of logits: rounding
+
+
+@pytest.fixture(scope="module", autouse=True)
+def clean() -> None:
+    torch.compiler.reset()
+
+
+def deep(depth: int) -> nn.Module:
+    model = build(SPEC.replace(depth=depth), seed=0)
+    set_drop_path(model, 0.3)
+    return model
+
+
+def step(model: nn.Module, training: bool = True) -> tuple[Tensor, list[Tensor]]:
+    """Logits of a step, or of a scoring, and the gradients."""
+    model.train(training)
+    draw_step(model, seed=0, step=1, total_steps=4)
+    images = torch.randn(8, 3, SPEC.image, SPEC.image, generator=torch.Generator().manual_seed(0))
+    torch.manual_seed(3)
+    if not training:
+        with torch.no_grad():
+            return model(images), []
+    logits = model(images)
+    logits = torch.cat(logits) if isinstance(logits, tuple) else logits
+    return logits, list(torch.autograd.grad(logits.logsumexp(-1).square().mean(), list(model.parameters())))
+
+
+def graphs() -> int:
+    return counters["stats"]["unique_graphs"]
+
+
+@pytest.mark.parametrize("what", ["plain", "sws", "wave", "any-size"])
+def test_a_compiled_step_is_the_plain_one_with_the_same_layers_dropped(what: str) -> None:
+    torch.manual_seed(0)
+    model = deep(6) if what == "plain" else create_method(what).auxiliary(SPEC, drop_path=0.3)
+    compiled = copy.deepcopy(model)
+    compile_layers(compiled)
+    assert compiled.state_dict().keys() == model.state_dict().keys()
+    for training in (True, False):
+        (expected, gradients), (logits, found) = step(model, training), step(compiled, training)
+        assert graphs() > 0
+        assert (logits - expected).abs().max() <= BOUND * expected.abs().max()
+        for one, other in zip(found, gradients, strict=True):
+            assert (one - other).abs().max() <= BOUND * other.abs().max().clamp(min=1e-3)
+
+
+def test_all_layers_of_all_depths_and_methods_are_one_graph_for_each_mode() -> None:
+    """Three: with and without a drop-path rate in training, and in evaluation."""
+    torch.compiler.reset()
+    before = graphs()
+    for model in (deep(4), deep(9), *(create_method(name).auxiliary(SPEC, drop_path=0.2) for name in ("sws", "wave"))):
+        compile_layers(model)
+        step(model)
+        step(model, training=False)
+    assert graphs() - before == 2 * 3, "parameters, and what parameters are generated to, are graphs of their own"
+
+
+def test_a_model_without_timms_blocks_is_compiled_as_a_whole() -> None:
+    torch.manual_seed(0)
+    plain = Ancestry(timm.create_model("resnet10t", num_classes=4))
+    images = torch.randn(2, 3, 32, 32)
+    expected = plain(images)
+    before = graphs()
+    with torch.no_grad():
+        found = copy.deepcopy(plain).ready(torch.device("cpu"), compiled=True)(images)
+    assert graphs() > before
+    assert (found - expected).abs().max() <= BOUND * expected.abs().max()
+
+
+def test_no_compiler_is_one_line_before_anything_starts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    store = ["--store", str(tmp_path / "store"), "--data", "digits", "--name", "new", "--compile"]
+    for command in (["ancestry", "--model", "vit_tiny_patch16_224", "--workers", "0"], ["sweep", "--learngene", "x"]):
+        assert cli.main([*command, *store, *(["--in-process"] if command[0] == "sweep" else [])]) == 2
+        said = capsys.readouterr().err.strip().splitlines()
+        assert len(said) == 1 and "--compile needs a C++ compiler (no-such-compiler)" in said[0]
+    assert not (tmp_path / "store").exists()
+    with pytest.raises(RunError, match=r"needs a C\+\+ compiler"):
+        compile_layers(deep(2))
+
+
+def test_flops_are_counted_of_compiled_models() -> None:
+    for model in (deep(3), create_method("sws").auxiliary(SPEC), create_method("any-size").auxiliary(SPEC)):
+        expected = forward_flops(model, SPEC.image), training_flops(model, SPEC.image, batch=4, steps=3)
+        compile_layers(model)
+        assert (
+            (forward_flops(model, SPEC.image), training_flops(model, SPEC.image, batch=4, steps=3)) == expected > (0,)
+        )
+
+
+def test_compiled_siblings_are_those_compiled_alone(tmp_path: Path) -> None:
+    members = [("sws", 2, 1e-3), ("scratch", 3, 1e-3)]
+    made, alone = (family(tmp_path / name, members, compile=True) for name in ("together", "alone"))
+    made.together()
+    alone.alone()
+    assert_equal(made, alone)
+    plain = family(tmp_path / "plain", members)
+    plain.together()
+    for name in made.names:  # the same descendant, as compiling does not decide what it becomes
+        losses = [[entry["val_loss"] for entry in history(each, name)] for each in (made, plain)]
+        assert np.allclose(*losses, rtol=1e-3)
