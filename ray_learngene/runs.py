@@ -95,6 +95,8 @@ def check_early(config: AncestryConfig | DistillConfig, kind: Kind) -> None:
         read_user_config(config.deepspeed)
     if config.ema and config.zero == 3:
         raise UserError("--ema keeps whole weights, ZeRO-3 splits them: use --zero 2, or --ema 0")
+    if config.compile and config.zero == 3:
+        raise UserError("--compile needs whole weights, ZeRO-3 splits them: use --zero 2, or leave --compile out")
     if config.compile and not config.most_workers:  # else it is a matter of the workers' hosts
         require_compiler()
     Store(config.store, config.store_patience).check(write=True)

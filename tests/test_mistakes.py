@@ -254,6 +254,10 @@ MISTAKES: dict[str, tuple[tuple[str, ...], str]] = {
     "teaching without a teacher": ((*SWEEP, "--alpha", "0.5"), "alpha says how an ancestry model teaches"),
     "an arm twice": ((*PLAN, "--arms", "sws,sws"), "give each arm once"),
     "an unknown arm": ((*PLAN, "--arms", "sws,magic"), "unknown method 'magic'"),
+    "compiled layers of split weights": (
+        (*DISTILL, "--ancestry", "store:ancestries/ten", "--zero", "3", "--compile"),
+        "use --zero 2",
+    ),
     "ASHA without a search": ((*SWEEP, "--asha"), "it needs lr_search"),
     "a name no store can hold": ((*SWEEP[:4], "a/b", *SWEEP[5:]), "is not the name of"),
     "nothing to pull": (("pull", "--store", "{store}", "--max-params", "3M"), "no descendants in"),
