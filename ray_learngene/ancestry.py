@@ -39,7 +39,6 @@ class Ancestry(nn.Module):
         self.mean, self.std = tuple(settings["mean"]), tuple(settings["std"])
         self.classes = int(getattr(model, "num_classes", 0))
         self.labels = labels_of(model)
-        self._compiled = False
 
     def forward(self, images: Tensor) -> Tensor:
         if images.shape[-1] != self.image_size:
@@ -49,9 +48,8 @@ class Ancestry(nn.Module):
 
     def ready(self, device: torch.device, *, compiled: bool) -> Ancestry:
         """Itself, on a device and compiled if asked for."""
-        if compiled and not self._compiled:
+        if compiled:
             compile_layers(self)
-            self._compiled = True
         return self.to(device)
 
     def train(self, mode: bool = True) -> Ancestry:

@@ -17,7 +17,7 @@ from ray_learngene.cluster import cluster_has_gpus, ray_cluster, require_resourc
 from ray_learngene.errors import Interrupted, RunError
 from ray_learngene.places import cluster_place
 from ray_learngene.preemption import CatchesSigterm, heeding, stop_requests
-from ray_learngene.search import GroupedASHA, LearningRateSearch, at_random
+from ray_learngene.search import GroupedASHA, LearningRateSearch
 from ray_learngene.store import Store
 from ray_learngene.trials import Known, Outcomes, SweepInputs, Trial, print_packs
 
@@ -25,6 +25,7 @@ from ray_learngene.trials import Known, Outcomes, SweepInputs, Trial, print_pack
 def train_on_cluster(
     inputs: SweepInputs,
     left: Sequence[Trial],
+    following: Sequence[Trial],
     known: Known,
     outcomes: Outcomes,
     on_start: Callable[[], None],
@@ -32,6 +33,7 @@ def train_on_cluster(
     """Train what is left, and tell what becomes of it.
 
     Args:
+        following: Trials after those, whose learning rates follow from the results of others.
         known: What earlier runs tried, where learning rates are searched.
         on_start: Called once the cluster has answered, before the first trial.
 
@@ -49,11 +51,9 @@ def train_on_cluster(
         gpus = float(cluster_has_gpus()) if config.gpus_per_trial is None else config.gpus_per_trial
         require_resources(config.address, 1, config.cpus_per_trial, gpus, "trials")
         on_start()
-        drawn, following = at_random(left, known) if config.lr_search else (left, [])
-        packs = inputs.packs(drawn, cluster_place(config.cpus_per_trial, gpus, config.max_concurrent))
+        packs = inputs.packs(left, cluster_place(config.cpus_per_trial, gpus, config.max_concurrent))
         print_packs(packs)
-        packs += [[trial] for trial in following]
-        search = LearningRateSearch(packs, known, config) if config.lr_search else None
+        search = LearningRateSearch(packs, following, known, config) if config.lr_search else None
         storage_path, storage_filesystem = store.ray_storage(f"sweep-{config.name}")
         resources = {"CPU": config.cpus_per_trial, "GPU": gpus}
         _train.__mixins__ = (CatchesSigterm,)  # type: ignore[attr-defined]  # how Tune extends a function's actor
@@ -62,7 +62,7 @@ def train_on_cluster(
                 tune.with_resources(tune.with_parameters(_train, inputs=inputs, requests=requests), resources),
                 param_space={} if search else {"one": tune.grid_search([{"pack": trials} for trials in packs])},
                 tune_config=tune.TuneConfig(
-                    num_samples=len(packs) if search else 1,
+                    num_samples=len(packs) + len(following) if search else 1,
                     metric="top1",
                     mode="max",
                     search_alg=search,
@@ -110,7 +110,7 @@ def _train(one: dict[str, Any], inputs: SweepInputs, requests: Queue) -> None:
         else:
             report(trial, {**outcome, "epoch": config.epochs, "epochs": config.epochs, "finished": True})
 
-    at_once = one.get("at_once", len(left))
+    at_once = one.get("at_once") or max(1, len(left))
     try:
         with heeding(requests):
             for first in range(0, len(left), at_once):

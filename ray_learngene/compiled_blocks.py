@@ -40,16 +40,16 @@ def require_compiler() -> None:
 def compile_layers(model: nn.Module) -> None:
     """Compile a model's transformer layers where it has any of timm's, else the model as a whole.
 
-    Weights, state dict and random draws stay as they are; results differ by rounding.
+    Weights, state dict and what stochastic depth draws stay as they are; results differ by rounding.
 
     Raises:
         RunError: see `require_compiler`.
     """
     require_compiler()
-    blocks = [module for module in model.modules() if type(module) is Block]
+    blocks = [module for module in model.modules() if type(module) in (Block, CompiledBlock)]
     for block in blocks:
         block.__class__ = CompiledBlock
-    if not blocks:
+    if not blocks and model._compiled_call_impl is None:
         model.compile(**_OPTIONS)
 
 
@@ -66,11 +66,8 @@ class CompiledBlock(Block):
 
 
 def _kept(x: Tensor, drop_path: float) -> Tensor:
-    """As timm's `drop_path` draws it, of a branch in the precision that autocast gives it: `[B, 1, ...]`."""
-    device = x.device.type
-    autocast = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
-    dtype = torch.get_autocast_dtype(device) if autocast else x.dtype
-    drawn = torch.empty((len(x),) + (1,) * (x.ndim - 1), dtype=dtype, device=x.device)
+    """What timm's `drop_path` multiplies a branch by, before it is rounded to the branch's precision: `[B, 1, ...]`."""
+    drawn = torch.empty((len(x),) + (1,) * (x.ndim - 1), device=x.device)
     return drawn.bernoulli_(1 - drop_path).div_(1 - drop_path)
 
 
@@ -88,6 +85,6 @@ def _layer(
     is_causal: bool,
 ) -> Tensor:
     branch = block.ls1(block.attn(block.norm1(x), attn_mask=attn_mask, is_causal=is_causal))
-    x = x + (branch if kept1 is None else branch * kept1)
+    x = x + (branch if kept1 is None else branch * kept1.to(branch.dtype))
     branch = block.ls2(block.mlp(block.norm2(x)))
-    return x + (branch if kept2 is None else branch * kept2)
+    return x + (branch if kept2 is None else branch * kept2.to(branch.dtype))

@@ -62,14 +62,9 @@ class Descendant:
     key: str
 
     @property
-    def group(self) -> str:
-        """What the trials of a learning-rate search have in common."""
-        slug = re.sub(r"[^a-zA-Z0-9._-]+", ".", self.arm).strip(".")
-        return f"{slug}-w{self.spec.width}-d{self.spec.depth:02d}-s{self.seed}"
-
-    @property
     def name(self) -> str:
-        return f"{self.group}-{self.key}"
+        slug = re.sub(r"[^a-zA-Z0-9._-]+", ".", self.arm).strip(".")
+        return f"{slug}-w{self.spec.width}-d{self.spec.depth:02d}-s{self.seed}-{self.key}"
 
 
 def descendant(

@@ -6,7 +6,7 @@ one, so the search (Optuna) and the scheduler (ASHA) are kept once per group: sa
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
@@ -22,59 +22,58 @@ from ray.tune.search.optuna import OptunaSearch
 from ray_learngene.config import SweepConfig
 from ray_learngene.trials import Known, Trial
 
-DRAWN = 10  # learning rates of a group until Optuna's model of their scores takes over from random draws
+DRAWN = 10  # learning rates of a descendant until Optuna's model of their scores takes over
 
 
-def at_random(left: Sequence[Trial], known: Known) -> tuple[list[Trial], list[Trial]]:
-    """Split trials into those whose learning rate is drawn at random, and those where it follows from results.
+def drawn_rates(config: SweepConfig) -> list[float]:
+    """The first learning rates of every group, drawn at random: they depend on the settings alone.
 
-    Those of the first kind can be trained side by side.
-
-    Args:
-        known: What was tried before.
+    So trials of them can be side by side, and a sweep that is run again goes on with those that it had begun.
     """
-    tried = Counter({group: len(scores) for group, scores in known.items()})
-    drawn, following = list[Trial](), list[Trial]()
-    for trial in left:
-        (drawn if tried[trial.group] < DRAWN else following).append(trial)
-        tried[trial.group] += 1
-    return drawn, following
+    low, high = np.log([config.lr_low, config.lr_high])
+    drawn = np.random.default_rng(config.seed).uniform(low, high, DRAWN)
+    return np.exp(drawn).tolist()[: config.lr_search]
 
 
 class LearningRateSearch(Searcher):
     """One Optuna study over the learning rate per group.
 
     Args:
-        packs: Trials that one process trains, still without their learning rates, in the order in which they shall
-            start.
-        known: What was tried before: a sweep that is run again goes on from there.
+        packs: Trials that one process trains, in the order in which they shall start.
+        following: Trials after those, each alone, whose learning rates follow from the scores of their groups.
+        known: What earlier runs of the sweep tried.
     """
 
-    def __init__(self, packs: Sequence[Sequence[Trial]], known: Known, config: SweepConfig) -> None:
+    def __init__(
+        self, packs: Sequence[Sequence[Trial]], following: Sequence[Trial], known: Known, config: SweepConfig
+    ) -> None:
         super().__init__(metric="top1", mode="max")
         optuna.logging.set_verbosity(optuna.logging.ERROR)
-        self._packs = list(packs)
+        self._packs, self._following = [list(pack) for pack in packs], list(following)
+        self._running: dict[str, dict[int, Trial]] = {}  # by Tune's trial and member of its pack
+        self._asked: set[str] = set()  # Tune's trials whose learning rates are the studies'
         self._studies: dict[Any, OptunaSearch] = {}
-        self._running: dict[str, dict[int, OptunaSearch]] = {}  # by Tune's trial and member of its pack
-        for group in dict.fromkeys(trial.group for pack in packs for trial in pack):
-            # a search that goes on must not draw again what it drew before
-            seed = int(np.random.SeedSequence([config.seed, len(known[group])]).generate_state(1)[0])
+        for group, scores in known.items():
+            # a search that goes on must not choose again what it chose before
+            seed = int(np.random.SeedSequence([config.seed, len(scores)]).generate_state(1)[0])
             sampler = optuna.samplers.TPESampler(seed=seed, n_startup_trials=DRAWN)
             space = {"lr": tune.loguniform(config.lr_low, config.lr_high)}
-            study = OptunaSearch(space, metric="top1", mode="max", sampler=sampler)
-            for lr, score in known[group]:
-                study.add_evaluated_point({"lr": lr}, score)
-            self._studies[group] = study
+            self._studies[group] = OptunaSearch(space, metric="top1", mode="max", sampler=sampler)
+            for lr, score in scores:
+                if config.lr_low <= lr <= config.lr_high:
+                    self._studies[group].add_evaluated_point({"lr": lr}, score)
 
     def suggest(self, trial_id: str) -> Any:
-        if not self._packs:
+        if self._packs:
+            pack = self._packs.pop(0)
+        elif self._following:
+            trial = self._following.pop(0)
+            suggestion: Any = self._studies[trial.group].suggest(trial_id)
+            pack = [replace(trial, lr=suggestion["lr"])]
+            self._asked.add(trial_id)
+        else:
             return Searcher.FINISHED
-        pack: list[Trial] = []
-        self._running[trial_id] = {}
-        for member, trial in enumerate(self._packs.pop(0)):
-            study = self._running[trial_id][member] = self._studies[trial.group]
-            suggestion = study.suggest(f"{trial_id}-{member}") or {}
-            pack.append(replace(trial, lr=suggestion["lr"]))
+        self._running[trial_id] = dict(enumerate(pack))
         return {"pack": pack}
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
@@ -87,9 +86,15 @@ class LearningRateSearch(Searcher):
             self._tell(trial_id, member, last if last.get("member") == member else None)
 
     def _tell(self, trial_id: str, member: int, result: dict[str, Any] | None) -> None:
-        study = self._running[trial_id].pop(member, None)
-        if study is not None:  # else it was told before
-            study.on_trial_complete(f"{trial_id}-{member}", result, error=result is None)
+        """Tell a study how a member ended, the first time that it does; without a result it counts for nothing."""
+        trial = self._running[trial_id].pop(member, None)
+        if trial is None:
+            return
+        study = self._studies[trial.group]
+        if trial_id in self._asked:
+            study.on_trial_complete(trial_id, result, error=result is None)
+        elif result is not None:
+            study.add_evaluated_point({"lr": trial.lr}, result["top1"])
 
     def save(self, checkpoint_path: str) -> None:
         """Nothing: what is known is read from the store's manifests."""

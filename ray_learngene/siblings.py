@@ -111,7 +111,12 @@ def _together(
             unexpected.append(error)
 
     with termination.graceful():
-        stream = descendant_stream(images, tunings[0].settings(config), ancestry)
+        try:
+            stream = descendant_stream(images, tunings[0].settings(config), ancestry)
+        except RunError as error:
+            for tuning in tunings:
+                ended(tuning, error)
+            return []
         train_together(tuning_of, stream, sort_out, stop=termination.requested)
         if interrupted:
             raise min(interrupted, key=lambda one: one.done)

@@ -178,21 +178,29 @@ def run_trials(
         Interrupted: this process was asked to end.
     """
     config = inputs.config
-    known = _known(inputs, wanted, before) if config.lr_search else {}
+    known: Known = {}
+    following: list[Trial] = []
+    every = list(wanted)
     if config.lr_search:
-        tried = {trial: len(known[trial.group]) for trial in wanted}
-        left = [trial for turn in range(config.lr_search) for trial in wanted if turn >= tried[trial]]
-    else:
-        names = {row["descendant"] for row in before}
-        left = [trial for trial in wanted if inputs.descendant(trial).name not in names]
-    total = len(wanted) * max(1, config.lr_search)
-    done = f", {total - len(left)} already finished" if len(left) < total else ""
-    print(f"sweep {config.name}: {len(left)} descendants to train{done}", flush=True)
-    outcomes = Outcomes(inputs, len(left))
-    if left and not config.in_process:
+        from ray_learngene.search import DRAWN, drawn_rates
+
+        rates = drawn_rates(config)
+        every = [replace(trial, lr=lr) for lr in rates for trial in wanted]
+        known = _known(inputs, wanted, before)
+        others = {group: sum(lr not in rates for lr, _ in scores) for group, scores in known.items()}
+        following = [
+            trial for turn in range(config.lr_search - DRAWN) for trial in wanted if turn >= others[trial.group]
+        ]
+    names = {row["descendant"] for row in before}
+    left = [trial for trial in every if inputs.descendant(trial).name not in names]
+    total, count = len(wanted) * max(1, config.lr_search), len(left) + len(following)
+    done = f", {total - count} already finished" if count < total else ""
+    print(f"sweep {config.name}: {count} descendants to train{done}", flush=True)
+    outcomes = Outcomes(inputs, count)
+    if count and not config.in_process:
         from ray_learngene.cluster_trials import train_on_cluster
 
-        train_on_cluster(inputs, left, known, outcomes, on_start)
+        train_on_cluster(inputs, left, following, known, outcomes, on_start)
     else:
         on_start()
         _train_here(inputs, left, outcomes)

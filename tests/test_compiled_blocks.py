@@ -9,18 +9,19 @@ import numpy as np
 import pytest
 import timm
 import torch
+from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 from torch._dynamo.utils import counters
 
 from ray_learngene import cli
 from ray_learngene.ancestry import Ancestry
-from ray_learngene.compiled_blocks import compile_layers
+from ray_learngene.compiled_blocks import CompiledBlock, compile_layers
 from ray_learngene.errors import RunError
 from ray_learngene.flops import forward_flops, training_flops
 from ray_learngene.methods import create_method
 from ray_learngene.specs import PRESETS, build, set_drop_path
 from ray_learngene.steps import draw_step
-from tests.test_siblings import assert_equal, family, history
+from tests.test_siblings import MEMBERS, assert_equal, family, history
 
 SPEC = PRESETS["nano"].replace(depth=6)
 BOUND = 1e-5  # of a gradient's largest entry, and of logits: rounding
@@ -57,28 +58,50 @@ def graphs() -> int:
 
 @pytest.mark.parametrize("what", ["plain", "sws", "wave", "any-size"])
 def test_a_compiled_step_is_the_plain_one_with_the_same_layers_dropped(what: str) -> None:
+    torch.compiler.reset()
     torch.manual_seed(0)
     model = deep(6) if what == "plain" else create_method(what).auxiliary(SPEC, drop_path=0.3)
     compiled = copy.deepcopy(model)
     compile_layers(compiled)
     assert compiled.state_dict().keys() == model.state_dict().keys()
     for training in (True, False):
+        before = graphs()
         (expected, gradients), (logits, found) = step(model, training), step(compiled, training)
-        assert graphs() > 0
+        assert graphs() > before
         assert (logits - expected).abs().max() <= BOUND * expected.abs().max()
         for one, other in zip(found, gradients, strict=True):
             assert (one - other).abs().max() <= BOUND * other.abs().max().clamp(min=1e-3)
 
 
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_and_so_it_is_in_bf16_and_with_checkpointed_gradients(checkpointing: bool) -> None:
+    model = create_method("sws").auxiliary(SPEC, drop_path=0.3)
+    assert isinstance(model, VisionTransformer)
+    model.set_grad_checkpointing(checkpointing)
+    compiled = copy.deepcopy(model)
+    compile_layers(compiled)
+    with torch.autocast("cpu", torch.bfloat16):
+        (expected, gradients), (logits, found) = step(model), step(compiled)
+    assert (logits - expected).abs().max() <= 2**-7 * expected.abs().max()
+    for one, other in zip(found, gradients, strict=True):
+        assert (one - other).norm() <= 2**-4 * other.norm() + 1e-5
+
+
 def test_all_layers_of_all_depths_and_methods_are_one_graph_for_each_mode() -> None:
     """Three: with and without a drop-path rate in training, and in evaluation."""
     torch.compiler.reset()
-    before = graphs()
-    for model in (deep(4), deep(9), *(create_method(name).auxiliary(SPEC, drop_path=0.2) for name in ("sws", "wave"))):
-        compile_layers(model)
-        step(model)
-        step(model, training=False)
-    assert graphs() - before == 2 * 3, "parameters, and what parameters are generated to, are graphs of their own"
+    sws, *waves = (
+        create_method(name).auxiliary(SPEC.replace(depth=depth), drop_path=0.2)
+        for name, depth in (("sws", 6), ("wave", 6), ("wave", 3))
+    )
+    # what parameters are generated to are no parameters, and so another kind of layer
+    for models, new in (([sws], 3), ([deep(4), deep(9)], 0), (waves, 3)):
+        before = graphs()
+        for model in models:
+            compile_layers(model)
+            step(model)
+            step(model, training=False)
+        assert graphs() - before == new
 
 
 def test_a_model_without_timms_blocks_is_compiled_as_a_whole() -> None:
@@ -91,6 +114,15 @@ def test_a_model_without_timms_blocks_is_compiled_as_a_whole() -> None:
         found = copy.deepcopy(plain).ready(torch.device("cpu"), compiled=True)(images)
     assert graphs() > before
     assert (found - expected).abs().max() <= BOUND * expected.abs().max()
+
+
+@pytest.mark.parametrize("kept", [False, True])
+def test_the_ancestry_of_compiled_siblings_is_compiled(kept: bool, tmp_path: Path) -> None:
+    ancestry = Ancestry(build(SPEC.replace(depth=2), seed=8))
+    made = family(tmp_path / "store", MEMBERS[:2], compile=True, soft_labels=kept)
+    made.ancestry = ancestry
+    made.together()
+    assert {type(block) for block in ancestry.model.blocks} == {CompiledBlock}
 
 
 def test_no_compiler_is_one_line_before_anything_starts(

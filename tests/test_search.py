@@ -1,34 +1,36 @@
-"""Which learning rates are tried: Optuna's, whoever is trained beside whom."""
+"""Which learning rates are tried: random draws first, side by side or not, and then those of a plain Optuna study."""
 
 from __future__ import annotations
 
-from collections import defaultdict
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import optuna
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from optuna.trial import TrialState
 
 from ray_learngene.config import SweepConfig
-from ray_learngene.search import DRAWN, LearningRateSearch, at_random
+from ray_learngene.search import DRAWN, LearningRateSearch, drawn_rates
 from ray_learngene.specs import PRESETS
 from ray_learngene.trials import Known, Trial
 
-CONFIG = SweepConfig(data="digits", name="s", learngene="g", lr_search=DRAWN + 2, lr_low=1e-5, lr_high=1e-1)
+CONFIG = SweepConfig(data="digits", name="s", learngene="g", lr_search=DRAWN + 3, lr_low=1e-5, lr_high=1e-1)
 SMALL, LARGE = (Trial("sws", PRESETS["nano"].replace(depth=depth), 0, CONFIG.lr) for depth in (2, 3))
+DRAWN_TRIALS = [replace(trial, lr=lr) for lr in drawn_rates(CONFIG) for trial in (LARGE, SMALL)]
 
 
 def score(lr: float) -> float:
     return -abs(np.log10(lr) + 3)
 
 
-def searched(packs: list[list[Trial]], known: Known) -> dict[Any, list[float]]:
+def searched(packs: Sequence[Sequence[Trial]], following: Sequence[Trial], known: Known) -> dict[object, list[float]]:
     """Every group's learning rates, where the packs run one after another and each member reports what it ends with."""
-    search = LearningRateSearch(packs, known, CONFIG)
-    tried = defaultdict(list)
-    for number in range(len(packs)):
+    search = LearningRateSearch(packs, following, known, CONFIG)
+    tried: dict[object, list[float]] = {SMALL.group: [], LARGE.group: []}
+    for number in range(len(packs) + len(following)):
         pack: list[Trial] = search.suggest(f"t{number}")["pack"]
         for member, trial in enumerate(pack):
             tried[trial.group].append(trial.lr)
@@ -37,51 +39,72 @@ def searched(packs: list[list[Trial]], known: Known) -> dict[Any, list[float]]:
             search.on_trial_result(f"t{number}", result)
         search.on_trial_complete(f"t{number}", result)
     assert search.suggest("none") == search.FINISHED
-    return dict(tried)
+    return tried
 
 
-def optunas(known: list[tuple[float, float]], count: int) -> list[float]:
-    """A plain study of one group."""
+def optunas(known: Sequence[tuple[float, float]], before: Sequence[float], count: int) -> list[float]:
+    """What a plain study of one group chooses after learning rates that were known and others that were drawn."""
     seed = int(np.random.SeedSequence([CONFIG.seed, len(known)]).generate_state(1)[0])
-    study = optuna.create_study(
-        sampler=optuna.samplers.TPESampler(seed=seed, n_startup_trials=DRAWN), direction="maximize"
-    )
+    sampler = optuna.samplers.TPESampler(seed=seed, n_startup_trials=DRAWN)
+    study = optuna.create_study(sampler=sampler, direction="maximize")
     space = optuna.distributions.FloatDistribution(CONFIG.lr_low, CONFIG.lr_high, log=True)
-    for lr, value in known:
+    for lr, value in [*known, *((lr, score(lr)) for lr in before)]:
         study.add_trial(optuna.create_trial(params={"lr": lr}, distributions={"lr": space}, value=value))
-    drawn = []
+    chosen = []
     for _ in range(count):
         trial = study.ask({"lr": space})
-        drawn.append(trial.params["lr"])
-        study.tell(trial, score(drawn[-1]))
-    return drawn
+        chosen.append(trial.params["lr"])
+        study.tell(trial, score(chosen[-1]))
+    return chosen
 
 
-@pytest.mark.parametrize("tried", [0, 4, DRAWN + 1])
-def test_learning_rates_are_those_of_a_plain_study_alone_and_side_by_side(tried: int) -> None:
-    known = {SMALL.group: [(lr, score(lr)) for lr in np.geomspace(2e-5, 5e-2, tried).tolist()], LARGE.group: []}
-    left = [LARGE, SMALL] * (DRAWN + 2)
-    drawn, following = at_random(left, known)
-    assert drawn.count(SMALL) == max(0, DRAWN - tried) and drawn.count(LARGE) == DRAWN
-    assert sorted([*drawn, *following], key=left.index) == sorted(left, key=left.index)
-    expected = {LARGE.group: optunas([], DRAWN + 2), SMALL.group: optunas(known[SMALL.group], DRAWN + 2)}
-    assert searched([[trial] for trial in drawn + following], known) == expected
-    assert searched([drawn, *([trial] for trial in following)], known) == expected
+def test_the_first_learning_rates_are_those_of_any_longer_search_and_of_the_seed() -> None:
+    rates = drawn_rates(CONFIG)
+    assert len(set(rates)) == DRAWN and all(CONFIG.lr_low <= lr <= CONFIG.lr_high for lr in rates)
+    assert drawn_rates(CONFIG.model_copy(update={"lr_search": 4})) == rates[:4]
+    assert not set(drawn_rates(CONFIG.model_copy(update={"seed": 1}))) & set(rates)
 
 
-@given(st.integers(min_value=1, max_value=2 * DRAWN))
-def test_random_draws_do_not_depend_on_how_they_are_packed(size: int) -> None:
-    left = [LARGE, SMALL] * DRAWN
+@given(size=st.integers(min_value=1, max_value=2 * DRAWN), done=st.integers(min_value=0, max_value=2 * DRAWN))
+def test_learning_rates_after_them_are_those_of_a_plain_study_however_the_first_were_packed(
+    size: int, done: int
+) -> None:
+    known: Known = {SMALL.group: [], LARGE.group: []}
+    for trial in DRAWN_TRIALS[:done]:
+        known[trial.group].append((trial.lr, score(trial.lr)))
+    left = DRAWN_TRIALS[done:]
     packs = [left[first : first + size] for first in range(0, len(left), size)]
-    known: Known = {LARGE.group: [], SMALL.group: []}
-    assert searched(packs, known) == searched([left], known)
+    found = searched(packs, [LARGE, SMALL] * 3, known)
+    for group, scores in known.items():
+        drawn = [trial.lr for trial in left if trial.group == group]
+        assert found[group] == drawn + optunas(scores, drawn, 3)
 
 
-def test_a_member_that_ends_without_a_score_is_no_result() -> None:
-    """Its process died for good: the search goes on as if it had not been asked."""
-    known: Known = {SMALL.group: [(lr, score(lr)) for lr in np.geomspace(2e-5, 5e-2, DRAWN).tolist()]}
-    search = LearningRateSearch([[SMALL, SMALL], [SMALL]], known, CONFIG)
-    first = search.suggest("a")["pack"]
-    search.on_trial_result("a", {"member": 0, "top1": score(first[0].lr), "finished": True})
-    search.on_trial_complete("a", None, error=True)
-    assert CONFIG.lr_low <= search.suggest("b")["pack"][0].lr <= CONFIG.lr_high
+def test_scores_of_a_narrower_search_are_left_out() -> None:
+    known: Known = {SMALL.group: [(1e-7, 3.0), (1e-3, 2.0)]}
+    search = LearningRateSearch([], [SMALL], known, CONFIG)
+    assert CONFIG.lr_low <= search.suggest("a")["pack"][0].lr <= CONFIG.lr_high
+
+
+@pytest.mark.parametrize("following", [False, True])
+def test_what_becomes_of_a_trial_is_told_once(following: bool) -> None:
+    """Finished; failed, which is the worst there is; stopped by ASHA; ended without a word."""
+    count = 4
+    packs = [[]] if following else [[trial] for trial in DRAWN_TRIALS[1 : 2 * count : 2]]
+    search = LearningRateSearch(
+        [] if following else packs, [SMALL] * count if following else [], {SMALL.group: []}, CONFIG
+    )
+    for number in range(count):
+        search.suggest(f"t{number}")
+    finished = {"member": 0, "top1": 50.0, "finished": True}
+    search.on_trial_result("t0", finished)
+    search.on_trial_complete("t0", finished)
+    search.on_trial_result("t1", {"member": 0, "top1": float("-inf"), "error": "not finite"})
+    search.on_trial_complete("t1", {"member": 0, "top1": float("-inf")})
+    search.on_trial_result("t2", {"member": 0, "top1": 20.0, "epoch": 1})
+    search.on_trial_complete("t2", {"member": 0, "top1": 30.0, "epoch": 2})  # of which Tune tells nothing else
+    search.on_trial_complete("t3", None, error=True)
+    trials = search._studies[SMALL.group]._ot_study.trials
+    values = [trial.value for trial in trials if trial.state is TrialState.COMPLETE]
+    assert values == [50.0, float("-inf"), 30.0]
+    assert [trial.state for trial in trials[3:]] == ([TrialState.FAIL] if following else [])

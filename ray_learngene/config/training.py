@@ -26,7 +26,9 @@ class OptimizationConfig(Config):
     ema: float = Field(0.0, ge=0, lt=1, description="decay of the weight average that is kept beside; 0 is off")
     precision: Literal["auto", "bf16", "fp32"] = Field("auto", description="auto: bf16 where the hardware has it")
     compile: bool = Field(
-        False, description="torch.compile each kind of layer once, and the ancestry model; results differ by rounding"
+        False,
+        description="torch.compile each kind of layer once, and the ancestry model; needs g++ and Python's headers, "
+        "excludes ZeRO-3; results differ by rounding",
     )
     seed: int = Field(0, ge=0, description="seed of initialisation, stochastic depth, data order and augmentation")
     view_seed: int | None = Field(None, ge=0, description="seed of data order and augmentation; default: seed")

@@ -58,6 +58,7 @@ def facts_of(
         "ancestry": ancestry.sha256(),
         "ancestry_image_size": ancestry.image_size,
         "precision": precision,
+        **({"compiled": True} if config.compile else {}),
         "data": images.train.fingerprint,
         "augmentation": augmentation,
         "preprocessing": images.preprocessing.model_dump(mode="json", include={"image_size", "mean", "std"}),

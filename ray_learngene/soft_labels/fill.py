@@ -18,6 +18,7 @@ from typing import Any
 import torch
 
 from ray_learngene.ancestry import Ancestry, check_classes, load_ancestry
+from ray_learngene.compiled_blocks import require_compiler
 from ray_learngene.config import SoftLabelsConfig
 from ray_learngene.data.images import Images, checked_image_sets
 from ray_learngene.distill import images_for
@@ -94,6 +95,8 @@ def fill(config: SoftLabelsConfig) -> None:
     """
     store = Store(config.store, config.store_patience)
     store.check(write=True)
+    if config.compile and not config.workers:  # else it is a matter of the workers' hosts
+        require_compiler()
     spec = preset(config.preset, image=config.image_size)
     ancestry = load_ancestry(config.ancestry, store)
     sets = checked_image_sets(config)
