@@ -255,7 +255,7 @@ MISTAKES: dict[str, tuple[tuple[str, ...], str]] = {
     "an arm twice": ((*PLAN, "--arms", "sws,sws"), "give each arm once"),
     "an unknown arm": ((*PLAN, "--arms", "sws,magic"), "unknown method 'magic'"),
     "compiled layers of split weights": (
-        (*DISTILL, "--ancestry", "store:ancestries/ten", "--zero", "3", "--compile"),
+        (*DISTILL, "--ancestry", "store:ancestries/ten", "--preset", "nano", "--zero", "3", "--compile"),
         "use --zero 2",
     ),
     "ASHA without a search": ((*SWEEP, "--asha"), "it needs lr_search"),
