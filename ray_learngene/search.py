@@ -35,6 +35,15 @@ def drawn_rates(config: SweepConfig) -> list[float]:
     return np.exp(drawn).tolist()[: config.lr_search]
 
 
+def drawn_and_following(wanted: Sequence[Trial], known: Known, config: SweepConfig) -> tuple[list[Trial], list[Trial]]:
+    """The trials of a search: all whose learning rates are drawn, and those left whose learning rates follow."""
+    rates = drawn_rates(config)
+    followed = {group: sum(lr not in rates for lr, _ in scores) for group, scores in known.items()}
+    return [replace(trial, lr=lr) for lr in rates for trial in wanted], [
+        trial for turn in range(config.lr_search - DRAWN) for trial in wanted if turn >= followed[trial.group]
+    ]
+
+
 class LearningRateSearch(Searcher):
     """One Optuna study over the learning rate per group.
 

@@ -178,19 +178,12 @@ def run_trials(
         Interrupted: this process was asked to end.
     """
     config = inputs.config
-    known: Known = {}
-    following: list[Trial] = []
-    every = list(wanted)
+    every, following, known = list(wanted), list[Trial](), Known()
     if config.lr_search:
-        from ray_learngene.search import DRAWN, drawn_rates
+        from ray_learngene.search import drawn_and_following
 
-        rates = drawn_rates(config)
-        every = [replace(trial, lr=lr) for lr in rates for trial in wanted]
         known = _known(inputs, wanted, before)
-        others = {group: sum(lr not in rates for lr, _ in scores) for group, scores in known.items()}
-        following = [
-            trial for turn in range(config.lr_search - DRAWN) for trial in wanted if turn >= others[trial.group]
-        ]
+        every, following = drawn_and_following(wanted, known, config)
     names = {row["descendant"] for row in before}
     left = [trial for trial in every if inputs.descendant(trial).name not in names]
     total, count = len(wanted) * max(1, config.lr_search), len(left) + len(following)

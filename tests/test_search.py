@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from optuna.trial import TrialState
 
 from ray_learngene.config import SweepConfig
-from ray_learngene.search import DRAWN, LearningRateSearch, drawn_rates
+from ray_learngene.search import DRAWN, LearningRateSearch, drawn_and_following, drawn_rates
 from ray_learngene.specs import PRESETS
 from ray_learngene.trials import Known, Trial
 
@@ -63,6 +63,13 @@ def test_the_first_learning_rates_are_those_of_any_longer_search_and_of_the_seed
     assert len(set(rates)) == DRAWN and all(CONFIG.lr_low <= lr <= CONFIG.lr_high for lr in rates)
     assert drawn_rates(CONFIG.model_copy(update={"lr_search": 4})) == rates[:4]
     assert not set(drawn_rates(CONFIG.model_copy(update={"seed": 1}))) & set(rates)
+
+
+def test_a_search_that_goes_on_asks_for_what_is_left_of_it() -> None:
+    known: Known = {SMALL.group: [(trial.lr, 1.0) for trial in DRAWN_TRIALS[1::2]] + [(2e-3, 1.0)], LARGE.group: []}
+    drawn, following = drawn_and_following([LARGE, SMALL], known, CONFIG)
+    assert drawn == DRAWN_TRIALS, "those that are known have the names of what is in the store"
+    assert following == [LARGE, LARGE, SMALL, LARGE, SMALL]
 
 
 @given(size=st.integers(min_value=1, max_value=2 * DRAWN), done=st.integers(min_value=0, max_value=2 * DRAWN))
