@@ -1,6 +1,7 @@
 """torch.compile, a layer at a time: layers that are alike, those of one model or of several, are compiled once.
 
-Compiling a model of 16 layers as a whole takes a minute or more, anew for every depth; one layer takes seconds.
+Compiling a model of 16 layers as a whole takes a minute or more, anew for every depth; one layer takes seconds
+(benchmarks/README.md).
 """
 
 from __future__ import annotations
