@@ -163,8 +163,9 @@ def _learngene(command: str, folder: Path, images: str, *words: object) -> list[
 def _prepare_ours(folder: Path) -> None:
     """Converted images, and the ancestry model's answers for both, as a cluster would have made them before."""
     run_command("-m", "ray_learngene", "data", "convert", "--data", folder / "images", "--out", folder / "shards")
-    for images in ("images", "shards"):
-        run_command("-m", *_learngene("softlabels", folder, images, "--epochs", 1 + MORE_EPOCHS, "--workers", 0))
+    for images, *flags in (("images",), ("shards",), ("shards", "--compile")):
+        asked = _learngene("softlabels", folder, images, *flags, "--epochs", 1 + MORE_EPOCHS, "--workers", 0)
+        run_command("-m", *asked)
 
 
 if __name__ == "__main__":
