@@ -1,10 +1,11 @@
-"""python -m benchmarks.store_bytes [--store s3://BUCKET/PREFIX] [--mib 128] [--quick] [--out FILE.json]
+"""python -m benchmarks.store_bytes [--store s3://BUCKET/PREFIX | --gbit 1] [--mib 128] [--quick] [--out FILE.json]
 
 How fast an artefact of one large file and of several goes into and out of a store, against the fastest way that the
 same server's clients know: pyarrow's copy_files; botocore with one request a file, with and without signing and
 checksums of the content, and in parts of 16 MiB on eight connections; and the bare HTTP of Python's standard library, a
 signed URL read on four connections. The sides take turns; the server is the one of the standard AWS variables
-(AWS_ENDPOINT_URL, ...), or, without --store, a SeaweedFS on loopback that is started for it.
+(AWS_ENDPOINT_URL, ...), or, without --store, a SeaweedFS on loopback that is started for it. `--gbit` makes loopback
+to that server's S3 port as slow as a network (as root, by `tc`): without it, server and client only share the cores.
 
 Fair, because every side moves the same files between the same folder and the same bucket. Ours does more: it hashes
 what it sends, verifies what it gets, and writes a manifest. What that costs is the row's second ratio, of the same
@@ -16,6 +17,7 @@ from __future__ import annotations
 import argparse
 import os
 import shutil
+import subprocess
 import tempfile
 import urllib.request
 import uuid
@@ -25,6 +27,7 @@ from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import botocore.session
 import pyarrow.fs
@@ -41,30 +44,54 @@ GOAL = 0.8
 PART_BYTES = 16 * 2**20
 CONNECTIONS = 8
 BARE_CONNECTIONS = 4
+VOLUME_MB = 4096  # of the server that is started: with small volumes, every client waits for new ones
 
 
 def main() -> None:
     args = arguments(__doc__, _add_store)
     facts = machine()
     total = 8 if args.quick else args.mib
-    with _server(args.store) as uri:
+    with _server(args.store, args.gbit) as uri:
         rounds = 2 if args.quick else args.rounds
         rows = [row for files in (1, 4) for row in _rows(uri, files, total // files, rounds)]
     publish("store_bytes", args, facts, rows)
 
 
 @contextmanager
-def _server(uri: str | None) -> Iterator[str]:
+def _server(uri: str | None, gbit: float | None) -> Iterator[str]:
     if uri:
         yield uri
         return
-    with tempfile.TemporaryDirectory() as temporary, running_s3_server(Path(temporary) / "s3") as server:
+    with tempfile.TemporaryDirectory() as temporary, running_s3_server(Path(temporary) / "s3", VOLUME_MB) as server:
         os.environ.update(server.environment())
-        yield f"s3://{server.new_bucket()}/bench"
+        bucket = server.new_bucket()
+        with _network(urlsplit(server.endpoint).port, gbit):
+            yield f"s3://{bucket}/bench"
+
+
+@contextmanager
+def _network(port: int | None, gbit: float | None) -> Iterator[None]:
+    """Let no more than so many Gbit/s through to a port of loopback, and as much back."""
+    if not gbit:
+        yield
+        return
+
+    def tc(words: str) -> None:
+        subprocess.run(["tc", *words.split()], check=True)
+
+    tc("qdisc add dev lo root handle 1: htb")
+    try:
+        for number, side in enumerate(("dport", "sport"), 1):
+            tc(f"class add dev lo parent 1: classid 1:{number} htb rate {gbit}gbit burst 1mb quantum 100000")
+            tc(f"filter add dev lo parent 1: protocol ip u32 match ip {side} {port} 0xffff flowid 1:{number}")
+        yield
+    finally:
+        tc("qdisc del dev lo root")
 
 
 def _add_store(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--store", help="s3://bucket/prefix, where the objects of this run are deleted")
+    parser.add_argument("--gbit", type=float, help="speed of the network to the server that is started")
     parser.add_argument("--mib", type=int, default=128, help="of an artefact, in one file and in four")
     parser.add_argument("--rounds", type=int, default=5)
 

@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import re
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, Self, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
@@ -41,14 +40,13 @@ def check_relative(path: str) -> str:
     return path
 
 
-class FileEntry(BaseModel):
-    """One file of an artefact."""
+class ListedFile(BaseModel):
+    """A file that a store may hold, by name and size."""
 
     model_config = ConfigDict(frozen=True)
 
     path: str
     bytes: int = Field(ge=0, lt=2**53)
-    sha256: str = Field(pattern="^[0-9a-f]{64}$")
 
     @field_validator("path")
     @classmethod
@@ -58,10 +56,16 @@ class FileEntry(BaseModel):
         return check_relative(path)
 
     @model_validator(mode="after")
-    def _readable(self) -> FileEntry:
+    def _readable(self) -> Self:
         if self.path.endswith(".json") and self.bytes > LONGEST_JSON:
             raise ValueError(f"{self.path!r} has {self.bytes:,} bytes, more than any description has")
         return self
+
+
+class FileEntry(ListedFile):
+    """One file of an artefact."""
+
+    sha256: str = Field(pattern="^[0-9a-f]{64}$")
 
 
 class Manifest(BaseModel):
@@ -110,15 +114,15 @@ def version_of(files: list[FileEntry]) -> str:
     return hashlib.sha256("".join(lines).encode()).hexdigest()[:12]
 
 
-def file_entry(folder: Path, path: Path) -> FileEntry:
+def file_entry(folder: Path, path: str) -> FileEntry:
     """The entry of a file below a local folder."""
-    with path.open("rb") as file:
+    with (folder / path).open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
-        return FileEntry(path=path.relative_to(folder).as_posix(), bytes=file.tell(), sha256=digest)
+        return FileEntry(path=path, bytes=file.tell(), sha256=digest)
 
 
-def list_files(folder: Path) -> list[FileEntry]:
-    """Every file below a local folder, sorted by path.
+def list_files(folder: Path) -> list[str]:
+    """The path of every file below a local folder, sorted.
 
     Raises:
         UserError: There is no such folder, it is empty, or it holds a file that no store may hold.
@@ -129,10 +133,10 @@ def list_files(folder: Path) -> list[FileEntry]:
     if not paths:
         raise UserError(f"cannot publish {folder}: it holds no files")
     try:
-        with ThreadPoolExecutor() as pool:
-            return list(pool.map(lambda path: file_entry(folder, path), paths))
+        listed = [ListedFile(path=path.relative_to(folder).as_posix(), bytes=path.stat().st_size) for path in paths]
     except ValidationError as error:
         raise UserError(f"cannot publish {folder}: {_first(error)}") from error
+    return [file.path for file in listed]
 
 
 def parse_manifest(text: bytes, uri: str, kind: str, name: str) -> Manifest:

@@ -40,6 +40,7 @@ from ray_learngene.manifest import (
     Kind,
     Manifest,
     check_relative,
+    file_entry,
     folder_of,
     list_files,
     parse_manifest,
@@ -110,25 +111,26 @@ class Store:
         """
         base = folder_of(kind, name)
         taken = f"the name {name!r} is already taken in {self.uri}: choose another {kind} name, or --overwrite"
-        files = list_files(folder)
-        version = version_of(files)
-        manifest = Manifest(
-            format=FORMAT,
-            kind=kind,
-            name=name,
-            version=version,
-            folder=f"{version}-{uuid.uuid4().hex[:8]}",
-            created=datetime.now(UTC).isoformat(),
-            files=files,
-            metadata=metadata,
-        )
+        paths = list_files(folder)
         if not overwrite and self.exists(kind, name):
             raise UserError(taken)
         before = self.objects.find(base) if overwrite and not keep_replaced else []
-        text = manifest.model_dump_json(indent=2).encode()
+        now = datetime.now(UTC)
+        place = f"{now:%Y%m%dT%H%M%S}-{uuid.uuid4().hex[:8]}"
         note = None
         try:
-            self._upload(folder, manifest)
+            files = self._upload(folder, paths, f"{base}/{place}")
+            manifest = Manifest(
+                format=FORMAT,
+                kind=kind,
+                name=name,
+                version=version_of(files),
+                folder=place,
+                created=now.isoformat(),
+                files=files,
+                metadata=metadata,
+            )
+            text = manifest.model_dump_json(indent=2).encode()
             note = self.index.note(kind, name, text)
             if overwrite:
                 self.objects.put(f"{base}/{MANIFEST}", text)
@@ -137,25 +139,28 @@ class Store:
                 raise UserError(taken)
         except Unavailable:
             raise  # nothing can be taken back now either, and the manifest may have been written
-        except (UserError, OSError):
-            self._take_back(manifest, note)
+        except Exception:
+            self._take_back([f"{base}/{place}/{path}" for path in paths], note)
             raise
         self.objects.delete_many(path for path in before if path != f"{base}/{MANIFEST}")
         return manifest
 
-    def _upload(self, folder: Path, manifest: Manifest) -> None:
-        """Upload the files of a manifest that is not written yet, and see that all have arrived."""
-        paths = {entry.path: f"{manifest.base}/{entry.path}" for entry in manifest.files}
-        self.objects.each((partial(self.objects.upload, folder / path, paths[path]) for path in paths), UPLOADS)
-        wanted = {(paths[entry.path], entry.bytes) for entry in manifest.files}
-        missing = wanted - {(found.path, found.bytes) for found in self.objects.look(manifest.base)}
-        if missing:
-            raise UserError(f"{self.objects.uri_of(min(missing)[0])} did not arrive whole: publish again")
+    def _upload(self, folder: Path, paths: Sequence[str], target: str) -> list[FileEntry]:
+        """Upload files, hash them meanwhile, and see that all have arrived."""
+        jobs: list[Callable[[], FileEntry | None]] = []
+        for path in paths:
+            jobs += [partial(self.objects.upload, folder / path, f"{target}/{path}"), partial(file_entry, folder, path)]
+        entries = [entry for entry in self.objects.each(jobs, UPLOADS) if entry]
+        arrived = {found.path: found.bytes for found in self.objects.look(target)}
+        for entry in entries:
+            if arrived.get(f"{target}/{entry.path}") != entry.bytes:
+                raise UserError(f"{self.objects.uri_of(f'{target}/{entry.path}')} did not arrive whole: publish again")
+        return entries
 
-    def _take_back(self, manifest: Manifest, note: str | None) -> None:
+    def _take_back(self, paths: Sequence[str], note: str | None) -> None:
         """Delete, as far as that is possible, what a publisher wrote that failed before its artefact existed."""
         with suppress(UserError):
-            self.objects.delete_many(f"{manifest.base}/{entry.path}" for entry in manifest.files)
+            self.objects.delete_many(paths)
             if note:
                 self.objects.delete(note)
 

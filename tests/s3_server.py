@@ -94,8 +94,13 @@ def wait_until_ready(server: S3Server, process: subprocess.Popen[bytes], log: Pa
 
 
 @contextmanager
-def running_s3_server(folder: Path) -> Iterator[S3Server]:
-    """A server with authentication that keeps its data in a folder and ends with the context."""
+def running_s3_server(folder: Path, volume_mb: int = 128) -> Iterator[S3Server]:
+    """A server with authentication that keeps its data in a folder and ends with the context.
+
+    Args:
+        volume_mb: Of the files in which it keeps objects. Small ones, so that many buckets fit; but when one is full,
+            whoever writes waits for the next to be made.
+    """
     folder.mkdir(exist_ok=True)
     ports = dict(zip(PORTS, free_ports(len(PORTS)), strict=True))
     server = S3Server(endpoint=f"http://127.0.0.1:{ports['s3.port']}")
@@ -111,7 +116,7 @@ def running_s3_server(folder: Path) -> Iterator[S3Server]:
     command = [weed_binary(), "server", f"-dir={folder / 'data'}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1"]
     command += [f"-{name}={port}" for name, port in ports.items()]
     command += ["-filer", "-s3", "-s3.port.iceberg=0", "-s3.port.lance=0", f"-s3.config={folder / 's3.json'}"]
-    command += ["-master.volumeSizeLimitMB=128", "-volume.max=300", "-volume.preStopSeconds=1"]
+    command += [f"-master.volumeSizeLimitMB={volume_mb}", "-volume.max=300", "-volume.preStopSeconds=1"]
     command += ["-master.telemetry=false"]
     log = folder / "weed.log"
     with log.open("wb") as output:

@@ -36,7 +36,7 @@ def test_a_published_artefact_lies_where_the_layout_says(store: Store, folder: P
     manifest = store.publish("descendant", "first/ti-9", folder, {})
     base = manifest.base
     assert re.fullmatch("[0-9a-f]{12}", manifest.version)
-    assert re.fullmatch(f"descendants/first/ti-9/{manifest.version}-[0-9a-f]{{8}}", base)
+    assert re.fullmatch(r"descendants/first/ti-9/\d{8}T\d{6}-[0-9a-f]{8}", base)
     assert set(store.objects.find("descendants")) == {
         "descendants/first/ti-9/manifest.json",
         *(f"{base}/{entry.path}" for entry in manifest.files),
