@@ -96,5 +96,7 @@ def train_ancestry(config: AncestryConfig) -> Manifest:
         crop_pct=config.crop_pct,
         interpolation=config.interpolation,
     )
-    images = Images(sets.train, sets.val, preprocessing, config, config.loader_workers, config.unreadable)
+    images = Images(
+        sets.train, sets.val, preprocessing, config, config.loader_workers, config.unreadable, config.finish_batches
+    )
     return run(AncestryTask(config, images, module, sets.train.classes, {"data_sha256": sets.train.fingerprint}))

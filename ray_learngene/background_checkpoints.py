@@ -77,6 +77,10 @@ class BackgroundCheckpoints:
         self._wait()
         self._raise_error()
 
+    def busy(self) -> bool:
+        """Never: a newer checkpoint takes the place of the one that waits."""
+        return False
+
     def _wait(self) -> None:
         with self._changed:
             self._changed.wait_for(lambda: self._thread is None)

@@ -179,6 +179,10 @@ class RayCheckpoints:
         """Wait for the upload."""
         self._idle.wait()
 
+    def busy(self) -> bool:
+        """Whether this worker's last checkpoint is still being uploaded."""
+        return not self._idle.is_set()
+
     def _upload(self, checkpoint: Checkpoint, name: str) -> Checkpoint:
         try:
             return ray.train.get_context().get_storage().persist_current_checkpoint(checkpoint, name)

@@ -140,7 +140,9 @@ def images_for(config: DistillConfig, sets: ImageSets, spec: Spec, ancestry: Anc
         crop_pct=config.crop_pct,
         interpolation=config.interpolation,
     )
-    return Images(sets.train, sets.val, preprocessing, config, config.loader_workers, config.unreadable)
+    return Images(
+        sets.train, sets.val, preprocessing, config, config.loader_workers, config.unreadable, config.finish_batches
+    )
 
 
 def _start_from(module: nn.Module, learngene: Learngene, config: DistillConfig) -> None:

@@ -10,8 +10,6 @@ from torch import Tensor
 
 from ray_learngene.errors import RunError
 
-CHECK_STEPS = 50
-
 
 class NonFiniteLoss(RunError):
     """The loss became NaN or infinite."""
@@ -21,8 +19,7 @@ class FiniteGuard:
     """Sees every loss; a non-finite one ends training and never reaches a checkpoint.
 
     One process on the CPU does not take the step that would use it. Elsewhere reading a loss waits for the device, and
-    telling it to other workers for those, so the verdict is kept and read by `check`: every `CHECK_STEPS` steps, at
-    every epoch's end and before a checkpoint.
+    telling it to other workers for those, so the verdict is kept and read by `check`.
 
     Args:
         total: Adds a tensor up over all workers in place, so that all of them stop at the same step; None for one.

@@ -19,7 +19,7 @@ from ray_learngene import termination
 from ray_learngene.background_checkpoints import BackgroundCheckpoints
 from ray_learngene.checkpoints import StoreCheckpoints
 from ray_learngene.compiled_blocks import compile_layers, require_compiler
-from ray_learngene.config import AncestryConfig, DistillConfig, WorkersConfig
+from ray_learngene.config import AncestryConfig, DistillConfig, SpeedConfig, WorkersConfig
 from ray_learngene.data.images import Images
 from ray_learngene.deepspeed_engine import read_user_config
 from ray_learngene.engine import TorchEngine, resolve_device, resolve_precision
@@ -48,7 +48,7 @@ _OPERATIONAL = {
     "cache_gb",
     "data_dir",
 }
-_OPERATIONAL |= {*WorkersConfig.model_fields} - {"zero"}
+_OPERATIONAL |= {*SpeedConfig.model_fields, *WorkersConfig.model_fields} - {"zero"}
 
 
 class Task(Protocol):

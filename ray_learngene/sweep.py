@@ -109,7 +109,9 @@ def _images(config: SweepConfig, learngene: Learngene) -> Images:
             **config.model_dump(include={"crop_pct", "interpolation"} & config.model_fields_set),
         }
     )
-    images = Images(sets.train, sets.val, preprocessing, config, config.loader_workers, config.unreadable)
+    images = Images(
+        sets.train, sets.val, preprocessing, config, config.loader_workers, config.unreadable, config.finish_batches
+    )
     images.training_batches(config)  # refuses what does not divide
     return images
 

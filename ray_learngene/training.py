@@ -15,11 +15,11 @@ import torch
 from timm.utils.model_ema import ModelEmaV3
 from torch import nn
 
-from ray_learngene.config import OptimizationConfig
+from ray_learngene.config import TrainingConfig
 from ray_learngene.data.images import Images
 from ray_learngene.engine import Engine
 from ray_learngene.errors import Interrupted, RunError
-from ray_learngene.finite_guard import CHECK_STEPS, FiniteGuard, NonFiniteLoss
+from ray_learngene.finite_guard import FiniteGuard, NonFiniteLoss
 from ray_learngene.objectives import Objective
 from ray_learngene.optimizers import create_schedule
 from ray_learngene.progress import EMA_FILE, Progress, clear_disk_errors
@@ -43,12 +43,13 @@ class Checkpoints(Protocol):
     """Where checkpoints of one run go. All are called by all workers at the same step.
 
     `save` lets `write` fill a folder that it names, and may return while what was written is being uploaded; `finish`
-    waits for that. Both raise what went wrong with an earlier upload.
+    waits for that. Both raise what went wrong with an earlier upload. `busy` says whether `save` would have to wait.
     """
 
     def latest(self) -> AbstractContextManager[Path | None]: ...
     def save(self, write: Callable[[Path], None], metrics: dict[str, Any]) -> None: ...
     def finish(self) -> None: ...
+    def busy(self) -> bool: ...
 
 
 class Training:
@@ -69,7 +70,7 @@ class Training:
         optimizer: torch.optim.Optimizer,
         objective: Objective,
         images: Images,
-        config: OptimizationConfig,
+        config: TrainingConfig,
         *,
         worker: Worker,
         checkpoints: Checkpoints,
@@ -106,6 +107,7 @@ class Training:
         self._resumed_at, self._seconds_before, self._began = self.progress.step, self.progress.seconds, clock()
         self._answers_before, self._answers_read = self.progress.answers_read, 0
         self._checkpointed = self._reported = time.monotonic()
+        self._put_off = False  # a checkpoint was due, and the one before still on its way
 
     def run(self) -> Coroutine[Trained]:
         """The run as a coroutine that asks for its batches; see `stream`.
@@ -131,15 +133,19 @@ class Training:
             progress.step = step.number
             self._answers_read += step.answers_read
             now = time.monotonic()
-            if step.number % CHECK_STEPS == 0 or step.number % self.steps_per_epoch == 0:
+            looks = step.number % self.config.loss_check_steps == 0 or step.number % self.steps_per_epoch == 0
+            if looks:
                 self.guard.check(step.number, step.lr)
             if step.number % self.steps_per_epoch == 0:
                 yield from self._score_epoch(step)
             elif now - self._reported > REPORT_SECONDS:
                 self._tell(self._metrics(step))
             since = now - self._checkpointed
-            if step.number == self.total_steps or self.checkpoint_due(step.number, self.steps_per_epoch, since):
-                self._checkpoint()
+            last = step.number == self.total_steps
+            if self.checkpoint_due(step.number, self.steps_per_epoch, since) or last or (self._put_off and looks):
+                self._put_off = not last and self._uploading()
+                if not self._put_off:
+                    self._checkpoint()
         self._share_unreadable()
         self.checkpoints.finish()
         return progress, self.ema.module if self.ema is not None else None
@@ -209,7 +215,15 @@ class Training:
         progress.seconds = self._seconds_before + self.clock() - self._began
         progress.answers_read = self._answers_before + self._total_answers_read()
         self.checkpoints.save(self._write, progress.history[-1] if progress.history else {})
+        if self.config.checkpoint_uploads == "wait":
+            self.checkpoints.finish()
         self._checkpointed = time.monotonic()
+
+    def _uploading(self) -> bool:
+        """Whether training would have to wait for an earlier checkpoint; the same on all workers."""
+        busy = torch.tensor(float(self.checkpoints.busy()), device=self.worker.device)
+        self.worker.total(busy)
+        return bool(busy)
 
     def _write(self, folder: Path) -> None:
         error = None

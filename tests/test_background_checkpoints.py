@@ -14,7 +14,7 @@ import torch
 
 from ray_learngene.background_checkpoints import BackgroundCheckpoints
 from ray_learngene.checkpoints import StoreCheckpoints
-from ray_learngene.config import AugmentationConfig, DataConfig, OptimizationConfig
+from ray_learngene.config import AugmentationConfig, DataConfig, TrainingConfig
 from ray_learngene.data import open_image_sets
 from ray_learngene.data.images import Images, Preprocessing
 from ray_learngene.engine import TorchEngine
@@ -23,11 +23,11 @@ from ray_learngene.objectives import LabelObjective
 from ray_learngene.optimizers import create_optimizer
 from ray_learngene.specs import PRESETS, build
 from ray_learngene.store import Store
-from ray_learngene.training import Training, train
+from ray_learngene.training import Checkpoints, Training, train
 from ray_learngene.worker import Worker
 
 CPU = torch.device("cpu")
-CONFIG = OptimizationConfig(epochs=2, batch_size=256, warmup_epochs=0, drop_path=0)
+CONFIG = TrainingConfig(epochs=2, batch_size=256, warmup_epochs=0, drop_path=0)
 SECONDS = 60  # an upload waits for its test at most so long
 
 
@@ -101,7 +101,12 @@ def test_a_checkpoint_that_waits_behind_one_that_is_refused_leaves_nothing(tempo
     assert list(temporary.iterdir()) == []
 
 
-def run(checkpoints: BackgroundCheckpoints, report: Callable[[dict[str, Any]], None] = lambda metrics: None) -> None:
+def run(
+    checkpoints: Checkpoints,
+    report: Callable[[dict[str, Any]], None] = lambda metrics: None,
+    due: Callable[[int], bool] = lambda step: True,
+    **changes: Any,
+) -> None:
     sets = open_image_sets(DataConfig(data="digits"))
     preprocessing = Preprocessing(image_size=8, mean=(0.5,) * 3, std=(0.5,) * 3, crop_pct=1.0, interpolation="bicubic")
     model = build(PRESETS["nano"].replace(depth=1), seed=0)
@@ -112,10 +117,10 @@ def run(checkpoints: BackgroundCheckpoints, report: Callable[[dict[str, Any]], N
             optimizer,
             LabelObjective(),
             Images(sets.train, sets.val, preprocessing, AugmentationConfig()),
-            CONFIG,
+            CONFIG.model_copy(update=changes),
             worker=Worker(CPU),
             checkpoints=checkpoints,
-            checkpoint_due=lambda step, steps_per_epoch, seconds: True,
+            checkpoint_due=lambda step, steps_per_epoch, seconds: due(step),
             report=report,
         ),
     )
@@ -133,6 +138,50 @@ def test_training_goes_on_while_a_checkpoint_is_uploaded() -> None:
         run(checkpoints, report)
     # the first, the last, and the one before it where its upload began before the last was written
     assert held.stored.count("progress.json") in (2, 3)
+
+
+def test_training_waits_for_every_checkpoint_where_that_is_asked_for() -> None:
+    held = Held()
+    held.released.set()
+    seen: list[int] = []
+
+    def report(metrics: dict[str, Any]) -> None:
+        seen.append(held.stored.count("progress.json"))
+
+    with BackgroundCheckpoints(held) as checkpoints:
+        run(checkpoints, report, due=lambda step: step % 5 != 0, checkpoint_uploads="wait")
+    assert seen == [4, 8] and held.stored.count("progress.json") == 9, "10 steps, all but the fifth"
+
+
+class Slow:
+    """Checkpoints of cluster workers whose first upload takes until step 7 and would keep `save` waiting."""
+
+    def __init__(self) -> None:
+        self.step, self.saved = 0, []
+
+    def latest(self) -> AbstractContextManager[Path | None]:
+        return nullcontext()
+
+    def busy(self) -> bool:
+        return bool(self.saved) and self.step < 7
+
+    def save(self, write: Callable[[Path], None], metrics: dict[str, Any]) -> None:
+        assert not self.busy() or self.step == 10, "only the last checkpoint may wait"
+        self.saved.append(self.step)
+
+    def finish(self) -> None: ...
+
+
+@pytest.mark.parametrize(("check_steps", "saved"), [(1, [2, 7, 10]), (4, [2, 8, 10]), (50, [2, 10])])
+def test_a_checkpoint_is_put_off_rather_than_waited_for(check_steps: int, saved: list[int]) -> None:
+    slow = Slow()
+
+    def due(step: int) -> bool:
+        slow.step = step
+        return step in (2, 4)
+
+    run(slow, due=due, loss_check_steps=check_steps)
+    assert slow.saved == saved
 
 
 class Refused(StoreCheckpoints):

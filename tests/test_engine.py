@@ -11,7 +11,7 @@ from torch import nn
 
 from ray_learngene.background_checkpoints import BackgroundCheckpoints
 from ray_learngene.checkpoints import StoreCheckpoints
-from ray_learngene.config import AugmentationConfig, DataConfig, OptimizationConfig
+from ray_learngene.config import AugmentationConfig, DataConfig, TrainingConfig
 from ray_learngene.data import open_image_sets
 from ray_learngene.data.images import Images, Preprocessing
 from ray_learngene.engine import TorchEngine
@@ -29,7 +29,7 @@ from ray_learngene.worker import Worker
 
 CPU = torch.device("cpu")
 NANO = PRESETS["nano"].replace(depth=3)
-CONFIG = OptimizationConfig(epochs=2, batch_size=64, lr=4e-3, warmup_epochs=0.5, seed=3)
+CONFIG = TrainingConfig(epochs=2, batch_size=64, lr=4e-3, warmup_epochs=0.5, seed=3)
 
 
 def batch(size: int = 16) -> tuple[torch.Tensor, torch.Tensor]:
@@ -64,6 +64,21 @@ def test_accumulated_micro_batches_are_one_batch() -> None:
     parts = one_step(build(NANO, seed=0), [(images[i : i + 4], labels[i : i + 4]) for i in range(0, 16, 4)])
     for one, other in zip(whole.parameters(), parts.parameters(), strict=True):
         torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-7)
+
+
+def test_bf16_changes_a_gradient_by_its_rounding_alone() -> None:
+    images, labels = batch(64)
+
+    def gradient(autocast: torch.dtype | None) -> torch.Tensor:
+        torch.manual_seed(0)
+        model = create_method("sws:stages=1-2-1").auxiliary(NANO.replace(depth=4))
+        engine = TorchEngine(model, torch.optim.SGD(model.parameters()), autocast=autocast)
+        engine.backward(LabelObjective()(engine, images, labels)["loss"])
+        return torch.cat([each.grad.flatten() for each in model.parameters() if each.grad is not None])
+
+    exact = gradient(None)
+    error = (gradient(torch.bfloat16) - exact).norm() / exact.norm()
+    assert 0 < error < 4 * torch.finfo(torch.bfloat16).eps
 
 
 def test_clipping_bounds_the_step() -> None:
@@ -113,6 +128,36 @@ def test_the_guard_of_one_worker_stops_all() -> None:
     guard.watch({"loss": torch.tensor(1.0)}, 7, 1e-3)
     with pytest.raises(NonFiniteLoss, match="before step 8"):
         guard.check(8, 1e-3)
+
+
+@pytest.mark.parametrize(("steps", "told_at"), [(1, 4), (6, 6), (50, 22)])
+def test_workers_look_for_a_non_finite_loss_as_often_as_asked(tmp_path: Path, steps: int, told_at: int) -> None:
+    class Broken(LabelObjective):
+        """NaN from the fourth step on."""
+
+        calls = 0
+
+        def __call__(self, *batch: Any) -> dict[str, torch.Tensor]:
+            self.calls += 1
+            losses = super().__call__(*batch)
+            return {"loss": losses["loss"] * (float("nan") if self.calls > 3 else 1.0)}
+
+    images, model = digits(AugmentationConfig()), build(NANO, seed=0)
+    config = CONFIG.model_copy(update={"loss_check_steps": steps})
+    optimizer = create_optimizer(model, config)
+    training = Training(
+        TorchEngine(model, optimizer),
+        optimizer,
+        Broken(),
+        images,
+        config,
+        worker=Worker(CPU, world_size=2),  # the other's losses are never NaN
+        checkpoints=BackgroundCheckpoints(StoreCheckpoints(Store(str(tmp_path)), "a/state")),
+        checkpoint_due=lambda step, steps_per_epoch, seconds: False,
+        report=lambda metrics: None,
+    )
+    with pytest.raises(NonFiniteLoss, match=f"before step {told_at} "):
+        train(training)
 
 
 def test_the_ancestry_is_frozen_and_sees_the_students_images() -> None:

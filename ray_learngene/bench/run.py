@@ -30,7 +30,7 @@ from ray_learngene.bench.plan import (
 )
 from ray_learngene.bench.report import write_report
 from ray_learngene.bench.table import Chosen, bench_table, current_descendants
-from ray_learngene.config import BenchConfig, ClusterConfig
+from ray_learngene.config import BenchConfig, ClusterConfig, SpeedConfig
 from ray_learngene.data.images import checked_image_sets
 from ray_learngene.errors import UserError
 from ray_learngene.extract import extract
@@ -45,6 +45,7 @@ _MAY_CHANGE = {
     *("in_process", "cpus_per_trial", "gpus_per_trial", "siblings", "check_images", "unreadable", "loader_workers"),
     *("cache_gb", "data_dir"),
     *ClusterConfig.model_fields,
+    *SpeedConfig.model_fields,
 }
 
 

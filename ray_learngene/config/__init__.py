@@ -24,7 +24,9 @@ from ray_learngene.config.training import (
     DistillationConfig,
     OptimizationConfig,
     PublishConfig,
+    SpeedConfig,
     StoreConfig,
+    TrainingConfig,
     WorkersConfig,
 )
 
@@ -52,9 +54,11 @@ __all__ = [
     "ShowConfig",
     "SiblingsConfig",
     "SoftLabelsConfig",
+    "SpeedConfig",
     "StoreConfig",
     "SubmitConfig",
     "SweepConfig",
+    "TrainingConfig",
     "WorkersConfig",
     "load_config",
     "read_recipe",

@@ -8,7 +8,13 @@ from pydantic import Field, field_validator, model_validator
 
 from ray_learngene.config.base import Config
 from ray_learngene.config.data import AugmentationConfig, DataConfig
-from ray_learngene.config.training import ClusterConfig, DistillationConfig, OptimizationConfig, StoreConfig
+from ray_learngene.config.training import (
+    ClusterConfig,
+    DistillationConfig,
+    OptimizationConfig,
+    StoreConfig,
+    TrainingConfig,
+)
 
 
 class SelectionConfig(StoreConfig):
@@ -62,9 +68,7 @@ class SiblingsConfig(Config):
         return None if self.siblings == "auto" else self.siblings
 
 
-class TrialsConfig(
-    DataConfig, DistillationConfig, OptimizationConfig, AugmentationConfig, ClusterConfig, SiblingsConfig
-):
+class TrialsConfig(DataConfig, DistillationConfig, TrainingConfig, AugmentationConfig, ClusterConfig, SiblingsConfig):
     """Many trainings beside each other."""
 
     cpus_per_trial: float = Field(1, gt=0, description="CPUs of each training")

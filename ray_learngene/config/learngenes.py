@@ -9,14 +9,14 @@ from pydantic import Field, model_validator
 from ray_learngene.config.data import AugmentationConfig, DataConfig
 from ray_learngene.config.training import (
     DistillationConfig,
-    OptimizationConfig,
     PublishConfig,
     StoreConfig,
+    TrainingConfig,
     WorkersConfig,
 )
 
 
-class AncestryConfig(PublishConfig, StoreConfig, DataConfig, OptimizationConfig, AugmentationConfig, WorkersConfig):
+class AncestryConfig(PublishConfig, StoreConfig, DataConfig, TrainingConfig, AugmentationConfig, WorkersConfig):
     """`learngene ancestry`: train an ancestry model where nobody has one."""
 
     model: str = Field("deit_small_patch16_224", description="any timm model name, or local-dir:FOLDER")
@@ -26,7 +26,7 @@ class AncestryConfig(PublishConfig, StoreConfig, DataConfig, OptimizationConfig,
 
 
 class DistillConfig(
-    PublishConfig, StoreConfig, DataConfig, DistillationConfig, OptimizationConfig, AugmentationConfig, WorkersConfig
+    PublishConfig, StoreConfig, DataConfig, DistillationConfig, TrainingConfig, AugmentationConfig, WorkersConfig
 ):
     """`learngene distill`: ancestry model and images to a learngene."""
 

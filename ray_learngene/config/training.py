@@ -48,6 +48,25 @@ class OptimizationConfig(Config):
         return self
 
 
+class SpeedConfig(Config):
+    """What makes training faster and changes no number. Switched off, it is easier to see what is at fault."""
+
+    finish_batches: Literal["device", "loader"] = Field(
+        "device",
+        description="training batches are normalised, erased and mixed on the device, or by the loader processes",
+    )
+    checkpoint_uploads: Literal["background", "wait"] = Field(
+        "background", description="training goes on while a checkpoint is uploaded, or waits until it is in the store"
+    )
+    loss_check_steps: int = Field(
+        50, ge=1, description="steps from one look for a loss that is not finite to the next, on GPUs or many workers"
+    )
+
+
+class TrainingConfig(OptimizationConfig, SpeedConfig):
+    """Everything about the steps of a training run."""
+
+
 class DistillationConfig(Config):
     """How an ancestry model teaches."""
 

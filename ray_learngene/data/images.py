@@ -37,6 +37,7 @@ class Images:
     augmentation: AugmentationConfig
     loader_workers: int = 0
     unreadable: Policy = "fail"
+    finish_batches: Literal["device", "loader"] = "device"
 
     @cached_property
     def readers(self) -> tuple[Reader, Reader]:
@@ -62,6 +63,7 @@ class Images:
             view_epochs=config.view_epochs,
             start_step=start_step,
             workers=self.loader_workers,
+            finish_in_loader=self.finish_batches == "loader",
             reader=self.readers[0],
         )
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, NamedTuple
 
 import ray_learngene.torchvision_cpu  # noqa: F401  isort:skip  (before the first timm import)
@@ -45,6 +46,7 @@ def train_loader(
     workers: int = 0,
     soft_targets: bool = False,
     view_epochs: int = 0,
+    finish_in_loader: bool = False,
     reader: Reader | None = None,
     device: torch.device | None = None,
 ) -> DataLoader[Batch]:
@@ -58,6 +60,7 @@ def train_loader(
         workers: Loader processes; 0 loads in this one.
         soft_targets: Probabilities also where nothing is mixed.
         view_epochs: Order and augmentation repeat after so many epochs; 0: never.
+        finish_in_loader: Loader processes finish the batches; the numbers are the same.
         reader: Reads the set; default: one that fails at what it cannot read.
         device: Where the batches are put and finished; default: the one this process computes on.
 
@@ -84,19 +87,16 @@ def train_loader(
         unit=2 if mixing else 1,
     )
     transform = train_transform(image_size, mean, augmentation)
+    finish = partial(
+        Finish, mean, std, classes=len(image_set.classes), smoothing=augmentation.smoothing, soft=soft_targets
+    )
+    finish_early = finish(device=torch.device("cpu")) if finish_in_loader else None
     return _ImageLoader(
         _Augmented(reader or Reader(image_set), transform, augmentation, image_size, seed),
         batch_sampler=batches,
         num_workers=workers,
-        collate_fn=_Collate(Mixing(augmentation, image_size) if mixing else None, seed),
-        finish=Finish(
-            mean,
-            std,
-            classes=len(image_set.classes),
-            smoothing=augmentation.smoothing,
-            soft=soft_targets,
-            device=device,
-        ),
+        collate_fn=_Collate(Mixing(augmentation, image_size) if mixing else None, seed, finish_early),
+        finish=finish(device=device),
     )
 
 
@@ -203,17 +203,18 @@ class _Collate:
     Pairs, unlike whole micro-batches, are the same for every number of workers.
     """
 
-    def __init__(self, mixing: Mixing | None, seed: int) -> None:
-        self.mixing, self.seed = mixing, seed
+    def __init__(self, mixing: Mixing | None, seed: int, finish: Finish | None = None) -> None:
+        self.mixing, self.seed, self.finish = mixing, seed, finish
 
-    def __call__(self, views: list[_View]) -> PixelBatch:
+    def __call__(self, views: list[_View]) -> PixelBatch | Batch:
         mixes = None
         if self.mixing is not None:
             with _generators_kept():
                 mixes = [self._drawn(self.mixing, views[first].sample) for first in range(0, len(views), 2)]
-        return PixelBatch.of(
+        batch = PixelBatch.of(
             [view.pixels for view in views], [view.label for view in views], [view.erased for view in views], mixes
         )
+        return self.finish(batch) if self.finish else batch
 
     def _drawn(self, mixing: Mixing, first: Sample) -> Mix:
         _seed_generators(self.seed, *first, _MIXING)

@@ -116,7 +116,10 @@ class Finish:
         """Whether batches come from page-locked memory."""
         return self._device.type == "cuda" if self._device is not None else torch.cuda.is_available()
 
-    def __call__(self, batch: PixelBatch) -> Batch:
+    def __call__(self, batch: PixelBatch | Batch) -> Batch:
+        if not isinstance(batch, PixelBatch):  # finished already
+            images, targets = batch
+            return self._sent(images), self._sent(targets)
         pixels, labels = self._sent(batch.pixels), self._sent(batch.labels)
         images = pixels.permute(0, 3, 1, 2).to(torch.float32, memory_format=torch.contiguous_format)
         scale, mean, std = self.constants

@@ -1,7 +1,10 @@
 """What the device makes of uint8 batches is, bit for bit, what timm's transforms of one image at a time give."""
 
+import itertools
 import pickle
 import random
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -9,11 +12,14 @@ import torch
 from timm.data import Mixup, create_transform
 from timm.data.mixup import mixup_target
 from torch import Tensor
+from torch.utils.data import DataLoader
 
-from ray_learngene.config import AugmentationConfig, DataConfig
+from ray_learngene.config import AugmentationConfig, DataConfig, OptimizationConfig
 from ray_learngene.data import eval_loader, open_image_sets, train_loader
 from ray_learngene.data.image_set import ArraySet, ImageSet, Subset
+from ray_learngene.data.images import Images, Preprocessing
 from ray_learngene.data.order import WorkerBatches
+from ray_learngene.data.pixels import Batch
 from tests.data.image_files import photo
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -95,10 +101,9 @@ def test_batches_are_those_of_timm_bit_for_bit(name: str) -> None:
     images, augmentation = photo_set(30), AUGMENTATIONS[name]
     soft = name == "erased"
     expected = one_by_one(images, 24, augmentation, soft)
-    for workers in (0, 2) if name == "all" else (0,):
-        loader = train_loader(
-            images, 24, MEAN, STD, augmentation, seed=3, batch_size=12, epochs=2, soft_targets=soft, workers=workers
-        )
+    options: dict[str, Any] = {"seed": 3, "batch_size": 12, "epochs": 2, "soft_targets": soft}
+    for workers, early in itertools.product((0, 2) if name == "all" else (0,), (False, True)):
+        loader = train_loader(images, 24, MEAN, STD, augmentation, workers=workers, finish_in_loader=early, **options)
         found = list(loader)
         assert len(found) == len(expected) == 4
         for (pixels, targets), (wanted_pixels, wanted_targets) in zip(found, expected, strict=True):
@@ -115,11 +120,20 @@ def test_evaluation_is_timms_bit_for_bit() -> None:
     assert torch.equal(found, expected)
 
 
-def test_loader_processes_send_bytes() -> None:
-    digits = open_image_sets(DataConfig(data="digits")).train
-    augmentation = AugmentationConfig(mixup=0.8, reprob=0.25)
-    loader = train_loader(Subset(digits, np.arange(64)), 32, MEAN, STD, augmentation, seed=0, batch_size=64, epochs=1)
+def sent_and_given(loader: DataLoader[Batch]) -> tuple[Any, Batch]:
+    """The first batch as a loader process sends it, and as training is given it."""
     samples = next(iter(loader.batch_sampler))  # type: ignore[arg-type]
-    sent = loader.collate_fn(loader.dataset.__getitems__(samples))  # type: ignore[attr-defined]
+    return loader.collate_fn(loader.dataset.__getitems__(samples)), next(iter(loader))  # type: ignore[attr-defined]
+
+
+def test_loader_processes_send_bytes_or_finish_batches_themselves() -> None:
+    digits = open_image_sets(DataConfig(data="digits"))
+    preprocessing = Preprocessing(image_size=32, mean=MEAN, std=STD, crop_pct=1.0, interpolation="bicubic")
+    augmentation = AugmentationConfig(mixup=0.8, reprob=0.25)
+    images = Images(Subset(digits.train, np.arange(64)), digits.val, preprocessing, augmentation)
+    config = OptimizationConfig(batch_size=64, epochs=1, warmup_epochs=0)
+    sent, given = sent_and_given(images.training_batches(config))
+    finished, same = sent_and_given(replace(images, finish_batches="loader").training_batches(config))
+    assert torch.equal(finished[0], given[0]) and torch.equal(same[0], given[0])
     assert sent.pixels.dtype == torch.uint8 and sent.pixels.shape == (64, 32, 32, 3)
-    assert len(pickle.dumps(sent)) < next(iter(loader))[0].nbytes / 3
+    assert len(pickle.dumps(sent)) < given[0].nbytes / 3

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ray_learngene.ancestry import Ancestry
 from ray_learngene.background_checkpoints import BackgroundCheckpoints
 from ray_learngene.checkpoints import StoreCheckpoints
-from ray_learngene.config import AugmentationConfig, DataConfig, DistillationConfig, OptimizationConfig
+from ray_learngene.config import AugmentationConfig, DataConfig, DistillationConfig, TrainingConfig
 from ray_learngene.data import open_image_sets
 from ray_learngene.data.image_set import Subset
 from ray_learngene.data.images import Images, Preprocessing
@@ -30,7 +30,7 @@ from ray_learngene.worker import Worker
 
 CPU = torch.device("cpu")
 STRONG = AugmentationConfig(mixup=0.8, cutmix=1.0, reprob=0.25, repeats=2, scale=(0.7, 1.0))
-CONFIG = OptimizationConfig(epochs=3, batch_size=32, lr=4e-3, warmup_epochs=0.5, drop_path=0.2, seed=3, ema=0.9)
+CONFIG = TrainingConfig(epochs=3, batch_size=32, lr=4e-3, warmup_epochs=0.5, drop_path=0.2, seed=3, ema=0.9)
 EXACT = DistillationConfig(soft_labels=True, soft_labels_dtype="float32")
 STEPS = 4
 
@@ -52,7 +52,7 @@ def vision_transformer() -> nn.Module:
 
 
 def answers_of(
-    folder: Path, images: Images, ancestry: Ancestry, config: OptimizationConfig = CONFIG, **changes: Any
+    folder: Path, images: Images, ancestry: Ancestry, config: TrainingConfig = CONFIG, **changes: Any
 ) -> Answers:
     teaching = EXACT.model_copy(update=changes)
     return Answers.create(config, teaching, images, ancestry, Store(str(folder)), CPU, None)
@@ -69,7 +69,7 @@ def distilled(
     answers: Answers | None,
     name: str = "run",
     stop_at: int | None = None,
-    config: OptimizationConfig = CONFIG,
+    config: TrainingConfig = CONFIG,
     loss: DistillationLoss | None = None,
 ) -> tuple[dict[str, Tensor], int]:
     """The weights after a run, with their average, and how many answers were read."""
