@@ -10,6 +10,7 @@ import argparse
 import json
 import os
 import platform
+import random
 import resource
 import subprocess
 import sys
@@ -86,12 +87,19 @@ def run_command(*words: object) -> tuple[float, float]:
     return seconds, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
 
-def in_turn(sides: Mapping[str, Callable[[], float]], rounds: int) -> dict[str, list[float]]:
-    """The numbers that every side returned, the sides taken in turn: A B C A B C ..."""
+def in_turn(sides: Mapping[str, Callable[[], float]], rounds: int, shuffle: bool = False) -> dict[str, list[float]]:
+    """The numbers that every side returned, the sides taken in turn: A B C A B C ...
+
+    Args:
+        shuffle: Every round has an order of its own, where what a side leaves behind could hold up the next.
+    """
     numbers: dict[str, list[float]] = {name: [] for name in sides}
+    order, draws = list(sides), random.Random(0)
     for _ in range(rounds):
-        for name, side in sides.items():
-            numbers[name].append(side())
+        if shuffle:
+            draws.shuffle(order)
+        for name in order:
+            numbers[name].append(sides[name]())
     return numbers
 
 

@@ -105,10 +105,10 @@ def _rows(uri: str, files: int, mib: int, rounds: int) -> list[dict[str, Any]]:
         for number in range(files):
             (folder / f"part-{number}.safetensors").write_bytes(os.urandom(mib * 2**20))
         try:
-            up = in_turn({name: lambda s=side: seconds_of(s) for name, side in _uploads(store, folder).items()}, rounds)
-            down = in_turn(
-                {name: lambda s=side: _timed(s, target) for name, side in _downloads(store, folder).items()}, rounds
-            )
+            uploads = {name: partial(seconds_of, side) for name, side in _uploads(store, folder).items()}
+            up = in_turn(uploads, rounds, shuffle=True)
+            downloads = {name: partial(_timed, side, target) for name, side in _downloads(store, folder).items()}
+            down = in_turn(downloads, rounds, shuffle=True)
         finally:
             store.remove_tree("learngenes")
             store.remove_tree("raw")
