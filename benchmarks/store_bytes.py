@@ -54,6 +54,7 @@ def main() -> None:
     with _server(args.store, args.gbit) as uri:
         rounds = 2 if args.quick else args.rounds
         rows = [row for files in (1, 4) for row in _rows(uri, files, total // files, rounds)]
+        rows = [{"network (Gbit/s)": args.gbit or "none", **row} for row in rows]
     publish("store_bytes", args, facts, rows)
 
 
@@ -90,8 +91,9 @@ def _network(port: int | None, gbit: float | None) -> Iterator[None]:
 
 
 def _add_store(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--store", help="s3://bucket/prefix, where the objects of this run are deleted")
-    parser.add_argument("--gbit", type=float, help="speed of the network to the server that is started")
+    server = parser.add_mutually_exclusive_group()
+    server.add_argument("--store", help="s3://bucket/prefix, where the objects of this run are deleted")
+    server.add_argument("--gbit", type=float, help="speed of the network to the server that is started")
     parser.add_argument("--mib", type=int, default=128, help="of an artefact, in one file and in four")
     parser.add_argument("--rounds", type=int, default=5)
 

@@ -18,6 +18,7 @@ import hashlib
 import io
 import uuid
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from datetime import UTC, datetime
 from functools import partial
@@ -139,7 +140,7 @@ class Store:
                 raise UserError(taken)
         except Unavailable:
             raise  # nothing can be taken back now either, and the manifest may have been written
-        except Exception:
+        except (UserError, OSError, ValueError):  # the last: metadata that are no JSON
             self._take_back([f"{base}/{place}/{path}" for path in paths], note)
             raise
         self.objects.delete_many(path for path in before if path != f"{base}/{MANIFEST}")
@@ -147,10 +148,11 @@ class Store:
 
     def _upload(self, folder: Path, paths: Sequence[str], target: str) -> list[FileEntry]:
         """Upload files, hash them meanwhile, and see that all have arrived."""
-        jobs: list[Callable[[], FileEntry | None]] = []
-        for path in paths:
-            jobs += [partial(self.objects.upload, folder / path, f"{target}/{path}"), partial(file_entry, folder, path)]
-        entries = [entry for entry in self.objects.each(jobs, UPLOADS) if entry]
+        with ThreadPoolExecutor() as pool:
+            hashed = pool.map(partial(file_entry, folder), paths)
+            uploads = (partial(self.objects.upload, folder / path, f"{target}/{path}") for path in paths)
+            self.objects.each(uploads, UPLOADS)
+            entries = list(hashed)
         arrived = {found.path: found.bytes for found in self.objects.look(target)}
         for entry in entries:
             if arrived.get(f"{target}/{entry.path}") != entry.bytes:

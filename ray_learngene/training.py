@@ -43,7 +43,8 @@ class Checkpoints(Protocol):
     """Where checkpoints of one run go. All are called by all workers at the same step.
 
     `save` lets `write` fill a folder that it names, and may return while what was written is being uploaded; `finish`
-    waits for that. Both raise what went wrong with an earlier upload. `busy` says whether `save` would have to wait.
+    waits for that. Both raise what went wrong with an earlier upload. `busy` says whether this worker's `save`
+    would have to wait: then a checkpoint is left out, unless it is the last.
     """
 
     def latest(self) -> AbstractContextManager[Path | None]: ...
@@ -107,7 +108,6 @@ class Training:
         self._resumed_at, self._seconds_before, self._began = self.progress.step, self.progress.seconds, clock()
         self._answers_before, self._answers_read = self.progress.answers_read, 0
         self._checkpointed = self._reported = time.monotonic()
-        self._put_off = False  # a checkpoint was due, and the one before still on its way
 
     def run(self) -> Coroutine[Trained]:
         """The run as a coroutine that asks for its batches; see `stream`.
@@ -125,6 +125,7 @@ class Training:
         while progress.step < self.total_steps:
             micro_batches = yield Need(Phase.TRAIN, progress.step, Part.STEP)
             if micro_batches is None:
+                self._share_statistics()
                 self._checkpoint()
                 yield Need(Phase.TRAIN, progress.step, Part.STEP)  # others write theirs while this one is uploaded
                 self.checkpoints.finish()
@@ -133,8 +134,7 @@ class Training:
             progress.step = step.number
             self._answers_read += step.answers_read
             now = time.monotonic()
-            looks = step.number % self.config.loss_check_steps == 0 or step.number % self.steps_per_epoch == 0
-            if looks:
+            if step.number % self.config.loss_check_steps == 0 or step.number % self.steps_per_epoch == 0:
                 self.guard.check(step.number, step.lr)
             if step.number % self.steps_per_epoch == 0:
                 yield from self._score_epoch(step)
@@ -142,9 +142,9 @@ class Training:
                 self._tell(self._metrics(step))
             since = now - self._checkpointed
             last = step.number == self.total_steps
-            if self.checkpoint_due(step.number, self.steps_per_epoch, since) or last or (self._put_off and looks):
-                self._put_off = not last and self._uploading()
-                if not self._put_off:
+            if self.checkpoint_due(step.number, self.steps_per_epoch, since) or last:
+                self._share_statistics()  # also where no checkpoint follows: no number may depend on the store's speed
+                if last or not self._uploading():
                     self._checkpoint()
         self._share_unreadable()
         self.checkpoints.finish()
@@ -210,7 +210,6 @@ class Training:
     def _checkpoint(self) -> None:
         progress = self.progress
         self.guard.check(progress.step, self.optimizer.param_groups[0]["lr"])
-        self._share_statistics()
         self._share_unreadable()
         progress.seconds = self._seconds_before + self.clock() - self._began
         progress.answers_read = self._answers_before + self._total_answers_read()

@@ -5,7 +5,9 @@ from __future__ import annotations
 import tempfile
 import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +29,7 @@ from ray_learngene.training import Checkpoints, Training, train
 from ray_learngene.worker import Worker
 
 CPU = torch.device("cpu")
+ALONE = Worker(CPU)
 CONFIG = TrainingConfig(epochs=2, batch_size=256, warmup_epochs=0, drop_path=0)
 SECONDS = 60  # an upload waits for its test at most so long
 
@@ -105,6 +108,7 @@ def run(
     checkpoints: Checkpoints,
     report: Callable[[dict[str, Any]], None] = lambda metrics: None,
     due: Callable[[int], bool] = lambda step: True,
+    worker: Worker = ALONE,
     **changes: Any,
 ) -> None:
     sets = open_image_sets(DataConfig(data="digits"))
@@ -118,7 +122,7 @@ def run(
             LabelObjective(),
             Images(sets.train, sets.val, preprocessing, AugmentationConfig()),
             CONFIG.model_copy(update=changes),
-            worker=Worker(CPU),
+            worker=worker,
             checkpoints=checkpoints,
             checkpoint_due=lambda step, steps_per_epoch, seconds: due(step),
             report=report,
@@ -140,48 +144,59 @@ def test_training_goes_on_while_a_checkpoint_is_uploaded() -> None:
     assert held.stored.count("progress.json") in (2, 3)
 
 
-def test_training_waits_for_every_checkpoint_where_that_is_asked_for() -> None:
-    held = Held()
-    held.released.set()
-    seen: list[int] = []
-
-    def report(metrics: dict[str, Any]) -> None:
-        seen.append(held.stored.count("progress.json"))
-
-    with BackgroundCheckpoints(held) as checkpoints:
-        run(checkpoints, report, due=lambda step: step % 5 != 0, checkpoint_uploads="wait")
-    assert seen == [4, 8] and held.stored.count("progress.json") == 9, "10 steps, all but the fifth"
-
-
 class Slow:
-    """Checkpoints of cluster workers whose first upload takes until step 7 and would keep `save` waiting."""
+    """Checkpoints of a cluster worker whose first upload takes until step 7 and would keep `save` waiting."""
 
-    def __init__(self) -> None:
-        self.step, self.saved = 0, []
+    def __init__(self, uploads: bool = True) -> None:
+        self.uploads = uploads
+        self.step = 0
+        self.calls: list[str] = []
+
+    def due(self, step: int) -> bool:
+        self.step = step
+        return step in (2, 4, 8)
 
     def latest(self) -> AbstractContextManager[Path | None]:
         return nullcontext()
 
     def busy(self) -> bool:
-        return bool(self.saved) and self.step < 7
+        return self.uploads and bool(self.calls) and self.step < 7
 
     def save(self, write: Callable[[Path], None], metrics: dict[str, Any]) -> None:
-        assert not self.busy() or self.step == 10, "only the last checkpoint may wait"
-        self.saved.append(self.step)
+        self.calls.append(f"save {self.step}")
 
-    def finish(self) -> None: ...
+    def finish(self) -> None:
+        self.calls.append("finish")
 
 
-@pytest.mark.parametrize(("check_steps", "saved"), [(1, [2, 7, 10]), (4, [2, 8, 10]), (50, [2, 10])])
-def test_a_checkpoint_is_put_off_rather_than_waited_for(check_steps: int, saved: list[int]) -> None:
+def test_a_checkpoint_is_left_out_rather_than_waited_for() -> None:
     slow = Slow()
+    run(slow, due=slow.due)
+    assert slow.calls == ["save 2", "save 8", "save 10", "finish"]
 
-    def due(step: int) -> bool:
-        slow.step = step
-        return step in (2, 4)
 
-    run(slow, due=due, loss_check_steps=check_steps)
-    assert slow.saved == saved
+def test_training_waits_for_every_checkpoint_where_that_is_asked_for() -> None:
+    calm = Slow(uploads=False)
+    run(calm, due=calm.due, checkpoint_uploads="wait")
+    assert calm.calls == ["save 2", "finish", "save 4", "finish", "save 8", "finish", "save 10", "finish", "finish"]
+
+
+def test_workers_agree_on_what_is_left_out() -> None:
+    first, second = Slow(), Slow(uploads=False)
+    together, sent = threading.Barrier(2, timeout=SECONDS), [torch.empty(0), torch.empty(0)]
+
+    def total(rank: int, tensor: torch.Tensor) -> None:
+        sent[rank] = tensor.clone()
+        together.wait()
+        tensor.copy_(sent[0] + sent[1])
+        together.wait()
+
+    def train_one(slow: Slow, rank: int) -> None:
+        run(slow, due=slow.due, worker=Worker(CPU, rank, 2, partial(total, rank)))
+
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(train_one, (first, second), (0, 1)))
+    assert first.calls == second.calls == ["save 2", "save 8", "save 10", "finish"]
 
 
 class Refused(StoreCheckpoints):

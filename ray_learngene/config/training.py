@@ -125,7 +125,11 @@ class WorkersConfig(ClusterConfig):
         None, description="DeepSpeed ZeRO stage; default: 1 where AdamW's moments take a GiB or more, else 0"
     )
     deepspeed: str | None = Field(None, description="DeepSpeed JSON file, merged over the generated configuration")
-    checkpoint_every: int = Field(0, ge=0, description="optimizer steps between checkpoints; 0: once an epoch")
+    checkpoint_every: int = Field(
+        0,
+        ge=0,
+        description="optimizer steps between checkpoints, longer where an upload takes longer; 0: once an epoch",
+    )
 
     @field_validator("workers", mode="before")
     @classmethod

@@ -59,6 +59,9 @@ def test_the_commands_share_one_cache(flags: list[str], capsys: pytest.CaptureFi
     assert cost_online["teacher_flops"] == 2 * cost_one["teacher_flops"] > 0, "it asked in the second epoch only"
     assert cost_two["teacher_flops"] == 0 and cost_two["flops"] == cost_online["flops"]
     capsys.readouterr()
+    slowly = ["--finish-batches", "loader", "--checkpoint-uploads", "wait", "--loss-check-steps", "1"]
+    assert cli.main(["distill", *flags, *method, "--name", "one", *slowly]) == 0
+    assert "made with these settings: nothing to do" in capsys.readouterr().out
     assert cli.main(["softlabels", *flags, *method]) == 0
     assert "nothing to do" in capsys.readouterr().out
     store = Store(flags[flags.index("--store") + 1])

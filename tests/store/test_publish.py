@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from ray_learngene.errors import UserError
-from ray_learngene.store import Store
+from ray_learngene.store import FileEntry, Store
 from tests.store.folders import WEIGHTS, contents, make_folder, one_line
 
 
@@ -77,6 +77,22 @@ def test_impossible_names_are_refused(store: Store, folder: Path, name: str) -> 
     one_line(error)
     with pytest.raises(UserError, match="is not the name of a descendant: write GROUP/NAME"):
         store.manifest("descendant", name.replace("a/b", "a/b/c"))
+
+
+def test_nothing_is_left_of_what_could_not_be_published(
+    store: Store, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(ValueError, match="serialize"):
+        store.publish("learngene", "a", folder, {"not": object()})
+    assert store.objects.find("learngenes") == []
+
+    def vanished(folder: Path, path: str) -> FileEntry:
+        raise FileNotFoundError(path)
+
+    monkeypatch.setattr("ray_learngene.store.file_entry", vanished)
+    with pytest.raises(FileNotFoundError):
+        store.publish("learngene", "a", folder, {})
+    assert store.objects.find("learngenes") == []
 
 
 def test_folders_that_cannot_be_published_are_refused(store: Store, tmp_path: Path) -> None:
