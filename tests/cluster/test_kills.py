@@ -60,7 +60,8 @@ Distill = Callable[..., Job]
 def distill(site: Site, recipe: Path) -> Distill:
     def start(name: str, workers: int = 2, zero: int = 0) -> Job:
         words = ["distill", "--config", recipe, "--name", name, "--ancestry", "store:ancestries/digits"]
-        words += ["--preset", "nano", "--method", "sws:stages=1-1-1", "--epochs", EPOCHS, "--checkpoint-every", EVERY]
+        words += ["--preset", "nano", "--method", "sws:stages=1-1-1", "--epochs", EPOCHS]
+        words += ["--checkpoint-every", EVERY, "--checkpoint-uploads", "wait"]  # else a step is faster than an upload
         return site.submit(*words, "--workers", workers, "--zero", zero)
 
     return start
