@@ -23,6 +23,7 @@ _OURS = (
     *("optimizer", "scheduler", "bf16", "fp16", "torch_autocast"),
 )
 _MOMENTS = ("exp_avg", "exp_avg_sq")  # AdamW's, beside its step count
+_NEED_NORM = {"offload_optimizer", "zenflow"}  # of a user's settings for ZeRO
 _WORTH_SPLITTING = 2**30  # bytes of moments
 
 
@@ -43,7 +44,11 @@ def zero_stage(asked: int | None, optimizer: torch.optim.Optimizer, user: dict[s
 def deepspeed_config(
     config: OptimizationConfig, *, world_size: int, zero: int, autocast: torch.dtype | None, user: dict[str, Any]
 ) -> dict[str, Any]:
-    """The DeepSpeed configuration of a run; the user's is merged over it, section by section."""
+    """The DeepSpeed configuration of a run; the user's is merged over it, section by section.
+
+    It leaves out what would let the host wait for the GPU in every step: throughput timers, and a gradient norm that
+    nothing is clipped by. Gradients are summed in fp32 also under autocast, as one plain process does.
+    """
     # DeepSpeed only multiplies these: where a batch does not divide, `train_steps` weighs the uneven micro-batches
     micro_batch = config.batch_size // (world_size * config.accumulation)
     ours: dict[str, Any] = {
@@ -54,9 +59,13 @@ def deepspeed_config(
         "zero_optimization": {"stage": zero},
         "zero_allow_untested_optimizer": True,
         "steps_per_print": 2**31,
+        "timers": {"throughput": {"enabled": False}},
     }
+    if zero in (1, 2) and config.clip_grad == 0 and not _NEED_NORM & user.get("zero_optimization", {}).keys():
+        ours["zero_optimization"]["compute_grad_norm"] = False
     if autocast is not None:
-        ours["torch_autocast"] = {"enabled": True, "dtype": str(autocast).removeprefix("torch.")}
+        name = str(autocast).removeprefix("torch.")
+        ours["torch_autocast"] = {"enabled": True, "dtype": name, "lower_precision_safe_modules": []}
     for key, value in user.items():
         ours[key] = {**ours[key], **value} if isinstance(value, dict) and isinstance(ours.get(key), dict) else value
     return ours
@@ -88,19 +97,28 @@ class DeepSpeedEngine:
     """A DeepSpeed engine on the process group that Ray Train has set up.
 
     Weights stay fp32 and bf16 is torch autocast, so that the arithmetic is that of one plain process.
+
+    Args:
+        module: On the device that this worker trains on.
+        settings: See `deepspeed_config`.
     """
 
     def __init__(self, module: nn.Module, optimizer: torch.optim.Optimizer, settings: dict[str, Any]) -> None:
-        if not torch.cuda.is_available():
-            os.environ.setdefault("DS_ACCELERATOR", "cpu")
+        on_cpu = next(module.parameters()).device.type == "cpu"
+        if on_cpu:
+            os.environ["DS_ACCELERATOR"] = "cpu"
             os.environ.setdefault("LOCAL_SIZE", os.environ.get("LOCAL_WORLD_SIZE", "1"))
         import deepspeed
 
         logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
-        # Without this, the first CPU run compiles a shared-memory op for minutes, or fails where there is no compiler.
-        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+        if on_cpu:  # else the first run compiles a shared-memory op for minutes, or fails where there is no compiler
+            deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
         self._deepspeed = deepspeed
         self._stage = settings["zero_optimization"]["stage"]
+        self._clip_grad = 0.0
+        if self._stage == 0:  # torch's own clipping, as DeepSpeed's lets the host wait for the GPU
+            self._clip_grad = settings["gradient_clipping"]
+            settings = {**settings, "gradient_clipping": 0.0}
         self._optimizer = optimizer
         self._parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
         self._engine, *_ = deepspeed.initialize(model=module, optimizer=optimizer, config=settings)
@@ -113,6 +131,8 @@ class DeepSpeedEngine:
         self._engine.backward(loss)
 
     def step(self) -> None:
+        if self._clip_grad > 0 and self._engine.is_gradient_accumulation_boundary():
+            nn.utils.clip_grad_norm_(self._parameters, self._clip_grad)
         self._engine.step()
 
     def train(self, mode: bool = True) -> None:

@@ -16,7 +16,7 @@ from ray_learngene.config import AugmentationConfig, DataConfig, OptimizationCon
 from ray_learngene.data import open_image_sets
 from ray_learngene.data.images import Images, Preprocessing
 from ray_learngene.deepspeed_engine import DeepSpeedEngine, deepspeed_config, read_user_config, zero_stage
-from ray_learngene.engine import Engine, TorchEngine
+from ray_learngene.engine import Engine, TorchEngine, resolve_precision
 from ray_learngene.engine_state import STATE_FILE, read_state
 from ray_learngene.errors import UserError
 from ray_learngene.finite_guard import FiniteGuard
@@ -38,6 +38,8 @@ CASES = [
     *(("any-size:stages=5", stage, CONFIG.model_copy(update={"batch_size": 48})) for stage in (1, 3)),
     ("wave", 3, CONFIG),
 ]
+# A shared block's gradient is a sum, in fp32, of gradients that autocast has rounded.
+BF16 = CONFIG.model_copy(update={"precision": "bf16", "clip_grad": 0.0})
 
 
 def student(method: str) -> torch.nn.Module:
@@ -89,7 +91,8 @@ def worker(rank: int, world_size: int, port: int, folder: Path, step: int) -> No
     def create(method: str, stage: int, config: OptimizationConfig) -> tuple[DeepSpeedEngine, torch.optim.Optimizer]:
         module = student(method)
         optimizer = create_optimizer(module, config)
-        settings = deepspeed_config(config, world_size=world_size, zero=stage, autocast=None, user={})
+        autocast = resolve_precision(config.precision, CPU)
+        settings = deepspeed_config(config, world_size=world_size, zero=stage, autocast=autocast, user={})
         return DeepSpeedEngine(module, optimizer, settings), optimizer
 
     for number, (method, stage, config) in enumerate(CASES):
@@ -102,6 +105,10 @@ def worker(rank: int, world_size: int, port: int, folder: Path, step: int) -> No
             engine, optimizer = create(method, stage, config)
             train(engine, optimizer, config, range(STEPS), rank, world_size)
             engine.save(folder / f"{number}-undisturbed")
+    for stage in range(4) if world_size == 2 else ():
+        engine, optimizer = create("sws:stages=2-2", stage, BF16)
+        train(engine, optimizer, BF16, range(STEPS), rank, world_size)
+        engine.save(folder / f"bf16-{stage}")
     torch.distributed.destroy_process_group()
 
 
@@ -110,6 +117,8 @@ def test_every_zero_stage_equals_one_plain_process_also_where_the_number_of_work
         for name in ("", "-again"):
             (tmp_path / f"{number}-{step}{name}").mkdir()
         (tmp_path / f"{number}-undisturbed").mkdir(exist_ok=True)
+    for stage in range(4):
+        (tmp_path / f"bf16-{stage}").mkdir()
     for number, (method, _, config) in enumerate(CASES):
         engine, optimizer = plain(method, config)
         train(engine, optimizer, config, range(1))
@@ -135,6 +144,10 @@ def test_every_zero_stage_equals_one_plain_process_also_where_the_number_of_work
             assert one.keys() == other.keys()
             for name, tensor in one.items():
                 assert torch.equal(tensor, other[name]), f"{method} {stage} {name}"
+    unsplit = read_state(tmp_path / "bf16-0", CPU).model
+    for stage in (1, 2, 3):  # no stage rounds what it sums up
+        for name, tensor in read_state(tmp_path / f"bf16-{stage}", CPU).model.items():
+            torch.testing.assert_close(tensor, unsplit[name], rtol=0, atol=2e-5, msg=f"bf16 {stage} {name}")
 
 
 @pytest.mark.parametrize(
@@ -162,7 +175,7 @@ def test_the_users_json_is_merged_over_ours(tmp_path: Path) -> None:
     assert settings["zero_optimization"] == {"stage": 2, "reduce_bucket_size": 1000}
     assert settings["wall_clock_breakdown"] is True
     assert settings["gradient_clipping"] == 1.0
-    assert settings["torch_autocast"] == {"enabled": True, "dtype": "bfloat16"}
+    assert settings["torch_autocast"]["dtype"] == "bfloat16"
     assert settings["train_micro_batch_size_per_gpu"] == 16
 
 
