@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from functools import lru_cache
 from typing import Any
 
@@ -102,7 +103,11 @@ class GeneratedVisionTransformer(nn.Module):
         """The logits of the model of another spec."""
         model = prototype(spec, self.drop_path, self.compiled)
         model.train(self.training)
-        return functional_call(model, self.generate(self.genes(), spec), (images,), strict=True)
+        device = images.device.type
+        # else matrix products would round norms and biases to the precision of autocast
+        with torch.autocast(device, enabled=False) if torch.amp.is_autocast_available(device) else nullcontext():
+            state = self.generate(self.genes(), spec)
+        return functional_call(model, state, (images,), strict=True)
 
     @torch.no_grad()
     def materialise(self) -> VisionTransformer:

@@ -12,8 +12,6 @@ the best templates of given matrices are a truncated singular value decompositio
 
 from __future__ import annotations
 
-from contextlib import nullcontext
-
 import torch
 from torch import Tensor
 
@@ -24,8 +22,6 @@ DEVIATION = 0.02
 def kron_sum(scalers: Tensor, templates: Tensor) -> Tensor:
     """Σ_t S(t) ⊗ T(t) of every layer: one matrix product and a permutation of its blocks.
 
-    Outside autocast, so that norms and biases made this way are not rounded to its precision.
-
     Args:
         scalers: `[layers, templates, a, b]`.
         templates: `[templates, w1, w2]`.
@@ -35,9 +31,7 @@ def kron_sum(scalers: Tensor, templates: Tensor) -> Tensor:
     """
     layers, count, rows, columns = scalers.shape
     _, height, width = templates.shape
-    device = templates.device.type
-    with torch.autocast(device, enabled=False) if torch.amp.is_autocast_available(device) else nullcontext():
-        blocks = scalers.permute(0, 2, 3, 1).reshape(-1, count) @ templates.reshape(count, -1)
+    blocks = scalers.permute(0, 2, 3, 1).reshape(-1, count) @ templates.reshape(count, -1)
     blocks = blocks.reshape(layers, rows, columns, height, width)
     return blocks.permute(0, 1, 3, 2, 4).reshape(layers, rows * height, columns * width)
 

@@ -26,7 +26,7 @@ from ray_learngene.errors import UserError
 from ray_learngene.export import export_timm
 from ray_learngene.fitting import fitting
 from ray_learngene.methods import METHODS, Learngene, Method, create_method
-from ray_learngene.methods.generated import GeneratedVisionTransformer, GeneratingMethod
+from ray_learngene.methods.generated import GeneratedVisionTransformer, GeneratingMethod, Genes, State
 from ray_learngene.objectives import LabelObjective
 from ray_learngene.specs import Spec, build, timm_arguments
 from ray_learngene.steps import draw_step
@@ -238,6 +238,25 @@ def test_a_generated_auxiliary_computes_what_its_expansion_does(made: Made) -> N
     logits = made.auxiliary(images_of(SPEC))
     assert torch.equal(logits, expand(made, SPEC).eval()(images_of(SPEC)))
     assert torch.equal(logits, made.auxiliary.materialise().eval()(images_of(SPEC)))
+
+
+@pytest.mark.parametrize("made", [*GENERATING, "ligo"], indirect=True)
+def test_autocast_does_not_round_what_is_generated(made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
+    model: Any = made.auxiliary
+    if not isinstance(model, GeneratedVisionTransformer):
+        model = made.method.adapter(made.learngene, SPEC.replace(depth=6, width=64, heads=4))
+    generate, states = model.generate, []
+
+    def recorded(genes: Genes, spec: Spec) -> State:
+        states.append(generate(genes, spec))
+        return states[-1]
+
+    expected = generate(model.genes(), model.spec)
+    monkeypatch.setattr(model, "generate", recorded)
+    with torch.autocast("cpu", torch.bfloat16):
+        model(images_of(SPEC))
+    for name, tensor in states[-1].items():
+        assert torch.equal(tensor, expected[name]), name
 
 
 @pytest.mark.parametrize("made", WITH_LEARNGENE, indirect=True)

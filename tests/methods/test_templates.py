@@ -38,13 +38,6 @@ def test_gradients_are_those_of_finite_differences() -> None:
     assert torch.autograd.gradcheck(kron_sum, (scalers, templates))
 
 
-def test_autocast_does_not_round_what_is_generated() -> None:
-    scalers, templates = torch.randn(2, 3, 2, 2), torch.randn(3, 4, 4)
-    with torch.autocast("cpu", torch.bfloat16):
-        assert torch.equal(kron_sum(scalers, templates), kron_sum(scalers.clone(), templates))
-        assert kron_sum(scalers, templates).dtype == torch.float32
-
-
 @given(sides, st.integers(1, 3), st.integers(1, 3), sides, sides)
 @settings(max_examples=40, deadline=None)
 def test_the_error_of_the_closed_form_falls_with_counts_to_nothing(layers, rows, columns, height, width) -> None:
