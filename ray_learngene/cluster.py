@@ -159,6 +159,15 @@ def cluster_has_gpus() -> bool:
     return ray.cluster_resources().get("GPU", 0) > 0
 
 
+def hide_unassigned_gpus() -> None:
+    """Let a Ray worker see the GPUs that it was given alone; before it first uses one.
+
+    Ray hides none from a worker that asked for none, and whoever looks for a GPU would take the first.
+    """
+    if not ray.get_runtime_context().get_accelerator_ids()["GPU"]:
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
+
+
 def require_resources(address: str | None, count: int, cpus: float, gpus: float, what: str) -> None:
     """Refuse what this machine alone will never schedule; a cluster may grow and is given the benefit of the doubt.
 

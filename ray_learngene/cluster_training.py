@@ -25,7 +25,14 @@ from ray.train.v2._internal.callbacks.placement_group_callback import PlacementG
 from ray.train.v2.api.exceptions import TrainingFailedError
 
 from ray_learngene import termination
-from ray_learngene.cluster import Report, cluster_has_gpus, progress_channel, ray_cluster, require_resources
+from ray_learngene.cluster import (
+    Report,
+    cluster_has_gpus,
+    hide_unassigned_gpus,
+    progress_channel,
+    ray_cluster,
+    require_resources,
+)
 from ray_learngene.compiled_blocks import compile_layers
 from ray_learngene.config import AncestryConfig, DistillConfig
 from ray_learngene.deepspeed_engine import DeepSpeedEngine, deepspeed_config, zero_stage
@@ -193,6 +200,7 @@ class RayCheckpoints:
 
 def _worker(loop: dict[str, Any]) -> dict[str, Any]:
     """One training worker. What ends all workers at the same step is returned, not retried."""
+    hide_unassigned_gpus()
     context = ray.train.get_context()
     task: Task = ray.get(loop["task"])
     world_size = context.get_world_size()

@@ -7,6 +7,7 @@ os.environ.update(
     OMP_NUM_THREADS="1",
     RAY_AUTH_MODE="disabled",
     DS_ACCELERATOR="cpu",
+    CUDA_VISIBLE_DEVICES="",
     HF_HUB_OFFLINE="1",
     AWS_EC2_METADATA_DISABLED="true",
 )

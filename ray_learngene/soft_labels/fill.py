@@ -161,12 +161,20 @@ def _on_cluster(filling: Filling) -> None:
 
 
 def _missing(filling: Filling) -> tuple[str, list[Shard]]:
+    _prepare()
     return filling.missing()
 
 
 def _compute(filling: Filling, shard: Shard) -> None:
-    torch.set_num_threads(max(1, int(os.environ.get("OMP_NUM_THREADS", "1"))))
+    _prepare()
     filling.compute(shard)
+
+
+def _prepare() -> None:
+    from ray_learngene.cluster import hide_unassigned_gpus
+
+    hide_unassigned_gpus()
+    torch.set_num_threads(max(1, int(os.environ.get("OMP_NUM_THREADS", "1"))))
 
 
 def _follow(key: str, filling: Filling, shards: list[Shard], computed: Iterator[Shard]) -> None:
