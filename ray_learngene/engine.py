@@ -89,5 +89,6 @@ def resolve_device() -> torch.device:
 def resolve_precision(precision: str, device: torch.device) -> torch.dtype | None:
     """The autocast dtype of a `precision` setting; None is fp32. `auto` is bf16 where the GPU computes in it."""
     if precision == "auto":
-        return torch.bfloat16 if device.type == "cuda" and torch.cuda.is_bf16_supported() else None
+        computes = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+        return torch.bfloat16 if computes else None
     return torch.bfloat16 if precision == "bf16" else None

@@ -17,10 +17,12 @@ from ray_learngene.errors import RunError
 
 T = TypeVar("T")
 ConfigT = TypeVar("ConfigT", bound=OptimizationConfig)
-# how torch's CPU allocator, oneDNN, cuBLAS and Ray's memory monitor (for a worker that it has killed) say it
+# how torch's CPU allocator, oneDNN, CUDA, cuBLAS (which has no memory for its handle) and Ray's memory monitor (for a
+# worker that it has killed) say it
 _SAID = (
     *("can't allocate memory", "could not create a primitive", "could not create a memory"),
-    *("CUDA out of memory", "ALLOC_FAILED", "low on memory", "OutOfMemory"),
+    *("CUDA out of memory", "CUDA error: out of memory", "ALLOC_FAILED", "CUBLAS_STATUS_NOT_INITIALIZED"),
+    *("low on memory", "OutOfMemory"),
 )
 
 

@@ -51,9 +51,9 @@ def score(
         if ancestry is not None:
             targets = ancestry(images).argmax(dim=-1)
     correct = (logits.argmax(dim=-1) == targets).sum()
-    return torch.stack(
-        [correct, label_loss(logits, targets) * len(targets), torch.tensor(len(targets), device=device)]
-    ).double()
+    # filled on the device: a copy of the number would wait for all that the device still has to do
+    images_seen = torch.full_like(correct, len(targets))
+    return torch.stack([correct, label_loss(logits, targets) * len(targets), images_seen]).double()
 
 
 def evaluate(

@@ -19,6 +19,9 @@ from ray_learngene.soft_labels.cache import SoftLabelCache, Views, facts_of, pre
 from ray_learngene.soft_labels.kept import SoftLabels, joined
 from ray_learngene.store import Store
 
+# Batches whose answers leave the device together: the host waits for each move, and an epoch's would fill the device.
+_TOGETHER = 64
+
 TaughtBatch = tuple[Tensor, Tensor, SoftLabels]
 
 
@@ -94,15 +97,20 @@ class Answers:
             return
         self.cache.ancestry.ready(self.device, compiled=self.compiled)
         asked: list[SoftLabels] = []
+        joins: list[SoftLabels] = []
         for index, _ in enumerate(numbers):
             images, targets = next(stream)
             images = images.to(self.device, non_blocking=True)
             labels = SoftLabels.of(_ask(self.cache.ancestry, images, self.autocast), self.cache.k, self.cache.dtype)
+            last = index == len(numbers) - 1
             if whole:
                 asked.append(labels)
-            if whole and index == len(numbers) - 1:  # before the last step, so that no checkpoint comes between
+                if last or len(asked) == _TOGETHER:
+                    joins.append(joined(asked).to(torch.device("cpu")))
+                    asked.clear()
+            if whole and last:  # before the last step, so that no checkpoint comes between
                 part = batches.rank, batches.world_size
-                self.cache.write(epoch, total, part, np.concatenate(numbers), joined(asked), self.overwrite)
+                self.cache.write(epoch, total, part, np.concatenate(numbers), joined(joins), self.overwrite)
             yield images, targets, labels
 
 
