@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from ray_learngene.errors import RunError
 
 # Shapes, modes and precisions of all the models of a process make a graph each; torch's own limit is 8.
-_OPTIONS: dict[str, Any] = {"dynamic": False, "recompile_limit": 256}
+_GRAPHS = 256
 
 
 def require_compiler() -> None:
@@ -47,11 +47,13 @@ def compile_layers(model: nn.Module) -> None:
         RunError: see `require_compiler`.
     """
     require_compiler()
+    # for the process: a limit of its own for each function came with torch 2.13, and older ones are in use on GPUs
+    torch._dynamo.config.recompile_limit = max(_GRAPHS, torch._dynamo.config.recompile_limit)
     blocks = [module for module in model.modules() if type(module) in (Block, CompiledBlock)]
     for block in blocks:
         block.__class__ = CompiledBlock
     if not blocks and model._compiled_call_impl is None:
-        model.compile(**_OPTIONS)
+        model.compile(dynamic=False)
 
 
 class CompiledBlock(Block):
@@ -74,7 +76,7 @@ def _kept(x: Tensor, drop_path: float) -> Tensor:
 
 @cache
 def _compiled() -> Any:
-    return torch.compile(_layer, **_OPTIONS)
+    return torch.compile(_layer, dynamic=False)
 
 
 def _layer(

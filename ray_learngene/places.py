@@ -7,7 +7,6 @@ import resource
 import sys
 from collections.abc import Mapping
 
-import ray
 import torch
 
 from ray_learngene.packing import Place
@@ -22,6 +21,8 @@ def cluster_place(cpus: float, gpus: float, most: int) -> Place:
     Args:
         most: Processes at once; 0: as many as there is room for.
     """
+    import ray
+
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     room = [_room(node, cpus, gpus) for node in nodes]
     grown = ray._private.state.state.get_max_resources_from_cluster_config()  # as Ray Train does; None: it cannot grow
