@@ -80,7 +80,8 @@ def _rows(case: Case, device: torch.device) -> Iterable[dict[str, Any]]:
     for name, each, model in (("auxiliary", spec, auxiliary), ("descendant", descendant_spec, descendant)):
         torch.compiler.reset()  # the descendant's first step would find the auxiliary's layers compiled, as in a sweep
         with tempfile.TemporaryDirectory() as cache:
-            os.environ["TORCHINDUCTOR_CACHE_DIR"] = cache
+            # torch's compiler processes, which outlive a model, keep the first one's folder of Triton else
+            os.environ.update(TORCHINDUCTOR_CACHE_DIR=cache, TRITON_CACHE_DIR=f"{cache}/triton")
             yield from _measure(case, name, each, model.to(device), device)
 
 

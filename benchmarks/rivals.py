@@ -156,7 +156,8 @@ def _authors(checkout: Path, folder: Path, scale: Scale, epochs: int, number: in
         "--model", "bench_auxiliary", "--input-size", scale.size, "--data-path", folder / "images",
         "--batch-size", scale.batch, "--epochs", epochs, "--warmup-epochs", 0, "--num_workers", scale.loaders,
         "--no-model-ema",
-        "--no-repeated-aug", "--no-pin-mem", "--teacher-model", "bench_teacher", "--teacher-path", "unused",
+        *(("--no-pin-mem",) if scale.device == "cpu" else ()),
+        "--no-repeated-aug", "--teacher-model", "bench_teacher", "--teacher-path", "unused",
         "--distillation-type", "soft", "--distillation-alpha", 1.0,
     ]  # fmt: skip
 
@@ -164,7 +165,7 @@ def _authors(checkout: Path, folder: Path, scale: Scale, epochs: int, number: in
 def _timm(checkout: Path, folder: Path, scale: Scale, epochs: int, number: int) -> list[object]:
     return [
         "benchmarks.rivals_timm", checkout / "train.py", "--data-dir", folder / "images", "--device", scale.device,
-        *(("--amp", "--amp-dtype", "bfloat16") if scale.device == "cuda" else ()),
+        *(("--amp", "--amp-dtype", "bfloat16", "--pin-mem") if scale.device == "cuda" else ()),
         "--model", "deit_tiny_patch16_224", "--model-kwargs", f"img_size={scale.size}", f"embed_dim={scale.width}",
         f"num_heads={scale.heads}", f"depth={DEPTH}", "class_token=False",
         "--gp", "avg", "--img-size", scale.size, "--num-classes", CLASSES,
