@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from ray_learngene.config import OptimizationConfig
 from ray_learngene.engine_state import EngineState, read_state, write_state
-from ray_learngene.errors import UserError
+from ray_learngene.errors import RunError, UserError
 
 # What the run decides itself: a user's DeepSpeed JSON must leave these out.
 _OURS = (
@@ -182,15 +182,24 @@ class DeepSpeedEngine:
         return zero.single_partition_of_fp32_groups if self._stage < 3 else zero.fp32_partitioned_groups_flat
 
     def _gather_moments(self) -> Iterator[tuple[int, dict[str, Tensor]]]:
-        """The whole moments of every parameter on the CPU. All workers go through them together."""
+        """The whole moments of every parameter on the CPU. All workers go through them together.
+
+        Raises:
+            RunError: ZeRO has left out every step so far, as it does where the norm of the gradients is not finite.
+        """
         if self._stage == 0:
             yield from self._optimizer.state_dict()["state"].items()
             return
         self._link_moments()
-        step = self._engine.optimizer.optimizer.state[self._flat_parameters()[0]]["step"].cpu()
+        step = self._engine.optimizer.optimizer.state[self._flat_parameters()[0]].get("step")
+        if step is None:
+            raise RunError(
+                "the gradients were not finite in any step, although the loss was: lower --lr, lengthen "
+                "--warmup-epochs or train with --precision fp32"
+            )
         for index, parameter in enumerate(self._parameters):
             get = self._deepspeed.utils.safe_get_full_optimizer_state
-            yield index, {"step": step.clone(), **{key: get(parameter, key).cpu() for key in _MOMENTS}}
+            yield index, {"step": step.cpu().clone(), **{key: get(parameter, key).cpu() for key in _MOMENTS}}
 
     def _scatter_moments(self, moments: dict[int, dict[str, Tensor]]) -> None:
         """Take this worker's share of the moments."""

@@ -18,7 +18,7 @@ from ray_learngene.data.images import Images, Preprocessing
 from ray_learngene.deepspeed_engine import DeepSpeedEngine, deepspeed_config, read_user_config, zero_stage
 from ray_learngene.engine import Engine, TorchEngine, resolve_precision
 from ray_learngene.engine_state import STATE_FILE, read_state
-from ray_learngene.errors import UserError
+from ray_learngene.errors import RunError, UserError
 from ray_learngene.finite_guard import FiniteGuard
 from ray_learngene.methods import create_method
 from ray_learngene.objectives import LabelObjective
@@ -107,6 +107,9 @@ def worker(rank: int, world_size: int, port: int, folder: Path, step: int) -> No
             engine.save(folder / f"{number}-undisturbed")
     for stage in range(4) if world_size == 2 else ():
         engine, optimizer = create("sws:stages=2-2", stage, BF16)
+        if stage > 0:
+            with pytest.raises(RunError, match="not finite in any step"):
+                engine.save(folder)
         train(engine, optimizer, BF16, range(STEPS), rank, world_size)
         engine.save(folder / f"bf16-{stage}")
     torch.distributed.destroy_process_group()
