@@ -33,7 +33,8 @@ from benchmarks.measure import arguments, in_turn, machine, medians, publish, se
 from ray_learngene.compiled_blocks import compile_layers
 from ray_learngene.config import OptimizationConfig
 from ray_learngene.costs import macs
-from ray_learngene.engine import TorchEngine, resolve_device, resolve_precision
+from ray_learngene.device import resolve_device
+from ray_learngene.engine import TorchEngine, resolve_precision
 from ray_learngene.finite_guard import FiniteGuard
 from ray_learngene.methods import create_method
 from ray_learngene.objectives import LabelObjective

@@ -14,7 +14,7 @@ from ray_learngene.arms import Arm
 from ray_learngene.budgets import Budget, Candidate, candidates, largest_within
 from ray_learngene.config import SelectionConfig
 from ray_learngene.costs import Latency, costs, measure_latency, training_memory
-from ray_learngene.engine import resolve_device
+from ray_learngene.device import resolve_device
 from ray_learngene.errors import UserError
 from ray_learngene.manifest import Manifest
 from ray_learngene.methods import Learngene

@@ -18,6 +18,7 @@ from ray._common.utils import get_default_system_temp_dir
 from ray.util.queue import Empty, Queue
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from ray_learngene.device import allow_gpu
 from ray_learngene.errors import UserError
 
 Report = Callable[[dict[str, Any]], None]
@@ -159,13 +160,9 @@ def cluster_has_gpus() -> bool:
     return ray.cluster_resources().get("GPU", 0) > 0
 
 
-def hide_unassigned_gpus() -> None:
-    """Let a Ray worker see the GPUs that it was given alone; before it first uses one.
-
-    Ray hides none from a worker that asked for none, and whoever looks for a GPU would take the first.
-    """
-    if not ray.get_runtime_context().get_accelerator_ids()["GPU"]:
-        os.environ["CUDA_VISIBLE_DEVICES"] = ""
+def use_assigned_gpu() -> None:
+    """Let a Ray worker compute on a GPU only if it was given one: Ray hides none from a worker that asked for none."""
+    allow_gpu(bool(ray.get_runtime_context().get_accelerator_ids()["GPU"]))
 
 
 def require_resources(address: str | None, count: int, cpus: float, gpus: float, what: str) -> None:

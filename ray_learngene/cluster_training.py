@@ -7,6 +7,7 @@ import os
 import shutil
 import tempfile
 import threading
+import traceback
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -28,10 +29,10 @@ from ray_learngene import termination
 from ray_learngene.cluster import (
     Report,
     cluster_has_gpus,
-    hide_unassigned_gpus,
     progress_channel,
     ray_cluster,
     require_resources,
+    use_assigned_gpu,
 )
 from ray_learngene.compiled_blocks import compile_layers
 from ray_learngene.config import AncestryConfig, DistillConfig
@@ -138,8 +139,7 @@ class _Trainer(TorchTrainer):
 def _cause(error: TrainingFailedError) -> str:
     """The last line of what a worker raised."""
     failures = getattr(error, "worker_failures", None) or {0: error}
-    lines = str(next(iter(failures.values()))).strip().splitlines()
-    return lines[-1] if lines else type(error).__name__
+    return "".join(traceback.format_exception_only(next(iter(failures.values())))).strip().splitlines()[-1]
 
 
 class RayCheckpoints:
@@ -200,7 +200,7 @@ class RayCheckpoints:
 
 def _worker(loop: dict[str, Any]) -> dict[str, Any]:
     """One training worker. What ends all workers at the same step is returned, not retried."""
-    hide_unassigned_gpus()
+    use_assigned_gpu()
     context = ray.train.get_context()
     task: Task = ray.get(loop["task"])
     world_size = context.get_world_size()

@@ -13,7 +13,7 @@ from ray.util.queue import Queue
 
 from ray_learngene import sweep_progress, termination
 from ray_learngene.checkpoints import StoreCheckpoints
-from ray_learngene.cluster import cluster_has_gpus, hide_unassigned_gpus, ray_cluster, require_resources
+from ray_learngene.cluster import cluster_has_gpus, ray_cluster, require_resources, use_assigned_gpu
 from ray_learngene.errors import Interrupted, RunError
 from ray_learngene.places import cluster_place
 from ray_learngene.preemption import CatchesSigterm, heeding, stop_requests
@@ -92,7 +92,7 @@ def train_on_cluster(
 
 def _train(one: dict[str, Any], inputs: SweepInputs, requests: Queue) -> None:
     """One Tune trial: the trials of a pack. What trying again would not help is reported, not raised."""
-    hide_unassigned_gpus()
+    use_assigned_gpu()
     config = inputs.config
     torch.set_num_threads(max(1, int(config.cpus_per_trial)))
     if torch.cuda.is_available() and 0 < (config.gpus_per_trial or 0) < 1:

@@ -23,7 +23,8 @@ from ray_learngene.checkpoints import StoreCheckpoints
 from ray_learngene.compiled_blocks import compile_layers
 from ray_learngene.config import AugmentationConfig, DistillationConfig, OptimizationConfig, SweepConfig
 from ray_learngene.data.images import Images
-from ray_learngene.engine import TorchEngine, resolve_device, resolve_precision
+from ray_learngene.device import resolve_device
+from ray_learngene.engine import TorchEngine, resolve_precision
 from ray_learngene.export import export_timm
 from ray_learngene.fitting import Fit, fitting
 from ray_learngene.flops import TRAINING_PASSES, forward_flops

@@ -81,11 +81,6 @@ class TorchEngine:
         self.optimizer.load_state_dict({"state": state.moments, "param_groups": groups})
 
 
-def resolve_device() -> torch.device:
-    """The accelerator of this process where there is one, else the CPU."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-
-
 def resolve_precision(precision: str, device: torch.device) -> torch.dtype | None:
     """The autocast dtype of a `precision` setting; None is fp32. `auto` is bf16 where the GPU computes in it."""
     if precision == "auto":

@@ -11,7 +11,7 @@ from ray_learngene.config import EvaluateConfig
 from ray_learngene.data import open_image_sets
 from ray_learngene.data.images import Preprocessing, validation_batches
 from ray_learngene.data.unreadable import Reader
-from ray_learngene.engine import resolve_device
+from ray_learngene.device import resolve_device
 from ray_learngene.errors import UserError
 from ray_learngene.export import labels_of, load_timm
 from ray_learngene.scores import Scores, evaluate

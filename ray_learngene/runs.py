@@ -22,7 +22,8 @@ from ray_learngene.compiled_blocks import compile_layers, require_compiler
 from ray_learngene.config import AncestryConfig, DistillConfig, SpeedConfig, WorkersConfig
 from ray_learngene.data.images import Images
 from ray_learngene.deepspeed_engine import read_user_config
-from ray_learngene.engine import TorchEngine, resolve_device, resolve_precision
+from ray_learngene.device import allow_gpu, resolve_device
+from ray_learngene.engine import TorchEngine, resolve_precision
 from ray_learngene.errors import UserError
 from ray_learngene.manifest import Kind, Manifest, folder_of
 from ray_learngene.objectives import Objective
@@ -247,6 +248,7 @@ def _train_here(task: Task, store: Store, settings: dict[str, Any], flops: dict[
     """One plain torch process, neither Ray nor DeepSpeed."""
     claim_run(store, task, settings)
     stored = StoreCheckpoints(store, f"{run_name(task)}/state")
+    allow_gpu(task.config.use_gpu is not False)
     device = resolve_device()
 
     def attempt(config: AncestryConfig | DistillConfig) -> None:

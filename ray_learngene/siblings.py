@@ -11,7 +11,7 @@ from ray_learngene.ancestry import Ancestry
 from ray_learngene.config import SweepConfig
 from ray_learngene.data.images import Images
 from ray_learngene.descend import Tuning, Upbringing, descendant_stream
-from ray_learngene.engine import resolve_device
+from ray_learngene.device import resolve_device
 from ray_learngene.errors import Interrupted, RunError
 from ray_learngene.out_of_memory import is_out_of_memory, release_memory, within_memory
 from ray_learngene.stream import feed

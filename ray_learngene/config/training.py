@@ -120,9 +120,7 @@ class WorkersConfig(ClusterConfig):
     )
     resize_seconds: float = Field(60, gt=0, description="how often --workers 2:8 looks for more workers")
     cpus_per_worker: float = Field(1, gt=0, description="CPUs reserved for each worker (data loading included)")
-    use_gpu: bool | None = Field(
-        None, description="one GPU for each worker; default: where the cluster has GPUs (--workers 0: what it sees)"
-    )
+    use_gpu: bool | None = Field(None, description="one GPU for each worker; default: where there are GPUs")
     zero: Literal[0, 1, 2, 3] | None = Field(
         None, description="DeepSpeed ZeRO stage; default: 1 where AdamW's moments take a GiB or more, else 0"
     )

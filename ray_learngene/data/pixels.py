@@ -18,6 +18,7 @@ from timm.data.mixup import one_hot
 from torch import Tensor
 
 from ray_learngene.data.draws import Mix, Patch
+from ray_learngene.device import resolve_device
 
 Batch = tuple[Tensor, Tensor]
 
@@ -102,7 +103,8 @@ class Finish:
     def device(self) -> torch.device:
         if self._device is not None:
             return self._device
-        return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
+        device = resolve_device()
+        return torch.device("cuda", torch.cuda.current_device()) if device.type == "cuda" else device
 
     @cached_property
     def constants(self) -> tuple[Tensor, ...]:
@@ -114,7 +116,7 @@ class Finish:
     @property
     def pins(self) -> bool:
         """Whether batches come from page-locked memory."""
-        return self._device.type == "cuda" if self._device is not None else torch.cuda.is_available()
+        return (self._device or resolve_device()).type == "cuda"
 
     def __call__(self, batch: PixelBatch | Batch) -> Batch:
         if not isinstance(batch, PixelBatch):  # finished already

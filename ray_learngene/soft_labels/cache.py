@@ -28,6 +28,7 @@ import torch
 from ray_learngene.ancestry import Ancestry
 from ray_learngene.config import AugmentationConfig, DistillationConfig, OptimizationConfig
 from ray_learngene.data.images import Images
+from ray_learngene.device import resolve_device
 from ray_learngene.errors import UserError
 from ray_learngene.flops import forward_flops
 from ray_learngene.manifest import FOLDERS
@@ -133,7 +134,7 @@ class SoftLabelCache:
         if len(rows) != len(wanted) or not np.array_equal(found[rows], wanted):
             raise UserError(f"{self._where(names[0])} lacks views of its epoch: {_ANEW}")
         labels = joined([labels for _, labels in parts])[torch.from_numpy(rows)]
-        return labels.pin_memory() if torch.cuda.is_available() else labels
+        return labels.pin_memory() if resolve_device().type == "cuda" else labels
 
     def _read_part(self, name: str, wanted: Views) -> tuple[Views, SoftLabels]:
         try:

@@ -21,8 +21,9 @@ from ray_learngene.ancestry import Ancestry, check_classes, load_ancestry
 from ray_learngene.compiled_blocks import require_compiler
 from ray_learngene.config import SoftLabelsConfig
 from ray_learngene.data.images import Images, checked_image_sets
+from ray_learngene.device import allow_gpu, resolve_device
 from ray_learngene.distill import images_for
-from ray_learngene.engine import resolve_device, resolve_precision
+from ray_learngene.engine import resolve_precision
 from ray_learngene.errors import UserError
 from ray_learngene.soft_labels.answers import Answers
 from ray_learngene.soft_labels.cache import SoftLabelCache
@@ -105,6 +106,7 @@ def fill(config: SoftLabelsConfig) -> None:
     filling = Filling(config, images_for(config, sets, spec, ancestry), ancestry)
     filling.images.training_batches(config, world_size=filling.parts)  # refuses what does not divide
     if config.workers == 0:
+        allow_gpu(config.use_gpu is not False)
         key, shards = filling.missing()
         _follow(key, filling, shards, _in_turn(filling, shards))
         return
@@ -171,9 +173,9 @@ def _compute(filling: Filling, shard: Shard) -> None:
 
 
 def _prepare() -> None:
-    from ray_learngene.cluster import hide_unassigned_gpus
+    from ray_learngene.cluster import use_assigned_gpu
 
-    hide_unassigned_gpus()
+    use_assigned_gpu()
     torch.set_num_threads(max(1, int(os.environ.get("OMP_NUM_THREADS", "1"))))
 
 

@@ -1,0 +1,58 @@
+"""A GPU that a process sees is not always its own."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from ray_learngene.data.pixels import Finish
+from ray_learngene.device import allow_gpu, resolve_device
+
+ROOT = Path(__file__).parents[1]
+# Ray's GPUs are numbers that it is told; which of its workers compute on theirs can be seen without any.
+DRIVER = """
+import ray
+import torch
+
+from ray_learngene.cluster import use_assigned_gpu
+from ray_learngene.device import resolve_device
+
+
+def device():
+    torch.cuda.is_available = lambda: True
+    use_assigned_gpu()
+    return resolve_device().type
+
+
+ray.init(address="local", num_cpus=2, num_gpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+print([ray.get(ray.remote(num_cpus=1, num_gpus=gpus)(device).remote()) for gpus in (0, 1, 0.5)])
+"""
+
+
+@pytest.fixture
+def a_gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    yield
+    allow_gpu(True)
+
+
+@pytest.mark.usefixtures("a_gpu")
+def test_a_process_that_may_not_use_a_gpu_computes_on_the_cpu() -> None:
+    mean = std = (0.5,) * 3
+    assert resolve_device().type == "cuda" and Finish(mean, std).pins
+    allow_gpu(False)
+    finish = Finish(mean, std)
+    assert resolve_device() == finish.device == torch.device("cpu") and not finish.pins
+
+
+def test_a_ray_worker_computes_on_a_gpu_only_if_it_was_given_one() -> None:
+    environment = {name: value for name, value in os.environ.items() if name != "CUDA_VISIBLE_DEVICES"}
+    command = [sys.executable, "-c", DRIVER]
+    said = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=120, env=environment)
+    assert said.stdout == "['cpu', 'cuda', 'cuda']\n", said.stderr
