@@ -5,8 +5,8 @@ to the next weights, by the programs that people have: the authors' SWS code (FO
 github.com/AlphaXia/SWS), timm's own `train.py` with its distillation options (FOLDER: a checkout of
 github.com/huggingface/pytorch-image-models) and `learngene distill --workers 0`, which asks the ancestry model in every
 step or reads its kept answers (`--soft-labels`), from the files or from the shards that `learngene data convert` makes
-of them (short side 256), as it is or compiled (`--compile`). Reported: images/s of an epoch, that is, of some more
-epochs of the very same command, start-up left out.
+of them (short side 256), as it is or compiled (`--compile`); on a CPU also in bf16, beside timm's script in bf16.
+Reported: images/s of an epoch, that is, of some more epochs of the very same command, start-up left out.
 
 Fair, because all train 16 layers of one width (the authors and this package the same auxiliary of five shared stages,
 timm's script plain layers, which compute the same) on the same photographs and size, with the same teacher, batch,
@@ -84,6 +84,11 @@ def main() -> None:
         sides["ours, soft labels, converted images"] = partial(ours, "shards", "--soft-labels")
         sides["ours, compiled"] = partial(ours, "images", "--compile")
         sides["ours, soft labels, converted images, compiled"] = partial(ours, "shards", "--soft-labels", "--compile")
+        if scale.device == "cpu":
+            bf16 = ("--precision", "bf16")
+            sides["timm's train.py, bf16"] = partial(_timm, args.timm.resolve(), folder, scale, amp=True)
+            sides["ours, bf16"] = partial(ours, "images", *bf16)
+            sides["ours, soft labels, converted images, bf16"] = partial(ours, "shards", "--soft-labels", *bf16)
         seconds: dict[str, list[float]] = {name: [] for name in sides}
         cpu: dict[str, list[float]] = {name: [] for name in sides}
         for name, command in sides.items():
@@ -162,10 +167,11 @@ def _authors(checkout: Path, folder: Path, scale: Scale, epochs: int, number: in
     ]  # fmt: skip
 
 
-def _timm(checkout: Path, folder: Path, scale: Scale, epochs: int, number: int) -> list[object]:
+def _timm(checkout: Path, folder: Path, scale: Scale, epochs: int, number: int, *, amp: bool = False) -> list[object]:
     return [
         "benchmarks.rivals_timm", checkout / "train.py", "--data-dir", folder / "images", "--device", scale.device,
-        *(("--amp", "--amp-dtype", "bfloat16", "--pin-mem") if scale.device == "cuda" else ()),
+        *(("--pin-mem",) if scale.device == "cuda" else ()),
+        *(("--amp", "--amp-dtype", "bfloat16") if amp or scale.device == "cuda" else ()),
         "--model", "deit_tiny_patch16_224", "--model-kwargs", f"img_size={scale.size}", f"embed_dim={scale.width}",
         f"num_heads={scale.heads}", f"depth={DEPTH}", "class_token=False",
         "--gp", "avg", "--img-size", scale.size, "--num-classes", CLASSES,
@@ -198,7 +204,7 @@ def _learngene(command: str, folder: Path, scale: Scale, images: str, *words: ob
 def _prepare_ours(folder: Path, scale: Scale) -> None:
     """Converted images, and the ancestry model's answers for both, as a cluster would have made them before."""
     run_command("-m", "ray_learngene", "data", "convert", "--data", folder / "images", "--out", folder / "shards")
-    for images, *flags in (("images",), ("shards",), ("shards", "--compile")):
+    for images, *flags in (("images",), ("shards",), ("shards", "--compile"), ("shards", "--precision", "bf16")):
         epochs = ("--epochs", 1 + scale.epochs)
         run_command("-m", *_learngene("softlabels", folder, scale, images, *flags, *epochs, "--workers", 0))
 
