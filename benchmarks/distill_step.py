@@ -203,7 +203,10 @@ def _package_block(
         student, optimizer, deepspeed_config(config, world_size=world_size, zero=stage, autocast=autocast, user={})
     )
     objective = DistillationObjective(
-        ancestry, DistillationLoss(), smoothing=AugmentationConfig().smoothing, autocast=autocast
+        ancestry.ready(device, compiled=case.compile, autocast=autocast),
+        DistillationLoss(),
+        smoothing=AugmentationConfig().smoothing,
+        autocast=autocast,
     )
     schedule = create_schedule(optimizer, config, steps_per_epoch=10)
     guard = FiniteGuard(device, torch.distributed.all_reduce if world_size > 1 else None)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import tempfile
 from functools import cached_property
@@ -39,6 +40,7 @@ class Ancestry(nn.Module):
         self.mean, self.std = tuple(settings["mean"]), tuple(settings["std"])
         self.classes = int(getattr(model, "num_classes", 0))
         self.labels = labels_of(model)
+        self._rounded: tuple[tuple[Any, ...], Ancestry] | None = None  # in a tuple: it is no part of this module
 
     def forward(self, images: Tensor) -> Tensor:
         if images.shape[-1] != self.image_size:
@@ -46,11 +48,26 @@ class Ancestry(nn.Module):
             images = F.interpolate(images, size, mode="bicubic", antialias=True)
         return self.model(images)
 
-    def ready(self, device: torch.device, *, compiled: bool) -> Ancestry:
-        """Itself, on a device and compiled if asked for."""
-        if compiled:
-            compile_layers(self)
-        return self.to(device)
+    def ready(self, device: torch.device, *, compiled: bool, autocast: torch.dtype | None = None) -> Ancestry:
+        """What answers on a device: this model itself or, for autocast, a copy, the same one every time.
+
+        Autocast rounds weights that are not trained anew in every call; the copy's are rounded once, to the same bits.
+        """
+        if autocast is None:
+            if compiled:
+                compile_layers(self)
+            return self.to(device)
+        asked = device, compiled, autocast
+        if self._rounded is None or self._rounded[0] != asked:
+            rounded = copy.deepcopy(self)
+            for module in rounded.model.modules():
+                if type(module) in (nn.Linear, nn.Conv2d):  # a subclass may compute something else with its weights
+                    module.to(autocast)
+            # Not to train them: torch multiplies images by a weight in one product only if it may get a gradient, else one
+            # by one, each with a copy of the weight, which makes LeViT-256 half as slow again in bf16 on a CPU.
+            rounded.requires_grad_(True)
+            self._rounded = asked, rounded.ready(device, compiled=compiled)
+        return self._rounded[1]
 
     def train(self, mode: bool = True) -> Ancestry:
         """Stays in evaluation mode: its BatchNorm statistics and its heads belong to it."""

@@ -43,7 +43,7 @@ class AncestryTask:
     def answers(self, device: torch.device, autocast: torch.dtype | None) -> None:
         return None
 
-    def judge(self, device: torch.device) -> nn.Module | None:
+    def judge(self, device: torch.device, autocast: torch.dtype | None) -> nn.Module | None:
         return None
 
     def flops(self, steps: int) -> dict[str, int]:

@@ -231,7 +231,7 @@ def _worker(loop: dict[str, Any]) -> dict[str, Any]:
                 checkpoints=RayCheckpoints(),
                 checkpoint_due=checkpoint_due(config.checkpoint_every),
                 report=loop["report"],
-                judge=task.judge(device),
+                judge=task.judge(device, autocast),
                 autocast=autocast,
                 whole_evaluation=stage == 3,
             ),

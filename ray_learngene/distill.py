@@ -48,7 +48,7 @@ class DistillTask:
     def objective(self, device: torch.device, autocast: torch.dtype | None) -> Objective:
         loss = DistillationLoss(self.config.distillation, self.config.alpha, self.config.tau)
         return DistillationObjective(
-            None if self.config.soft_labels else self._ancestry(device),
+            None if self.config.soft_labels else self._ancestry(device, autocast),
             loss,
             smoothing=self.config.smoothing,
             labels=self.config.labels,
@@ -61,11 +61,11 @@ class DistillTask:
         store = Store(self.config.store, self.config.store_patience)
         return Answers.create(self.config, self.config, self.images, self.ancestry, store, device, autocast)
 
-    def judge(self, device: torch.device) -> nn.Module | None:
-        return None if self.config.labels else self._ancestry(device)
+    def judge(self, device: torch.device, autocast: torch.dtype | None) -> nn.Module | None:
+        return None if self.config.labels else self._ancestry(device, autocast)
 
-    def _ancestry(self, device: torch.device) -> Ancestry:
-        return self.ancestry.ready(device, compiled=self.config.compile)
+    def _ancestry(self, device: torch.device, autocast: torch.dtype | None) -> Ancestry:
+        return self.ancestry.ready(device, compiled=self.config.compile, autocast=autocast)
 
     def flops(self, steps: int) -> dict[str, int]:
         image, batch = self.images.preprocessing.image_size, self.config.batch_size

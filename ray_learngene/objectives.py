@@ -55,7 +55,7 @@ class DistillationObjective:
         labels: bool = True,
         autocast: torch.dtype | None = None,
     ) -> None:
-        self.ancestry = ancestry.eval().requires_grad_(False) if ancestry is not None else None
+        self.ancestry = ancestry.eval() if ancestry is not None else None
         self.loss, self.smoothing, self.labels, self.autocast = loss, smoothing, labels, autocast
 
     def __call__(

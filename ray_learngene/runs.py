@@ -68,7 +68,7 @@ class Task(Protocol):
         """What the objective is given with every batch; None where it needs no more."""
         ...
 
-    def judge(self, device: torch.device) -> nn.Module | None:
+    def judge(self, device: torch.device, autocast: torch.dtype | None) -> nn.Module | None:
         """Model whose decisions stand in for labels in evaluation."""
         ...
 
@@ -272,7 +272,7 @@ def _train_here(task: Task, store: Store, settings: dict[str, Any], flops: dict[
                     checkpoints=checkpoints,
                     checkpoint_due=checkpoint_due(config.checkpoint_every),
                     report=ProgressPrinter(),
-                    judge=task.judge(device),
+                    judge=task.judge(device, autocast),
                     autocast=autocast,
                 ),
                 answers=task.answers(device, autocast),

@@ -95,13 +95,13 @@ class Answers:
                 yield images, targets, kept[first : first + len(each)]
                 first += len(each)
             return
-        self.cache.ancestry.ready(self.device, compiled=self.compiled)
+        ancestry = self.cache.ancestry.ready(self.device, compiled=self.compiled, autocast=self.autocast)
         asked: list[SoftLabels] = []
         joins: list[SoftLabels] = []
         for index, _ in enumerate(numbers):
             images, targets = next(stream)
             images = images.to(self.device, non_blocking=True)
-            labels = SoftLabels.of(_ask(self.cache.ancestry, images, self.autocast), self.cache.k, self.cache.dtype)
+            labels = SoftLabels.of(_ask(ancestry, images, self.autocast), self.cache.k, self.cache.dtype)
             last = index == len(numbers) - 1
             if whole:
                 asked.append(labels)
@@ -120,7 +120,8 @@ class LiveAnswers:
     def __init__(
         self, ancestry: Ancestry, device: torch.device, autocast: torch.dtype | None, *, compiled: bool
     ) -> None:
-        self.ancestry, self.device, self.autocast = ancestry.ready(device, compiled=compiled), device, autocast
+        self.ancestry = ancestry.ready(device, compiled=compiled, autocast=autocast)
+        self.device, self.autocast = device, autocast
 
     def beside(self, loader: DataLoader[Any]) -> Iterator[TaughtBatch]:
         """The loader's micro-batches with their soft labels."""

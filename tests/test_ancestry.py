@@ -1,0 +1,39 @@
+"""The frozen model that teaches, ready for a device and a precision."""
+
+from __future__ import annotations
+
+import pytest
+import timm
+import torch
+
+from ray_learngene.ancestry import Ancestry
+
+CPU = torch.device("cpu")
+MODELS = {  # with convolutions, linear layers or both, and subclasses of them
+    "levit_128s": {},
+    "deit_tiny_patch16_224": {"img_size": 64, "depth": 2},
+    "efficientnet_lite0": {},
+    "convnext_atto": {},
+    "beit_base_patch16_224": {"img_size": 64, "depth": 2},
+    "nf_resnet26": {},  # standardises its convolutions' weights
+}
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_weights_that_are_rounded_once_give_the_bits_that_autocast_gives(name: str) -> None:
+    torch.manual_seed(0)
+    ancestry = Ancestry(timm.create_model(name, num_classes=10, **MODELS[name]))
+    before = ancestry.sha256()
+    images = torch.randn(2, 3, ancestry.image_size, ancestry.image_size)
+    ready = ancestry.ready(CPU, compiled=False, autocast=torch.bfloat16)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(ready(images), ancestry(images))
+    assert any(parameter.dtype == torch.bfloat16 for parameter in ready.parameters())
+    assert all(parameter.dtype == torch.float32 for parameter in ancestry.parameters())
+    assert ancestry.sha256() == ready.sha256() == before
+    assert ancestry.ready(CPU, compiled=False, autocast=torch.bfloat16) is ready
+
+
+def test_without_autocast_it_is_itself() -> None:
+    ancestry = Ancestry(timm.create_model("deit_tiny_patch16_224", img_size=64, depth=1, num_classes=3))
+    assert ancestry.ready(CPU, compiled=False) is ancestry
