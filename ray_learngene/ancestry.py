@@ -63,8 +63,8 @@ class Ancestry(nn.Module):
             for module in rounded.model.modules():
                 if type(module) in (nn.Linear, nn.Conv2d):  # a subclass may compute something else with its weights
                     module.to(autocast)
-            # Not to train them: torch multiplies all images at once only by a weight that may get a gradient, by another one
-            # after one, each with a copy of it, which makes LeViT-256 half as slow again in bf16 on a CPU.
+            # Not to train them: torch takes all images in one product only where the weight may get a gradient, else
+            # each in one of its own, with a copy of the weight, so that LeViT-256 takes half as long again in bf16.
             rounded.requires_grad_(True)
             self._rounded = asked, rounded.ready(device, compiled=compiled)
         return self._rounded[1]
