@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import shutil
 import sysconfig
+import warnings
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -49,6 +50,7 @@ def compile_layers(model: nn.Module) -> None:
     require_compiler()
     # for the process: a limit of its own for each function came with torch 2.13, and older ones are in use on GPUs
     torch._dynamo.config.recompile_limit = max(_GRAPHS, torch._dynamo.config.recompile_limit)
+    warnings.filterwarnings("ignore", message="TensorFloat32 tensor cores")  # what is in fp32 is so on purpose
     blocks = [module for module in model.modules() if type(module) in (Block, CompiledBlock)]
     for block in blocks:
         block.__class__ = CompiledBlock
