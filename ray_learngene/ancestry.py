@@ -59,6 +59,7 @@ class Ancestry(nn.Module):
             return self.to(device)
         asked = device, compiled, autocast
         if self._rounded is None or self._rounded[0] != asked:
+            self.sha256()  # of the weights as they are, for the copy too
             rounded = copy.deepcopy(self)
             for module in rounded.model.modules():
                 if type(module) in (nn.Linear, nn.Conv2d):  # a subclass may compute something else with its weights
@@ -68,6 +69,10 @@ class Ancestry(nn.Module):
             rounded.requires_grad_(True)
             self._rounded = asked, rounded.ready(device, compiled=compiled)
         return self._rounded[1]
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without the copy: whoever pickles or copies this model makes its own."""
+        return {**super().__getstate__(), "_rounded": None}
 
     def train(self, mode: bool = True) -> Ancestry:
         """Stays in evaluation mode: its BatchNorm statistics and its heads belong to it."""

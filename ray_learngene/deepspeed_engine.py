@@ -20,10 +20,10 @@ from ray_learngene.errors import RunError, UserError
 # What the run decides itself: a user's DeepSpeed JSON must leave these out.
 _OURS = (
     *("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps", "gradient_clipping"),
-    *("optimizer", "scheduler", "bf16", "fp16", "torch_autocast"),
+    *("managed_gradient_accumulation", "optimizer", "scheduler", "bf16", "fp16", "torch_autocast"),
 )
 _MOMENTS = ("exp_avg", "exp_avg_sq")  # AdamW's, beside its step count
-_NEED_NORM = {"offload_optimizer", "zenflow"}  # of a user's settings for ZeRO
+_NEED_NORM = {"offload_optimizer", "cpu_offload", "zenflow"}  # of a user's settings for ZeRO
 _WORTH_SPLITTING = 2**30  # bytes of moments
 
 
@@ -47,7 +47,8 @@ def deepspeed_config(
     """The DeepSpeed configuration of a run; the user's is merged over it, section by section.
 
     It leaves out what would let the host wait for the GPU in every step: throughput timers, and a gradient norm that
-    nothing is clipped by. Gradients are summed in fp32 also under autocast, as one plain process does.
+    nothing is clipped by, without which ZeRO takes a step whose gradients are not finite, as one plain process does.
+    Gradients are summed in fp32 also under autocast.
     """
     # DeepSpeed only multiplies these: where a batch does not divide, `train_steps` weighs the uneven micro-batches
     micro_batch = config.batch_size // (world_size * config.accumulation)
@@ -185,7 +186,7 @@ class DeepSpeedEngine:
         """The whole moments of every parameter on the CPU. All workers go through them together.
 
         Raises:
-            RunError: ZeRO has left out every step so far, as it does where the norm of the gradients is not finite.
+            RunError: ZeRO has left out every step so far, as it does where it measures gradients that are not finite.
         """
         if self._stage == 0:
             yield from self._optimizer.state_dict()["state"].items()

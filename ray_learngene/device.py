@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 
 _allowed = True
@@ -14,6 +17,18 @@ def allow_gpu(allowed: bool) -> None:
     """
     global _allowed
     _allowed = allowed
+
+
+@contextmanager
+def gpu_allowed(allowed: bool | None) -> Iterator[None]:
+    """`allow_gpu` for a while; None changes nothing."""
+    before = _allowed
+    if allowed is not None:
+        allow_gpu(allowed)
+    try:
+        yield
+    finally:
+        allow_gpu(before)
 
 
 def resolve_device() -> torch.device:

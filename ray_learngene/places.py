@@ -9,6 +9,7 @@ from collections.abc import Mapping
 
 import torch
 
+from ray_learngene.device import resolve_device
 from ray_learngene.packing import Place
 
 
@@ -37,7 +38,7 @@ def cluster_place(cpus: float, gpus: float, most: int) -> Place:
 
 def own_place() -> Place:
     """What this process has for itself."""
-    if torch.cuda.is_available():
+    if resolve_device().type == "cuda":
         return Place(1, _gpu_memory(1))
     from ray._private.utils import estimate_available_memory  # knows of the limits of containers
 

@@ -22,7 +22,7 @@ from ray_learngene.compiled_blocks import compile_layers, require_compiler
 from ray_learngene.config import AncestryConfig, DistillConfig, SpeedConfig, WorkersConfig
 from ray_learngene.data.images import Images
 from ray_learngene.deepspeed_engine import read_user_config
-from ray_learngene.device import allow_gpu, resolve_device
+from ray_learngene.device import gpu_allowed, resolve_device
 from ray_learngene.engine import TorchEngine, resolve_precision
 from ray_learngene.errors import UserError
 from ray_learngene.manifest import Kind, Manifest, folder_of
@@ -121,7 +121,8 @@ def run(task: Task) -> Manifest:
     # counted before training, which puts hooks and compiled code into the module
     flops = task.flops(config.epochs * (len(task.images.train) // config.batch_size))
     if config.workers == 0:
-        _train_here(task, store, settings, flops)
+        with gpu_allowed(config.use_gpu):
+            _train_here(task, store, settings, flops)
     else:
         from ray_learngene.cluster_training import train_on_cluster
 
@@ -248,7 +249,6 @@ def _train_here(task: Task, store: Store, settings: dict[str, Any], flops: dict[
     """One plain torch process, neither Ray nor DeepSpeed."""
     claim_run(store, task, settings)
     stored = StoreCheckpoints(store, f"{run_name(task)}/state")
-    allow_gpu(task.config.use_gpu is not False)
     device = resolve_device()
 
     def attempt(config: AncestryConfig | DistillConfig) -> None:

@@ -179,8 +179,20 @@ def test_the_users_json_is_merged_over_ours(tmp_path: Path) -> None:
     assert settings["zero_optimization"] == {"stage": 2, "reduce_bucket_size": 1000}
     assert settings["wall_clock_breakdown"] is True
     assert settings["gradient_clipping"] == 1.0
-    assert settings["torch_autocast"]["dtype"] == "bfloat16"
+    assert settings["torch_autocast"] == {"enabled": True, "dtype": "bfloat16", "lower_precision_safe_modules": []}
     assert settings["train_micro_batch_size_per_gpu"] == 16
+
+
+@pytest.mark.parametrize(
+    ("stage", "clip_grad", "user", "measured"),
+    [(1, 0.0, {}, False), (2, 0.0, {}, False), (1, 1.0, {}, True), (1, 0.0, {"cpu_offload": True}, True)],
+)
+def test_gradients_are_measured_where_something_needs_their_norm(
+    stage: int, clip_grad: float, user: dict[str, Any], measured: bool
+) -> None:
+    config = CONFIG.model_copy(update={"clip_grad": clip_grad})
+    settings = deepspeed_config(config, world_size=2, zero=stage, autocast=None, user={"zero_optimization": user})
+    assert settings["zero_optimization"].get("compute_grad_norm", True) is measured
 
 
 @pytest.mark.parametrize(

@@ -5,14 +5,15 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 
+from ray_learngene.ancestry_training import train_ancestry
+from ray_learngene.config import AncestryConfig
 from ray_learngene.data.pixels import Finish
-from ray_learngene.device import allow_gpu, resolve_device
+from ray_learngene.device import gpu_allowed, resolve_device
 
 ROOT = Path(__file__).parents[1]
 # Ray's GPUs are numbers that it is told; which of its workers compute on theirs can be seen without any.
@@ -36,19 +37,30 @@ print([ray.get(ray.remote(num_cpus=1, num_gpus=gpus)(device).remote()) for gpus 
 
 
 @pytest.fixture
-def a_gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    yield
-    allow_gpu(True)
 
 
 @pytest.mark.usefixtures("a_gpu")
 def test_a_process_that_may_not_use_a_gpu_computes_on_the_cpu() -> None:
     mean = std = (0.5,) * 3
     assert resolve_device().type == "cuda" and Finish(mean, std).pins
-    allow_gpu(False)
-    finish = Finish(mean, std)
-    assert resolve_device() == finish.device == torch.device("cpu") and not finish.pins
+    with gpu_allowed(False):
+        finish = Finish(mean, std)
+        assert resolve_device() == finish.device == torch.device("cpu") and not finish.pins
+    with gpu_allowed(None):
+        assert resolve_device().type == "cuda"
+
+
+@pytest.mark.usefixtures("a_gpu")
+def test_a_run_in_this_process_that_asks_for_no_gpu_has_none_and_the_next_may(tmp_path: Path) -> None:
+    config = AncestryConfig(
+        **{"data": "digits", "name": "one", "store": str(tmp_path), "workers": 0, "use_gpu": False, "epochs": 0},
+        **{"model": "deit_tiny_patch16_224", "batch_size": 64, "warmup_epochs": 0},
+        model_args={"img_size": 8, "patch_size": 2, "embed_dim": 16, "depth": 1, "num_heads": 1},
+    )
+    train_ancestry(config)  # on a GPU, torch would say that there is none
+    assert resolve_device().type == "cuda"
 
 
 def test_a_ray_worker_computes_on_a_gpu_only_if_it_was_given_one() -> None:

@@ -110,8 +110,10 @@ def _distill_task(run: DistillConfig, threads: int, requests: Queue) -> str | No
     """One distillation on the cluster, as by `_distil`."""
     import torch
 
+    from ray_learngene.cluster import use_assigned_gpu
     from ray_learngene.preemption import heeding
 
+    use_assigned_gpu()
     torch.set_num_threads(threads)
     with heeding(requests):
         return _distil(run)

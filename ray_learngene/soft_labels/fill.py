@@ -21,7 +21,7 @@ from ray_learngene.ancestry import Ancestry, check_classes, load_ancestry
 from ray_learngene.compiled_blocks import require_compiler
 from ray_learngene.config import SoftLabelsConfig
 from ray_learngene.data.images import Images, checked_image_sets
-from ray_learngene.device import allow_gpu, resolve_device
+from ray_learngene.device import gpu_allowed, resolve_device
 from ray_learngene.distill import images_for
 from ray_learngene.engine import resolve_precision
 from ray_learngene.errors import UserError
@@ -106,9 +106,9 @@ def fill(config: SoftLabelsConfig) -> None:
     filling = Filling(config, images_for(config, sets, spec, ancestry), ancestry)
     filling.images.training_batches(config, world_size=filling.parts)  # refuses what does not divide
     if config.workers == 0:
-        allow_gpu(config.use_gpu is not False)
-        key, shards = filling.missing()
-        _follow(key, filling, shards, _in_turn(filling, shards))
+        with gpu_allowed(config.use_gpu):
+            key, shards = filling.missing()
+            _follow(key, filling, shards, _in_turn(filling, shards))
         return
     _on_cluster(filling)
 
