@@ -17,13 +17,27 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import HealthCheck, settings
 
 import ray_learngene.torchvision_cpu  # noqa: F401  (tests import plain timm)
 from tests.s3_server import S3Server, free_ports, running_s3_server
 
 __all__ = ["S3Server", "free_ports"]
 
+# No test fails for the time it took. In CI (the usual variable) the same examples in every run.
+settings.register_profile(
+    "tests", deadline=None, suppress_health_check=[HealthCheck.too_slow], derandomize="CI" in os.environ
+)
+settings.load_profile("tests")
+
 torch.set_num_threads(1)
+torch.manual_seed(0)  # torch seeds a process at random; this is for what test modules draw when they are imported
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup() -> None:
+    """The same draws in every run, whichever other tests run: a bound on rounding is never missed now and then."""
+    torch.manual_seed(0)
 
 
 @pytest.fixture(scope="session")

@@ -29,7 +29,7 @@ specs = st.builds(
 
 
 @given(specs)
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_parameters_and_macs_equal_those_counted_on_the_real_model(spec: Spec) -> None:
     model = build(spec).eval()
     assert costs.parameters(spec) == sum(parameter.numel() for parameter in model.parameters())

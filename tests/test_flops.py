@@ -19,7 +19,7 @@ SPEC = Spec(width=24, depth=7, heads=3, image=8, patch=4, classes=5)
 
 
 @given(spec=specs)
-@settings(max_examples=6, deadline=None)
+@settings(max_examples=6)
 def test_a_forward_pass_is_two_flops_for_each_multiply_accumulate(spec: Spec) -> None:
     model = build(spec)
     set_drop_path(model, 0.1)

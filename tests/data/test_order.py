@@ -9,7 +9,7 @@ from ray_learngene.data import Sample, WorkerBatches, global_batches
 from ray_learngene.errors import UserError
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.integers(1, 200), st.integers(1, 50), st.integers(0, 5), st.integers(0, 5))
 def test_every_epoch_is_a_permutation_without_the_last_partial_batch(
     size: int, batch: int, seed: int, epoch: int
@@ -30,7 +30,7 @@ def test_epochs_and_seeds_differ() -> None:
     assert (global_batches(100, 10, 1, 1)[0] == orders[3]).all()
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.integers(20, 200), st.integers(2, 20), st.integers(2, 4))
 def test_repeats(size: int, batch: int, repeats: int) -> None:
     index, repeat = global_batches(size, batch, 0, 0, repeats)

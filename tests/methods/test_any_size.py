@@ -41,7 +41,7 @@ def batch(size: int) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 @given(depth=st.integers(1, 20), stages=st.integers(1, 6))
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 def test_without_a_scale_it_expands_as_sws_does(depth: int, stages: int) -> None:
     _, learngene = auxiliary_of(f"any-size:step=0:stages={stages}")
     as_sws = Learngene("sws", {"stages": [1] * stages}, SPEC, learngene.tensors)
@@ -99,7 +99,7 @@ def test_a_descendant_computes_what_was_trained_at_its_depth_and_width(width: in
     seed=st.integers(0, 2**32 - 1),
     done=st.floats(0, 1, exclude_max=True),
 )
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_every_part_of_the_range_of_depths_gives_one(
     depth: int, shallowest: int, parts: int, seed: int, done: float
 ) -> None:
@@ -134,7 +134,7 @@ def test_all_depths_are_drawn_alike_often_and_a_step_is_of_middle_depth() -> Non
     shallowest=st.integers(1, 12),
     done=st.floats(0, 1, exclude_max=True),
 )
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_the_range_grows_from_the_shallowest_to_the_whole(
     seed: int, growth: float, shallowest: int, done: float
 ) -> None:
@@ -160,7 +160,7 @@ def test_a_training_draws_every_depth() -> None:
 
 
 @given(depth=st.integers(1, 8), stages=st.integers(1, 8), shallowest=st.integers(1, 8))
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=8)
 def test_every_stage_is_trained(depth: int, stages: int, shallowest: int) -> None:
     spec = Spec(width=8, depth=depth, heads=1, image=4, patch=4, classes=2)
     auxiliary, _ = auxiliary_of(f"any-size:stages={stages}:shallowest={shallowest}", spec)
@@ -173,7 +173,7 @@ def test_every_stage_is_trained(depth: int, stages: int, shallowest: int) -> Non
 
 
 @given(seed=st.integers(0, 2**32 - 1), widths=st.sampled_from([(8,), (16,), (8, 16), (8, 24)]))
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_widths_take_turns(seed: int, widths: tuple[int, ...]) -> None:
     drawn = AnySize(widths=widths).choose(SPEC, np.random.default_rng(seed), 0.9)
     counts = [sum(spec.width == width for spec in drawn) for width in sorted({*widths, SPEC.width})]

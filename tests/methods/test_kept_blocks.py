@@ -19,7 +19,7 @@ def same(block: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool
 
 
 @given(source=specs, depth=st.integers(1, 8), count=st.integers(1, 6), method=st.sampled_from(["heur-lg", "auto-lg"]))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_kept_blocks_are_at_their_end_and_the_rest_is_a_fresh_model(source: Spec, depth, count, method) -> None:
     keep = f"last{count}" if method == "heur-lg" else f"first{count}"
     learngene = learngene_of(f"{method}:keep={keep}", source)

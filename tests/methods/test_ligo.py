@@ -19,7 +19,7 @@ LARGE = SMALL.replace(width=20, heads=5, depth=5)
 
 
 @given(spec=specs)
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 def test_at_equal_size_it_is_the_source_itself(spec: Spec) -> None:
     method, learngene = create_method("ligo"), learngene_of("ligo", spec)
     model, adapter, source = method.expand(learngene, spec), method.adapter(learngene, spec), trained(spec)
@@ -148,7 +148,7 @@ def test_another_image_size() -> None:
 
 
 @given(layers=st.integers(1, 4), more=st.integers(0, 3), rows=st.integers(1, 5), columns=st.integers(1, 5))
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 def test_growing_in_depth_and_then_in_width_is_growing_in_width_and_then_in_depth(layers, more, rows, columns) -> None:
     generator = torch.Generator().manual_seed(layers + 5 * rows)
 

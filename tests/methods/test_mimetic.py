@@ -50,7 +50,7 @@ def test_without_noise_they_are_the_identity() -> None:
 
 
 @given(size=st.integers(1, 12), rank=st.integers(1, 12), seed=st.integers(0, 99))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_factors_are_the_nearest_product_of_their_rank(size: int, rank: int, seed: int) -> None:
     rank = min(rank, size)
     matrix = torch.randn(2, size, size, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
@@ -72,7 +72,7 @@ def test_attention_is_drawn_anew_for_every_head_layer_and_seed() -> None:
 
 
 @given(spec=specs)
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=10)
 def test_any_spec_and_everything_else_is_timms(spec: Spec) -> None:
     state = torch.get_rng_state()
     model = create_method("mimetic").expand(None, spec, seed=2)

@@ -13,7 +13,7 @@ from tests.methods.trained import NANO, assert_untied, images_of, learngene_of, 
 
 
 @given(spec=specs)
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 def test_the_descendant_is_the_trained_model(spec: Spec) -> None:
     learngene = learngene_of("pretrained", spec)
     assert learngene.spec == spec and learngene.parameters() == costs.parameters(spec)

@@ -13,7 +13,7 @@ from tests.methods.trained import NANO, assert_untied, images_of, layer_of, spec
 
 
 @given(spec=specs, depth=st.integers(1, 12))
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 def test_every_layer_is_the_shared_block(spec: Spec, depth: int) -> None:
     method = create_method("share-init")
     torch.manual_seed(0)

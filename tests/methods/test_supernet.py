@@ -68,7 +68,7 @@ def test_layers_keep_their_order_and_the_ends_are_kept(data: st.DataObject, of: 
 
 
 @given(spec=specs)
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=10)
 def test_the_largest_slice_is_the_network_itself(spec: Spec) -> None:
     auxiliary = auxiliary_of("supernet", spec)
     learngene = auxiliary.method.extract(auxiliary)
@@ -121,7 +121,7 @@ def test_a_slice_has_the_first_channels_heads_and_hidden_units() -> None:
 
 
 @given(seed=st.integers(0, 2**32 - 1), count=st.integers(0, 3), shallowest=st.integers(1, 8))
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_the_sandwich_is_the_largest_the_smallest_and_random_slices(seed: int, count: int, shallowest: int) -> None:
     method = Supernet(random=count, shallowest=shallowest, widths=(8, 16))
     drawn = method.choose(SPEC, np.random.default_rng(seed), 0.5)

@@ -79,7 +79,7 @@ def test_ablations() -> None:
 
 
 @given(layout=st.lists(st.integers(1, 3), min_size=1, max_size=4).map(tuple))
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=10)
 def test_a_descendant_with_the_auxiliarys_layout_computes_its_logits_exactly(layout: tuple[int, ...]) -> None:
     auxiliary, learngene = learngene_of(layout)
     method = create_method("sws", layout=layout)

@@ -16,7 +16,6 @@ def brute_force(scalers: torch.Tensor, templates: torch.Tensor) -> torch.Tensor:
 
 
 @given(sides, sides, sides, sides, sides, sides)
-@settings(deadline=None)
 def test_a_kronecker_sum_and_its_gradients_equal_brute_force(layers, count, rows, columns, height, width) -> None:
     torch.manual_seed(layers + 7 * count + 11 * rows)
     scalers = torch.randn(layers, count, rows, columns, dtype=torch.float64, requires_grad=True)
@@ -39,7 +38,7 @@ def test_gradients_are_those_of_finite_differences() -> None:
 
 
 @given(sides, st.integers(1, 3), st.integers(1, 3), sides, sides)
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_the_error_of_the_closed_form_falls_with_counts_to_nothing(layers, rows, columns, height, width) -> None:
     torch.manual_seed(layers + 5 * rows + 17 * columns)
     matrices = torch.randn(layers, rows * height, columns * width)

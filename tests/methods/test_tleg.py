@@ -23,7 +23,7 @@ def learngene_of(spec: Spec) -> tuple[torch.nn.Module, Learngene]:
 
 
 @given(depth=st.integers(1, 40))
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=10)
 def test_every_block_parameter_is_a_line_in_depth(depth: int) -> None:
     _, learngene = learngene_of(NANO)
     model = create_method("tleg").expand(learngene, NANO.replace(depth=depth))
@@ -40,7 +40,7 @@ def test_every_block_parameter_is_a_line_in_depth(depth: int) -> None:
 
 
 @given(spec=specs)
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 def test_an_expansion_to_the_auxiliarys_own_spec_computes_its_logits_exactly(spec: Spec) -> None:
     auxiliary, learngene = learngene_of(spec)
     descendant = create_method("tleg").expand(learngene, spec).eval()

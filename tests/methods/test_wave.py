@@ -184,7 +184,7 @@ def test_a_multiple_of_the_width_computes_what_the_learngene_does(text: str, tim
 
 
 @given(depth=st.integers(1, 9), heads=st.integers(1, 5), rule=st.sampled_from(["linear", "nearest", "random"]))
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=8)
 def test_any_depth_and_width(depth: int, heads: int, rule: str) -> None:
     _, _, learngene = learngene_of(WIDTH, NANO.replace(depth=2))
     spec = NANO.replace(depth=depth, width=16 * heads, heads=heads)

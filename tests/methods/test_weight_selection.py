@@ -82,7 +82,7 @@ def test_whole_heads_keep_what_a_head_computes() -> None:
     ratio=st.sampled_from([1.0, 2.0, 4.0]),
     how=st.sampled_from(["mixed", "whole"]),
 )
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 def test_any_smaller_spec_gets_values_of_the_source_only(heads: int, depth: int, ratio: float, how: str) -> None:
     spec = LARGE.replace(width=4 * heads, heads=heads, depth=depth, mlp_ratio=ratio)
     model = create_method("weight-selection", heads=how).expand(learngene_of("weight-selection", LARGE), spec)

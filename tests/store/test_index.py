@@ -93,7 +93,7 @@ STEPS = st.lists(
 )
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(steps=STEPS)
 def test_the_index_equals_the_manifests_whatever_happened(
     steps: list[tuple[str, str, int | None]], tmp_path: Path, folder: Path, few: None, monkeypatch: pytest.MonkeyPatch
