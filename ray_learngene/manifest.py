@@ -14,6 +14,7 @@ from typing import Any, Literal, Self, get_args
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from ray_learngene.errors import UserError
+from ray_learngene.storage_errors import clear_errors
 
 MANIFEST = "manifest.json"
 FORMAT = 2  # 1: the files lay in a folder named like the version, which two publishers of the same files shared
@@ -115,8 +116,12 @@ def version_of(files: list[FileEntry]) -> str:
 
 
 def file_entry(folder: Path, path: str) -> FileEntry:
-    """The entry of a file below a local folder."""
-    with (folder / path).open("rb") as file:
+    """The entry of a file below a local folder.
+
+    Raises:
+        UserError: It cannot be read.
+    """
+    with clear_errors(str(folder / path)), (folder / path).open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
         return FileEntry(path=path, bytes=file.tell(), sha256=digest)
 

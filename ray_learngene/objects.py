@@ -7,6 +7,7 @@ waiting cannot help (no permission, no bucket, no space) is told at once.
 
 from __future__ import annotations
 
+import io
 import json
 import logging
 import uuid
@@ -137,7 +138,9 @@ class Objects:
 
     def upload(self, source: Path, path: str) -> None:
         """Copy a local file to an object, replacing what was there as a whole."""
-        if isinstance(self.storage, S3Storage) and source.stat().st_size > PART_BYTES:
+        with clear_errors(str(source)), source.open("rb") as file:  # what is wrong with it is not said of the object
+            large = file.seek(0, io.SEEK_END) > PART_BYTES
+        if isinstance(self.storage, S3Storage) and large:
             self._transfer(self.storage, path).send(source)
         else:
             self._upload(source, path)

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from ray_learngene.errors import UserError
-from ray_learngene.store import FileEntry, Store
+from ray_learngene.manifest import list_files
+from ray_learngene.store import Store
 from tests.store.folders import WEIGHTS, contents, make_folder, one_line
 
 
@@ -86,12 +87,11 @@ def test_nothing_is_left_of_what_could_not_be_published(
         store.publish("learngene", "a", folder, {"not": object()})
     assert store.objects.find("learngenes") == []
 
-    def vanished(folder: Path, path: str) -> FileEntry:
-        raise FileNotFoundError(path)
-
-    monkeypatch.setattr("ray_learngene.store.file_entry", vanished)
-    with pytest.raises(FileNotFoundError):
+    listed = [*list_files(folder), "gone.json"]  # deleted since
+    monkeypatch.setattr("ray_learngene.store.list_files", lambda folder: listed)
+    with pytest.raises(UserError, match=re.escape(f"nothing is at {folder / 'gone.json'}")) as error:
         store.publish("learngene", "a", folder, {})
+    one_line(error)
     assert store.objects.find("learngenes") == []
 
 
