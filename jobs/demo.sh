@@ -12,7 +12,7 @@ step "1. An ancestry model: a small vision transformer on the 1,797 scanned digi
 step "2. Its learngene: distilled by Ray Train and DeepSpeed on 2 workers" \
     "learngene distill --config jobs/recipes/digits-distill.yaml --store $store"
 step "3. The plan: which size meets which budget" \
-    "learngene plan --config jobs/recipes/digits-plan.yaml --store $store"
+    "learngene plan --config jobs/recipes/digits-sweep.yaml --store $store"
 step "4. Descendants for four budgets, from the learngene and from scratch, by Ray Tune" \
     "learngene sweep --config jobs/recipes/digits-sweep.yaml --store $store"
 step "5. The most accurate descendant under $limit parameters" \

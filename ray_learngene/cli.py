@@ -54,7 +54,7 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     ),
 }
 # commands that `learngene submit` takes
-JOBS = ("ancestry", "distill", "extract", "sweep", "bench", "pull")
+JOBS = ("ancestry", "distill", "softlabels", "extract", "sweep", "bench", "pull")
 # fields that are given without a flag
 _POSITIONAL = {"pull": "artefact", "show": "artefact", "evaluate": "model"}
 # fields whose words may also be joined by commas
@@ -114,6 +114,9 @@ def _parse(arguments: list[str]) -> tuple[Any, ...] | None:
     if arguments[0] == "--version":
         print(f"learngene {__version__}")
         return None
+    if arguments[0] == "data" and {"-h", "--help"} & set(arguments[1:2] or ["--help"]):
+        print(_overview("data "))
+        return None
     words = 2 if arguments[0] == "data" else 1
     command = " ".join(arguments[:words])
     if command not in COMMANDS:
@@ -151,6 +154,7 @@ def _parse_submit(arguments: list[str]) -> tuple[Any, ...] | None:
 
     parser = _parser("submit", SubmitConfig)
     parser.usage = "learngene submit COMMAND [flags of the command] [flags]"
+    parser.description = f"{parser.description} COMMAND is one of {', '.join(JOBS)}."
     if {"-h", "--help"} & set(arguments):
         if arguments[0] in COMMANDS:
             return _parse([arguments[0], "--help"])
@@ -166,19 +170,21 @@ def _parse_submit(arguments: list[str]) -> tuple[Any, ...] | None:
     return parsed and (COMMANDS["submit"][1], rest[0], parsed[1], settings)
 
 
-def _overview() -> str:
-    width = max(map(len, COMMANDS))
-    lines = [f"  {name:{width}}  {text}" for name, (_, _, text) in COMMANDS.items()]
+def _overview(first: str = "") -> str:
+    """All commands, or those whose first word is this one."""
+    shown = {name.removeprefix(first): text for name, (_, _, text) in COMMANDS.items() if name.startswith(first)}
+    width = max(map(len, shown))
+    lines = [f"  {name:{width}}  {text}" for name, text in shown.items()]
     return "\n".join(
         [
-            "usage: learngene COMMAND [flags]",
+            f"usage: learngene {first}COMMAND [flags]",
             "",
             "Train one learngene, spawn a vision model for every budget.",
             "",
             *lines,
             "",
-            "Every flag can stand in a YAML file: learngene COMMAND --config recipe.yaml [flags that override].",
-            "learngene COMMAND --help explains a command; learngene --version prints the version.",
+            f"Every flag can stand in a YAML file: learngene {first}COMMAND --config recipe.yaml [flags that override].",
+            f"learngene {first}COMMAND --help explains a command; learngene --version prints the version.",
         ]
     )
 
@@ -186,7 +192,10 @@ def _overview() -> str:
 def _parser(command: str, cls: Any) -> argparse.ArgumentParser:
     summary = (cls.__doc__ or "").split(": ", 1)[-1]
     positional = _POSITIONAL.get(command)
-    usage = f"learngene {command}{f' [{positional.upper()}]' if positional else ''} [flags]"
+    word = positional.upper() if positional else ""
+    if positional and not cls.model_fields[positional].is_required():
+        word = f"[{word}]"
+    usage = " ".join(filter(None, ("learngene", command, word, "[flags]")))
     parser = _Parser(
         prog=f"learngene {command}",
         usage=usage,
@@ -203,18 +212,24 @@ def _parser(command: str, cls: Any) -> argparse.ArgumentParser:
         if not names:
             continue
         shown.update(names)
-        group = parser.add_argument_group(command if owner is cls else owner.__doc__.splitlines()[0].rstrip("."))
+        title = owner.__doc__.splitlines()[0].rstrip(".")
+        if title.startswith("`learngene "):  # a command's; of another's, where its settings are this one's too
+            title = title.split("`")[1].removeprefix("learngene ")
+        group = parser.add_argument_group(title)
         for name in names:
-            _add_argument(group, name, cls.model_fields[name], positional=name == positional)
+            hidden = name in getattr(cls, "refused", ())
+            _add_argument(group, name, cls.model_fields[name], positional=name == positional, hidden=hidden)
     return parser
 
 
-def _add_argument(group: argparse._ArgumentGroup, name: str, field: Any, *, positional: bool) -> None:
+def _add_argument(group: argparse._ArgumentGroup, name: str, field: Any, *, positional: bool, hidden: bool) -> None:
     required = " (required)" if field.is_required() else ""
-    default = "" if field.is_required() or field.default in (None, (), {}) else f" (default: {_show(field.default)})"
+    nothing = field.is_required() or field.default in (None, (), {}, "")
+    default = "" if nothing else f" (default: {_show(field.default)})"
     help_text = f"{field.description}{required}{default}".replace("%", "%%")
     if positional:
         group.add_argument(name, nargs="?", help=f"{help_text}; also as --{name}")
+    if positional or hidden:
         help_text = argparse.SUPPRESS
     group.add_argument(f"--{name.replace('_', '-')}", help=help_text, **_argument(name, field.annotation))
 
@@ -239,7 +254,8 @@ def _argument(name: str, annotation: Any) -> dict[str, Any]:
         return {"nargs": "+", "metavar": name.rstrip("s").upper()} if inner[-1] is Ellipsis else {"nargs": len(inner)}
     if origin is dict:
         return {"type": _yaml, "metavar": "YAML"}
-    return {"metavar": getattr(kind, "__name__", "value").upper()}
+    names = [typing.get_args(kind) or (getattr(kind, "__name__", "value").upper(),) for kind in kinds]
+    return {"metavar": "|".join(str(name) for each in names for name in each)}
 
 
 def _yaml(text: str) -> Any:

@@ -148,9 +148,9 @@ def _errors_of(address: str) -> Iterator[None]:
 def _key(command: str, config: Config) -> str:
     """Prefix of submission ids: what runs under one name into one store is the same work."""
     values = config.model_dump(mode="json")
-    name = values.get("name") or values.get("artefact") or "best"
-    # a pull has no name: its settings tell one from another
-    work = values if command == "pull" else {"store": values["store"], "name": name}
+    name = values.get("name") or values.get("artefact") or {"pull": "best"}.get(command, "views")
+    # a pull and soft labels have no name: their settings tell one from another
+    work = values if command in ("pull", "softlabels") else {"store": values["store"], "name": name}
     return f"{command}-{re.sub('[^a-zA-Z0-9_-]+', '-', name)}-{fingerprint(work)[:6]}"
 
 

@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from ray_learngene import cli, config
-from ray_learngene.config import DistillConfig, SiblingsConfig, SweepConfig, WorkersConfig, load_config
+from ray_learngene.config import DistillConfig, PlanConfig, SiblingsConfig, SweepConfig, WorkersConfig, load_config
 from ray_learngene.errors import UserError
 
 ROOT = Path(__file__).parent.parent
@@ -23,7 +23,6 @@ def recipe_class(path: Path) -> type[config.Config]:
     classes = {
         "ancestry": config.AncestryConfig,
         "sweep": config.SweepConfig,
-        "plan": config.PlanConfig,
         "bench": config.BenchConfig,
     }
     return classes.get(kind, config.DistillConfig)
@@ -38,13 +37,31 @@ def test_every_recipe_is_a_configuration(path: Path) -> None:
     assert loaded.model_dump().keys() >= given.keys()
 
 
-def test_the_papers_recipe_is_the_papers() -> None:
-    loaded = load_config(DistillConfig, {"data": "x", "name": "x"}, ROOT / "jobs/recipes/sws-s.yaml")
-    assert (loaded.epochs, loaded.batch_size, loaded.lr, loaded.min_lr) == (150, 512, 5e-4, 1e-5)
-    assert (loaded.alpha, loaded.tau, loaded.distillation) == (1.0, 1.0, "soft")
-    assert (loaded.mixup, loaded.cutmix, loaded.reprob, loaded.auto_augment) == (0.8, 1.0, 0.25, "rand-m9-mstd0.5-inc1")
-    assert (loaded.repeats, loaded.smoothing, loaded.color_jitter, loaded.drop_path) == (3, 0.1, 0.4, 0.1)
+@pytest.mark.parametrize(("preset", "epochs", "lr_of_the_sweep"), [("s", 150, 5e-5), ("b", 100, 1e-5)])
+def test_the_papers_recipes_are_the_papers(preset: str, epochs: int, lr_of_the_sweep: float) -> None:
+    loaded = load_config(DistillConfig, {"data": "x", "name": "x"}, ROOT / f"jobs/recipes/sws-{preset}.yaml")
+    assert (loaded.preset, loaded.method, loaded.ancestry) == (preset, "sws:stages=3-3-4-3-3", "levit_384.fb_dist_in1k")
+    assert (loaded.epochs, loaded.batch_size, loaded.lr, loaded.min_lr) == (epochs, 512, 5e-4, 1e-5)
+    assert (loaded.alpha, loaded.tau, loaded.distillation, loaded.weight_decay) == (1.0, 1.0, "soft", 0.05)
     assert (loaded.ema, loaded.warmup_epochs, loaded.warmup_lr, loaded.clip_grad) == (0.99996, 5, 1e-6, 0.0)
+    given = {"data": "x", "name": "x", "learngene": preset}
+    sweep = load_config(SweepConfig, given, ROOT / f"jobs/recipes/sws-{preset}-sweep.yaml")
+    assert (sweep.depths, sweep.arms, sweep.epochs, sweep.warmup_epochs) == ("6-15", ("sws",), 10, 0)
+    assert (sweep.batch_size, sweep.lr, sweep.weight_decay, sweep.ancestry) == (512, lr_of_the_sweep, 0.05, None)
+    for each in (loaded, sweep):  # DeiT's augmentation
+        assert (each.mixup, each.cutmix, each.reprob, each.auto_augment) == (0.8, 1.0, 0.25, "rand-m9-mstd0.5-inc1")
+        assert (each.repeats, each.smoothing, each.color_jitter, each.drop_path) == (3, 0.1, 0.4, 0.1)
+
+
+@pytest.mark.parametrize("path", [path for path in RECIPES if path.stem.endswith("sweep")], ids=lambda path: path.stem)
+def test_the_recipe_of_a_sweep_is_one_of_its_plan(path: Path) -> None:
+    flags = {"data": "x", "learngene": "x"}
+    planned, sweep = load_config(PlanConfig, flags, path), load_config(SweepConfig, {**flags, "name": "x"}, path)
+    common = yaml.safe_load(path.read_text()).keys() & PlanConfig.model_fields.keys()
+    assert common >= {"epochs", "arms", "batch_size"}
+    assert {name: getattr(planned, name) for name in common} == {name: getattr(sweep, name) for name in common}
+    with pytest.raises(UserError, match="epoch: no such setting; did you mean epochs"):
+        load_config(PlanConfig, {**flags, "epoch": 3}, path)
 
 
 def test_flags_override_the_recipe(tmp_path: Path) -> None:
@@ -59,7 +76,8 @@ def test_flags_override_the_recipe(tmp_path: Path) -> None:
     [
         ("epoch: 3\n", "epoch: no such setting; did you mean epochs"),
         ("- a\n", "expected 'key: value' lines"),
-        ("a: [\n", "not YAML"),
+        ("epochs: 3\na: [\n", "not YAML in line 3: expected the node content, but found '<stream end>'$"),
+        ("\x00", "not YAML: .*special characters are not allowed"),
         ("epochs: many\n", "epochs: input should be a valid integer"),
     ],
 )

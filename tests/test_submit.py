@@ -41,6 +41,7 @@ SWEEP = ["sweep", "--data", "digits", "--name", "x", "--learngene", "y", "--dept
             "AWS_ENDPOINT_URL holds a password",
         ),
         ([*SWEEP, "--store", "s3://b/p", "--epochs", "-1"], {}, "--epochs: input should be greater than or equal to 0"),
+        (["softlabels", "--config", "jobs/recipes/digits-distill.yaml", "--store", "s3://b/p"], {}, "which cluster?"),
         (["list", "--store", "s3://b/p"], {}, "'list' is not run as a job"),
         ([], {}, "which command?"),
     ],

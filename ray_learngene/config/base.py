@@ -40,7 +40,9 @@ def read_recipe(path: str | Path) -> dict[str, Any]:
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"recipe {path}: {getattr(error, 'strerror', None) or 'not a text file'}") from None
     except yaml.YAMLError as error:
-        raise UserError(f"recipe {path}: not YAML: {' '.join(str(error).split())}") from None
+        mark, what = getattr(error, "problem_mark", None), getattr(error, "problem", None) or error
+        where = f" in line {mark.line + 1}" if mark else ""
+        raise UserError(f"recipe {path}: not YAML{where}: {' '.join(str(what).split())}") from None
     if not isinstance(values, dict):
         raise UserError(f"recipe {path}: expected 'key: value' lines")
     return {str(key).replace("-", "_"): value for key, value in values.items()}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
@@ -41,12 +41,18 @@ class BenchArm(Config):
 class BenchConfig(StoreConfig, TrialsConfig):
     """`learngene bench`: every method under one recipe, at many sizes and seeds, with what each costs in total."""
 
+    refused: ClassVar[dict[str, str]] = {  # settings of trials that a benchmark makes itself
+        "lr": "learning rates are searched: give lrs and tune_lrs",
+        "soft_labels": "what came first would pay the ancestry model for all others",
+        "validate_on": "searches validate on held-out training images, the table on the validation split",
+    }
+
     name: str = Field(description="name of the benchmark; run again, it trains only what is not finished")
     ancestry: str = Field(description="the ancestry model, as in `learngene distill`")
     preset: str = Field(description="size of the auxiliary models: ti, s, b, micro, pico or nano")
     depth: int | None = Field(None, ge=1, description="layers of the auxiliary models; default: the preset's")
     image_size: int | None = Field(None, ge=1, description="input size in pixels; default: the preset's")
-    arms: dict[str, BenchArm] = Field(description="name: {method, source, tune} of every row")
+    arms: dict[str, BenchArm] = Field(description="name: {method, source, tune, epochs} of every row")
     reference: str = Field("scratch", description="the arm that the others' costs are held against")
     depths: str = Field(description="depths of the descendants, 6-15 or 4,6,8")
     widths: str | None = Field(None, description="widths of the descendants, e.g. 192,384; default: the preset's")
@@ -61,11 +67,7 @@ class BenchConfig(StoreConfig, TrialsConfig):
 
     @model_validator(mode="after")
     def _reference_is_an_arm(self) -> BenchConfig:
-        for field, why in (
-            ("lr", "learning rates are searched: give lrs and tune_lrs"),
-            ("soft_labels", "what came first would pay the ancestry model for all others"),
-            ("validate_on", "searches validate on held-out training images, the table on the validation split"),
-        ):
+        for field, why in self.refused.items():
             if field in self.model_fields_set:
                 raise ValueError(f"{field} cannot be set: {why}")
         if self.reference not in self.arms:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
@@ -43,6 +43,12 @@ class PlanConfig(SelectionConfig, DataConfig, OptimizationConfig):
     data: str = Field("", description="image set, to count the steps of the sweep; default: cost per image only")
     epochs: int = Field(10, ge=0, description="epochs of each descendant")
     warmup_epochs: float = Field(0, ge=0, description="linear warm-up, in epochs")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _of_a_sweep(cls, values: dict[str, Any]) -> dict[str, Any]:
+        """The recipe of a sweep is one of its plan: what decides neither sizes nor costs is left out."""
+        return {name: value for name, value in values.items() if name in cls.model_fields or name not in SWEEPS}
 
 
 class SiblingsConfig(Config):
@@ -117,3 +123,6 @@ class SweepConfig(SelectionConfig, TrialsConfig):
         if self.lr_low >= self.lr_high:
             raise ValueError(f"lr_low {self.lr_low:g} is not below lr_high {self.lr_high:g}")
         return self
+
+
+SWEEPS = SweepConfig.model_fields.keys()
