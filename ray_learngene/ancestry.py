@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import tempfile
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,9 @@ class Ancestry(nn.Module):
     Images are resized to the model's own input size where that is another.
     """
 
+    scale: Tensor | None
+    shift: Tensor | None
+
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self.model = model.eval().requires_grad_(False)
@@ -40,9 +44,22 @@ class Ancestry(nn.Module):
         self.mean, self.std = tuple(settings["mean"]), tuple(settings["std"])
         self.classes = int(getattr(model, "num_classes", 0))
         self.labels = labels_of(model)
+        self.register_buffer("scale", None, persistent=False)
+        self.register_buffer("shift", None, persistent=False)
         self._rounded: tuple[tuple[Any, ...], Ancestry] | None = None  # in a tuple: it is no part of this module
 
+    def accept(self, mean: Sequence[float], std: Sequence[float]) -> None:
+        """Take images from now on that were normalised by these statistics, per channel, instead of its own."""
+        if (tuple(mean), tuple(std)) == (self.mean, self.std):
+            self.scale = self.shift = None
+        else:
+            given, own = (torch.tensor(each).reshape(2, 3, 1, 1) for each in ((mean, std), (self.mean, self.std)))
+            self.scale, self.shift = given[1] / own[1], (given[0] - own[0]) / own[1]
+        self._rounded = None
+
     def forward(self, images: Tensor) -> Tensor:
+        if self.scale is not None and self.shift is not None:
+            images = images * self.scale + self.shift
         if images.shape[-1] != self.image_size:
             size = (self.image_size, self.image_size)
             images = F.interpolate(images, size, mode="bicubic", antialias=True)

@@ -16,10 +16,18 @@ FORMAT = 1  # one more whenever what `train` saves cannot be read by the version
 
 
 class StoreCheckpoints:
-    """The newest checkpoint of one run, as an artefact `checkpoints/<run>/<name>` that the next one replaces whole."""
+    """The newest checkpoint of one run, as an artefact `checkpoints/<run>/<name>` that the next one replaces whole.
 
-    def __init__(self, store: Store, name: str) -> None:
-        self.store, self.name = store, name
+    Args:
+        facts: What its manifest says of the run.
+    """
+
+    def __init__(self, store: Store, name: str, facts: dict[str, Any] | None = None) -> None:
+        self.store, self.name, self.facts = store, name, facts or {}
+
+    def exists(self) -> bool:
+        """Whether there is one."""
+        return self.store.exists("checkpoint", self.name)
 
     @contextmanager
     def latest(self) -> Iterator[Path | None]:
@@ -50,7 +58,7 @@ class StoreCheckpoints:
                 "checkpoint",
                 self.name,
                 folder,
-                {"format": FORMAT, "metrics": metrics},
+                {**self.facts, "format": FORMAT, "metrics": metrics},
                 overwrite=True,
                 keep_replaced=False,
             )

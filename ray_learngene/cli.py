@@ -173,18 +173,18 @@ def _parse_submit(arguments: list[str]) -> tuple[Any, ...] | None:
 def _overview(first: str = "") -> str:
     """All commands, or those whose first word is this one."""
     shown = {name.removeprefix(first): text for name, (_, _, text) in COMMANDS.items() if name.startswith(first)}
-    width = max(map(len, shown))
+    width, command = max(map(len, shown)), f"learngene {first}COMMAND"
     lines = [f"  {name:{width}}  {text}" for name, text in shown.items()]
     return "\n".join(
         [
-            f"usage: learngene {first}COMMAND [flags]",
+            f"usage: {command} [flags]",
             "",
             "Train one learngene, spawn a vision model for every budget.",
             "",
             *lines,
             "",
-            f"Every flag can stand in a YAML file: learngene {first}COMMAND --config recipe.yaml [flags that override].",
-            f"learngene {first}COMMAND --help explains a command; learngene --version prints the version.",
+            f"Every flag can stand in a YAML file: {command} --config recipe.yaml [flags that override].",
+            f"{command} --help explains a command; learngene --version prints the version.",
         ]
     )
 

@@ -26,6 +26,7 @@ from ray.train.v2._internal.callbacks.placement_group_callback import PlacementG
 from ray.train.v2.api.exceptions import TrainingFailedError
 
 from ray_learngene import termination
+from ray_learngene.checkpoints import StoreCheckpoints
 from ray_learngene.cluster import (
     Report,
     cluster_has_gpus,
@@ -43,7 +44,7 @@ from ray_learngene.optimizers import create_optimizer
 from ray_learngene.out_of_memory import smaller_text, with_smaller_micro_batch
 from ray_learngene.preemption import GracefulTorchConfig, StopQuestion, stop_requests
 from ray_learngene.run_notes import NoteFailures, RunNotes
-from ray_learngene.runs import Task, checkpoint_due, claim_run, publish, run_name
+from ray_learngene.runs import Task, checkpoint_due, claim_run, own_checkpoints, publish, run_name
 from ray_learngene.store import Store
 from ray_learngene.terminal import ProgressPrinter
 from ray_learngene.training import Training, train
@@ -77,6 +78,7 @@ def train_on_cluster(
                 if "error" in outcome:
                     raise UserError(outcome["error"])
                 if "interrupted" not in outcome:
+                    own_checkpoints(task).remove()
                     return
                 if termination.requested():
                     raise Interrupted(*outcome["interrupted"])
@@ -146,9 +148,13 @@ class RayCheckpoints:
     """Checkpoints of cluster workers, written by the first, uploaded while training goes on, one at a time.
 
     Every worker calls every function.
+
+    Args:
+        before: Of the process without Ray that began the run, if one did; where Ray has none of its own yet.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, before: StoreCheckpoints) -> None:
+        self.before = before
         self.first = ray.train.get_context().get_world_rank() == 0
         self._idle = threading.Event()
         self._idle.set()
@@ -157,11 +163,8 @@ class RayCheckpoints:
     def latest(self) -> Iterator[Path | None]:
         """A folder with the newest checkpoint; None where there is none."""
         checkpoint = ray.train.get_checkpoint()
-        if checkpoint is None:
-            yield None
-            return
-        with checkpoint.as_directory() as folder:
-            yield Path(folder)
+        with self.before.latest() if checkpoint is None else checkpoint.as_directory() as folder:
+            yield folder and Path(folder)
 
     def save(self, write: Callable[[Path], None], metrics: dict[str, Any]) -> None:
         """Write a checkpoint once the one before is uploaded; Ray ends the workers if its own upload fails."""
@@ -228,7 +231,7 @@ def _worker(loop: dict[str, Any]) -> dict[str, Any]:
                 task.images,
                 config,
                 worker=worker,
-                checkpoints=RayCheckpoints(),
+                checkpoints=RayCheckpoints(own_checkpoints(task)),
                 checkpoint_due=checkpoint_due(config.checkpoint_every),
                 report=loop["report"],
                 judge=task.judge(device, autocast),

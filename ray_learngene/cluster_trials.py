@@ -14,7 +14,7 @@ from ray.util.queue import Queue
 from ray_learngene import sweep_progress, termination
 from ray_learngene.checkpoints import StoreCheckpoints
 from ray_learngene.cluster import cluster_has_gpus, ray_cluster, require_resources, use_assigned_gpu
-from ray_learngene.errors import Interrupted, RunError
+from ray_learngene.errors import Diverged, Interrupted, RunError
 from ray_learngene.places import cluster_place
 from ray_learngene.preemption import CatchesSigterm, heeding, stop_requests
 from ray_learngene.search import GroupedASHA, LearningRateSearch
@@ -81,13 +81,12 @@ def train_on_cluster(
                     verbose=0,
                 ),
             ).fit()
+        for name in outcomes.stopped_early:  # for good, unlike what failed
+            StoreCheckpoints(store, f"{config.name}/{name}").remove()
         if termination.requested() and outcomes.ended < outcomes.total:
             raise Interrupted(outcomes.ended, outcomes.total, "descendants")
     if outcomes.ended < outcomes.total:  # Tune takes Ctrl-C for itself, and returns
         raise KeyboardInterrupt
-    for row in outcomes.rows:
-        if row["status"] == "stopped":  # for good, unlike a failed one
-            StoreCheckpoints(store, f"{config.name}/{row['descendant']}").remove()
 
 
 def _train(one: dict[str, Any], inputs: SweepInputs, requests: Queue) -> None:
@@ -107,7 +106,8 @@ def _train(one: dict[str, Any], inputs: SweepInputs, requests: Queue) -> None:
 
     def ended(trial: Trial, outcome: dict[str, Any] | RunError) -> None:
         if isinstance(outcome, RunError):
-            report(trial, {"top1": float("-inf"), "error": str(outcome)})
+            diverged = isinstance(outcome, Diverged)
+            report(trial, {"top1": float("-inf"), "error": str(outcome), "diverged": diverged})
         else:
             report(trial, {**outcome, "epoch": config.epochs, "epochs": config.epochs, "finished": True})
 

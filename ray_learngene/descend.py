@@ -34,7 +34,7 @@ from ray_learngene.optimizers import create_optimizer
 from ray_learngene.progress import Progress
 from ray_learngene.provenance import fingerprint, provenance
 from ray_learngene.soft_labels.answers import Answers, LiveAnswers
-from ray_learngene.specs import Spec, set_drop_path, timm_arguments
+from ray_learngene.specs import Spec, build, set_drop_path, timm_arguments
 from ray_learngene.store import Store
 from ray_learngene.stream import Coroutine, Stream
 from ray_learngene.training import Training
@@ -162,14 +162,21 @@ class Upbringing:
             Interrupted: it was told to stop; a checkpoint holds what is done.
             RunError: training cannot go on.
         """
-        uploads = StoreCheckpoints(self.store, self.name)
+        uploads = StoreCheckpoints(self.store, self.name, {"lr": self.tuning.one.lr})
         if self.store.exists("descendant", self.name):  # and then the process died; the name says that it is the same
             uploads.remove()
             return self.store.manifest("descendant", self.name).metadata["row"]
-        model, fitted = yield from self._initialised()
+        fitted = None
+        if uploads.exists():
+            model = build(self.tuning.one.spec)  # its weights are the checkpoint's
+        else:
+            model, fitted = yield from self._initialised()
         with BackgroundCheckpoints(uploads) as checkpoints:
-            progress, ema = yield from self._training(model, checkpoints).run()
-        row = self._row(progress, fitted)
+            training = self._training(model, checkpoints)
+            if fitted:
+                training.progress.fit = vars(fitted)
+            progress, ema = yield from training.run()
+        row = self._row(progress)
         self._publish(row, model, ema, progress)
         uploads.remove()
         return row
@@ -224,7 +231,7 @@ class Upbringing:
             clock=self.clock,
         )
 
-    def _row(self, progress: Progress, fitted: Fit) -> dict[str, Any]:
+    def _row(self, progress: Progress) -> dict[str, Any]:
         """All columns, of which `overhead_seconds` is filled in when everything is written."""
         one, costs, settings, history = self.tuning.one, self.tuning.costs, self.settings, progress.history
         seen = progress.step * settings.batch_size
@@ -252,7 +259,7 @@ class Upbringing:
             "seconds": round(progress.seconds, 3),
             "flops": 2 * TRAINING_PASSES * costs["macs"] * seen,
             "teacher_flops": (seen - progress.answers_read) * asked,
-            **fitted.columns(),
+            **Fit(**progress.fit).columns(),  # type: ignore[arg-type]
             "overhead_seconds": 0.0,
             **(self.tuning.stored.facts() if self.tuning.stored else dict.fromkeys(LEARNGENE_COLUMNS)),
         }

@@ -13,7 +13,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from ray_learngene.errors import RunError
+from ray_learngene.errors import Diverged, RunError
 
 STATE_FILE = "engine.safetensors"
 
@@ -32,7 +32,7 @@ class EngineState:
     moments: dict[int, dict[str, Tensor]]
 
 
-class NonFiniteWeights(RunError):
+class NonFiniteWeights(Diverged):
     """A step made weights NaN or infinite although its loss was finite."""
 
 

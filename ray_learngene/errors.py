@@ -15,6 +15,10 @@ class RunError(UserError):
     """A user's error that all workers of a run raise at the same step; starting the workers again would not help."""
 
 
+class Diverged(RunError):
+    """Training made a loss or weights that are not finite: its settings are at fault, most often the learning rate."""
+
+
 class Interrupted(Exception):
     """Not an error: work was asked to stop, and what is done is in the store, as artefacts and as checkpoints."""
 

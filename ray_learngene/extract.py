@@ -80,10 +80,12 @@ def _source(reference: str, store: Store) -> tuple[nn.Module, tuple[str, ...], P
         stored = StoredLearngene.load(store, reference.removeprefix("store:learngenes/"))
         learngene, metadata = stored.learngene, stored.manifest.metadata
         model, other = (create_method(learngene.method).expand(learngene, learngene.spec, seed=seed) for seed in (0, 1))
-        if any(not torch.equal(tensor, other.state_dict()[name]) for name, tensor in model.state_dict().items()):
+        drawn = any(not torch.equal(tensor, other.state_dict()[name]) for name, tensor in model.state_dict().items())
+        # fewer, and layers were made of others by a rule that need not be the one they were trained by
+        if drawn or learngene.parameters() < sum(parameter.numel() for parameter in model.parameters()):
             raise UserError(
-                f"--source {reference}: a learngene of method {learngene.method!r} does not determine a whole model, "
-                "the rest would be random; take one of method 'pretrained'"
+                f"--source {reference}: a learngene of method {learngene.method!r} is no whole model: "
+                "the rest would be random or repeated; take one of method 'pretrained'"
             )
         spent = stored.facts()  # with that of the learngene that it started from
         cost = {name: spent.get(f"learngene_{name}") or value for name, value in metadata["cost"].items()}

@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ray_learngene.errors import RunError
+from ray_learngene.errors import Diverged
 
 
-class NonFiniteLoss(RunError):
+class NonFiniteLoss(Diverged):
     """The loss became NaN or infinite."""
 
 

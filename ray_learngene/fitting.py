@@ -60,9 +60,8 @@ def fitting(
     assert isinstance(adapter, nn.Module)
     began = clock()
     steps_per_epoch = max(1, len(images.train) // config.batch_size)
-    epochs = -(-adapter.fit_steps // steps_per_epoch)
     settings = config.model_copy(
-        update={"epochs": epochs, "lr": adapter.fit_lr * 512 / config.batch_size, "warmup_epochs": 0}
+        update={"epochs": 1, "lr": adapter.fit_lr * 512 / config.batch_size, "warmup_epochs": 0}
     )
     flops = training_flops(
         adapter, images.preprocessing.image_size, batch=config.batch_size, steps=adapter.fit_steps, seed=config.seed
@@ -76,7 +75,7 @@ def fitting(
         ),
         LabelObjective(smoothing),
         optimizer,
-        create_schedule(optimizer, settings, steps_per_epoch),
+        create_schedule(optimizer, settings, adapter.fit_steps),  # its end is that of fitting
         adapter.fit_steps,
         device,
         guard,

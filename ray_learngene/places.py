@@ -49,7 +49,8 @@ def _room(resources: Mapping[str, float], cpus: float, gpus: float) -> int:
     room = min(resources.get("CPU", 0) / cpus, sys.maxsize)
     if gpus:
         have = resources.get("GPU", 0)
-        room = min(room, have // gpus if gpus >= 1 else have * (1 // gpus))  # a share is of one GPU
+        # a share is of one GPU; in floats 1 // 0.2 is 4
+        room = min(room, have // gpus if gpus >= 1 else have * math.floor(1 / gpus + 1e-9))
     return math.floor(room)
 
 

@@ -25,6 +25,7 @@ class Progress:
     Attributes:
         resumed_seconds: The part of `seconds` that earlier processes spent.
         answers_read: Images, over all workers, that the ancestry model was not asked about: the answer was kept before.
+        fit: What fitting to the size cost before the first step, where a method does so (the fields of `Fit`).
         unreadable: Names of the images that could not be read and were skipped.
     """
 
@@ -34,6 +35,7 @@ class Progress:
     history: list[dict[str, float]] = field(default_factory=list)
     answers_read: int = 0
     unreadable: list[str] = field(default_factory=list)
+    fit: dict[str, float] = field(default_factory=dict)
 
     @classmethod
     def read(cls, folder: Path) -> Progress:

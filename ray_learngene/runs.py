@@ -162,6 +162,12 @@ def run_name(task: Task) -> str:
     return f"{task.kind}-{task.config.name}"
 
 
+def own_checkpoints(task: Task) -> StoreCheckpoints:
+    """Where one plain process keeps its checkpoints; cluster workers go on from the newest if they have none."""
+    store = Store(task.config.store, task.config.store_patience)
+    return StoreCheckpoints(store, f"{run_name(task)}/state")
+
+
 def _check_run(store: Store, task: Task, settings: dict[str, Any]) -> None:
     """Refuse a name under which something else was started; say so where it continues."""
     text = store.read_text(_settings_path(task))
@@ -183,7 +189,7 @@ def claim_run(store: Store, task: Task, settings: dict[str, Any]) -> None:
     """Remember the run's settings under its name; `--overwrite` forgets what was there."""
     if task.config.overwrite:
         store.remove_tree(f"runs/{run_name(task)}")
-        store.remove("checkpoint", f"{run_name(task)}/state")
+        own_checkpoints(task).remove()
     store.create_text(_settings_path(task), _as_text(settings))
 
 
@@ -248,7 +254,12 @@ def checkpoint_due(every: int) -> Callable[[int, int, float], bool]:
 def _train_here(task: Task, store: Store, settings: dict[str, Any], flops: dict[str, int]) -> None:
     """One plain torch process, neither Ray nor DeepSpeed."""
     claim_run(store, task, settings)
-    stored = StoreCheckpoints(store, f"{run_name(task)}/state")
+    if any("/checkpoint_" in path for path in store.objects.find(f"runs/{run_name(task)}")):
+        raise UserError(
+            f"the run {task.config.name!r} in {store.uri} has checkpoints of workers on Ray: go on with --workers 1 or "
+            "more, or --overwrite to start it anew"
+        )
+    stored = own_checkpoints(task)
     device = resolve_device()
 
     def attempt(config: AncestryConfig | DistillConfig) -> None:

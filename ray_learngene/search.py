@@ -6,7 +6,7 @@ one, so the search (Optuna) and the scheduler (ASHA) are kept once per group: sa
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
@@ -35,11 +35,21 @@ def drawn_rates(config: SweepConfig) -> list[float]:
     return np.exp(drawn).tolist()[: config.lr_search]
 
 
-def drawn_and_following(wanted: Sequence[Trial], known: Known, config: SweepConfig) -> tuple[list[Trial], list[Trial]]:
-    """The trials of a search: all whose learning rates are drawn, and those left whose learning rates follow."""
+def drawn_and_following(
+    wanted: Sequence[Trial], known: Known, begun: Sequence[Trial], config: SweepConfig
+) -> tuple[list[Trial], list[Trial]]:
+    """The trials of a search: all whose learning rates are there, and those left whose learning rates follow.
+
+    Args:
+        known: What earlier runs tried.
+        begun: What they left with a checkpoint.
+    """
     rates = drawn_rates(config)
+    begun = [trial for trial in begun if trial.lr not in rates]
     followed = {group: sum(lr not in rates for lr, _ in scores) for group, scores in known.items()}
-    return [replace(trial, lr=lr) for lr in rates for trial in wanted], [
+    for trial in begun:
+        followed[trial.group] += 1
+    return [*begun, *(replace(trial, lr=lr) for lr in rates for trial in wanted)], [
         trial for turn in range(config.lr_search - DRAWN) for trial in wanted if turn >= followed[trial.group]
     ]
 
@@ -62,9 +72,11 @@ class LearningRateSearch(Searcher):
         self._running: dict[str, dict[int, Trial]] = {}  # by Tune's trial and member of its pack
         self._asked: set[str] = set()  # Tune's trials whose learning rates are the studies'
         self._studies: dict[Any, OptunaSearch] = {}
+        rates = drawn_rates(config)
+        begun = Counter(trial.group for pack in packs for trial in pack if trial.lr not in rates)
         for group, scores in known.items():
             # a search that goes on must not choose again what it chose before
-            seed = int(np.random.SeedSequence([config.seed, len(scores)]).generate_state(1)[0])
+            seed = int(np.random.SeedSequence([config.seed, len(scores) + begun[group]]).generate_state(1)[0])
             sampler = optuna.samplers.TPESampler(seed=seed, n_startup_trials=DRAWN)
             space = {"lr": tune.loguniform(config.lr_low, config.lr_high)}
             self._studies[group] = OptunaSearch(space, metric="top1", mode="max", sampler=sampler)

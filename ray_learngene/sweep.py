@@ -27,7 +27,7 @@ from ray_learngene.compiled_blocks import require_compiler
 from ray_learngene.config import SweepConfig
 from ray_learngene.data.images import Images, Preprocessing, checked_image_sets
 from ray_learngene.descend import decisive_settings
-from ray_learngene.errors import UserError
+from ray_learngene.errors import Diverged, Interrupted, UserError
 from ray_learngene.manifest import folder_of
 from ray_learngene.methods import Learngene
 from ray_learngene.provenance import provenance
@@ -44,6 +44,8 @@ def sweep(config: SweepConfig, *, leaderboard: bool = True) -> pandas.DataFrame:
         The results table, one row per descendant, as written to `sweeps/<name>/results.parquet`.
 
     Raises:
+        Diverged: some did and no other failed; those are published.
+        Interrupted: this process was asked to end; the same call continues.
         UserError: see the message; nothing has been trained then, or (some failed) the others are published.
     """
     folder_of("descendant", f"{config.name}/x")  # refuses a name that no store can hold
@@ -59,6 +61,7 @@ def sweep(config: SweepConfig, *, leaderboard: bool = True) -> pandas.DataFrame:
     ancestry = load_ancestry(config.ancestry, store) if config.ancestry else None
     if ancestry:
         check_classes(ancestry, str(config.ancestry), config.data, images.train.classes)
+        ancestry.accept(images.preprocessing.mean, images.preprocessing.std)
     measure = measured_latency(config)
     selection = select(config, learngene, len(images.train.classes), measure)
     seeds = range(config.seed, config.seed + config.seeds)
@@ -81,14 +84,28 @@ def sweep(config: SweepConfig, *, leaderboard: bool = True) -> pandas.DataFrame:
     _refuse_another(store, config.name, settings)
     before = earlier_rows(store, config.name)
     text = json.dumps(settings, indent=2) + "\n"
-    rows = run_trials(inputs, wanted, before, lambda: store.write_text(f"sweeps/{config.name}/{SETTINGS}", text))
-    table = write_results(store, config.name, [*(row for row in before if row["status"] == "stopped"), *rows])
+    unfinished = [row for row in before if row["status"] == "stopped"]
+    count = len(unfinished)
+    try:
+        run_trials(
+            inputs,
+            wanted,
+            before,
+            lambda: store.write_text(f"sweeps/{config.name}/{SETTINGS}", text),
+            unfinished.append,
+        )
+    except (Interrupted, KeyboardInterrupt):
+        if len(unfinished) > count:  # what was stopped early is not to be trained again
+            write_results(store, config.name, unfinished)
+        raise
+    table = write_results(store, config.name, unfinished)
     if leaderboard:
         print_leaderboard(table, budgets_of(selection))
         print(f"results: {store.uri}/sweeps/{config.name}/{RESULTS} and {PAGE}", flush=True)
-    failed = [row for row in rows if row["status"] == "failed"]
+    failed = [row for row in unfinished[count:] if row["status"] in ("failed", "diverged")]
     if failed:
-        raise UserError(
+        kind = Diverged if all(row["status"] == "diverged" for row in failed) else UserError
+        raise kind(
             f"{len(failed)} of {len(wanted)} descendants failed: {failed[0]['error']}; the others are published, "
             "run the sweep again to retry these"
         )
@@ -109,8 +126,15 @@ def _images(config: SweepConfig, learngene: Learngene) -> Images:
             **config.model_dump(include={"crop_pct", "interpolation"} & config.model_fields_set),
         }
     )
+    augmentation = config.model_copy(update={"interpolation": preprocessing.interpolation})  # one in training and after
     images = Images(
-        sets.train, sets.val, preprocessing, config, config.loader_workers, config.unreadable, config.finish_batches
+        sets.train,
+        sets.val,
+        preprocessing,
+        augmentation,
+        config.loader_workers,
+        config.unreadable,
+        config.finish_batches,
     )
     images.training_batches(config)  # refuses what does not divide
     return images
@@ -138,11 +162,17 @@ def _settings(inputs: SweepInputs, selection: Selection, stored: StoredLearngene
 
 
 def _refuse_another(store: Store, name: str, settings: dict[str, Any]) -> None:
-    """Descendants of different settings in one sweep would not be comparable."""
+    """Descendants of different settings in one sweep would not be comparable.
+
+    The learngene that earlier arms were expanded from stays one of the settings, also where now none is.
+    """
     text = store.read_text(f"sweeps/{name}/{SETTINGS}")
     if text is None:
         return
     before, now = json.loads(text)["common"], settings["common"]
+    for one, other in ((before, now), (now, before)):  # arms that are expanded from it may be added later
+        if "learngene" in other:
+            one.setdefault("learngene", other["learngene"])
     changed = [key for key in sorted({*before, *now}) if before.get(key) != now.get(key)]
     if changed:
         key = changed[0]

@@ -48,7 +48,7 @@ class SweepProgress(Callback):
             return
         member = result["member"]
         if result.get("error"):
-            self._end(trial, member, error=result["error"])
+            self._end(trial, member, error=result["error"], diverged=result["diverged"])
         elif result.get("finished"):
             self._end(trial, member, row=result)
         else:
@@ -86,7 +86,14 @@ class SweepProgress(Callback):
         for member in range(len(_config(trial)["pack"])):
             self._metrics.pop((trial.trial_id, member), None)
 
-    def _end(self, trial: Trial, member: int, row: dict[str, Any] | None = None, error: str | None = None) -> None:
+    def _end(
+        self,
+        trial: Trial,
+        member: int,
+        row: dict[str, Any] | None = None,
+        error: str | None = None,
+        diverged: bool = False,
+    ) -> None:
         """Tell how a member ended, the first time that it does; neither row nor error: the scheduler stopped it."""
         ended = self._ended.setdefault(trial.trial_id, set())
         if member in ended:
@@ -96,7 +103,7 @@ class SweepProgress(Callback):
         if row is not None:
             self.outcomes.finished(target, row)
         elif error is not None:
-            self.outcomes.failed(target, error, metrics)
+            self.outcomes.failed(target, error, metrics, diverged=diverged)
         else:
             self.outcomes.stopped(target, metrics)
 

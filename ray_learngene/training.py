@@ -116,7 +116,7 @@ class Training:
             The progress, and the weight average where one is kept.
 
         Raises:
-            Interrupted: no batches were sent for a step; a checkpoint of the steps before it is uploaded.
+            Interrupted: no batches were sent for a step; a checkpoint of the steps before it, if any, is uploaded.
             RunError: training cannot go on; all workers raise it at the same step.
         """
         progress = self.progress
@@ -125,6 +125,8 @@ class Training:
         while progress.step < self.total_steps:
             micro_batches = yield Need(Phase.TRAIN, progress.step, Part.STEP)
             if micro_batches is None:
+                if progress.step == 0:  # nothing to lose, and ZeRO has no moments to write yet
+                    raise Interrupted(0, self.total_steps)
                 self._share_statistics()
                 self._checkpoint()
                 yield Need(Phase.TRAIN, progress.step, Part.STEP)  # others write theirs while this one is uploaded

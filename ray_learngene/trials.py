@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -13,10 +13,11 @@ from ray_learngene.config import SweepConfig
 from ray_learngene.costs import kept_memory, macs, step_memory
 from ray_learngene.data.images import Images
 from ray_learngene.descend import Descendant, Tuning, descendant
-from ray_learngene.errors import Interrupted, RunError
+from ray_learngene.errors import Diverged, Interrupted, RunError
 from ray_learngene.packing import Load, Place, pack
 from ray_learngene.siblings import train_siblings
 from ray_learngene.specs import Spec
+from ray_learngene.store import Store
 from ray_learngene.terminal import finished_text, print_message, trial_line
 
 
@@ -118,33 +119,38 @@ class SweepInputs:
 
 
 class Outcomes:
-    """What becomes of the trials of a sweep: a line for each in the terminal, a row for each that did not finish."""
+    """What becomes of the trials of a sweep: a line for each in the terminal, a row for each that did not finish.
 
-    def __init__(self, inputs: SweepInputs, total: int) -> None:
-        self.inputs, self.total, self.ended = inputs, total, 0
-        self.rows: list[dict[str, Any]] = []
+    Args:
+        keep: Called with those rows.
+    """
+
+    def __init__(self, inputs: SweepInputs, total: int, keep: Callable[[dict[str, Any]], None]) -> None:
+        self.inputs, self.total, self.keep, self.ended = inputs, total, keep, 0
+        self.stopped_early: list[str] = []
 
     def finished(self, trial: Trial, row: dict[str, Any]) -> None:
         """It is in the store."""
         self._print(trial, finished_text(row))
 
-    def failed(self, trial: Trial, error: str, metrics: dict[str, Any]) -> None:
+    def failed(self, trial: Trial, error: str, metrics: dict[str, Any], *, diverged: bool = False) -> None:
         """`metrics` are the last that it reported, if any."""
         self._print(trial, f"failed: {error}")
-        self._keep(trial, "failed", error, metrics)
+        self._keep(trial, "diverged" if diverged else "failed", error, metrics)
 
     def stopped(self, trial: Trial, metrics: dict[str, Any]) -> None:
         """Early, by the scheduler; not an error."""
         epoch, top1 = metrics.get("epoch", 0), metrics.get("top1", 0)
         self._print(trial, f"stopped early at epoch {epoch:g} with top-1 {top1:.2f} %")
         self._keep(trial, "stopped", None, metrics)
+        self.stopped_early.append(self.inputs.descendant(trial).name)
 
     def _print(self, trial: Trial, text: str) -> None:
         self.ended += 1
         print(trial_line(self.ended, self.total, trial.arm, trial.spec, trial.seed, trial.lr, text), flush=True)
 
     def _keep(self, trial: Trial, status: str, error: str | None, metrics: dict[str, Any]) -> None:
-        self.rows.append(
+        self.keep(
             {
                 "descendant": self.inputs.descendant(trial).name,
                 "sweep": self.inputs.config.name,
@@ -164,32 +170,34 @@ class Outcomes:
 
 
 def run_trials(
-    inputs: SweepInputs, wanted: Sequence[Trial], before: Sequence[dict[str, Any]], on_start: Callable[[], None]
-) -> list[dict[str, Any]]:
+    inputs: SweepInputs,
+    wanted: Sequence[Trial],
+    before: Sequence[dict[str, Any]],
+    on_start: Callable[[], None],
+    keep: Callable[[dict[str, Any]], None],
+) -> None:
     """Train what is wanted and not among the rows from before, on the cluster or in this process.
 
     Args:
         on_start: Called once the cluster has answered, before the first trial.
-
-    Returns:
-        A row for each trial that failed or was stopped early; those that finished are in the store.
+        keep: Called with a row for each trial that failed or was stopped early; those that finished are in the store.
 
     Raises:
         Interrupted: this process was asked to end.
     """
     config = inputs.config
+    names = {row["descendant"] for row in before}
     every, following, known = list(wanted), list[Trial](), Known()
     if config.lr_search:
         from ray_learngene.search import drawn_and_following
 
         known = _known(inputs, wanted, before)
-        every, following = drawn_and_following(wanted, known, config)
-    names = {row["descendant"] for row in before}
+        every, following = drawn_and_following(wanted, known, _begun(inputs, wanted, names), config)
     left = [trial for trial in every if inputs.descendant(trial).name not in names]
     total, count = len(wanted) * max(1, config.lr_search), len(left) + len(following)
     done = f", {total - count} already finished" if count < total else ""
     print(f"sweep {config.name}: {count} descendants to train{done}", flush=True)
-    outcomes = Outcomes(inputs, count)
+    outcomes = Outcomes(inputs, count, keep)
     if count and not config.in_process:
         from ray_learngene.cluster_trials import train_on_cluster
 
@@ -197,7 +205,6 @@ def run_trials(
     else:
         on_start()
         _train_here(inputs, left, outcomes)
-    return outcomes.rows
 
 
 def _train_here(inputs: SweepInputs, left: Sequence[Trial], outcomes: Outcomes) -> None:
@@ -206,7 +213,7 @@ def _train_here(inputs: SweepInputs, left: Sequence[Trial], outcomes: Outcomes) 
 
     def ended(trial: Trial, outcome: dict[str, Any] | RunError) -> None:
         if isinstance(outcome, RunError):
-            outcomes.failed(trial, str(outcome), {})
+            outcomes.failed(trial, str(outcome), {}, diverged=isinstance(outcome, Diverged))
         else:
             outcomes.finished(trial, outcome)
 
@@ -234,3 +241,15 @@ def _known(inputs: SweepInputs, wanted: Sequence[Trial], before: Sequence[dict[s
             if inputs.descendant(replace(trial, lr=row["lr"])).name == name:
                 known[trial.group].append((row["lr"], row["top1"]))
     return known
+
+
+def _begun(inputs: SweepInputs, wanted: Sequence[Trial], settled: Collection[str]) -> list[Trial]:
+    """What earlier runs of the sweep have not settled and left with a checkpoint, at learning rates that they chose."""
+    config = inputs.config
+    left = {
+        manifest.name.removeprefix(f"{config.name}/"): manifest.metadata["lr"]
+        for manifest in Store(config.store, config.store_patience).manifests("checkpoint", config.name)
+        if "lr" in manifest.metadata  # else an earlier version wrote it
+    }
+    begun = [(replace(trial, lr=lr), name) for name, lr in left.items() if name not in settled for trial in wanted]
+    return [trial for trial, name in begun if inputs.descendant(trial).name == name]

@@ -30,7 +30,7 @@ class Killed(Exception):
     pass
 
 
-def inputs(store: Path) -> tuple[SweepConfig, Images, StoredLearngene]:
+def inputs(store: Path, made_by: str = "sws:stages=1-1") -> tuple[SweepConfig, Images, StoredLearngene]:
     config = SweepConfig(
         data="digits",
         name="s",
@@ -42,7 +42,7 @@ def inputs(store: Path) -> tuple[SweepConfig, Images, StoredLearngene]:
         checkpoint_seconds=0,
     )
     sets = open_image_sets(config)
-    method = create_method("sws:stages=1-1")
+    method = create_method(made_by)
     torch.manual_seed(0)
     learngene = method.extract(method.auxiliary(SPEC)).describe(
         labels=sets.train.classes, preprocessing=PREPROCESSING.model_dump(mode="json")
@@ -56,8 +56,8 @@ def inputs(store: Path) -> tuple[SweepConfig, Images, StoredLearngene]:
 
 
 def run(store: Path, arm: str = "sws", report: Any = lambda metrics: None) -> tuple[Descendant, dict[str, Any]]:
-    config, images, stored = inputs(store)
-    expanded = stored if arm == "sws" else None
+    config, images, stored = inputs(store, arm if arm.startswith("wave") else "sws:stages=1-1")
+    expanded = stored if arm != "scratch" else None
     costs = cost_columns(SPEC, measure_latency(build(SPEC), 8, runs=3), 256)
     one = descendant(arm, SPEC, 3, 1e-3, config, images, expanded)
     return one, train_descendant(Tuning(one, expanded, costs, report), images, config)
@@ -67,17 +67,25 @@ def weights(store: Path, one: Descendant, out: Path) -> dict[str, torch.Tensor]:
     return load_timm(Store(str(store)).download("descendant", f"s/{one.name}", out)).state_dict()
 
 
-def test_a_killed_descendant_goes_on_to_the_same_weights(tmp_path: Path) -> None:
+@pytest.mark.parametrize("arm", ["sws", "wave:fit=2"])
+def test_a_killed_descendant_goes_on_to_the_same_weights(
+    arm: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def die_in_the_second_epoch(metrics: dict[str, Any]) -> None:
         if metrics["epoch"] == 2:
             raise Killed
 
-    one, row = run(tmp_path / "undisturbed")
+    one, row = run(tmp_path / "undisturbed", arm)
     with pytest.raises(Killed):
-        run(tmp_path / "killed", report=die_in_the_second_epoch)
+        run(tmp_path / "killed", arm, report=die_in_the_second_epoch)
     assert Store(str(tmp_path / "killed")).exists("checkpoint", f"s/{one.name}")
-    again, resumed = run(tmp_path / "killed")
+    monkeypatch.delattr("ray_learngene.descend.fitting")  # it has been fitted to its size
+    again, resumed = run(tmp_path / "killed", arm)
     assert again == one
+    assert row["fit_steps"] == (0 if arm == "sws" else 2)
+    costs = [name for name in row if name.startswith("fit_") and name != "fit_seconds"]
+    assert [resumed[name] for name in costs] == [row[name] for name in costs]
+    assert (resumed["fit_seconds"] > 0) == (row["fit_seconds"] > 0)
     assert resumed["top1"] == row["top1"] and resumed["steps"] == row["steps"] == 10
     first, second = (
         weights(tmp_path / "undisturbed", one, tmp_path / "1"),

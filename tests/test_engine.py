@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import nn
 
+from ray_learngene import errors
 from ray_learngene.background_checkpoints import BackgroundCheckpoints
 from ray_learngene.checkpoints import StoreCheckpoints
 from ray_learngene.config import AugmentationConfig, DataConfig, TrainingConfig
@@ -198,6 +199,27 @@ def digits(augmentation: AugmentationConfig) -> Images:
     mean = std = (0.5, 0.5, 0.5)
     preprocessing = Preprocessing(image_size=8, mean=mean, std=std, crop_pct=1.0, interpolation="bicubic")
     return Images(sets.train, sets.val, preprocessing, augmentation)
+
+
+def test_a_run_that_is_stopped_before_its_first_step_writes_nothing(tmp_path: Path) -> None:
+    """ZeRO has no moments to write then, and nothing would be lost."""
+    store, model = Store(str(tmp_path)), create_method("scratch").expand(None, NANO)
+    optimizer = create_optimizer(model, CONFIG)
+    training = Training(
+        TorchEngine(model, optimizer),
+        optimizer,
+        LabelObjective(),
+        digits(AugmentationConfig()),
+        CONFIG,
+        worker=Worker(CPU),
+        checkpoints=BackgroundCheckpoints(StoreCheckpoints(store, "stopped/state")),
+        checkpoint_due=lambda step, steps_per_epoch, seconds: True,
+        report=lambda metrics: None,
+    )
+    with pytest.raises(errors.Interrupted) as stopped:
+        train(training, stop=lambda step: True)
+    assert stopped.value.done == 0 < stopped.value.total == training.total_steps
+    assert not store.exists("checkpoint", "stopped/state")
 
 
 @pytest.mark.parametrize("interrupted_at", [5, 22, 31])

@@ -10,14 +10,19 @@ import pandas
 import pytest
 import torch
 
+from ray_learngene import termination
+from ray_learngene.ancestry import load_ancestry
 from ray_learngene.ancestry_training import train_ancestry
 from ray_learngene.candidates import StoredLearngene
 from ray_learngene.config import AncestryConfig, DistillConfig, ExtractConfig, SweepConfig
+from ray_learngene.data.images import Preprocessing
 from ray_learngene.distill import distill
-from ray_learngene.errors import UserError
+from ray_learngene.errors import Interrupted, UserError
+from ray_learngene.export import export_timm
 from ray_learngene.extract import extract
 from ray_learngene.store import Store
 from ray_learngene.sweep import sweep
+from ray_learngene.trials import Outcomes, SweepInputs, Trial, _begun
 
 QUICK: dict[str, Any] = {
     **{"data": "digits", "batch_size": 512, "hflip": 0.0, "warmup_epochs": 0, "drop_path": 0.0, "crop_pct": 1.0},
@@ -73,8 +78,12 @@ def test_what_cannot_be_extracted_is_said(store: str) -> None:
     with pytest.raises(UserError, match="'taken' is already in .* made with other settings"):
         extract(extraction(store, name="taken", method="auto-lg"))
     distill(distillation(store, name="kept", method="heur-lg:keep=last1", depth=2))
-    with pytest.raises(UserError, match="method 'heur-lg' does not determine a whole model"):
+    with pytest.raises(UserError, match="method 'heur-lg' is no whole model: the rest would be random or repeated"):
         extract(extraction(store, name="no", method="wave", source="store:learngenes/kept"))
+    # its own layers were trained by another layout than the one it is expanded by
+    distill(distillation(store, name="shared", method="sws:stages=1-2", depth=3))
+    with pytest.raises(UserError, match="method 'sws' is no whole model"):
+        extract(extraction(store, name="no", method="weight-selection", source="store:learngenes/shared"))
     assert not Store(store).exists("learngene", "no")
 
 
@@ -137,3 +146,77 @@ def test_arms_of_one_sweep_expand_their_own_learngenes_and_learn_from_a_teacher(
         sweep(config.model_copy(update={"name": "other", "arms": ("sws@model",)}))
     with pytest.raises(UserError, match="made with ancestry .*, not None|made with alpha"):
         sweep(config.model_copy(update={"ancestry": None}))
+
+
+def quick_sweep(store: str, **changes: Any) -> SweepConfig:
+    settings = {key: value for key, value in QUICK.items() if key != "workers"}
+    return SweepConfig(**{**settings, "store": store, "learngene": "model", "in_process": True, "epochs": 0, **changes})
+
+
+def test_arms_may_be_added_whether_or_not_the_first_expanded_the_learngene(store: str) -> None:
+    first = quick_sweep(store, name="added", depths="2", arms=("scratch",))
+    sweep(first)
+    assert len(sweep(first.model_copy(update={"arms": ("scratch", "pretrained")}))) == 2
+    assert len(sweep(first.model_copy(update={"arms": ("scratch",)}))) == 2
+    distill(distillation(store, name="another", method="pretrained", depth=2, seed=1))
+    with pytest.raises(UserError, match="was made with learngene .*: choose another --name"):
+        sweep(first.model_copy(update={"arms": ("pretrained",), "learngene": "another"}))
+
+
+def test_descendants_are_trained_with_the_interpolation_that_they_inherit(store: str) -> None:
+    distill(distillation(store, name="bilinear", method="pretrained", depth=2, interpolation="bilinear"))
+    settings = {"depths": "2", "arms": ("pretrained",), "epochs": 1, "learngene": "bilinear"}
+    inherited = sweep(quick_sweep(store, name="inherited", **settings))
+    said = sweep(quick_sweep(store, name="said", **settings, interpolation="bilinear"))
+    other = sweep(quick_sweep(store, name="other", **settings, interpolation="bicubic"))
+    assert inherited["val_loss"].tolist() == said["val_loss"].tolist() != other["val_loss"].tolist()
+
+
+def test_a_teacher_is_given_images_as_it_normalises_them(store: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Descendants inherit the learngene's statistics, and their teacher may have others."""
+    model = load_ancestry("store:ancestries/vit", Store(store)).model
+    preprocessing = Preprocessing(image_size=8, mean=(0.1,) * 3, std=(0.2,) * 3, crop_pct=1.0, interpolation="bicubic")
+    with tempfile.TemporaryDirectory() as folder:
+        labels = tuple(str(digit) for digit in range(10))
+        export_timm(model, Path(folder), labels=labels, preprocessing=preprocessing)
+        Store(store).publish("ancestry", "dark", Path(folder), {})
+    seen: list[SweepInputs] = []
+    monkeypatch.setattr("ray_learngene.sweep.run_trials", lambda inputs, *others: seen.append(inputs))
+    monkeypatch.setattr("ray_learngene.sweep.write_results", lambda *others: pandas.DataFrame())
+    sweep(quick_sweep(store, name="taught", depths="2", ancestry="store:ancestries/dark"), leaderboard=False)
+    (inputs,) = seen
+    assert inputs.ancestry is not None
+    own, pixels = inputs.images.preprocessing, torch.rand(5, 3, 8, 8)
+    assert own.mean[0] != 0.1
+    given = (pixels - torch.tensor(own.mean).reshape(3, 1, 1)) / torch.tensor(own.std).reshape(3, 1, 1)
+    torch.testing.assert_close(inputs.ancestry(given), model((pixels - 0.1) / 0.2), rtol=1e-4, atol=1e-4)
+
+
+def test_what_was_stopped_early_is_kept_when_a_sweep_is_interrupted(
+    store: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(inputs: SweepInputs, wanted: Any, before: Any, on_start: Any, keep: Any) -> None:
+        Outcomes(inputs, 2, keep).stopped(wanted[0], {"epoch": 1, "top1": 12.5})
+        raise Interrupted(1, 2, "descendants")
+
+    config = quick_sweep(store, name="cut", depths="1,2", arms=("scratch",))
+    with monkeypatch.context() as patched, pytest.raises(Interrupted):
+        patched.setattr("ray_learngene.sweep.run_trials", interrupted)
+        sweep(config)
+    assert sweep(config)["status"].tolist() == ["finished", "stopped"]
+
+
+def test_a_search_goes_on_with_the_learning_rates_that_it_had_begun(
+    store: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[SweepInputs] = []
+    monkeypatch.setattr("ray_learngene.sweep.run_trials", lambda inputs, *others: seen.append(inputs))
+    monkeypatch.setattr("ray_learngene.sweep.write_results", lambda *others: pandas.DataFrame())
+    config = quick_sweep(store, name="searched", depths="1,2", arms=("scratch",), epochs=2, checkpoint_seconds=0)
+    sweep(config, leaderboard=False)
+    one, other = (Trial("scratch", spec, 0, 1.234567890123e-4) for spec in seen[0].costs)
+    with monkeypatch.context() as patched, pytest.raises(Interrupted):
+        patched.setattr(termination, "requested", lambda step: step == 3)
+        seen[0].train([one], lambda *others: None, lambda *others: None)
+    assert _begun(seen[0], [other, one], ()) == [one]
+    assert _begun(seen[0], [one], [seen[0].descendant(one).name]) == []

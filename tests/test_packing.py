@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ray_learngene.packing import Load, Pack, Place, makespan, pack
+from ray_learngene.places import _room
 
 
 @st.composite
@@ -74,3 +75,10 @@ def test_packs_of_a_sweep(loads: list[Load], place: Place, most: int | None, exp
 def test_a_thousand_trials_on_many_places() -> None:
     packs = pack(trials(250, seeds=4), Place(64, 10**9))
     assert 64 <= len(packs) < 80
+
+
+@pytest.mark.parametrize(
+    ("share", "processes"), [(0.5, 4), (0.3, 6), (0.25, 8), (0.2, 10), (0.1, 20), (0.05, 40), (1, 2), (2, 1), (3, 0)]
+)
+def test_a_gpu_is_shared_by_as_many_processes_as_ray_puts_on_it(share: float, processes: int) -> None:
+    assert _room({"CPU": 64, "GPU": 2}, 1, share) == processes

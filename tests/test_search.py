@@ -67,9 +67,17 @@ def test_the_first_learning_rates_are_those_of_any_longer_search_and_of_the_seed
 
 def test_a_search_that_goes_on_asks_for_what_is_left_of_it() -> None:
     known: Known = {SMALL.group: [(trial.lr, 1.0) for trial in DRAWN_TRIALS[1::2]] + [(2e-3, 1.0)], LARGE.group: []}
-    drawn, following = drawn_and_following([LARGE, SMALL], known, CONFIG)
+    drawn, following = drawn_and_following([LARGE, SMALL], known, [DRAWN_TRIALS[0]], CONFIG)
     assert drawn == DRAWN_TRIALS, "those that are known have the names of what is in the store"
     assert following == [LARGE, LARGE, SMALL, LARGE, SMALL]
+    begun = replace(SMALL, lr=3e-3)
+    again, following = drawn_and_following([LARGE, SMALL], known, [begun], CONFIG)
+    assert again == [begun, *DRAWN_TRIALS] and following == [LARGE, LARGE, LARGE, SMALL]
+    fresh, onwards = (
+        searched([[trial] for trial in some], [SMALL], {SMALL.group: known[SMALL.group], LARGE.group: []})[SMALL.group]
+        for some in ([], [begun])
+    )
+    assert onwards[0] == begun.lr and onwards[1] != fresh[0], "not what the interrupted search chose"
 
 
 @given(size=st.integers(min_value=1, max_value=2 * DRAWN), done=st.integers(min_value=0, max_value=2 * DRAWN))

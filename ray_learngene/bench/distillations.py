@@ -6,12 +6,13 @@ import contextlib
 import io
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ray_learngene import termination
 from ray_learngene.config import BenchConfig, DistillConfig
 from ray_learngene.distill import distill
-from ray_learngene.errors import Interrupted, RunError, UserError
+from ray_learngene.errors import Diverged, Interrupted, UserError
 from ray_learngene.methods import create_method
 from ray_learngene.store import Store
 
@@ -19,7 +20,15 @@ if TYPE_CHECKING:
     from ray.util.queue import Queue
 
 
-def distill_all(config: BenchConfig, runs: Sequence[DistillConfig], what: str) -> dict[str, str]:
+@dataclass(frozen=True)
+class Failure:
+    """Why a distillation failed; one that diverged would do so again."""
+
+    reason: str
+    diverged: bool = False
+
+
+def distill_all(config: BenchConfig, runs: Sequence[DistillConfig], what: str) -> dict[str, Failure]:
     """Distil what is not in the store, side by side on the cluster or one after another in this process.
 
     Returns:
@@ -33,11 +42,12 @@ def distill_all(config: BenchConfig, runs: Sequence[DistillConfig], what: str) -
     runs = list({run.name: run for run in runs}.values())
     left = [run for run in runs if not _is_done(store, run)]
     print(f"{what}: {len(left)} distillations to run, {len(runs) - len(left)} done", flush=True)
-    failed: dict[str, str] = {}
+    failed: dict[str, Failure] = {}
 
-    def tell(number: int, run: DistillConfig, error: str | None) -> None:
-        if error:
-            failed[run.name] = text = error
+    def tell(number: int, run: DistillConfig, failure: Failure | None) -> None:
+        if failure:
+            failed[run.name] = failure
+            text = failure.reason
         else:
             text = f"top-1 {store.manifest('learngene', run.name).metadata['metrics']['top1']:6.2f} %"
         begin = f"[{number:{len(str(len(left)))}}/{len(left)}] {what} {run.name:40} lr {run.lr:.1e}"
@@ -53,7 +63,7 @@ def distill_all(config: BenchConfig, runs: Sequence[DistillConfig], what: str) -
 
 
 def _distil_on_cluster(
-    config: BenchConfig, runs: Sequence[DistillConfig], tell: Callable[[int, DistillConfig, str | None], None]
+    config: BenchConfig, runs: Sequence[DistillConfig], tell: Callable[[int, DistillConfig, Failure | None], None]
 ) -> None:
     import ray
 
@@ -76,15 +86,15 @@ def _distil_on_cluster(
                 continue
             run = pending.pop(done[0])
             try:
-                error = ray.get(done[0])
+                failure = ray.get(done[0])
             except Interrupted:
                 if not termination.requested():  # only its worker was asked to end
                     pending[start(run)] = run
                 continue
             except ray.exceptions.RayError as death:
-                error = str(death).strip().splitlines()[-1]
+                failure = Failure(str(death).strip().splitlines()[-1])
             ended += 1
-            tell(ended, run, error)
+            tell(ended, run, failure)
     if termination.requested() and ended < len(runs):
         raise Interrupted(ended, len(runs), "distillations")
 
@@ -106,7 +116,7 @@ def _is_done(store: Store, run: DistillConfig) -> bool:
     return True
 
 
-def _distill_task(run: DistillConfig, threads: int, requests: Queue) -> str | None:
+def _distill_task(run: DistillConfig, threads: int, requests: Queue) -> Failure | None:
     """One distillation on the cluster, as by `_distil`."""
     import torch
 
@@ -119,12 +129,12 @@ def _distill_task(run: DistillConfig, threads: int, requests: Queue) -> str | No
         return _distil(run)
 
 
-def _distil(run: DistillConfig) -> str | None:
+def _distil(run: DistillConfig) -> Failure | None:
     """One distillation; what trying again would not help is returned, not raised."""
     try:
         quietly(lambda: distill(run))
-    except (UserError, RunError) as error:
-        return str(error)
+    except UserError as error:
+        return Failure(str(error), diverged=isinstance(error, Diverged))
     return None
 
 

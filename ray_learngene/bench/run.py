@@ -16,7 +16,7 @@ import pandas
 
 from ray_learngene import termination
 from ray_learngene.ancestry import check_classes, load_ancestry
-from ray_learngene.bench.distillations import distill_all, quietly
+from ray_learngene.bench.distillations import Failure, distill_all, quietly
 from ray_learngene.bench.plan import (
     Distillation,
     Row,
@@ -32,7 +32,7 @@ from ray_learngene.bench.report import write_report
 from ray_learngene.bench.table import Chosen, bench_table, current_descendants
 from ray_learngene.config import BenchConfig, ClusterConfig, SpeedConfig
 from ray_learngene.data.images import checked_image_sets
-from ray_learngene.errors import UserError
+from ray_learngene.errors import Diverged, UserError
 from ray_learngene.extract import extract
 from ray_learngene.manifest import folder_of
 from ray_learngene.specs import Spec
@@ -81,10 +81,7 @@ def bench(config: BenchConfig) -> pandas.DataFrame:
         seeds = range(config.seed, config.seed + config.seeds)
         _search_distillation(config, store, distillations, chosen)
         wanted = [distill_config(config, d, chosen.distill[d], seed) for seed in seeds for d in distillations]
-        failed = distill_all(config, wanted, "distil")
-        if failed:
-            name, error = next(iter(failed.items()))
-            raise UserError(f"{len(failed)} distillations failed: {name}: {error}; the others are kept, run it again")
+        _refuse_failed(distill_all(config, wanted, "distil"))
         for row in arms:
             for each in extract_configs(config, row, chosen.distill):
                 quietly(lambda each=each: extract(each))  # type: ignore[misc]
@@ -94,6 +91,14 @@ def bench(config: BenchConfig) -> pandas.DataFrame:
     table = bench_table(config, store, sweeps, chosen)
     write_report(config, store, table, arms, folder)
     return table
+
+
+def _refuse_failed(failed: Mapping[str, Failure]) -> None:
+    if failed:
+        name, failure = next(iter(failed.items()))
+        raise UserError(
+            f"{len(failed)} distillations failed: {name}: {failure.reason}; the others are kept, run it again"
+        )
 
 
 def _folder(out: str) -> Path:
@@ -140,7 +145,8 @@ def _search_distillation(
 ) -> None:
     """Choose the best learning rate of every distillation by the images held out of the training split.
 
-    A family searches at its largest size. A rate at which training diverges is none.
+    A family searches at its largest size. A rate at which training diverges is none; another failure ends the search,
+    which would choose among fewer rates than it says.
     """
     searched: dict[str, Distillation] = {}
     for one in sorted(distillations, key=lambda one: (one.spec.width, one.spec.depth)):
@@ -150,6 +156,7 @@ def _search_distillation(
         (one, lr): distill_config(config, one, lr, config.seed, search=True) for lr in grid for one in searched.values()
     }
     failed = distill_all(config, list(runs.values()), "search")
+    _refuse_failed({name: failure for name, failure in failed.items() if not failure.diverged})
     for one in distillations:
         owner = chosen.searched[one] = searched[one.family]
         losses = {
@@ -157,7 +164,7 @@ def _search_distillation(
             for lr in grid
             if runs[owner, lr].name not in failed
         }
-        chosen.distill[one] = _best(config.lrs, losses, next(iter(failed.values()), ""))
+        chosen.distill[one] = _best(config.lrs, losses, next((each.reason for each in failed.values()), ""))
 
 
 def _best(grid: Sequence[float], losses: Mapping[float, float], why: str) -> float:
@@ -186,7 +193,7 @@ def _search_tuning(config: BenchConfig, store: Store, arms: Sequence[Row], base:
             run = sweep_config(config, some[0], list(texts.values()), base, lr, [spec], search=True)
             try:
                 sweep(run, leaderboard=False)
-            except UserError as error:  # some diverged: that rate is none for them
+            except Diverged as error:  # that rate is none for those that did
                 why = str(error)
             for row in some:
                 for one in current_descendants(store, run.name):

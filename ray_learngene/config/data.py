@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, ValidationInfo, field_validator
 
 from ray_learngene.config.base import Config
 
@@ -67,3 +68,11 @@ class AugmentationConfig(Config):
         0.875, gt=0, le=1, description="evaluation: share of the resized image the centre crop keeps"
     )
     interpolation: Literal["bicubic", "bilinear", "nearest"] = Field("bicubic", description="resize interpolation")
+
+    @field_validator("scale", "ratio")
+    @classmethod
+    def _range(cls, limits: tuple[float, float], info: ValidationInfo) -> tuple[float, float]:
+        most = 1.0 if info.field_name == "scale" else math.inf
+        if not 0 < limits[0] <= limits[1] <= most or math.isinf(limits[1]):
+            raise ValueError(f"give the least and the most, above 0{' and up to 1' if most == 1.0 else ''}")
+        return limits

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from ray_learngene.config.data import AugmentationConfig, DataConfig
 from ray_learngene.config.training import (
@@ -23,6 +23,14 @@ class AncestryConfig(PublishConfig, StoreConfig, DataConfig, TrainingConfig, Aug
     model_args: dict[str, Any] = Field({}, description="keyword arguments of that model, as YAML: '{depth: 6}'")
     pretrained: bool = Field(False, description="start from timm's pretrained weights, or the folder's")
     image_size: int | None = Field(None, ge=1, description="input size in pixels; default: the model's own")
+
+    @field_validator("model_args")
+    @classmethod
+    def _follow_from_images(cls, model_args: dict[str, Any]) -> dict[str, Any]:
+        for name in ("num_classes", "in_chans"):
+            if name in model_args:
+                raise ValueError(f"{name} follows from the images (RGB, and the classes of --data): leave it out")
+        return model_args
 
 
 class DistillConfig(

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pandas
 import pytest
 
 from ray_learngene.ancestry_training import train_ancestry
 from ray_learngene.bench.run import bench
-from ray_learngene.config import AncestryConfig, BenchArm, BenchConfig, DistillConfig
+from ray_learngene.config import AncestryConfig, BenchArm, BenchConfig, DistillConfig, SweepConfig
 from ray_learngene.distill import distill
 from ray_learngene.errors import UserError
 from ray_learngene.store import Store
@@ -94,6 +95,31 @@ def test_a_learning_rate_that_diverges_is_never_chosen(config: BenchConfig, tmp_
     some = {"arms": arms, "seeds": 1, "depths": "2", "out": str(tmp_path)}
     table = bench(config.model_copy(update={**some, "lrs": (1e-2, 1e30), "tune_lrs": (1e-3, 1e30)}))
     assert set(table["lr"]) == {1e-2, 1e-3} and (table[table["arm"] == "any-size"]["distill_lr"] == 1e-2).all()
+
+
+def test_a_search_that_fails_for_another_reason_chooses_nothing(
+    config: BenchConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arms = {name: config.arms[name] for name in ("any-size", "scratch")}
+    some = config.model_copy(update={"name": "c", "arms": arms, "seeds": 1, "depths": "2", "out": str(tmp_path)})
+
+    def full(run: DistillConfig) -> None:
+        if run.lr == 2e-2:
+            raise UserError("the disk is full")
+        distill(run)
+
+    with monkeypatch.context() as patched, pytest.raises(UserError, match="distillations failed: .*the disk is full"):
+        patched.setattr("ray_learngene.bench.distillations.distill", full)
+        bench(some)
+    two = some.model_copy(update={"tune_lrs": (1e-3, 2e-3)})
+
+    def unreadable(run: SweepConfig, **options: Any) -> None:
+        raise UserError("1 of 2 descendants failed: the disk is full")
+
+    with monkeypatch.context() as patched, pytest.raises(UserError, match="descendants failed: the disk is full"):
+        patched.setattr("ray_learngene.bench.run.sweep", unreadable)
+        bench(two)
+    assert set(bench(two)["status"]) == {"finished"}
 
 
 def test_a_row_is_of_the_learngene_that_is_there_now(config: BenchConfig) -> None:

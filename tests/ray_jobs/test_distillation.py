@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+import safetensors.torch
 import torch
 
 from ray_learngene import costs
@@ -67,6 +68,34 @@ def test_two_workers_and_one_plain_process_distil_the_same_learngene(learngene: 
     together, alone = (store.manifest("learngene", name).metadata for name in ("digits", "plain"))
     assert alone["history"][0]["top1"] == pytest.approx(together["history"][0]["top1"], abs=0.6)
     assert manifest.name == "plain"
+
+
+def test_workers_go_on_with_what_one_plain_process_has_begun(
+    learngene: DistillConfig, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from ray_learngene import termination
+    from ray_learngene.distill import distill
+    from ray_learngene.errors import Interrupted, UserError
+
+    store, alone = Store(learngene.store), learngene.model_copy(update={"workers": 0, "name": "begun"})
+    with monkeypatch.context() as patched, pytest.raises(Interrupted):
+        patched.setattr(termination, "requested", lambda step: step == 20)
+        distill(alone)
+    assert store.exists("checkpoint", "learngene-begun/state")
+    manifest = distill(alone.model_copy(update={"workers": 2}))
+    assert "continuing the run begun" in capsys.readouterr().out
+    assert [round(entry["epoch"]) for entry in manifest.metadata["history"]] == [1, 2, 3]
+    assert not store.exists("checkpoint", "learngene-begun/state")
+    undisturbed, begun = (
+        safetensors.torch.load(store.read_bytes("learngene", name, "learngene.safetensors"))
+        for name in ("digits", "begun")
+    )
+    for name, tensor in undisturbed.items():
+        torch.testing.assert_close(begun[name], tensor, rtol=0, atol=2e-4)
+    # the other way round the process without Ray says that it cannot, and trains nothing anew
+    store.remove("learngene", "begun")
+    with pytest.raises(UserError, match="'begun' in .* has checkpoints of workers on Ray: go on with --workers 1"):
+        distill(alone)
 
 
 def test_soft_labels_computed_by_tasks_teach_two_workers_what_the_ancestry_does(learngene: DistillConfig) -> None:

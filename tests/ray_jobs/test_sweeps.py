@@ -203,7 +203,7 @@ def test_a_failed_descendant_is_told_and_the_others_are_published(sweep_config: 
     with pytest.raises(UserError, match="2 of 2 descendants failed: the loss is not finite"):
         sweep(config)
     saved = Store(config.store).read_table("sweeps/explodes/results.parquet").to_pandas()
-    assert (saved["status"] == "failed").all() and saved["error"].str.contains("lower --lr").all()
+    assert (saved["status"] == "diverged").all() and saved["error"].str.contains("lower --lr").all()
     assert Store(config.store).manifests("descendant", under="explodes") == []
 
 
