@@ -12,7 +12,6 @@ from ray import tune
 from ray.util.queue import Queue
 
 from ray_learngene import sweep_progress, termination
-from ray_learngene.checkpoints import StoreCheckpoints
 from ray_learngene.cluster import cluster_has_gpus, ray_cluster, require_resources, use_assigned_gpu
 from ray_learngene.errors import Diverged, Interrupted, RunError
 from ray_learngene.places import cluster_place
@@ -81,8 +80,6 @@ def train_on_cluster(
                     verbose=0,
                 ),
             ).fit()
-        for name in outcomes.stopped_early:  # for good, unlike what failed
-            StoreCheckpoints(store, f"{config.name}/{name}").remove()
         if termination.requested() and outcomes.ended < outcomes.total:
             raise Interrupted(outcomes.ended, outcomes.total, "descendants")
     if outcomes.ended < outcomes.total:  # Tune takes Ctrl-C for itself, and returns

@@ -49,7 +49,11 @@ _TAUGHT = set(DistillationConfig.model_fields)  # decisive too where an ancestry
 def decisive_settings(config: SweepConfig, ancestry: Ancestry | None) -> dict[str, Any]:
     """The settings that decide what descendants become, as JSON values."""
     settings = config.model_dump(mode="json", include=DECISIVE | (_TAUGHT if ancestry else set()))
-    return settings | ({"ancestry": ancestry.sha256()} if ancestry else {})
+    if ancestry:
+        settings["ancestry"] = ancestry.sha256()
+        if ancestry.scale is not None:  # an earlier version gave it the images as they were
+            settings["normalised_anew"] = True
+    return settings
 
 
 @dataclass(frozen=True)

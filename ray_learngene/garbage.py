@@ -163,12 +163,12 @@ def _finished(store: Store, everything: Iterable[Found], before: datetime) -> It
             artefact = results.get(run.removeprefix("sweep-"))
         newest = _newest(files)
         if artefact and newest < before and newest < artefact.modified + LAST_WORDS:
-            what = "state of a finished run" if root == "runs" else "checkpoint of a finished run"
+            what = "state of an ended run" if root == "runs" else "checkpoint of a finished run"
             yield _of(what, path, files, partial(store.remove_tree, path), partial(_quiet, store, path, before))
 
 
 def _is_table(path: str) -> bool:
-    """Whether a path is that of a sweep's results, which are written as descendants are finished."""
+    """Whether a path is that of a sweep's results, which are written when a sweep ends or is interrupted."""
     return path.startswith("sweeps/") and path.endswith("/results.parquet")
 
 

@@ -128,4 +128,6 @@ def print_plan(config: PlanConfig) -> None:
             f"each {config.epochs} epochs = {planned.steps:,} steps = {planned.steps * config.batch_size:,} images; "
             f"together about {planned.flops:.3g} training FLOPs"
         )
+    if config.ancestry:
+        cost += ", without those of the ancestry model that teaches"
     print(f"{planned.descendants} descendants ({counts}), {cost}")

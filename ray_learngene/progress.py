@@ -45,7 +45,8 @@ class Progress:
         return progress
 
     def write(self, folder: Path) -> None:
-        (folder / PROGRESS_FILE).write_text(json.dumps(vars(self)))
+        facts = {name: value for name, value in vars(self).items() if name != "fit" or value}
+        (folder / PROGRESS_FILE).write_text(json.dumps(facts))
 
 
 @contextmanager

@@ -42,14 +42,17 @@ def drawn_and_following(
 
     Args:
         known: What earlier runs tried.
-        begun: What they left with a checkpoint.
+        begun: What they left with a checkpoint; it goes on where its learning rate is one of this search's.
     """
     rates = drawn_rates(config)
-    begun = [trial for trial in begun if trial.lr not in rates]
     followed = {group: sum(lr not in rates for lr, _ in scores) for group, scores in known.items()}
+    going_on = []
     for trial in begun:
-        followed[trial.group] += 1
-    return [*begun, *(replace(trial, lr=lr) for lr in rates for trial in wanted)], [
+        within = config.lr_low <= trial.lr <= config.lr_high and followed[trial.group] < config.lr_search - DRAWN
+        if trial.lr not in rates and within:
+            going_on.append(trial)
+            followed[trial.group] += 1
+    return [*going_on, *(replace(trial, lr=lr) for lr in rates for trial in wanted)], [
         trial for turn in range(config.lr_search - DRAWN) for trial in wanted if turn >= followed[trial.group]
     ]
 

@@ -6,6 +6,8 @@ learngene sweep --learngene digits --name digits --data digits --budgets "params
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 
 import pandas
@@ -23,11 +25,12 @@ from ray_learngene.candidates import (
     parse_arms,
     select,
 )
+from ray_learngene.checkpoints import StoreCheckpoints
 from ray_learngene.compiled_blocks import require_compiler
 from ray_learngene.config import SweepConfig
 from ray_learngene.data.images import Images, Preprocessing, checked_image_sets
 from ray_learngene.descend import decisive_settings
-from ray_learngene.errors import Diverged, Interrupted, UserError
+from ray_learngene.errors import Diverged, UserError
 from ray_learngene.manifest import folder_of
 from ray_learngene.methods import Learngene
 from ray_learngene.provenance import provenance
@@ -44,7 +47,7 @@ def sweep(config: SweepConfig, *, leaderboard: bool = True) -> pandas.DataFrame:
         The results table, one row per descendant, as written to `sweeps/<name>/results.parquet`.
 
     Raises:
-        Diverged: some did and no other failed; those are published.
+        Diverged: some did, and none failed otherwise; the others are published.
         Interrupted: this process was asked to end; the same call continues.
         UserError: see the message; nothing has been trained then, or (some failed) the others are published.
     """
@@ -58,6 +61,7 @@ def sweep(config: SweepConfig, *, leaderboard: bool = True) -> pandas.DataFrame:
     learngene = stored.learngene
     arms = parse_arms(config, learngene)
     images = _images(config, learngene)
+    config = config.model_copy(update={"interpolation": images.preprocessing.interpolation})
     ancestry = load_ancestry(config.ancestry, store) if config.ancestry else None
     if ancestry:
         check_classes(ancestry, str(config.ancestry), config.data, images.train.classes)
@@ -84,8 +88,7 @@ def sweep(config: SweepConfig, *, leaderboard: bool = True) -> pandas.DataFrame:
     _refuse_another(store, config.name, settings)
     before = earlier_rows(store, config.name)
     text = json.dumps(settings, indent=2) + "\n"
-    unfinished = [row for row in before if row["status"] == "stopped"]
-    count = len(unfinished)
+    unfinished: list[dict[str, Any]] = []
     try:
         run_trials(
             inputs,
@@ -94,21 +97,34 @@ def sweep(config: SweepConfig, *, leaderboard: bool = True) -> pandas.DataFrame:
             lambda: store.write_text(f"sweeps/{config.name}/{SETTINGS}", text),
             unfinished.append,
         )
-    except (Interrupted, KeyboardInterrupt):
-        if len(unfinished) > count:  # what was stopped early is not to be trained again
-            write_results(store, config.name, unfinished)
+    except BaseException:
+        if unfinished:
+            with suppress(UserError):  # what ended the sweep matters more
+                _settle(store, config.name, before, unfinished)
         raise
-    table = write_results(store, config.name, unfinished)
+    table = _settle(store, config.name, before, unfinished)
     if leaderboard:
         print_leaderboard(table, budgets_of(selection))
         print(f"results: {store.uri}/sweeps/{config.name}/{RESULTS} and {PAGE}", flush=True)
-    failed = [row for row in unfinished[count:] if row["status"] in ("failed", "diverged")]
+    failed = [row for row in unfinished if row["status"] in ("failed", "diverged")]
     if failed:
         kind = Diverged if all(row["status"] == "diverged" for row in failed) else UserError
         raise kind(
             f"{len(failed)} of {len(wanted)} descendants failed: {failed[0]['error']}; the others are published, "
             "run the sweep again to retry these"
         )
+    return table
+
+
+def _settle(
+    store: Store, name: str, before: Sequence[dict[str, Any]], unfinished: Sequence[dict[str, Any]]
+) -> pandas.DataFrame:
+    """Write the results table, and remove the checkpoints of what would not go on from them in another run."""
+    stopped = [row for row in before if row["status"] == "stopped"]
+    table = write_results(store, name, [*stopped, *unfinished])
+    for row in unfinished:
+        if row["status"] in ("stopped", "diverged"):
+            StoreCheckpoints(store, f"{name}/{row['descendant']}").remove()
     return table
 
 

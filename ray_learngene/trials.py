@@ -127,7 +127,6 @@ class Outcomes:
 
     def __init__(self, inputs: SweepInputs, total: int, keep: Callable[[dict[str, Any]], None]) -> None:
         self.inputs, self.total, self.keep, self.ended = inputs, total, keep, 0
-        self.stopped_early: list[str] = []
 
     def finished(self, trial: Trial, row: dict[str, Any]) -> None:
         """It is in the store."""
@@ -143,7 +142,6 @@ class Outcomes:
         epoch, top1 = metrics.get("epoch", 0), metrics.get("top1", 0)
         self._print(trial, f"stopped early at epoch {epoch:g} with top-1 {top1:.2f} %")
         self._keep(trial, "stopped", None, metrics)
-        self.stopped_early.append(self.inputs.descendant(trial).name)
 
     def _print(self, trial: Trial, text: str) -> None:
         self.ended += 1
@@ -244,7 +242,7 @@ def _known(inputs: SweepInputs, wanted: Sequence[Trial], before: Sequence[dict[s
 
 
 def _begun(inputs: SweepInputs, wanted: Sequence[Trial], settled: Collection[str]) -> list[Trial]:
-    """What earlier runs of the sweep have not settled and left with a checkpoint, at learning rates that they chose."""
+    """What earlier runs of the sweep have not settled and left with a checkpoint, at whatever learning rate."""
     config = inputs.config
     left = {
         manifest.name.removeprefix(f"{config.name}/"): manifest.metadata["lr"]

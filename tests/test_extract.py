@@ -170,6 +170,9 @@ def test_descendants_are_trained_with_the_interpolation_that_they_inherit(store:
     said = sweep(quick_sweep(store, name="said", **settings, interpolation="bilinear"))
     other = sweep(quick_sweep(store, name="other", **settings, interpolation="bicubic"))
     assert inherited["val_loss"].tolist() == said["val_loss"].tolist() != other["val_loss"].tolist()
+    assert inherited["descendant"].tolist() == said["descendant"].tolist() != other["descendant"].tolist()
+    made = Store(store).manifest("descendant", f"inherited/{inherited['descendant'][0]}").metadata["config"]
+    assert made["interpolation"] == "bilinear"
 
 
 def test_a_teacher_is_given_images_as_it_normalises_them(store: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -192,15 +195,16 @@ def test_a_teacher_is_given_images_as_it_normalises_them(store: str, monkeypatch
     torch.testing.assert_close(inputs.ancestry(given), model((pixels - 0.1) / 0.2), rtol=1e-4, atol=1e-4)
 
 
-def test_what_was_stopped_early_is_kept_when_a_sweep_is_interrupted(
-    store: str, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("end", [Interrupted(1, 2, "descendants"), SystemExit(143), RuntimeError("Tune's")])
+def test_what_was_stopped_early_is_kept_however_a_sweep_ends(
+    store: str, end: BaseException, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def interrupted(inputs: SweepInputs, wanted: Any, before: Any, on_start: Any, keep: Any) -> None:
         Outcomes(inputs, 2, keep).stopped(wanted[0], {"epoch": 1, "top1": 12.5})
-        raise Interrupted(1, 2, "descendants")
+        raise end
 
-    config = quick_sweep(store, name="cut", depths="1,2", arms=("scratch",))
-    with monkeypatch.context() as patched, pytest.raises(Interrupted):
+    config = quick_sweep(store, name=f"cut-{type(end).__name__}", depths="1,2", arms=("scratch",))
+    with monkeypatch.context() as patched, pytest.raises(type(end)):
         patched.setattr("ray_learngene.sweep.run_trials", interrupted)
         sweep(config)
     assert sweep(config)["status"].tolist() == ["finished", "stopped"]

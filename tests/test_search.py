@@ -73,6 +73,9 @@ def test_a_search_that_goes_on_asks_for_what_is_left_of_it() -> None:
     begun = replace(SMALL, lr=3e-3)
     again, following = drawn_and_following([LARGE, SMALL], known, [begun], CONFIG)
     assert again == [begun, *DRAWN_TRIALS] and following == [LARGE, LARGE, LARGE, SMALL]
+    for change in ({"lr_high": 2.5e-3}, {"lr_low": 4e-3}, {"lr_search": 3}):  # it is none of this search's
+        settings = CONFIG.model_copy(update=change)
+        assert begun not in drawn_and_following([LARGE, SMALL], known, [begun], settings)[0]
     fresh, onwards = (
         searched([[trial] for trial in some], [SMALL], {SMALL.group: known[SMALL.group], LARGE.group: []})[SMALL.group]
         for some in ([], [begun])

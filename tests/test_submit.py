@@ -13,6 +13,7 @@ import ray
 from ray.job_submission import JobSubmissionClient
 
 from ray_learngene import cli, submit
+from ray_learngene.config import SoftLabelsConfig
 from ray_learngene.errors import JobFailed
 
 ROOT = Path(__file__).parent.parent
@@ -81,6 +82,14 @@ def test_a_mistake_in_the_runtime_environment_is_one_line(
     assert cli.main(["submit", *SWEEP, "--store", "s3://b/p", "--runtime-env", str(path)]) == 2
     said = capsys.readouterr().err.strip()
     assert says in said and len(said.splitlines()) == 1 and "secret" not in said
+
+
+def test_soft_labels_are_the_same_job_where_they_are_the_same() -> None:
+    views = {"data": "digits", "preset": "nano", "ancestry": "levit_384", "store": "s3://b/p"}
+    one, again, other = (submit._key("softlabels", SoftLabelsConfig(**views, epochs=epochs)) for epochs in (10, 10, 20))
+    assert one == again != other and one.startswith("softlabels-views-")
+    named = SoftLabelsConfig(**views, name="digits")
+    assert submit._key("softlabels", named).startswith("softlabels-digits-")
 
 
 class Gateway(BaseHTTPRequestHandler):

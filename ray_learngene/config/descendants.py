@@ -43,11 +43,12 @@ class PlanConfig(SelectionConfig, DataConfig, OptimizationConfig):
     data: str = Field("", description="image set, to count the steps of the sweep; default: cost per image only")
     epochs: int = Field(10, ge=0, description="epochs of each descendant")
     warmup_epochs: float = Field(0, ge=0, description="linear warm-up, in epochs")
+    ancestry: str | None = Field(None, description="the sweep's; what it is asked is not counted")
 
     @model_validator(mode="before")
     @classmethod
     def _of_a_sweep(cls, values: dict[str, Any]) -> dict[str, Any]:
-        """The recipe of a sweep is one of its plan: what decides neither sizes nor costs is left out."""
+        """The recipe of a sweep is one of its plan, which does not use all of it."""
         return {name: value for name, value in values.items() if name in cls.model_fields or name not in SWEEPS}
 
 
