@@ -49,8 +49,8 @@ def expected(store: Store, full: bool = True) -> dict[str, str]:
         ".check-1": "temporary file",
         old: "replaced files",
         "learngenes/dead/0123456789ab-01234567": "files without a manifest",
-        "runs/learngene-x": "state of a finished run",
-        "runs/sweep-s": "state of a finished run",
+        "runs/learngene-x": "state of an ended run",
+        "runs/sweep-s": "state of an ended run",
         "checkpoints/learngene-x/state": "checkpoint of a finished run",
         "checkpoints/s/a": "checkpoint of a finished run",
     }
