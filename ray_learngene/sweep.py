@@ -60,12 +60,13 @@ def sweep(config: SweepConfig, *, leaderboard: bool = True) -> pandas.DataFrame:
     stored = load_learngene(config)
     learngene = stored.learngene
     arms = parse_arms(config, learngene)
-    images = _images(config, learngene)
-    config = config.model_copy(update={"interpolation": images.preprocessing.interpolation})
+    preprocessing = _preprocessing(config, learngene)
+    config = config.model_copy(update={"interpolation": preprocessing.interpolation})  # in training as in evaluation
+    images = _images(config, preprocessing)
     ancestry = load_ancestry(config.ancestry, store) if config.ancestry else None
     if ancestry:
         check_classes(ancestry, str(config.ancestry), config.data, images.train.classes)
-        ancestry.accept(images.preprocessing.mean, images.preprocessing.std)
+        ancestry.accept(preprocessing.mean, preprocessing.std)
     measure = measured_latency(config)
     selection = select(config, learngene, len(images.train.classes), measure)
     seeds = range(config.seed, config.seed + config.seeds)
@@ -133,24 +134,21 @@ def budgets_of(selection: Selection) -> dict[str, int]:
     return {text: int(choice.costs["params"]) for text, choice in selection.chosen.items()}
 
 
-def _images(config: SweepConfig, learngene: Learngene) -> Images:
-    sets = checked_image_sets(config)
-    preprocessing = Preprocessing(
+def _preprocessing(config: SweepConfig, learngene: Learngene) -> Preprocessing:
+    """The learngene's, but for what the configuration says itself."""
+    return Preprocessing(
         **{
             **learngene.preprocessing,
             "image_size": config.image_size or learngene.spec.image,
             **config.model_dump(include={"crop_pct", "interpolation"} & config.model_fields_set),
         }
     )
-    augmentation = config.model_copy(update={"interpolation": preprocessing.interpolation})  # one in training and after
+
+
+def _images(config: SweepConfig, preprocessing: Preprocessing) -> Images:
+    sets = checked_image_sets(config)
     images = Images(
-        sets.train,
-        sets.val,
-        preprocessing,
-        augmentation,
-        config.loader_workers,
-        config.unreadable,
-        config.finish_batches,
+        sets.train, sets.val, preprocessing, config, config.loader_workers, config.unreadable, config.finish_batches
     )
     images.training_batches(config)  # refuses what does not divide
     return images

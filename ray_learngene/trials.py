@@ -184,14 +184,14 @@ def run_trials(
         Interrupted: this process was asked to end.
     """
     config = inputs.config
-    names = {row["descendant"] for row in before}
+    settled = {row["descendant"] for row in before}
     every, following, known = list(wanted), list[Trial](), Known()
     if config.lr_search:
         from ray_learngene.search import drawn_and_following
 
         known = _known(inputs, wanted, before)
-        every, following = drawn_and_following(wanted, known, _begun(inputs, wanted, names), config)
-    left = [trial for trial in every if inputs.descendant(trial).name not in names]
+        every, following = drawn_and_following(wanted, known, _begun(inputs, wanted, settled), config)
+    left = [trial for trial in every if inputs.descendant(trial).name not in settled]
     total, count = len(wanted) * max(1, config.lr_search), len(left) + len(following)
     done = f", {total - count} already finished" if count < total else ""
     print(f"sweep {config.name}: {count} descendants to train{done}", flush=True)
