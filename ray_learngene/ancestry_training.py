@@ -66,6 +66,32 @@ class AncestryTask:
         }
 
 
+def _create(config: AncestryConfig, classes: int) -> nn.Module:
+    """The untrained or pretrained model, with what it takes of the input size and of stochastic depth."""
+    settings = {"img_size": config.image_size, "drop_path_rate": config.drop_path or None, **config.model_args}
+    while True:
+        try:
+            module = create_timm(config.model, "--model", pretrained=config.pretrained, num_classes=classes, **settings)
+            break
+        except UserError as error:
+            names = [name for name in ("drop_path_rate", "img_size") if settings.get(name) is not None]
+            own = [name for name in names if name not in config.model_args]
+            refused = next((name for name in own if name in str(error)), "img_size" if "img_size" in own else None)
+            if refused is None:
+                raise
+            del settings[refused]  # a model of no fixed input size, or without paths to drop
+            if refused == "drop_path_rate" and "drop_path" in config.model_fields_set:
+                print(f"{config.model} has no stochastic depth: --drop-path is left out", flush=True)
+    seen: dict[int, str] = {}
+    for name, tensor in module.state_dict().items():
+        if tensor.numel() and (first := seen.setdefault(tensor.data_ptr(), name)) != name:
+            raise UserError(
+                f"--model {config.model}: {first} and {name} share memory, which timm's model folders cannot hold: "
+                "choose another model"
+            )
+    return module
+
+
 def train_ancestry(config: AncestryConfig) -> Manifest:
     """Train an ancestry model on labelled images and publish it in the store.
 
@@ -74,20 +100,8 @@ def train_ancestry(config: AncestryConfig) -> Manifest:
     """
     check_early(config, "ancestry")
     sets = checked_image_sets(config)
-    arguments = {"img_size": config.image_size} if config.image_size and "img_size" not in config.model_args else {}
-    options: dict[str, Any] = {
-        "pretrained": config.pretrained,
-        "num_classes": len(sets.train.classes),
-        "drop_path_rate": config.drop_path,
-        **config.model_args,
-    }
     torch.manual_seed(config.seed)
-    try:
-        module = create_timm(config.model, "--model", **options, **arguments)
-    except UserError:
-        if not arguments:
-            raise
-        module = create_timm(config.model, "--model", **options)  # a model of no fixed input size
+    module = _create(config, len(sets.train.classes))
     data = resolve_model_data_config(module)
     preprocessing = Preprocessing(
         image_size=config.image_size or int(get_model_input_config(module)["input_size"][-1]),

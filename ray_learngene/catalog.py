@@ -58,6 +58,13 @@ def _best(known: list[Entry], config: PullConfig, limits: list[Budget], uri: str
         raise UserError(
             f"no descendants{f' of arm {config.arm!r}' if config.arm else ''} in {where}: see `learngene list`"
         )
+    tasks: dict[Any, set[str]] = {}
+    for one in found:
+        if classes := one.facts.get("classes"):  # a script of somebody's own need not say
+            tasks.setdefault(classes, set()).add(one.name.split("/")[0])
+    if len(tasks) > 1:
+        told = "; ".join(f"{classes} classes: {', '.join(sorted(names))}" for classes, names in tasks.items())
+        raise UserError(f"the descendants in {uri} are of different label sets ({told}): choose with --sweep")
     within = [one for one in found if all(limit.admits(one.facts) for limit in limits)]
     if not within:
         raise UserError(
@@ -170,10 +177,9 @@ def print_artefact(config: ShowConfig) -> None:
 
 def _print_sweep(store: Store, name: str) -> None:
     from ray_learngene.report import print_leaderboard
-    from ray_learngene.results import SETTINGS, sweep_table
+    from ray_learngene.results import read_settings, sweep_table
 
-    text = store.read_text(f"sweeps/{name}/{SETTINGS}")
-    if text is None:
+    settings = read_settings(store, name)
+    if settings is None:
         raise UserError(f"no sweep {name!r} in {store.uri}: see `learngene list`")
-    facts: dict[str, Any] = json.loads(text)
-    print_leaderboard(sweep_table(store, name), facts["budgets"])
+    print_leaderboard(sweep_table(store, name), settings["budgets"])

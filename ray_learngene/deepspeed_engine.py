@@ -89,7 +89,9 @@ def read_user_config(path: str) -> dict[str, Any]:
     for key in _OURS:
         if key in values:
             raise UserError(f"--deepspeed {path}: {key!r} is set by the run's own flags; remove it from the file")
-    if "stage" in (values.get("zero_optimization") or {}):
+    if not isinstance(values.get("zero_optimization", {}), dict):
+        raise UserError(f"--deepspeed {path}: zero_optimization is no JSON object: give one, or leave it out")
+    if "stage" in values.get("zero_optimization", {}):
         raise UserError(f"--deepspeed {path}: the ZeRO stage is set by --zero; remove it from the file")
     return values
 

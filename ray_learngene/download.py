@@ -40,7 +40,12 @@ def download(objects: Objects, manifest: Manifest, out: Path, overwrite: bool) -
         UserError: `out` exists and may not be replaced, another pull into it runs, a file does not match, or storage or
             disk refuse.
     """
-    out = Path(os.path.abspath(out.expanduser()))
+    try:
+        out = Path(os.path.abspath(out.expanduser()))
+    except RuntimeError as error:
+        raise UserError(f"--out {out}: {error}") from None
+    if not out.name:
+        raise UserError(f"--out {out} cannot be replaced by a model: name a folder below it")
     partial, replaced = (out.with_name(f"{out.name}{ending}") for ending in LEFTOVERS)
     with clear_errors(str(out)):
         _check_free(out, manifest, overwrite)

@@ -43,7 +43,12 @@ def evaluate_model(config: EvaluateConfig) -> Scores:
     device = resolve_device()
     reader = Reader(sets.val, config.unreadable)
     batches = validation_batches(
-        sets.val, preprocessing, config.batch_size, workers=config.loader_workers, reader=reader
+        sets.val,
+        preprocessing,
+        config.batch_size,
+        workers=config.loader_workers,
+        reader=reader,
+        crop_mode=data["crop_mode"],
     )
     scores = evaluate(model.to(device), batches, device=device)
     if reader.names():

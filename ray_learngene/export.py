@@ -32,6 +32,7 @@ def export_timm(
         "mean": preprocessing.mean,
         "std": preprocessing.std,
         "crop_pct": preprocessing.crop_pct,
+        "crop_mode": "center",  # also where the model that training started from has another
         "interpolation": preprocessing.interpolation,
     }
     save_for_hf(

@@ -25,7 +25,12 @@ def forward_flops(module: nn.Module, image: int, batch: int = 1) -> int:
 
     Matrix products, convolutions and attention's two products are counted; norms and activations are not.
     """
-    return _count(copy.deepcopy(module).to("meta"), image, batch)
+    return _count(_on_meta(module), image, batch)
+
+
+def _on_meta(module: nn.Module) -> nn.Module:
+    """A copy without storage; frozen, as torch's counter follows modules through the gradients of what is not."""
+    return copy.deepcopy(module).to("meta").requires_grad_(False)
 
 
 def _count(forward: Callable[[torch.Tensor], object], image: int, batch: int) -> int:
@@ -41,7 +46,7 @@ def training_flops(module: nn.Module, image: int, *, batch: int, steps: int, see
 
     A module that is other models in every step is counted as those it draws in each of them.
     """
-    module = copy.deepcopy(module).to("meta").train()
+    module = _on_meta(module).train()
     if not isinstance(module, ElasticVisionTransformer):
         return TRAINING_PASSES * steps * _count(module, image, batch)
     passes: Counter[tuple[Spec, int]] = Counter()

@@ -223,10 +223,20 @@ class Index:
             table = pyarrow.parquet.read_table(io.BytesIO(data), schema=SCHEMA)
             rows = table.to_pylist()
             entries = [Entry(**row) for row in rows]
-            for entry in entries:
+            for row, entry in zip(rows, entries, strict=True):
+                if None in row.values():
+                    raise ValueError("a value is missing")
                 folder_of(entry.kind, entry.name)
             return {(entry.kind, entry.name): entry for entry in entries}
-        except (OSError, pyarrow.ArrowException, TypeError, KeyError, UserError) as error:
+        except (
+            OSError,
+            pyarrow.ArrowException,
+            TypeError,
+            ValueError,
+            LookupError,
+            AttributeError,
+            UserError,
+        ) as error:
             log.warning("%s is damaged, so all manifests are read: %s", self.objects.uri_of(path), error)
             return None
 

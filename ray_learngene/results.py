@@ -2,16 +2,35 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from typing import Any
 
 import pandas
 import pyarrow
 
+from ray_learngene.errors import UserError
 from ray_learngene.report import leaderboard_page
 from ray_learngene.store import Store
 
 RESULTS, PAGE, SETTINGS = "results.parquet", "leaderboard.html", "sweep.json"
+
+
+def read_settings(store: Store, name: str) -> dict[str, Any] | None:
+    """What sweep.json says of a sweep: what its descendants have in `common` and its `budgets`; None without one.
+
+    Raises:
+        UserError: it is damaged.
+    """
+    path = f"sweeps/{name}/{SETTINGS}"
+    text = store.read_text(path)
+    if text is None:
+        return None
+    try:
+        settings = json.loads(text)
+        return {**settings, **{key: dict(settings.get(key, {})) for key in ("common", "budgets")}}
+    except (ValueError, TypeError, AttributeError):
+        raise UserError(f"{store.objects.uri_of(path)} is damaged: delete it, the sweep makes it anew") from None
 
 
 def sweep_table(store: Store, name: str, unfinished: Sequence[dict[str, Any]] = ()) -> pandas.DataFrame:

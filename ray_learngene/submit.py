@@ -41,6 +41,7 @@ _TALKATIVE = (
     *("ray.dashboard.modules.dashboard_sdk", "ray.dashboard.modules.job.sdk"),
     "ray._private.runtime_env.packaging",
 )
+BUILT_IN, BUILT_IN_KINDS = ("digits", "cifar10"), ("torch/", "hfds/")  # --data that is no folder
 _ENDED = ("SUCCEEDED", "FAILED", "STOPPED")
 
 
@@ -73,6 +74,8 @@ def _refuse_what_stays_here(command: str, config: Config) -> None:
     for name in ("data", "data_dir", "ancestry", "source", "model"):
         value = values.get(name)
         path = value.removeprefix("local-dir:") if isinstance(value, str) else "/"
+        if name == "data" and (path in BUILT_IN or path.startswith(BUILT_IN_KINDS)):
+            continue
         if not os.path.isabs(path) and os.path.exists(path) and (os.sep in path or path != value or "data" in name):
             raise UserError(
                 f"--{name.replace('_', '-')} {value}: the cluster does not see this machine's folders; "

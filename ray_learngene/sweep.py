@@ -35,7 +35,7 @@ from ray_learngene.manifest import folder_of
 from ray_learngene.methods import Learngene
 from ray_learngene.provenance import provenance
 from ray_learngene.report import print_leaderboard
-from ray_learngene.results import PAGE, RESULTS, SETTINGS, earlier_rows, write_results
+from ray_learngene.results import PAGE, RESULTS, SETTINGS, earlier_rows, read_settings, write_results
 from ray_learngene.store import Store
 from ray_learngene.trials import SweepInputs, Trial, run_trials
 
@@ -166,6 +166,7 @@ def _settings(inputs: SweepInputs, selection: Selection, stored: StoredLearngene
             **({"learngene": stored.manifest.version} if stored.manifest.name in expanded else {}),
             "preprocessing": inputs.images.preprocessing.model_dump(mode="json"),
             "data": inputs.images.train.fingerprint,
+            "validation": inputs.images.val.fingerprint,
             **decisive_settings(config, inputs.ancestry),
             **({} if config.lr_search else {"lr": config.lr}),
         },
@@ -180,13 +181,14 @@ def _refuse_another(store: Store, name: str, settings: dict[str, Any]) -> None:
 
     The learngene that earlier arms were expanded from stays one of the settings, also where now none is.
     """
-    text = store.read_text(f"sweeps/{name}/{SETTINGS}")
-    if text is None:
+    earlier = read_settings(store, name)
+    if earlier is None:
         return
-    before, now = json.loads(text)["common"], settings["common"]
-    for one, other in ((before, now), (now, before)):  # arms that are expanded from it may be added later
-        if "learngene" in other:
-            one.setdefault("learngene", other["learngene"])
+    before, now = earlier["common"], settings["common"]
+    for one, other in ((before, now), (now, before)):
+        # arms that are expanded from it may be added later; an earlier version did not say what it validated on
+        for key in {"learngene", "validation"} & other.keys():
+            one.setdefault(key, other[key])
     changed = [key for key in sorted({*before, *now}) if before.get(key) != now.get(key)]
     if changed:
         key = changed[0]

@@ -10,14 +10,19 @@ from pathlib import Path
 import pytest
 import timm
 import torch
-from timm.data import resolve_model_data_config
+import torch.nn.functional as F
+from timm.data import create_transform, resolve_model_data_config
 
 from ray_learngene.ancestry import create_timm
+from ray_learngene.config import EvaluateConfig
+from ray_learngene.data import open_image_sets
 from ray_learngene.data.images import Preprocessing
 from ray_learngene.errors import UserError
+from ray_learngene.evaluate import evaluate_model
 from ray_learngene.export import export_timm, load_timm
 from ray_learngene.methods import Learngene, create_method
 from ray_learngene.specs import PRESETS, timm_arguments
+from tests.data.image_files import write_class_folders
 
 NANO = PRESETS["nano"]
 PREPROCESSING = Preprocessing(
@@ -47,7 +52,7 @@ def test_a_method_through_learngene_expansion_and_timm(name: str, tmp_path: Path
     data = resolve_model_data_config(loaded)
     assert tuple(data["input_size"]) == (3, 8, 8)
     assert (tuple(data["mean"]), tuple(data["std"])) == (PREPROCESSING.mean, PREPROCESSING.std)
-    assert (data["crop_pct"], data["interpolation"]) == (0.95, "bilinear")
+    assert (data["crop_pct"], data["interpolation"], data["crop_mode"]) == (0.95, "bilinear", "center")
     assert tuple(loaded.pretrained_cfg["label_names"]) == LABELS
 
 
@@ -95,6 +100,32 @@ def test_an_ancestry_model_starts_from_a_folder_with_a_fresh_head_where_classes_
         fresh = [name for name, tensor in model.state_dict().items() if not torch.equal(tensor, weights[name])]
         assert fresh == ([] if classes == 10 else ["head.weight", "head.bias"])
         assert weights["head.weight"].shape[0] == classes
+
+
+def test_a_folder_says_how_its_model_was_measured_and_is_measured_as_it_says(tmp_path: Path) -> None:
+    """Some of timm's models squash images instead of cropping them; training from one crops."""
+    write_class_folders(tmp_path / "images" / "train", {"a": 2, "b": 2})
+    write_class_folders(tmp_path / "images" / "val", {"a": 3, "b": 3})  # 24 by 16 pixels
+    spec = NANO.replace(classes=2)
+    model = create_method("scratch").expand(None, spec)
+    model.pretrained_cfg = {**model.pretrained_cfg, "crop_mode": "squash"}
+    export_timm(model, tmp_path / "m", labels=("a", "b"), preprocessing=PREPROCESSING, model_args=timm_arguments(spec))
+    data = resolve_model_data_config(load_timm(tmp_path / "m"))
+    assert data["crop_mode"] == "center"
+    config = EvaluateConfig(model=str(tmp_path / "m"), data=str(tmp_path / "images"))
+    losses = [evaluate_model(config).mean_loss]
+    settings = json.loads((tmp_path / "m" / "config.json").read_text())
+    settings["pretrained_cfg"]["crop_mode"] = "squash"
+    (tmp_path / "m" / "config.json").write_text(json.dumps(settings))
+    losses.append(evaluate_model(config).mean_loss)
+    for mode, loss in zip(("center", "squash"), losses, strict=True):
+        transform = create_transform(**{**data, "crop_mode": mode})
+        sets = open_image_sets(config)
+        images = torch.stack([transform(sets.val.image(index)) for index in range(6)])
+        with torch.no_grad():
+            expected = F.cross_entropy(model.eval()(images), torch.tensor(sets.val.labels))
+        assert loss == pytest.approx(expected.item(), rel=1e-5)
+    assert losses[0] != losses[1]
 
 
 def test_what_is_no_timm_folder_is_refused(tmp_path: Path) -> None:

@@ -23,6 +23,7 @@ from ray_learngene.extract import extract
 from ray_learngene.store import Store
 from ray_learngene.sweep import sweep
 from ray_learngene.trials import Outcomes, SweepInputs, Trial, _begun
+from tests.data.image_files import write_class_folders
 
 QUICK: dict[str, Any] = {
     **{"data": "digits", "batch_size": 512, "hflip": 0.0, "warmup_epochs": 0, "drop_path": 0.0, "crop_pct": 1.0},
@@ -224,3 +225,14 @@ def test_a_search_goes_on_with_the_learning_rates_that_it_had_begun(
         seen[0].train([one], lambda *others: None, lambda *others: None)
     assert _begun(seen[0], [other, one], ()) == [one]
     assert _begun(seen[0], [one], [seen[0].descendant(one).name]) == []
+
+
+def test_a_sweep_that_goes_on_is_validated_on_the_same_images(store: str, tmp_path: Path) -> None:
+    photos = write_class_folders(tmp_path, {"train": 0, "val": 0})
+    for split in ("train", "val"):
+        write_class_folders(photos / split, {str(digit): 2 for digit in range(10)})
+    config = quick_sweep(store, name="photos", depths="2", arms=("scratch",), data=str(photos), batch_size=4)
+    sweep(config)
+    (photos / "val" / "3" / "1.jpg").unlink()
+    with pytest.raises(UserError, match="'photos' in .* was made with validation '[0-9a-f]{64}', not '[0-9a-f]{64}'"):
+        sweep(config.model_copy(update={"depths": "1,2"}))

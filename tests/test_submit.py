@@ -84,6 +84,17 @@ def test_a_mistake_in_the_runtime_environment_is_one_line(
     assert says in said and len(said.splitlines()) == 1 and "secret" not in said
 
 
+def test_a_folder_called_like_a_built_in_set_is_not_meant(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "digits").mkdir()  # where `learngene pull learngenes/digits` puts it
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.delenv("RAY_API_SERVER_ADDRESS", raising=False)
+    assert cli.main(["submit", *SWEEP, "--store", "s3://b/p"]) == 2
+    assert "which cluster?" in capsys.readouterr().err
+
+
 def test_soft_labels_are_the_same_job_where_they_are_the_same() -> None:
     views = {"data": "digits", "preset": "nano", "ancestry": "levit_384", "store": "s3://b/p"}
     one, again, other = (submit._key("softlabels", SoftLabelsConfig(**views, epochs=epochs)) for epochs in (10, 10, 20))

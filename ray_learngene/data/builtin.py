@@ -34,7 +34,7 @@ def open_cifar10(data_dir: str | None) -> ImageSets:
     Raises:
         UserError: a binary file is missing or is not one, or the set cannot be downloaded.
     """
-    folder = _cifar10_binaries(Path(data_dir)) if data_dir else None
+    folder = _cifar10_binaries(Path(data_dir).expanduser()) if data_dir else None
     if folder is None:
         return open_timm_sets("torch/cifar10", data_dir)
     missing = [name for name in (*_CIFAR10_TRAIN, _CIFAR10_TEST) if not (folder / name).is_file()]

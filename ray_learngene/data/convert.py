@@ -6,6 +6,7 @@ import io
 import itertools
 import json
 import os
+from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -66,6 +67,8 @@ def convert(
     else:
         sets = open_image_sets(config)
         note = sets.note
+        if twice := [name for name, count in Counter(sets.train.classes).items() if count > 1]:
+            raise UserError(f"{config.data} has two classes {twice[0]!r}: shards tell them by name; rename one")
         splits = {"train": _items(sets.train), "val": _items(sets.val)}
         metadata = {CLASSES_KEY: json.dumps(sets.train.classes)}
         schema = pa.schema([("image", pa.binary()), ("label", pa.string()), ("name", pa.string())], metadata)
@@ -112,13 +115,20 @@ def _require_empty(target: FileSystem, folder: str, out: str) -> None:
 
 def _items(image_set: ImageSet) -> Iterator[Item]:
     for index, label in enumerate(image_set.labels):
-        with readable(partial(image_set.describe, index)):
-            data = image_set.encoded(index) or image_set.open(index)
+        data: bytes | Image.Image | UserError | None
+        try:
+            with readable(partial(image_set.describe, index)):
+                data = image_set.encoded(index)
+                data = image_set.open(index) if data is None else data
+        except UserError as error:
+            data = error
         yield Item(image_set.describe(index), image_set.classes[label], data)
 
 
 def _encode(item: Item, short_side: int | None, quality: int) -> bytes:
     """The image's own bytes where it is small enough, else a resized JPEG (PNG for pixels)."""
+    if isinstance(item.data, UserError):
+        raise item.data
     with readable(lambda: item.name):
         if isinstance(item.data, bytes):
             with Image.open(io.BytesIO(item.data)) as opened:

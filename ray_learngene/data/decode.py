@@ -15,13 +15,17 @@ def to_rgb(image: Image.Image) -> Image.Image:
     """Decode an opened image, turn it as its EXIF orientation says and convert it to RGB.
 
     Transparency is dropped, as timm's and torchvision's own readers do. 16-bit grey is scaled to 8 bits. Raises
-    whatever Pillow raises for damaged files; see `readable`.
+    whatever Pillow raises for damaged files, and ValueError for pixels whose range nobody knows; see `readable`.
     """
     image.load()
+    if image.mode == "F":
+        raise ValueError("32-bit float pixels, whose range is not known: convert it to 8 or 16 bits")
     ImageOps.exif_transpose(image, in_place=True)
     if image.mode.startswith("I"):
-        # Pillow would clip at 255. Mode "I" has 32 bits, but files that open in it (PGM) hold 16.
-        grey = np.asarray(image).astype(np.int64).clip(0, 65535)
+        # Pillow would clip at 255. Mode "I" has 32 bits, but most files that open in it (PGM) hold 16.
+        grey = np.asarray(image).astype(np.int64)
+        if grey.min() < 0 or grey.max() > 65535:
+            raise ValueError("32-bit pixels, whose range is not known: convert it to 8 or 16 bits")
         image = Image.fromarray(((grey + 128) // 257).astype(np.uint8))
     if image.mode == "P" and "transparency" in image.info:
         image = image.convert("RGBA")  # directly to RGB, Pillow warns

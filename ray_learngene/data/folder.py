@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
-import ray_learngene.torchvision_cpu  # noqa: F401  isort:skip  (before the first timm import)
 import numpy as np
 import pyarrow as pa
 from PIL import Image
-from timm.data.readers import create_reader
 
 from ray_learngene.data.image_set import ImageSet, ImageSets, Labels, hold_out_noted
+from ray_learngene.data.splits import split_of
 from ray_learngene.errors import UserError
 from ray_learngene.storage_errors import clear_errors
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
-_VALIDATION = ("val", "validation", "test")
+_PLAIN = ("val", "valid", "validation", "test")
 
 
 class FolderSet(ImageSet):
@@ -38,15 +37,20 @@ class FolderSet(ImageSet):
             return file.read()
 
     def describe(self, index: int) -> str:
-        return self.path(index)
+        return _printable(self.path(index))
 
     def content(self) -> Iterator[bytes]:
         for index, name in enumerate(self._names):
-            yield b"%s\0%d\0" % (name.as_py(), os.path.getsize(self.path(index)))
+            path = self.path(index)
+            size = os.path.getsize(path) if os.path.exists(path) else -1  # a broken link is an unreadable image
+            yield b"%s\0%d\0" % (name.as_py(), size)
 
 
 def open_folder(root: str, holdout: float) -> ImageSets:
-    """Open `root/train` with `root/val`, `validation` or `test`, or class folders directly under `root`.
+    """Open the class folders of a training split and of one to validate on, or class folders directly under `root`.
+
+    Splits are folders of class folders whose names say so: `train`, `Training`, `seg_train`, `val`, `test_set`, ... A
+    test split is validated on where there is no other.
 
     Raises:
         UserError: there are no class folders or images, a class folder is empty, an image is outside any of them, or
@@ -55,15 +59,36 @@ def open_folder(root: str, holdout: float) -> ImageSets:
     root = os.path.abspath(root)
     with clear_errors(root):
         folders = _subfolders(root)
-        validation = next((name for name in _VALIDATION if name in folders), None)
-        if "train" not in folders:
-            if validation:
-                raise UserError(f"{root} has {validation}/ but no train/: add it, or give the folder of class folders")
+        named = {name: split for name in folders if (split := split_of(name))}
+        splits = {name: split for name, split in named.items() if _subfolders(os.path.join(root, name))}
+        train, val = (_only(root, splits, split) for split in ("train", "val"))
+        if train is None:
+            told = named if len(named) == len(folders) else [name for name in splits if name.lower() in _PLAIN]
+            if told:  # else a class is called test-tube
+                raise UserError(
+                    f"{root} has {', '.join(told)}/ but no train/ of class folders: add it, or give the folder of "
+                    "class folders"
+                )
             return hold_out_noted(_open_split(root), holdout, root)
-        train = _open_split(os.path.join(root, "train"))
-        if validation is None:
-            return hold_out_noted(train, holdout, root)
-        return ImageSets(train, _open_split(os.path.join(root, validation), train.classes))
+        # One without class folders will be told so; a test split often has none, as its labels are secret.
+        val = val or next((name for name in named if named[name] == "val"), None) or _only(root, splits, "test")
+        opened = _open_split(os.path.join(root, train))
+        if val is None:
+            return hold_out_noted(opened, holdout, root)
+        return ImageSets(opened, _open_split(os.path.join(root, val), opened.classes))
+
+
+def _only(root: str, splits: Mapping[str, str], split: str) -> str | None:
+    """The folder of a split; the one of that very name where there are several."""
+    found = [name for name, which in splits.items() if which == split]
+    if len(found) > 1 and split not in found:
+        raise UserError(f"{root} has {' and '.join(found)}: which one is {split}? Move the others away")
+    return split if split in found else next(iter(found), None)
+
+
+def _printable(path: str) -> str:
+    """A path with what is no UTF-8 in it written out; manifests and terminals take nothing else."""
+    return os.fsencode(path).decode("utf-8", "backslashreplace")
 
 
 def _subfolders(folder: str) -> list[str]:
@@ -75,11 +100,16 @@ def _open_split(folder: str, classes: tuple[str, ...] | None = None) -> FolderSe
     found = _subfolders(folder)
     if not found:
         raise UserError(f"{folder} has no class folders: put the images of each class into a folder with its name")
+    for name in found:
+        if _printable(name) != name:
+            raise UserError(f"class folder {_printable(os.path.join(folder, name))} has no UTF-8 name: rename it")
     names = _image_names(folder)
     members = [name.split(os.sep, 1)[0] for name in names]
     for name, member in zip(names, members, strict=True):
         if name == member:
-            raise UserError(f"{os.path.join(folder, name)} is outside any class folder: move it into one, or away")
+            raise UserError(
+                f"{_printable(os.path.join(folder, name))} is outside any class folder: move it into one, or away"
+            )
     for name in found:
         if classes is not None and name not in classes:
             raise UserError(f"class {name!r} is in {folder} but not in the training split: add it there or remove it")
@@ -92,10 +122,15 @@ def _open_split(folder: str, classes: tuple[str, ...] | None = None) -> FolderSe
 
 
 def _image_names(folder: str) -> list[str]:
-    try:
-        reader = create_reader("", root=folder, input_key=";".join(EXTENSIONS))
-    except RuntimeError:
-        raise UserError(f"{folder} has no images ({', '.join(EXTENSIONS)}) in its class folders: add some") from None
-    names = (path.removeprefix(folder + os.sep) for path, _ in reader.samples)
-    # Sorted by code point: timm's order ignores case, and then depends on the order of the directory.
-    return sorted(name for name in names if not any(part.startswith(".") for part in name.split(os.sep)))
+    def refuse(error: OSError) -> None:
+        raise error
+
+    names = []
+    for place, folders, files in os.walk(folder, onerror=refuse, followlinks=True):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        for name in files:
+            if not name.startswith(".") and name.lower().endswith(EXTENSIONS):
+                names.append(os.path.relpath(os.path.join(place, name), folder))
+    if not names:
+        raise UserError(f"{folder} has no images ({', '.join(EXTENSIONS)}) in its class folders: add some")
+    return sorted(names)

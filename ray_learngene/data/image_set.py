@@ -125,8 +125,15 @@ def hold_out(whole: ImageSet, share: float, note: str | None = None) -> ImageSet
 
 
 def share_of(whole: ImageSet, share: float) -> ImageSet:
-    """A share of every class, evenly spaced over its images in their order; at least one where there are two."""
-    return whole if share == 1 else hold_out(whole, share).val
+    """A share of every class, evenly spaced over its images in their order; at least one of each."""
+    if share == 1:
+        return whole
+    parts = hold_out(whole, share)
+    single = np.bincount(whole.labels, minlength=len(whole.classes)) == 1  # of which `hold_out` holds out none
+    if not single.any():
+        return parts.val
+    kept = np.isin(np.arange(len(whole)), parts.val.indices) | single[whole.labels]  # type: ignore[attr-defined]
+    return Subset(whole, np.flatnonzero(kept))
 
 
 def hold_out_noted(whole: ImageSet, share: float, where: str) -> ImageSets:

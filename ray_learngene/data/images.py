@@ -89,6 +89,7 @@ def validation_batches(
     rank: int = 0,
     world_size: int = 1,
     reader: Reader | None = None,
+    crop_mode: str = "center",
 ) -> DataLoader[Batch]:
     """Images in their order, resized and cropped as the preprocessing says."""
     crop = AugmentationConfig(crop_pct=preprocessing.crop_pct, interpolation=preprocessing.interpolation)
@@ -103,6 +104,7 @@ def validation_batches(
         rank=rank,
         world_size=world_size,
         reader=reader,
+        crop_mode=crop_mode,
     )
 
 

@@ -112,15 +112,17 @@ def eval_loader(
     world_size: int = 1,
     reader: Reader | None = None,
     device: torch.device | None = None,
+    crop_mode: str = "center",
 ) -> DataLoader[Batch]:
-    """Every `world_size`-th image from `rank` on, in order, resized and centre-cropped, with class indices `[B]`.
+    """Every `world_size`-th image from `rank` on, in order, resized and cropped, with class indices `[B]`.
 
     Args:
         batch_size: Of this worker; the last batch, and one with unreadable images, may be smaller.
         reader: Reads the set; default: one that fails at what it cannot read.
         device: Where the batches are put and finished; default: the one this process computes on.
+        crop_mode: See `eval_transform`.
     """
-    transform = eval_transform(image_size, augmentation)
+    transform = eval_transform(image_size, augmentation, crop_mode)
     return _ImageLoader(
         _Plain(reader or Reader(image_set), transform),
         batch_size=batch_size,

@@ -60,4 +60,4 @@ def _open(config: DataConfig) -> ImageSets:
 
 
 def _holds_parquet(folder: Path) -> bool:
-    return any(next(folder.glob(pattern), None) for pattern in ("*.parquet", "*/*.parquet"))
+    return any(next(folder.glob(pattern), None) for pattern in ("*.parquet", "*/*.parquet", "*/*/*.parquet"))

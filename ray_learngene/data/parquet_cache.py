@@ -16,7 +16,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -145,6 +144,8 @@ def _schema(found: pa.Schema, name: str, source: Source) -> pa.Schema:
     for column, flag in ((image_column, "--image-column"), (label_column, "--label-column")):
         if column not in found.names:
             raise UserError(f"{name} has no column {column!r} but {', '.join(found.names)}: choose one with {flag}")
+        if found.names.count(column) > 1:
+            raise UserError(f"{name} has two columns {column!r}: rename one, or choose another with {flag}")
     image = found.field(image_column).type
     if pa.types.is_struct(image) and "bytes" in [field.name for field in image]:
         image = image.field("bytes").type
@@ -178,11 +179,12 @@ def _is_text(kind: pa.DataType) -> bool:
 
 def _stored_classes(metadata: dict[bytes, bytes], label_column: str) -> list[str] | None:
     """Class names in order, as `learngene data convert` or the Hugging Face hub keeps them in a Parquet file."""
-    if CLASSES_KEY in metadata:
-        return json.loads(metadata[CLASSES_KEY])
-    features = json.loads(metadata.get(b"huggingface", b"{}")).get("info", {}).get("features", {})
-    feature: Any = features.get(label_column, {})
-    return feature.get("names") if isinstance(feature, dict) else None
+    try:
+        if CLASSES_KEY in metadata:
+            return json.loads(metadata[CLASSES_KEY])
+        return json.loads(metadata[b"huggingface"])["info"]["features"][label_column]["names"]
+    except (ValueError, LookupError, TypeError):  # none, or another program's
+        return None
 
 
 def _cached_batch(batch: pa.RecordBatch, schema: pa.Schema, source: Source, number: int, row: int) -> pa.RecordBatch:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
@@ -25,10 +26,16 @@ class TorchvisionSet(ImageSet):
         if not hasattr(dataset, "targets"):
             raise UserError(f"{name} does not list its labels: convert it to a folder of class folders")
         self.name, self.dataset = name, dataset
-        self.labels = np.asarray(dataset.targets, dtype=np.int64)
+        targets = np.asarray(dataset.targets, dtype=np.int64)
+        self.labels = targets if targets.ndim == 1 else targets[:, 0]  # QMNIST's have seven columns more
         classes = getattr(dataset, "classes", None) or range(int(self.labels.max()) + 1)
-        # ImageNet's classes are tuples of synonyms.
-        self.classes = tuple(each[0] if isinstance(each, tuple) else str(each) for each in classes)
+        # ImageNet's classes are tuples of synonyms, and two are called "crane".
+        names = [each[0] if isinstance(each, tuple) else str(each) for each in classes]
+        ids = getattr(dataset, "wnids", None) or range(len(names))
+        counts = Counter(names)
+        self.classes = tuple(
+            name if counts[name] == 1 else f"{name} ({each})" for name, each in zip(names, ids, strict=True)
+        )
 
     def open(self, index: int) -> Image.Image:
         return self.dataset[index][0]

@@ -49,11 +49,19 @@ def train_transform(size: int, mean: tuple[float, ...], augmentation: Augmentati
         ) from None
 
 
-def eval_transform(size: int, augmentation: AugmentationConfig) -> Transform:
-    """Resize and centre crop: an image becomes pixels `[size, size, 3]`."""
+def eval_transform(size: int, augmentation: AugmentationConfig, crop_mode: str = "center") -> Transform:
+    """Resize and crop: an image becomes pixels `[size, size, 3]`.
+
+    Args:
+        crop_mode: timm's: center, squash or border.
+    """
     return _pixels(
         create_transform(
-            size, use_prefetcher=True, interpolation=augmentation.interpolation, crop_pct=augmentation.crop_pct
+            size,
+            use_prefetcher=True,
+            interpolation=augmentation.interpolation,
+            crop_pct=augmentation.crop_pct,
+            crop_mode=crop_mode,
         )
     )
 

@@ -21,11 +21,11 @@ _IMAGES = ("jpg", "jpeg", "png", "webp")
 
 
 class Item(NamedTuple):
-    """One image on its way into a shard: encoded bytes, or pixels where the source has no bytes."""
+    """One image on its way into a shard: encoded bytes, pixels where the source has no bytes, or why it has neither."""
 
     name: str
     label: int | str
-    data: bytes | Image.Image
+    data: bytes | Image.Image | UserError
 
 
 def open_webdataset(uri: str) -> dict[str, Iterator[Item]]:

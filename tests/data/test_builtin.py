@@ -11,6 +11,7 @@ from PIL import Image
 from ray_learngene.config import DataConfig
 from ray_learngene.data import open_image_sets
 from ray_learngene.data.image_set import ArraySet, hold_out
+from ray_learngene.data.timm_sets import TorchvisionSet
 from ray_learngene.errors import UserError
 
 
@@ -132,3 +133,22 @@ def test_validating_on_a_holdout_leaves_the_validation_split_alone() -> None:
         whole.train.describe(index) for index in range(len(whole.train))
     }
     assert sets.note and "held out of the training split" in sets.note
+
+
+class Twice:
+    """Like torchvision's ImageNet: synonyms, one name for two classes; and like its QMNIST: more than labels."""
+
+    targets = ((2, 7), (0, 7), (1, 7), (0, 7))
+    classes = (("crane", "bird"), ("tench",), ("crane",))
+    wnids = ("n02012849", "n01440764", "n03126707")
+
+
+def test_classes_of_one_name_are_told_apart() -> None:
+    some = TorchvisionSet("torch/imagenet train", Twice())
+    assert some.classes == ("crane (n02012849)", "tench", "crane (n03126707)") and some.labels.tolist() == [2, 0, 1, 0]
+
+
+def test_cifar10_below_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_cifar10(tmp_path / "cifar")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert len(open_image_sets(DataConfig(data="cifar10", data_dir="~/cifar")).train) == 20

@@ -78,7 +78,7 @@ def test_an_unreadable_image_stops_and_leaves_nothing_or_is_left_out(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     root = write_class_folders(tmp_path / "set", {"a": 8, "b": 8})
-    damaged = root / "b" / "5.jpg"
+    damaged, empty, broken = root / "b" / "5.jpg", root / "a" / "6.jpg", root / "a" / "7.jpg"
     damaged.write_bytes(damaged.read_bytes()[:-100])
     config = DataConfig(data=str(root))
     with pytest.raises(UserError, match=f"cannot read image {damaged}"):
@@ -91,6 +91,13 @@ def test_an_unreadable_image_stops_and_leaves_nothing_or_is_left_out(
     assert cli.main(words) == 2 and "or leave it out: --unreadable skip" in capsys.readouterr().err
     assert cli.main([*words, "--unreadable", "skip"]) == 0 and "skipped 1 unreadable images" in capsys.readouterr().out
     assert facts["train"] + facts["val"] == 15 and [str(damaged) in line for line in facts["skipped"]] == [True]
+    empty.write_bytes(b"")
+    broken.unlink()
+    broken.symlink_to(tmp_path / "nothing")
+    shutil.rmtree(tmp_path / "out")
+    facts = convert(config, str(tmp_path / "out"))
+    assert facts["train"] + facts["val"] == 13 and len(facts["skipped"]) == 3
+    assert all(any(str(path) in line for line in facts["skipped"]) for path in (damaged, empty, broken))
 
 
 def write_shard(path: Path, samples: dict[str, bytes]) -> None:

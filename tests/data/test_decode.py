@@ -44,6 +44,15 @@ def test_16_bit_grey_keeps_its_range(kind: str) -> None:
     assert pixels.min() == 0 and pixels.max() == 255
 
 
+@pytest.mark.parametrize("values", [np.full((4, 4), 0.5, np.float32), np.full((4, 4), 70_000, np.int32)])
+def test_pixels_of_an_unknown_range_are_refused(values: np.ndarray) -> None:
+    with (
+        pytest.raises(UserError, match="32-bit.* pixels, whose range is not known: convert it to 8 or 16 bits"),
+        readable(lambda: "train/a.tif"),
+    ):
+        decoded(encoded(Image.fromarray(values), "TIFF"))
+
+
 def test_cmyk() -> None:
     assert close(decoded(encoded(photo().convert("CMYK"), "JPEG", quality=95)), np.asarray(photo()), 12)
 

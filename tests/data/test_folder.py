@@ -1,5 +1,6 @@
 """Folders of class folders."""
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +28,53 @@ def test_split_folders(tmp_path: Path, validation: str) -> None:
     assert sets.train.describe(2) == str(tmp_path / "train" / "dog" / "0.jpg")
     assert sets.train.image(2).mode == "RGB" and sets.train.image(2).size == (24, 16)
     assert sets.train.encoded(2) == (tmp_path / "train" / "dog" / "0.jpg").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("folders", "train", "val"),
+    [
+        (("Train", "Test"), "Train", "Test"),
+        (("Training", "Testing"), "Training", "Testing"),
+        (("training_set", "test_set"), "training_set", "test_set"),
+        (("seg_train", "seg_test"), "seg_train", "seg_test"),
+        (("train", "valid", "test"), "train", "valid"),
+        (("train", "Val", "annotations"), "train", "Val"),
+    ],
+)
+def test_splits_by_their_usual_names(tmp_path: Path, folders: tuple[str, ...], train: str, val: str) -> None:
+    for number, name in enumerate(folders):
+        write_class_folders(tmp_path / name, {"cat": 2 + number, "dog": 1})
+    sets = opened(tmp_path)
+    assert sets.note is None and sets.train.classes == ("cat", "dog")
+    assert sets.train.describe(0).startswith(str(tmp_path / train)) and len(sets.train) == 3 + folders.index(train)
+    assert sets.val.describe(0).startswith(str(tmp_path / val)) and len(sets.val) == 3 + folders.index(val)
+
+
+def test_a_test_split_without_labels_is_left_alone(tmp_path: Path) -> None:
+    write_class_folders(tmp_path / "train", {"cat": 10, "dog": 10})
+    write_class_folders(tmp_path, {"test": 3})
+    sets = opened(tmp_path)
+    assert sets.train.classes == ("cat", "dog") and len(sets.train) + len(sets.val) == 20
+    assert sets.note is not None and "no validation split" in sets.note
+    write_class_folders(tmp_path, {"val": 3})
+    assert f"{tmp_path / 'val'} has no class folders" in error(tmp_path)
+
+
+def test_folders_that_could_be_the_same_split_are_refused(tmp_path: Path) -> None:
+    for name in ("train_a", "train_b"):
+        write_class_folders(tmp_path / name, {"cat": 2, "dog": 2})
+    assert "has train_a and train_b: which one is train?" in error(tmp_path)
+    write_class_folders(tmp_path / "train", {"cat": 5, "dog": 5})
+    assert opened(tmp_path).train.describe(0).startswith(str(tmp_path / "train" / "cat"))
+
+
+def test_classes_may_be_called_like_splits(tmp_path: Path) -> None:
+    vehicles = write_class_folders(tmp_path / "vehicles", {"airplane": 2, "train": 2, "truck": 2})
+    assert opened(vehicles).train.classes == ("airplane", "train", "truck")
+    write_class_folders(tmp_path / "things" / "test-tube", {"old": 2, "new": 2})
+    write_class_folders(tmp_path / "things", {"beaker": 2})
+    assert opened(tmp_path / "things").train.classes == ("beaker", "test-tube")
+    assert "train/ of class folders" in error(write_class_folders(tmp_path / "flat", {"train": 2, "test": 2}))
 
 
 def test_images_below_a_class_folder_belong_to_it(tmp_path: Path) -> None:
@@ -93,6 +141,41 @@ def test_stray_image(tmp_path: Path) -> None:
 
 def test_single_images_leave_nothing_to_validate_on(tmp_path: Path) -> None:
     assert "validation split is empty" in error(write_class_folders(tmp_path / "set", {"a": 1, "b": 1}))
+
+
+def test_a_class_without_a_utf8_name_is_refused_before_anything_is_trained(tmp_path: Path) -> None:
+    write_class_folders(tmp_path, {"a": 2})
+    (tmp_path / "a").rename(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9"))
+    assert r"caf\xe9 has no UTF-8 name: rename it" in error(tmp_path)
+
+
+def test_a_file_without_a_utf8_name_can_be_told_and_written_down(tmp_path: Path) -> None:
+    write_class_folders(tmp_path, {"a": 4})
+    (tmp_path / "a" / "0.jpg").rename(os.fsdecode(os.fsencode(tmp_path / "a") + b"/caf\xe9.jpg"))
+    told = [opened(tmp_path, check_images="off", holdout=0.3).train.describe(index) for index in range(3)]
+    assert str(tmp_path / "a" / r"caf\xe9.jpg") in told and "".join(told).encode()
+
+
+def test_a_broken_link_is_an_image_that_cannot_be_read(tmp_path: Path) -> None:
+    write_class_folders(tmp_path, {"a": 6})
+    (tmp_path / "a" / "-.jpg").symlink_to(tmp_path / "nothing")
+    sets = opened(tmp_path)
+    assert len(sets.train.fingerprint) == 64 and len(sets.train) + len(sets.val) == 7
+    with pytest.raises(UserError, match="cannot read image .*/-.jpg: "):
+        sets.train.image(0)
+
+
+def test_any_class_name_can_be_sorted(tmp_path: Path) -> None:
+    assert opened(write_class_folders(tmp_path / "set", {"5²": 2, "10": 2})).train.classes == ("10", "5²")
+
+
+@pytest.mark.parametrize("share", [0.2, 0.5])
+def test_a_share_of_a_set_keeps_every_class(tmp_path: Path, share: float) -> None:
+    write_class_folders(tmp_path / "train", {"a": 10, "b": 2, "c": 1})
+    write_class_folders(tmp_path / "val", {"a": 10, "b": 1})
+    sets = opened(tmp_path, train_share=share, val_share=share)
+    assert np.bincount(sets.train.labels).tolist() == [round(10 * share), 1, 1]
+    assert np.bincount(sets.val.labels, minlength=3).tolist() == [round(10 * share), 1, 0]
 
 
 def test_unknown_set(tmp_path: Path) -> None:

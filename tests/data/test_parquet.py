@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
@@ -104,6 +105,22 @@ def test_bad_columns_and_files(tmp_path: Path) -> None:
     path.write_bytes(b"no Parquet at all")
     assert "x.parquet" in error(path)
     assert "no *.parquet files" in error(tmp_path / "missing.parquet")
+
+
+def test_odd_metadata_and_columns(tmp_path: Path) -> None:
+    for number, odd in enumerate((["no", "object"], {"info": None}, {"info": {"features": {"label": ["names"]}}})):
+        path = write_parquet(tmp_path / f"{number}.parquet", [0, 1] * 10, metadata={"huggingface": odd})
+        assert opened(path).train.classes == ("0", "1")
+    table = pq.read_table(path)
+    pq.write_table(table.append_column("label", table["label"]), tmp_path / "twice.parquet")
+    assert "has two columns 'label': rename one" in error(tmp_path / "twice.parquet")
+
+
+def test_a_folder_as_the_hub_lays_it_out(tmp_path: Path) -> None:
+    write_parquet(tmp_path / "default" / "train" / "0000.parquet", [0, 1] * 3)
+    write_parquet(tmp_path / "default" / "validation" / "0000.parquet", [0, 1])
+    sets = opened(tmp_path)
+    assert (len(sets.train), len(sets.val)) == (6, 2)
 
 
 def test_bad_splits(tmp_path: Path) -> None:

@@ -21,6 +21,14 @@ def test_an_existing_folder_is_not_replaced_unless_asked(store: Store, folder: P
     assert contents(out) == contents(folder)
 
 
+@pytest.mark.parametrize(("out", "says"), [("/", "--out / cannot be replaced"), ("~nobody-here/x", "--out ~nobody")])
+def test_what_cannot_be_a_folder_of_its_own_is_refused(store: Store, folder: Path, out: str, says: str) -> None:
+    store.publish("learngene", "a", folder, {})
+    with pytest.raises(UserError, match=says) as error:
+        store.download("learngene", "a", Path(out))
+    one_line(error)
+
+
 def test_overwrite_never_removes_files_of_something_else(store: Store, folder: Path, tmp_path: Path) -> None:
     store.publish("learngene", "a", folder, {})
     out = make_folder(tmp_path / "out", {"thesis.tex": b"years"})

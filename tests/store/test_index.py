@@ -9,6 +9,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import pyarrow
+import pyarrow.parquet
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -183,7 +185,16 @@ def test_notes_become_a_snapshot_and_go(store: Store, folder: Path, few: None) -
     assert {entry.name: entry.facts["top1"] for entry in store.entries()} == {"s/b": 2.0, "t/a": 1.0}
 
 
-@pytest.mark.parametrize("damage", [b"", b"not Parquet", None])
+def parquet(table: pyarrow.Table) -> bytes:
+    buffer = pyarrow.BufferOutputStream()
+    pyarrow.parquet.write_table(table, buffer)
+    return buffer.getvalue().to_pybytes()
+
+
+NULLS = pyarrow.table([pyarrow.nulls(1, field.type) for field in index.SCHEMA], schema=index.SCHEMA)
+
+
+@pytest.mark.parametrize("damage", [b"", b"not Parquet", parquet(pyarrow.table({"a": [1]})), parquet(NULLS), None])
 def test_a_damaged_or_missing_snapshot_is_no_loss(
     store: Store, folder: Path, few: None, damage: bytes | None, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -269,6 +280,25 @@ def test_pull_of_a_descendant_that_a_script_of_its_own_published(
     assert capsys.readouterr().out.count("\n") == 1
     with pytest.raises(UserError, match="no descendants in") as error:
         pull(PullConfig(store=store.uri, max_params="1M", out=str(tmp_path / "chosen")))
+    one_line(error)
+
+
+def test_descendants_of_different_label_sets_are_not_compared(store: Store, folder: Path) -> None:
+    for name, classes in (("digits/a", 10), ("photos/a", 100), ("photos/b", 100)):
+        facts = row(float(classes))
+        facts["row"]["classes"] = classes
+        store.publish("descendant", name, folder, facts)
+    with pytest.raises(UserError, match=r"different label sets \(10 classes: digits; 100 classes: photos\)") as error:
+        select_descendant(PullConfig(store=store.uri, max_params="1M"))
+    one_line(error)
+    assert select_descendant(PullConfig(store=store.uri, max_params="1M", sweep="digits")).name == "digits/a"
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"budgets": 3}'])
+def test_damaged_settings_of_a_sweep_are_named(store: Store, text: str) -> None:
+    store.write_text("sweeps/s/sweep.json", text)
+    with pytest.raises(UserError, match="sweeps/s/sweep.json is damaged: delete it") as error:
+        print_artefact(ShowConfig(store=store.uri, artefact="sweeps/s"))
     one_line(error)
 
 

@@ -1,0 +1,39 @@
+"""Ancestry models of timm that do not take what others take."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ray_learngene.ancestry_training import train_ancestry
+from ray_learngene.config import AncestryConfig
+from ray_learngene.errors import UserError
+
+QUICK: dict[str, Any] = {
+    **{"data": "digits", "name": "x", "workers": 0, "epochs": 1, "warmup_epochs": 0, "batch_size": 512},
+    **{"image_size": 32, "check_images": "off"},
+}
+
+
+@pytest.mark.parametrize(
+    ("model", "arguments", "told"),
+    [
+        ("densenet121", {"block_config": [1, 1, 1, 1]}, True),  # without stochastic depth, of no fixed input size
+        ("cait_xxs24_224", {"depth": 1, "embed_dim": 48, "num_heads": 4}, False),  # that torch's counter cannot follow
+    ],
+)
+def test_any_model_can_be_an_ancestry(
+    model: str, arguments: dict[str, Any], told: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = AncestryConfig(**QUICK, store=str(tmp_path), model=model, model_args=arguments, drop_path=0.2)
+    manifest = train_ancestry(config)
+    assert manifest.metadata["cost"]["flops"] > 0
+    assert ("has no stochastic depth: --drop-path is left out" in capsys.readouterr().out) == told
+
+
+def test_a_model_that_a_folder_cannot_hold_is_refused_before_it_is_trained(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="--model coat_lite_tiny: .* and .* share memory"):
+        train_ancestry(AncestryConfig(**QUICK, store=str(tmp_path), model="coat_lite_tiny"))
+    assert not (tmp_path / "runs").exists()
