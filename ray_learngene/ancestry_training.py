@@ -68,7 +68,7 @@ class AncestryTask:
 
 def _create(config: AncestryConfig, classes: int) -> nn.Module:
     """The untrained or pretrained model, with what it takes of the input size and of stochastic depth."""
-    settings = {"img_size": config.image_size, "drop_path_rate": config.drop_path or None, **config.model_args}
+    settings = {"img_size": config.image_size, "drop_path_rate": config.drop_path, **config.model_args}
     while True:
         try:
             module = create_timm(config.model, "--model", pretrained=config.pretrained, num_classes=classes, **settings)
@@ -80,7 +80,7 @@ def _create(config: AncestryConfig, classes: int) -> nn.Module:
             if refused is None:
                 raise
             del settings[refused]  # a model of no fixed input size, or without paths to drop
-            if refused == "drop_path_rate" and "drop_path" in config.model_fields_set:
+            if refused == "drop_path_rate" and config.drop_path and "drop_path" in config.model_fields_set:
                 print(f"{config.model} has no stochastic depth: --drop-path is left out", flush=True)
     seen: dict[int, str] = {}
     for name, tensor in module.state_dict().items():

@@ -58,13 +58,13 @@ def _best(known: list[Entry], config: PullConfig, limits: list[Budget], uri: str
         raise UserError(
             f"no descendants{f' of arm {config.arm!r}' if config.arm else ''} in {where}: see `learngene list`"
         )
-    tasks: dict[Any, set[str]] = {}
+    tasks: dict[int, set[str]] = {}
     for one in found:
-        if classes := one.facts.get("classes"):  # a script of somebody's own need not say
+        if isinstance(classes := one.facts.get("classes"), int):  # a script of somebody's own need not say
             tasks.setdefault(classes, set()).add(one.name.split("/")[0])
     if len(tasks) > 1:
         told = "; ".join(f"{classes} classes: {', '.join(sorted(names))}" for classes, names in tasks.items())
-        raise UserError(f"the descendants in {uri} are of different label sets ({told}): choose with --sweep")
+        raise UserError(f"the descendants in {uri} have different numbers of classes ({told}): choose with --sweep")
     within = [one for one in found if all(limit.admits(one.facts) for limit in limits)]
     if not within:
         raise UserError(

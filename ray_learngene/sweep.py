@@ -185,6 +185,8 @@ def _refuse_another(store: Store, name: str, settings: dict[str, Any]) -> None:
     if earlier is None:
         return
     before, now = earlier["common"], settings["common"]
+    if "validation" not in before:
+        print(f"the sweep {name} was begun by an earlier version: take care that its validation images are the same")
     for one, other in ((before, now), (now, before)):
         # arms that are expanded from it may be added later; an earlier version did not say what it validated on
         for key in {"learngene", "validation"} & other.keys():

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from ray_learngene.ancestry_training import train_ancestry
+from ray_learngene.ancestry_training import _create, train_ancestry
 from ray_learngene.config import AncestryConfig
 from ray_learngene.errors import UserError
 
@@ -31,6 +31,12 @@ def test_any_model_can_be_an_ancestry(
     manifest = train_ancestry(config)
     assert manifest.metadata["cost"]["flops"] > 0
     assert ("has no stochastic depth: --drop-path is left out" in capsys.readouterr().out) == told
+
+
+def test_no_stochastic_depth_is_none_also_for_a_model_with_some_of_its_own(tmp_path: Path) -> None:
+    config = AncestryConfig(**QUICK, store=str(tmp_path), model="swin_tiny_patch4_window7_224", drop_path=0.0)
+    model = _create(config.model_copy(update={"image_size": None}), classes=2)
+    assert not any(getattr(module, "drop_prob", 0) for module in model.modules())
 
 
 def test_a_model_that_a_folder_cannot_hold_is_refused_before_it_is_trained(tmp_path: Path) -> None:

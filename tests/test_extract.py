@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -227,7 +228,9 @@ def test_a_search_goes_on_with_the_learning_rates_that_it_had_begun(
     assert _begun(seen[0], [one], [seen[0].descendant(one).name]) == []
 
 
-def test_a_sweep_that_goes_on_is_validated_on_the_same_images(store: str, tmp_path: Path) -> None:
+def test_a_sweep_that_goes_on_is_validated_on_the_same_images(
+    store: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     photos = write_class_folders(tmp_path, {"train": 0, "val": 0})
     for split in ("train", "val"):
         write_class_folders(photos / split, {str(digit): 2 for digit in range(10)})
@@ -236,3 +239,9 @@ def test_a_sweep_that_goes_on_is_validated_on_the_same_images(store: str, tmp_pa
     (photos / "val" / "3" / "1.jpg").unlink()
     with pytest.raises(UserError, match="'photos' in .* was made with validation '[0-9a-f]{64}', not '[0-9a-f]{64}'"):
         sweep(config.model_copy(update={"depths": "1,2"}))
+    path = "sweeps/photos/sweep.json"
+    settings = json.loads(Store(store).read_text(path) or "")
+    del settings["common"]["validation"]
+    Store(store).write_text(path, json.dumps(settings))
+    assert len(sweep(config.model_copy(update={"depths": "1,2"}))) == 2
+    assert "begun by an earlier version: take care that its validation images are the same" in capsys.readouterr().out

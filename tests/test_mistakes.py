@@ -117,7 +117,7 @@ MISTAKES: dict[str, tuple[tuple[str, ...], str]] = {
     "no aspect ratio": ((*SWEEP, "--ratio", "0", "1"), "--ratio: give the least and the most, above 0, got ["),
     "classes that follow from the images": (
         ("ancestry", "--data", "digits", "--name", "new", "--store", "{store}", "--model-args", "{{num_classes: 0}}"),
-        "--model-args: num_classes follows from the images (RGB, and the classes of --data): leave it out",
+        "--model-args: num_classes follows from the classes of --data: leave it out",
     ),
     "no recipe": ((*SWEEP, "--config", "{tmp}/none.yaml"), "none.yaml: No such file"),
     "unknown preset": ((*DISTILL, "--ancestry", "store:ancestries/ten", "--preset", "xl"), "unknown preset 'xl'"),

@@ -26,10 +26,14 @@ class AncestryConfig(PublishConfig, StoreConfig, DataConfig, TrainingConfig, Aug
 
     @field_validator("model_args")
     @classmethod
-    def _follow_from_images(cls, model_args: dict[str, Any]) -> dict[str, Any]:
-        for name in ("num_classes", "in_chans"):
+    def _decided_elsewhere(cls, model_args: dict[str, Any]) -> dict[str, Any]:
+        for name, why in (
+            ("num_classes", "follows from the classes of --data"),
+            ("in_chans", "is 3, as images are RGB"),
+            ("pretrained", "is a flag of its own"),
+        ):
             if name in model_args:
-                raise ValueError(f"{name} follows from the images (RGB, and the classes of --data): leave it out")
+                raise ValueError(f"{name} {why}: leave it out")
         return model_args
 
 

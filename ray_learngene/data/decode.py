@@ -18,14 +18,16 @@ def to_rgb(image: Image.Image) -> Image.Image:
     whatever Pillow raises for damaged files, and ValueError for pixels whose range nobody knows; see `readable`.
     """
     image.load()
-    if image.mode == "F":
-        raise ValueError("32-bit float pixels, whose range is not known: convert it to 8 or 16 bits")
+    if image.mode == "F":  # Pillow clips at 0 and 255, so that images from 0 to 1 would be black
+        low, high = np.asarray(image).min(), np.asarray(image).max()
+        if not 0 <= low <= high <= 255 or 0 < high <= 1:
+            raise ValueError("float pixels that are not from 0 to 255: convert it to 8 or 16 bits")
     ImageOps.exif_transpose(image, in_place=True)
     if image.mode.startswith("I"):
         # Pillow would clip at 255. Mode "I" has 32 bits, but most files that open in it (PGM) hold 16.
         grey = np.asarray(image).astype(np.int64)
         if grey.min() < 0 or grey.max() > 65535:
-            raise ValueError("32-bit pixels, whose range is not known: convert it to 8 or 16 bits")
+            raise ValueError("pixels below 0 or above 65535: convert it to 8 or 16 bits")
         image = Image.fromarray(((grey + 128) // 257).astype(np.uint8))
     if image.mode == "P" and "transparency" in image.info:
         image = image.convert("RGBA")  # directly to RGB, Pillow warns

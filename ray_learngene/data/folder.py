@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
@@ -10,12 +11,15 @@ import pyarrow as pa
 from PIL import Image
 
 from ray_learngene.data.image_set import ImageSet, ImageSets, Labels, hold_out_noted
-from ray_learngene.data.splits import split_of
 from ray_learngene.errors import UserError
 from ray_learngene.storage_errors import clear_errors
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
-_PLAIN = ("val", "valid", "validation", "test")
+# such as Training, seg_train, test_set and val_images, but neither train_station nor test-tube
+_SPLIT = re.compile(
+    r"(?:[a-z0-9]+[-_. ])?(train|val|test)(?:ing|id|idation)?(?:[-_. ]?(?:set|data|images|split))?", re.IGNORECASE
+)
+_PLAIN = {"train": ("train", "training"), "val": ("val", "valid", "validation"), "test": ("test", "testing")}
 
 
 class FolderSet(ImageSet):
@@ -59,31 +63,43 @@ def open_folder(root: str, holdout: float) -> ImageSets:
     root = os.path.abspath(root)
     with clear_errors(root):
         folders = _subfolders(root)
-        named = {name: split for name in folders if (split := split_of(name))}
+        named = {name: match[1].lower() for name in folders if (match := _SPLIT.fullmatch(name))}
         splits = {name: split for name, split in named.items() if _subfolders(os.path.join(root, name))}
-        train, val = (_only(root, splits, split) for split in ("train", "val"))
+        train = _training(root, folders, named, splits)
         if train is None:
-            told = named if len(named) == len(folders) else [name for name in splits if name.lower() in _PLAIN]
-            if told:  # else a class is called test-tube
-                raise UserError(
-                    f"{root} has {', '.join(told)}/ but no train/ of class folders: add it, or give the folder of "
-                    "class folders"
-                )
             return hold_out_noted(_open_split(root), holdout, root)
-        # One without class folders will be told so; a test split often has none, as its labels are secret.
-        val = val or next((name for name in named if named[name] == "val"), None) or _only(root, splits, "test")
+        # A val without class folders will be told so; a test split often has none, as its labels are secret.
+        flat = next((name for name in named if name.lower() in _PLAIN["val"]), None)
+        val = _only(root, splits, "val") or flat or _only(root, splits, "test")
         opened = _open_split(os.path.join(root, train))
         if val is None:
             return hold_out_noted(opened, holdout, root)
         return ImageSets(opened, _open_split(os.path.join(root, val), opened.classes))
 
 
+def _training(root: str, folders: Sequence[str], named: Mapping[str, str], splits: Mapping[str, str]) -> str | None:
+    """The folder of the training split; None where the folders are those of classes, perhaps called like splits."""
+    train = _only(root, splits, "train")
+    others = {"val", "test"} & set(splits.values())
+    if train and (train.lower() in _PLAIN["train"] or others or len(named) == len(folders)):
+        return train
+    kinds = set(named.values())
+    plain = [name for name, split in splits.items() if split != "train" and name.lower() in _PLAIN[split]]
+    told = list(named) if len(named) == len(folders) or ("train" in kinds and len(kinds) > 1) else plain
+    if told:
+        raise UserError(
+            f"{root} has {', '.join(told)}/ but no train/ of class folders: add it, or give the folder of class folders"
+        )
+    return None
+
+
 def _only(root: str, splits: Mapping[str, str], split: str) -> str | None:
-    """The folder of a split; the one of that very name where there are several."""
+    """The folder of a split; the one of the plainest name where there are several."""
     found = [name for name, which in splits.items() if which == split]
-    if len(found) > 1 and split not in found:
+    plain = [name for each in _PLAIN[split] for name in found if name.lower() == each]
+    if len(found) > 1 and not plain:
         raise UserError(f"{root} has {' and '.join(found)}: which one is {split}? Move the others away")
-    return split if split in found else next(iter(found), None)
+    return next(iter([*plain, *found]), None)
 
 
 def _printable(path: str) -> str:

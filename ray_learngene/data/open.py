@@ -11,6 +11,7 @@ from ray_learngene.data.builtin import open_cifar10, open_digits
 from ray_learngene.data.folder import open_folder
 from ray_learngene.data.image_set import ImageSets, check_splits, hold_out, share_of
 from ray_learngene.data.parquet import open_parquet
+from ray_learngene.data.splits import split_of
 from ray_learngene.data.timm_sets import open_timm_sets
 from ray_learngene.errors import UserError
 
@@ -60,4 +61,8 @@ def _open(config: DataConfig) -> ImageSets:
 
 
 def _holds_parquet(folder: Path) -> bool:
-    return any(next(folder.glob(pattern), None) for pattern in ("*.parquet", "*/*.parquet", "*/*/*.parquet"))
+    """Whether there are Parquet files in a folder, its folders, or folders of splits in those (the Hub's layout)."""
+    if any(next(folder.glob(pattern), None) for pattern in ("*.parquet", "*/*.parquet")):
+        return True
+    deeper = (path.relative_to(folder).parts for path in folder.glob("*/*/*.parquet"))
+    return any(split_of(parts[1]) and not parts[0].startswith((".", "_")) for parts in deeper)

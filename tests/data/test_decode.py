@@ -44,10 +44,22 @@ def test_16_bit_grey_keeps_its_range(kind: str) -> None:
     assert pixels.min() == 0 and pixels.max() == 255
 
 
-@pytest.mark.parametrize("values", [np.full((4, 4), 0.5, np.float32), np.full((4, 4), 70_000, np.int32)])
+def test_float_pixels_of_8_bits_are_read() -> None:
+    values = np.linspace(0, 255, 16, dtype=np.float32).reshape(4, 4)
+    assert close(decoded(encoded(Image.fromarray(values), "TIFF"))[..., 1], values.astype(int), 1)
+    assert not decoded(encoded(Image.fromarray(0 * values), "TIFF")).any()
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        np.full((4, 4), value, kind)
+        for value, kind in ((0.5, "f4"), (-1, "f4"), (256, "f4"), (70_000, "i4"), (-1, "i4"))
+    ],
+)
 def test_pixels_of_an_unknown_range_are_refused(values: np.ndarray) -> None:
     with (
-        pytest.raises(UserError, match="32-bit.* pixels, whose range is not known: convert it to 8 or 16 bits"),
+        pytest.raises(UserError, match="pixels .*: convert it to 8 or 16 bits"),
         readable(lambda: "train/a.tif"),
     ):
         decoded(encoded(Image.fromarray(values), "TIFF"))

@@ -61,9 +61,9 @@ def test_a_test_split_without_labels_is_left_alone(tmp_path: Path) -> None:
 
 
 def test_folders_that_could_be_the_same_split_are_refused(tmp_path: Path) -> None:
-    for name in ("train_a", "train_b"):
+    for name in ("seg_train", "det_train"):
         write_class_folders(tmp_path / name, {"cat": 2, "dog": 2})
-    assert "has train_a and train_b: which one is train?" in error(tmp_path)
+    assert "has det_train and seg_train: which one is train?" in error(tmp_path)
     write_class_folders(tmp_path / "train", {"cat": 5, "dog": 5})
     assert opened(tmp_path).train.describe(0).startswith(str(tmp_path / "train" / "cat"))
 
@@ -71,10 +71,19 @@ def test_folders_that_could_be_the_same_split_are_refused(tmp_path: Path) -> Non
 def test_classes_may_be_called_like_splits(tmp_path: Path) -> None:
     vehicles = write_class_folders(tmp_path / "vehicles", {"airplane": 2, "train": 2, "truck": 2})
     assert opened(vehicles).train.classes == ("airplane", "train", "truck")
-    write_class_folders(tmp_path / "things" / "test-tube", {"old": 2, "new": 2})
-    write_class_folders(tmp_path / "things", {"beaker": 2})
-    assert opened(tmp_path / "things").train.classes == ("beaker", "test-tube")
+    for name in ("test-tube", "train_station", "bullet_train", "val-badia", "val-gardena"):
+        write_class_folders(tmp_path / name / "set" / name, {"old": 2, "new": 2})
+        write_class_folders(tmp_path / name / "set", {"beaker": 2})
+        assert opened(tmp_path / name / "set").train.classes == tuple(sorted(("beaker", name)))
     assert "train/ of class folders" in error(write_class_folders(tmp_path / "flat", {"train": 2, "test": 2}))
+    assert "train/ of class folders" in error(write_class_folders(tmp_path / "more", {"train": 2, "test": 2, "x": 1}))
+
+
+def test_other_folders_beside_the_splits_are_left_alone(tmp_path: Path) -> None:
+    for name in ("train", "validation", "validation_hard", "val_maps", "test1"):
+        write_class_folders(tmp_path / name, {"a": 2, "b": 2})
+    write_class_folders(tmp_path, {"val_labels": 2})
+    assert opened(tmp_path).val.describe(0).startswith(str(tmp_path / "validation" / "a"))
 
 
 def test_images_below_a_class_folder_belong_to_it(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from PIL import Image
 from ray_learngene.config import AugmentationConfig, DataConfig
 from ray_learngene.data import ImageSets, check_images, open_image_sets, parquet_cache, train_loader
 from ray_learngene.errors import UserError
-from tests.data.image_files import encoded, photo, write_parquet
+from tests.data.image_files import encoded, photo, write_class_folders, write_parquet
 
 
 def opened(path: Path | str, **options: Any) -> ImageSets:
@@ -121,6 +121,13 @@ def test_a_folder_as_the_hub_lays_it_out(tmp_path: Path) -> None:
     write_parquet(tmp_path / "default" / "validation" / "0000.parquet", [0, 1])
     sets = opened(tmp_path)
     assert (len(sets.train), len(sets.val)) == (6, 2)
+
+
+def test_tables_among_images_are_not_the_images(tmp_path: Path) -> None:
+    write_class_folders(tmp_path / "train", {"a": 3, "b": 3})
+    write_parquet(tmp_path / "train" / "a" / "meta.parquet", [0])
+    write_parquet(tmp_path / ".cache" / "train" / "x.parquet", [0])
+    assert opened(tmp_path).train.classes == ("a", "b")
 
 
 def test_bad_splits(tmp_path: Path) -> None:

@@ -288,10 +288,13 @@ def test_descendants_of_different_label_sets_are_not_compared(store: Store, fold
         facts = row(float(classes))
         facts["row"]["classes"] = classes
         store.publish("descendant", name, folder, facts)
-    with pytest.raises(UserError, match=r"different label sets \(10 classes: digits; 100 classes: photos\)") as error:
+    with pytest.raises(UserError, match=r"numbers of classes \(10 classes: digits; 100 classes: photos\)") as error:
         select_descendant(PullConfig(store=store.uri, max_params="1M"))
     one_line(error)
     assert select_descendant(PullConfig(store=store.uri, max_params="1M", sweep="digits")).name == "digits/a"
+    facts["row"]["classes"] = ["cat", "dog"]  # a script's own word
+    store.publish("descendant", "digits/b", folder, facts)
+    assert select_descendant(PullConfig(store=store.uri, max_params="1M", sweep="digits")).name == "digits/b"
 
 
 @pytest.mark.parametrize("text", ["{", "[]", '{"budgets": 3}'])
