@@ -88,7 +88,8 @@ def _training(root: str, folders: Sequence[str], named: Mapping[str, str], split
     told = list(named) if len(named) == len(folders) or ("train" in kinds and len(kinds) > 1) else plain
     if told:
         raise UserError(
-            f"{root} has {', '.join(told)}/ but no train/ of class folders: add it, or give the folder of class folders"
+            f"{root} has {' and '.join(f'{name}/' for name in told)} but no train/ with class folders: add it, or give "
+            "the folder of class folders"
         )
     return None
 

@@ -75,8 +75,12 @@ def test_classes_may_be_called_like_splits(tmp_path: Path) -> None:
         write_class_folders(tmp_path / name / "set" / name, {"old": 2, "new": 2})
         write_class_folders(tmp_path / name / "set", {"beaker": 2})
         assert opened(tmp_path / name / "set").train.classes == tuple(sorted(("beaker", name)))
-    assert "train/ of class folders" in error(write_class_folders(tmp_path / "flat", {"train": 2, "test": 2}))
-    assert "train/ of class folders" in error(write_class_folders(tmp_path / "more", {"train": 2, "test": 2, "x": 1}))
+    assert "has test/ and train/ but no train/ with class folders" in error(
+        write_class_folders(tmp_path / "flat", {"train": 2, "test": 2})
+    )
+    assert "has test/ and train/ but no train/ with class folders" in error(
+        write_class_folders(tmp_path / "more", {"train": 2, "test": 2, "x": 1})
+    )
 
 
 def test_other_folders_beside_the_splits_are_left_alone(tmp_path: Path) -> None:
