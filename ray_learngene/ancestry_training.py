@@ -70,26 +70,30 @@ def _create(config: AncestryConfig, classes: int) -> nn.Module:
     """The untrained or pretrained model, with what it takes of the input size and of stochastic depth."""
     settings = {"img_size": config.image_size, "drop_path_rate": config.drop_path, **config.model_args}
     while True:
+        torch.manual_seed(config.seed)
         try:
-            module = create_timm(config.model, "--model", pretrained=config.pretrained, num_classes=classes, **settings)
-            break
+            return create_timm(config.model, "--model", pretrained=config.pretrained, num_classes=classes, **settings)
         except UserError as error:
-            names = [name for name in ("drop_path_rate", "img_size") if settings.get(name) is not None]
-            own = [name for name in names if name not in config.model_args]
-            refused = next((name for name in own if name in str(error)), "img_size" if "img_size" in own else None)
-            if refused is None:
+            ours = settings.keys() - config.model_args.keys()
+            if "drop_path_rate" in ours and "drop_path_rate" in str(error):
+                del settings["drop_path_rate"]  # a model without paths to drop
+                if config.drop_path and "drop_path" in config.model_fields_set:
+                    print(f"{config.model} has no stochastic depth: --drop-path is left out", flush=True)
+            elif "img_size" in ours and config.image_size:
+                del settings["img_size"]  # a model of no fixed input size
+            else:
                 raise
-            del settings[refused]  # a model of no fixed input size, or without paths to drop
-            if refused == "drop_path_rate" and config.drop_path and "drop_path" in config.model_fields_set:
-                print(f"{config.model} has no stochastic depth: --drop-path is left out", flush=True)
+
+
+def _refuse_shared_memory(model: nn.Module, name: str) -> None:
+    """Refuse what safetensors, and with it timm's model folders, would refuse when all is trained."""
     seen: dict[int, str] = {}
-    for name, tensor in module.state_dict().items():
-        if tensor.numel() and (first := seen.setdefault(tensor.data_ptr(), name)) != name:
+    for part, tensor in model.state_dict().items():
+        if tensor.numel() and (first := seen.setdefault(tensor.data_ptr(), part)) != part:
             raise UserError(
-                f"--model {config.model}: {first} and {name} share memory, which timm's model folders cannot hold: "
+                f"--model {name}: {first} and {part} share memory, which timm's model folders cannot hold: "
                 "choose another model"
             )
-    return module
 
 
 def train_ancestry(config: AncestryConfig) -> Manifest:
@@ -100,8 +104,8 @@ def train_ancestry(config: AncestryConfig) -> Manifest:
     """
     check_early(config, "ancestry")
     sets = checked_image_sets(config)
-    torch.manual_seed(config.seed)
     module = _create(config, len(sets.train.classes))
+    _refuse_shared_memory(module, config.model)
     data = resolve_model_data_config(module)
     preprocessing = Preprocessing(
         image_size=config.image_size or int(get_model_input_config(module)["input_size"][-1]),

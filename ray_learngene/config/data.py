@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+import sys
 from typing import Literal
 
 from pydantic import Field, ValidationInfo, field_validator
@@ -72,7 +72,7 @@ class AugmentationConfig(Config):
     @field_validator("scale", "ratio")
     @classmethod
     def _range(cls, limits: tuple[float, float], info: ValidationInfo) -> tuple[float, float]:
-        most = 1.0 if info.field_name == "scale" else math.inf
-        if not 0 < limits[0] <= limits[1] <= most or math.isinf(limits[1]):
-            raise ValueError(f"give the least and the most, above 0{' and up to 1' if most == 1.0 else ''}")
+        share = info.field_name == "scale"
+        if not 0 < limits[0] <= limits[1] <= (1 if share else sys.float_info.max):
+            raise ValueError(f"give the least and the most, above 0{' and up to 1' if share else ''}")
         return limits

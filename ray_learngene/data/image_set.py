@@ -115,25 +115,25 @@ def hold_out(whole: ImageSet, share: float, note: str | None = None) -> ImageSet
 
     A class of one image stays in the training split; of every other class at least one image is held out and one kept.
     """
-    held = np.zeros(len(whole), dtype=bool)
-    for label in range(len(whole.classes)):
-        members = np.flatnonzero(whole.labels == label)
-        count = min(max(1, round(share * len(members))), len(members) - 1)
-        if count > 0:
-            held[members[((np.arange(count) + 0.5) * len(members) / count).astype(np.int64)]] = True
+    held = _spread(whole, share, of_single=0)
     return ImageSets(Subset(whole, np.flatnonzero(~held)), Subset(whole, np.flatnonzero(held)), note)
 
 
 def share_of(whole: ImageSet, share: float) -> ImageSet:
     """A share of every class, evenly spaced over its images in their order; at least one of each."""
-    if share == 1:
-        return whole
-    parts = hold_out(whole, share)
-    single = np.bincount(whole.labels, minlength=len(whole.classes)) == 1  # of which `hold_out` holds out none
-    if not single.any():
-        return parts.val
-    kept = np.isin(np.arange(len(whole)), parts.val.indices) | single[whole.labels]  # type: ignore[attr-defined]
-    return Subset(whole, np.flatnonzero(kept))
+    return whole if share == 1 else Subset(whole, np.flatnonzero(_spread(whole, share, of_single=1)))
+
+
+def _spread(whole: ImageSet, share: float, *, of_single: int) -> npt.NDArray[np.bool_]:
+    """Which images make a share of every class: at least one and not all, and `of_single` of a class of one."""
+    taken = np.zeros(len(whole), dtype=bool)
+    for label in range(len(whole.classes)):
+        members = np.flatnonzero(whole.labels == label)
+        most = of_single if len(members) == 1 else len(members) - 1
+        count = min(max(1, round(share * len(members))), most)
+        if count > 0:
+            taken[members[((np.arange(count) + 0.5) * len(members) / count).astype(np.int64)]] = True
+    return taken
 
 
 def hold_out_noted(whole: ImageSet, share: float, where: str) -> ImageSets:
