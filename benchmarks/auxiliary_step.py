@@ -16,7 +16,6 @@ dtype reached between the blocks.
 from __future__ import annotations
 
 import copy
-import itertools
 import os
 import tempfile
 from collections.abc import Callable, Iterable
@@ -30,17 +29,17 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.measure import arguments, in_turn, machine, medians, publish, seconds_of
-from ray_learngene.compiled_blocks import compile_layers
 from ray_learngene.config import OptimizationConfig
-from ray_learngene.costs import macs
 from ray_learngene.device import resolve_device
-from ray_learngene.engine import TorchEngine, resolve_precision
-from ray_learngene.finite_guard import FiniteGuard
-from ray_learngene.methods import create_method
-from ray_learngene.objectives import LabelObjective
-from ray_learngene.optimizers import create_optimizer
-from ray_learngene.specs import Spec, build, preset, set_drop_path
-from ray_learngene.steps import train_steps
+from ray_learngene.methods.registry import create_method
+from ray_learngene.models.compile import compile_layers
+from ray_learngene.models.costs import macs
+from ray_learngene.models.specs import Spec, build, preset, set_drop_path
+from ray_learngene.training.engine import TorchEngine, resolve_precision
+from ray_learngene.training.finite_guard import FiniteGuard
+from ray_learngene.training.objectives import LabelObjective
+from ray_learngene.training.optimizers import create_optimizer
+from ray_learngene.training.step import Stepper
 
 DESCENDANT_DEPTH = 12
 DROP_PATH = 0.1
@@ -157,20 +156,13 @@ def _training(
     config = OptimizationConfig(batch_size=case.batch)
     optimizer = create_optimizer(model, config)
     engine = TorchEngine(model, optimizer, autocast=dtype)
-    guard = FiniteGuard(images.device)
+    stepper = Stepper(
+        engine, LabelObjective(0.1), optimizer, None, case.steps, images.device, FiniteGuard(images.device)
+    )
 
     def block() -> None:
-        for _ in train_steps(
-            engine,
-            itertools.repeat((images, targets)),
-            LabelObjective(0.1),
-            optimizer,
-            None,
-            total_steps=case.steps,
-            device=images.device,
-            guard=guard,
-        ):
-            pass
+        for step in range(case.steps):
+            stepper(step, [(images, targets)])
 
     return block
 

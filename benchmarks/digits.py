@@ -6,9 +6,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-from ray_learngene.ancestry_training import train_ancestry
 from ray_learngene.config import AncestryConfig, DistillConfig
-from ray_learngene.distill import distill
+from ray_learngene.distillation.distill import distill
+from ray_learngene.distillation.train_ancestry import train_ancestry
 
 DIGITS: dict[str, Any] = {
     "data": "digits", "batch_size": 64, "scale": (0.8, 1.0), "hflip": 0.0, "crop_pct": 1.0, "drop_path": 0.0,

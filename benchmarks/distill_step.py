@@ -1,6 +1,6 @@
 """python -m benchmarks.distill_step [--quick] [--out FILE.json]
 
-The distillation step as `learngene distill` takes it (Ray Train, DeepSpeed, `train_steps`) against a bare torch
+The distillation step as `learngene distill` takes it (Ray Train, DeepSpeed, `Stepper`) against a bare torch
 loop of the same mathematics: same auxiliary model and initial weights, same ancestry model, same batches, same fused
 AdamW and schedule, same precision; several workers are joined by DistributedDataParallel. Two workers on CPUs, one on a
 GPU.
@@ -31,20 +31,20 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from benchmarks.measure import arguments, in_turn, machine, medians, publish, seconds_of
-from ray_learngene.ancestry import Ancestry
-from ray_learngene.compiled_blocks import compile_layers
+from ray_learngene.ancestry.model import Ancestry
 from ray_learngene.config import AugmentationConfig, DataConfig, OptimizationConfig
-from ray_learngene.data.images import Images, Preprocessing
 from ray_learngene.data.open import open_image_sets
-from ray_learngene.deepspeed_engine import DeepSpeedEngine, deepspeed_config, zero_stage
-from ray_learngene.engine import resolve_precision
-from ray_learngene.finite_guard import FiniteGuard
-from ray_learngene.losses import DistillationLoss
-from ray_learngene.methods import create_method
-from ray_learngene.objectives import DistillationObjective
-from ray_learngene.optimizers import create_optimizer, create_schedule
-from ray_learngene.specs import Spec, preset
-from ray_learngene.steps import Batch, train_steps
+from ray_learngene.data.pipeline import ImagePipeline
+from ray_learngene.methods.registry import create_method
+from ray_learngene.models.compile import compile_layers
+from ray_learngene.models.preprocessing import Preprocessing
+from ray_learngene.models.specs import Spec, preset
+from ray_learngene.training.deepspeed_engine import DeepSpeedEngine, deepspeed_config, zero_stage
+from ray_learngene.training.engine import resolve_precision
+from ray_learngene.training.finite_guard import FiniteGuard
+from ray_learngene.training.objectives import DistillationLoss, DistillationObjective
+from ray_learngene.training.optimizers import create_optimizer, create_schedule
+from ray_learngene.training.step import Batch, Stepper
 
 GOAL_RATIO = 0.97
 WARM_UP_BLOCKS = 2
@@ -85,7 +85,7 @@ def main() -> None:
     import ray.train
     from ray.train.torch import TorchTrainer
 
-    from ray_learngene.cluster import cluster_has_gpus, ray_cluster
+    from ray_learngene.cluster.session import cluster_has_gpus, ray_cluster
 
     args = arguments(__doc__)
     facts = machine()
@@ -183,7 +183,7 @@ def _batches(
     preprocessing = Preprocessing(
         image_size=spec.image, mean=ancestry.mean, std=ancestry.std, crop_pct=1.0, interpolation="bicubic"
     )
-    images = Images(sets.train, sets.val, preprocessing, AugmentationConfig())
+    images = ImagePipeline(sets.train, sets.val, preprocessing, AugmentationConfig())
     loader = images.training_batches(config, rank=rank, world_size=world_size)
     return iter(loader) if case.loader else itertools.cycle(list(itertools.islice(loader, 8)))
 
@@ -214,19 +214,8 @@ def _package_block(
 
     def block() -> list[float]:
         first = next(first_steps)
-        steps = train_steps(
-            engine,
-            batches,
-            objective,
-            optimizer,
-            schedule,
-            start_step=first,
-            total_steps=first + case.steps,
-            device=device,
-            rank=rank,
-            guard=guard,
-        )
-        losses = [step.losses["loss"] for step in steps]
+        stepper = Stepper(engine, objective, optimizer, schedule, first + case.steps, device, guard, rank=rank)
+        losses = [stepper(first + step, itertools.islice(batches, 1)).losses["loss"] for step in range(case.steps)]
         guard.check(first + case.steps, optimizer.param_groups[0]["lr"])  # more often than in training
         return [loss.item() for loss in losses]
 

@@ -22,8 +22,8 @@ from typing import Any
 
 from benchmarks.digits import make_learngene, write_recipe
 from benchmarks.measure import arguments, machine, medians, publish, run_command
-from ray_learngene.manifest import Manifest
-from ray_learngene.store import Store
+from ray_learngene.store.manifest import Manifest
+from ray_learngene.store.store import Store
 
 RECIPE = "digits.yaml"
 RAY = "import ray; ray.init('local', log_to_driver=False); ray.get(ray.remote(lambda: None).remote()); ray.shutdown()"

@@ -22,8 +22,8 @@ from typing import Any
 
 from benchmarks.measure import arguments, machine, publish
 from cluster.local import LocalCluster
-from ray_learngene.methods import Learngene
-from ray_learngene.store import Store
+from ray_learngene.methods.base import Learngene
+from ray_learngene.store.store import Store
 
 ROOT = Path(__file__).parents[1]
 

@@ -172,8 +172,8 @@ def _parts(size: int) -> tuple[Callable[[bytes], Any], Callable[..., Any]]:
     from PIL import Image
 
     from ray_learngene.config import AugmentationConfig
+    from ray_learngene.data.batch import Finish, PixelBatch
     from ray_learngene.data.decode import to_rgb
-    from ray_learngene.data.pixels import Finish, PixelBatch
     from ray_learngene.data.transforms import train_transform
 
     transform = train_transform(size, MEAN, AugmentationConfig())
@@ -192,7 +192,8 @@ def ours(folder: Path, size: int, epochs: Epochs) -> dict[str, Any]:
     import torch
 
     from ray_learngene.config import AugmentationConfig, DataConfig
-    from ray_learngene.data import open_image_sets, train_loader
+    from ray_learngene.data.loader import train_loader
+    from ray_learngene.data.open import open_image_sets
 
     def loader(start: int = 0, workers: int = WORKERS) -> Any:
         images = open_image_sets(DataConfig(data=str(folder / "ours"))).train
@@ -250,13 +251,13 @@ def streaming(folder: Path, size: int, epochs: Epochs) -> dict[str, Any]:
     pixels, finish = _parts(size)
     from streaming import StreamingDataLoader, StreamingDataset
 
-    class Images(StreamingDataset):  # type: ignore[misc]
+    class ImagePipeline(StreamingDataset):  # type: ignore[misc]
         def __getitem__(self, index: int) -> Any:
             sample = super().__getitem__(index)
             return pixels(sample["image"]), sample["label"], index
 
     def opened() -> Any:
-        images = Images(local=str(folder / "streaming"), shuffle=True, batch_size=BATCH, shuffle_seed=0)
+        images = ImagePipeline(local=str(folder / "streaming"), shuffle=True, batch_size=BATCH, shuffle_seed=0)
         options = {"num_workers": WORKERS, "collate_fn": list, "drop_last": True, "persistent_workers": True}
         return StreamingDataLoader(images, batch_size=BATCH, **options)
 

@@ -33,9 +33,9 @@ from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
 from benchmarks.measure import arguments, machine, medians, publish, run_command
 from ray_learngene.config import DataConfig
-from ray_learngene.data import open_image_sets
-from ray_learngene.data.images import Preprocessing
-from ray_learngene.export import export_timm
+from ray_learngene.data.open import open_image_sets
+from ray_learngene.models.preprocessing import Preprocessing
+from ray_learngene.models.timm_folder import export_timm
 
 DEPTH = 16
 CLASSES = 4

@@ -19,7 +19,7 @@ import timm
 import torch
 from timm.models import register_model
 
-from ray_learngene.export import load_timm
+from ray_learngene.models.timm_folder import load_timm
 
 STAGES = [3, 3, 4, 3, 3]
 

@@ -18,7 +18,10 @@ from typing import Any
 
 from benchmarks.measure import arguments, in_turn, machine, medians, publish
 from ray_learngene.config import AugmentationConfig, DataConfig
-from ray_learngene.data import ImageSets, convert, open_image_sets, train_loader
+from ray_learngene.data.convert import convert
+from ray_learngene.data.image_set import ImageSets
+from ray_learngene.data.loader import train_loader
+from ray_learngene.data.open import open_image_sets
 
 SIDES = (None, 288, 256)
 IMAGES = 320

@@ -30,11 +30,11 @@ from typing import Any
 
 from benchmarks.measure import arguments, in_turn, machine, medians, publish
 from ray_learngene.config import DataConfig, SweepConfig
-from ray_learngene.data import open_image_sets
-from ray_learngene.methods import create_method
-from ray_learngene.specs import Spec
-from ray_learngene.store import Store
-from ray_learngene.sweep import sweep
+from ray_learngene.data.open import open_image_sets
+from ray_learngene.methods.registry import create_method
+from ray_learngene.models.specs import Spec
+from ray_learngene.store.store import Store
+from ray_learngene.sweep.sweep import sweep
 
 IMAGE = 224
 DESCENDANTS = 8

@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import argparse
 import copy
+import itertools
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -34,23 +35,23 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.measure import arguments, in_turn, machine, medians, publish
-from ray_learngene.ancestry import Ancestry
+from ray_learngene.ancestry.answers import Answers
+from ray_learngene.ancestry.model import Ancestry
+from ray_learngene.cli.catalog import summaries
 from ray_learngene.config import AugmentationConfig, DataConfig, DistillationConfig, OptimizationConfig
 from ray_learngene.data.image_set import ArraySet, Subset
-from ray_learngene.data.images import Images, Preprocessing
 from ray_learngene.data.open import open_image_sets
-from ray_learngene.engine import TorchEngine
-from ray_learngene.finite_guard import FiniteGuard
-from ray_learngene.losses import DistillationLoss
-from ray_learngene.methods import create_method
-from ray_learngene.objectives import DistillationObjective, LabelObjective, Objective
-from ray_learngene.optimizers import create_optimizer, create_schedule
-from ray_learngene.soft_labels.answers import Answers
-from ray_learngene.soft_labels.kept import SoftLabels
-from ray_learngene.soft_labels.summaries import summaries
-from ray_learngene.specs import preset
-from ray_learngene.steps import Batch, train_steps
-from ray_learngene.store import Store
+from ray_learngene.data.pipeline import ImagePipeline
+from ray_learngene.methods.registry import create_method
+from ray_learngene.models.preprocessing import Preprocessing
+from ray_learngene.models.specs import preset
+from ray_learngene.store.store import Store
+from ray_learngene.training.engine import TorchEngine
+from ray_learngene.training.finite_guard import FiniteGuard
+from ray_learngene.training.objectives import DistillationLoss, DistillationObjective, LabelObjective, Objective
+from ray_learngene.training.optimizers import create_optimizer, create_schedule
+from ray_learngene.training.soft_labels import SoftLabels
+from ray_learngene.training.step import Batch, Stepper
 
 GOAL_RATIO = 0.95
 CPU = torch.device("cpu")
@@ -76,13 +77,13 @@ def vision_transformer(image: int, patch: int, width: int, depth: int, classes: 
     )  # fmt: skip
 
 
-def some_images(train: Any, image: int, augmentation: AugmentationConfig) -> Images:
+def some_images(train: Any, image: int, augmentation: AugmentationConfig) -> ImagePipeline:
     half = (0.5, 0.5, 0.5)
     settings = Preprocessing(image_size=image, mean=half, std=half, crop_pct=1.0, interpolation="bicubic")
-    return Images(train, train, settings, augmentation)
+    return ImagePipeline(train, train, settings, augmentation)
 
 
-def digits(count: int) -> Images:
+def digits(count: int) -> ImagePipeline:
     return some_images(Subset(open_image_sets(DataConfig(data="digits")).train, np.arange(count)), 8, MIXED)
 
 
@@ -144,25 +145,25 @@ def speed(folder: Path, quick: bool) -> list[dict[str, Any]]:
 
 
 def _epochs(
-    model: nn.Module, objective: Objective, batches: Iterator[Batch], config: OptimizationConfig, images: Images
+    model: nn.Module, objective: Objective, batches: Iterator[Batch], config: OptimizationConfig, images: ImagePipeline
 ) -> Callable[[], None]:
     """A function that trains one epoch each time it is called."""
     optimizer = create_optimizer(model, config)
     per_epoch = len(images.train) // config.batch_size
-    steps = train_steps(
+    stepper = Stepper(
         TorchEngine(model, optimizer),
-        batches,
         objective,
         optimizer,
         create_schedule(optimizer, config, per_epoch),
-        total_steps=config.epochs * per_epoch,
-        device=CPU,
-        guard=FiniteGuard(CPU),
+        config.epochs * per_epoch,
+        CPU,
+        FiniteGuard(CPU),
     )
+    steps = itertools.count()
 
     def epoch() -> None:
-        for _ in range(per_epoch):
-            next(steps)
+        for step in itertools.islice(steps, per_epoch):
+            stepper(step, itertools.islice(batches, 1))
 
     return epoch
 

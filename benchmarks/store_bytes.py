@@ -35,9 +35,9 @@ from botocore.client import BaseClient
 from botocore.config import Config
 
 from benchmarks.measure import arguments, in_turn, machine, medians, publish, seconds_of
-from ray_learngene.download import STREAMS
-from ray_learngene.filesystems import filesystem
-from ray_learngene.store import UPLOADS, Store
+from ray_learngene.io.filesystems import filesystem
+from ray_learngene.store.download import STREAMS
+from ray_learngene.store.store import UPLOADS, Store
 from tests.s3_server import running_s3_server
 
 GOAL = 0.8

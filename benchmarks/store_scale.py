@@ -27,10 +27,10 @@ from statistics import median
 from typing import Any
 
 from benchmarks.measure import arguments, machine, publish, seconds_of
-from ray_learngene.catalog import print_list, select_descendant
+from ray_learngene.cli.catalog import print_list, select_descendant
 from ray_learngene.config import ListConfig, PullConfig
-from ray_learngene.manifest import MANIFEST, FileEntry, Manifest, version_of
-from ray_learngene.store import Store
+from ray_learngene.store.manifest import MANIFEST, FileEntry, Manifest, version_of
+from ray_learngene.store.store import Store
 from tests.s3_server import running_s3_server
 from tests.store.proxy import Proxy
 

@@ -25,16 +25,16 @@ from typing import Any
 
 import psutil
 
-import ray_learngene.shared_tensors  # noqa: F401  isort:skip  (before the first Ray import)
+import ray_learngene.cluster.shared_tensors  # noqa: F401  isort:skip  (before the first Ray import)
 import ray
 from ray.cluster_utils import Cluster
 
 from benchmarks.digits import DIGITS, make_learngene
 from benchmarks.measure import arguments, machine, publish
 from ray_learngene.config import SweepConfig
-from ray_learngene.results import write_results
-from ray_learngene.store import Store
-from ray_learngene.sweep import sweep
+from ray_learngene.store.store import Store
+from ray_learngene.sweep.results import write_results
+from ray_learngene.sweep.sweep import sweep
 
 NODES = 4
 DEPTH = 3

@@ -9,7 +9,7 @@ and can be made anew from the store by the same command on any machine.
 
 import sys
 
-from ray_learngene.cli import main
+from ray_learngene.cli.main import main
 
 if __name__ == "__main__":
     sys.exit(main(["bench", *sys.argv[1:]]))

@@ -8,7 +8,7 @@ The flags are those of `learngene distill`.
 
 import sys
 
-from ray_learngene.cli import main
+from ray_learngene.cli.main import main
 
 if __name__ == "__main__":
     sys.exit(main(["distill", *sys.argv[1:]]))

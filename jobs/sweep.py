@@ -8,7 +8,7 @@ The flags are those of `learngene sweep`.
 
 import sys
 
-from ray_learngene.cli import main
+from ray_learngene.cli.main import main
 
 if __name__ == "__main__":
     sys.exit(main(["sweep", *sys.argv[1:]]))

@@ -2,7 +2,7 @@
 
 import sys
 
-from ray_learngene.cli import main
+from ray_learngene.cli.main import main
 
 
 def run() -> None:

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 if TYPE_CHECKING:  # specs import torch, which the terminal does without
-    from ray_learngene.specs import Spec
+    pass
 
 _SECONDS = 5.0  # between lines of a training run
 _WIDTH = 160  # of a table that goes to a file or another program
@@ -64,22 +64,6 @@ def unreadable_text(names: Sequence[str]) -> str:
     """One line about the images that could not be read and were skipped."""
     more = f" and {len(names) - 3} more" if len(names) > 3 else ""
     return f"skipped {len(names)} unreadable images: {', '.join(names[:3])}{more}"
-
-
-def trial_line(number: int, total: int, arm: str, spec: Spec, seed: int, lr: float, text: str) -> str:
-    """One line for a trial of a sweep that has ended."""
-    width = len(str(total))
-    size = f"width {spec.width:3} depth {spec.depth:2}"
-    return f"[{number:{width}}/{total}] {arm:10} {size}   seed {seed}   lr {lr:.1e}   {text}"
-
-
-def finished_text(row: Mapping[str, Any]) -> str:
-    """What the line of a finished trial says of its result."""
-    return (
-        f"top-1 {row['top1_untuned']:6.2f} % untuned, {row['top1']:6.2f} % tuned   "
-        f"{row['params'] / 1e6:8.3f} M parameters   {row['seconds']:6.1f} s"
-        + (f"   {row['unreadable']} unreadable images skipped" if row.get("unreadable") else "")
-    )
 
 
 def print_table(table: Table) -> None:

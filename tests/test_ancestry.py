@@ -8,7 +8,7 @@ import pytest
 import timm
 import torch
 
-from ray_learngene.ancestry import Ancestry
+from ray_learngene.ancestry.model import Ancestry
 
 CPU = torch.device("cpu")
 MODELS = {  # with convolutions, linear layers or both, and subclasses of them

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from ray_learngene.ancestry_training import _create, train_ancestry
 from ray_learngene.config import AncestryConfig
+from ray_learngene.distillation.train_ancestry import _create, train_ancestry
 from ray_learngene.errors import UserError
 
 QUICK: dict[str, Any] = {

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from ray_learngene.arms import Arm
 from ray_learngene.errors import UserError
-from ray_learngene.specs import PRESETS
+from ray_learngene.models.specs import PRESETS
+from ray_learngene.sweep.arms import Arm
 
 SPEC = PRESETS["nano"].replace(depth=5)
 

@@ -14,22 +14,25 @@ from typing import Any
 import pytest
 import torch
 
-from ray_learngene.background_checkpoints import BackgroundCheckpoints
-from ray_learngene.checkpoints import StoreCheckpoints
 from ray_learngene.config import AugmentationConfig, DataConfig, TrainingConfig
-from ray_learngene.data import open_image_sets
-from ray_learngene.data.images import Images, Preprocessing
-from ray_learngene.engine import TorchEngine
+from ray_learngene.data.open import open_image_sets
+from ray_learngene.data.pipeline import ImagePipeline
 from ray_learngene.errors import UserError
-from ray_learngene.objectives import LabelObjective
-from ray_learngene.optimizers import create_optimizer
-from ray_learngene.specs import PRESETS, build
-from ray_learngene.store import Store
-from ray_learngene.training import Checkpoints, Training, train
-from ray_learngene.worker import Worker
+from ray_learngene.models.preprocessing import Preprocessing
+from ray_learngene.models.specs import PRESETS, build
+from ray_learngene.store.checkpoints import StoreCheckpoints
+from ray_learngene.store.store import Store
+from ray_learngene.training.batches import Batches
+from ray_learngene.training.checkpoints import BackgroundCheckpoints, Checkpoints
+from ray_learngene.training.engine import TorchEngine
+from ray_learngene.training.lockstep import train
+from ray_learngene.training.objectives import LabelObjective
+from ray_learngene.training.optimizers import create_optimizer
+from ray_learngene.training.trainer import Trainer
+from ray_learngene.training.world import World
 
 CPU = torch.device("cpu")
-ALONE = Worker(CPU)
+ALONE = World(CPU)
 CONFIG = TrainingConfig(epochs=2, batch_size=256, warmup_epochs=0, drop_path=0)
 SECONDS = 60  # an upload waits for its test at most so long
 
@@ -108,26 +111,27 @@ def run(
     checkpoints: Checkpoints,
     report: Callable[[dict[str, Any]], None] = lambda metrics: None,
     due: Callable[[int], bool] = lambda step: True,
-    worker: Worker = ALONE,
+    world: World = ALONE,
     **changes: Any,
 ) -> None:
     sets = open_image_sets(DataConfig(data="digits"))
     preprocessing = Preprocessing(image_size=8, mean=(0.5,) * 3, std=(0.5,) * 3, crop_pct=1.0, interpolation="bicubic")
     model = build(PRESETS["nano"].replace(depth=1), seed=0)
     optimizer = create_optimizer(model, CONFIG)
-    train(
-        Training(
-            TorchEngine(model, optimizer),
-            optimizer,
-            LabelObjective(),
-            Images(sets.train, sets.val, preprocessing, AugmentationConfig()),
-            CONFIG.model_copy(update=changes),
-            worker=worker,
-            checkpoints=checkpoints,
-            checkpoint_due=lambda step, steps_per_epoch, seconds: due(step),
-            report=report,
-        ),
+    images = ImagePipeline(sets.train, sets.val, preprocessing, AugmentationConfig())
+    config = CONFIG.model_copy(update=changes)
+    trainer = Trainer(
+        TorchEngine(model, optimizer),
+        optimizer,
+        LabelObjective(),
+        images,
+        config,
+        world=world,
+        checkpoints=checkpoints,
+        checkpoint_due=lambda step, steps_per_epoch, seconds: due(step),
+        report=report,
     )
+    train([trainer], Batches(images, config, world))
 
 
 def test_training_goes_on_while_a_checkpoint_is_uploaded() -> None:
@@ -192,7 +196,7 @@ def test_workers_agree_on_what_is_left_out() -> None:
         together.wait()
 
     def train_one(slow: Slow, rank: int) -> None:
-        run(slow, due=slow.due, worker=Worker(CPU, rank, 2, partial(total, rank)))
+        run(slow, due=slow.due, world=World(CPU, rank, 2, partial(total, rank)))
 
     with ThreadPoolExecutor(2) as pool:
         list(pool.map(train_one, (first, second), (0, 1)))

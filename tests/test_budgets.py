@@ -2,10 +2,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ray_learngene import costs
-from ray_learngene.budgets import Budget, candidates, format_quantity, largest_within
 from ray_learngene.errors import UserError
-from ray_learngene.specs import PRESETS
+from ray_learngene.models import costs
+from ray_learngene.models.budgets import Budget, candidates, format_quantity, largest_within
+from ray_learngene.models.specs import PRESETS
 
 CHOICES = candidates([PRESETS["nano"].replace(depth=depth) for depth in range(1, 17)], costs.costs)
 

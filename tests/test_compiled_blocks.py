@@ -13,14 +13,14 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 from torch._dynamo.utils import counters
 
-from ray_learngene import cli
-from ray_learngene.ancestry import Ancestry
-from ray_learngene.compiled_blocks import CompiledBlock, compile_layers
+from ray_learngene.ancestry.model import Ancestry
+from ray_learngene.cli.main import main
 from ray_learngene.errors import RunError
-from ray_learngene.flops import forward_flops, training_flops
-from ray_learngene.methods import create_method
-from ray_learngene.specs import PRESETS, build, set_drop_path
-from ray_learngene.steps import draw_step
+from ray_learngene.methods.elastic import draw_step
+from ray_learngene.methods.registry import create_method
+from ray_learngene.models.compile import CompiledBlock, compile_layers
+from ray_learngene.models.specs import PRESETS, build, set_drop_path
+from ray_learngene.training.flops import forward_flops, training_flops
 from tests.test_siblings import MEMBERS, assert_equal, family, history
 
 SPEC = PRESETS["nano"].replace(depth=6)
@@ -131,7 +131,7 @@ def test_no_compiler_is_one_line_before_anything_starts(
     monkeypatch.setenv("CXX", "no-such-compiler")
     store = ["--store", str(tmp_path / "store"), "--data", "digits", "--name", "new", "--compile"]
     for command in (["ancestry", "--model", "vit_tiny_patch16_224", "--workers", "0"], ["sweep", "--learngene", "x"]):
-        assert cli.main([*command, *store, *(["--in-process"] if command[0] == "sweep" else [])]) == 2
+        assert main([*command, *store, *(["--in-process"] if command[0] == "sweep" else [])]) == 2
         said = capsys.readouterr().err.strip().splitlines()
         assert len(said) == 1 and "--compile needs a C++ compiler (no-such-compiler)" in said[0]
     assert not (tmp_path / "store").exists()

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from ray_learngene import cli, config
+from ray_learngene import config
+from ray_learngene.cli import main
 from ray_learngene.config import DistillConfig, PlanConfig, SiblingsConfig, SweepConfig, WorkersConfig, load_config
 from ray_learngene.errors import UserError
 
@@ -89,10 +90,10 @@ def test_a_bad_recipe_is_named(tmp_path: Path, text: str, says: str) -> None:
     assert str(recipe) in str(error.value) and "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("command", sorted(cli.COMMANDS))
+@pytest.mark.parametrize("command", sorted(main.COMMANDS))
 def test_every_flag_is_a_setting_with_help(command: str) -> None:
-    cls = getattr(config, cli.COMMANDS[command][0])
-    text = cli._parser(command, cls).format_help()
+    cls = getattr(config, main.COMMANDS[command][0])
+    text = main._parser(command, cls).format_help()
     for name, field in cls.model_fields.items():
         assert field.description, name
         assert f"--{name.replace('_', '-')}" in text or name in text
@@ -113,7 +114,7 @@ def test_every_command_of_the_readme_is_valid(line: str, monkeypatch: pytest.Mon
     monkeypatch.chdir(ROOT)
     words = shlex.split(line, comments=True)
     assert words[0] == "learngene"
-    cli._parse(words[1:])
+    main._parse(words[1:])
 
 
 @pytest.mark.parametrize(("siblings", "most"), [("auto", None), ("1", 1), (8, 8)])

@@ -5,8 +5,8 @@ from hypothesis import strategies as st
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from ray_learngene import costs
-from ray_learngene.specs import PRESETS, Spec, build
+from ray_learngene.models import costs
+from ray_learngene.models.specs import PRESETS, Spec, build
 
 specs = st.builds(
     lambda heads, head_size, depth, grid, patch, classes, ratio: Spec(

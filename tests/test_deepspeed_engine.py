@@ -13,18 +13,21 @@ import torch
 import torch.multiprocessing as mp
 
 from ray_learngene.config import AugmentationConfig, DataConfig, OptimizationConfig
-from ray_learngene.data import open_image_sets
-from ray_learngene.data.images import Images, Preprocessing
-from ray_learngene.deepspeed_engine import DeepSpeedEngine, deepspeed_config, read_user_config, zero_stage
-from ray_learngene.engine import Engine, TorchEngine, resolve_precision
-from ray_learngene.engine_state import STATE_FILE, read_state
+from ray_learngene.data.open import open_image_sets
+from ray_learngene.data.pipeline import ImagePipeline
 from ray_learngene.errors import RunError, UserError
-from ray_learngene.finite_guard import FiniteGuard
-from ray_learngene.methods import create_method
-from ray_learngene.objectives import LabelObjective
-from ray_learngene.optimizers import create_optimizer, create_schedule
-from ray_learngene.specs import PRESETS
-from ray_learngene.steps import train_steps
+from ray_learngene.methods.registry import create_method
+from ray_learngene.models.preprocessing import Preprocessing
+from ray_learngene.models.specs import PRESETS
+from ray_learngene.training.batches import Batches
+from ray_learngene.training.deepspeed_engine import DeepSpeedEngine, deepspeed_config, read_user_config, zero_stage
+from ray_learngene.training.engine import Engine, TorchEngine, resolve_precision
+from ray_learngene.training.engine_state import STATE_FILE, read_state
+from ray_learngene.training.finite_guard import FiniteGuard
+from ray_learngene.training.objectives import LabelObjective
+from ray_learngene.training.optimizers import create_optimizer, create_schedule
+from ray_learngene.training.step import Stepper
+from ray_learngene.training.world import World
 from tests.conftest import free_ports
 
 CPU = torch.device("cpu")
@@ -57,22 +60,20 @@ def train(
 ) -> None:
     sets = open_image_sets(DataConfig(data="digits"))
     preprocessing = Preprocessing(image_size=8, mean=(0.5,) * 3, std=(0.5,) * 3, crop_pct=1.0, interpolation="bicubic")
-    images = Images(sets.train, sets.val, preprocessing, AugmentationConfig(scale=(0.8, 1.0), mixup=0.5))
-    stepping = train_steps(
+    images = ImagePipeline(sets.train, sets.val, preprocessing, AugmentationConfig(scale=(0.8, 1.0), mixup=0.5))
+    stepper = Stepper(
         engine,
-        images.training_batches(config, rank=rank, world_size=world_size, start_step=steps.start),
         LabelObjective(),
         optimizer,
         create_schedule(optimizer, config, len(sets.train) // config.batch_size),
-        start_step=steps.start,
-        total_steps=STEPS,
-        accumulation=config.accumulation,
+        STEPS,
+        CPU,
+        FiniteGuard(CPU),
         micro_batch=config.batch_size / (world_size * config.accumulation),
-        device=CPU,
-        guard=FiniteGuard(CPU),
     )
-    for _ in itertools.islice(stepping, len(steps)):
-        pass
+    batches = Batches(images, config, World(CPU, rank, world_size))
+    for step in steps:
+        stepper(step, batches.of_step(step))
 
 
 def plain(method: str, config: OptimizationConfig) -> tuple[TorchEngine, torch.optim.Optimizer]:

@@ -8,18 +8,20 @@ from typing import Any
 import pytest
 import torch
 
-from ray_learngene import training
-from ray_learngene.candidates import LEARNGENE_COLUMNS, StoredLearngene, cost_columns
 from ray_learngene.config import SweepConfig
-from ray_learngene.costs import measure_latency
-from ray_learngene.data import open_image_sets
-from ray_learngene.data.images import Images, Preprocessing
-from ray_learngene.descend import Descendant, Tuning, descendant
-from ray_learngene.export import load_timm
-from ray_learngene.methods import create_method
-from ray_learngene.siblings import train_descendant
-from ray_learngene.specs import PRESETS, build
-from ray_learngene.store import Store
+from ray_learngene.data.open import open_image_sets
+from ray_learngene.data.pipeline import ImagePipeline
+from ray_learngene.methods.registry import create_method
+from ray_learngene.models.costs import measure_latency
+from ray_learngene.models.preprocessing import Preprocessing
+from ray_learngene.models.specs import PRESETS, build
+from ray_learngene.models.timm_folder import load_timm
+from ray_learngene.store.learngenes import LEARNGENE_COLUMNS, StoredLearngene
+from ray_learngene.store.store import Store
+from ray_learngene.sweep.descendant import Descendant, DescendantTask, descendant
+from ray_learngene.sweep.selection import cost_columns
+from ray_learngene.sweep.siblings import train_descendant
+from ray_learngene.training import trainer
 
 SPEC = PRESETS["nano"].replace(depth=2)
 COST = {"seconds": 5.0, "images": 640, "flops": 10, "teacher_flops": 3}
@@ -30,7 +32,7 @@ class Killed(Exception):
     pass
 
 
-def inputs(store: Path, made_by: str = "sws:stages=1-1") -> tuple[SweepConfig, Images, StoredLearngene]:
+def inputs(store: Path, made_by: str = "sws:stages=1-1") -> tuple[SweepConfig, ImagePipeline, StoredLearngene]:
     config = SweepConfig(
         data="digits",
         name="s",
@@ -51,7 +53,7 @@ def inputs(store: Path, made_by: str = "sws:stages=1-1") -> tuple[SweepConfig, I
     published = Store(str(store))
     if not published.exists("learngene", "digits"):
         published.publish("learngene", "digits", store.with_name("gene"), {"cost": COST})
-    images = Images(sets.train, sets.val, PREPROCESSING, config)
+    images = ImagePipeline(sets.train, sets.val, PREPROCESSING, config)
     return config, images, StoredLearngene.load(published, "digits")
 
 
@@ -60,7 +62,7 @@ def run(store: Path, arm: str = "sws", report: Any = lambda metrics: None) -> tu
     expanded = stored if arm != "scratch" else None
     costs = cost_columns(SPEC, measure_latency(build(SPEC), 8, runs=3), 256)
     one = descendant(arm, SPEC, 3, 1e-3, config, images, expanded)
-    return one, train_descendant(Tuning(one, expanded, costs, report), images, config)
+    return one, train_descendant(DescendantTask(one, expanded, costs, report), images, config)
 
 
 def weights(store: Path, one: Descendant, out: Path) -> dict[str, torch.Tensor]:
@@ -79,7 +81,7 @@ def test_a_killed_descendant_goes_on_to_the_same_weights(
     with pytest.raises(Killed):
         run(tmp_path / "killed", arm, report=die_in_the_second_epoch)
     assert Store(str(tmp_path / "killed")).exists("checkpoint", f"s/{one.name}")
-    monkeypatch.delattr("ray_learngene.descend.fitting")  # it has been fitted to its size
+    monkeypatch.delattr("ray_learngene.sweep.descendant.Fitting")  # it has been fitted to its size
     again, resumed = run(tmp_path / "killed", arm)
     assert again == one
     assert row["fit_steps"] == (0 if arm == "sws" else 2)
@@ -111,7 +113,7 @@ def test_a_published_descendant_is_not_trained_again(tmp_path: Path) -> None:
 
 
 def test_reports_inside_an_epoch_come_without_a_score(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(training, "REPORT_SECONDS", 0)
+    monkeypatch.setattr(trainer, "REPORT_SECONDS", 0)
     seen: list[dict[str, Any]] = []
     run(tmp_path / "store", report=seen.append)
     assert [metrics["epoch"] for metrics in seen if "top1" in metrics] == [0, 1, 2]

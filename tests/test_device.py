@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from ray_learngene.ancestry_training import train_ancestry
 from ray_learngene.config import AncestryConfig
-from ray_learngene.data.pixels import Finish
+from ray_learngene.data.batch import Finish
 from ray_learngene.device import gpu_allowed, resolve_device
+from ray_learngene.distillation.train_ancestry import train_ancestry
 
 ROOT = Path(__file__).parents[1]
 # Ray's GPUs are numbers that it is told; which of its workers compute on theirs can be seen without any.
@@ -21,7 +21,7 @@ DRIVER = """
 import ray
 import torch
 
-from ray_learngene.cluster import use_assigned_gpu
+from ray_learngene.cluster.session import use_assigned_gpu
 from ray_learngene.device import resolve_device
 
 

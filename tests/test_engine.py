@@ -10,23 +10,25 @@ import torch
 from torch import nn
 
 from ray_learngene import errors
-from ray_learngene.background_checkpoints import BackgroundCheckpoints
-from ray_learngene.checkpoints import StoreCheckpoints
 from ray_learngene.config import AugmentationConfig, DataConfig, TrainingConfig
-from ray_learngene.data import open_image_sets
-from ray_learngene.data.images import Images, Preprocessing
-from ray_learngene.engine import TorchEngine
-from ray_learngene.finite_guard import FiniteGuard, NonFiniteLoss
-from ray_learngene.losses import DistillationLoss
-from ray_learngene.methods import create_method
-from ray_learngene.objectives import DistillationObjective, LabelObjective
-from ray_learngene.optimizers import create_optimizer, create_schedule, learning_rate
-from ray_learngene.scores import evaluate
-from ray_learngene.specs import PRESETS, build
-from ray_learngene.steps import train_steps
-from ray_learngene.store import Store
-from ray_learngene.training import Training, train
-from ray_learngene.worker import Worker
+from ray_learngene.data.open import open_image_sets
+from ray_learngene.data.pipeline import ImagePipeline
+from ray_learngene.methods.registry import create_method
+from ray_learngene.models.preprocessing import Preprocessing
+from ray_learngene.models.specs import PRESETS, build
+from ray_learngene.store.checkpoints import StoreCheckpoints
+from ray_learngene.store.store import Store
+from ray_learngene.training.batches import Batches
+from ray_learngene.training.checkpoints import BackgroundCheckpoints
+from ray_learngene.training.engine import TorchEngine
+from ray_learngene.training.evaluation import evaluate
+from ray_learngene.training.finite_guard import FiniteGuard, NonFiniteLoss
+from ray_learngene.training.lockstep import train
+from ray_learngene.training.objectives import DistillationLoss, DistillationObjective, LabelObjective
+from ray_learngene.training.optimizers import create_optimizer, create_schedule, learning_rate
+from ray_learngene.training.step import Stepper
+from ray_learngene.training.trainer import Trainer
+from ray_learngene.training.world import World
 
 CPU = torch.device("cpu")
 NANO = PRESETS["nano"].replace(depth=3)
@@ -44,18 +46,8 @@ def one_step(
     # plain SGD, so that the weights show the gradient itself
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     engine = TorchEngine(model, optimizer, accumulation=len(micro_batches), clip_grad=clip_grad)
-    steps = train_steps(
-        engine,
-        micro_batches,
-        LabelObjective(),
-        optimizer,
-        None,
-        total_steps=1,
-        accumulation=len(micro_batches),
-        device=CPU,
-        guard=FiniteGuard(CPU),
-    )
-    assert [step.number for step in steps] == [1]
+    stepper = Stepper(engine, LabelObjective(), optimizer, None, 1, CPU, FiniteGuard(CPU))
+    assert stepper(0, micro_batches).number == 1
     return model
 
 
@@ -146,19 +138,19 @@ def test_workers_look_for_a_non_finite_loss_as_often_as_asked(tmp_path: Path, st
     images, model = digits(AugmentationConfig()), build(NANO, seed=0)
     config = CONFIG.model_copy(update={"loss_check_steps": steps})
     optimizer = create_optimizer(model, config)
-    training = Training(
+    trainer = Trainer(
         TorchEngine(model, optimizer),
         optimizer,
         Broken(),
         images,
         config,
-        worker=Worker(CPU, world_size=2),  # the other's losses are never NaN
+        world=World(CPU, world_size=2),  # the other's losses are never NaN
         checkpoints=BackgroundCheckpoints(StoreCheckpoints(Store(str(tmp_path)), "a/state")),
         checkpoint_due=lambda step, steps_per_epoch, seconds: False,
         report=lambda metrics: None,
     )
     with pytest.raises(NonFiniteLoss, match=f"before step {told_at} "):
-        train(training)
+        train([trainer], Batches(images, config, trainer.world))
 
 
 def test_the_ancestry_is_frozen_and_sees_the_students_images() -> None:
@@ -194,31 +186,31 @@ class Interrupted(Exception):
     pass
 
 
-def digits(augmentation: AugmentationConfig) -> Images:
+def digits(augmentation: AugmentationConfig) -> ImagePipeline:
     sets = open_image_sets(DataConfig(data="digits"))
     mean = std = (0.5, 0.5, 0.5)
     preprocessing = Preprocessing(image_size=8, mean=mean, std=std, crop_pct=1.0, interpolation="bicubic")
-    return Images(sets.train, sets.val, preprocessing, augmentation)
+    return ImagePipeline(sets.train, sets.val, preprocessing, augmentation)
 
 
 def test_a_run_that_is_stopped_before_its_first_step_writes_nothing(tmp_path: Path) -> None:
     """ZeRO has no moments to write then, and nothing would be lost."""
     store, model = Store(str(tmp_path)), create_method("scratch").expand(None, NANO)
     optimizer = create_optimizer(model, CONFIG)
-    training = Training(
+    trainer = Trainer(
         TorchEngine(model, optimizer),
         optimizer,
         LabelObjective(),
-        digits(AugmentationConfig()),
+        images := digits(AugmentationConfig()),
         CONFIG,
-        worker=Worker(CPU),
+        world=World(CPU),
         checkpoints=BackgroundCheckpoints(StoreCheckpoints(store, "stopped/state")),
         checkpoint_due=lambda step, steps_per_epoch, seconds: True,
         report=lambda metrics: None,
     )
     with pytest.raises(errors.Interrupted) as stopped:
-        train(training, stop=lambda step: True)
-    assert stopped.value.done == 0 < stopped.value.total == training.total_steps
+        train([trainer], Batches(images, CONFIG, trainer.world), stop=lambda step: True)
+    assert stopped.value.done == 0 < stopped.value.total == trainer.total_steps
     assert not store.exists("checkpoint", "stopped/state")
 
 
@@ -238,21 +230,20 @@ def test_a_resumed_run_equals_an_undisturbed_one_bit_for_bit(tmp_path: Path, int
                 raise Interrupted
             return step % 5 == 0 or step == stop_at
 
-        progress, ema = train(
-            Training(
-                TorchEngine(model, optimizer, clip_grad=1.0),
-                optimizer,
-                LabelObjective(),
-                images,
-                config,
-                worker=Worker(CPU),
-                checkpoints=checkpoints,
-                checkpoint_due=due,
-                report=lambda metrics: None,
-            ),
+        trainer = Trainer(
+            TorchEngine(model, optimizer, clip_grad=1.0),
+            optimizer,
+            LabelObjective(),
+            images,
+            config,
+            world=World(CPU),
+            checkpoints=checkpoints,
+            checkpoint_due=due,
+            report=lambda metrics: None,
         )
-        assert ema is not None
-        return model, ema, progress.history[-1]
+        train([trainer], Batches(images, config, trainer.world))
+        assert trainer.ema is not None
+        return model, trainer.ema.module, trainer.progress.history[-1]
 
     undisturbed = run("undisturbed")
     with pytest.raises(Interrupted):

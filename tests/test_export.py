@@ -13,15 +13,16 @@ import torch
 import torch.nn.functional as F
 from timm.data import create_transform, resolve_model_data_config
 
-from ray_learngene.ancestry import create_timm
+from ray_learngene.ancestry.model import create_timm
+from ray_learngene.cli.evaluate import evaluate_model
 from ray_learngene.config import EvaluateConfig
-from ray_learngene.data import open_image_sets
-from ray_learngene.data.images import Preprocessing
+from ray_learngene.data.open import open_image_sets
 from ray_learngene.errors import UserError
-from ray_learngene.evaluate import evaluate_model
-from ray_learngene.export import export_timm, load_timm
-from ray_learngene.methods import Learngene, create_method
-from ray_learngene.specs import PRESETS, timm_arguments
+from ray_learngene.methods.base import Learngene
+from ray_learngene.methods.registry import create_method
+from ray_learngene.models.preprocessing import Preprocessing
+from ray_learngene.models.specs import PRESETS, timm_arguments
+from ray_learngene.models.timm_folder import export_timm, load_timm
 from tests.data.image_files import write_class_folders
 
 NANO = PRESETS["nano"]

@@ -11,19 +11,20 @@ import pandas
 import pytest
 import torch
 
-from ray_learngene import termination
-from ray_learngene.ancestry import load_ancestry
-from ray_learngene.ancestry_training import train_ancestry
-from ray_learngene.candidates import StoredLearngene
+from ray_learngene import sigterm
+from ray_learngene.ancestry.model import load_ancestry
 from ray_learngene.config import AncestryConfig, DistillConfig, ExtractConfig, SweepConfig
-from ray_learngene.data.images import Preprocessing
-from ray_learngene.distill import distill
+from ray_learngene.distillation.distill import distill
+from ray_learngene.distillation.extract import extract
+from ray_learngene.distillation.train_ancestry import train_ancestry
 from ray_learngene.errors import Interrupted, UserError
-from ray_learngene.export import export_timm
-from ray_learngene.extract import extract
-from ray_learngene.store import Store
-from ray_learngene.sweep import sweep
-from ray_learngene.trials import Outcomes, SweepInputs, Trial, _begun
+from ray_learngene.models.preprocessing import Preprocessing
+from ray_learngene.models.timm_folder import export_timm
+from ray_learngene.store.learngenes import StoredLearngene
+from ray_learngene.store.store import Store
+from ray_learngene.sweep.run import _begun
+from ray_learngene.sweep.sweep import sweep
+from ray_learngene.sweep.trials import Outcomes, SweepInputs, Trial
 from tests.data.image_files import write_class_folders
 
 QUICK: dict[str, Any] = {
@@ -186,8 +187,8 @@ def test_a_teacher_is_given_images_as_it_normalises_them(store: str, monkeypatch
         export_timm(model, Path(folder), labels=labels, preprocessing=preprocessing)
         Store(store).publish("ancestry", "dark", Path(folder), {})
     seen: list[SweepInputs] = []
-    monkeypatch.setattr("ray_learngene.sweep.run_trials", lambda inputs, *others: seen.append(inputs))
-    monkeypatch.setattr("ray_learngene.sweep.write_results", lambda *others: pandas.DataFrame())
+    monkeypatch.setattr("ray_learngene.sweep.sweep.run_trials", lambda inputs, *others: seen.append(inputs))
+    monkeypatch.setattr("ray_learngene.sweep.sweep.write_results", lambda *others: pandas.DataFrame())
     sweep(quick_sweep(store, name="taught", depths="2", ancestry="store:ancestries/dark"), leaderboard=False)
     (inputs,) = seen
     assert inputs.ancestry is not None
@@ -207,7 +208,7 @@ def test_what_was_stopped_early_is_kept_however_a_sweep_ends(
 
     config = quick_sweep(store, name=f"cut-{type(end).__name__}", depths="1,2", arms=("scratch",))
     with monkeypatch.context() as patched, pytest.raises(type(end)):
-        patched.setattr("ray_learngene.sweep.run_trials", interrupted)
+        patched.setattr("ray_learngene.sweep.sweep.run_trials", interrupted)
         sweep(config)
     assert sweep(config)["status"].tolist() == ["finished", "stopped"]
 
@@ -216,13 +217,13 @@ def test_a_search_goes_on_with_the_learning_rates_that_it_had_begun(
     store: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[SweepInputs] = []
-    monkeypatch.setattr("ray_learngene.sweep.run_trials", lambda inputs, *others: seen.append(inputs))
-    monkeypatch.setattr("ray_learngene.sweep.write_results", lambda *others: pandas.DataFrame())
+    monkeypatch.setattr("ray_learngene.sweep.sweep.run_trials", lambda inputs, *others: seen.append(inputs))
+    monkeypatch.setattr("ray_learngene.sweep.sweep.write_results", lambda *others: pandas.DataFrame())
     config = quick_sweep(store, name="searched", depths="1,2", arms=("scratch",), epochs=2, checkpoint_seconds=0)
     sweep(config, leaderboard=False)
     one, other = (Trial("scratch", spec, 0, 1.234567890123e-4) for spec in seen[0].costs)
     with monkeypatch.context() as patched, pytest.raises(Interrupted):
-        patched.setattr(termination, "requested", lambda step: step == 3)
+        patched.setattr(sigterm, "requested", lambda step: step == 3)
         seen[0].train([one], lambda *others: None, lambda *others: None)
     assert _begun(seen[0], [other, one], ()) == [one]
     assert _begun(seen[0], [one], [seen[0].descendant(one).name]) == []

@@ -7,15 +7,18 @@ import math
 import pytest
 import torch
 
-from ray_learngene import fitting
 from ray_learngene.config import AugmentationConfig, DataConfig, OptimizationConfig
-from ray_learngene.data import open_image_sets
-from ray_learngene.data.images import Images, Preprocessing
-from ray_learngene.methods import create_method
-from ray_learngene.optimizers import create_optimizer
-from ray_learngene.specs import PRESETS
-from ray_learngene.stream import Stream, feed
-from ray_learngene.worker import Worker
+from ray_learngene.data.open import open_image_sets
+from ray_learngene.data.pipeline import ImagePipeline
+from ray_learngene.methods.registry import create_method
+from ray_learngene.models.preprocessing import Preprocessing
+from ray_learngene.models.specs import PRESETS
+from ray_learngene.training import fitting
+from ray_learngene.training.batches import Batches
+from ray_learngene.training.clock import Clock
+from ray_learngene.training.lockstep import train
+from ray_learngene.training.optimizers import create_optimizer
+from ray_learngene.training.world import World
 
 NANO, CPU = PRESETS["nano"], torch.device("cpu")
 
@@ -33,10 +36,12 @@ def test_the_learning_rate_has_fallen_where_fitting_ends(
     monkeypatch.setattr(fitting, "create_optimizer", kept)
     sets, config = open_image_sets(DataConfig(data="digits")), OptimizationConfig(batch_size=batch_size, min_lr=1e-6)
     preprocessing = Preprocessing(image_size=8, mean=(0.5,) * 3, std=(0.5,) * 3, crop_pct=1.0, interpolation="bicubic")
-    images = Images(sets.train, sets.val, preprocessing, AugmentationConfig())
+    images = ImagePipeline(sets.train, sets.val, preprocessing, AugmentationConfig())
     method = create_method(f"wave:fit={steps}:fit_lr=0.01")
     adapter = method.adapter(method.extract(method.auxiliary(NANO)), NANO.replace(depth=2), seed=0)
     assert adapter is not None
-    feed(fitting.fitting(adapter, images, config, device=CPU, autocast=None), Stream(images, config, Worker(CPU)))
+    train(
+        [fitting.Fitting(adapter, images, config, clock=Clock(CPU), autocast=None)], Batches(images, config, World(CPU))
+    )
     last = 1e-6 + (0.01 - 1e-6) * (1 + math.cos(math.pi * (steps - 1) / steps)) / 2  # the cosine's last of N steps
     assert [group["lr"] for group in optimizers[0].param_groups] == pytest.approx([last, last])

@@ -7,12 +7,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 
-from ray_learngene.costs import macs
-from ray_learngene.flops import forward_flops, training_flops
-from ray_learngene.methods import create_method
-from ray_learngene.methods.elastic import ElasticVisionTransformer
-from ray_learngene.specs import Spec, build, set_drop_path
-from ray_learngene.steps import draw_step
+from ray_learngene.methods.elastic import ElasticVisionTransformer, draw_step
+from ray_learngene.methods.registry import create_method
+from ray_learngene.models.costs import macs
+from ray_learngene.models.specs import Spec, build, set_drop_path
+from ray_learngene.training.flops import forward_flops, training_flops
 from tests.methods.trained import specs
 
 SPEC = Spec(width=24, depth=7, heads=3, image=8, patch=4, classes=5)

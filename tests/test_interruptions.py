@@ -16,12 +16,12 @@ import pytest
 import safetensors.torch
 import torch
 
-from ray_learngene.ancestry_training import train_ancestry
-from ray_learngene.cluster import ray_cluster
+from ray_learngene.cluster.session import ray_cluster
 from ray_learngene.config import AncestryConfig, OptimizationConfig
+from ray_learngene.distillation.train_ancestry import train_ancestry
 from ray_learngene.errors import RunError, UserError
-from ray_learngene.out_of_memory import is_out_of_memory, with_smaller_micro_batch
-from ray_learngene.store import Store
+from ray_learngene.store.store import Store
+from ray_learngene.training.out_of_memory import is_out_of_memory, with_smaller_micro_batch
 
 MODEL = {"img_size": 8, "patch_size": 2, "embed_dim": 48, "depth": 2, "num_heads": 3}
 SETTINGS: dict[str, Any] = {
@@ -73,7 +73,7 @@ def test_sigterm_leaves_a_checkpoint_of_its_very_step(tmp_path: Path) -> None:
 
 LIMITED = """
 import json, resource, sys
-from ray_learngene.ancestry_training import train_ancestry
+from ray_learngene.distillation.train_ancestry import train_ancestry
 from ray_learngene.config import AncestryConfig
 
 def train(name):

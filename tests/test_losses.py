@@ -4,7 +4,7 @@ import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ray_learngene.losses import DistillationLoss
+from ray_learngene.training.objectives import DistillationLoss
 
 STUDENT, TEACHER, LABELS = torch.randn(6, 10), torch.randn(6, 10), torch.arange(6)
 

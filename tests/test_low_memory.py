@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from ray_learngene import sweep_progress
 from ray_learngene.errors import UserError
-from ray_learngene.sweep import sweep
+from ray_learngene.sweep import tune_callbacks
+from ray_learngene.sweep.sweep import sweep
 from tests.test_descend import inputs
 
 pytestmark = pytest.mark.hosts
@@ -25,12 +25,12 @@ def test_half_as_many_start_again_where_memory_was_too_small(tmp_path: Path, mon
     monkeypatch.setenv("RAY_memory_monitor_refresh_ms", "3000")
     at_once: list[int] = []
 
-    class Recovering(sweep_progress.SweepProgress):
+    class Recovering(tune_callbacks.SweepProgress):
         def on_trial_recover(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
             super().on_trial_recover(iteration, trials, trial, **info)
             at_once.append(trial.config["one"]["at_once"])
 
-    monkeypatch.setattr(sweep_progress, "SweepProgress", Recovering)
+    monkeypatch.setattr(tune_callbacks, "SweepProgress", Recovering)
     config = inputs(tmp_path / "store")[0].model_copy(update={"depths": "1,2", "siblings": 4, "max_failures": 2})
     ray.init("local", num_cpus=1, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
     try:

@@ -15,12 +15,12 @@ import torch
 
 import ray_learngene
 import ray_learngene.torchvision_cpu
-from ray_learngene.cli import main
-from ray_learngene.data.images import Preprocessing
-from ray_learngene.export import export_timm
-from ray_learngene.methods import create_method
-from ray_learngene.specs import PRESETS, timm_arguments
-from ray_learngene.store import Store
+from ray_learngene.cli.main import main
+from ray_learngene.methods.registry import create_method
+from ray_learngene.models.preprocessing import Preprocessing
+from ray_learngene.models.specs import PRESETS, timm_arguments
+from ray_learngene.models.timm_folder import export_timm
+from ray_learngene.store.store import Store
 from tests.conftest import free_ports
 
 NANO = PRESETS["nano"]

@@ -6,6 +6,7 @@ import dataclasses
 import functools
 import os
 import signal
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,20 +16,21 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ray_learngene import turns
-from ray_learngene.ancestry import Ancestry
-from ray_learngene.candidates import StoredLearngene, cost_columns
+from ray_learngene.ancestry.model import Ancestry
 from ray_learngene.config import SweepConfig
-from ray_learngene.costs import Latency, measure_latency
 from ray_learngene.data.image_set import Subset
-from ray_learngene.data.images import Images
 from ray_learngene.data.loader import _Augmented
-from ray_learngene.descend import Tuning, descendant
+from ray_learngene.data.pipeline import ImagePipeline
 from ray_learngene.errors import Interrupted, RunError
-from ray_learngene.methods import create_method
-from ray_learngene.siblings import train_descendant, train_siblings
-from ray_learngene.specs import Spec, build
-from ray_learngene.store import Store
+from ray_learngene.methods.registry import create_method
+from ray_learngene.models.costs import Latency, measure_latency
+from ray_learngene.models.specs import Spec, build
+from ray_learngene.store.learngenes import StoredLearngene
+from ray_learngene.store.store import Store
+from ray_learngene.sweep.descendant import DescendantTask, descendant
+from ray_learngene.sweep.selection import cost_columns
+from ray_learngene.sweep.siblings import train_descendant, train_siblings
+from ray_learngene.training.clock import Clock, shared_by
 from tests.test_descend import PREPROCESSING, SPEC, inputs, weights
 
 STEPS, BATCH = 3, 16  # of an epoch
@@ -47,8 +49,8 @@ class Family:
     """A store, what its descendants have in common, and those of `MEMBERS`."""
 
     config: SweepConfig
-    images: Images
-    tunings: list[Tuning]
+    images: ImagePipeline
+    tunings: list[DescendantTask]
     ancestry: Ancestry | None = None
 
     @property
@@ -67,7 +69,7 @@ class Family:
     def together(self) -> dict[str, dict[str, Any] | RunError]:
         ended: dict[str, Any] = {}
 
-        def tell(tuning: Tuning, outcome: dict[str, Any] | RunError) -> None:
+        def tell(tuning: DescendantTask, outcome: dict[str, Any] | RunError) -> None:
             assert tuning.one.name not in ended, "told twice"
             ended[tuning.one.name] = outcome
 
@@ -85,7 +87,7 @@ def family(store: Path, members: Sequence[tuple[str, int, float]] = MEMBERS, **c
     config, images, stored = inputs(store)
     settings = {"batch_size": BATCH, "accumulation": 2, "drop_path": 0.2, "ema": 0.9, "mixup": 0.8, "cutmix": 1.0}
     config = config.model_copy(update={**settings, "checkpoint_seconds": 1e6, **changes})
-    images = Images(
+    images = ImagePipeline(
         Subset(images.train, torch.arange(STEPS * BATCH).numpy()), Subset(images.val, torch.arange(30).numpy()),
         PREPROCESSING, config,
     )  # fmt: skip
@@ -94,11 +96,11 @@ def family(store: Path, members: Sequence[tuple[str, int, float]] = MEMBERS, **c
     wave = method.extract(method.auxiliary(SPEC)).describe(labels=images.train.classes, preprocessing={})
     genes = {"sws": stored, "wave": StoredLearngene(wave, stored.manifest)}
 
-    def tuning(arm: str, depth: int, lr: float) -> Tuning:
+    def tuning(arm: str, depth: int, lr: float) -> DescendantTask:
         spec: Spec = SPEC.replace(depth=depth)
         gene = genes.get(arm.partition(":")[0])
         costs = cost_columns(spec, latency(depth), config.batch_size // config.accumulation)
-        return Tuning(descendant(arm, spec, 3, lr, config, images, gene), gene, costs)
+        return DescendantTask(descendant(arm, spec, 3, lr, config, images, gene), gene, costs)
 
     return Family(config, images, [tuning(*member) for member in members])
 
@@ -169,7 +171,7 @@ def test_images_that_cannot_be_read_are_skipped_alike_and_counted_for_each(tmp_p
     made, other = (family(tmp_path / name, MEMBERS[:3], unreadable="skip") for name in ("together", "alone"))
     for each in (made, other):
         sets = (Damaged(one.whole, one.indices) for one in (each.images.train, each.images.val))
-        each.images = Images(*sets, PREPROCESSING, each.config, unreadable="skip")
+        each.images = ImagePipeline(*sets, PREPROCESSING, each.config, unreadable="skip")
     rows = made.together()
     other.alone()
     assert_equal(made, other)
@@ -308,12 +310,12 @@ def test_soft_labels_are_read_or_asked_once_for_all(tmp_path: Path) -> None:
 
 
 def test_the_seconds_of_siblings_are_shares_of_what_was_spent(monkeypatch: pytest.MonkeyPatch) -> None:
-    now = iter(range(100))
-    monkeypatch.setattr(turns.Clock, "mark", lambda self: float(next(now)))
-    one, other = (turns.Clock(torch.device("cpu")) for _ in range(2))
-    for clock in (one, other):
-        clock.add(0.0, 6.0, share=0.5)
-    one.start()
-    assert one() == 3 + 1  # in its turn
-    one.stop()
+    now = iter([0.0, 6.0, 6.0, 7.0, 8.0, 8.0, 9.0])
+    monkeypatch.setattr(time, "monotonic", lambda: next(now))
+    one, other = (Clock(torch.device("cpu")) for _ in range(2))
+    with shared_by([one, other]):
+        pass  # from 0 to 6
+    with one.running():
+        assert one() == 3 + 1  # from 6 to 7
+    # until 8
     assert (one(), other()) == (3 + 2, 3)

@@ -12,7 +12,8 @@ import pytest
 import ray
 from ray.job_submission import JobSubmissionClient
 
-from ray_learngene import cli, submit
+from ray_learngene.cli.main import main
+from ray_learngene.cluster import submit
 from ray_learngene.config import SoftLabelsConfig
 from ray_learngene.errors import JobFailed
 
@@ -59,7 +60,7 @@ def test_mistakes_are_told_before_anything_is_submitted(
         monkeypatch.delenv(name, raising=False)
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
-    assert cli.main(["submit", *words]) == 2
+    assert main(["submit", *words]) == 2
     said = capsys.readouterr().err.strip()
     assert says in said and len(said.splitlines()) == 1 and "me:secret" not in said
 
@@ -79,7 +80,7 @@ def test_a_mistake_in_the_runtime_environment_is_one_line(
 ) -> None:
     path = tmp_path / "env.yaml"
     path.write_text(text)
-    assert cli.main(["submit", *SWEEP, "--store", "s3://b/p", "--runtime-env", str(path)]) == 2
+    assert main(["submit", *SWEEP, "--store", "s3://b/p", "--runtime-env", str(path)]) == 2
     said = capsys.readouterr().err.strip()
     assert says in said and len(said.splitlines()) == 1 and "secret" not in said
 
@@ -91,7 +92,7 @@ def test_a_folder_called_like_a_built_in_set_is_not_meant(
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     monkeypatch.delenv("RAY_API_SERVER_ADDRESS", raising=False)
-    assert cli.main(["submit", *SWEEP, "--store", "s3://b/p"]) == 2
+    assert main(["submit", *SWEEP, "--store", "s3://b/p"]) == 2
     assert "which cluster?" in capsys.readouterr().err
 
 
@@ -146,6 +147,6 @@ def test_a_gateway_that_fails_for_a_moment_does_not_end_the_following_of_a_job()
 def test_secrets_in_the_runtime_environment_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "env.yaml"
     path.write_text(json.dumps({"env_vars": {"AWS_SECRET_ACCESS_KEY": "hidden"}}))
-    assert cli.main(["submit", *SWEEP, "--store", "s3://b/p", "--runtime-env", str(path)]) == 2
+    assert main(["submit", *SWEEP, "--store", "s3://b/p", "--runtime-env", str(path)]) == 2
     said = capsys.readouterr().err
     assert "AWS_SECRET_ACCESS_KEY is a secret" in said and "hidden" not in said

@@ -18,16 +18,18 @@ import pytest
 import safetensors.torch
 import torch
 
-from ray_learngene import ancestry_training, cluster_training, sweep_progress
-from ray_learngene.ancestry_training import AncestryTask, train_ancestry
 from ray_learngene.config import AncestryConfig
-from ray_learngene.engine import Engine
-from ray_learngene.engine_state import STATE_FILE
+from ray_learngene.distillation import ray_train
+from ray_learngene.distillation import train_ancestry as ancestry_training
+from ray_learngene.distillation.train_ancestry import AncestryTask, train_ancestry
 from ray_learngene.errors import UserError
-from ray_learngene.objectives import Objective
-from ray_learngene.store import Store
-from ray_learngene.sweep import sweep
+from ray_learngene.store.store import Store
+from ray_learngene.sweep import tune_callbacks
+from ray_learngene.sweep.sweep import sweep
 from ray_learngene.terminal import ProgressPrinter
+from ray_learngene.training.engine import Engine
+from ray_learngene.training.engine_state import STATE_FILE
+from ray_learngene.training.objectives import Objective
 from tests.conftest import free_ports
 from tests.test_descend import inputs as descendant_inputs
 
@@ -140,7 +142,7 @@ def at_step(monkeypatch: pytest.MonkeyPatch) -> Callable[[int, Callable[[], Any]
     def set_up(step: int, act: Callable[[], Any]) -> list[dict[str, Any]]:
         seen: list[dict[str, Any]] = []
         printer = type("Printer", (AtStep,), {"step": step, "act": staticmethod(act), "seen": seen})
-        monkeypatch.setattr(cluster_training, "ProgressPrinter", printer)
+        monkeypatch.setattr(ray_train, "ProgressPrinter", printer)
         return seen
 
     return set_up
@@ -296,7 +298,7 @@ def test_sigterm_to_a_trial_leaves_a_checkpoint(
     )
     epochs: list[float] = []
 
-    class Terminating(sweep_progress.SweepProgress):
+    class Terminating(tune_callbacks.SweepProgress):
         def on_trial_result(self, iteration: int, trials: Any, trial: Any, result: dict[str, Any], **info: Any) -> None:
             super().on_trial_result(iteration, trials, trial, result, **info)
             epochs.append(result["epoch"])
@@ -304,7 +306,7 @@ def test_sigterm_to_a_trial_leaves_a_checkpoint(
                 [trial_process] = processes("ray::ImplicitFunc")
                 trial_process.terminate()
 
-    monkeypatch.setattr(sweep_progress, "SweepProgress", Terminating)
+    monkeypatch.setattr(tune_callbacks, "SweepProgress", Terminating)
     sweep(config.model_copy(update={"in_process": False}))
     assert epochs[:13] == list(range(13)), "no epoch was trained twice"
     stored = Store(config.store)

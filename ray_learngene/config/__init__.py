@@ -4,7 +4,11 @@ A configuration is validated before anything starts, is read from YAML (`--confi
 (`learngene distill --epochs 20`: every field is a flag of the same name), and is stored inside every artefact.
 """
 
-from ray_learngene.config.artefacts import (
+from ray_learngene.config.base import Config, load_config, read_recipe
+from ray_learngene.config.compare import BenchArm, BenchConfig
+from ray_learngene.config.data import AugmentationConfig, DataConfig
+from ray_learngene.config.distillation import AncestryConfig, DistillConfig, ExtractConfig, SoftLabelsConfig
+from ray_learngene.config.store import (
     CheckConfig,
     ConvertConfig,
     EvaluateConfig,
@@ -13,12 +17,8 @@ from ray_learngene.config.artefacts import (
     PullConfig,
     ShowConfig,
 )
-from ray_learngene.config.base import Config, load_config, read_recipe
-from ray_learngene.config.bench import BenchArm, BenchConfig
-from ray_learngene.config.data import AugmentationConfig, DataConfig
-from ray_learngene.config.descendants import PlanConfig, SelectionConfig, SiblingsConfig, SweepConfig
-from ray_learngene.config.learngenes import AncestryConfig, DistillConfig, ExtractConfig, SoftLabelsConfig
 from ray_learngene.config.submit import SubmitConfig
+from ray_learngene.config.sweep import PlanConfig, SelectionConfig, SiblingsConfig, SweepConfig
 from ray_learngene.config.training import (
     ClusterConfig,
     DistillationConfig,

@@ -11,19 +11,18 @@ from contextlib import contextmanager
 from functools import partial
 from typing import Any, NamedTuple
 
-import ray_learngene.torchvision_cpu  # noqa: F401  isort:skip  (before the first timm import)
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch.utils.data import DataLoader, Dataset
 
 from ray_learngene.config import AugmentationConfig
-from ray_learngene.data.draws import Erasing, Mix, Mixing, Patch
+from ray_learngene.data.batch import Batch, Finish, PixelBatch
 from ray_learngene.data.image_set import ImageSet
-from ray_learngene.data.order import Sample, WorkerBatches
-from ray_learngene.data.pixels import Batch, Finish, PixelBatch
+from ray_learngene.data.mixing import Erasing, Mix, Mixing, Patch
+from ray_learngene.data.reader import Reader
+from ray_learngene.data.sampler import Sample, WorkerBatches
 from ray_learngene.data.transforms import Transform, eval_transform, train_transform
-from ray_learngene.data.unreadable import Reader
 from ray_learngene.errors import UserError
 
 _MIXING = 1  # keeps the random numbers of mixing apart from those of augmentation

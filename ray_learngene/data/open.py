@@ -7,12 +7,12 @@ from dataclasses import replace
 from pathlib import Path
 
 from ray_learngene.config import DataConfig
-from ray_learngene.data.builtin import open_cifar10, open_digits
-from ray_learngene.data.folder import open_folder
+from ray_learngene.data.formats.builtin import open_cifar10, open_digits
+from ray_learngene.data.formats.folder import open_folder
+from ray_learngene.data.formats.parquet import open_parquet
+from ray_learngene.data.formats.split_names import split_of
+from ray_learngene.data.formats.timm_sets import open_timm_sets
 from ray_learngene.data.image_set import ImageSets, check_splits, hold_out, share_of
-from ray_learngene.data.parquet import open_parquet
-from ray_learngene.data.splits import split_of
-from ray_learngene.data.timm_sets import open_timm_sets
 from ray_learngene.errors import UserError
 
 KINDS = "digits, cifar10, a folder of class folders, Parquet files at any URI, torch/NAME, hfds/NAME or wds/PATH"

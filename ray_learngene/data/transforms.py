@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import ray_learngene.torchvision_cpu  # noqa: F401  isort:skip  (before the first timm import)
 import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageOps

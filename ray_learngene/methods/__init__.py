@@ -1,9 +1,3 @@
-"""Methods: how an auxiliary model is built and how a learngene expands into descendants.
+"""Methods: how an auxiliary model is built, what is kept of it, and how that expands into descendants."""
 
-A new method is one new file in this package and one line in the registry below.
-"""
-
-from ray_learngene.methods.base import Learngene, Method
-from ray_learngene.methods.registry import METHODS, create_method
-
-__all__ = ["METHODS", "Learngene", "Method", "create_method"]
+import ray_learngene.torchvision_cpu  # noqa: F401  (before the first import of timm)

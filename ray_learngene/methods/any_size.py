@@ -14,12 +14,12 @@ from typing import ClassVar
 import numpy as np
 from pydantic import Field
 
+from ray_learngene.methods.base import Numbers
 from ray_learngene.methods.elastic import ElasticMethod, at_width, nested, nested_widths, require_nested
 from ray_learngene.methods.generated import Genes, State
-from ray_learngene.methods.inherit import blocks_of, require_same, singletons
-from ray_learngene.methods.numbers import Numbers
+from ray_learngene.methods.shared_weights import blocks_of, require_same, singletons
 from ray_learngene.methods.sws import stage_of_layer
-from ray_learngene.specs import Spec, build
+from ray_learngene.models.specs import Spec, build
 
 # What a residual branch ends in; scaling these scales the branch.
 _BRANCH_ENDS = ("attn.proj.weight", "attn.proj.bias", "mlp.fc2.weight", "mlp.fc2.bias")

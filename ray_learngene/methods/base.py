@@ -7,17 +7,17 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Protocol, Self
+from typing import Annotated, Any, ClassVar, Literal, Protocol, Self
 
-import ray_learngene.torchvision_cpu  # noqa: F401  isort:skip  (before the first timm import)
 import safetensors.torch
 import torch
+from pydantic import BeforeValidator, Field
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
 from ray_learngene.config import Config
 from ray_learngene.errors import UserError
-from ray_learngene.specs import Spec
+from ray_learngene.models.specs import Spec
 
 WEIGHTS_FILE = "learngene.safetensors"
 DESCRIPTION_FILE = "learngene.json"
@@ -174,3 +174,17 @@ class Method(Config, ABC):
         None where the expansion alone initialises a descendant.
         """
         return None
+
+
+def _parse(value: Any) -> Any:
+    if isinstance(value, int):
+        return (value,)
+    if isinstance(value, str):
+        parts = value.split("-")
+        if not all(part.strip().isdigit() for part in parts):
+            raise ValueError(f"expected numbers such as 3-3-4-3-3, got {value!r}")
+        return tuple(int(part) for part in parts)
+    return value
+
+
+Numbers = Annotated[tuple[Annotated[int, Field(ge=1)], ...], BeforeValidator(_parse)]

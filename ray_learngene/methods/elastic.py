@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from ray_learngene.errors import UserError
 from ray_learngene.methods.generated import GeneratedVisionTransformer, GeneratingMethod, Generator
-from ray_learngene.methods.inherit import require_head_size
-from ray_learngene.specs import Spec
+from ray_learngene.methods.shared_weights import require_head_size
+from ray_learngene.models.specs import Spec
 
 
 class ElasticVisionTransformer(GeneratedVisionTransformer):
@@ -137,3 +137,13 @@ def _slice(name: str, tensor: Tensor, source: Spec, spec: Spec) -> Tensor:
     if "attn.proj.weight" in name:
         return tensor[:width, :width]
     return tensor[:width]  # norms, biases and the patch embedding
+
+
+def draw_step(module: nn.Module, seed: int, step: int, total_steps: int) -> None:
+    """Let a module that is another model in every step draw which one it is in this; alike on all workers.
+
+    The first step draws what needs the most memory: should it not suffice, that shows at once.
+    """
+    draw = getattr(module, "draw", None)
+    if draw is not None:
+        draw(np.random.default_rng([seed, step]), (step or total_steps) / total_steps)

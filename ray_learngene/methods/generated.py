@@ -12,16 +12,15 @@ from contextlib import nullcontext
 from functools import lru_cache
 from typing import Any
 
-import ray_learngene.torchvision_cpu  # noqa: F401  isort:skip  (before the first timm import)
 import torch
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from ray_learngene.compiled_blocks import compile_layers
 from ray_learngene.errors import UserError
 from ray_learngene.methods.base import Learngene, Method
-from ray_learngene.specs import Spec, build, set_drop_path
+from ray_learngene.models.compile import compile_layers
+from ray_learngene.models.specs import Spec, build, set_drop_path
 
 Genes = Mapping[str, Tensor]
 State = dict[str, Tensor]

@@ -14,15 +14,14 @@ import re
 from collections.abc import Mapping
 from typing import Annotated, ClassVar, Literal
 
-import ray_learngene.torchvision_cpu  # noqa: F401  isort:skip  (before the first timm import)
 from pydantic import AfterValidator, Field
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
 from ray_learngene.errors import UserError
-from ray_learngene.methods.inherit import blocks_of, require_same, singletons
-from ray_learngene.methods.source import InheritingMethod, State
-from ray_learngene.specs import Spec
+from ray_learngene.methods.shared_weights import blocks_of, require_same, singletons
+from ray_learngene.methods.trained_source import InheritingMethod, State
+from ray_learngene.models.specs import Spec
 
 
 def _checked(keep: str) -> str:

@@ -17,7 +17,6 @@ from __future__ import annotations
 from functools import partial
 from typing import ClassVar, Literal
 
-import ray_learngene.torchvision_cpu  # noqa: F401  isort:skip  (before the first timm import)
 import torch
 from pydantic import Field
 from timm.models.vision_transformer import VisionTransformer
@@ -25,9 +24,9 @@ from torch import Tensor
 
 from ray_learngene.methods.base import Learngene
 from ray_learngene.methods.generated import GeneratedVisionTransformer, Genes, State
-from ray_learngene.methods.inherit import blocks_of, require_head_size, require_same, singletons
-from ray_learngene.methods.source import SourceMethod, require_order
-from ray_learngene.specs import Spec, build
+from ray_learngene.methods.shared_weights import blocks_of, require_head_size, require_same, singletons
+from ray_learngene.methods.trained_source import SourceMethod, require_order
+from ray_learngene.models.specs import Spec, build
 
 # The expanders of a block parameter's dimensions; every other one is a vector of the residual stream.
 _EXPANDERS = {

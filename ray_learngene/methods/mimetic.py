@@ -13,7 +13,6 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-import ray_learngene.torchvision_cpu  # noqa: F401  isort:skip  (before the first timm import)
 import torch
 from pydantic import Field
 from timm.layers import build_sincos2d_pos_embed
@@ -22,7 +21,7 @@ from torch import Tensor
 
 from ray_learngene.errors import UserError
 from ray_learngene.methods.base import Learngene, Method
-from ray_learngene.specs import Spec, build
+from ray_learngene.models.specs import Spec, build
 
 
 def factors(product: Tensor, rank: int) -> tuple[Tensor, Tensor]:

@@ -13,9 +13,9 @@ from pydantic import Field
 from torch import Tensor
 
 from ray_learngene.errors import UserError
-from ray_learngene.methods.inherit import blocks_of, require_same, singletons
-from ray_learngene.methods.source import InheritingMethod, State
-from ray_learngene.specs import Spec
+from ray_learngene.methods.shared_weights import blocks_of, require_same, singletons
+from ray_learngene.methods.trained_source import InheritingMethod, State
+from ray_learngene.models.specs import Spec
 
 
 class Pretrained(InheritingMethod):

@@ -7,7 +7,7 @@ from typing import ClassVar
 from timm.models.vision_transformer import VisionTransformer
 
 from ray_learngene.methods.base import Learngene, Method
-from ray_learngene.specs import Spec, build
+from ray_learngene.models.specs import Spec, build
 
 
 class Scratch(Method):

@@ -9,8 +9,8 @@ from __future__ import annotations
 from typing import ClassVar
 
 from ray_learngene.methods.generated import GeneratingMethod, Genes, State
-from ray_learngene.methods.inherit import blocks_of, require_same, singletons
-from ray_learngene.specs import Spec, build
+from ray_learngene.methods.shared_weights import blocks_of, require_same, singletons
+from ray_learngene.models.specs import Spec, build
 
 
 class ShareInit(GeneratingMethod):

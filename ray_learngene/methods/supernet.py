@@ -13,11 +13,11 @@ import numpy as np
 from pydantic import Field
 
 from ray_learngene.errors import UserError
+from ray_learngene.methods.base import Numbers
 from ray_learngene.methods.elastic import ElasticMethod, at_width, nested, nested_widths, require_nested
 from ray_learngene.methods.generated import Genes, State
-from ray_learngene.methods.inherit import blocks_of, require_same, singletons
-from ray_learngene.methods.numbers import Numbers
-from ray_learngene.specs import Spec, build
+from ray_learngene.methods.shared_weights import blocks_of, require_same, singletons
+from ray_learngene.models.specs import Spec, build
 
 
 def kept_layers(depth: int, of: int, rule: Literal["even", "first"]) -> list[int]:

@@ -10,19 +10,17 @@ from __future__ import annotations
 import random
 from typing import Any, ClassVar, Literal
 
-import ray_learngene.torchvision_cpu  # noqa: F401  isort:skip  (before the first timm import)
 from pydantic import Field, model_validator
 from timm.layers import calculate_drop_path_rates, drop_path
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from ray_learngene.compiled_blocks import CompiledBlock
 from ray_learngene.errors import UserError
-from ray_learngene.methods.base import Learngene, Method
-from ray_learngene.methods.inherit import blocks_of, require_same, singletons
-from ray_learngene.methods.numbers import Numbers
-from ray_learngene.specs import Spec, build, timm_arguments
+from ray_learngene.methods.base import Learngene, Method, Numbers
+from ray_learngene.methods.shared_weights import blocks_of, require_same, singletons
+from ray_learngene.models.compile import CompiledBlock
+from ray_learngene.models.specs import Spec, build, timm_arguments
 
 Rule = Literal["cyclic", "random", "interleaved", "proportional", "unbalanced"]
 

@@ -15,8 +15,8 @@ from typing import ClassVar
 import torch
 
 from ray_learngene.methods.generated import GeneratingMethod, Genes, State
-from ray_learngene.methods.inherit import require_same, singletons
-from ray_learngene.specs import Spec, build
+from ray_learngene.methods.shared_weights import require_same, singletons
+from ray_learngene.models.specs import Spec, build
 
 
 class TLEG(GeneratingMethod):

@@ -16,24 +16,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, ClassVar, Literal
 
-import ray_learngene.torchvision_cpu  # noqa: F401  isort:skip  (before the first timm import)
 import torch
 from pydantic import AfterValidator, Field
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from ray_learngene.errors import UserError
-from ray_learngene.methods.base import Learngene
-from ray_learngene.methods.generated import (
-    GeneratedVisionTransformer,
-    GeneratingMethod,
-    Genes,
-    State,
-    prototype,
-)
-from ray_learngene.methods.inherit import require_head_size, require_same, singletons
-from ray_learngene.methods.numbers import Numbers
-from ray_learngene.methods.templates import (
+from ray_learngene.methods.base import Learngene, Numbers
+from ray_learngene.methods.generated import GeneratedVisionTransformer, GeneratingMethod, Genes, State, prototype
+from ray_learngene.methods.kronecker import (
     DEVIATION,
     best_templates,
     fitted_scalers,
@@ -42,7 +33,8 @@ from ray_learngene.methods.templates import (
     random_scalers,
     tile,
 )
-from ray_learngene.specs import Spec, build, spec_of
+from ray_learngene.methods.shared_weights import require_head_size, require_same, singletons
+from ray_learngene.models.specs import Spec, build, spec_of
 
 # Order of the numbers in the options `counts` and `template`.
 MATRICES = ("qkv", "proj", "fc1", "fc2")

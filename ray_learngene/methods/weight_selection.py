@@ -14,9 +14,9 @@ from pydantic import Field
 from torch import Tensor
 
 from ray_learngene.methods.generated import State
-from ray_learngene.methods.inherit import blocks_of, require_head_size, require_same, singletons
-from ray_learngene.methods.source import InheritingMethod, require_order
-from ray_learngene.specs import Spec
+from ray_learngene.methods.shared_weights import blocks_of, require_head_size, require_same, singletons
+from ray_learngene.methods.trained_source import InheritingMethod, require_order
+from ray_learngene.models.specs import Spec
 
 
 def evenly_spaced(small: int, large: int) -> Tensor:

@@ -6,7 +6,15 @@ from typing import Any
 
 import pytest
 
-from ray_learngene.bench.plan import arm_text, distill_config, extract_configs, rows, sizes, sweep_config, tuning_epochs
+from ray_learngene.compare.plan import (
+    arm_text,
+    distill_config,
+    extract_configs,
+    rows,
+    sizes,
+    sweep_config,
+    tuning_epochs,
+)
 from ray_learngene.config import BenchConfig
 from ray_learngene.errors import UserError
 

@@ -8,12 +8,12 @@ from typing import Any
 import pandas
 import pytest
 
-from ray_learngene.ancestry_training import train_ancestry
-from ray_learngene.bench.run import bench
+from ray_learngene.compare.compare import bench
 from ray_learngene.config import AncestryConfig, BenchArm, BenchConfig, DistillConfig, SweepConfig
-from ray_learngene.distill import distill
+from ray_learngene.distillation.distill import distill
+from ray_learngene.distillation.train_ancestry import train_ancestry
 from ray_learngene.errors import UserError
-from ray_learngene.store import Store
+from ray_learngene.store.store import Store
 
 QUICK = {"data": "digits", "batch_size": 512, "hflip": 0.0, "warmup_epochs": 0, "drop_path": 0.0}
 
@@ -109,7 +109,7 @@ def test_a_search_that_fails_for_another_reason_chooses_nothing(
         distill(run)
 
     with monkeypatch.context() as patched, pytest.raises(UserError, match="distillations failed: .*the disk is full"):
-        patched.setattr("ray_learngene.bench.distillations.distill", full)
+        patched.setattr("ray_learngene.compare.distillations.distill", full)
         bench(some)
     two = some.model_copy(update={"tune_lrs": (1e-3, 2e-3)})
 
@@ -117,7 +117,7 @@ def test_a_search_that_fails_for_another_reason_chooses_nothing(
         raise UserError("1 of 2 descendants failed: the disk is full")
 
     with monkeypatch.context() as patched, pytest.raises(UserError, match="descendants failed: the disk is full"):
-        patched.setattr("ray_learngene.bench.run.sweep", unreadable)
+        patched.setattr("ray_learngene.compare.compare.sweep", unreadable)
         bench(two)
     assert set(bench(two)["status"]) == {"finished"}
 

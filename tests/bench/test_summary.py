@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ray_learngene.bench.summary import (
+from ray_learngene.compare.summary import (
     Cost,
     accuracy,
     break_even,

@@ -19,8 +19,8 @@ import psutil
 
 from cluster.local import LocalCluster
 from cluster.local.host import Host
-from ray_learngene.objects import Objects
-from ray_learngene.store import Store
+from ray_learngene.io.objects import Objects
+from ray_learngene.store.store import Store
 
 ROOT = Path(__file__).parents[2]
 PATIENCE = 900  # seconds that any one thing may take on a busy machine

@@ -12,7 +12,8 @@ import pytest
 import yaml
 
 from cluster.local import LocalCluster
-from ray_learngene import cli, submit
+from ray_learngene.cli import main
+from ray_learngene.cluster import submit
 from ray_learngene.errors import UserError
 
 ROOT = Path(__file__).parents[2]
@@ -126,7 +127,7 @@ def test_the_kuberay_job_is_a_valid_command_that_is_tried_again() -> None:
     assert yaml.safe_load(spec["runtimeEnvYAML"])["env_vars"] == submit.ENVIRONMENT
     words = spec["entrypoint"].replace("/home/ray/learngene/", f"{ROOT}/").split()
     assert words[0] == "learngene"
-    cli._parse(words[1:])
+    main._parse(words[1:])
 
 
 def test_plain_ray_job_submit_has_the_same_environment_as_learngene_submit() -> None:
@@ -145,4 +146,4 @@ def test_every_file_and_command_that_is_named_exists(path: Path) -> None:
     ):
         assert (CLUSTER / name).exists(), name
     for command in re.findall(r"learngene ((?:submit )?[a-z]+)", text):
-        assert all(word in cli.COMMANDS for word in command.split()), command
+        assert all(word in main.COMMANDS for word in command.split()), command

@@ -18,9 +18,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from ray_learngene.ancestry_training import train_ancestry
 from ray_learngene.config import AncestryConfig
-from ray_learngene.methods import Learngene
+from ray_learngene.distillation.train_ancestry import train_ancestry
+from ray_learngene.methods.base import Learngene
 from tests.cluster.site import Job, Site, find
 
 pytestmark = pytest.mark.hosts

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from ray_learngene.catalog import print_list, pull
+from ray_learngene.cli.catalog import print_list, pull
 from ray_learngene.config import GcConfig, ListConfig, PullConfig
-from ray_learngene.garbage import gc
-from ray_learngene.store import Store
+from ray_learngene.store.gc import gc
+from ray_learngene.store.store import Store
 from tests.cluster.policy import refused
 from tests.conftest import S3Server
 from tests.s3_recorder import Request, recorded

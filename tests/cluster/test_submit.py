@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from ray_learngene.ancestry_training import train_ancestry
 from ray_learngene.config import AncestryConfig
+from ray_learngene.distillation.train_ancestry import train_ancestry
 from ray_learngene.provenance import git_revision
 from tests.cluster.site import Job, Site
 

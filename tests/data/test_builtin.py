@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from ray_learngene.config import DataConfig
-from ray_learngene.data import open_image_sets
+from ray_learngene.data.formats.timm_sets import TorchvisionSet
 from ray_learngene.data.image_set import ArraySet, hold_out
-from ray_learngene.data.timm_sets import TorchvisionSet
+from ray_learngene.data.open import open_image_sets
 from ray_learngene.errors import UserError
 
 

@@ -5,7 +5,9 @@ from pathlib import Path
 import pytest
 
 from ray_learngene.config import DataConfig
-from ray_learngene.data import ImageSet, check_images, open_image_sets
+from ray_learngene.data.check import check_images
+from ray_learngene.data.image_set import ImageSet
+from ray_learngene.data.open import open_image_sets
 from ray_learngene.errors import UserError
 from tests.data.image_files import write_class_folders
 

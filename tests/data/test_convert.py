@@ -10,9 +10,10 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from ray_learngene import cli
+from ray_learngene.cli.main import main
 from ray_learngene.config import DataConfig
-from ray_learngene.data import convert, open_image_sets
+from ray_learngene.data.convert import convert
+from ray_learngene.data.open import open_image_sets
 from ray_learngene.errors import UserError
 from tests.data.image_files import encoded, photo, write_class_folders
 
@@ -88,8 +89,8 @@ def test_an_unreadable_image_stops_and_leaves_nothing_or_is_left_out(
     facts = convert(config, str(tmp_path / "out"))
     shutil.rmtree(tmp_path / "out")
     words = ["data", "convert", "--data", str(root), "--out", str(tmp_path / "out")]
-    assert cli.main(words) == 2 and "or leave it out: --unreadable skip" in capsys.readouterr().err
-    assert cli.main([*words, "--unreadable", "skip"]) == 0 and "skipped 1 unreadable images" in capsys.readouterr().out
+    assert main(words) == 2 and "or leave it out: --unreadable skip" in capsys.readouterr().err
+    assert main([*words, "--unreadable", "skip"]) == 0 and "skipped 1 unreadable images" in capsys.readouterr().out
     assert facts["train"] + facts["val"] == 15 and [str(damaged) in line for line in facts["skipped"]] == [True]
     empty.write_bytes(b"")
     broken.unlink()

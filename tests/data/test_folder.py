@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from ray_learngene.config import DataConfig
-from ray_learngene.data import ImageSets, open_image_sets
+from ray_learngene.data.image_set import ImageSets
+from ray_learngene.data.open import open_image_sets
 from ray_learngene.errors import UserError
 from tests.data.image_files import photo, write_class_folders
 

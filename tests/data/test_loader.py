@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from ray_learngene.config import AugmentationConfig, DataConfig
-from ray_learngene.data import ImageSets, eval_loader, open_image_sets, train_loader
-from ray_learngene.data.image_set import ArraySet, Subset
+from ray_learngene.data.image_set import ArraySet, ImageSets, Subset
+from ray_learngene.data.loader import eval_loader, train_loader
+from ray_learngene.data.open import open_image_sets
 from ray_learngene.errors import UserError
 from tests.data.image_files import write_class_folders
 

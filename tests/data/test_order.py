@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ray_learngene.data import Sample, WorkerBatches, global_batches
+from ray_learngene.data.sampler import Sample, WorkerBatches, global_batches
 from ray_learngene.errors import UserError
 
 

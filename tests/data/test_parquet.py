@@ -13,7 +13,11 @@ import pytest
 from PIL import Image
 
 from ray_learngene.config import AugmentationConfig, DataConfig
-from ray_learngene.data import ImageSets, check_images, open_image_sets, parquet_cache, train_loader
+from ray_learngene.data.check import check_images
+from ray_learngene.data.formats import parquet_cache
+from ray_learngene.data.image_set import ImageSets
+from ray_learngene.data.loader import train_loader
+from ray_learngene.data.open import open_image_sets
 from ray_learngene.errors import UserError
 from tests.data.image_files import encoded, photo, write_class_folders, write_parquet
 
@@ -218,7 +222,7 @@ def test_loader_processes_read_the_mapped_file(tmp_path: Path) -> None:
 
 
 def test_bucket(s3_env: Callable[[], str], tmp_path: Path) -> None:
-    from ray_learngene.filesystems import filesystem
+    from ray_learngene.io.filesystems import filesystem
 
     bucket = s3_env()
     for name, labels in (("train-0", ["a", "b", "a"]), ("val-0", ["b"])):

@@ -15,11 +15,13 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from ray_learngene.config import AugmentationConfig, DataConfig, OptimizationConfig
-from ray_learngene.data import eval_loader, open_image_sets, train_loader
+from ray_learngene.data.batch import Batch
 from ray_learngene.data.image_set import ArraySet, ImageSet, Subset
-from ray_learngene.data.images import Images, Preprocessing
-from ray_learngene.data.order import WorkerBatches
-from ray_learngene.data.pixels import Batch
+from ray_learngene.data.loader import eval_loader, train_loader
+from ray_learngene.data.open import open_image_sets
+from ray_learngene.data.pipeline import ImagePipeline
+from ray_learngene.data.sampler import WorkerBatches
+from ray_learngene.models.preprocessing import Preprocessing
 from tests.data.image_files import photo
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -130,7 +132,7 @@ def test_loader_processes_send_bytes_or_finish_batches_themselves() -> None:
     digits = open_image_sets(DataConfig(data="digits"))
     preprocessing = Preprocessing(image_size=32, mean=MEAN, std=STD, crop_pct=1.0, interpolation="bicubic")
     augmentation = AugmentationConfig(mixup=0.8, reprob=0.25)
-    images = Images(Subset(digits.train, np.arange(64)), digits.val, preprocessing, augmentation)
+    images = ImagePipeline(Subset(digits.train, np.arange(64)), digits.val, preprocessing, augmentation)
     config = OptimizationConfig(batch_size=64, epochs=1, warmup_epochs=0)
     sent, given = sent_and_given(images.training_batches(config))
     finished, same = sent_and_given(replace(images, finish_batches="loader").training_batches(config))

@@ -8,14 +8,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from ray_learngene import cli
+from ray_learngene.cli.main import main
 from ray_learngene.config import AugmentationConfig, DataConfig, OptimizationConfig
-from ray_learngene.data import open_image_sets
-from ray_learngene.data.images import Images, Preprocessing
-from ray_learngene.data.unreadable import Policy
+from ray_learngene.data.open import open_image_sets
+from ray_learngene.data.pipeline import ImagePipeline
+from ray_learngene.data.reader import Policy
 from ray_learngene.errors import UserError
-from ray_learngene.export import export_timm
-from ray_learngene.specs import PRESETS, build, timm_arguments
+from ray_learngene.models.preprocessing import Preprocessing
+from ray_learngene.models.specs import PRESETS, build, timm_arguments
+from ray_learngene.models.timm_folder import export_timm
 from tests.data.image_files import write_class_folders
 
 PREPROCESSING = Preprocessing(image_size=8, mean=(0.5,) * 3, std=(0.5,) * 3, crop_pct=1.0, interpolation="bicubic")
@@ -32,16 +33,16 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def images_of(folder: Path, policy: Policy, loader_workers: int = 0) -> Images:
+def images_of(folder: Path, policy: Policy, loader_workers: int = 0) -> ImagePipeline:
     sets = open_image_sets(DataConfig(data=str(folder)))
     augmentation = AugmentationConfig(reprob=0.5)
-    return Images(sets.train, sets.val, PREPROCESSING, augmentation, loader_workers, policy)
+    return ImagePipeline(sets.train, sets.val, PREPROCESSING, augmentation, loader_workers, policy)
 
 
 SETTINGS = OptimizationConfig(seed=1, batch_size=4, epochs=2, warmup_epochs=0)
 
 
-def batches(images: list[Images]) -> list[tuple[Tensor, Tensor]]:
+def batches(images: list[ImagePipeline]) -> list[tuple[Tensor, Tensor]]:
     """The global batches of as many workers as there are image sets."""
     workers = [
         list(one.training_batches(SETTINGS, rank=rank, world_size=len(images))) for rank, one in enumerate(images)
@@ -88,7 +89,7 @@ def test_an_evaluation_skips_them_if_asked(folder: Path, tmp_path: Path, capsys:
     model = build(spec, seed=0)
     export_timm(model, tmp_path, labels=("a", "b"), preprocessing=PREPROCESSING, model_args=timm_arguments(spec))
     words = ["evaluate", str(tmp_path), "--data", str(folder)]
-    assert cli.main(words) == 2 and "or go on without it: --unreadable skip" in capsys.readouterr().err
-    assert cli.main([*words, "--unreadable", "skip"]) == 0
+    assert main(words) == 2 and "or go on without it: --unreadable skip" in capsys.readouterr().err
+    assert main([*words, "--unreadable", "skip"]) == 0
     said = capsys.readouterr().out
     assert "skipped 1 unreadable images" in said and "% on 7 images" in said

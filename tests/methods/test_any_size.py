@@ -10,12 +10,12 @@ from hypothesis import strategies as st
 from torch import nn
 
 from ray_learngene.errors import UserError
-from ray_learngene.methods import Learngene, create_method
 from ray_learngene.methods.any_size import AnySize
-from ray_learngene.methods.elastic import ElasticVisionTransformer, at_width
-from ray_learngene.objectives import LabelObjective
-from ray_learngene.specs import Spec
-from ray_learngene.steps import draw_step
+from ray_learngene.methods.base import Learngene
+from ray_learngene.methods.elastic import ElasticVisionTransformer, at_width, draw_step
+from ray_learngene.methods.registry import create_method
+from ray_learngene.models.specs import Spec
+from ray_learngene.training.objectives import LabelObjective
 from tests.methods.trained import assert_untied, images_of
 
 SPEC = Spec(width=24, depth=12, heads=3, image=8, patch=4, classes=5)

@@ -16,23 +16,27 @@ import torch
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
-from ray_learngene import costs
-from ray_learngene.candidates import StoredLearngene
 from ray_learngene.config import DistillConfig
-from ray_learngene.data import open_image_sets
-from ray_learngene.data.images import Images, Preprocessing
-from ray_learngene.distill import _start_from
+from ray_learngene.data.open import open_image_sets
+from ray_learngene.data.pipeline import ImagePipeline
+from ray_learngene.distillation.distill import _start_from
 from ray_learngene.errors import UserError
-from ray_learngene.export import export_timm
-from ray_learngene.fitting import fitting
-from ray_learngene.methods import METHODS, Learngene, Method, create_method
+from ray_learngene.methods.base import Learngene, Method
+from ray_learngene.methods.elastic import draw_step
 from ray_learngene.methods.generated import GeneratedVisionTransformer, GeneratingMethod, Genes, State
-from ray_learngene.objectives import LabelObjective
-from ray_learngene.specs import Spec, build, timm_arguments
-from ray_learngene.steps import draw_step
-from ray_learngene.store import Store
-from ray_learngene.stream import Stream, feed
-from ray_learngene.worker import Worker
+from ray_learngene.methods.registry import METHODS, create_method
+from ray_learngene.models import costs
+from ray_learngene.models.preprocessing import Preprocessing
+from ray_learngene.models.specs import Spec, build, timm_arguments
+from ray_learngene.models.timm_folder import export_timm
+from ray_learngene.store.learngenes import StoredLearngene
+from ray_learngene.store.store import Store
+from ray_learngene.training.batches import Batches
+from ray_learngene.training.clock import Clock
+from ray_learngene.training.fitting import Fitting
+from ray_learngene.training.lockstep import train
+from ray_learngene.training.objectives import LabelObjective
+from ray_learngene.training.world import World
 from tests.methods.trained import assert_untied, images_of
 
 SPEC = Spec(width=32, depth=4, heads=2, image=8, patch=4, classes=5)
@@ -324,8 +328,10 @@ def test_an_adapter_fits_few_parameters_and_becomes_a_plain_model(made: Made, tm
 
     assert adapter.fit_steps > 2
     adapter.fit_steps = 2
-    cpu, images = torch.device("cpu"), Images(sets.train, sets.val, PREPROCESSING, config)
-    model, cost = feed(fitting(adapter, images, config, device=cpu, autocast=None), Stream(images, config, Worker(cpu)))
+    cpu, images = torch.device("cpu"), ImagePipeline(sets.train, sets.val, PREPROCESSING, config)
+    fitting = Fitting(adapter, images, config, clock=Clock(cpu), autocast=None)
+    train([fitting], Batches(images, config, World(cpu)))
+    model, cost = fitting.result()
     assert type(model) is VisionTransformer
     assert (cost.steps, cost.images) == (2, 64) and cost.flops > 0
     assert_untied(model)

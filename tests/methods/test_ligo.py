@@ -9,9 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ray_learngene.errors import UserError
-from ray_learngene.methods import create_method
 from ray_learngene.methods.ligo import mixed, widened
-from ray_learngene.specs import Spec
+from ray_learngene.methods.registry import create_method
+from ray_learngene.models.specs import Spec
 from tests.methods.trained import assert_untied, images_of, layer_of, learngene_of, specs, trained
 
 SMALL = Spec(width=8, depth=2, heads=2, image=4, patch=2, classes=3)

@@ -8,15 +8,19 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ray_learngene import costs
 from ray_learngene.errors import UserError
-from ray_learngene.losses import DistillationLoss, label_loss
-from ray_learngene.methods import create_method
-from ray_learngene.methods.elastic import ElasticVisionTransformer, at_width
+from ray_learngene.methods.elastic import ElasticVisionTransformer, at_width, draw_step
+from ray_learngene.methods.registry import create_method
 from ray_learngene.methods.supernet import Supernet, kept_layers
-from ray_learngene.objectives import DistillationObjective, LabelObjective, mean_loss
-from ray_learngene.specs import Spec, build
-from ray_learngene.steps import draw_step
+from ray_learngene.models import costs
+from ray_learngene.models.specs import Spec, build
+from ray_learngene.training.objectives import (
+    DistillationLoss,
+    DistillationObjective,
+    LabelObjective,
+    label_loss,
+    mean_loss,
+)
 from tests.methods.trained import assert_untied, images_of, specs
 
 SPEC = Spec(width=24, depth=6, heads=3, image=8, patch=4, classes=5)

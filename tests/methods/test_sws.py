@@ -5,16 +5,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ray_learngene import costs
 from ray_learngene.errors import UserError
-from ray_learngene.methods import Learngene, create_method
-from ray_learngene.methods.sws import (
-    StageSharedVisionTransformer,
-    balanced_layout,
-    layers_per_stage,
-    stage_of_layer,
-)
-from ray_learngene.specs import PRESETS, preset
+from ray_learngene.methods.base import Learngene
+from ray_learngene.methods.registry import create_method
+from ray_learngene.methods.sws import StageSharedVisionTransformer, balanced_layout, layers_per_stage, stage_of_layer
+from ray_learngene.models import costs
+from ray_learngene.models.specs import PRESETS, preset
 
 LAYOUT = (3, 3, 4, 3, 3)
 NANO = PRESETS["nano"]

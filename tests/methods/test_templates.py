@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ray_learngene.methods.templates import best_templates, fitted_scalers, interpolate_layers, kron_sum, tile
+from ray_learngene.methods.kronecker import best_templates, fitted_scalers, interpolate_layers, kron_sum, tile
 
 sides = st.integers(1, 4)
 

@@ -5,10 +5,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ray_learngene import costs
 from ray_learngene.errors import UserError
-from ray_learngene.methods import Learngene, create_method
-from ray_learngene.specs import Spec, preset
+from ray_learngene.methods.base import Learngene
+from ray_learngene.methods.registry import create_method
+from ray_learngene.models import costs
+from ray_learngene.models.specs import Spec, preset
 from tests.methods.trained import NANO, assert_untied, images_of, layer_of, specs
 
 

@@ -7,14 +7,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ray_learngene import costs
 from ray_learngene.errors import UserError
-from ray_learngene.methods import Learngene, create_method
-from ray_learngene.methods.base import Method
+from ray_learngene.methods.base import Learngene, Method
 from ray_learngene.methods.generated import GeneratedVisionTransformer
-from ray_learngene.methods.templates import kron_sum
+from ray_learngene.methods.kronecker import kron_sum
+from ray_learngene.methods.registry import create_method
 from ray_learngene.methods.wave import MATRICES, PARTS
-from ray_learngene.specs import PRESETS, Spec, build, preset
+from ray_learngene.models import costs
+from ray_learngene.models.specs import PRESETS, Spec, build, preset
 
 NANO = PRESETS["nano"].replace(depth=4)
 WIDTH = "wave:template=16"

@@ -5,11 +5,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ray_learngene import costs
 from ray_learngene.errors import UserError
-from ray_learngene.methods import create_method
+from ray_learngene.methods.registry import create_method
 from ray_learngene.methods.weight_selection import evenly_spaced, evenly_spaced_heads
-from ray_learngene.specs import Spec, build
+from ray_learngene.models import costs
+from ray_learngene.models.specs import Spec, build
 from tests.methods.trained import NANO, assert_untied, layer_of, learngene_of, trained
 
 LARGE = Spec(width=24, depth=4, heads=6, image=4, patch=2, classes=3)

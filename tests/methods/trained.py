@@ -4,8 +4,9 @@ import torch
 from hypothesis import strategies as st
 from timm.models.vision_transformer import VisionTransformer
 
-from ray_learngene.methods import Learngene, create_method
-from ray_learngene.specs import PRESETS, Spec, build
+from ray_learngene.methods.base import Learngene
+from ray_learngene.methods.registry import create_method
+from ray_learngene.models.specs import PRESETS, Spec, build
 
 NANO = PRESETS["nano"].replace(depth=4)
 

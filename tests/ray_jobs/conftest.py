@@ -83,7 +83,7 @@ def head(s3_store: str) -> Iterator[tuple[str, str]]:
 
 @pytest.fixture(scope="package")
 def ancestry(s3_store: str) -> str:
-    from ray_learngene.ancestry_training import train_ancestry
+    from ray_learngene.distillation.train_ancestry import train_ancestry
 
     size = {"img_size": 8, "patch_size": 2, "embed_dim": 48, "depth": 2, "num_heads": 3}
     arguments = {**size, "class_token": False, "global_pool": "avg"}
@@ -103,7 +103,7 @@ def ancestry(s3_store: str) -> str:
 
 @pytest.fixture(scope="package")
 def learngene(head: tuple[str, str], ancestry: str, s3_store: str) -> DistillConfig:
-    from ray_learngene.distill import distill
+    from ray_learngene.distillation.distill import distill
 
     config = DistillConfig(
         **QUICK,

@@ -14,11 +14,11 @@ import pytest
 import ray
 from ray.util.queue import Queue
 
-from ray_learngene import termination
-from ray_learngene.cluster import ray_cluster
+from ray_learngene import sigterm
+from ray_learngene.cluster.preemption import watching
+from ray_learngene.cluster.session import ray_cluster
 from ray_learngene.config import DistillConfig
-from ray_learngene.preemption import heeding
-from ray_learngene.store import Store
+from ray_learngene.store.store import Store
 from tests.ray_jobs.conftest import QUICK
 
 
@@ -76,8 +76,8 @@ def test_a_task_heeds_what_the_driver_was_asked_before_its_first_step_and_keeps_
 
     @ray.remote
     def task(requests: Noting) -> tuple[bool, bool]:
-        with heeding(requests):
-            return termination.requested(), requests.asked_by_main
+        with watching(requests):
+            return sigterm.requested(), requests.asked_by_main
 
     with ray_cluster(head[0]):
         requests = Noting(actor_options={"num_cpus": 0})

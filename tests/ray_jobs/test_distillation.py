@@ -8,10 +8,11 @@ import pytest
 import safetensors.torch
 import torch
 
-from ray_learngene import costs
+from ray_learngene import sigterm
 from ray_learngene.config import DistillConfig, SoftLabelsConfig
-from ray_learngene.methods import Learngene
-from ray_learngene.store import Store
+from ray_learngene.methods.base import Learngene
+from ray_learngene.models import costs
+from ray_learngene.store.store import Store
 from tests.conftest import free_ports
 
 
@@ -45,7 +46,7 @@ def test_distillation_publishes_a_learngene(
 
 
 def test_the_same_distillation_again_does_nothing_and_another_is_refused(learngene: DistillConfig) -> None:
-    from ray_learngene.distill import distill
+    from ray_learngene.distillation.distill import distill
     from ray_learngene.errors import UserError
 
     before = Store(learngene.store).manifest("learngene", "digits")
@@ -55,7 +56,7 @@ def test_the_same_distillation_again_does_nothing_and_another_is_refused(learnge
 
 
 def test_two_workers_and_one_plain_process_distil_the_same_learngene(learngene: DistillConfig) -> None:
-    from ray_learngene.distill import distill
+    from ray_learngene.distillation.distill import distill
 
     manifest = distill(learngene.model_copy(update={"workers": 0, "name": "plain"}))
     store = Store(learngene.store)
@@ -75,13 +76,12 @@ def test_two_workers_and_one_plain_process_distil_the_same_learngene(learngene: 
 def test_workers_go_on_with_what_one_plain_process_has_begun(
     learngene: DistillConfig, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from ray_learngene import termination
-    from ray_learngene.distill import distill
+    from ray_learngene.distillation.distill import distill
     from ray_learngene.errors import Interrupted, UserError
 
     store, alone = Store(learngene.store), learngene.model_copy(update={"workers": 0, "name": "begun"})
     with monkeypatch.context() as patched, pytest.raises(Interrupted):
-        patched.setattr(termination, "requested", lambda step: step == 20)
+        patched.setattr(sigterm, "requested", lambda step: step == 20)
         distill(alone)
     first = json.loads(store.read_bytes("checkpoint", "learngene-begun/state", "progress.json"))["history"][0]
     manifest = distill(alone.model_copy(update={"workers": 2}))
@@ -102,8 +102,8 @@ def test_workers_go_on_with_what_one_plain_process_has_begun(
 
 
 def test_soft_labels_computed_by_tasks_teach_two_workers_what_the_ancestry_does(learngene: DistillConfig) -> None:
-    from ray_learngene.distill import distill
-    from ray_learngene.soft_labels.fill import fill
+    from ray_learngene.distillation.distill import distill
+    from ray_learngene.distillation.soft_labels import fill
 
     settings = {**learngene.model_dump(), "soft_labels": True, "soft_labels_dtype": "float32", "name": "taught"}
     fill(SoftLabelsConfig(**settings))
@@ -120,7 +120,7 @@ def test_soft_labels_computed_by_tasks_teach_two_workers_what_the_ancestry_does(
 
 
 def test_a_cluster_that_does_not_answer() -> None:
-    from ray_learngene.cluster import ray_cluster
+    from ray_learngene.cluster.session import ray_cluster
     from ray_learngene.errors import UserError
 
     with (

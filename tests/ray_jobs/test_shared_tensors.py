@@ -11,7 +11,7 @@ DRIVER = """
 import sys
 from pathlib import Path
 
-from ray_learngene.cluster import ray_cluster
+from ray_learngene.cluster.session import ray_cluster
 import ray
 from torch import nn
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 import pytest
 from torch import Tensor
 
-from ray_learngene.ancestry import Ancestry
-from ray_learngene.data.images import Images
+from ray_learngene.ancestry.model import Ancestry
+from ray_learngene.data.pipeline import ImagePipeline
 from tests.soft_labels.runs import distilled, some_images, vision_transformer
 
 
 @pytest.fixture(scope="package")
-def images() -> Images:
+def images() -> ImagePipeline:
     return some_images()
 
 
@@ -21,5 +21,5 @@ def ancestry() -> Ancestry:
 
 
 @pytest.fixture(scope="package")
-def online(tmp_path_factory: pytest.TempPathFactory, images: Images, ancestry: Ancestry) -> dict[str, Tensor]:
+def online(tmp_path_factory: pytest.TempPathFactory, images: ImagePipeline, ancestry: Ancestry) -> dict[str, Tensor]:
     return distilled(tmp_path_factory.mktemp("online"), images, ancestry, None)[0]

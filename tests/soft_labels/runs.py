@@ -10,23 +10,25 @@ import timm
 import torch
 from torch import Tensor, nn
 
-from ray_learngene.ancestry import Ancestry
-from ray_learngene.background_checkpoints import BackgroundCheckpoints
-from ray_learngene.checkpoints import StoreCheckpoints
+from ray_learngene.ancestry.answers import Answers
+from ray_learngene.ancestry.model import Ancestry
 from ray_learngene.config import AugmentationConfig, DataConfig, DistillationConfig, TrainingConfig
-from ray_learngene.data import open_image_sets
 from ray_learngene.data.image_set import Subset
-from ray_learngene.data.images import Images, Preprocessing
-from ray_learngene.engine import TorchEngine
-from ray_learngene.losses import DistillationLoss
-from ray_learngene.methods import create_method
-from ray_learngene.objectives import DistillationObjective
-from ray_learngene.optimizers import create_optimizer
-from ray_learngene.soft_labels.answers import Answers
-from ray_learngene.specs import PRESETS
-from ray_learngene.store import Store
-from ray_learngene.training import Training, train
-from ray_learngene.worker import Worker
+from ray_learngene.data.open import open_image_sets
+from ray_learngene.data.pipeline import ImagePipeline
+from ray_learngene.methods.registry import create_method
+from ray_learngene.models.preprocessing import Preprocessing
+from ray_learngene.models.specs import PRESETS
+from ray_learngene.store.checkpoints import StoreCheckpoints
+from ray_learngene.store.store import Store
+from ray_learngene.training.batches import Batches
+from ray_learngene.training.checkpoints import BackgroundCheckpoints
+from ray_learngene.training.engine import TorchEngine
+from ray_learngene.training.lockstep import train
+from ray_learngene.training.objectives import DistillationLoss, DistillationObjective
+from ray_learngene.training.optimizers import create_optimizer
+from ray_learngene.training.trainer import Trainer
+from ray_learngene.training.world import World
 
 CPU = torch.device("cpu")
 STRONG = AugmentationConfig(mixup=0.8, cutmix=1.0, reprob=0.25, repeats=2, scale=(0.7, 1.0))
@@ -35,12 +37,12 @@ EXACT = DistillationConfig(soft_labels=True, soft_labels_dtype="float32")
 STEPS = 4
 
 
-def some_images(augmentation: AugmentationConfig = STRONG) -> Images:
+def some_images(augmentation: AugmentationConfig = STRONG) -> ImagePipeline:
     sets = open_image_sets(DataConfig(data="digits"))
     statistics = (0.5, 0.5, 0.5)
     preprocessing = Preprocessing(image_size=8, mean=statistics, std=statistics, crop_pct=1.0, interpolation="bicubic")
     train_set, val = Subset(sets.train, np.arange(32 * STEPS + 5)), Subset(sets.val, np.arange(20))
-    return Images(train_set, val, preprocessing, augmentation)
+    return ImagePipeline(train_set, val, preprocessing, augmentation)
 
 
 def vision_transformer() -> nn.Module:
@@ -52,7 +54,7 @@ def vision_transformer() -> nn.Module:
 
 
 def answers_of(
-    folder: Path, images: Images, ancestry: Ancestry, config: TrainingConfig = CONFIG, **changes: Any
+    folder: Path, images: ImagePipeline, ancestry: Ancestry, config: TrainingConfig = CONFIG, **changes: Any
 ) -> Answers:
     teaching = EXACT.model_copy(update=changes)
     return Answers.create(config, teaching, images, ancestry, Store(str(folder)), CPU, None)
@@ -64,7 +66,7 @@ class Interrupted(Exception):
 
 def distilled(
     folder: Path,
-    images: Images,
+    images: ImagePipeline,
     ancestry: Ancestry,
     answers: Answers | None,
     name: str = "run",
@@ -84,23 +86,21 @@ def distilled(
 
     stored = StoreCheckpoints(Store(str(folder)), f"{name}/state")
     with BackgroundCheckpoints(stored) as checkpoints:
-        progress, ema = train(
-            Training(
-                TorchEngine(model, optimizer, accumulation=config.accumulation, clip_grad=1.0),
-                optimizer,
-                DistillationObjective(None if answers else ancestry, loss or DistillationLoss(tau=2.0)),
-                images,
-                config,
-                worker=Worker(CPU),
-                checkpoints=checkpoints,
-                checkpoint_due=due,
-                report=lambda metrics: None,
-            ),
-            answers=answers,
+        trainer = Trainer(
+            TorchEngine(model, optimizer, accumulation=config.accumulation, clip_grad=1.0),
+            optimizer,
+            DistillationObjective(None if answers else ancestry, loss or DistillationLoss(tau=2.0)),
+            images,
+            config,
+            world=World(CPU),
+            checkpoints=checkpoints,
+            checkpoint_due=due,
+            report=lambda metrics: None,
         )
-    assert ema is not None
-    averages = {f"ema.{key}": tensor for key, tensor in ema.state_dict().items()}
-    return {**model.state_dict(), **averages}, progress.answers_read
+        train([trainer], Batches(images, config, trainer.world, answers))
+    assert trainer.ema is not None
+    averages = {f"ema.{key}": tensor for key, tensor in trainer.ema.module.state_dict().items()}
+    return {**model.state_dict(), **averages}, trainer.progress.answers_read
 
 
 def equal(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:

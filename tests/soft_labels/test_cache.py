@@ -12,19 +12,23 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from ray_learngene.ancestry import Ancestry
+from ray_learngene.ancestry.answers import Answers
+from ray_learngene.ancestry.cache import facts_of, part_names
+from ray_learngene.ancestry.model import Ancestry
 from ray_learngene.config import AugmentationConfig, OptimizationConfig
 from ray_learngene.data.image_set import Subset
-from ray_learngene.data.images import Images
+from ray_learngene.data.pipeline import ImagePipeline
 from ray_learngene.errors import UserError
-from ray_learngene.soft_labels.answers import Answers
-from ray_learngene.soft_labels.cache import facts_of, part_names
-from ray_learngene.store import Store
+from ray_learngene.store.store import Store
 from tests.soft_labels.runs import CONFIG, EXACT, STEPS, STRONG, answers_of, some_images, unasked, vision_transformer
 
 
 def taught(
-    answers: Callable[[], Answers], images: Images, config: OptimizationConfig, world_size: int, start_step: int = 0
+    answers: Callable[[], Answers],
+    images: ImagePipeline,
+    config: OptimizationConfig,
+    world_size: int,
+    start_step: int = 0,
 ) -> list[list[tuple[Tensor, ...]]]:
     return [
         [
@@ -37,7 +41,7 @@ def taught(
     ]
 
 
-def test_two_workers_write_what_any_number_reads(tmp_path: Path, images: Images, ancestry: Ancestry) -> None:
+def test_two_workers_write_what_any_number_reads(tmp_path: Path, images: ImagePipeline, ancestry: Ancestry) -> None:
     config = CONFIG.model_copy(update={"epochs": 2, "accumulation": 2})
     wrote = taught(lambda: answers_of(tmp_path, images, ancestry, config), images, config, world_size=2)
     for batches in wrote:
@@ -70,7 +74,7 @@ def test_two_workers_write_what_any_number_reads(tmp_path: Path, images: Images,
             assert torch.equal(alone[step][index], torch.cat([part[index] for part in parts]))
 
 
-def test_an_epoch_is_there_when_all_its_parts_are(tmp_path: Path, images: Images, ancestry: Ancestry) -> None:
+def test_an_epoch_is_there_when_all_its_parts_are(tmp_path: Path, images: ImagePipeline, ancestry: Ancestry) -> None:
     config = CONFIG.model_copy(update={"epochs": 1})
     loader = images.training_batches(config, rank=1, world_size=2)
     list(answers_of(tmp_path, images, ancestry).beside(loader))
@@ -80,7 +84,7 @@ def test_an_epoch_is_there_when_all_its_parts_are(tmp_path: Path, images: Images
     assert answers.read == 0 and len(answers.cache.parts_of(0, STEPS * 32) or []) == 2
 
 
-def test_views_repeat_where_asked(tmp_path: Path, images: Images, ancestry: Ancestry) -> None:
+def test_views_repeat_where_asked(tmp_path: Path, images: ImagePipeline, ancestry: Ancestry) -> None:
     config = CONFIG.model_copy(update={"epochs": 5, "view_epochs": 2})
     batches = list(images.training_batches(config))
     for step in range(STEPS):
@@ -94,7 +98,7 @@ def test_views_repeat_where_asked(tmp_path: Path, images: Images, ancestry: Ance
     assert answers.read == 3 * STEPS * 32 and len(part_names(Store(str(tmp_path)), answers.cache.key)) == 2
 
 
-def test_runs_of_other_seeds_share_the_views_of_one_seed(images: Images) -> None:
+def test_runs_of_other_seeds_share_the_views_of_one_seed(images: ImagePipeline) -> None:
     views = CONFIG.model_copy(update={"epochs": 1, "seed": 0, "view_seed": 3})
     for (one, _), (other, _) in zip(
         images.training_batches(views), images.training_batches(views.model_copy(update={"seed": 7})), strict=True
@@ -104,7 +108,7 @@ def test_runs_of_other_seeds_share_the_views_of_one_seed(images: Images) -> None
     assert torch.equal(next(iter(images.training_batches(same)))[0], next(iter(images.training_batches(views)))[0])
 
 
-def test_the_key_is_that_of_everything_an_answer_depends_on(images: Images, ancestry: Ancestry) -> None:
+def test_the_key_is_that_of_everything_an_answer_depends_on(images: ImagePipeline, ancestry: Ancestry) -> None:
     def facts(
         config: dict[str, Any] | None = None,
         augmentation: dict[str, Any] | None = None,
@@ -114,7 +118,7 @@ def test_the_key_is_that_of_everything_an_answer_depends_on(images: Images, ance
         size: int = 8,
         train_set: Any = images.train,
     ) -> str:
-        some = Images(
+        some = ImagePipeline(
             train_set,
             images.val,
             images.preprocessing.model_copy(update={"image_size": size}),
@@ -170,7 +174,7 @@ def test_a_smaller_batch_needs_views_that_a_larger_one_dropped(tmp_path: Path, a
             torch.testing.assert_close(logits, ancestry(batch), atol=1e-5, rtol=1e-5)
 
 
-def test_answers_that_are_not_finite_are_never_kept(tmp_path: Path, images: Images) -> None:
+def test_answers_that_are_not_finite_are_never_kept(tmp_path: Path, images: ImagePipeline) -> None:
     broken = Ancestry(vision_transformer())
     broken.model.head.bias.fill_(float("nan"))
     with pytest.raises(UserError, match="not finite"):

@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 from torch import Tensor
 
-from ray_learngene import cli
-from ray_learngene.data.images import Preprocessing
-from ray_learngene.export import export_timm
-from ray_learngene.methods import Learngene
-from ray_learngene.soft_labels.cache import FILE
-from ray_learngene.store import Store
+from ray_learngene.ancestry.cache import FILE
+from ray_learngene.cli.main import main
+from ray_learngene.methods.base import Learngene
+from ray_learngene.models.preprocessing import Preprocessing
+from ray_learngene.models.timm_folder import export_timm
+from ray_learngene.store.store import Store
 from tests.soft_labels.runs import equal, vision_transformer
 
 
@@ -47,11 +47,11 @@ def learngene_of(flags: list[str], name: str) -> tuple[dict[str, Tensor], dict[s
 
 def test_the_commands_share_one_cache(flags: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     method = ["--method", "any-size:parts=2:shallowest=1:stages=2", "--soft-labels-dtype", "float32"]
-    assert cli.main(["softlabels", *flags, *method, "--epochs", "1"]) == 0
+    assert main(["softlabels", *flags, *method, "--epochs", "1"]) == 0
     assert "1 parts of epochs to compute" in capsys.readouterr().out
-    assert cli.main(["distill", *flags, *method, "--name", "one"]) == 0
-    assert cli.main(["distill", *flags, *method, "--name", "two", "--view-seed", "0", "--seed", "0"]) == 0
-    assert cli.main(["distill", *flags, *method, "--name", "online", "--no-soft-labels"]) == 0
+    assert main(["distill", *flags, *method, "--name", "one"]) == 0
+    assert main(["distill", *flags, *method, "--name", "two", "--view-seed", "0", "--seed", "0"]) == 0
+    assert main(["distill", *flags, *method, "--name", "online", "--no-soft-labels"]) == 0
     (one, cost_one), (two, cost_two), (online, cost_online) = (
         learngene_of(flags, name) for name in ("one", "two", "online")
     )
@@ -60,15 +60,15 @@ def test_the_commands_share_one_cache(flags: list[str], capsys: pytest.CaptureFi
     assert cost_two["teacher_flops"] == 0 and cost_two["flops"] == cost_online["flops"]
     capsys.readouterr()
     slowly = ["--finish-batches", "loader", "--checkpoint-uploads", "wait", "--loss-check-steps", "1"]
-    assert cli.main(["distill", *flags, *method, "--name", "one", *slowly]) == 0
+    assert main(["distill", *flags, *method, "--name", "one", *slowly]) == 0
     assert "made with these settings: nothing to do" in capsys.readouterr().out
-    assert cli.main(["softlabels", *flags, *method]) == 0
+    assert main(["softlabels", *flags, *method]) == 0
     assert "nothing to do" in capsys.readouterr().out
     store = Store(flags[flags.index("--store") + 1])
     (key,) = {manifest.name.partition("/")[0] for manifest in store.manifests("softlabels")}
-    assert cli.main(["list", "--store", store.uri]) == 0
+    assert main(["list", "--store", store.uri]) == 0
     assert f"softlabels/{key}" in capsys.readouterr().out
-    assert cli.main(["show", f"softlabels/{key}", "--store", store.uri]) == 0
+    assert main(["show", f"softlabels/{key}", "--store", store.uri]) == 0
     facts = json.loads(capsys.readouterr().out)
     assert facts["epochs"] == 2 and facts["cost"] == {
         "images": cost_online["images"],
@@ -80,28 +80,28 @@ def test_a_damaged_file_is_one_line_and_can_be_computed_anew(
     flags: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     flags = [*flags, "--epochs", "1", "--seed", "8"]
-    assert cli.main(["softlabels", *flags]) == 0
+    assert main(["softlabels", *flags]) == 0
     store = Store(flags[flags.index("--store") + 1])
     newest = max(Path(store.uri).glob(f"softlabels/*/*/*/{FILE}"), key=lambda path: path.stat().st_mtime_ns)
     newest.write_bytes(newest.read_bytes()[:-9])
     capsys.readouterr()
-    assert cli.main(["distill", *flags, "--name", "damaged"]) == 2
+    assert main(["distill", *flags, "--name", "damaged"]) == 2
     error = capsys.readouterr().err
     assert error.count("\n") == 1 and "softlabels --overwrite" in error and "Traceback" not in error
-    assert cli.main(["softlabels", *flags, "--overwrite"]) == 0
-    assert cli.main(["distill", *flags, "--name", "damaged"]) == 0
+    assert main(["softlabels", *flags, "--overwrite"]) == 0
+    assert main(["distill", *flags, "--name", "damaged"]) == 0
     assert learngene_of(flags, "damaged")[1]["teacher_flops"] == 0
 
 
 def test_descendants_read_them_too(flags: list[str]) -> None:
-    assert cli.main(["distill", *flags, "--name", "untrained", "--epochs", "0"]) == 0
+    assert main(["distill", *flags, "--name", "untrained", "--epochs", "0"]) == 0
     values = {flag: flags[flags.index(flag) + 1] for flag in flags if flag.startswith("--") and flag != "--soft-labels"}
     for flag in ("--preset", "--depth", "--workers"):
         del values[flag]
     values |= {"--learngene": "untrained", "--arms": "scratch", "--depths": "1", "--epochs": "1", "--drop-path": "0"}
     words = [word for pair in values.items() for word in pair]
     for name in ("first", "second"):
-        assert cli.main(["sweep", *words, "--name", name, "--in-process", "--soft-labels", "--view-seed", "9"]) == 0
+        assert main(["sweep", *words, "--name", name, "--in-process", "--soft-labels", "--view-seed", "9"]) == 0
     store = Store(values["--store"])
     first, second = (store.manifests("descendant", under=name)[0].metadata["row"] for name in ("first", "second"))
     assert first["teacher_flops"] > 0 == second["teacher_flops"]

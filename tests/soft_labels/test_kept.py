@@ -11,15 +11,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from ray_learngene.ancestry import Ancestry
-from ray_learngene.data.images import Images
-from ray_learngene.soft_labels.cache import FILE, from_table, to_table, write_table
-from ray_learngene.soft_labels.kept import SoftLabels
+from ray_learngene.ancestry.cache import FILE, from_table, to_table, write_table
+from ray_learngene.ancestry.model import Ancestry
+from ray_learngene.data.pipeline import ImagePipeline
+from ray_learngene.training.soft_labels import SoftLabels
 from tests.soft_labels.runs import CONFIG
 
 
 @pytest.fixture(scope="module")
-def logits(ancestry: Ancestry, images: Images) -> Tensor:
+def logits(ancestry: Ancestry, images: ImagePipeline) -> Tensor:
     with torch.no_grad():
         return torch.cat([ancestry(batch) for batch, _ in images.training_batches(CONFIG)])
 

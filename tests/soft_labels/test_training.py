@@ -7,17 +7,17 @@ from pathlib import Path
 import pytest
 from torch import Tensor
 
-from ray_learngene.ancestry import Ancestry
-from ray_learngene.data.images import Images
-from ray_learngene.losses import DistillationLoss
-from ray_learngene.soft_labels.cache import part_names
-from ray_learngene.store import Store
+from ray_learngene.ancestry.cache import part_names
+from ray_learngene.ancestry.model import Ancestry
+from ray_learngene.data.pipeline import ImagePipeline
+from ray_learngene.store.store import Store
+from ray_learngene.training.objectives import DistillationLoss
 from tests.soft_labels.runs import CONFIG, STEPS, Interrupted, answers_of, distilled, equal, unasked
 
 
 @pytest.fixture(scope="module")
 def filled(
-    tmp_path_factory: pytest.TempPathFactory, images: Images, ancestry: Ancestry, online: dict[str, Tensor]
+    tmp_path_factory: pytest.TempPathFactory, images: ImagePipeline, ancestry: Ancestry, online: dict[str, Tensor]
 ) -> Path:
     """A store with all three epochs, kept by a run whose weights are those of the online one."""
     folder = tmp_path_factory.mktemp("filled")
@@ -27,7 +27,7 @@ def filled(
 
 
 def test_training_from_the_cache_is_the_online_training_bit_for_bit(
-    filled: Path, images: Images, ancestry: Ancestry, online: dict[str, Tensor]
+    filled: Path, images: ImagePipeline, ancestry: Ancestry, online: dict[str, Tensor]
 ) -> None:
     answers = answers_of(filled, images, unasked(ancestry))
     weights, read = distilled(filled, images, ancestry, answers, name="reading")
@@ -36,7 +36,7 @@ def test_training_from_the_cache_is_the_online_training_bit_for_bit(
 
 @pytest.mark.parametrize("stop_at", [STEPS + 2, 2 * STEPS])
 def test_a_resumed_run_that_keeps_its_answers_is_the_online_training_too(
-    tmp_path: Path, images: Images, ancestry: Ancestry, online: dict[str, Tensor], stop_at: int
+    tmp_path: Path, images: ImagePipeline, ancestry: Ancestry, online: dict[str, Tensor], stop_at: int
 ) -> None:
     """Whether it was interrupted in an epoch, whose answers are then not kept, or just after one was."""
     with pytest.raises(Interrupted):
@@ -54,7 +54,7 @@ def test_a_resumed_run_that_keeps_its_answers_is_the_online_training_too(
 
 
 def test_top_k_in_float16_stays_near(
-    tmp_path: Path, images: Images, ancestry: Ancestry, online: dict[str, Tensor]
+    tmp_path: Path, images: ImagePipeline, ancestry: Ancestry, online: dict[str, Tensor]
 ) -> None:
     """The whole run, both times: what is learned does not depend on whether an epoch was kept."""
     settings = {"soft_labels_k": 6, "soft_labels_dtype": "float16"}
@@ -67,7 +67,7 @@ def test_top_k_in_float16_stays_near(
     assert 0 < max(moved.values()) < 0.05
 
 
-def test_hard_distillation_reads_the_decision(tmp_path: Path, images: Images, ancestry: Ancestry) -> None:
+def test_hard_distillation_reads_the_decision(tmp_path: Path, images: ImagePipeline, ancestry: Ancestry) -> None:
     loss = DistillationLoss("hard", alpha=0.5)
     config = CONFIG.model_copy(update={"epochs": 1, "warmup_epochs": 0})
     one = distilled(tmp_path, images, ancestry, None, name="online", config=config, loss=loss)[0]

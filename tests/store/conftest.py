@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from ray_learngene.store import Store
+from ray_learngene.store.store import Store
 from tests.store.folders import WEIGHTS, make_folder
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from ray_learngene.errors import UserError
-from ray_learngene.store import Store
+from ray_learngene.store.store import Store
 
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload([__name__])

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from ray_learngene.errors import UserError
-from ray_learngene.garbage import find_garbage
-from ray_learngene.store import Store
+from ray_learngene.store.gc import find_garbage
+from ray_learngene.store.store import Store
 from tests.conftest import S3Server
 from tests.store.folders import contents, make_folder
 from tests.store.processes import DEAD, DONE, OPERATIONS, start

@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 
 from ray_learngene.errors import UserError
-from ray_learngene.objects import Objects
-from ray_learngene.store import Store
+from ray_learngene.io.objects import Objects
+from ray_learngene.store.store import Store
 from tests.store.folders import WEIGHTS, contents, make_folder, one_line
 
 

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from ray_learngene.errors import UserError
-from ray_learngene.storage_errors import explain
-from ray_learngene.store import Store
+from ray_learngene.io.errors import explain
+from ray_learngene.store.store import Store
 from tests.conftest import S3Server, free_ports
 from tests.store.folders import contents, one_line
 

@@ -9,9 +9,9 @@ import pandas
 import pyarrow
 import pytest
 
-from ray_learngene import download
 from ray_learngene.errors import UserError
-from ray_learngene.store import Store
+from ray_learngene.store import download
+from ray_learngene.store.store import Store
 from tests.store.folders import contents, make_folder, one_line
 
 FILES = {"a.safetensors": b"a" * 700_000, "b.safetensors": b"b" * 700_000, "config.json": b"{}"}

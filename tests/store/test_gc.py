@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from ray_learngene.cli import main
+from ray_learngene.cli.main import main
 from ray_learngene.config import GcConfig
-from ray_learngene.garbage import find_garbage, gc
-from ray_learngene.store import Store
+from ray_learngene.store.gc import find_garbage, gc
+from ray_learngene.store.store import Store
 from tests.conftest import S3Server
 from tests.store.folders import contents, make_folder
 

@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
-from ray_learngene.checkpoints import StoreCheckpoints
 from ray_learngene.errors import UserError
-from ray_learngene.manifest import FileEntry, version_of
-from ray_learngene.store import Store
+from ray_learngene.store.checkpoints import StoreCheckpoints
+from ray_learngene.store.manifest import FileEntry, version_of
+from ray_learngene.store.store import Store
 from tests.store.folders import WEIGHTS, contents, make_folder, one_line
 
 
@@ -101,7 +101,7 @@ def test_manifests_that_are_none_are_refused(store: Store, folder: Path, text: b
 
 
 def test_a_manifest_without_end_is_refused_unread(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ray_learngene.store.MOST_BYTES", 1000)
+    monkeypatch.setattr("ray_learngene.store.store.MOST_BYTES", 1000)
     store.objects.put("learngenes/a/manifest.json", b" " * 5000)
     with pytest.raises(UserError, match="learngenes/a/manifest.json has more than 1,000 bytes") as error:
         store.manifest("learngene", "a")
@@ -161,7 +161,7 @@ class Evil:
 
 @pytest.mark.parametrize("description", [b"{}", b"[", b"\x80", b'{"method": "sws", "options": 3}'])
 def test_a_learngene_that_is_a_pickle_in_disguise_is_refused_by_name(tmp_path: Path, description: bytes) -> None:
-    from ray_learngene.candidates import StoredLearngene
+    from ray_learngene.store.learngenes import StoredLearngene
 
     store = Store(str(tmp_path / "store"))
     made = {"learngene.safetensors": pickle.dumps(Evil(tmp_path / "unpickled")), "learngene.json": description}
@@ -173,7 +173,7 @@ def test_a_learngene_that_is_a_pickle_in_disguise_is_refused_by_name(tmp_path: P
 
 
 def test_a_model_that_is_a_pickle_in_disguise_is_refused_by_name(tmp_path: Path) -> None:
-    from ray_learngene.ancestry import load_ancestry
+    from ray_learngene.ancestry.model import load_ancestry
 
     store = Store(str(tmp_path / "store"))
     made = {

@@ -9,11 +9,11 @@ from pathlib import Path
 import pyarrow.fs
 import pytest
 
-from ray_learngene import filesystems, patience
-from ray_learngene.checkpoints import StoreCheckpoints
 from ray_learngene.errors import UserError
-from ray_learngene.storage_errors import Unavailable
-from ray_learngene.store import Store
+from ray_learngene.io import filesystems, retry
+from ray_learngene.io.errors import Unavailable
+from ray_learngene.store.checkpoints import StoreCheckpoints
+from ray_learngene.store.store import Store
 from tests.conftest import S3Server
 from tests.store.folders import contents, make_folder, one_line
 from tests.store.proxy import Fault, Proxy, Request
@@ -24,9 +24,9 @@ BIG = bytes(range(256)) * 4096 * 12  # more than a chunk: pyarrow uploads it in 
 @pytest.fixture
 def proxy(s3_env: Callable[[], str], s3_server: S3Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[Proxy]:
     """A proxy that everything goes through, and pauses short enough for a test."""
-    monkeypatch.setattr(patience, "FIRST_PAUSE", 0.01)
-    monkeypatch.setattr(patience, "LONGEST_PAUSE", 0.05)
-    monkeypatch.setattr(patience, "QUIET_SECONDS", 0.0)
+    monkeypatch.setattr(retry, "FIRST_PAUSE", 0.01)
+    monkeypatch.setattr(retry, "LONGEST_PAUSE", 0.05)
+    monkeypatch.setattr(retry, "QUIET_SECONDS", 0.0)
     monkeypatch.setattr(filesystems, "CONNECT_SECONDS", 1)
     monkeypatch.setattr(filesystems, "REQUEST_SECONDS", 1)
     monkeypatch.setattr(filesystems, "ATTEMPTS", 1)

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from ray_learngene.errors import UserError
-from ray_learngene.manifest import list_files
-from ray_learngene.store import Store
+from ray_learngene.store.manifest import list_files
+from ray_learngene.store.store import Store
 from tests.store.folders import WEIGHTS, contents, make_folder, one_line
 
 
@@ -88,7 +88,7 @@ def test_nothing_is_left_of_what_could_not_be_published(
     assert store.objects.find("learngenes") == []
 
     listed = [*list_files(folder), "gone.json"]  # deleted since
-    monkeypatch.setattr("ray_learngene.store.list_files", lambda folder: listed)
+    monkeypatch.setattr("ray_learngene.store.store.list_files", lambda folder: listed)
     with pytest.raises(UserError, match=re.escape(f"nothing is at {folder / 'gone.json'}")) as error:
         store.publish("learngene", "a", folder, {})
     one_line(error)

@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 
 from ray_learngene.errors import UserError
-from ray_learngene.manifest import Manifest
-from ray_learngene.objects import Objects
-from ray_learngene.store import Store
+from ray_learngene.io.objects import Objects
+from ray_learngene.store.manifest import Manifest
+from ray_learngene.store.store import Store
 from tests.store.folders import contents, make_folder
 
 
@@ -176,9 +176,9 @@ def test_a_killed_publisher_leaves_nothing_visible_and_can_be_run_again(
     program = """
 import os, sys
 from pathlib import Path
-from ray_learngene.objects import Objects
-from ray_learngene.storage_errors import explain
-from ray_learngene.store import Store
+from ray_learngene.io.objects import Objects
+from ray_learngene.io.errors import explain
+from ray_learngene.store.store import Store
 Objects.create = lambda *arguments: os.kill(os.getpid(), 9)
 Store(sys.argv[1]).publish("learngene", "a", Path(sys.argv[2]), {})
 """

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from ray_learngene.storage_errors import explain
-from ray_learngene.store import Store
+from ray_learngene.io.errors import explain
+from ray_learngene.store.store import Store
 from tests.conftest import S3Server
 from tests.store.proxy import Proxy
 
@@ -21,8 +21,8 @@ TINY = {
 PROGRAM = """
 import logging, sys, traceback
 logging.basicConfig(level=logging.DEBUG)
-from ray_learngene.cli import main
-from ray_learngene.store import Store
+from ray_learngene.cli.main import main
+from ray_learngene.store.store import Store
 store = Store(sys.argv[1], patience=0)
 for call in (lambda: store.check(True), store.entries, lambda: store.read_text("a.txt")):
     try:

@@ -10,8 +10,8 @@ import pyarrow
 import pytest
 
 from ray_learngene.errors import UserError
-from ray_learngene.objects import Objects
-from ray_learngene.store import Store
+from ray_learngene.io.objects import Objects
+from ray_learngene.store.store import Store
 from tests.store.folders import one_line
 
 

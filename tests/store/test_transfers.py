@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from ray_learngene import filesystems, patience, transfers
 from ray_learngene.errors import UserError
-from ray_learngene.objects import Objects
+from ray_learngene.io import filesystems, multipart, retry
+from ray_learngene.io.objects import Objects
 from tests.conftest import S3Server
 from tests.store.proxy import Proxy, Request
 
@@ -16,10 +16,10 @@ DATA = bytes(range(251)) * 40_000  # two parts, and 34 ranges of the size below
 
 @pytest.fixture
 def proxy(s3_env: Callable[[], str], s3_server: S3Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[Proxy]:
-    monkeypatch.setattr(patience, "FIRST_PAUSE", 0.01)
+    monkeypatch.setattr(retry, "FIRST_PAUSE", 0.01)
     monkeypatch.setattr(filesystems, "ATTEMPTS", 1)
-    monkeypatch.setattr(transfers, "RANGE_BYTES", 300_000)
-    monkeypatch.setattr(transfers, "PIECE_BYTES", 70_000)
+    monkeypatch.setattr(multipart, "RANGE_BYTES", 300_000)
+    monkeypatch.setattr(multipart, "PIECE_BYTES", 70_000)
     made = Proxy(s3_server.endpoint)
     monkeypatch.setenv("AWS_ENDPOINT_URL", made.endpoint)
     yield made

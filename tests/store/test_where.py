@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from ray_learngene.errors import UserError
-from ray_learngene.filesystems import filesystem, locate
-from ray_learngene.store import Store
+from ray_learngene.io.filesystems import filesystem, locate
+from ray_learngene.store.store import Store
 from tests.conftest import S3Server
 from tests.store.folders import one_line
 

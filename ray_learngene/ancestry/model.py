@@ -1,0 +1,179 @@
+"""The ancestry model: the frozen teacher, loaded from wherever it is."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import tempfile
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+import torch.nn.functional as F
+from timm.data import resolve_model_data_config
+from timm.models import get_model_input_config
+from torch import Tensor, nn
+
+from ray_learngene.errors import UserError
+from ray_learngene.models.compile import compile_layers
+from ray_learngene.models.timm_folder import labels_of, load_timm
+from ray_learngene.store.manifest import Kind
+from ray_learngene.store.store import Store
+
+_STORED = {"ancestries": "ancestry", "descendants": "descendant"}
+
+
+class Ancestry(nn.Module):
+    """A frozen ancestry model: images `[B, 3, H, W]` of any size to logits `[B, K]`.
+
+    Images are resized to the model's own input size where that is another.
+    """
+
+    scale: Tensor | None
+    shift: Tensor | None
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model.eval().requires_grad_(False)
+        settings = resolve_model_data_config(model)
+        self.image_size = int(get_model_input_config(model)["input_size"][-1])
+        self.mean, self.std = tuple(settings["mean"]), tuple(settings["std"])
+        self.classes = int(getattr(model, "num_classes", 0))
+        self.labels = labels_of(model)
+        self.register_buffer("scale", None, persistent=False)
+        self.register_buffer("shift", None, persistent=False)
+        self._rounded: tuple[tuple[Any, ...], Ancestry] | None = None  # in a tuple: it is no part of this module
+
+    def accept(self, mean: Sequence[float], std: Sequence[float]) -> None:
+        """Take images from now on that were normalised by these statistics, per channel, instead of its own."""
+        if (tuple(mean), tuple(std)) == (self.mean, self.std):
+            self.scale = self.shift = None
+        else:
+            given, own = (torch.tensor(each).reshape(2, 3, 1, 1) for each in ((mean, std), (self.mean, self.std)))
+            self.scale, self.shift = given[1] / own[1], (given[0] - own[0]) / own[1]
+        self._rounded = None
+
+    def forward(self, images: Tensor) -> Tensor:
+        if self.scale is not None and self.shift is not None:
+            images = images * self.scale + self.shift
+        if images.shape[-1] != self.image_size:
+            size = (self.image_size, self.image_size)
+            images = F.interpolate(images, size, mode="bicubic", antialias=True)
+        return self.model(images)
+
+    def ready(self, device: torch.device, *, compiled: bool, autocast: torch.dtype | None = None) -> Ancestry:
+        """What answers on a device: this model itself or, for autocast, a copy, the same one every time.
+
+        Autocast rounds weights that are not trained anew in every call; the copy's are rounded once, to the same bits.
+        """
+        if autocast is None:
+            if compiled:
+                compile_layers(self)
+            return self.to(device)
+        asked = device, compiled, autocast
+        if self._rounded is None or self._rounded[0] != asked:
+            self.sha256()  # of the weights as they are, for the copy too
+            rounded = copy.deepcopy(self)
+            for module in rounded.model.modules():
+                if type(module) in (nn.Linear, nn.Conv2d):  # a subclass may compute something else with its weights
+                    module.to(autocast)
+            # Not to train them: torch takes all images in one product only where the weight may get a gradient, else
+            # each in one of its own, with a copy of the weight, so that LeViT-256 takes half as long again in bf16.
+            rounded.requires_grad_(True)
+            self._rounded = asked, rounded.ready(device, compiled=compiled)
+        return self._rounded[1]
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without the copy: whoever pickles or copies this model makes its own."""
+        return {**super().__getstate__(), "_rounded": None}
+
+    def train(self, mode: bool = True) -> Ancestry:
+        """Stays in evaluation mode: its BatchNorm statistics and its heads belong to it."""
+        return super().train(False)
+
+    def sha256(self) -> str:
+        """Hash of its weights."""
+        return self._sha256
+
+    @cached_property
+    def _sha256(self) -> str:
+        digest = hashlib.sha256()
+        for name, tensor in sorted(self.model.state_dict().items()):
+            digest.update(name.encode())
+            digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+        return digest.hexdigest()
+
+
+def load_ancestry(reference: str, store: Store, flag: str = "--ancestry") -> Ancestry:
+    """The ancestry model behind `--ancestry`, or another flag that takes the same references.
+
+    Args:
+        reference: A timm name (pretrained weights from the hub), `local-dir:FOLDER`, or `store:ancestries/NAME` or
+            `store:descendants/SWEEP/NAME`.
+
+    Raises:
+        UserError: there is no such model, its weights cannot be had, or it has no classification head.
+    """
+    scheme, _, rest = reference.partition(":")
+    if scheme == "store":
+        folder, _, name = rest.partition("/")
+        if folder not in _STORED:
+            raise UserError(f"{flag} {reference}: write store:ancestries/NAME or store:descendants/SWEEP/NAME")
+        kind: Kind = _STORED[folder]  # type: ignore[assignment]
+        with tempfile.TemporaryDirectory() as temporary:
+            model = load_timm(store.download(kind, name, Path(temporary) / "model"))
+    elif scheme == "local-dir":
+        model = load_timm(Path(rest).expanduser())
+    else:
+        model = create_timm(reference, flag, pretrained=True)
+    if not getattr(model, "num_classes", 0):
+        raise UserError(f"{flag} {reference}: the model has no classification head")
+    return Ancestry(model)
+
+
+def create_timm(name: str, flag: str, **arguments: Any) -> nn.Module:
+    pretrained = arguments.get("pretrained", False)
+    if name.startswith("local-dir:"):
+        return load_timm(Path(name.removeprefix("local-dir:")).expanduser(), **arguments)
+    try:
+        if not timm.is_model(name.removeprefix("hf-hub:").split(".")[0]) and not name.startswith("hf-hub:"):
+            near = timm.list_models(f"*{name.split('_')[0]}*")[:3]
+            raise UserError(
+                f"{flag} {name}: timm has no such model" + (f"; there is {', '.join(near)}" if near else "")
+            )
+        return timm.create_model(name, **arguments)
+    except UserError:
+        raise
+    except (TypeError, ValueError, AssertionError) as error:
+        raise UserError(f"{flag} {name}: {' '.join(str(error).split())[:300]}; see --model-args") from error
+    except Exception as error:  # the hub client's many errors
+        if not pretrained:
+            raise
+        raise UserError(
+            f"{flag} {name}: the pretrained weights cannot be fetched ({type(error).__name__}): check the network and "
+            "HF_HUB_OFFLINE, or put a timm model folder there by hand and name it local-dir:FOLDER"
+        ) from error
+
+
+def check_classes(ancestry: Ancestry, reference: str, data: str, classes: tuple[str, ...]) -> None:
+    """Refuse an ancestry model that was not trained for the label set of the images.
+
+    Raises:
+        UserError: another number of classes, or other names.
+    """
+    if ancestry.classes != len(classes):
+        raise UserError(
+            f"--ancestry {reference} has {ancestry.classes} classes, --data {data} has {len(classes)}: "
+            "fine-tune it on this data first (learngene ancestry --pretrained), or leave the labels out (--no-labels)"
+        )
+    if ancestry.labels and ancestry.labels != classes:
+        first = next(
+            index for index, pair in enumerate(zip(ancestry.labels, classes, strict=True)) if pair[0] != pair[1]
+        )
+        raise UserError(
+            f"--ancestry {reference} calls class {first} {ancestry.labels[first]!r}, --data {data} calls "
+            f"it {classes[first]!r}: they were not labelled alike; use the same label set, or --no-labels"
+        )

@@ -1,0 +1,1 @@
+"""The `learngene` command, and the commands that train nothing."""

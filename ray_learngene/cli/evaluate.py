@@ -1,0 +1,63 @@
+"""Measure a pulled model the way anyone would use it: plain timm, its own preprocessing."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import ray_learngene.torchvision_cpu  # noqa: F401  isort:skip  (before the first timm import)
+from timm.data import resolve_model_data_config
+
+from ray_learngene.config import EvaluateConfig
+from ray_learngene.data.open import open_image_sets
+from ray_learngene.data.pipeline import validation_batches
+from ray_learngene.data.reader import Reader
+from ray_learngene.device import resolve_device
+from ray_learngene.errors import UserError
+from ray_learngene.models.preprocessing import Preprocessing
+from ray_learngene.models.timm_folder import labels_of, load_timm
+from ray_learngene.terminal import unreadable_text
+from ray_learngene.training.evaluation import Scores, evaluate
+
+
+def evaluate_model(config: EvaluateConfig) -> Scores:
+    """Top-1 of a timm model folder on the validation split of an image set; unreadable images as `unreadable` says.
+
+    Raises:
+        UserError: it is no timm model folder, or its classes are not those of the images.
+    """
+    model = load_timm(Path(config.model).expanduser())
+    sets = open_image_sets(config)
+    labels = labels_of(model)
+    if model.num_classes != len(sets.val.classes) or (labels and labels != sets.val.classes):
+        raise UserError(
+            f"{config.model} has {model.num_classes} classes ({', '.join(labels[:3])}, ...), --data {config.data} has "
+            f"{len(sets.val.classes)} ({', '.join(sets.val.classes[:3])}, ...): they are not the same label set"
+        )
+    data = resolve_model_data_config(model)
+    preprocessing = Preprocessing(
+        image_size=int(data["input_size"][-1]),
+        mean=tuple(data["mean"]),
+        std=tuple(data["std"]),
+        crop_pct=data["crop_pct"],
+        interpolation=data["interpolation"],
+    )
+    device = resolve_device()
+    reader = Reader(sets.val, config.unreadable)
+    batches = validation_batches(
+        sets.val,
+        preprocessing,
+        config.batch_size,
+        workers=config.loader_workers,
+        reader=reader,
+        crop_mode=data["crop_mode"],
+    )
+    scores = evaluate(model.to(device), batches, device=device)
+    if reader.names():
+        print(unreadable_text(reader.names()), flush=True)
+    return scores
+
+
+def print_evaluation(config: EvaluateConfig) -> None:
+    """Print the accuracy of a model folder."""
+    scores = evaluate_model(config)
+    print(f"{config.model}: top-1 {scores.top1:.2f} % on {int(scores.images):,} images, loss {scores.mean_loss:.4f}")

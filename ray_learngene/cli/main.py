@@ -1,0 +1,283 @@
+"""The `learngene` command. Heavy imports happen inside the commands, so that `learngene --help` answers at once."""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import importlib
+import os
+import sys
+import types
+import typing
+from collections.abc import Sequence
+from typing import Any, NoReturn
+
+from ray_learngene import __version__, sigterm
+from ray_learngene.errors import Interrupted, UserError
+
+# command -> (configuration class, module:function that takes it, one line of help)
+COMMANDS: dict[str, tuple[str, str, str]] = {
+    "ancestry": (
+        "AncestryConfig",
+        "ray_learngene.distillation.train_ancestry:train_ancestry",
+        "train an ancestry model where nobody has one",
+    ),
+    "distill": (
+        "DistillConfig",
+        "ray_learngene.distillation.distill:distill",
+        "distil an ancestry model into a learngene",
+    ),
+    "softlabels": (
+        "SoftLabelsConfig",
+        "ray_learngene.distillation.soft_labels:fill",
+        "compute the ancestry model's answers once, for many distillations",
+    ),
+    "extract": (
+        "ExtractConfig",
+        "ray_learngene.distillation.extract:extract",
+        "take a learngene from a trained model, without distillation",
+    ),
+    "plan": (
+        "PlanConfig",
+        "ray_learngene.sweep.plan:print_plan",
+        "which sizes meet which budget, and what a sweep will cost",
+    ),
+    "sweep": ("SweepConfig", "ray_learngene.sweep.sweep:sweep", "train descendants of many sizes from one learngene"),
+    "bench": (
+        "BenchConfig",
+        "ray_learngene.compare.compare:bench",
+        "compare methods under one recipe, and what each costs",
+    ),
+    "pull": ("PullConfig", "ray_learngene.cli.catalog:pull", "download the best model within a budget, verified"),
+    "submit": (
+        "SubmitConfig",
+        "ray_learngene.cluster.submit:submit",
+        "run a command as a job on a cluster, and follow it",
+    ),
+    "evaluate": (
+        "EvaluateConfig",
+        "ray_learngene.cli.evaluate:print_evaluation",
+        "measure a pulled model with plain timm",
+    ),
+    "list": ("ListConfig", "ray_learngene.cli.catalog:print_list", "what a store holds"),
+    "show": ("ShowConfig", "ray_learngene.cli.catalog:print_artefact", "one artefact, or the leaderboard of a sweep"),
+    "gc": ("GcConfig", "ray_learngene.store.gc:gc", "what nobody needs any more in a store, and its removal"),
+    "data check": ("CheckConfig", "ray_learngene.cli.data:print_check", "name what is wrong with an image set"),
+    "data convert": (
+        "ConvertConfig",
+        "ray_learngene.cli.data:print_convert",
+        "any image set to resized Parquet shards",
+    ),
+}
+# commands that `learngene submit` takes
+JOBS = ("ancestry", "distill", "softlabels", "extract", "sweep", "bench", "pull")
+# fields that are given without a flag
+_POSITIONAL = {"pull": "artefact", "show": "artefact", "evaluate": "model"}
+# fields whose words may also be joined by commas
+_COMMA_SEPARATED = {"arms"}
+
+
+class _Parser(argparse.ArgumentParser):
+    """argparse whose errors are one line."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message}; see `{self.prog} --help`")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command.
+
+    Returns:
+        The exit status: 2 for a user's mistake, 130 for Ctrl-C, 143 for SIGTERM, a submitted job's own.
+    """
+    try:
+        parsed = _parse(list(sys.argv[1:] if arguments is None else arguments))
+        if parsed is not None:
+            target, *configured = parsed
+            module, function = target.split(":")
+            getattr(importlib.import_module(module), function)(*configured)
+        sys.stdout.flush()
+        return 0
+    except UserError as error:
+        print(f"learngene: error: {error}", file=sys.stderr)
+        return error.status
+    except Interrupted as interrupted:
+        print(
+            f"learngene: stopped by SIGTERM after {interrupted.done} of {interrupted.total} {interrupted.of}; what was "
+            "begun is in a checkpoint, run the same command again to continue",
+            file=sys.stderr,
+        )
+        return sigterm.STATUS
+    except SystemExit as end:
+        if end.code != sigterm.STATUS:
+            raise
+        print("learngene: stopped by SIGTERM; run the same command again to continue", file=sys.stderr)
+        return sigterm.STATUS
+    except KeyboardInterrupt as interruption:
+        what = str(interruption) or "run the same command again to continue"
+        print(f"learngene: interrupted; {what}", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # the reader of our output went away, as in `learngene list | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+
+
+def _parse(arguments: list[str]) -> tuple[Any, ...] | None:
+    """The command's "module:function" and its arguments; None where only help was asked for."""
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(_overview())
+        return None
+    if arguments[0] == "--version":
+        print(f"learngene {__version__}")
+        return None
+    if arguments[0] == "data" and {"-h", "--help"} & set(arguments[1:2] or ["--help"]):
+        print(_overview("data "))
+        return None
+    words = 2 if arguments[0] == "data" else 1
+    command = " ".join(arguments[:words])
+    if command not in COMMANDS:
+        near = difflib.get_close_matches(command, COMMANDS, n=1)
+        hint = f"did you mean {near[0]!r}?" if near else f"commands: {', '.join(COMMANDS)}"
+        raise UserError(f"unknown command {command!r}; {hint}")
+    from ray_learngene import config as configs
+
+    if command == "submit":
+        return _parse_submit(arguments[1:])
+    class_name, target, _ = COMMANDS[command]
+    cls = getattr(configs, class_name)
+    parser = _parser(command, cls)
+    if "-h" in arguments or "--help" in arguments:
+        print(parser.format_help(), end="")
+        return None
+    known, unknown = parser.parse_known_args(arguments[words:])
+    if unknown:
+        flag = unknown[0].split("=")[0]
+        near = difflib.get_close_matches(flag, [f"--{name.replace('_', '-')}" for name in cls.model_fields], n=1)
+        raise UserError(
+            f"learngene {command}: unknown argument {flag!r}" + (f"; did you mean {near[0]}?" if near else "")
+        )
+    flags = vars(known)
+    recipe = flags.pop("config", None)
+    for name in _COMMA_SEPARATED & {name for name, value in flags.items() if isinstance(value, list)}:
+        flags[name] = [part.strip() for word in flags[name] for part in word.split(",") if part.strip()]
+    config = configs.load_config(cls, flags, recipe)
+    return target, config
+
+
+def _parse_submit(arguments: list[str]) -> tuple[Any, ...] | None:
+    """`submit`'s own flags may stand anywhere; the rest is a command with its configuration, validated here."""
+    from ray_learngene.config import SubmitConfig, load_config
+
+    parser = _parser("submit", SubmitConfig)
+    parser.usage = "learngene submit COMMAND [flags of the command] [flags]"
+    parser.description = f"{parser.description} COMMAND is one of {', '.join(JOBS)}."
+    if {"-h", "--help"} & set(arguments):
+        if arguments[0] in COMMANDS:
+            return _parse([arguments[0], "--help"])
+        print(parser.format_help(), end="")
+        return None
+    flags, rest = parser.parse_known_args(arguments)
+    if not rest:
+        raise UserError("learngene submit: which command? e.g. `learngene submit distill --config recipe.yaml`")
+    settings = load_config(SubmitConfig, vars(flags))
+    if rest[0] not in JOBS:
+        raise UserError(f"learngene submit: {rest[0]!r} is not run as a job; those are {', '.join(JOBS)}")
+    parsed = _parse(rest)
+    return parsed and (COMMANDS["submit"][1], rest[0], parsed[1], settings)
+
+
+def _overview(first: str = "") -> str:
+    """All commands, or those whose first word is this one."""
+    shown = {name.removeprefix(first): text for name, (_, _, text) in COMMANDS.items() if name.startswith(first)}
+    width, command = max(map(len, shown)), f"learngene {first}COMMAND"
+    lines = [f"  {name:{width}}  {text}" for name, text in shown.items()]
+    return "\n".join(
+        [
+            f"usage: {command} [flags]",
+            "",
+            "Train one learngene, spawn a vision model for every budget.",
+            "",
+            *lines,
+            "",
+            f"Every flag can stand in a YAML file: {command} --config recipe.yaml [flags that override].",
+            f"{command} --help explains a command; learngene --version prints the version.",
+        ]
+    )
+
+
+def _parser(command: str, cls: Any) -> argparse.ArgumentParser:
+    summary = (cls.__doc__ or "").split(": ", 1)[-1]
+    positional = _POSITIONAL.get(command)
+    word = positional.upper() if positional else ""
+    if positional and not cls.model_fields[positional].is_required():
+        word = f"[{word}]"
+    usage = " ".join(filter(None, ("learngene", command, word, "[flags]")))
+    parser = _Parser(
+        prog=f"learngene {command}",
+        usage=usage,
+        description=f"{summary[0].upper()}{summary[1:]}",
+        allow_abbrev=False,
+        argument_default=argparse.SUPPRESS,
+    )
+    if command != "submit":  # the recipe is the submitted command's
+        parser.add_argument("--config", metavar="YAML", help="recipe: a YAML file with any of these settings")
+    shown: set[str] = set()
+    for owner in cls.__mro__:  # the command's own settings first, then those it has in common with others
+        declared = vars(owner).get("__annotations__", {}).keys() & cls.model_fields.keys()
+        names = [name for name in cls.model_fields if name in declared - shown]
+        if not names:
+            continue
+        shown.update(names)
+        title = owner.__doc__.splitlines()[0].rstrip(".")
+        if title.startswith("`learngene "):  # a command's; of another's, where its settings are this one's too
+            title = title.split("`")[1].removeprefix("learngene ")
+        group = parser.add_argument_group(title)
+        for name in names:
+            hidden = name in getattr(cls, "refused", ())
+            _add_argument(group, name, cls.model_fields[name], positional=name == positional, hidden=hidden)
+    return parser
+
+
+def _add_argument(group: argparse._ArgumentGroup, name: str, field: Any, *, positional: bool, hidden: bool) -> None:
+    required = " (required)" if field.is_required() else ""
+    nothing = field.is_required() or field.default in (None, (), {}, "")
+    default = "" if nothing else f" (default: {_show(field.default)})"
+    help_text = f"{field.description}{required}{default}".replace("%", "%%")
+    if positional:
+        group.add_argument(name, nargs="?", help=f"{help_text}; also as --{name}")
+    if positional or hidden:
+        help_text = argparse.SUPPRESS
+    group.add_argument(f"--{name.replace('_', '-')}", help=help_text, **_argument(name, field.annotation))
+
+
+def _show(default: Any) -> str:
+    if isinstance(default, tuple):
+        return " ".join(_show(value) for value in default)
+    return f"{default:.4g}" if isinstance(default, float) else str(default)
+
+
+def _argument(name: str, annotation: Any) -> dict[str, Any]:
+    """How a field is taken from the command line; conversion and limits are the configuration's business."""
+    members = typing.get_args(annotation) if typing.get_origin(annotation) in (typing.Union, types.UnionType) else ()
+    kinds = [kind for kind in members if kind is not type(None)] or [annotation]
+    kind = kinds[0]
+    if kind is bool:
+        return {"action": argparse.BooleanOptionalAction}
+    origin, inner = typing.get_origin(kind), typing.get_args(kind)
+    if origin is typing.Literal:
+        return {"metavar": "{" + ",".join(map(str, inner)) + "}", "type": type(inner[0])}
+    if origin is tuple:
+        return {"nargs": "+", "metavar": name.rstrip("s").upper()} if inner[-1] is Ellipsis else {"nargs": len(inner)}
+    if origin is dict:
+        return {"type": _yaml, "metavar": "YAML"}
+    names = [typing.get_args(kind) or (getattr(kind, "__name__", "value").upper(),) for kind in kinds]
+    return {"metavar": "|".join(str(name) for each in names for name in each)}
+
+
+def _yaml(text: str) -> Any:
+    import yaml
+
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError:
+        raise argparse.ArgumentTypeError(f"not YAML: {text!r}") from None

@@ -1,0 +1,216 @@
+"""Connecting to Ray, and carrying progress from its workers to the terminal."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray._common.utils import get_default_system_temp_dir
+from ray.util.queue import Empty, Queue
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from ray_learngene import sigterm
+from ray_learngene.cluster import shared_tensors
+from ray_learngene.device import allow_gpu
+from ray_learngene.errors import UserError
+
+Report = Callable[[dict[str, Any]], None]
+_CONNECT_SECONDS = 10
+_ROOM = 64 * 10**6  # bytes; a session's logs grow slowly
+
+
+@contextmanager
+def ray_cluster(address: str | None) -> Iterator[None]:
+    """Connect to a cluster, or start Ray on this machine; undone at the end unless Ray was running in this process.
+
+    The address is the one given, else RAY_ADDRESS (set inside `ray job submit`), else this machine.
+
+    Raises:
+        UserError: no cluster answers there, it wants a token, or this machine is none of its nodes; or Ray does not
+            start here.
+    """
+    if ray.is_initialized():
+        shared_tensors.silence_warning()
+        yield
+        return
+    address = address or os.environ.get("RAY_ADDRESS")
+    if address is not None:
+        require_listener(address)
+        _require_node(address)
+    # Workers' logs stay in Ray's log files: progress and errors reach the terminal by other ways, without prefixes.
+    settings: dict[str, Any] = {"address": address or "local", "log_to_driver": False, "logging_level": "ERROR"}
+    if address is None:
+        settings["include_dashboard"] = False
+        _require_room()  # else Ray waits half a minute for a file that cannot be written
+    try:
+        ray.init(**settings)
+    except Exception as error:  # a bare one, too, is what Ray raises
+        if address is None:
+            _require_room()
+        raise UserError(_explain(error, address)) from None
+    shared_tensors.silence_warning()
+    try:
+        with sigterm.quiet_exit():
+            yield
+    except OSError as error:
+        if error.errno == errno.ENOSPC:
+            _require_room("; what is finished is in the store, and the same command continues")
+        raise
+    finally:
+        ray.shutdown()
+
+
+def require_listener(address: str) -> None:
+    """Find out at once whether anything listens there: Ray itself goes on trying for minutes.
+
+    Raises:
+        UserError: nothing does.
+    """
+    host, _, port = address.partition("://")[2].rpartition(":") if "://" in address else address.rpartition(":")
+    if not port.isdigit():
+        return  # "auto" and the like, which Ray resolves itself
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=_CONNECT_SECONDS).close()
+    except OSError as error:
+        reason = error.strerror or "no answer"
+        raise UserError(f"no Ray cluster answers at {address}: check --address and RAY_ADDRESS ({reason})") from None
+
+
+def _require_room(more: str = "") -> None:
+    """Refuse to go on where the disk of Ray's own files, its sockets, logs and states, is full.
+
+    Raises:
+        UserError: it is; the message ends with `more`.
+    """
+    folder = Path(get_default_system_temp_dir())
+    if not folder.is_dir():
+        return  # Ray makes it, or says why it cannot
+    free = shutil.disk_usage(folder).free
+    if free < _ROOM:
+        raise UserError(
+            f"{free / 1e6:.0f} MB are free in {folder}, where Ray keeps its own files: free {_ROOM / 1e6:.0f} MB, or "
+            f"set RAY_TMPDIR to another disk{more}"
+        )
+
+
+def _require_node(address: str) -> None:
+    """Ask the head who belongs to the cluster.
+
+    Ray itself ends a process on a machine that does not, with a C++ trace, and takes a refused token for a network that
+    fails.
+    """
+    import grpc
+    from ray._private.grpc_utils import init_grpc_channel
+    from ray.core.generated.gcs_service_pb2 import GetAllNodeInfoRequest  # type: ignore[attr-defined]
+    from ray.core.generated.gcs_service_pb2_grpc import NodeInfoGcsServiceStub
+
+    if "://" in address or not address.rpartition(":")[2].isdigit():
+        return
+    try:
+        with init_grpc_channel(address) as channel:
+            nodes = NodeInfoGcsServiceStub(channel).GetAllNodeInfo(GetAllNodeInfoRequest(), timeout=_CONNECT_SECONDS)
+    except ray.exceptions.AuthenticationError:  # no token here
+        raise UserError(token_missing(address)) from None
+    except grpc.RpcError as error:
+        if error.code() in (grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMISSION_DENIED):
+            raise UserError(token_missing(address)) from None
+        raise UserError(_explain(RuntimeError(error.details()), address)) from None
+    if not any(node.state == node.ALIVE and _is_here(node.node_manager_address) for node in nodes.node_info_list):
+        raise UserError(
+            f"this machine is no node of the Ray cluster at {address}: run the command on one of its nodes, or submit "
+            "it from here (learngene submit --address http://HEAD:8265 ...)"
+        )
+
+
+def _is_here(address: str) -> bool:
+    """Whether an address is this machine's: only then can a socket be bound to it."""
+    try:
+        socket.create_server((address, 0), family=socket.AF_INET6 if ":" in address else socket.AF_INET).close()
+    except OSError:
+        return False
+    return True
+
+
+def _explain(error: Exception, address: str | None) -> str:
+    text = " ".join(str(error).split())
+    if "token" in text.lower() or "401" in text or "unauthenticated" in text.lower():
+        return token_missing(address or "this machine")
+    if address is None:
+        return f"Ray does not start on this machine: {text[:200]}"
+    return f"no Ray cluster answers at {address}: check --address and RAY_ADDRESS ({text[:200]})"
+
+
+def token_missing(address: str) -> str:
+    """What to do where a cluster refuses the token, or the lack of one."""
+    return (
+        f"Ray at {address} wants its token: export RAY_AUTH_MODE=token and RAY_AUTH_TOKEN_PATH=FILE "
+        "(or RAY_AUTH_TOKEN) with the token of the cluster's head"
+    )
+
+
+def cluster_has_gpus() -> bool:
+    """Whether any node of the connected cluster has a GPU."""
+    return ray.cluster_resources().get("GPU", 0) > 0
+
+
+def use_assigned_gpu() -> None:
+    """Let a Ray worker compute on a GPU only if it was given one: Ray hides none from a worker that asked for none."""
+    allow_gpu(bool(ray.get_runtime_context().get_accelerator_ids()["GPU"]))
+
+
+def require_resources(address: str | None, count: int, cpus: float, gpus: float, what: str) -> None:
+    """Refuse what this machine alone will never schedule; a cluster may grow and is given the benefit of the doubt.
+
+    Raises:
+        UserError: says what is asked for and what there is.
+    """
+    if address or os.environ.get("RAY_ADDRESS") or len(ray.nodes()) > 1:
+        return
+    have = ray.cluster_resources()
+    for name, each in (("CPU", cpus), ("GPU", gpus)):
+        if count * each > have.get(name, 0):
+            raise UserError(
+                f"{count} {what} with {each:g} {name} each do not fit: this machine has {have.get(name, 0):g}; "
+                "ask for fewer, or connect to a cluster by --address"
+            )
+
+
+def queue_here() -> Queue:
+    """A queue for workers anywhere that lives on this host: it must not end with one that only works."""
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    return Queue(actor_options={"num_cpus": 0, "scheduling_strategy": here})
+
+
+@contextmanager
+def progress_channel(show: Report) -> Iterator[Report]:
+    """A function that workers anywhere may call, whose argument is shown in this process, in order."""
+    queue = queue_here()
+    done = threading.Event()
+
+    def drain() -> None:
+        while True:
+            finishing = done.is_set()
+            try:
+                show(queue.get(timeout=0.2))
+            except Empty:
+                if finishing:
+                    return
+            except ray.exceptions.RayError:
+                return
+
+    thread = threading.Thread(target=drain, name="progress", daemon=True)
+    thread.start()
+    try:
+        yield queue.put
+    finally:
+        done.set()
+        thread.join()
+        queue.shutdown()

@@ -1,0 +1,303 @@
+"""A command as a job on a Ray cluster, which goes on when this machine is switched off.
+
+    learngene submit --address http://head:8265 distill --config recipe.yaml --store s3://bucket/store
+
+`ray job submit` with what people forget: the recipe, this version of the package and the store's endpoint travel with
+the job; the same command submitted twice is one job; the log is followed, and the job's exit status is the command's.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import re
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+import ray_learngene
+from ray_learngene.cluster.session import require_listener, token_missing
+from ray_learngene.config import Config, SubmitConfig
+from ray_learngene.config.base import read_recipe
+from ray_learngene.errors import JobFailed, UserError
+from ray_learngene.provenance import REVISION_VARIABLE, fingerprint, git_revision
+
+if TYPE_CHECKING:
+    from ray.job_submission import JobDetails, JobSubmissionClient
+
+ENVIRONMENT = {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}  # as in jobs/runtime_env.yaml
+PASSED_ON = ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_REGION", "AWS_DEFAULT_REGION")
+SECRETS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "RAY_AUTH_TOKEN", "HF_TOKEN")
+DRIVER = "driver"  # a resource that clusters of ours give to their heads: see cluster/
+SILENCE_SECONDS = 15  # of the log, after which the job's status is asked for
+GONE_SECONDS = 60  # without an answer, after which the head is given up
+_TALKATIVE = (
+    *("ray.dashboard.modules.dashboard_sdk", "ray.dashboard.modules.job.sdk"),
+    "ray._private.runtime_env.packaging",
+)
+BUILT_IN, BUILT_IN_KINDS = ("digits", "cifar10"), ("torch/", "hfds/")  # --data that is no folder
+_ENDED = ("SUCCEEDED", "FAILED", "STOPPED")
+
+
+def submit(command: str, config: Config, settings: SubmitConfig) -> None:
+    """Submit a command whose configuration is valid, or find the job that runs it already, and follow it.
+
+    Raises:
+        UserError: no cluster answers, it wants a token, or something in the configuration exists on this machine only.
+        JobFailed: the job did; with its exit status.
+    """
+    _refuse_what_stays_here(command, config)
+    runtime_env = _runtime_env(settings)
+    client = _connect(settings.address)
+    with _errors_of(client.get_address()):
+        job = _running(client, command, config) or _start(client, command, config, runtime_env)
+    again = f"--address {client.get_address()}"
+    if settings.follow:
+        _follow(client, job)
+    else:
+        print(f"stop it: ray job stop {job} {again}; follow it: submit it again", flush=True)
+
+
+def _refuse_what_stays_here(command: str, config: Config) -> None:
+    """The cluster's nodes see the store, and folders at the same place on all of them; not this machine's."""
+    values = config.model_dump(exclude_unset=True)
+    if "store" not in values:
+        raise UserError("--store is required: the cluster does not see this machine's folders; give s3://bucket/prefix")
+    if "://" not in values["store"]:
+        print(f"the store {values['store']} has to be a folder that all nodes of the cluster share", flush=True)
+    for name in ("data", "data_dir", "ancestry", "source", "model"):
+        value = values.get(name)
+        path = value.removeprefix("local-dir:") if isinstance(value, str) else "/"
+        if name == "data" and (path in BUILT_IN or path.startswith(BUILT_IN_KINDS)):
+            continue
+        if not os.path.isabs(path) and os.path.exists(path) and (os.sep in path or path != value or "data" in name):
+            raise UserError(
+                f"--{name.replace('_', '-')} {value}: the cluster does not see this machine's folders; "
+                "give s3://bucket/prefix, or the absolute path of a folder that all its nodes have"
+            )
+    out = getattr(config, "out", "/")
+    if out is None or not os.path.isabs(out):
+        raise UserError(f"--out is required for `submit {command}`: the absolute path of a folder that the head keeps")
+
+
+def _runtime_env(settings: SubmitConfig) -> dict[str, Any]:
+    """The job's runtime environment without its files. The dashboard shows it: nothing secret may be in it."""
+    from ray.runtime_env import RuntimeEnv
+
+    given = read_recipe(settings.runtime_env) if settings.runtime_env else {}
+    if {"working_dir", "py_modules"} & given.keys():
+        raise UserError(
+            f"{settings.runtime_env}: working_dir and py_modules are set by `learngene submit`: remove them"
+        )
+    passed_on = {name: os.environ[name] for name in PASSED_ON if os.environ.get(name)}
+    own = given.pop("env_vars", None) or {}
+    if not isinstance(own, dict):
+        raise UserError(f"{settings.runtime_env}: env_vars: expected 'NAME: value' lines")
+    variables = {**ENVIRONMENT, **passed_on, **own}
+    for name in PASSED_ON:
+        if "@" in str(variables.get(name, "")):
+            raise UserError(f"{name} holds a password, and a job's environment is shown to all: put it into a profile")
+    for name in SECRETS:
+        if name in variables:
+            raise UserError(
+                f"{settings.runtime_env}: {name} is a secret, and a job's environment is shown to all: "
+                "give it to the nodes (instance profile, Kubernetes secret)"
+            )
+    revision = git_revision()
+    if revision:
+        variables[REVISION_VARIABLE] = revision
+    runtime_env = {**given, "env_vars": {name: str(value) for name, value in variables.items()}}
+    try:
+        RuntimeEnv(**runtime_env)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"{settings.runtime_env}: {' '.join(str(error).split())[:300]}") from None
+    return runtime_env
+
+
+def _connect(address: str | None) -> JobSubmissionClient:
+    address = address or os.environ.get("RAY_API_SERVER_ADDRESS") or os.environ.get("RAY_ADDRESS")
+    if not address:
+        raise UserError("which cluster? give --address http://head:8265, or export RAY_API_SERVER_ADDRESS")
+    require_listener(address)
+    from ray.job_submission import JobSubmissionClient
+
+    os.environ["RAY_API_SERVER_ADDRESS"] = address  # which the client prefers to its argument
+    for name in _TALKATIVE:
+        logging.getLogger(name).setLevel(logging.WARNING)
+    with _errors_of(address):
+        return JobSubmissionClient(address)
+
+
+@contextmanager
+def _errors_of(address: str) -> Iterator[None]:
+    from ray.exceptions import AuthenticationError
+    from ray.util.state.exception import RayStateApiException
+
+    try:
+        yield
+    except AuthenticationError:
+        raise UserError(token_missing(address)) from None
+    except (OSError, RuntimeError, RayStateApiException) as error:  # OSError: ConnectionError, and those of requests
+        reason = " ".join(str(error).split())[:300]
+        raise UserError(f"the job server at {address} does not take the job: {reason}") from None
+
+
+def _key(command: str, config: Config) -> str:
+    """Prefix of submission ids: what runs under one name into one store is the same work."""
+    values = config.model_dump(mode="json")
+    name = values.get("name") or values.get("artefact") or {"pull": "best"}.get(command, "views")
+    # a pull and soft labels have no name: their settings tell one from another
+    work = values if command in ("pull", "softlabels") else {"store": values["store"], "name": name}
+    return f"{command}-{re.sub('[^a-zA-Z0-9_-]+', '-', name)}-{fingerprint(work)[:6]}"
+
+
+def _decisive(config: Config) -> dict[str, Any]:
+    return config.model_dump(mode="json", exclude_unset=True, exclude={"address"})
+
+
+def _attempts(client: JobSubmissionClient, key: str) -> dict[int, JobDetails]:
+    """Jobs of one key that the cluster knows, by the number at the end of their submission ids."""
+    jobs = ((re.fullmatch(rf"{key}\.(\d+)", job.submission_id or ""), job) for job in client.list_jobs())
+    return {int(match[1]): job for match, job in jobs if match}
+
+
+def _running(client: JobSubmissionClient, command: str, config: Config) -> str | None:
+    """The job that is doing this work now."""
+    for job in _attempts(client, _key(command, config)).values():
+        if job.status in _ENDED:
+            continue
+        if (job.metadata or {}).get("settings") != fingerprint(_decisive(config)):
+            raise UserError(
+                f"job {job.submission_id} is doing {command} under this name with other settings: wait for it, "
+                f"stop it (ray job stop {job.submission_id}), or choose another --name"
+            )
+        print(f"job {job.submission_id} is running already: following it", flush=True)
+        return str(job.submission_id)
+    return None
+
+
+def _start(client: JobSubmissionClient, command: str, config: Config, runtime_env: dict[str, Any]) -> str:
+    attempts = _attempts(client, _key(command, config))
+    job = f"{_key(command, config)}.{max(attempts, default=0) + 1}"
+    with tempfile.TemporaryDirectory() as temporary:
+        recipe = f"{command}.yaml"
+        values = _decisive(config)
+        if values.get("deepspeed"):
+            values["deepspeed"] = Path(shutil.copy(values["deepspeed"], temporary)).name
+        (Path(temporary) / recipe).write_text(yaml.safe_dump(values, sort_keys=False, allow_unicode=True))
+        try:
+            client.submit_job(
+                entrypoint=f"python -m ray_learngene {command} --config {recipe}",
+                submission_id=job,
+                runtime_env={
+                    **runtime_env,
+                    "working_dir": temporary,
+                    "py_modules": [str(Path(ray_learngene.__file__).parent)],
+                },
+                metadata={"command": command, "settings": fingerprint(_decisive(config))},
+                entrypoint_resources=_driver_share(client.get_address()),
+            )
+        except RuntimeError:
+            started = _running(client, command, config)  # by someone else in between
+            if started is None:
+                raise
+            return started
+    earlier = f", attempt {max(attempts) + 1}: it continues what is in the store" if attempts else ""
+    print(f"submitted job {job} to {client.get_address()}{earlier}", flush=True)
+    return job
+
+
+def _driver_share(address: str) -> dict[str, float] | None:
+    """One of the drivers that the head takes at a time, where the cluster limits them.
+
+    Without it Ray starts drivers on the head too, but any number of them.
+    """
+    from ray.util.state import list_nodes
+
+    # Ray takes nodes that a filter leaves out for missing ones, and would raise.
+    heads = list_nodes(
+        address=address, detail=True, filters=[("is_head_node", "=", True)], raise_on_missing_output=False
+    )
+    return {DRIVER: 1} if any(DRIVER in (head.resources_total or {}) for head in heads) else None
+
+
+def _follow(client: JobSubmissionClient, job: str) -> None:
+    """Print the job's log until it ends.
+
+    Raises:
+        JobFailed: it failed, was stopped, or was lost with the head.
+        UserError: the token is not taken any more.
+        KeyboardInterrupt: with what to do about the job, which goes on.
+    """
+    from ray.exceptions import AuthenticationError
+
+    address = client.get_address()
+    try:
+        details = asyncio.run(_print_log(client, job))
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(
+            f"job {job} goes on; follow it: submit it again; stop it: ray job stop {job} --address {address}"
+        ) from None
+    except AuthenticationError:  # from now on; the job goes on
+        raise UserError(token_missing(address)) from None
+    if details is None:
+        raise JobFailed(
+            f"job {job} was lost with the head at {address}; its work is in the store: submit it again to continue", 1
+        )
+    if details.status == "STOPPED":
+        raise JobFailed(f"job {job} was stopped; submit it again to continue", 1)
+    if details.status == "FAILED":
+        status = details.driver_exit_code or 1
+        status = 128 - status if status < 0 else status  # as a shell has it for a process that a signal ended
+        # what the driver said is in its log; where it did not start, Ray's message is all there is
+        why = (
+            f"with exit status {status}"
+            if details.driver_exit_code
+            else " ".join((details.message or "").split())[:300]
+        )
+        raise JobFailed(f"job {job} failed {why}; submit it again to continue", status)
+
+
+async def _print_log(client: JobSubmissionClient, job: str) -> JobDetails | None:
+    """Print a job's log to its end; returns how it ended, None where the cluster has forgotten it."""
+    import aiohttp
+
+    printed = 0
+    while True:
+        read = 0
+        log = client.tail_job_logs(job)
+        while True:
+            try:
+                # A head without power says nothing at all: after a silence, ask.
+                text = await asyncio.wait_for(anext(log), SILENCE_SECONDS)
+            except (StopAsyncIteration, TimeoutError, RuntimeError, aiohttp.ClientError, OSError):
+                break  # ended, silent or cut: the status tells which
+            print(text[max(0, printed - read) :], end="", flush=True)
+            read += len(text)
+            printed = max(printed, read)
+        details = await asyncio.to_thread(_status, client, job)
+        if details is None or details.status in _ENDED:
+            if details is not None:
+                with suppress(OSError, RuntimeError):  # how it ended matters more
+                    whole = await asyncio.to_thread(client.get_job_logs, job)
+                    print(whole[printed:], end="", flush=True)
+            return details
+
+
+def _status(client: JobSubmissionClient, job: str) -> JobDetails | None:
+    """What the cluster knows of a job, None where it has forgotten it or is gone."""
+    deadline = time.monotonic() + GONE_SECONDS
+    while True:
+        try:
+            return client.get_job_info(job)
+        except (OSError, RuntimeError) as error:  # RuntimeError: any other answer than 200, also of a proxy
+            if "status code 404" in str(error) or time.monotonic() > deadline:
+                return None
+            time.sleep(1)

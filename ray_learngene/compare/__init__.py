@@ -1,0 +1,1 @@
+"""`learngene bench`: methods under one recipe."""

@@ -1,0 +1,219 @@
+"""Running a benchmark: searches, distillations and sweeps, each once, on Ray or in this process.
+
+learngene bench --config jobs/recipes/digits-bench.yaml --store ./store --out benchmarks/methods/digits
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
+from pathlib import Path
+
+import pandas
+
+from ray_learngene import sigterm
+from ray_learngene.ancestry.model import check_classes, load_ancestry
+from ray_learngene.compare.distillations import Failure, distill_all, quietly
+from ray_learngene.compare.plan import (
+    Distillation,
+    Row,
+    arm_text,
+    distill_config,
+    extract_configs,
+    learning_rates,
+    rows,
+    sweep_config,
+    tuning_epochs,
+)
+from ray_learngene.compare.report import write_report
+from ray_learngene.compare.table import Chosen, bench_table, current_descendants
+from ray_learngene.config import BenchConfig, ClusterConfig, SpeedConfig
+from ray_learngene.data.pipeline import checked_image_sets
+from ray_learngene.distillation.extract import extract
+from ray_learngene.errors import Diverged, UserError
+from ray_learngene.models.specs import Spec
+from ray_learngene.store.manifest import folder_of
+from ray_learngene.store.store import Store
+from ray_learngene.sweep.sweep import sweep
+
+# Settings of a benchmark that name its rows or say where and how it runs.
+_MAY_CHANGE = {
+    *("arms", "reference", "depths", "widths", "seeds", "lrs", "tune_lrs", "store", "store_patience", "out"),
+    *("in_process", "cpus_per_trial", "gpus_per_trial", "siblings", "check_images", "unreadable", "loader_workers"),
+    *("cache_gb", "data_dir"),
+    *ClusterConfig.model_fields,
+    *SpeedConfig.model_fields,
+}
+
+
+def bench(config: BenchConfig) -> pandas.DataFrame:
+    """Search learning rates, distil and tune every arm at every size and seed, and write the tables and plots.
+
+    Whatever is in the store already is not trained again.
+
+    Returns:
+        One row per descendant, as written to `<out>/results.parquet` and to the store.
+
+    Raises:
+        Interrupted: this process was asked to end; the same call continues.
+        UserError: see the message; nothing has been trained then, or (some failed) the rest is kept.
+    """
+    folder_of("learngene", config.name)
+    store = Store(config.store, config.store_patience)
+    store.check(write=True)
+    ancestry = load_ancestry(config.ancestry, store)
+    sets = checked_image_sets(config)
+    check_classes(ancestry, config.ancestry, config.data, sets.train.classes)
+    arms = rows(config, ancestry.classes)
+    for row in arms:
+        for reason in dict.fromkeys(row.refused.values()):
+            print(f"{row.name}: {reason}", flush=True)
+    distillations = list(dict.fromkeys(d for row in arms for d in row.distillations.values() if d is not None))
+    if not distillations:
+        raise UserError("no arm is distilled: a benchmark compares learngenes, add one")
+    chosen = Chosen()
+    folder = _folder(config.out)
+    _refuse_another(config, store, {"ancestry_sha256": ancestry.sha256(), "data_sha256": sets.train.fingerprint})
+    with _engine(config), sigterm.graceful():
+        seeds = range(config.seed, config.seed + config.seeds)
+        _search_distillation(config, store, distillations, chosen)
+        wanted = [distill_config(config, d, chosen.distill[d], seed) for seed in seeds for d in distillations]
+        _refuse_failed(distill_all(config, wanted, "distil"))
+        for row in arms:
+            for each in extract_configs(config, row, chosen.distill):
+                quietly(lambda each=each: extract(each))  # type: ignore[misc]
+        base = wanted[0].name  # whose preprocessing and head size all descendants share
+        _search_tuning(config, store, arms, base, chosen)
+        sweeps = _final_sweeps(config, arms, base, chosen)
+    table = bench_table(config, store, sweeps, chosen)
+    write_report(config, store, table, arms, folder)
+    return table
+
+
+def _refuse_failed(failed: Mapping[str, Failure]) -> None:
+    if failed:
+        name, failure = next(iter(failed.items()))
+        raise UserError(
+            f"{len(failed)} distillations failed: {name}: {failure.reason}; the others are kept, run it again"
+        )
+
+
+def _folder(out: str) -> Path:
+    """The folder for the results, made before anything is trained."""
+    folder = Path(out).expanduser()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--out {out}: {error.strerror}; name a folder") from None
+    return folder
+
+
+def _refuse_another(config: BenchConfig, store: Store, facts: dict[str, str]) -> None:
+    """Rows made with different settings would not be comparable; arms, sizes, seeds and rates may be added later.
+
+    Raises:
+        UserError: a benchmark of that name was made with other settings.
+    """
+    decisive = {name: value for name, value in config.model_dump(mode="json").items() if name not in _MAY_CHANGE}
+    now = json.loads(json.dumps(decisive | facts))
+    path = f"benches/{config.name}/settings.json"
+    if store.create_text(path, json.dumps(now, indent=2) + "\n"):
+        return
+    before = json.loads(store.read_text(path) or "{}")
+    changed = [key for key in sorted({*before, *now}) if before.get(key) != now.get(key)]
+    if changed:
+        key = changed[0]
+        raise UserError(
+            f"the benchmark {config.name!r} in {store.uri} was made with {key} {before.get(key)!r}, not "
+            f"{now.get(key)!r}: choose another --name"
+        )
+
+
+def _engine(config: BenchConfig) -> contextlib.AbstractContextManager[None]:
+    if config.in_process:
+        return nullcontext()
+    from ray_learngene.cluster.session import ray_cluster
+
+    return ray_cluster(config.address)
+
+
+def _search_distillation(
+    config: BenchConfig, store: Store, distillations: Sequence[Distillation], chosen: Chosen
+) -> None:
+    """Choose the best learning rate of every distillation by the images held out of the training split.
+
+    A family searches at its largest size. A rate at which training diverges is none; another failure ends the search,
+    which would choose among fewer rates than it says.
+    """
+    searched: dict[str, Distillation] = {}
+    for one in sorted(distillations, key=lambda one: (one.spec.width, one.spec.depth)):
+        searched[one.family] = one
+    grid = config.lrs if len(config.lrs) > 1 else ()
+    runs = {
+        (one, lr): distill_config(config, one, lr, config.seed, search=True) for lr in grid for one in searched.values()
+    }
+    failed = distill_all(config, list(runs.values()), "search")
+    _refuse_failed({name: failure for name, failure in failed.items() if not failure.diverged})
+    for one in distillations:
+        owner = chosen.searched[one] = searched[one.family]
+        losses = {
+            lr: store.manifest("learngene", runs[owner, lr].name).metadata["metrics"]["val_loss"]
+            for lr in grid
+            if runs[owner, lr].name not in failed
+        }
+        chosen.distill[one] = _best(config.lrs, losses, next((each.reason for each in failed.values()), ""))
+
+
+def _best(grid: Sequence[float], losses: Mapping[float, float], why: str) -> float:
+    """The learning rate of the smallest loss; the only one where there is no choice."""
+    if len(grid) == 1:
+        return grid[0]
+    if not losses:
+        raise UserError(f"none of the learning rates {', '.join(f'{lr:g}' for lr in grid)} works: {why}")
+    return min(losses, key=lambda lr: losses[lr])
+
+
+def _search_tuning(config: BenchConfig, store: Store, arms: Sequence[Row], base: str, chosen: Chosen) -> None:
+    """Choose the best learning rate of every arm at the middle one of its sizes, by the held-out training images.
+
+    The learngenes have seen those images; with their labels only where alpha is below 1.
+    """
+    groups: dict[tuple[str, int, Spec], list[Row]] = defaultdict(list)
+    for row in arms:
+        groups[row.arm.tune, tuning_epochs(config, row), row.middle].append(row)
+    for (_, _, spec), some in groups.items():
+        texts = {row.name: arm_text(config, row, chosen.distill) for row in some}
+        grid = learning_rates(config, some[0])
+        losses: dict[str, dict[float, float]] = defaultdict(dict)
+        why = ""
+        for lr in grid if len(grid) > 1 else ():
+            run = sweep_config(config, some[0], list(texts.values()), base, lr, [spec], search=True)
+            try:
+                sweep(run, leaderboard=False)
+            except Diverged as error:  # that rate is none for those that did
+                why = str(error)
+            for row in some:
+                for one in current_descendants(store, run.name):
+                    if one.metadata["row"]["arm"] == texts[row.name]:
+                        losses[row.name][lr] = one.metadata["row"]["val_loss"]
+        for row in some:
+            chosen.tune[row.name] = _best(grid, losses[row.name], why)
+
+
+def _final_sweeps(config: BenchConfig, arms: Sequence[Row], base: str, chosen: Chosen) -> dict[str, list[Row]]:
+    """Sweeps of the arms that are tuned alike, at the same sizes and learning rate; returns them by name."""
+    groups: dict[tuple[str, int, float, tuple[Spec, ...]], list[Row]] = defaultdict(list)
+    for row in arms:
+        for width in dict.fromkeys(spec.width for spec in row.specs):
+            some = tuple(spec for spec in row.specs if spec.width == width)
+            groups[row.arm.tune, tuning_epochs(config, row), chosen.tune[row.name], some].append(row)
+    sweeps = {}
+    for (_, _, lr, specs), some_rows in groups.items():
+        texts = [arm_text(config, row, chosen.distill) for row in some_rows]
+        run = sweep_config(config, some_rows[0], texts, base, lr, specs, search=False)
+        sweep(run, leaderboard=False)
+        sweeps[run.name] = some_rows
+    return sweeps

@@ -1,0 +1,144 @@
+"""The distillations of a benchmark, each once, on Ray or in this process."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from ray_learngene import sigterm
+from ray_learngene.config import BenchConfig, DistillConfig
+from ray_learngene.distillation.distill import distill
+from ray_learngene.errors import Diverged, Interrupted, UserError
+from ray_learngene.methods.registry import create_method
+from ray_learngene.store.store import Store
+
+if TYPE_CHECKING:
+    from ray.util.queue import Queue
+
+
+@dataclass(frozen=True)
+class Failure:
+    """Why a distillation failed; one that diverged would do so again."""
+
+    reason: str
+    diverged: bool = False
+
+
+def distill_all(config: BenchConfig, runs: Sequence[DistillConfig], what: str) -> dict[str, Failure]:
+    """Distil what is not in the store, side by side on the cluster or one after another in this process.
+
+    Returns:
+        Why runs failed, by their names.
+
+    Raises:
+        Interrupted: this process was asked to end; what ran has written its checkpoints.
+        UserError: a learngene of the name of a run was made by another method.
+    """
+    store = Store(config.store, config.store_patience)
+    runs = list({run.name: run for run in runs}.values())
+    left = [run for run in runs if not _is_done(store, run)]
+    print(f"{what}: {len(left)} distillations to run, {len(runs) - len(left)} done", flush=True)
+    failed: dict[str, Failure] = {}
+
+    def tell(number: int, run: DistillConfig, failure: Failure | None) -> None:
+        if failure:
+            failed[run.name] = failure
+            text = failure.reason
+        else:
+            text = f"top-1 {store.manifest('learngene', run.name).metadata['metrics']['top1']:6.2f} %"
+        begin = f"[{number:{len(str(len(left)))}}/{len(left)}] {what} {run.name:40} lr {run.lr:.1e}"
+        print(f"{begin}   {text}   {time.monotonic() - began:6.0f} s since the start", flush=True)
+
+    began = time.monotonic()
+    if config.in_process:
+        for number, run in enumerate(left, start=1):
+            tell(number, run, _distil(run))
+    elif left:
+        _distil_on_cluster(config, left, tell)
+    return failed
+
+
+def _distil_on_cluster(
+    config: BenchConfig, runs: Sequence[DistillConfig], tell: Callable[[int, DistillConfig, Failure | None], None]
+) -> None:
+    import ray
+
+    from ray_learngene.cluster.preemption import stop_requests
+    from ray_learngene.cluster.session import cluster_has_gpus, require_resources
+
+    gpus = float(cluster_has_gpus()) if config.gpus_per_trial is None else config.gpus_per_trial
+    remote = ray.remote(num_cpus=config.cpus_per_trial, num_gpus=gpus, max_retries=config.max_failures)(_distill_task)
+    require_resources(config.address, 1, config.cpus_per_trial, gpus, "distillations")
+    ended = 0
+    with stop_requests() as requests:
+
+        def start(run: DistillConfig) -> ray.ObjectRef:
+            return remote.remote(run, max(1, int(config.cpus_per_trial)), requests)
+
+        pending = {start(run): run for run in runs}
+        while pending:
+            done, _ = ray.wait(list(pending), num_returns=1, timeout=1)  # a signal is only handled between two waits
+            if not done:
+                continue
+            run = pending.pop(done[0])
+            try:
+                failure = ray.get(done[0])
+            except Interrupted:
+                if not sigterm.requested():  # only its worker was asked to end
+                    pending[start(run)] = run
+                continue
+            except ray.exceptions.RayError as death:
+                failure = Failure(str(death).strip().splitlines()[-1])
+            ended += 1
+            tell(ended, run, failure)
+    if sigterm.requested() and ended < len(runs):
+        raise Interrupted(ended, len(runs), "distillations")
+
+
+def _is_done(store: Store, run: DistillConfig) -> bool:
+    """Whether a run is in the store.
+
+    Raises:
+        UserError: one of its name is there that was made by the method with other options, or for other epochs.
+    """
+    if not store.exists("learngene", run.name):
+        return False
+    made = store.manifest("learngene", run.name).metadata["config"]
+    if (create_method(made["method"]), made["epochs"]) != (create_method(run.method), run.epochs):
+        raise UserError(
+            f"the learngene {run.name!r} in {store.uri} was made by {made['method']!r} in {made['epochs']:g} epochs, "
+            f"not by {run.method!r} in {run.epochs:g}: give the arm another name"
+        )
+    return True
+
+
+def _distill_task(run: DistillConfig, threads: int, requests: Queue) -> Failure | None:
+    """One distillation on the cluster, as by `_distil`."""
+    import torch
+
+    from ray_learngene.cluster.preemption import watching
+    from ray_learngene.cluster.session import use_assigned_gpu
+
+    use_assigned_gpu()
+    torch.set_num_threads(threads)
+    with watching(requests):
+        return _distil(run)
+
+
+def _distil(run: DistillConfig) -> Failure | None:
+    """One distillation; what trying again would not help is returned, not raised."""
+    try:
+        quietly(lambda: distill(run))
+    except UserError as error:
+        return Failure(str(error), diverged=isinstance(error, Diverged))
+    return None
+
+
+def quietly(action: Callable[[], object]) -> None:
+    """A benchmark's own lines say what its runs did."""
+    with contextlib.redirect_stdout(io.StringIO()):
+        action()

@@ -1,0 +1,307 @@
+"""What a benchmark trains: every arm's learngenes, which sizes it can do, and the configurations of its runs."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ray_learngene.config import (
+    BenchArm,
+    BenchConfig,
+    Config,
+    DistillationConfig,
+    DistillConfig,
+    ExtractConfig,
+    SweepConfig,
+)
+from ray_learngene.distillation.distill import check_depth
+from ray_learngene.errors import UserError
+from ray_learngene.methods.base import Method
+from ray_learngene.methods.pretrained import Pretrained
+from ray_learngene.methods.registry import create_method
+from ray_learngene.models.costs import macs
+from ray_learngene.models.specs import Spec, preset
+from ray_learngene.store.manifest import folder_of
+from ray_learngene.sweep.selection import parse_numbers
+
+_PLAIN = Pretrained.name  # the method whose learngene is a whole model
+
+
+@dataclass(frozen=True)
+class Distillation:
+    """What is distilled, up to seed and learning rate; arms that start from the same model share it.
+
+    Attributes:
+        family: What it shares the search of its learning rate with: an arm, or the plain models of one kind of source.
+    """
+
+    label: str
+    method: str
+    spec: Spec
+    family: str
+    epochs: int
+
+
+@dataclass(frozen=True)
+class Row:
+    """One arm with everything that follows from its configuration.
+
+    Attributes:
+        distillations: By descendant's size; None where the method needs no learngene.
+        extracted: Whether its learngene is taken from the distilled model by another method.
+        refused: Why a size cannot be done, by size.
+    """
+
+    name: str
+    arm: BenchArm
+    method: Method
+    distillations: dict[Spec, Distillation | None]
+    extracted: bool
+    refused: dict[Spec, str]
+
+    @property
+    def specs(self) -> list[Spec]:
+        """The sizes it can do."""
+        return [spec for spec in self.distillations if spec not in self.refused]
+
+    @property
+    def per_size(self) -> bool:
+        """Whether every size has a learngene of its own, which is then a part of that size's cost."""
+        return (self.arm.source or self.method.source) == "each" and self.method.needs_learngene
+
+    @property
+    def middle(self) -> Spec:
+        """The size at which its learning rate is searched."""
+        return self.specs[len(self.specs) // 2]
+
+
+def sizes(config: BenchConfig, classes: int) -> list[Spec]:
+    """The descendants' sizes, smallest first."""
+    base = preset(config.preset, image=config.image_size, classes=classes)
+    widths = parse_numbers("widths", config.widths) if config.widths else [base.width]
+    return [
+        preset(config.preset, image=config.image_size, classes=classes, width=width, depth=depth)
+        for width in widths
+        for depth in parse_numbers("depths", config.depths)
+    ]
+
+
+def rows(config: BenchConfig, classes: int) -> list[Row]:
+    """Every arm, each tried at every size with an untrained learngene, so that nothing fails late.
+
+    Raises:
+        UserError: a bad method or size, or an arm that can do none of the sizes.
+    """
+    _check_names(config)
+    specs = sizes(config, classes)
+    auxiliary = preset(config.preset, image=config.image_size, classes=classes, depth=config.depth)
+    made = [_row(config, name, arm, specs, auxiliary) for name, arm in config.arms.items()]
+    _check_distinct(config, made)
+    return made
+
+
+def _check_names(config: BenchConfig) -> None:
+    for name in config.arms:
+        folder_of("learngene", f"{config.name}-{name}")  # refuses what no store can hold
+        if name.startswith("model-"):
+            raise UserError(f"arm {name!r}: names that begin with model- are those of plain models; choose another")
+
+
+def _check_distinct(config: BenchConfig, made: Sequence[Row]) -> None:
+    """Refuse two arms that are trained alike, however they are written."""
+    for number, row in enumerate(made):
+        for other in made[:number]:
+            if _trained(config, row) == _trained(config, other):
+                raise UserError(f"arm {row.name!r} is the same as {other.name!r}: give each arm once")
+
+
+def _trained(config: BenchConfig, row: Row) -> tuple[Method, str, str, int]:
+    """All that decides an arm's results, whether it was written or is a default."""
+    return row.method, row.arm.source or row.method.source, row.arm.tune, row.arm.epochs or config.epochs
+
+
+def _row(config: BenchConfig, name: str, arm: BenchArm, specs: list[Spec], auxiliary: Spec) -> Row:
+    try:
+        method = create_method(arm.method)
+    except UserError as error:
+        raise UserError(f"arm {name!r}: {error}") from None
+    distillations: dict[Spec, Distillation | None] = dict.fromkeys(specs)
+    source = arm.source or method.source
+    if arm.source and not method.needs_learngene:
+        raise UserError(f"arm {name!r}: {method.name!r} starts from no model, leave out its source")
+    if method.needs_learngene:
+        distillations = {spec: _distillation(config, name, arm, source, spec, specs, auxiliary) for spec in specs}
+    extracted = method.needs_learngene and source != "auxiliary" and method.name != _PLAIN
+    refused = _refused(method, distillations, extracted)
+    if len(refused) == len(specs):
+        raise UserError(f"arm {name!r} can do none of the sizes: {refused[specs[0]]}")
+    return Row(name, arm, method, distillations, extracted, refused)
+
+
+def _distillation(
+    config: BenchConfig, name: str, arm: BenchArm, source: str, spec: Spec, specs: list[Spec], auxiliary: Spec
+) -> Distillation:
+    epochs = arm.epochs or config.epochs
+    if source == "auxiliary":
+        return Distillation(name, arm.method, auxiliary, name, epochs)
+    # the largest plain model is as deep as the auxiliary models, so that all learngenes have seen the same depth
+    largest = auxiliary.replace(depth=max(auxiliary.depth, specs[-1].depth))
+    chosen = {"largest": largest, "smallest": specs[0], "each": spec}[source]
+    kind = "model" if epochs == config.epochs else f"model-e{epochs}"
+    return Distillation(f"{kind}-w{chosen.width}-d{chosen.depth}", _PLAIN, chosen, f"{kind}-{source}", epochs)
+
+
+def _refused(method: Method, distillations: dict[Spec, Distillation | None], extracted: bool) -> dict[Spec, str]:
+    refused = {}
+    learngenes: dict[Distillation, Any] = {}
+    for spec, distillation in distillations.items():
+        try:
+            if distillation is not None and distillation not in learngenes:
+                made = create_method(distillation.method)
+                auxiliary = made.auxiliary(distillation.spec)
+                check_depth(auxiliary, distillation.spec.depth, distillation.method)
+                learngenes[distillation] = (method if extracted else made).extract(auxiliary)
+            method.expand(learngenes[distillation] if distillation else None, spec)
+        except UserError as error:
+            refused[spec] = str(error)
+    return refused
+
+
+def lr_text(lr: float) -> str:
+    """A learning rate in a name."""
+    return f"{lr:.3g}".replace("+", "")
+
+
+def learngene_name(config: BenchConfig, label: str, lr: float, seed: int | str) -> str:
+    """Where a learngene lies in the store; another learning rate is another learngene."""
+    return f"{config.name}-{label}-lr{lr_text(lr)}-s{seed}"
+
+
+def distill_config(
+    config: BenchConfig, distillation: Distillation, lr: float, seed: int, *, search: bool = False
+) -> DistillConfig:
+    """One distillation in one plain process; of a search, it is shorter and validates on held-out training images."""
+    name = learngene_name(config, distillation.label, lr, seed)
+    epochs = distillation.epochs
+    changes: dict[str, Any] = {
+        "name": name,
+        "epochs": epochs,
+        "warmup_epochs": min(config.warmup_epochs, epochs / 2),
+    }
+    if search:
+        changes = {"name": f"{name}-search", **_search(config)}
+    return DistillConfig(
+        **{
+            **_shared(config, DistillConfig),
+            "preset": config.preset,
+            "width": distillation.spec.width,
+            "depth": distillation.spec.depth,
+            "method": distillation.method,
+            "lr": lr,
+            "seed": seed,
+            "workers": 0,
+            **changes,
+        }
+    )
+
+
+def extract_configs(config: BenchConfig, row: Row, lrs: Mapping[Distillation, float]) -> Iterator[ExtractConfig]:
+    """What turns plain models, distilled at these learning rates, into the arm's learngenes."""
+    if not row.extracted:
+        return
+    for spec, distillation in {row.distillations[spec]: (spec, row.distillations[spec]) for spec in row.specs}.values():
+        assert distillation is not None
+        label = _label(row).format(width=spec.width, depth=spec.depth)
+        for seed in range(config.seed, config.seed + config.seeds):
+            yield ExtractConfig(
+                name=learngene_name(config, label, lrs[distillation], seed),
+                store=config.store,
+                store_patience=config.store_patience,
+                source=f"store:learngenes/{learngene_name(config, distillation.label, lrs[distillation], seed)}",
+                method=row.arm.method,
+            )
+
+
+def arm_text(config: BenchConfig, row: Row, lrs: Mapping[Distillation, float]) -> str:
+    """The arm as a sweep takes it, with a learngene for every seed (and size), distilled at these learning rates."""
+    distillation = row.distillations[row.specs[0]]
+    if distillation is None:
+        return row.arm.method
+    return f"{row.arm.method}@{learngene_name(config, _label(row), lrs[distillation], '{seed}')}"
+
+
+def _label(row: Row) -> str:
+    """What the arm's learngenes are called, with the places of width and depth where every size has its own."""
+    made = {row.distillations[spec] for spec in row.specs}
+    labels = {one.label for one in made if one is not None}
+    several = len(labels) > 1
+    if row.extracted:
+        return f"{row.name}-w{{width}}-d{{depth}}" if several else row.name
+    return re.sub(r"w\d+-d\d+$", "w{width}-d{depth}", min(labels)) if several else min(labels)
+
+
+def tuning_epochs(config: BenchConfig, row: Row) -> int:
+    """Epochs of each descendant.
+
+    `distilled` spends on all sizes the FLOPs that a learngene arm spends in all, on an auxiliary model that always has
+    its full depth and on tuning.
+    """
+    if row.arm.tune != "distilled":
+        return {"short": config.tune_epochs, "full": row.arm.epochs or config.epochs}[row.arm.tune]
+    auxiliary = preset(config.preset, image=config.image_size, depth=config.depth)
+    once = config.epochs * macs(auxiliary) / sum(macs(spec) for spec in row.distillations)
+    return max(1, round(once + config.tune_epochs))
+
+
+def learning_rates(config: BenchConfig, row: Row) -> tuple[float, ...]:
+    """The learning rates searched for the arm's descendants."""
+    return config.tune_lrs if row.arm.tune == "short" else config.lrs
+
+
+def sweep_config(
+    config: BenchConfig, first: Row, arms: Sequence[str], learngene: str, lr: float, specs: Sequence[Spec], search: bool
+) -> SweepConfig:
+    """A sweep of arms (as `arm_text` writes them) that are tuned like the first, at sizes of one width."""
+    tune = first.arm.tune
+    other = {"arms", "ancestry", *(() if tune == "distilled" else DistillationConfig.model_fields)}
+    names = {name: value for name, value in _shared(config, SweepConfig).items() if name not in other}
+    epochs = tuning_epochs(config, first)
+    changes: dict[str, Any] = {"seeds": config.seeds}
+    if search:
+        changes = {**_search(config), "seeds": 1, **({"epochs": epochs, "warmup_epochs": 0} if tune == "short" else {})}
+    depths = ",".join(str(spec.depth) for spec in specs)
+    kind = f"{'search' if search else 'final'}-{tune}-e{epochs}"
+    size = f"w{specs[0].width}-d{depths.replace(',', '.')}"
+    return SweepConfig(
+        **{
+            **names,
+            "epochs": epochs,
+            "warmup_epochs": 0 if tune == "short" else min(config.warmup_epochs, epochs / 2),
+            "name": f"{config.name}-{kind}-{size}-lr{lr_text(lr)}",
+            "learngene": learngene,
+            "arms": tuple(arms),
+            "widths": str(specs[0].width),
+            "depths": depths,
+            "lr": lr,
+            "ancestry": config.ancestry if tune == "distilled" else None,
+            "min_lr": min(config.min_lr, lr),
+            **changes,
+        }
+    )
+
+
+def _search(config: BenchConfig) -> dict[str, Any]:
+    """What a search changes: never is anything chosen by the images that the benchmark reports on."""
+    epochs = config.search_epochs
+    return {
+        "validate_on": "holdout",
+        "epochs": epochs,
+        "warmup_epochs": min(config.warmup_epochs, epochs / 2),
+    }
+
+
+def _shared(config: BenchConfig, cls: type[Config]) -> dict[str, Any]:
+    """The settings that a command's configuration has in common with the benchmark's, where they were given."""
+    return {name: getattr(config, name) for name in cls.model_fields if name in config.model_fields_set}

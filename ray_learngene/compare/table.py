@@ -1,0 +1,130 @@
+"""The benchmark's one table: a row per descendant with what it and its learngene cost, and what the search did."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cache
+from typing import Any
+
+import pandas
+
+from ray_learngene.compare.plan import Distillation, Row, arm_text, distill_config, learning_rates, sweep_config
+from ray_learngene.config import BenchConfig
+from ray_learngene.store.manifest import Manifest
+from ray_learngene.store.store import Store
+
+COSTS = ("images", "flops", "teacher_flops", "seconds")
+
+
+@dataclass
+class Chosen:
+    """What the searches chose: the learning rate of every distillation and of every arm's tuning.
+
+    Attributes:
+        searched: The distillation at whose size a distillation's learning rate was searched.
+    """
+
+    searched: dict[Distillation, Distillation] = field(default_factory=dict)
+    distill: dict[Distillation, float] = field(default_factory=dict)
+    tune: dict[str, float] = field(default_factory=dict)
+
+
+def bench_table(
+    config: BenchConfig, store: Store, sweeps: Mapping[str, Sequence[Row]], chosen: Chosen
+) -> pandas.DataFrame:
+    """Read every descendant of the final sweeps from the store.
+
+    Args:
+        sweeps: The arms of each, by its name.
+
+    Columns beside those of a sweep: `arm` (the row's name), `method`, `per_size` (every size has a learngene of its
+    own), `tune`, `torch` and `revision` (the versions that trained it), `history` (top-1 by epoch, the untuned model
+    first), `tune_*`, `learngene_*` and `search_*` costs (images, FLOPs, the teacher's FLOPs, seconds), and the
+    ancestry's own as `ancestry_*` (empty where it is not known). Tuning includes what was fitted to the size.
+    """
+    search = {row.name: _search_cost(config, store, row, chosen) for some in sweeps.values() for row in some}
+    ancestry = _ancestry_cost(config, store)
+    table = []
+    for name, some in sweeps.items():
+        by_text = {arm_text(config, row, chosen.distill): row for row in some}
+        for manifest in current_descendants(store, name):
+            one = manifest.metadata["row"]
+            if one["arm"] not in by_text or one["seed"] not in range(config.seed, config.seed + config.seeds):
+                continue  # of an earlier run with other arms or more seeds
+            row = by_text[one["arm"]]
+            table.append(
+                {
+                    **one,
+                    "arm": row.name,
+                    "method": row.arm.method,
+                    "per_size": row.per_size,
+                    "tune": row.arm.tune,
+                    "torch": manifest.metadata["versions"]["torch"],
+                    "revision": (manifest.metadata["git_revision"] or "unknown")[:12],
+                    "history": [entry["top1"] for entry in manifest.metadata["history"]],
+                    "distill_lr": _distill_lr(row, one, chosen),
+                    "tune_images": one["images"] + one["fit_images"],
+                    "tune_flops": one["flops"] + one["fit_flops"],
+                    "tune_teacher_flops": one["teacher_flops"],
+                    "tune_seconds": one["seconds"] + one["fit_seconds"],
+                    **{f"search_{cost}": search[row.name][cost] for cost in COSTS},
+                    **{f"ancestry_{cost}": ancestry.get(cost) for cost in ("images", "flops", "seconds")},
+                }
+            )
+    return pandas.DataFrame(table)
+
+
+def current_descendants(store: Store, sweep: str) -> Iterator[Manifest]:
+    """A sweep's descendants, without those of a learngene that has been replaced or removed since."""
+
+    @cache
+    def version(learngene: str) -> str | None:
+        manifest = store.look_up("learngene", learngene)
+        return manifest.version if manifest else None
+
+    for manifest in store.manifests("descendant", under=sweep):
+        row = manifest.metadata["row"]
+        if not row["learngene"] or version(row["learngene"]) == row["learngene_version"]:
+            yield manifest
+
+
+def _distill_lr(row: Row, one: dict[str, Any], chosen: Chosen) -> float | None:
+    for spec, distillation in row.distillations.items():
+        if distillation is not None and (spec.width, spec.depth) == (one["width"], one["depth"]):
+            return chosen.distill[distillation]
+    return None
+
+
+def _ancestry_cost(config: BenchConfig, store: Store) -> dict[str, Any]:
+    scheme, _, path = config.ancestry.partition(":")
+    kind, _, name = path.partition("/")
+    if scheme != "store":
+        return {}
+    if kind == "ancestries":
+        return store.manifest("ancestry", name).metadata["cost"]
+    row = store.manifest("descendant", name).metadata["row"]
+    return {key: sum(row.get(f"{part}{key}") or 0 for part in ("", "fit_", "learngene_")) for key in COSTS}
+
+
+def _search_cost(config: BenchConfig, store: Store, row: Row, chosen: Chosen) -> dict[str, float]:
+    """What the search of an arm's learning rates cost: a distillation and a tuning at every rate of the grids."""
+    total = dict.fromkeys(COSTS, 0.0)
+    owners = {chosen.searched[d] for spec in row.specs if (d := row.distillations[spec]) is not None}
+    for owner in owners:
+        for lr in config.lrs if len(config.lrs) > 1 else ():
+            name = distill_config(config, owner, lr, config.seed, search=True).name
+            if not store.exists("learngene", name):  # it diverged, and was stopped at once
+                continue
+            cost = store.manifest("learngene", name).metadata["cost"]
+            for key in COSTS:
+                total[key] += cost[key]
+    grid = learning_rates(config, row)
+    for lr in grid if len(grid) > 1 else ():
+        name = sweep_config(config, row, (), "any", lr, [row.middle], search=True).name
+        for manifest in current_descendants(store, name):
+            one = manifest.metadata["row"]
+            if one["arm"] == arm_text(config, row, chosen.distill):
+                for key in COSTS:
+                    total[key] += one[key] + one.get(f"fit_{key}", 0)
+    return total

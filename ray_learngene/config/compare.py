@@ -1,0 +1,75 @@
+"""The benchmark of methods."""
+
+from __future__ import annotations
+
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import Field, model_validator
+
+from ray_learngene.config.base import Config
+from ray_learngene.config.sweep import TrialsConfig
+from ray_learngene.config.training import StoreConfig
+
+LearningRate = Annotated[float, Field(gt=0)]
+
+
+class BenchArm(Config):
+    """One row of a benchmark."""
+
+    method: str = Field(description="method with its options, e.g. sws or wave:counts=6-2-8-8")
+    source: Literal["auxiliary", "largest", "smallest", "each"] | None = Field(
+        None,
+        description="what its learngene is taken from: its own auxiliary model, or a plain model distilled at the "
+        "largest size, the smallest or each; default: the method's own way",
+    )
+    tune: Literal["short", "full", "distilled"] = Field(
+        "short",
+        description="short: tune_epochs on labels; full: epochs on labels; distilled: with the ancestry model, at the "
+        "FLOPs of an arm with a learngene",
+    )
+    epochs: int | None = Field(
+        None, ge=1, description="epochs of its distillation, or of its full training; default: the recipe's"
+    )
+
+    @model_validator(mode="after")
+    def _epochs_are_its_own(self) -> BenchArm:
+        if self.epochs and self.tune == "distilled":
+            raise ValueError("epochs of a distilled arm follow from the FLOPs of the others: leave them out")
+        return self
+
+
+class BenchConfig(StoreConfig, TrialsConfig):
+    """`learngene bench`: every method under one recipe, at many sizes and seeds, with what each costs in total."""
+
+    refused: ClassVar[dict[str, str]] = {  # settings of trials that a benchmark makes itself
+        "lr": "learning rates are searched: give lrs and tune_lrs",
+        "soft_labels": "what came first would pay the ancestry model for all others",
+        "validate_on": "searches validate on held-out training images, the table on the validation split",
+    }
+
+    name: str = Field(description="name of the benchmark; run again, it trains only what is not finished")
+    ancestry: str = Field(description="the ancestry model, as in `learngene distill`")
+    preset: str = Field(description="size of the auxiliary models: ti, s, b, micro, pico or nano")
+    depth: int | None = Field(None, ge=1, description="layers of the auxiliary models; default: the preset's")
+    image_size: int | None = Field(None, ge=1, description="input size in pixels; default: the preset's")
+    arms: dict[str, BenchArm] = Field(description="name: {method, source, tune, epochs} of every row")
+    reference: str = Field("scratch", description="the arm that the others' costs are held against")
+    depths: str = Field(description="depths of the descendants, 6-15 or 4,6,8")
+    widths: str | None = Field(None, description="widths of the descendants, e.g. 192,384; default: the preset's")
+    seeds: int = Field(3, ge=1, description="of every learngene and descendant: seed, seed + 1, ...")
+    tune_epochs: int = Field(5, ge=0, description="epochs that a descendant is tuned for")
+    lrs: tuple[LearningRate, ...] = Field(
+        (5e-4,), min_length=1, description="learning rates searched for distillation and full training"
+    )
+    tune_lrs: tuple[LearningRate, ...] = Field((5e-5,), min_length=1, description="learning rates searched for tuning")
+    search_epochs: int = Field(10, ge=1, description="epochs of each distillation or full training of the search")
+    out: str = Field("./bench", description="folder for the table (Parquet, Markdown) and the plots")
+
+    @model_validator(mode="after")
+    def _reference_is_an_arm(self) -> BenchConfig:
+        for field, why in self.refused.items():
+            if field in self.model_fields_set:
+                raise ValueError(f"{field} cannot be set: {why}")
+        if self.reference not in self.arms:
+            raise ValueError(f"reference {self.reference!r} is none of the arms: {', '.join(self.arms)}")
+        return self

@@ -1,0 +1,74 @@
+"""The commands that make ancestry models and learngenes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import Field, field_validator, model_validator
+
+from ray_learngene.config.data import AugmentationConfig, DataConfig
+from ray_learngene.config.training import DistillationConfig, PublishConfig, StoreConfig, TrainingConfig, WorkersConfig
+
+
+class AncestryConfig(PublishConfig, StoreConfig, DataConfig, TrainingConfig, AugmentationConfig, WorkersConfig):
+    """`learngene ancestry`: train an ancestry model where nobody has one."""
+
+    model: str = Field("deit_small_patch16_224", description="any timm model name, or local-dir:FOLDER")
+    model_args: dict[str, Any] = Field({}, description="keyword arguments of that model, as YAML: '{depth: 6}'")
+    pretrained: bool = Field(False, description="start from timm's pretrained weights, or the folder's")
+    image_size: int | None = Field(None, ge=1, description="input size in pixels; default: the model's own")
+
+    @field_validator("model_args")
+    @classmethod
+    def _decided_elsewhere(cls, model_args: dict[str, Any]) -> dict[str, Any]:
+        for name, why in (
+            ("num_classes", "follows from the classes of --data"),
+            ("in_chans", "is 3, as images are RGB"),
+            ("pretrained", "is a flag of its own"),
+        ):
+            if name in model_args:
+                raise ValueError(f"{name} {why}: leave it out")
+        return model_args
+
+
+class DistillConfig(
+    PublishConfig, StoreConfig, DataConfig, DistillationConfig, TrainingConfig, AugmentationConfig, WorkersConfig
+):
+    """`learngene distill`: ancestry model and images to a learngene."""
+
+    ancestry: str = Field(
+        description="the ancestry model: a timm name (pretrained weights from the hub), local-dir:FOLDER, "
+        "or store:ancestries/NAME or store:descendants/SWEEP/NAME"
+    )
+    method: str = Field("sws", description="method with its options, e.g. sws:stages=3-3-4-3-3")
+    preset: str = Field(description="size of the auxiliary model: ti, s, b, micro, pico or nano")
+    depth: int | None = Field(None, ge=1, description="layers of the auxiliary model; default: the preset's")
+    width: int | None = Field(
+        None, ge=1, description="width of the auxiliary model, at the preset's head size; default: the preset's"
+    )
+    image_size: int | None = Field(None, ge=1, description="input size in pixels; default: the preset's")
+    start: str | None = Field(None, description="learngene in the store that the auxiliary model starts from")
+    labels: bool = Field(True, description="the images' labels are the ancestry's classes; off: labels are never read")
+
+    @model_validator(mode="after")
+    def _labels_needed(self) -> DistillConfig:
+        if not self.labels and self.alpha < 1:
+            raise ValueError("alpha below 1 weighs the labels, but labels are off: set alpha 1 or turn labels on")
+        return self
+
+
+class SoftLabelsConfig(DistillConfig):
+    """`learngene softlabels`: compute the soft labels that a distillation with these very settings will read."""
+
+    name: str = Field("", description="not used: soft labels are found by what they depend on")
+    overwrite: bool = Field(False, description="compute also what is there, and replace it")
+
+
+class ExtractConfig(PublishConfig, StoreConfig):
+    """`learngene extract`: take a learngene from a trained model, without distillation."""
+
+    source: str = Field(
+        description="a trained vision transformer (class_token=False, global_pool=avg): local-dir:FOLDER, "
+        "store:ancestries/NAME, store:descendants/SWEEP/NAME, or store:learngenes/NAME, one that is a whole model"
+    )
+    method: str = Field(description="method with its options, e.g. weight-selection, heur-lg or wave:counts=6-2-8-8")

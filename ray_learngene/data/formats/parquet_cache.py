@@ -1,0 +1,207 @@
+"""Parquet files of any place as one local, memory-mapped Arrow file: random access at any size, one copy per host.
+
+The cache lies under `$XDG_CACHE_HOME/ray_learngene` (default `~/.cache`); a file there may be deleted at any time and
+is written again from its source. Its name is a hash of the source's address and of every file's name, size and time.
+Where the cache has a limit, the files that were opened longest ago make room for a new one.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import itertools
+import json
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from pyarrow.fs import FileSystem
+
+from ray_learngene.errors import UserError
+from ray_learngene.io.errors import clear_errors
+from ray_learngene.io.filesystems import filesystem
+
+CLASSES_KEY = b"ray_learngene.classes"
+_BATCH_ROWS = 256
+_FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Source:
+    """Which Parquet files (relative names below an address) to read, and which of their columns."""
+
+    uri: str
+    names: tuple[str, ...]
+    image_column: str
+    label_column: str
+
+
+def cached_rows(source: Source, limit: float = 0) -> Path:
+    """The local Arrow file with the rows of all files in order; written first where it is not there yet.
+
+    Its columns are `image` (encoded bytes), `label` (int64 or string), `split` (string; only where the source has it),
+    `file` (position in `source.names`) and `row` (within that file).
+
+    Args:
+        limit: Bytes that all files of the cache may take together; 0: no limit.
+
+    Raises:
+        UserError: a file or a column cannot be read, or an image or a label is missing; names file and row. Or the rows
+            do not fit into the limit.
+    """
+    place, root = filesystem(source.uri)
+    with clear_errors(source.uri):
+        files = place.get_file_info([f"{root.rstrip('/')}/{name}" for name in source.names])
+    for file, name in zip(files, source.names, strict=True):
+        if not file.is_file:
+            raise UserError(f"{name} is not in {source.uri} on this machine: put the set where all machines see it")
+    state = [_FORMAT, asdict(source), [(file.size, file.mtime_ns) for file in files]]
+    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ray_learngene"
+    path = folder / f"{hashlib.sha256(json.dumps(state).encode()).hexdigest()[:32]}.arrow"
+    _opened.add(path)
+    with suppress(FileNotFoundError):
+        os.utime(path)
+        return path
+    with clear_errors(str(folder)):
+        folder.mkdir(parents=True, exist_ok=True)
+        with path.with_suffix(".lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)  # the workers of one host stream the source once
+            if not path.exists():
+                partial = path.with_suffix(".partial")
+                try:
+                    _write(partial, _batches(place, [file.path for file in files], source), _Room(folder, limit))
+                    os.replace(partial, path)
+                finally:
+                    partial.unlink(missing_ok=True)
+    return path
+
+
+def _write(path: Path, batches: Iterator[pa.RecordBatch], room: _Room) -> None:
+    first = next(batches)
+    with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, first.schema) as writer:
+        for batch in itertools.chain([first], batches):
+            writer.write_batch(batch)
+            room.make(sink.tell())
+
+
+_opened: set[Path] = set()  # files of this process, which would only be written again
+
+
+class _Room:
+    """Removes files of the cache, those opened longest ago first, as a growing one needs their place."""
+
+    def __init__(self, folder: Path, limit: float) -> None:
+        self.limit = limit
+        self.folder = folder
+        self.others = [(path.stat(), path) for path in folder.glob("*.arrow")] if limit else []
+        self.others.sort(key=lambda each: each[0].st_mtime_ns, reverse=True)
+        self.taken = sum(stat.st_size for stat, _ in self.others)
+
+    def make(self, size: int) -> None:
+        """Make room for a file of so many bytes.
+
+        Raises:
+            UserError: There is not enough that can be removed.
+        """
+        while self.limit and self.taken + size > self.limit:
+            stat, oldest = next((each for each in reversed(self.others) if each[1] not in _opened), (None, None))
+            if stat is None or oldest is None:
+                raise UserError(
+                    f"the local copies of this image set do not fit into --cache-gb {self.limit / 1e9:g} "
+                    f"({self.folder}): allow more, or convert it with a smaller --short-side"
+                )
+            oldest.unlink(missing_ok=True)
+            self.others.remove((stat, oldest))
+            self.taken -= stat.st_size
+
+
+def _batches(place: FileSystem, paths: Sequence[str], source: Source) -> Iterator[pa.RecordBatch]:
+    schema: pa.Schema | None = None
+    rows = 0
+    for number, (path, name) in enumerate(zip(paths, source.names, strict=True)):
+        with clear_errors(name), place.open_input_file(path) as stream, pq.ParquetFile(stream) as parquet:
+            found = _schema(parquet.schema_arrow, name, source)
+            schema = schema or found
+            if not found.equals(schema):
+                raise UserError(f"{name}: columns have other types than in {source.names[0]}; write all files alike")
+            row = 0
+            columns = [source.image_column, source.label_column, *(["split"] if "split" in schema.names else [])]
+            for batch in parquet.iter_batches(_BATCH_ROWS, columns=columns):
+                yield _cached_batch(batch, schema, source, number, row)
+                row += batch.num_rows
+            rows += row
+    if not rows:
+        raise UserError(f"{source.uri}: {', '.join(source.names[:3])} have no rows; add images")
+
+
+def _schema(found: pa.Schema, name: str, source: Source) -> pa.Schema:
+    image_column, label_column = source.image_column, source.label_column
+    for column, flag in ((image_column, "--image-column"), (label_column, "--label-column")):
+        if column not in found.names:
+            raise UserError(f"{name} has no column {column!r} but {', '.join(found.names)}: choose one with {flag}")
+        if found.names.count(column) > 1:
+            raise UserError(f"{name} has two columns {column!r}: rename one, or choose another with {flag}")
+    image = found.field(image_column).type
+    if pa.types.is_struct(image) and "bytes" in [field.name for field in image]:
+        image = image.field("bytes").type
+    if not (pa.types.is_binary(image) or pa.types.is_large_binary(image)):
+        raise UserError(
+            f"{name}: column {image_column!r} is {image}, not encoded images; choose one with --image-column"
+        )
+    label = _value_type(found.field(label_column).type)
+    if pa.types.is_integer(label):
+        label = pa.int64()
+    elif _is_text(label):
+        label = pa.string()
+    else:
+        raise UserError(
+            f"{name}: column {label_column!r} is {label}, not class index or name; choose one with --label-column"
+        )
+    fields = [("image", pa.large_binary()), ("label", label), ("file", pa.int32()), ("row", pa.int64())]
+    if "split" in found.names and _is_text(_value_type(found.field("split").type)):
+        fields.append(("split", pa.string()))
+    classes = _stored_classes(found.metadata or {}, label_column)
+    return pa.schema(fields, {CLASSES_KEY: json.dumps(classes).encode()} if classes else None)
+
+
+def _value_type(kind: pa.DataType) -> pa.DataType:
+    return kind.value_type if pa.types.is_dictionary(kind) else kind
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    return pa.types.is_string(kind) or pa.types.is_large_string(kind)
+
+
+def _stored_classes(metadata: dict[bytes, bytes], label_column: str) -> list[str] | None:
+    """Class names in order, as `learngene data convert` or the Hugging Face hub keeps them in a Parquet file."""
+    try:
+        if CLASSES_KEY in metadata:
+            return json.loads(metadata[CLASSES_KEY])
+        return json.loads(metadata[b"huggingface"])["info"]["features"][label_column]["names"]
+    except (ValueError, LookupError, TypeError):  # none, or another program's
+        return None
+
+
+def _cached_batch(batch: pa.RecordBatch, schema: pa.Schema, source: Source, number: int, row: int) -> pa.RecordBatch:
+    """A batch of the source, whose first row is `row` of file `number`, in the columns of the cache."""
+    image = batch.column(source.image_column)
+    if pa.types.is_struct(image.type):
+        image = pc.struct_field(image, "bytes")
+    columns = {
+        "image": image,
+        "label": batch.column(source.label_column),
+        "file": pa.array([number] * batch.num_rows),
+        "row": pa.array(range(row, row + batch.num_rows)),
+    }
+    for column, what in (("image", "image bytes"), ("label", "label")):
+        if columns[column].null_count:
+            missing = row + pc.index(columns[column].is_null(), True).as_py()
+            raise UserError(f"{source.names[number]} row {missing}: no {what}; fill it in or remove the row")
+    if "split" in schema.names:
+        columns["split"] = batch.column("split")
+    return pa.RecordBatch.from_arrays([columns[field.name].cast(field.type) for field in schema], schema=schema)

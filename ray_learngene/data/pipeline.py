@@ -1,0 +1,120 @@
+"""Both splits of an image set with what turns them into tensors: all that training needs to know of images."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Literal
+
+from torch.utils.data import DataLoader
+
+from ray_learngene.config import AugmentationConfig, DataConfig, OptimizationConfig
+from ray_learngene.data.check import check_images
+from ray_learngene.data.image_set import ImageSet, ImageSets
+from ray_learngene.data.loader import Batch, eval_loader, train_loader
+from ray_learngene.data.open import open_image_sets
+from ray_learngene.data.reader import Policy, Reader
+from ray_learngene.errors import UserError
+from ray_learngene.models.preprocessing import Preprocessing
+
+
+@dataclass(frozen=True)
+class ImagePipeline:
+    """What to train and to validate on, and how. It is sent to workers; mapped files are opened anew there."""
+
+    train: ImageSet
+    val: ImageSet
+    preprocessing: Preprocessing
+    augmentation: AugmentationConfig
+    loader_workers: int = 0
+    unreadable: Policy = "fail"
+    finish_batches: Literal["device", "loader"] = "device"
+
+    @cached_property
+    def readers(self) -> tuple[Reader, Reader]:
+        """What reads the two splits, and knows which of their images could not be read."""
+        return Reader(self.train, self.unreadable), Reader(self.val, self.unreadable)
+
+    def training_batches(
+        self, config: OptimizationConfig, *, rank: int = 0, world_size: int = 1, start_step: int = 0
+    ) -> DataLoader[Batch]:
+        """The micro-batches of one worker from `start_step` to the last step; see `train_loader`."""
+        return train_loader(
+            self.train,
+            self.preprocessing.image_size,
+            self.preprocessing.mean,
+            self.preprocessing.std,
+            self.augmentation,
+            seed=config.seed_of_views,
+            batch_size=config.batch_size,
+            rank=rank,
+            world_size=world_size,
+            accumulation=config.accumulation,
+            epochs=config.epochs,
+            view_epochs=config.view_epochs,
+            start_step=start_step,
+            workers=self.loader_workers,
+            finish_in_loader=self.finish_batches == "loader",
+            reader=self.readers[0],
+        )
+
+    def validation_batches(self, batch_size: int, *, rank: int = 0, world_size: int = 1) -> DataLoader[Batch]:
+        """One worker's share of the validation split; see `eval_loader`."""
+        return validation_batches(
+            self.val,
+            self.preprocessing,
+            batch_size,
+            workers=self.loader_workers,
+            rank=rank,
+            world_size=world_size,
+            reader=self.readers[1],
+        )
+
+
+def validation_batches(
+    images: ImageSet,
+    preprocessing: Preprocessing,
+    batch_size: int,
+    *,
+    workers: int = 0,
+    rank: int = 0,
+    world_size: int = 1,
+    reader: Reader | None = None,
+    crop_mode: str = "center",
+) -> DataLoader[Batch]:
+    """Images in their order, resized and cropped as the preprocessing says."""
+    crop = AugmentationConfig(crop_pct=preprocessing.crop_pct, interpolation=preprocessing.interpolation)
+    return eval_loader(
+        images,
+        preprocessing.image_size,
+        preprocessing.mean,
+        preprocessing.std,
+        crop,
+        batch_size=batch_size,
+        workers=workers,
+        rank=rank,
+        world_size=world_size,
+        reader=reader,
+        crop_mode=crop_mode,
+    )
+
+
+def checked_image_sets(config: DataConfig) -> ImageSets:
+    """Open an image set, say what the user should know about it, and refuse it where images cannot be read.
+
+    With `unreadable="skip"` they are only told.
+
+    Raises:
+        UserError: see `open_image_sets` and `check_images`.
+    """
+    sets = open_image_sets(config)
+    if sets.note:
+        print(sets.note, flush=True)
+    for part in (sets.train, sets.val):
+        try:
+            check_images(part, config.check_images)
+        except UserError as error:
+            if config.unreadable == "fail":
+                raise
+            print(f"{error} (--unreadable skip: going on without)", flush=True)
+    return sets

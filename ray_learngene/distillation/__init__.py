@@ -1,0 +1,1 @@
+"""From an ancestry model to a learngene."""

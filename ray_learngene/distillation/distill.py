@@ -1,0 +1,163 @@
+"""Distillation: an ancestry model and images become a learngene.
+
+learngene distill --data digits --ancestry store:ancestries/digits --preset nano --name digits --workers 2
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from ray_learngene.ancestry.answers import Answers
+from ray_learngene.ancestry.model import Ancestry, check_classes, load_ancestry
+from ray_learngene.config import DistillConfig
+from ray_learngene.data.image_set import ImageSets
+from ray_learngene.data.pipeline import ImagePipeline, checked_image_sets
+from ray_learngene.distillation.run import run
+from ray_learngene.distillation.task import check_early
+from ray_learngene.errors import UserError
+from ray_learngene.methods.base import Learngene, Method
+from ray_learngene.methods.generated import attribute_of
+from ray_learngene.methods.registry import create_method
+from ray_learngene.models.preprocessing import Preprocessing
+from ray_learngene.models.specs import Spec, preset
+from ray_learngene.store.learngenes import StoredLearngene
+from ray_learngene.store.manifest import Kind, Manifest
+from ray_learngene.store.store import Store
+from ray_learngene.training.flops import forward_flops, training_flops
+from ray_learngene.training.objectives import DistillationLoss, DistillationObjective, Objective
+
+
+@dataclass
+class DistillTask:
+    """Distillation of an auxiliary model."""
+
+    config: DistillConfig
+    images: ImagePipeline
+    module: nn.Module
+    method: Method
+    ancestry: Ancestry
+    labels: tuple[str, ...]
+    facts: dict[str, Any]
+    start: StoredLearngene | None
+    kind: Kind = field(default="learngene", init=False)
+
+    def objective(self, device: torch.device, autocast: torch.dtype | None) -> Objective:
+        loss = DistillationLoss(self.config.distillation, self.config.alpha, self.config.tau)
+        return DistillationObjective(
+            None if self.config.soft_labels else self._ancestry(device, autocast),
+            loss,
+            smoothing=self.config.smoothing,
+            labels=self.config.labels,
+            autocast=autocast,
+        )
+
+    def answers(self, device: torch.device, autocast: torch.dtype | None) -> Answers | None:
+        if not self.config.soft_labels:
+            return None
+        store = Store(self.config.store, self.config.store_patience)
+        return Answers.create(self.config, self.config, self.images, self.ancestry, store, device, autocast)
+
+    def label_model(self, device: torch.device, autocast: torch.dtype | None) -> nn.Module | None:
+        return None if self.config.labels else self._ancestry(device, autocast)
+
+    def _ancestry(self, device: torch.device, autocast: torch.dtype | None) -> Ancestry:
+        return self.ancestry.ready(device, compiled=self.config.compile, autocast=autocast)
+
+    def flops(self, steps: int) -> dict[str, int]:
+        image, batch = self.images.preprocessing.image_size, self.config.batch_size
+        return {
+            "flops": training_flops(self.module, image, batch=batch, steps=steps, seed=self.config.seed),
+            "teacher_flops": steps * forward_flops(self.ancestry, image, batch),
+        }
+
+    def identity(self) -> dict[str, Any]:
+        return self.facts
+
+    def write(self, module: nn.Module, folder: Path) -> dict[str, Any]:
+        learngene = self.method.extract(module)
+        learngene = learngene.describe(
+            labels=self.labels, preprocessing=self.images.preprocessing.model_dump(mode="json")
+        )
+        learngene.save(folder)
+        metadata = json.loads(json.dumps(learngene.description())) | {"ancestry": self.config.ancestry}
+        return metadata | ({"start": self.start.facts()} if self.start else {})
+
+
+def distill(config: DistillConfig) -> Manifest:
+    """Distil an ancestry model into a learngene and publish it in the store.
+
+    Raises:
+        UserError: see the message; nothing has been trained then.
+    """
+    method = create_method(config.method)
+    changes = {"depth": config.depth, "width": config.width, "image": config.image_size}
+    preset(config.preset, **changes)
+    check_early(config, "learngene")
+    store = Store(config.store, config.store_patience)
+    ancestry = load_ancestry(config.ancestry, store)
+    sets = checked_image_sets(config)
+    labels = sets.train.classes if config.labels else ancestry.labels
+    if not config.labels:
+        print("no labels: top-1 is the agreement with the ancestry model's decisions", flush=True)
+    if config.labels:
+        check_classes(ancestry, config.ancestry, config.data, sets.train.classes)
+    spec = preset(config.preset, **changes, classes=ancestry.classes)
+    torch.manual_seed(config.seed)
+    module = method.auxiliary(spec, drop_path=config.drop_path)
+    start = StoredLearngene.load(store, config.start) if config.start else None
+    if start:
+        _start_from(module, start.learngene, config)
+    if config.depth:
+        check_depth(module, config.depth, config.method)
+    images = images_for(config, sets, spec, ancestry)
+    facts: dict[str, Any] = {"data_sha256": sets.train.fingerprint, "ancestry_sha256": ancestry.sha256()}
+    if start:
+        facts["start_version"] = start.manifest.version
+    return run(DistillTask(config, images, module, method, ancestry, labels, facts, start))
+
+
+def check_depth(module: nn.Module, depth: int, method: str) -> None:
+    """Refuse an auxiliary model whose method decides its depth, where another one is asked for.
+
+    Raises:
+        UserError: the depths differ.
+    """
+    spec = getattr(module, "spec", None)
+    if spec is not None and spec.depth != depth:
+        raise UserError(f"--depth {depth} and --method {method} ({spec.depth} layers) disagree: leave one out")
+
+
+def images_for(config: DistillConfig, sets: ImageSets, spec: Spec, ancestry: Ancestry) -> ImagePipeline:
+    """The images as the auxiliary model and the ancestry model see them."""
+    preprocessing = Preprocessing(
+        image_size=spec.image,
+        mean=ancestry.mean,
+        std=ancestry.std,
+        crop_pct=config.crop_pct,
+        interpolation=config.interpolation,
+    )
+    return ImagePipeline(
+        sets.train, sets.val, preprocessing, config, config.loader_workers, config.unreadable, config.finish_batches
+    )
+
+
+def _start_from(module: nn.Module, learngene: Learngene, config: DistillConfig) -> None:
+    """Load a learngene of the same method and shape into an auxiliary model; a head of other classes stays fresh."""
+    state = module.state_dict()
+    given = {attribute_of(name) if attribute_of(name) in state else name: x for name, x in learngene.tensors.items()}
+    heads = {name for name in given if name.startswith("head") and given[name].shape != state[name].shape}
+    given = {name: tensor for name, tensor in given.items() if name not in heads}
+    odd = [name for name in given if name not in state or given[name].shape != state[name].shape]
+    missing = {name for name in state if not name.startswith("head")} - given.keys()
+    if odd or missing:
+        raise UserError(
+            f"--start {config.start}: a learngene of method {learngene.method!r} ({learngene.spec}) does not fit "
+            f"--method {config.method} ({getattr(module, 'spec', '')})"
+        )
+    module.load_state_dict({**state, **given})

@@ -1,0 +1,104 @@
+"""A learngene from a trained model, without distillation.
+
+learngene extract --source store:ancestries/vit --method weight-selection --name vit-selected
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import ray_learngene.torchvision_cpu  # noqa: F401  isort:skip  (before the first timm import)
+import torch
+from timm.data import resolve_model_data_config
+from timm.models import get_model_input_config
+from torch import nn
+
+from ray_learngene.ancestry.model import load_ancestry
+from ray_learngene.config import ExtractConfig
+from ray_learngene.errors import UserError
+from ray_learngene.methods.registry import create_method
+from ray_learngene.models.preprocessing import Preprocessing
+from ray_learngene.models.timm_folder import labels_of
+from ray_learngene.provenance import fingerprint, provenance
+from ray_learngene.store.learngenes import StoredLearngene
+from ray_learngene.store.manifest import Manifest, folder_of
+from ray_learngene.store.store import Store
+
+_NO_COST = {"steps": 0, "images": 0, "flops": 0, "teacher_flops": 0}
+
+
+def extract(config: ExtractConfig) -> Manifest:
+    """Take a learngene from a trained vision transformer and publish it in the store.
+
+    Its cost is that of a source learngene (one that determines a whole model, such as `pretrained`) or nothing where
+    the model was there already, plus the seconds of taking it.
+
+    Raises:
+        UserError: the method takes none from a trained model, the model is none it can use, or the name is taken.
+    """
+    folder_of("learngene", config.name)
+    method = create_method(config.method)
+    store = Store(config.store, config.store_patience)
+    store.check(write=True)
+    began = time.monotonic()
+    model, labels, preprocessing, facts = _source(config.source, store)
+    settings = {"method": method.name, **method.model_dump(mode="json"), "source_sha256": facts["sha256"]}
+    if not config.overwrite and store.exists("learngene", config.name):
+        manifest = store.manifest("learngene", config.name)
+        if manifest.metadata["fingerprint"] != fingerprint(settings):
+            raise UserError(
+                f"the learngene {config.name!r} is already in {store.uri}, made with other settings: "
+                "choose another --name, or --overwrite to replace it"
+            )
+        print(f"learngene {config.name} is already in {store.uri}, made with these settings: nothing to do", flush=True)
+        return manifest
+    learngene = method.extract(model).describe(labels=labels, preprocessing=preprocessing.model_dump(mode="json"))
+    cost = {**_NO_COST, "seconds": 0.0, **facts["cost"]}
+    metadata = {
+        **json.loads(json.dumps(learngene.description())),
+        "fingerprint": fingerprint(settings),
+        "config": config.model_dump(mode="json"),
+        "source": config.source,
+        "metrics": facts["metrics"],
+        "cost": {**cost, "seconds": round(cost["seconds"] + time.monotonic() - began, 3)},
+        **provenance(),
+    }
+    with tempfile.TemporaryDirectory() as temporary:
+        learngene.save(Path(temporary))
+        manifest = store.publish("learngene", config.name, Path(temporary), metadata, overwrite=config.overwrite)
+    print(f"published learngene {config.name} in {store.uri}: {learngene.parameters():,} parameters", flush=True)
+    return manifest
+
+
+def _source(reference: str, store: Store) -> tuple[nn.Module, tuple[str, ...], Preprocessing, dict[str, Any]]:
+    """The trained model, its labels and preprocessing, and what is known of its cost."""
+    if reference.startswith("store:learngenes/"):
+        stored = StoredLearngene.load(store, reference.removeprefix("store:learngenes/"))
+        learngene, metadata = stored.learngene, stored.manifest.metadata
+        model, other = (create_method(learngene.method).expand(learngene, learngene.spec, seed=seed) for seed in (0, 1))
+        drawn = any(not torch.equal(tensor, other.state_dict()[name]) for name, tensor in model.state_dict().items())
+        # fewer, and layers were made of others by a rule that need not be the one they were trained by
+        if drawn or learngene.parameters() < sum(parameter.numel() for parameter in model.parameters()):
+            raise UserError(
+                f"--source {reference}: a learngene of method {learngene.method!r} is no whole model: "
+                "the rest would be random or repeated; take one of method 'pretrained'"
+            )
+        spent = stored.facts()  # with that of the learngene that it started from
+        cost = {name: spent.get(f"learngene_{name}") or value for name, value in metadata["cost"].items()}
+        facts = {"sha256": stored.manifest.version, "cost": cost, "metrics": metadata["metrics"]}
+        return model, learngene.labels, Preprocessing(**learngene.preprocessing), facts
+    ancestry = load_ancestry(reference, store, flag="--source")
+    trained = ancestry.model
+    data = resolve_model_data_config(trained)
+    preprocessing = Preprocessing(
+        image_size=int(get_model_input_config(trained)["input_size"][-1]),
+        mean=tuple(data["mean"]),
+        std=tuple(data["std"]),
+        crop_pct=data["crop_pct"],
+        interpolation=data["interpolation"],
+    )
+    return trained, labels_of(trained), preprocessing, {"sha256": ancestry.sha256(), "cost": {}, "metrics": {}}

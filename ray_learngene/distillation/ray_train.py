@@ -1,0 +1,273 @@
+"""Training on Ray Train and DeepSpeed: workers that may fail, be taken away, be too small, or become more."""
+
+from __future__ import annotations
+
+import copy
+import os
+import shutil
+import tempfile
+import threading
+import traceback
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from ray_learngene.training.batches import Batches
+from ray_learngene.training.lockstep import train
+
+import ray_learngene.cluster.shared_tensors  # noqa: F401  isort:skip  (before the first Ray import)
+import ray
+import ray.train
+import ray.train.torch
+import torch
+from ray._private.worker import get_dashboard_url
+from ray.train import Checkpoint, CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
+from ray.train.torch import TorchTrainer
+from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
+from ray.train.v2.api.exceptions import TrainingFailedError
+
+from ray_learngene import sigterm
+from ray_learngene.cluster.preemption import GracefulTorchConfig, StopPoll, stop_requests
+from ray_learngene.cluster.session import (
+    Report,
+    cluster_has_gpus,
+    progress_channel,
+    ray_cluster,
+    require_resources,
+    use_assigned_gpu,
+)
+from ray_learngene.config import AncestryConfig, DistillConfig
+from ray_learngene.distillation.run_notes import NoteFailures, RunNotes
+from ray_learngene.distillation.task import Task, checkpoint_due, claim_run, own_checkpoints, publish, run_name
+from ray_learngene.errors import Interrupted, RunError, UserError
+from ray_learngene.models.compile import compile_layers
+from ray_learngene.store.checkpoints import StoreCheckpoints
+from ray_learngene.store.store import Store
+from ray_learngene.terminal import ProgressPrinter
+from ray_learngene.training.deepspeed_engine import DeepSpeedEngine, deepspeed_config, zero_stage
+from ray_learngene.training.engine import resolve_precision
+from ray_learngene.training.optimizers import create_optimizer
+from ray_learngene.training.out_of_memory import smaller_text, with_smaller_micro_batch
+from ray_learngene.training.trainer import Trainer
+from ray_learngene.training.world import World
+
+
+def train_on_cluster(
+    task: Task, store: Store, settings: dict[str, Any], flops: dict[str, int], user_deepspeed: dict[str, Any]
+) -> None:
+    """Train with Ray Train workers and publish.
+
+    Workers that fail are started again by Ray Train, `max_failures` times. What is no failure starts anew from here:
+    a node that is taken away, and memory that needs smaller micro-batches.
+
+    Raises:
+        Interrupted: this process was asked to end.
+        UserError: the cluster lacks the resources, or training cannot go on.
+    """
+    config = task.config
+    with ray_cluster(config.address), sigterm.graceful():
+        use_gpu = cluster_has_gpus() if config.use_gpu is None else config.use_gpu
+        require_resources(config.address, config.least_workers, config.cpus_per_worker, int(use_gpu), "workers")
+        claim_run(store, task, settings)
+        RunNotes(store, run_name(task)).clear()
+        loop = {"task": ray.put(task), "settings": settings, "flops": flops, "deepspeed": user_deepspeed}
+        with progress_channel(ProgressPrinter()) as report, stop_requests() as requests:
+            while True:
+                outcome = _fit(task, store, {**loop, "report": report, "requests": requests}, use_gpu)
+                if outcome is None:
+                    continue
+                if "error" in outcome:
+                    raise UserError(outcome["error"])
+                if "interrupted" not in outcome:
+                    own_checkpoints(task).remove()
+                    return
+                if sigterm.requested():
+                    raise Interrupted(*outcome["interrupted"])
+                step, total_steps = outcome["interrupted"]
+                print(f"workers are taken away: moving on from step {step} of {total_steps}", flush=True)
+
+
+def _fit(task: Task, store: Store, loop: dict[str, Any], use_gpu: bool) -> dict[str, Any] | None:
+    """What the workers returned; None where they are to be started again, with smaller micro-batches."""
+    config = task.config
+    notes = RunNotes(store, run_name(task))
+    halvings = notes.read().get("halvings", 0)
+    storage_path, storage_filesystem = store.ray_storage(run_name(task))
+    elastic = config.least_workers < config.most_workers
+    trainer = _Trainer(
+        _worker,  # type: ignore[arg-type]
+        train_loop_config=loop,
+        torch_config=GracefulTorchConfig(),
+        scaling_config=ScalingConfig(
+            num_workers=(config.least_workers, config.most_workers) if elastic else config.most_workers,  # type: ignore[arg-type]
+            use_gpu=use_gpu,
+            resources_per_worker={"CPU": config.cpus_per_worker, **({"GPU": 1} if use_gpu else {})},
+            elastic_resize_monitor_interval_s=config.resize_seconds,  # type: ignore[call-arg]  # mypy sees Train V1
+        ),
+        run_config=RunConfig(
+            name=run_name(task),
+            storage_path=storage_path,
+            storage_filesystem=storage_filesystem,
+            failure_config=FailureConfig(max_failures=config.max_failures),
+            checkpoint_config=CheckpointConfig(num_to_keep=2),
+            callbacks=[NoteFailures(notes)],  # type: ignore[list-item]
+        ),
+    )
+    try:
+        result = trainer.fit()
+    except TrainingFailedError as error:
+        noted = notes.read()
+        if noted.get("halvings", 0) > halvings:
+            return None
+        raise UserError(
+            noted.get("error") or f"training failed after {config.max_failures} restarts: {_cause(error)}"
+        ) from error
+    return getattr(result, "return_value", None) or {}
+
+
+class _Trainer(TorchTrainer):
+    """Ray's, without the actor that removes placement groups once Train's controller has died where it cannot work.
+
+    It asks Ray's dashboard whether the controller lives. Without one, as on this machine alone, every question takes
+    ten seconds to fail, and the end of a training waits for it.
+    """
+
+    def _create_default_callbacks(self) -> list[Any]:
+        callbacks: list[Any] = super()._create_default_callbacks()  # type: ignore[misc]  # mypy sees Train V1
+        if get_dashboard_url():
+            return callbacks
+        return [callback for callback in callbacks if not isinstance(callback, PlacementGroupCleanerCallback)]
+
+
+def _cause(error: TrainingFailedError) -> str:
+    """The last line of what a worker raised."""
+    failures = getattr(error, "worker_failures", None) or {0: error}
+    return "".join(traceback.format_exception_only(next(iter(failures.values())))).strip().splitlines()[-1]
+
+
+class RayCheckpoints:
+    """Checkpoints of cluster workers, written by the first, uploaded while training goes on, one at a time.
+
+    Every worker calls every function.
+
+    Args:
+        before: Of the process without Ray that began the run, if one did; where Ray has none of its own yet.
+    """
+
+    def __init__(self, before: StoreCheckpoints) -> None:
+        self.before = before
+        self.first = ray.train.get_context().get_world_rank() == 0
+        self._idle = threading.Event()
+        self._idle.set()
+
+    @contextmanager
+    def latest(self) -> Iterator[Path | None]:
+        """A folder with the newest checkpoint; None where there is none."""
+        checkpoint = ray.train.get_checkpoint()
+        with self.before.latest() if checkpoint is None else checkpoint.as_directory() as folder:
+            yield folder and Path(folder)
+
+    def save(self, write: Callable[[Path], None], metrics: dict[str, Any]) -> None:
+        """Write a checkpoint once the one before is uploaded; Ray ends the workers if its own upload fails."""
+        self._idle.wait()
+        folder = Path(tempfile.gettempdir(), f"checkpoint-{uuid.uuid4().hex}")
+        try:
+            write(folder)
+        except BaseException:
+            shutil.rmtree(folder, ignore_errors=True)
+            raise
+        if self.first:
+            self._idle.clear()
+        ray.train.report(
+            metrics,
+            checkpoint=Checkpoint.from_directory(folder) if self.first else None,
+            checkpoint_upload_mode=ray.train.CheckpointUploadMode.ASYNC,
+            checkpoint_upload_fn=self._upload,
+            delete_local_checkpoint_after_upload=False,  # `_upload` does, whatever happens
+        )
+
+    def finish(self) -> None:
+        """Wait for the upload."""
+        self._idle.wait()
+
+    def busy(self) -> bool:
+        """Whether this worker's last checkpoint is still being uploaded."""
+        return not self._idle.is_set()
+
+    def _upload(self, checkpoint: Checkpoint, name: str) -> Checkpoint:
+        try:
+            return ray.train.get_context().get_storage().persist_current_checkpoint(checkpoint, name)
+        finally:
+            shutil.rmtree(checkpoint.path, ignore_errors=True)
+            self._idle.set()
+
+
+def _worker(loop: dict[str, Any]) -> dict[str, Any]:
+    """One training worker. What ends all workers at the same step is returned, not retried."""
+    use_assigned_gpu()
+    context = ray.train.get_context()
+    task: Task = ray.get(loop["task"])
+    world_size = context.get_world_size()
+    device = ray.train.torch.get_device()
+    world = World(device, context.get_world_rank(), world_size, torch.distributed.all_reduce)
+    torch.set_num_threads(max(1, int(os.environ.get("OMP_NUM_THREADS", "1"))))
+    try:
+        config = _within_memory(task, world_size, world.rank, loop["report"])
+        autocast = resolve_precision(config.precision, device)
+        module = copy.deepcopy(task.module).to(device)  # what Ray sent is shared with others on this host
+        if config.compile:
+            compile_layers(module)
+        optimizer = create_optimizer(module, config)
+        stage = zero_stage(config.zero, optimizer, loop["deepspeed"])
+        engine = DeepSpeedEngine(
+            module,
+            optimizer,
+            deepspeed_config(config, world_size=world_size, zero=stage, autocast=autocast, user=loop["deepspeed"]),
+        )
+        trainer = Trainer(
+            engine,
+            optimizer,
+            task.objective(device, autocast),
+            task.images,
+            config,
+            world=world,
+            checkpoints=RayCheckpoints(own_checkpoints(task)),
+            checkpoint_due=checkpoint_due(config.checkpoint_every),
+            report=loop["report"],
+            label_model=task.label_model(device, autocast),
+            autocast=autocast,
+            whole_evaluation=stage == 3,
+        )
+        batches = Batches(
+            task.images, config, world, task.answers(device, autocast), whole_evaluation=trainer.whole_evaluation
+        )
+        train([trainer], batches, stop=StopPoll(world, loop["requests"]))
+    except RunError as error:
+        return {"error": str(error)}
+    except Interrupted as interrupted:
+        return {"interrupted": (interrupted.done, interrupted.total)}
+    with engine.gathered():
+        if world.rank == 0:
+            store = Store(config.store, config.store_patience)
+            publish(task, store, loop["settings"], loop["flops"], trainer)
+    torch.distributed.barrier()
+    return {}
+
+
+def _within_memory(task: Task, world_size: int, rank: int, report: Report) -> AncestryConfig | DistillConfig:
+    """The configuration, with what workers before these have noted.
+
+    Raises:
+        RunError: they noted that starting again is of no use.
+    """
+    notes = RunNotes(Store(task.config.store, task.config.store_patience), run_name(task)).read()
+    if "error" in notes:
+        raise RunError(notes["error"])
+    config = task.config
+    for _ in range(notes.get("halvings", 0)):
+        config = with_smaller_micro_batch(config, world_size)
+    if rank == 0 and config.accumulation > task.config.accumulation:
+        report({"message": smaller_text(config, world_size)})
+    return config

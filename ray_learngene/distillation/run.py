@@ -1,0 +1,167 @@
+"""One run of `distill` or `ancestry`: continued under its name after an interruption, published at its end.
+
+A task says what is trained and what is published; it trains in this process or, by `cluster_training`, on Ray.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+from typing import Any
+
+from ray_learngene import sigterm
+from ray_learngene.config import AncestryConfig, DistillConfig, SpeedConfig, WorkersConfig
+from ray_learngene.device import gpu_allowed, resolve_device
+from ray_learngene.distillation.task import (
+    Task,
+    _as_text,
+    _settings_path,
+    checkpoint_due,
+    claim_run,
+    own_checkpoints,
+    publish,
+    run_name,
+)
+from ray_learngene.errors import UserError
+from ray_learngene.models.compile import compile_layers
+from ray_learngene.provenance import fingerprint
+from ray_learngene.store.manifest import Manifest
+from ray_learngene.store.store import Store
+from ray_learngene.terminal import ProgressPrinter, unreadable_text
+from ray_learngene.training.batches import Batches
+from ray_learngene.training.checkpoints import BackgroundCheckpoints
+from ray_learngene.training.deepspeed_engine import read_user_config
+from ray_learngene.training.engine import TorchEngine, resolve_precision
+from ray_learngene.training.lockstep import train
+from ray_learngene.training.optimizers import create_optimizer
+from ray_learngene.training.out_of_memory import within_memory
+from ray_learngene.training.trainer import Trainer
+from ray_learngene.training.world import World
+
+# Settings that say where and how a run is executed, not what it computes.
+# "deepspeed" is a path here; the file's content is added.
+_OPERATIONAL = {
+    "store",
+    "store_patience",
+    "overwrite",
+    "check_images",
+    "unreadable",
+    "loader_workers",
+    "cache_gb",
+    "data_dir",
+}
+_OPERATIONAL |= {*SpeedConfig.model_fields, *WorkersConfig.model_fields} - {"zero"}
+
+
+def run(task: Task) -> Manifest:
+    """Train a task and publish its artefact; continue where an interrupted run of the same name stopped.
+
+    Raises:
+        UserError: the name is taken by an artefact or a run with other settings.
+    """
+    config = task.config
+    user_deepspeed = read_user_config(config.deepspeed) if config.deepspeed else {}
+    task.images.training_batches(config, world_size=max(1, config.most_workers))  # refuses too small a batch
+    store = Store(config.store, config.store_patience)
+    settings = _settings(task, user_deepspeed)
+    done = _finished(store, task, settings)
+    if done is not None:
+        return done
+    _check_run(store, task, settings)
+    # counted before training, which puts hooks and compiled code into the module
+    flops = task.flops(config.epochs * (len(task.images.train) // config.batch_size))
+    if config.workers == 0:
+        with gpu_allowed(config.use_gpu):
+            _train_here(task, store, settings, flops)
+    else:
+        from ray_learngene.distillation.ray_train import train_on_cluster
+
+        train_on_cluster(task, store, settings, flops, user_deepspeed)
+    manifest = store.manifest(task.kind, config.name)
+    print(
+        f"published {task.kind} {config.name} in {store.uri}: {manifest.metadata['parameters']:,} parameters, "
+        f"top-1 {manifest.metadata['metrics']['top1']:.2f} %",
+        flush=True,
+    )
+    if manifest.metadata.get("unreadable"):
+        print(unreadable_text(manifest.metadata["unreadable"]), flush=True)
+    return manifest
+
+
+def _settings(task: Task, user_deepspeed: dict[str, Any]) -> dict[str, Any]:
+    decisive = {key: value for key, value in task.config.model_dump(mode="json").items() if key not in _OPERATIONAL}
+    return {**decisive, "deepspeed": user_deepspeed, **task.identity()}
+
+
+def _finished(store: Store, task: Task, settings: dict[str, Any]) -> Manifest | None:
+    name = task.config.name
+    if task.config.overwrite or not store.exists(task.kind, name):
+        return None
+    manifest = store.manifest(task.kind, name)
+    if manifest.metadata["fingerprint"] != fingerprint(settings):
+        raise UserError(
+            f"the {task.kind} {name!r} is already in {store.uri}, made with other settings: "
+            f"choose another --name, or --overwrite to replace it"
+        )
+    print(f"{task.kind} {name} is already in {store.uri}, made with these settings: nothing to do", flush=True)
+    return manifest
+
+
+def _check_run(store: Store, task: Task, settings: dict[str, Any]) -> None:
+    """Refuse a name under which something else was started; say so where it continues."""
+    text = store.read_text(_settings_path(task))
+    if text is None or task.config.overwrite:
+        return
+    before, now = json.loads(text), json.loads(_as_text(settings))
+    changed = [key for key in sorted({*before, *now}) if before.get(key) != now.get(key)]
+    if changed:
+        key = changed[0]
+        more = f" and {len(changed) - 1} more" if len(changed) > 1 else ""
+        raise UserError(
+            f"the run {task.config.name!r} in {store.uri} was started with {key} {before.get(key)!r}, "
+            f"not {now.get(key)!r}{more}: choose another --name, or --overwrite to start it anew"
+        )
+    print(f"continuing the run {task.config.name} in {store.uri}", flush=True)
+
+
+def _train_here(task: Task, store: Store, settings: dict[str, Any], flops: dict[str, int]) -> None:
+    """One plain torch process, neither Ray nor DeepSpeed."""
+    claim_run(store, task, settings)
+    if any("/checkpoint_" in path for path in store.objects.find(f"runs/{run_name(task)}")):
+        raise UserError(
+            f"the run {task.config.name!r} in {store.uri} has checkpoints of workers on Ray: go on with --workers 1 or "
+            "more, or --overwrite to start it anew"
+        )
+    stored = own_checkpoints(task)
+    device = resolve_device()
+
+    def attempt(config: AncestryConfig | DistillConfig) -> None:
+        autocast = resolve_precision(config.precision, device)
+        module = copy.deepcopy(task.module).to(device)  # another attempt starts from what this one did
+        if config.compile:
+            compile_layers(module)
+        optimizer = create_optimizer(module, config)
+        engine = TorchEngine(
+            module, optimizer, accumulation=config.accumulation, clip_grad=config.clip_grad, autocast=autocast
+        )
+        with sigterm.graceful(), BackgroundCheckpoints(stored) as checkpoints:
+            world = World(device)
+            trainer = Trainer(
+                engine,
+                optimizer,
+                task.objective(device, autocast),
+                task.images,
+                config,
+                world=world,
+                checkpoints=checkpoints,
+                checkpoint_due=checkpoint_due(config.checkpoint_every),
+                report=ProgressPrinter(),
+                label_model=task.label_model(device, autocast),
+                autocast=autocast,
+            )
+            batches = Batches(task.images, config, world, task.answers(device, autocast))
+            train([trainer], batches, stop=sigterm.requested)
+        publish(task, store, settings, flops, trainer)
+
+    within_memory(attempt, task.config, tell=lambda text: print(text, flush=True))
+    stored.remove()

@@ -1,0 +1,194 @@
+"""Computing soft labels beforehand, spread over a Ray cluster: no training, only the ancestry model.
+
+learngene softlabels --config jobs/recipes/digits-distill.yaml --store ./store
+
+Takes the settings of the distillation that will read them; what does not decide its views is not used. The shards are
+those that its workers would write, so what was computed before an interruption, or by a training run, is not computed
+again.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from ray_learngene.ancestry.answers import Answers
+from ray_learngene.ancestry.cache import SoftLabelCache
+from ray_learngene.ancestry.model import Ancestry, check_classes, load_ancestry
+from ray_learngene.config import SoftLabelsConfig
+from ray_learngene.data.pipeline import ImagePipeline, checked_image_sets
+from ray_learngene.device import gpu_allowed, resolve_device
+from ray_learngene.distillation.distill import images_for
+from ray_learngene.errors import UserError
+from ray_learngene.models.compile import require_compiler
+from ray_learngene.models.specs import preset
+from ray_learngene.store.store import Store
+from ray_learngene.training.engine import resolve_precision
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One worker's part of one epoch."""
+
+    epoch: int
+    part: int
+
+
+@dataclass(frozen=True)
+class Filling:
+    """What all shards have in common. It is sent to every worker."""
+
+    config: SoftLabelsConfig
+    images: ImagePipeline
+    ancestry: Ancestry
+
+    @property
+    def parts(self) -> int:
+        return max(1, self.config.most_workers)
+
+    @property
+    def views(self) -> int:
+        """Of an epoch."""
+        return len(self.images.train) // self.config.batch_size * self.config.batch_size
+
+    def answers(self) -> Answers:
+        config, device = self.config, resolve_device()
+        autocast = resolve_precision(config.precision, device)
+        store = Store(config.store, config.store_patience)
+        return Answers.create(config, config, self.images, self.ancestry, store, device, autocast, config.overwrite)
+
+    def missing(self) -> tuple[str, list[Shard]]:
+        """The cache's key, and the shards that are still to be computed."""
+        cache: SoftLabelCache = self.answers().cache
+        epochs = min(self.config.epochs, self.config.view_epochs or self.config.epochs)
+        every = [Shard(epoch, part) for epoch in range(epochs) for part in range(self.parts)]
+        if self.config.overwrite:
+            return cache.key, every
+        there = cache.there()
+        return cache.key, [
+            shard
+            for shard in every
+            if cache.name(shard.epoch, self.views, (shard.part, self.parts)) not in there
+            and cache.parts_of(shard.epoch, self.views, refresh=False) is None
+        ]
+
+    def compute(self, shard: Shard) -> None:
+        """Ask the ancestry model about every view of a shard; its answers are then in the store."""
+        steps = len(self.images.train) // self.config.batch_size
+        config = self.config.model_copy(update={"epochs": shard.epoch + 1, "view_epochs": 0})
+        loader = self.images.training_batches(
+            config, rank=shard.part, world_size=self.parts, start_step=shard.epoch * steps
+        )
+        for _ in self.answers().beside(loader):
+            pass
+
+
+def fill(config: SoftLabelsConfig) -> None:
+    """Compute the soft labels of every epoch of a distillation that are not in the store yet.
+
+    Raises:
+        UserError: see the message.
+    """
+    store = Store(config.store, config.store_patience)
+    store.check(write=True)
+    if config.compile and not config.workers:  # else it is a matter of the workers' hosts
+        require_compiler()
+    spec = preset(config.preset, image=config.image_size)
+    ancestry = load_ancestry(config.ancestry, store)
+    sets = checked_image_sets(config)
+    if config.labels:
+        check_classes(ancestry, config.ancestry, config.data, sets.train.classes)
+    filling = Filling(config, images_for(config, sets, spec, ancestry), ancestry)
+    filling.images.training_batches(config, world_size=filling.parts)  # refuses what does not divide
+    if config.workers == 0:
+        with gpu_allowed(config.use_gpu):
+            key, shards = filling.missing()
+            _follow(key, filling, shards, _in_turn(filling, shards))
+        return
+    _on_cluster(filling)
+
+
+def _in_turn(filling: Filling, shards: list[Shard]) -> Iterator[Shard]:
+    for shard in shards:
+        filling.compute(shard)
+        yield shard
+
+
+def _on_cluster(filling: Filling) -> None:
+    import ray_learngene.cluster.shared_tensors  # noqa: F401  isort:skip  (before the first Ray import)
+    import ray
+
+    from ray_learngene.cluster.session import cluster_has_gpus, ray_cluster, require_resources
+
+    config = filling.config
+    with ray_cluster(config.address):
+        gpus = int(cluster_has_gpus() if config.use_gpu is None else config.use_gpu)
+        require_resources(config.address, 1, config.cpus_per_worker, gpus, "workers")
+        remote = ray.remote(num_cpus=config.cpus_per_worker, num_gpus=gpus, max_retries=config.max_failures)
+        compute, missing = remote(_compute), remote(_missing)
+        _ = filling.ancestry.sha256(), filling.images.train.fingerprint  # once here, not in every task
+        shared = ray.put(filling)
+
+        def computed(shards: list[Shard]) -> Iterator[Shard]:
+            waiting = iter(shards)
+            running: dict[Any, Shard] = {}
+            while True:
+                while len(running) < filling.parts and (shard := next(waiting, None)) is not None:
+                    running[compute.remote(shared, shard)] = shard
+                if not running:
+                    return
+                (done,), _ = ray.wait(list(running), num_returns=1)
+                shard = running.pop(done)
+                ray.get(done)
+                yield shard
+
+        try:
+            # asked of a worker: what it computes in, bf16 or fp32, is part of the key
+            key, shards = ray.get(missing.remote(shared))
+            _follow(key, filling, shards, computed(shards))
+        except ray.exceptions.RayTaskError as error:
+            if isinstance(error.cause, UserError):
+                raise UserError(str(error.cause)) from None
+            raise UserError(f"soft labels cannot be computed: {str(error).strip().splitlines()[-1]}") from error
+        except ray.exceptions.RayError as error:
+            raise UserError(
+                f"a worker was lost {config.max_failures + 1} times ({str(error).strip().splitlines()[0]}): run the "
+                "same command again to continue"
+            ) from error
+
+
+def _missing(filling: Filling) -> tuple[str, list[Shard]]:
+    _prepare()
+    return filling.missing()
+
+
+def _compute(filling: Filling, shard: Shard) -> None:
+    _prepare()
+    filling.compute(shard)
+
+
+def _prepare() -> None:
+    from ray_learngene.cluster.session import use_assigned_gpu
+
+    use_assigned_gpu()
+    torch.set_num_threads(max(1, int(os.environ.get("OMP_NUM_THREADS", "1"))))
+
+
+def _follow(key: str, filling: Filling, shards: list[Shard], computed: Iterator[Shard]) -> None:
+    store = Store(filling.config.store)
+    name = f"soft labels {key} in {store.uri}"
+    if not shards:
+        print(f"{name} are complete: nothing to do", flush=True)
+        return
+    print(f"{name}: {len(shards)} parts of epochs to compute", flush=True)
+    began = time.monotonic()
+    each = filling.views // filling.parts
+    for number, shard in enumerate(computed, start=1):
+        rate = number * each / (time.monotonic() - began)
+        where = f"epoch {shard.epoch} part {shard.part + 1} of {filling.parts}"
+        print(f"[{number:{len(str(len(shards)))}}/{len(shards)}] {where}   {rate:,.0f} images/s", flush=True)

@@ -1,0 +1,147 @@
+"""What a run of `distill` or `ancestry` trains and publishes, and the name that it is continued under."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import nn
+
+from ray_learngene.config import AncestryConfig, DistillConfig
+from ray_learngene.data.pipeline import ImagePipeline
+from ray_learngene.errors import UserError
+from ray_learngene.models.compile import require_compiler
+from ray_learngene.provenance import fingerprint, provenance
+from ray_learngene.store.checkpoints import StoreCheckpoints
+from ray_learngene.store.manifest import Kind, folder_of
+from ray_learngene.store.store import Store
+from ray_learngene.training.batches import Answers
+from ray_learngene.training.deepspeed_engine import read_user_config
+from ray_learngene.training.objectives import Objective
+from ray_learngene.training.trainer import Trainer
+
+
+class Task(Protocol):
+    """What is trained and published. It is sent to every worker."""
+
+    kind: Kind
+    images: ImagePipeline
+    module: nn.Module
+
+    @property
+    def config(self) -> AncestryConfig | DistillConfig: ...
+
+    def objective(self, device: torch.device, autocast: torch.dtype | None) -> Objective: ...
+
+    def answers(self, device: torch.device, autocast: torch.dtype | None) -> Answers | None:
+        """What the objective is given with every batch; None where it needs no more."""
+        ...
+
+    def label_model(self, device: torch.device, autocast: torch.dtype | None) -> nn.Module | None:
+        """Model whose decisions stand in for labels in evaluation."""
+        ...
+
+    def flops(self, steps: int) -> dict[str, int]:
+        """FLOPs of so many optimizer steps: `flops` of what is trained, `teacher_flops` of what is asked each time."""
+        ...
+
+    def identity(self) -> dict[str, Any]:
+        """What besides the configuration decides the result, such as hashes of its inputs."""
+        ...
+
+    def write(self, module: nn.Module, folder: Path) -> dict[str, Any]:
+        """Write the artefact's files; returns its metadata."""
+        ...
+
+
+def check_early(config: AncestryConfig | DistillConfig, kind: Kind) -> None:
+    """What can be refused before images are read and weights are fetched.
+
+    Raises:
+        UserError: an impossible name, a bad DeepSpeed file, or settings that exclude each other.
+    """
+    folder_of(kind, config.name)
+    if config.deepspeed:
+        read_user_config(config.deepspeed)
+    if config.ema and config.zero == 3:
+        raise UserError("--ema keeps whole weights, ZeRO-3 splits them: use --zero 2, or --ema 0")
+    if config.compile and config.zero == 3:
+        raise UserError("--compile needs whole weights, ZeRO-3 splits them: use --zero 2, or leave --compile out")
+    if config.compile and not config.most_workers:  # else it is a matter of the workers' hosts
+        require_compiler()
+    Store(config.store, config.store_patience).check(write=True)
+
+
+def run_name(task: Task) -> str:
+    """The run's folder below `runs` and the name of its checkpoints."""
+    return f"{task.kind}-{task.config.name}"
+
+
+def own_checkpoints(task: Task) -> StoreCheckpoints:
+    """Where one plain process keeps its checkpoints; cluster workers go on from the newest if they have none."""
+    store = Store(task.config.store, task.config.store_patience)
+    return StoreCheckpoints(store, f"{run_name(task)}/state")
+
+
+def claim_run(store: Store, task: Task, settings: dict[str, Any]) -> None:
+    """Remember the run's settings under its name; `--overwrite` forgets what was there."""
+    if task.config.overwrite:
+        store.remove_tree(f"runs/{run_name(task)}")
+        own_checkpoints(task).remove()
+    store.create_text(_settings_path(task), _as_text(settings))
+
+
+def _settings_path(task: Task) -> str:
+    return f"runs/{run_name(task)}/settings.json"
+
+
+def _as_text(settings: dict[str, Any]) -> str:
+    return json.dumps(settings, indent=2, sort_keys=True, default=str)
+
+
+def publish(
+    task: Task,
+    store: Store,
+    settings: dict[str, Any],
+    flops: dict[str, int],
+    trainer: Trainer,
+) -> None:
+    """Write and publish the artefact of a training that has ended."""
+    progress = trainer.progress
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        metadata = task.write(trainer.engine.module, folder)
+        if trainer.ema is not None:
+            task.write(trainer.ema.module, folder / "ema")
+        final = progress.history[-1]
+        seen = progress.step * task.config.batch_size
+        asked = seen - progress.answers_read
+        metadata |= {
+            "fingerprint": fingerprint(settings),
+            "config": task.config.model_dump(mode="json"),
+            "metrics": {name: final[name] for name in ("top1", "val_loss", "ema_top1") if name in final},
+            "history": progress.history,
+            "accumulation": trainer.config.accumulation,  # more than the task's where memory did not suffice
+            **({"unreadable": progress.unreadable} if task.images.unreadable == "skip" else {}),
+            "cost": {
+                "steps": progress.step,
+                "images": seen,
+                "seconds": round(progress.seconds, 3),
+                **flops,
+                "teacher_flops": flops["teacher_flops"] * asked // max(1, seen),
+            },
+            **provenance(),
+        }
+        name, overwrite = task.config.name, task.config.overwrite
+        published = store.manifest(task.kind, name).metadata if store.exists(task.kind, name) else {}
+        if overwrite or published.get("fingerprint") != metadata["fingerprint"]:
+            # else a worker died between publishing and returning, and this is its successor
+            store.publish(task.kind, name, folder, metadata, overwrite=overwrite)
+
+
+def checkpoint_due(every: int) -> Callable[[int, int, float], bool]:
+    return lambda step, steps_per_epoch, seconds: step % (every or steps_per_epoch) == 0

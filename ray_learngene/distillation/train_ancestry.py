@@ -1,0 +1,122 @@
+"""Training an ancestry model where nobody has one.
+
+learngene ancestry --data photos --model levit_384 --pretrained --name photos --epochs 20 --workers 1
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import ray_learngene.torchvision_cpu  # noqa: F401  isort:skip  (before the first timm import)
+import torch
+from timm.data import resolve_model_data_config
+from timm.models import get_model_input_config
+from torch import nn
+
+from ray_learngene.ancestry.model import create_timm
+from ray_learngene.config import AncestryConfig
+from ray_learngene.data.pipeline import ImagePipeline, checked_image_sets
+from ray_learngene.distillation.run import run
+from ray_learngene.distillation.task import check_early
+from ray_learngene.errors import UserError
+from ray_learngene.models.preprocessing import Preprocessing
+from ray_learngene.models.timm_folder import export_timm
+from ray_learngene.store.manifest import Kind, Manifest
+from ray_learngene.training.flops import training_flops
+from ray_learngene.training.objectives import LabelObjective, Objective
+
+
+@dataclass
+class AncestryTask:
+    """Cross-entropy training of any timm model."""
+
+    config: AncestryConfig
+    images: ImagePipeline
+    module: nn.Module
+    labels: tuple[str, ...]
+    facts: dict[str, Any]
+    kind: Kind = field(default="ancestry", init=False)
+
+    def objective(self, device: torch.device, autocast: torch.dtype | None) -> Objective:
+        return LabelObjective(self.config.smoothing)
+
+    def answers(self, device: torch.device, autocast: torch.dtype | None) -> None:
+        return None
+
+    def label_model(self, device: torch.device, autocast: torch.dtype | None) -> nn.Module | None:
+        return None
+
+    def flops(self, steps: int) -> dict[str, int]:
+        image = self.images.preprocessing.image_size
+        return {
+            "flops": training_flops(self.module, image, batch=self.config.batch_size, steps=steps),
+            "teacher_flops": 0,
+        }
+
+    def identity(self) -> dict[str, Any]:
+        return self.facts
+
+    def write(self, module: nn.Module, folder: Path) -> dict[str, Any]:
+        export_timm(module, folder, labels=self.labels, preprocessing=self.images.preprocessing)
+        return {
+            "model": self.config.model,
+            "model_args": self.config.model_args,
+            "labels": list(self.labels),
+            "parameters": sum(parameter.numel() for parameter in module.parameters()),
+        }
+
+
+def _create(config: AncestryConfig, classes: int) -> nn.Module:
+    """The untrained or pretrained model, with what it takes of the input size and of stochastic depth."""
+    settings = {"img_size": config.image_size, "drop_path_rate": config.drop_path, **config.model_args}
+    while True:
+        torch.manual_seed(config.seed)
+        try:
+            return create_timm(config.model, "--model", pretrained=config.pretrained, num_classes=classes, **settings)
+        except UserError as error:
+            ours = settings.keys() - config.model_args.keys()
+            if "drop_path_rate" in ours and "drop_path_rate" in str(error):
+                del settings["drop_path_rate"]  # a model without paths to drop
+                if config.drop_path and "drop_path" in config.model_fields_set:
+                    print(f"{config.model} has no stochastic depth: --drop-path is left out", flush=True)
+            elif "img_size" in ours and config.image_size:
+                del settings["img_size"]  # a model of no fixed input size
+            else:
+                raise
+
+
+def _refuse_shared_memory(model: nn.Module, name: str) -> None:
+    """Refuse what safetensors, and with it timm's model folders, would refuse when all is trained."""
+    seen: dict[int, str] = {}
+    for part, tensor in model.state_dict().items():
+        if tensor.numel() and (first := seen.setdefault(tensor.data_ptr(), part)) != part:
+            raise UserError(
+                f"--model {name}: {first} and {part} share memory, which timm's model folders cannot hold: "
+                "choose another model"
+            )
+
+
+def train_ancestry(config: AncestryConfig) -> Manifest:
+    """Train an ancestry model on labelled images and publish it in the store.
+
+    Raises:
+        UserError: see the message; nothing has been trained then.
+    """
+    check_early(config, "ancestry")
+    sets = checked_image_sets(config)
+    module = _create(config, len(sets.train.classes))
+    _refuse_shared_memory(module, config.model)
+    data = resolve_model_data_config(module)
+    preprocessing = Preprocessing(
+        image_size=config.image_size or int(get_model_input_config(module)["input_size"][-1]),
+        mean=tuple(data["mean"]),
+        std=tuple(data["std"]),
+        crop_pct=config.crop_pct,
+        interpolation=config.interpolation,
+    )
+    images = ImagePipeline(
+        sets.train, sets.val, preprocessing, config, config.loader_workers, config.unreadable, config.finish_batches
+    )
+    return run(AncestryTask(config, images, module, sets.train.classes, {"data_sha256": sets.train.fingerprint}))

@@ -1,0 +1,1 @@
+"""Bytes at any URI: local files and object storage, retries, and errors in one line."""

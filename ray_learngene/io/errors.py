@@ -1,0 +1,135 @@
+"""From the errors of the storage libraries to one clear line, and whether waiting can help."""
+
+from __future__ import annotations
+
+import errno
+import http.client
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pyarrow
+from botocore.exceptions import (
+    BotoCoreError,
+    ClientError,
+    HTTPClientError,
+    IncompleteReadError,
+    NoCredentialsError,
+    PartialCredentialsError,
+    ProfileNotFound,
+)
+from botocore.exceptions import ConnectionError as NoConnection
+from botocore.parsers import ResponseParserError
+
+from ray_learngene.errors import UserError
+from ray_learngene.io.s3_settings import KEYS, endpoint_host
+
+
+class Unavailable(UserError):
+    """The storage does not answer, or fails: later it may be well again. Who sees this has no patience left."""
+
+    @property
+    def condition(self) -> str:
+        """What is the matter, without what to do about it."""
+        return str(self).partition(": ")[0]
+
+
+def s3_code(error: BaseException) -> str:
+    """The S3 error code of what pyarrow or botocore raised, in capitals without separators; "" without one."""
+    for each in (error, error.__cause__):
+        if isinstance(each, ClientError):
+            return _plain(each.response.get("Error", {}).get("Code", ""))
+    match = re.search(r"AWS Error (\w+)(?: \(HTTP status (\d+)\))?", str(error))
+    return _plain(match[2] or match[1]) if match else ""
+
+
+def _plain(code: Any) -> str:
+    return str(code).replace("_", "").upper()
+
+
+SECRET_VARIABLES = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN")
+REJECTED = f"the S3 server does not accept the credentials for {{uri}}: set {KEYS}"
+DENIED = f"access to {{uri}} is denied: check {KEYS}, and that this key may list, read and write there"
+EXPIRED = "the credentials for {uri} have expired: renew them (AWS_SESSION_TOKEN, AWS_PROFILE)"
+NO_KEYS = f"no S3 credentials for {{uri}}: set {KEYS}"
+NO_BUCKET = "the bucket of {uri} does not exist: create it, or correct the name or AWS_ENDPOINT_URL"
+REGION = "the bucket of {uri} is in another region: set AWS_REGION"
+UNREACHABLE = "no answer from the S3 server {endpoint} for {uri}: check AWS_ENDPOINT_URL and the network"
+FAILING = "the S3 server of {uri} is overloaded or failing: run the command again later"
+REFUSED = f"the S3 server refuses a request for {{uri}} (status 400): the credentials may have expired; check {KEYS}"
+SERVER_FULL = "the S3 server has no space left for {uri}: free some, or use another bucket"
+CLOCK = "the S3 server of {uri} refuses this machine's clock: set the time"
+NOTHING = "nothing is at {uri}: check the name"
+FORBIDDEN = "no permission for {uri}: choose another place or change the permissions"
+FULL = "the disk of {uri} is full: free space and run the command again"
+NO_FOLDER = "{uri} cannot be a folder: a file stands in its way; choose another place"
+IN_THE_WAY = "a folder that is not empty stands at {uri}: remove it or choose another place"
+
+BY_CODE = {
+    **dict.fromkeys(("INVALIDACCESSKEYID", "SIGNATUREDOESNOTMATCH", "INVALIDCLIENTTOKENID", "INVALIDTOKEN"), REJECTED),
+    **dict.fromkeys(("UNRECOGNIZEDCLIENT", "INVALIDSIGNATURE", "401"), REJECTED),
+    **dict.fromkeys(("ACCESSDENIED", "ALLACCESSDISABLED", "FORBIDDEN", "403"), DENIED),
+    **dict.fromkeys(("EXPIREDTOKEN", "TOKENREFRESHREQUIRED"), EXPIRED),
+    **dict.fromkeys(("PERMANENTREDIRECT", "AUTHORIZATIONHEADERMALFORMED", "301"), REGION),
+    **dict.fromkeys(("SLOWDOWN", "SERVICEUNAVAILABLE", "THROTTLING", "INTERNALERROR", "INTERNALFAILURE"), FAILING),
+    **dict.fromkeys(("500", "502", "503", "504"), FAILING),
+    **dict.fromkeys(("NOSUCHKEY", "RESOURCENOTFOUND", "404"), NOTHING),
+    **dict.fromkeys(("507", "INSUFFICIENTSTORAGE", "QUOTAEXCEEDED", "XMINIOSTORAGEFULL"), SERVER_FULL),
+    **dict.fromkeys(("400", "BADREQUEST"), REFUSED),
+    "MISSINGAUTHENTICATIONTOKEN": NO_KEYS,
+    "NOSUCHBUCKET": NO_BUCKET,
+    "NETWORKCONNECTION": UNREACHABLE,
+    "REQUESTTIMEOUT": UNREACHABLE,
+    "REQUESTTIMETOOSKEWED": CLOCK,
+}
+BY_TYPE: tuple[tuple[type[Exception] | tuple[type[Exception], ...], str], ...] = (
+    ((NoCredentialsError, PartialCredentialsError), NO_KEYS),
+    (ProfileNotFound, "AWS_PROFILE names a profile that does not exist: correct it for {uri}"),
+    ((NoConnection, HTTPClientError, IncompleteReadError, ResponseParserError), UNREACHABLE),
+    ((ConnectionError, TimeoutError), UNREACHABLE),
+    (http.client.HTTPException, UNREACHABLE),
+    (FileNotFoundError, NOTHING),
+    (PermissionError, FORBIDDEN),
+)
+BY_ERRNO = {
+    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT), FULL),
+    **dict.fromkeys((errno.ENOTDIR, errno.EEXIST), NO_FOLDER),
+    errno.ENOTEMPTY: IN_THE_WAY,
+    errno.EROFS: FORBIDDEN,
+}
+STORAGE_ERRORS = (
+    *(OSError, pyarrow.ArrowException),
+    *(BotoCoreError, ClientError, ResponseParserError, http.client.HTTPException),
+)
+
+
+def explain(error: BaseException, uri: str) -> UserError:
+    """Say in one line what went wrong at `uri` and which variable or place to change."""
+    text = BY_CODE.get(s3_code(error))
+    text = text or next((text for types, text in BY_TYPE if isinstance(error, types)), None)
+    if text is None and isinstance(error, OSError):
+        text = BY_ERRNO.get(error.errno or 0)
+    if text is None:
+        detail = without_secrets(" ".join(str(error).split())) or type(error).__name__
+        return UserError(f"{uri} cannot be read or written: {detail[:300]}")
+    kind = Unavailable if text in (UNREACHABLE, FAILING) else UserError
+    return kind(text.format(uri=uri, endpoint=endpoint_host() if "{endpoint}" in text else ""))
+
+
+def without_secrets(text: str) -> str:
+    """A text of the server or of a library without the credentials that it may repeat."""
+    for name in SECRET_VARIABLES:
+        if secret := os.environ.get(name):
+            text = text.replace(secret, f"<{name}>")
+    return text
+
+
+@contextmanager
+def clear_errors(uri: str) -> Iterator[None]:
+    """Turn whatever the storage libraries and the operating system raise inside into a UserError about `uri`."""
+    try:
+        yield
+    except STORAGE_ERRORS as error:
+        raise explain(error, uri) from error

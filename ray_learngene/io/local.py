@@ -1,0 +1,111 @@
+"""Objects as files below a local folder: written under a temporary name, and put in their place when complete."""
+
+from __future__ import annotations
+
+import glob
+import os
+import shutil
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from datetime import UTC, datetime
+from pathlib import Path
+
+from ray_learngene.errors import UserError
+from ray_learngene.io.backend import TEMPORARY, Found
+
+PIECE_BYTES = 2**20
+
+
+class LocalStorage:
+    """See `Storage`."""
+
+    def __init__(self, root: str) -> None:
+        self.root = root
+
+    def _full(self, path: str) -> str:
+        return f"{self.root}/{path}" if path else self.root
+
+    def check(self, write: bool) -> None:
+        if write:
+            Path(self.root).mkdir(parents=True, exist_ok=True)
+        if not Path(self.root).exists():
+            raise UserError(f"there is no store at {self.root}: check the path")
+        os.listdir(self.root)
+
+    def read(self, path: str, most: int) -> bytes | None:
+        try:
+            with open(self._full(path), "rb") as file:
+                return file.read(min(most, os.fstat(file.fileno()).st_size + 1))  # as much is allocated beforehand
+        except FileNotFoundError:
+            return None
+
+    def pieces(self, path: str, offset: int) -> Iterator[bytes]:
+        """The content of a file from a byte offset on."""
+        with open(self._full(path), "rb", buffering=0) as file:
+            file.seek(offset)
+            while piece := file.read(PIECE_BYTES):
+                yield piece
+
+    def exists(self, path: str) -> bool:
+        return os.path.isfile(self._full(path))
+
+    def put(self, path: str, data: bytes) -> None:
+        self._write(path, lambda temporary: temporary.write_bytes(data), os.replace)
+
+    def upload(self, source: Path, path: str) -> None:
+        self._write(path, lambda temporary: shutil.copyfile(source, temporary), os.replace)
+
+    def create(self, path: str, data: bytes) -> bool:
+        try:
+            self._write(path, lambda temporary: temporary.write_bytes(data), os.link)
+        except FileExistsError:
+            return False
+        return True
+
+    def _write(self, path: str, write: Callable[[Path], object], place: Callable[[Path, str], None]) -> None:
+        """Write a file under a temporary name beside its own, and put it in its place."""
+        target = Path(self._full(path))
+        temporary = target.with_name(f".{uuid.uuid4().hex}{TEMPORARY}")
+        for attempt in (1, 2, 3):
+            target.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                write(temporary)
+                place(temporary, str(target))
+                return
+            except FileNotFoundError:  # the folder was empty, and somebody who deleted its last file deleted it too
+                if attempt == 3:
+                    raise
+            finally:
+                temporary.unlink(missing_ok=True)
+
+    def look(self, folder: str) -> Iterator[Found]:
+        try:
+            entries = list(os.scandir(self._full(folder)))
+        except (FileNotFoundError, NotADirectoryError):
+            return
+        for entry in entries:
+            path = f"{folder}/{entry.name}" if folder else entry.name
+            if entry.is_dir(follow_symlinks=False):
+                yield from self.look(path)
+                continue
+            with suppress(FileNotFoundError):
+                stat = entry.stat()
+                yield Found(path, stat.st_size, datetime.fromtimestamp(stat.st_mtime, UTC))
+
+    def named(self, folder: str, name: str, depth: int) -> list[str]:
+        found = glob.glob("*/" * depth + name, root_dir=self._full(folder))
+        return [f"{folder}/{path}" for path in found]
+
+    def delete(self, paths: list[str]) -> None:
+        for path in map(self._full, paths):
+            with suppress(FileNotFoundError):
+                os.remove(path)
+            self._tidy(os.path.dirname(path))
+
+    def _tidy(self, folder: str) -> None:
+        """Remove folders that are empty now; one that is not stays."""
+        with suppress(OSError):
+            while folder != self.root:
+                os.rmdir(folder)
+                folder = os.path.dirname(folder)

@@ -1,0 +1,250 @@
+"""The bytes below a store's root: read, write, create if absent, upload, list and delete, locally and on S3 alike.
+
+Nothing here is ever seen half written: locally a file gets its name only when it is complete, and S3 shows an object
+only when its upload is. A server that does not answer or fails is waited for, as long as the patience allows; what
+waiting cannot help (no permission, no bucket, no space) is told at once.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import logging
+import uuid
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import cached_property, partial
+from pathlib import Path
+from typing import TypeVar
+
+from ray_learngene.errors import UserError
+from ray_learngene.io.backend import TEMPORARY, Found, HalfUpload
+from ray_learngene.io.errors import STORAGE_ERRORS, clear_errors, explain, s3_code
+from ray_learngene.io.filesystems import locate
+from ray_learngene.io.local import LocalStorage
+from ray_learngene.io.multipart import PART_BYTES, Transfer
+from ray_learngene.io.retry import PATIENCE_SECONDS, Retry, patient
+from ray_learngene.io.s3 import S3Storage
+
+__all__ = ["PROBES", "TEMPORARY", "Found", "HalfUpload", "Objects"]
+
+MOST_BYTES = 2 * 2**30  # of what is read as a whole
+THREADS = 16
+DELETED_AT_ONCE = 1000
+ABOUT = "store.json"
+PROBES = (".check-", ".probe-")
+UNSUPPORTED = {"NOTIMPLEMENTED", "501"}
+
+T = TypeVar("T")
+
+log = logging.getLogger("ray_learngene")
+
+
+class Objects:
+    """The objects below one URI; paths are relative to it. Every method raises UserError where the storage refuses."""
+
+    def __init__(self, uri: str, patience: float = PATIENCE_SECONDS) -> None:
+        scheme, self.root = locate(uri)
+        self.is_local = scheme == "file"
+        self.uri = self.root if self.is_local else f"s3://{self.root}"
+        self.storage: LocalStorage | S3Storage = LocalStorage(self.root)
+        if not self.is_local:
+            self.storage = S3Storage(self.root)
+        self.patience = Retry(patience)
+
+    @patient
+    def open(self) -> None:
+        """Make sure that the store, or its bucket, is there."""
+        with clear_errors(self.uri):
+            self.storage.check(write=False)
+
+    def full(self, path: str) -> str:
+        """The path as pyarrow's filesystems take it."""
+        return f"{self.root}/{path}" if path else self.root
+
+    def uri_of(self, path: str) -> str:
+        """The path as a user writes it."""
+        return f"{self.uri}/{path}" if path else self.uri
+
+    def check(self, write: bool) -> None:
+        """Find out now, without patience, whether the store can be listed and read, and, if `write`, written."""
+        patience, self.patience = self.patience, Retry(0)
+        try:
+            with clear_errors(self.uri):
+                self.storage.check(write)
+            self.read(ABOUT)
+            if write:
+                probe = f"{PROBES[0]}{uuid.uuid4().hex}"
+                self.put(probe, b"check")
+                self.delete(probe)
+        finally:
+            self.patience = patience
+
+    def each(self, calls: Iterable[Callable[[], T]], threads: int = THREADS) -> list[T]:
+        """The results of many calls, made in threads; where one fails the others are not waited for."""
+        with ThreadPoolExecutor(threads) as pool:
+            futures = [pool.submit(call) for call in calls]
+            try:
+                return [future.result() for future in futures]
+            except BaseException:
+                pool.shutdown(wait=False, cancel_futures=True)
+                self.patience.give_up()
+                pool.shutdown(wait=True)
+                raise
+            finally:
+                self.patience.resume()
+
+    @patient
+    def read(self, path: str, most: int = MOST_BYTES) -> bytes | None:
+        """The content of an object, None where there is none.
+
+        Raises:
+            UserError: It has more than `most` bytes.
+        """
+        with clear_errors(self.uri_of(path)):
+            data = self.storage.read(path, most + 1)
+        if data is not None and len(data) > most:
+            raise UserError(f"{self.uri_of(path)} has more than {most:,} bytes: this is not what belongs there")
+        return data
+
+    def read_many(self, paths: Iterable[str], most: int = MOST_BYTES) -> list[bytes | None]:
+        """The contents of many small objects, in the order asked."""
+        if self.is_local:
+            return [self.read(path, most) for path in paths]
+        return self.each(partial(self.read, path, most) for path in paths)
+
+    @patient
+    def exists(self, path: str) -> bool:
+        """Whether there is an object, without reading it."""
+        with clear_errors(self.uri_of(path)):
+            return self.storage.exists(path)
+
+    def chunks(self, path: str, offset: int) -> Iterator[bytes]:
+        """The content of an object from a byte offset on, in pieces; nothing where it ends before the offset."""
+        if isinstance(self.storage, S3Storage):
+            yield from self._transfer(self.storage, path).receive(offset)
+            return
+        with clear_errors(self.uri_of(path)):
+            yield from self.storage.pieces(path, offset)
+
+    def _transfer(self, storage: S3Storage, path: str) -> Transfer:
+        return Transfer(storage, path, self.uri_of(path), self.patience)
+
+    @patient
+    def put(self, path: str, data: bytes) -> None:
+        """Write an object, replacing what was there as a whole."""
+        with clear_errors(self.uri_of(path)):
+            self.storage.put(path, data)
+
+    def upload(self, source: Path, path: str) -> None:
+        """Copy a local file to an object, replacing what was there as a whole."""
+        with clear_errors(str(source)), source.open("rb") as file:  # what is wrong with it is not said of the object
+            large = file.seek(0, io.SEEK_END) > PART_BYTES
+        if isinstance(self.storage, S3Storage) and large:
+            self._transfer(self.storage, path).send(source)
+        else:
+            self._upload(source, path)
+
+    @patient
+    def _upload(self, source: Path, path: str) -> None:
+        with clear_errors(self.uri_of(path)):
+            self.storage.upload(source, path)
+
+    @patient
+    def create(self, path: str, data: bytes) -> bool:
+        """Write an object if there is none; False, and nothing written, where there is one.
+
+        A request that the server carried out although its answer was lost is repeated and then finds an object: who
+        must tell that from another's compares the contents.
+        """
+        with clear_errors(self.uri_of(path)):
+            if self.creates_once:
+                return self._create(path, data)
+        if self.exists(path):
+            return False
+        self.put(path, data)
+        return True
+
+    def _create(self, path: str, data: bytes) -> bool:
+        return self.storage.create(path, data)
+
+    @cached_property
+    def creates_once(self) -> bool:
+        """Whether this storage can create an object only if it is absent: tried once per store and remembered in it."""
+        about = self.read(ABOUT)
+        if about is None:
+            answer = self._probe()
+            self.put(ABOUT, json.dumps({"format": 1, "conditional_create": answer}).encode())
+        else:
+            answer = self._remembered(about)
+        if not answer:
+            log.warning(
+                "%s cannot create a file only if it is absent: two publishers of one name at once overwrite each other",
+                self.uri,
+            )
+        return answer
+
+    def _remembered(self, about: bytes) -> bool:
+        try:
+            return json.loads(about)["conditional_create"] is True
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
+            raise UserError(f"{self.uri_of(ABOUT)} is damaged: delete it, it is made anew") from error
+
+    def _probe(self) -> bool:
+        probe = f"{PROBES[1]}{uuid.uuid4().hex}"
+        self.put(probe, b"first")
+        try:
+            return not self._create(probe, b"second")
+        except STORAGE_ERRORS as error:
+            # Locally: a filesystem without hard links. S3: a server that knows no conditions, and says so.
+            if self.is_local or s3_code(error) in UNSUPPORTED:
+                return False
+            raise explain(error, self.uri) from error
+        finally:
+            self.delete(probe)
+
+    def find(self, folder: str) -> list[str]:
+        """The paths of all objects below a folder, sorted; none where there is no such folder."""
+        return [found.path for found in self.look(folder)]
+
+    @patient
+    def named(self, folder: str, name: str, depth: int) -> list[str]:
+        """The paths of the objects called `name` so many folders below a folder, sorted."""
+        with clear_errors(self.uri_of(folder)):
+            return sorted(self.storage.named(folder, name, depth))
+
+    @patient
+    def look(self, folder: str) -> list[Found]:
+        """All objects below a folder, sorted by path; none where there is no such folder."""
+        with clear_errors(self.uri_of(folder)):
+            return sorted(self.storage.look(folder), key=lambda one: one.path)
+
+    @patient
+    def delete(self, path: str) -> None:
+        """Delete an object; nothing happens where there is none."""
+        with clear_errors(self.uri_of(path)):
+            self.storage.delete([path])
+
+    def delete_many(self, paths: Iterable[str]) -> None:
+        """Delete objects, many in one request; nothing happens where there are none."""
+        todo = list(paths)
+        for start in range(0, len(todo), DELETED_AT_ONCE):
+            self._delete_batch(todo[start : start + DELETED_AT_ONCE])
+
+    @patient
+    def _delete_batch(self, paths: list[str]) -> None:
+        with clear_errors(self.uri):
+            self.storage.delete(paths)
+
+    @patient
+    def half_uploads(self) -> list[HalfUpload]:
+        """The multipart uploads below the root that were neither finished nor given up."""
+        with clear_errors(self.uri):
+            return self.storage.half_uploads() if isinstance(self.storage, S3Storage) else []
+
+    @patient
+    def give_up_upload(self, upload: HalfUpload) -> None:
+        """Make the server forget a multipart upload and what it holds of it."""
+        if isinstance(self.storage, S3Storage):
+            with clear_errors(self.uri_of(upload.path)):
+                self.storage.give_up_upload(upload.path, upload.id)

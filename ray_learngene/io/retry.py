@@ -1,0 +1,95 @@
+"""Waiting for a storage that does not answer or fails, with growing random pauses, as long as there is hope."""
+
+from __future__ import annotations
+
+import functools
+import logging
+import random
+import threading
+import time
+from collections.abc import Callable
+from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
+
+from ray_learngene.io.errors import Unavailable
+
+PATIENCE_SECONDS = 300.0
+FIRST_PAUSE = 0.5
+LONGEST_PAUSE = 15.0
+QUIET_SECONDS = 2.0  # a hiccup that is over sooner is not worth a line
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+log = logging.getLogger("ray_learngene")
+
+
+class Retry:
+    """Repeats what raises `Unavailable` until it works or the patience is over. Shared by the threads of one store."""
+
+    def __init__(self, seconds: float = PATIENCE_SECONDS) -> None:
+        self.seconds = seconds
+        self._told = False
+        self._given_up = threading.Event()
+
+    def wait_for(self, attempt: Callable[[], T]) -> T:
+        """The result of `attempt`, which is called again and again while the storage is not available.
+
+        Raises:
+            Unavailable: It still was not when the patience was over, or `give_up` was called.
+        """
+        began, pause = time.monotonic(), FIRST_PAUSE
+        while True:
+            try:
+                result = attempt()
+            except Unavailable as error:
+                waited = time.monotonic() - began
+                if waited >= self.seconds:
+                    raise
+                if waited >= min(QUIET_SECONDS, self.seconds / 2):
+                    self._tell(error)
+                # Half of the pause is random: those whom one failure stopped must not all come back at once.
+                wait = min(pause * random.uniform(0.5, 1.0), self.seconds - waited)
+                if self._given_up.wait(wait):
+                    raise
+                pause = min(2 * pause, LONGEST_PAUSE)
+            else:
+                self._told_is_over()
+                return result
+
+    def give_up(self) -> None:
+        """End all waiting, because what is waited for is of no use any more."""
+        self._given_up.set()
+
+    def resume(self) -> None:
+        """Be patient again."""
+        self._given_up.clear()
+
+    def _tell(self, error: Unavailable) -> None:
+        if not self._told:
+            self._told = True
+            log.warning("%s; waiting up to %.0f s for it", error.condition, self.seconds)
+
+    def _told_is_over(self) -> None:
+        if self._told:
+            self._told = False
+            log.warning("the storage answers again")
+
+
+class HasPatience(Protocol):
+    """What `patient` decorates methods of."""
+
+    patience: Retry
+
+
+H = TypeVar("H", bound=HasPatience)
+
+
+def patient(method: Callable[Concatenate[H, P], T]) -> Callable[Concatenate[H, P], T]:
+    """Make a method repeat itself as long as its object's patience allows; it must do no harm when it is repeated."""
+
+    @functools.wraps(method)
+    def patiently(self: H, *args: P.args, **kwargs: P.kwargs) -> T:
+        call: Callable[[], Any] = functools.partial(method, self, *args, **kwargs)
+        return self.patience.wait_for(call)
+
+    return patiently

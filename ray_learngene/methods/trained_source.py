@@ -1,0 +1,81 @@
+"""What the methods that start from a trained model share: that model, a plain one, is their auxiliary."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Mapping
+from typing import ClassVar, Literal
+
+import torch
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor, nn
+
+from ray_learngene.errors import UserError
+from ray_learngene.methods.base import Learngene, Method
+from ray_learngene.methods.generated import State
+from ray_learngene.models.specs import Spec, build, set_drop_path, spec_of
+
+
+class SourceMethod(Method):
+    """A method whose learngene is taken from a trained plain vision transformer, the *source model*.
+
+    `distill` trains the source like any auxiliary model; `extract` takes one that is already there.
+    """
+
+    source: ClassVar[Literal["auxiliary", "largest", "smallest", "each"]] = "largest"
+
+    def auxiliary(self, spec: Spec, *, drop_path: float = 0.0) -> VisionTransformer:
+        model = build(spec)
+        model.spec = spec  # type: ignore[assignment]  # a module may hold any attribute
+        set_drop_path(model, drop_path)
+        return model
+
+    def extract(self, auxiliary: nn.Module) -> Learngene:
+        """What is kept of a trained plain vision transformer, whoever trained it."""
+        source = spec_of(auxiliary)
+        tensors = {name: tensor.detach().cpu().clone() for name, tensor in auxiliary.state_dict().items()}
+        return Learngene(self.name, self.model_dump(mode="json"), source, self.kept(tensors, source))
+
+    def kept(self, tensors: State, source: Spec) -> State:
+        """The parameters of a trained source model that are stored: all of them, where a method does not say less.
+
+        Raises:
+            UserError: the source has not what the options ask for.
+        """
+        return tensors
+
+
+class InheritingMethod(SourceMethod):
+    """A source method whose descendants take some of the source's parameters; the others are timm's initialisation."""
+
+    @abstractmethod
+    def inherited(self, tensors: Mapping[str, Tensor], source: Spec, spec: Spec) -> State:
+        """The part of the state dict of the spec's timm model that the learngene determines.
+
+        Args:
+            tensors: What was kept of a source model of spec `source`.
+
+        Raises:
+            UserError: they cannot become a model of that spec.
+        """
+
+    @torch.no_grad()
+    def expand(self, learngene: Learngene | None, spec: Spec, *, seed: int = 0) -> VisionTransformer:
+        made = self.as_made(learngene)
+        assert learngene is not None
+        model = build(spec, seed=seed)
+        model.load_state_dict({**model.state_dict(), **made.inherited(learngene.tensors, learngene.spec, spec)})
+        return model
+
+
+def require_order(method: str, source: Spec, spec: Spec, *, grows: bool) -> None:
+    """Refuse a spec that is smaller (or, where not `grows`, larger) than the source in depth or a width.
+
+    Raises:
+        UserError: says what the learngene has and what was asked for.
+    """
+    for field, words in (("depth", "depth"), ("width", "width"), ("hidden", "MLP width")):
+        have, want = getattr(source, field), getattr(spec, field)
+        if (want < have) if grows else (want > have):
+            does = "grows" if grows else "shrinks"
+            raise UserError(f"{method} only {does} a model: the learngene has {words} {have}, the spec asks for {want}")

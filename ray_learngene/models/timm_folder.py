@@ -1,0 +1,70 @@
+"""timm's own model folder (`config.json` + `model.safetensors`): what is published, and what others load."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import ray_learngene.torchvision_cpu  # noqa: F401  isort:skip  (before the first timm import)
+import timm
+from timm.models import save_for_hf
+from torch import nn
+
+from ray_learngene.errors import UserError
+from ray_learngene.models.preprocessing import Preprocessing
+
+
+def export_timm(
+    model: nn.Module,
+    folder: Path,
+    *,
+    labels: Sequence[str],
+    preprocessing: Preprocessing,
+    model_args: dict[str, Any] | None = None,
+) -> None:
+    """Write a model so that `timm.create_model("local-dir:FOLDER", pretrained=True)` gives equal logits.
+
+    The preprocessing and the class names go into `config.json`, where timm's data configuration finds them.
+    """
+    data_config = {
+        "input_size": (3, preprocessing.image_size, preprocessing.image_size),
+        "mean": preprocessing.mean,
+        "std": preprocessing.std,
+        "crop_pct": preprocessing.crop_pct,
+        "crop_mode": "center",  # also where the model that training started from has another
+        "interpolation": preprocessing.interpolation,
+    }
+    save_for_hf(
+        model,
+        str(folder),
+        model_config={"label_names": list(labels)},
+        model_args=model_args,
+        safe_serialization=True,
+        data_config=data_config,
+    )
+
+
+def load_timm(folder: Path, **arguments: Any) -> nn.Module:
+    """The model of a timm folder, with its weights.
+
+    Args:
+        arguments: Of `timm.create_model`; another number of classes gives the model a fresh head.
+
+    Raises:
+        UserError: it is not such a folder, or its weights do not fit its configuration.
+    """
+    if not (folder / "config.json").is_file():
+        raise UserError(f"{folder} is not a timm model folder: it has no config.json")
+    if not (folder / "model.safetensors").is_file():
+        raise UserError(f"{folder} has no model.safetensors: pickled weights are not read")
+    try:
+        return timm.create_model(f"local-dir:{folder}", **{"pretrained": True, **arguments})
+    except Exception as error:  # timm raises whatever a wrong configuration leads to
+        raise UserError(f"{folder} does not load as a timm model: {' '.join(str(error).split())[:300]}") from error
+
+
+def labels_of(model: nn.Module) -> tuple[str, ...]:
+    """The class names that a timm model carries; empty where it carries none."""
+    settings: Any = getattr(model, "pretrained_cfg", {})
+    return tuple(settings.get("label_names") or ())

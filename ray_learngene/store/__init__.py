@@ -1,0 +1,1 @@
+"""Artefacts in a folder or a bucket: manifests, the index, checkpoints and downloads."""

@@ -1,0 +1,70 @@
+"""Checkpoints of a run in one plain process, in the store; those of cluster workers are Ray Train's."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from ray_learngene.errors import UserError
+from ray_learngene.store.store import Store
+
+FORMAT = 1  # one more whenever what `train` saves cannot be read by the version before
+
+
+class StoreCheckpoints:
+    """The newest checkpoint of one run, as an artefact `checkpoints/<run>/<name>` that the next one replaces whole.
+
+    Args:
+        facts: What its manifest says of the run.
+    """
+
+    def __init__(self, store: Store, name: str, facts: dict[str, Any] | None = None) -> None:
+        self.store, self.name, self.facts = store, name, facts or {}
+
+    def exists(self) -> bool:
+        """Whether there is one."""
+        return self.store.exists("checkpoint", self.name)
+
+    @contextmanager
+    def latest(self) -> Iterator[Path | None]:
+        """A folder with the newest checkpoint, verified; None where there is none.
+
+        Raises:
+            UserError: It was written by a version of this package whose checkpoints this one cannot continue.
+        """
+        manifest = self.store.look_up("checkpoint", self.name)
+        if manifest is None:
+            yield None
+            return
+        found = manifest.metadata.get("format", FORMAT)
+        if found != FORMAT:
+            raise UserError(
+                f"the checkpoint {self.name} in {self.store.uri} is of format {found!r}, and this version continues "
+                f"format {FORMAT}: go on with the version that wrote it, or take another --name"
+            )
+        with tempfile.TemporaryDirectory() as folder:
+            yield self.store.download("checkpoint", self.name, Path(folder) / "checkpoint")
+
+    def save(self, write: Callable[[Path], None], metrics: dict[str, Any]) -> None:
+        """Publish what `write` puts into a folder; the checkpoint before it is then deleted."""
+        folder = Path(tempfile.mkdtemp())
+        try:
+            write(folder)
+            self.store.publish(
+                "checkpoint",
+                self.name,
+                folder,
+                {**self.facts, "format": FORMAT, "metrics": metrics},
+                overwrite=True,
+                keep_replaced=False,
+            )
+        finally:
+            shutil.rmtree(folder)
+
+    def remove(self) -> None:
+        """Delete the checkpoint, once what it led to is published."""
+        self.store.remove("checkpoint", self.name)

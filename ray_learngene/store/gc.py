@@ -1,0 +1,231 @@
+"""`learngene gc`: find what nobody needs any more in a store, and delete it when asked to.
+
+Everything is left alone that changed less than `--min-age` ago, because somebody may be publishing or reading it: the
+files of a replaced artefact from when they were replaced. Publishers write into folders of their own, so what is older
+than that and named by no manifest never becomes part of an artefact.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import logging
+import shutil
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from functools import partial
+from pathlib import Path
+
+from rich.table import Table
+
+from ray_learngene.config import GcConfig
+from ray_learngene.errors import UserError
+from ray_learngene.io.errors import Unavailable, clear_errors
+from ray_learngene.io.objects import PROBES, TEMPORARY, Found, HalfUpload
+from ray_learngene.models.budgets import format_quantity
+from ray_learngene.store.download import LEFTOVERS, LOCK
+from ray_learngene.store.manifest import FOLDERS, GROUPED, MANIFEST, Kind
+from ray_learngene.store.store import Store
+from ray_learngene.terminal import print_table
+
+# A run's driver writes a last state after its artefact is published; one that goes on for longer is another run.
+LAST_WORDS = timedelta(hours=1)
+
+log = logging.getLogger("ray_learngene")
+
+
+@dataclass(frozen=True)
+class Garbage:
+    """Something that nobody needs any more."""
+
+    what: str
+    path: str
+    bytes: int
+    changed: datetime
+    delete: Callable[[], None]
+    still: Callable[[], bool] = lambda: True  # asked again right before it is deleted
+
+
+def gc(config: GcConfig) -> list[Garbage]:
+    """Print what nobody needs any more, and delete it where the configuration says so.
+
+    Raises:
+        UserError: The store cannot be read, or may not be written.
+    """
+    store = Store(config.store, config.store_patience)
+    store.check(write=config.delete)
+    before = datetime.now(UTC) - config.age
+    found = [*find_garbage(store, before), *_downloads(config.downloads, before)]
+    if not found:
+        print(f"nothing to remove in {store.uri}: all of it is in use, or younger than {config.min_age}")
+        return found
+    table = Table("what", "where", "size", "last changed", title=f"not needed in {store.uri}", title_justify="left")
+    table.columns[2].justify = "right"
+    for one in found:
+        table.add_row(one.what, one.path, format_quantity("memory", one.bytes), f"{one.changed:%Y-%m-%d %H:%M}")
+    print_table(table)
+    if config.delete:
+        found = [one for one in found if one.still()]
+        for one in found:
+            one.delete()
+    size = format_quantity("memory", sum(one.bytes for one in found))
+    print(
+        f"{len(found)} removed, {size}" if config.delete else f"{len(found)} to remove, {size}: add --delete to do so"
+    )
+    return found
+
+
+def find_garbage(store: Store, before: datetime) -> Iterator[Garbage]:
+    """What nobody needs any more and has not changed since `before`."""
+    everything = store.objects.look("")
+    yield from _temporary(store, everything, before)
+    for kind in FOLDERS:
+        yield from _unnamed(store, kind, everything, before)  # type: ignore[arg-type]
+    yield from _finished(store, everything, before)
+    for upload in _half_uploads(store):
+        if upload.begun < before:
+            give_up = partial(store.objects.give_up_upload, upload)
+            yield Garbage("half an upload", upload.path, 0, upload.begun, give_up)
+
+
+def _half_uploads(store: Store) -> list[HalfUpload]:
+    try:
+        return store.objects.half_uploads()
+    except Unavailable:
+        raise
+    except UserError as error:  # no permission (s3:ListBucketMultipartUploads), or a server that does not know of them
+        log.warning("half uploads are not looked for: %s", error)
+        return []
+
+
+def _temporary(store: Store, everything: Iterable[Found], before: datetime) -> Iterator[Garbage]:
+    for one in everything:
+        folder, _, name = one.path.rpartition("/")
+        temporary = name.startswith(".") and name.endswith(TEMPORARY)
+        if (temporary or (not folder and name.startswith(PROBES))) and one.modified < before:
+            yield _of("temporary file", one.path, [one], partial(store.objects.delete, one.path))
+
+
+def _unnamed(store: Store, kind: Kind, everything: Iterable[Found], before: datetime) -> Iterator[Garbage]:
+    """Folders of files that no manifest names: of replaced artefacts, and of publishers that died."""
+    depth = 2 if kind in GROUPED else 1
+    manifests: dict[str, Found] = {}
+    folders: dict[str, dict[str, list[Found]]] = defaultdict(lambda: defaultdict(list))
+    for one in everything:
+        root, *parts = one.path.split("/")
+        if root != FOLDERS[kind] or len(parts) <= depth:
+            continue
+        name = "/".join(parts[:depth])
+        if len(parts) > depth + 1:
+            folders[name][f"{root}/{name}/{parts[depth]}"].append(one)
+        elif parts[depth] == MANIFEST:
+            manifests[name] = one
+    for name, some in folders.items():
+        written = manifests.get(name)
+        if written is not None and (len(some) == 1 or written.modified >= before):
+            continue  # all that it has is its manifest's, or was replaced lately
+        for folder, files in some.items():
+            if _newest(files) < before and not _named(store, kind, name, folder):
+                what = "replaced files" if written else "files without a manifest"
+                delete = partial(store.objects.delete_many, [one.path for one in files])
+                yield _of(what, folder, files, delete, partial(_unneeded, store, kind, name, folder, before))
+
+
+def _unneeded(store: Store, kind: Kind, name: str, folder: str, before: datetime) -> bool:
+    return not _named(store, kind, name, folder) and _quiet(store, folder, before)
+
+
+def _named(store: Store, kind: Kind, name: str, folder: str) -> bool:
+    """Whether an artefact's manifest names a folder, or cannot be read and so may."""
+    try:
+        manifest = store.look_up(kind, name)
+    except UserError:
+        return True
+    return manifest is not None and manifest.base == folder
+
+
+def _finished(store: Store, everything: Iterable[Found], before: datetime) -> Iterator[Garbage]:
+    """Checkpoints and Ray's state of runs whose artefact is published."""
+    published = {one.path.removesuffix(f"/{MANIFEST}"): one for one in everything if one.path.endswith(f"/{MANIFEST}")}
+    results = {one.path.split("/")[1]: one for one in everything if _is_table(one.path)}
+    runs: dict[str, list[Found]] = defaultdict(list)
+    for one in everything:
+        parts = one.path.split("/")
+        if parts[0] in ("runs", "checkpoints") and len(parts) > 2:
+            runs["/".join(parts[: 2 if parts[0] == "runs" else 3])].append(one)
+    for path, files in runs.items():
+        root, run, *rest = path.split("/")
+        artefact = _artefact_of(run, published)
+        if root == "checkpoints" and rest != ["state"]:
+            artefact = published.get(f"descendants/{run}/{rest[0]}")
+        elif root == "runs" and run.startswith("sweep-"):
+            artefact = results.get(run.removeprefix("sweep-"))
+        newest = _newest(files)
+        if artefact and newest < before and newest < artefact.modified + LAST_WORDS:
+            what = "state of an ended run" if root == "runs" else "checkpoint of a finished run"
+            yield _of(what, path, files, partial(store.remove_tree, path), partial(_quiet, store, path, before))
+
+
+def _is_table(path: str) -> bool:
+    """Whether a path is that of a sweep's results, which are written when a sweep ends or is interrupted."""
+    return path.startswith("sweeps/") and path.endswith("/results.parquet")
+
+
+def _artefact_of(run: str, published: dict[str, Found]) -> Found | None:
+    """The published artefact of a run called "<kind>-<name>"."""
+    kind, _, name = run.partition("-")
+    return published.get(f"{FOLDERS[kind]}/{name}") if kind in FOLDERS else None
+
+
+def _downloads(folder: str | None, before: datetime) -> Iterator[Garbage]:
+    """What pulls that died left in a local folder."""
+    if folder is None:
+        return
+    if not Path(folder).expanduser().is_dir():
+        raise UserError(f"--downloads {folder} is no folder: give the one that pulls went to")
+    for ending in LEFTOVERS:
+        for path in sorted(Path(folder).expanduser().glob(f"*{ending}")):
+            files = [each for each in path.rglob("*") if each.is_file()]
+            # the only whole copy, where a pull died before it put its own there: the next pull puts it back
+            needed = ending == LEFTOVERS[1] and not path.with_name(path.name.removesuffix(ending)).exists()
+            if not (path / LOCK).exists() or needed or not _unlocked(path):
+                continue
+            changed = datetime.fromtimestamp(max(each.stat().st_mtime for each in files), UTC)
+            if changed < before:
+                size = sum(each.stat().st_size for each in files)
+                delete, still = partial(_remove_folder, path), partial(_unlocked, path)
+                yield Garbage("half a download", str(path), size, changed, delete, still)
+
+
+def _unlocked(partial: Path) -> bool:
+    """Whether no pull is running into a folder."""
+    lock = partial / LOCK
+    if not lock.exists():
+        return True
+    with lock.open() as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            return False
+    return True
+
+
+def _remove_folder(path: Path) -> None:
+    with clear_errors(str(path)):
+        shutil.rmtree(path)
+
+
+def _quiet(store: Store, folder: str, before: datetime) -> bool:
+    """Whether nothing below a folder has changed since `before`."""
+    return all(one.modified < before for one in store.objects.look(folder))
+
+
+def _newest(files: Iterable[Found]) -> datetime:
+    return max(one.modified for one in files)
+
+
+def _of(
+    what: str, path: str, files: list[Found], delete: Callable[[], None], still: Callable[[], bool] = lambda: True
+) -> Garbage:
+    return Garbage(what, path, sum(one.bytes for one in files), _newest(files), delete, still)

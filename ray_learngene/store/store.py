@@ -1,0 +1,334 @@
+"""The store: where learngenes, ancestries, descendants and sweeps are kept, in a local folder or below an S3 prefix.
+
+    <store>/<kind>/<name>/manifest.json             what the artefact is; it exists when this does
+    <store>/<kind>/<name>/<folder>/<files ...>      its files; every publisher writes into a folder of its own
+    <store>/index/                                  what `list` and `pull` ask (see index.py)
+    <store>/runs/<name>/                            Ray's own state
+
+Object stores have no rename, so the manifest is written last, and only if there is none. A folder of files never
+changes: publishing over a name swaps one manifest, and whoever reads sees the old artefact or the new one, whole.
+Replaced files stay where they are, because somebody may be reading them, until `learngene gc` removes them, unless the
+publisher says otherwise.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import io
+import uuid
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from datetime import UTC, datetime
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pyarrow
+import pyarrow.fs
+import pyarrow.parquet
+
+from ray_learngene.errors import UserError
+from ray_learngene.io.errors import Unavailable, clear_errors
+from ray_learngene.io.filesystems import filesystem
+from ray_learngene.io.objects import Objects
+from ray_learngene.io.retry import PATIENCE_SECONDS
+from ray_learngene.store.download import download
+from ray_learngene.store.index import KINDS, Entry, Index
+from ray_learngene.store.manifest import (
+    FORMAT,
+    MANIFEST,
+    MOST_BYTES,
+    FileEntry,
+    Kind,
+    Manifest,
+    check_relative,
+    file_entry,
+    folder_of,
+    list_files,
+    parse_manifest,
+    version_of,
+)
+
+__all__ = ["Entry", "FileEntry", "Kind", "Manifest", "Store"]
+
+UPLOADS = 8
+
+
+class Store:
+    """A store at a URI. Opens nothing before it is used, and pickles as its URI alone.
+
+    An S3 server that does not answer or fails is waited for, at most `patience` seconds in one operation. Every method
+    raises UserError, in one line, for a name or path that no store can hold, and for whatever the storage refuses.
+    """
+
+    def __init__(self, uri: str, patience: float = PATIENCE_SECONDS) -> None:
+        self.objects = Objects(uri, patience)
+        self.uri = self.objects.uri
+        self.index = Index(self.objects)
+
+    def __reduce__(self) -> tuple[Callable[[str, float], Store], tuple[str, float]]:
+        return Store, (self.uri, self.objects.patience.seconds)
+
+    def __repr__(self) -> str:
+        return f"Store({self.uri!r})"
+
+    def check(self, write: bool) -> None:
+        """Find out before any work is done, without patience, whether the store can be read and, if `write`, written.
+
+        A local store that is to be written is created.
+
+        Raises:
+            UserError: It cannot; says why and what to set.
+        """
+        self.objects.check(write)
+
+    def exists(self, kind: Kind, name: str) -> bool:
+        """Whether an artefact of this name is there."""
+        return self.objects.exists(f"{folder_of(kind, name)}/{MANIFEST}")
+
+    def publish(
+        self,
+        kind: Kind,
+        name: str,
+        folder: Path,
+        metadata: dict[str, Any],
+        overwrite: bool = False,
+        keep_replaced: bool = True,
+    ) -> Manifest:
+        """Put every file below a local folder into the store under a name.
+
+        Args:
+            kind: What it is.
+            name: Its name; "sweep/name" for a descendant.
+            folder: The local folder.
+            metadata: What the manifest shall say about it; plain JSON values.
+            overwrite: Replace what has that name already.
+            keep_replaced: Leave the files of what was replaced, which somebody may be reading; else delete them.
+
+        Raises:
+            UserError: The name is taken, or another publisher took it meanwhile, or the folder cannot be published.
+        """
+        base = folder_of(kind, name)
+        taken = f"the name {name!r} is already taken in {self.uri}: choose another {kind} name, or --overwrite"
+        paths = list_files(folder)
+        if not overwrite and self.exists(kind, name):
+            raise UserError(taken)
+        before = self.objects.find(base) if overwrite and not keep_replaced else []
+        now = datetime.now(UTC)
+        place = f"{now:%Y%m%dT%H%M%S}-{uuid.uuid4().hex[:8]}"
+        note = None
+        try:
+            files = self._upload(folder, paths, f"{base}/{place}")
+            manifest = Manifest(
+                format=FORMAT,
+                kind=kind,
+                name=name,
+                version=version_of(files),
+                folder=place,
+                created=now.isoformat(),
+                files=files,
+                metadata=metadata,
+            )
+            text = manifest.model_dump_json(indent=2).encode()
+            note = self.index.note(kind, name, text)
+            if overwrite:
+                self.objects.put(f"{base}/{MANIFEST}", text)
+            # What is there may be this one: the server took it, its answer was lost, the request was repeated.
+            elif not self.objects.create(f"{base}/{MANIFEST}", text) and self._text(kind, name) != text:
+                raise UserError(taken)
+        except Unavailable:
+            raise  # nothing can be taken back now either, and the manifest may have been written
+        except (UserError, OSError, ValueError):  # the last: metadata that are no JSON
+            self._take_back([f"{base}/{place}/{path}" for path in paths], note)
+            raise
+        self.objects.delete_many(path for path in before if path != f"{base}/{MANIFEST}")
+        return manifest
+
+    def _upload(self, folder: Path, paths: Sequence[str], target: str) -> list[FileEntry]:
+        """Upload files, hash them meanwhile, and see that all have arrived."""
+        with ThreadPoolExecutor() as pool:
+            hashed = pool.map(partial(file_entry, folder), paths)
+            uploads = (partial(self.objects.upload, folder / path, f"{target}/{path}") for path in paths)
+            self.objects.each(uploads, UPLOADS)
+            entries = list(hashed)
+        arrived = {found.path: found.bytes for found in self.objects.look(target)}
+        for entry in entries:
+            if arrived.get(f"{target}/{entry.path}") != entry.bytes:
+                raise UserError(f"{self.objects.uri_of(f'{target}/{entry.path}')} did not arrive whole: publish again")
+        return entries
+
+    def _take_back(self, paths: Sequence[str], note: str | None) -> None:
+        """Delete, as far as that is possible, what a publisher wrote that failed before its artefact existed."""
+        with suppress(UserError):
+            self.objects.delete_many(paths)
+            if note:
+                self.objects.delete(note)
+
+    def remove(self, kind: Kind, name: str) -> None:
+        """Delete an artefact, its manifest first, so that nobody ever sees a part of it."""
+        base = folder_of(kind, name)
+        found = self.objects.find(base)
+        if f"{base}/{MANIFEST}" in found:
+            self.index.note(kind, name, None)
+            self.objects.delete(f"{base}/{MANIFEST}")
+        self.objects.delete_many(path for path in found if path != f"{base}/{MANIFEST}")
+
+    def remove_tree(self, path: str) -> None:
+        """Delete every object below a path of the store, such as the state of a run."""
+        self.objects.delete_many(self.objects.find(check_path(path)))
+
+    def manifest(self, kind: Kind, name: str) -> Manifest:
+        """What the store knows about an artefact.
+
+        Raises:
+            UserError: There is none of this name (says which names are near), or its manifest is not to be trusted.
+        """
+        found = self.look_up(kind, name)
+        if found is None:
+            names = self._names(kind)
+            near = difflib.get_close_matches(name, names, n=3, cutoff=0.5) or names[:3]
+            hint = f"there is {', '.join(near)}" if near else f"there is no {kind} at all"
+            raise UserError(f"no {kind} {name!r} in {self.uri}: {hint}")
+        return found
+
+    def look_up(self, kind: Kind, name: str) -> Manifest | None:
+        """What the store knows about an artefact, None where there is none.
+
+        Raises:
+            UserError: Its manifest is not to be trusted.
+        """
+        text = self._text(kind, name)
+        uri = self.objects.uri_of(f"{folder_of(kind, name)}/{MANIFEST}")
+        return None if text is None else parse_manifest(text, uri, kind, name)
+
+    def _text(self, kind: Kind, name: str) -> bytes | None:
+        return self.objects.read(f"{folder_of(kind, name)}/{MANIFEST}", MOST_BYTES)
+
+    def _names(self, kind: Kind, under: str = "") -> list[str]:
+        """The names of all artefacts of a kind, as the storage lists them."""
+        return self.index.names(kind, check_path(under) if under else "")
+
+    def manifests(self, kind: Kind, under: str = "") -> list[Manifest]:
+        """The manifests of all artefacts of a kind, sorted by name; of descendants, those of the sweep `under` only."""
+        names = self._names(kind, under)
+        paths = [f"{folder_of(kind, name)}/{MANIFEST}" for name in names]
+        found = zip(names, paths, self.objects.read_many(paths, MOST_BYTES), strict=True)
+        return [parse_manifest(text, self.objects.uri_of(path), kind, name) for name, path, text in found if text]
+
+    def entries(self, kinds: Sequence[Kind] = KINDS, under: str = "") -> list[Entry]:
+        """What the index knows of all artefacts of some kinds, sorted; of descendants, those of the sweep `under` only.
+
+        It takes as many requests for ten thousand artefacts as for ten. What was copied into a bucket or deleted there
+        by hand is not seen before `index.rebuild`.
+        """
+        order = {kind: position for position, kind in enumerate(kinds)}
+        known = self.index.entries()
+        if self.objects.is_local:  # where looking costs little
+            there = {(kind, name) for kind in kinds for name in self._names(kind)}
+            known = self.index.completed(known, there)
+        found = [entry for entry in known.values() if entry.kind in order]
+        found = [entry for entry in found if not under or entry.name.startswith(f"{under}/")]
+        return sorted(found, key=lambda entry: (order[entry.kind], entry.name))
+
+    def rows(self, sweep: str) -> list[dict[str, Any]]:
+        """The rows of the results table of all descendants of a sweep that are there, sorted by name."""
+        there: set[tuple[Kind, str]] = {("descendant", name) for name in self._names("descendant", sweep)}
+        known = self.index.completed(self.index.entries(), there) if there else {}
+        return [known[key].facts for key in sorted(known)]
+
+    def download(self, kind: Kind, name: str, out: Path, overwrite: bool = False) -> Path:
+        """Bring an artefact to the local folder `out` and return its absolute path.
+
+        An interrupted download continues where it stopped; `out` appears only when every file is there and verified.
+
+        Raises:
+            UserError: There is no such artefact, `out` exists and may not be replaced, or a file does not match its
+                hash.
+        """
+        manifest = self.manifest(kind, name)
+        return download(self.objects, manifest, out, overwrite)
+
+    def read_bytes(self, kind: Kind, name: str, path: str) -> bytes:
+        """One file of an artefact, verified; see `read_file` for several of one version.
+
+        Raises:
+            UserError: There is no such artefact or file, or the file does not match its hash.
+        """
+        return self.read_file(self.manifest(kind, name), path)
+
+    def read_file(self, manifest: Manifest, path: str) -> bytes:
+        """One file of the version of an artefact that a manifest describes, verified.
+
+        Raises:
+            UserError: There is no such file, or it does not match its hash.
+        """
+        kind, name = manifest.kind, manifest.name
+        entry = manifest.entry(path)
+        if entry is None:
+            paths = ", ".join(entry.path for entry in manifest.files)
+            raise UserError(f"{kind} {name!r} in {self.uri} has no file {path!r}: it has {paths}")
+        source = f"{manifest.base}/{path}"
+        data = self.objects.read(source, max(entry.bytes, MOST_BYTES))
+        if data is None or hashlib.sha256(data).hexdigest() != entry.sha256:
+            fault = "is missing" if data is None else "does not match its SHA-256"
+            raise UserError(f"{self.objects.uri_of(source)} {fault}: publish it again")
+        return data
+
+    def sweeps(self) -> list[str]:
+        """The names of all sweeps."""
+        paths = [path.split("/") for path in self.objects.find("sweeps")]
+        return [parts[1] for parts in paths if len(parts) == 3 and parts[2] == "sweep.json"]
+
+    def write_table(self, path: str, table: pyarrow.Table) -> None:
+        """Write a table as Parquet to a path below the store, replacing as a whole what was there."""
+        buffer = pyarrow.BufferOutputStream()
+        pyarrow.parquet.write_table(table, buffer)
+        self.objects.put(check_path(path), buffer.getvalue().to_pybytes())
+
+    def read_table(self, path: str) -> pyarrow.Table:
+        """Read the Parquet table at a path below the store.
+
+        Raises:
+            UserError: There is none, or it is not Parquet.
+        """
+        data = self.objects.read(check_path(path))
+        if data is None:
+            raise UserError(f"there is no table {self.objects.uri_of(path)}: check the name")
+        with clear_errors(self.objects.uri_of(path)):
+            return pyarrow.parquet.read_table(io.BytesIO(data))
+
+    def has(self, path: str) -> bool:
+        """Whether there is something at a path below the store."""
+        return self.objects.exists(check_path(path))
+
+    def write_text(self, path: str, text: str) -> None:
+        """Write a text to a path below the store, replacing as a whole what was there."""
+        self.objects.put(check_path(path), text.encode())
+
+    def create_text(self, path: str, text: str) -> bool:
+        """Write a text to a path below the store if nothing is there; False where something is."""
+        return self.objects.create(check_path(path), text.encode())
+
+    def read_text(self, path: str) -> str | None:
+        """The text at a path below the store, None where there is none."""
+        data = self.objects.read(check_path(path))
+        return None if data is None else data.decode()
+
+    def ray_storage(self, name: str) -> tuple[str, pyarrow.fs.FileSystem | None]:
+        """`storage_path` and `storage_filesystem` of Ray's RunConfig for the run `name`, kept in runs/<name>."""
+        folder_of("learngene", name)  # the same rule for names
+        runs = self.objects.full("runs")
+        if self.objects.is_local:
+            return runs, None
+        self.objects.open()
+        return runs, filesystem(self.uri, self.objects.patience.seconds)[0]
+
+
+def check_path(path: str) -> str:
+    """Return a path if it stays below the store's root, else raise UserError."""
+    try:
+        return check_relative(path)
+    except ValueError as error:
+        raise UserError(f"{error}: write folder/file, below the store") from error

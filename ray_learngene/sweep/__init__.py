@@ -1,0 +1,1 @@
+"""From a learngene to descendants of many sizes."""

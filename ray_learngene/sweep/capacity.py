@@ -1,0 +1,64 @@
+"""How many processes a cluster, or this machine, runs at once, and how much memory each of them may take."""
+
+from __future__ import annotations
+
+import math
+import resource
+import sys
+from collections.abc import Mapping
+
+import torch
+
+from ray_learngene.device import resolve_device
+from ray_learngene.sweep.packing import Place
+
+
+def cluster_place(cpus: float, gpus: float, most: int) -> Place:
+    """What the connected cluster offers to processes with so many CPUs and GPUs each.
+
+    Nodes that it may still start are counted. Memory is that of a GPU, measured on one of them, or else what Ray
+    shares out on the node with the least for each process, less what such a process takes without any model.
+
+    Args:
+        most: Processes at once; 0: as many as there is room for.
+    """
+    import ray
+
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    room = [_room(node, cpus, gpus) for node in nodes]
+    grown = ray._private.state.state.get_max_resources_from_cluster_config()  # as Ray Train does; None: it cannot grow
+    count = max(sum(room), _room(grown, cpus, gpus) if grown else 0, 1)
+    count = min(count, most or count)
+    if gpus:
+        measure = ray.remote(num_cpus=cpus, num_gpus=gpus)(_gpu_memory)
+        return Place(count, ray.get(measure.remote(gpus)))
+    shares = [node.get("memory", math.inf) / fit for node, fit in zip(nodes, room, strict=True) if fit]
+    return Place(count, min(shares, default=math.inf) - _peak_memory())
+
+
+def own_place() -> Place:
+    """What this process has for itself."""
+    if resolve_device().type == "cuda":
+        return Place(1, _gpu_memory(1))
+    from ray._private.utils import estimate_available_memory  # knows of the limits of containers
+
+    return Place(1, estimate_available_memory())
+
+
+def _room(resources: Mapping[str, float], cpus: float, gpus: float) -> int:
+    room = min(resources.get("CPU", 0) / cpus, sys.maxsize)
+    if gpus:
+        have = resources.get("GPU", 0)
+        # a share is of one GPU; in floats 1 // 0.2 is 4
+        room = min(room, have // gpus if gpus >= 1 else have * math.floor(1 / gpus + 1e-9))
+    return math.floor(room)
+
+
+def _peak_memory() -> int:
+    """Bytes of main memory that this process, which has imported what the others will, has taken at most."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def _gpu_memory(gpus: float) -> float:
+    free, total = torch.cuda.mem_get_info()
+    return min(free, total * min(1.0, gpus))

@@ -1,0 +1,290 @@
+"""One descendant: expand, tune, measure, publish. Knows nothing of Ray."""
+
+from __future__ import annotations
+
+import json
+import re
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ray_learngene.torchvision_cpu  # noqa: F401  isort:skip  (before the first timm import)
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from ray_learngene.ancestry.answers import Answers, LiveAnswers
+from ray_learngene.ancestry.model import Ancestry
+from ray_learngene.config import AugmentationConfig, DistillationConfig, OptimizationConfig, SweepConfig
+from ray_learngene.data.pipeline import ImagePipeline
+from ray_learngene.device import resolve_device
+from ray_learngene.models.compile import compile_layers
+from ray_learngene.models.specs import Spec, build, set_drop_path, timm_arguments
+from ray_learngene.models.timm_folder import export_timm
+from ray_learngene.provenance import fingerprint, provenance
+from ray_learngene.store.checkpoints import StoreCheckpoints
+from ray_learngene.store.learngenes import LEARNGENE_COLUMNS, StoredLearngene
+from ray_learngene.store.store import Store
+from ray_learngene.sweep.arms import Arm
+from ray_learngene.training.batches import Batches
+from ray_learngene.training.checkpoints import BackgroundCheckpoints, Progress
+from ray_learngene.training.clock import Clock
+from ray_learngene.training.engine import TorchEngine, resolve_precision
+from ray_learngene.training.fitting import Fit, Fitting
+from ray_learngene.training.flops import TRAINING_PASSES, forward_flops
+from ray_learngene.training.objectives import DistillationLoss, DistillationObjective, LabelObjective, Objective
+from ray_learngene.training.optimizers import create_optimizer
+from ray_learngene.training.trainer import Trainer
+from ray_learngene.training.world import World
+
+# Settings of a sweep that decide what one descendant becomes; the others choose which, where and how it runs.
+DECISIVE = {*OptimizationConfig.model_fields, *AugmentationConfig.model_fields, "holdout", "validate_on", "val_share"}
+DECISIVE -= {"lr", "seed", "compile"}
+_TAUGHT = set(DistillationConfig.model_fields)  # decisive too where an ancestry model teaches
+
+
+def decisive_settings(config: SweepConfig, ancestry: Ancestry | None) -> dict[str, Any]:
+    """The settings that decide what descendants become, as JSON values."""
+    settings = config.model_dump(mode="json", include=DECISIVE | (_TAUGHT if ancestry else set()))
+    if ancestry:
+        settings["ancestry"] = ancestry.sha256()
+        if ancestry.scale is not None:  # an earlier version gave it the images as they were
+            settings["normalised_anew"] = True
+    return settings
+
+
+@dataclass(frozen=True)
+class Descendant:
+    """What one trial trains, and its name in the store, which ends in a hash of everything that decides the result."""
+
+    arm: str
+    spec: Spec
+    seed: int
+    lr: float
+    key: str
+
+    @property
+    def name(self) -> str:
+        slug = re.sub(r"[^a-zA-Z0-9._-]+", ".", self.arm).strip(".")
+        return f"{slug}-w{self.spec.width}-d{self.spec.depth:02d}-s{self.seed}-{self.key}"
+
+
+def descendant(
+    arm: str,
+    spec: Spec,
+    seed: int,
+    lr: float,
+    config: SweepConfig,
+    images: ImagePipeline,
+    stored: StoredLearngene | None,
+    ancestry: Ancestry | None = None,
+) -> Descendant:
+    """The descendant of an arm and a spec under a sweep's settings."""
+    method = Arm.parse(arm, config.learngene).method
+    facts = {
+        "arm": {"method": method.name, **method.model_dump(mode="json")},
+        "learngene": stored.manifest.version if stored else None,
+        "spec": spec.model_dump(),
+        "seed": seed,
+        "lr": lr,
+        "data": images.train.fingerprint,
+        "preprocessing": images.preprocessing.model_dump(mode="json"),
+        "settings": decisive_settings(config, ancestry),
+    }
+    return Descendant(arm, spec, seed, lr, fingerprint(facts)[:8])
+
+
+Report = Callable[[dict[str, Any]], None]
+
+
+@dataclass(frozen=True, eq=False)
+class DescendantTask:
+    """One descendant that is to be trained, and what only it needs.
+
+    Attributes:
+        stored: The learngene it is expanded from; None where its method needs none.
+        costs: Its parameters, MACs, memory and measured latency.
+        report: Called with the metrics of every epoch, the untuned model's first; or with a `message` for the user.
+    """
+
+    one: Descendant
+    stored: StoredLearngene | None
+    costs: dict[str, Any]
+    report: Report = lambda metrics: None
+
+    def settings(self, config: SweepConfig) -> SweepConfig:
+        """The sweep's settings with this descendant's seed and learning rate."""
+        return config.model_copy(update={"seed": self.one.seed, "lr": self.one.lr})
+
+
+def descendant_batches(images: ImagePipeline, settings: SweepConfig, ancestry: Ancestry | None) -> Batches:
+    """The views of descendants with these settings, with their teacher's logits where there is one."""
+    device = resolve_device()
+    answers: Answers | LiveAnswers | None = None
+    if ancestry is not None:
+        autocast = resolve_precision(settings.precision, device)
+        if settings.soft_labels:
+            store = Store(settings.store, settings.store_patience)
+            answers = Answers.create(settings, settings, images, ancestry, store, device, autocast)
+        else:
+            answers = LiveAnswers(ancestry, device, autocast, compiled=settings.compile)
+    return Batches(images, settings, World(device), answers)
+
+
+class DescendantRun:
+    """One descendant from its expansion, or its last checkpoint, to its publication.
+
+    Args:
+        ancestry: Its teacher; None where it learns from labels alone.
+        checkpoint_seconds: At most one checkpoint is written in this time.
+        clock: Counts the seconds that it costs.
+
+    Attributes:
+        row: Its row of the results table, once it is published.
+        fitting: The first phase of methods that fit an adapter to the size.
+    """
+
+    def __init__(
+        self,
+        task: DescendantTask,
+        images: ImagePipeline,
+        settings: SweepConfig,
+        ancestry: Ancestry | None,
+        checkpoint_seconds: float,
+        clock: Clock,
+    ) -> None:
+        self.task, self.images, self.settings, self.ancestry = task, images, settings, ancestry
+        self.checkpoint_seconds, self.clock = checkpoint_seconds, clock
+        self.row: dict[str, Any] | None = None
+        self.fitting: Fitting | None = None
+        self.store = Store(settings.store, settings.store_patience)
+        self.name = f"{settings.name}/{task.one.name}"
+        self.autocast = resolve_precision(settings.precision, clock.device)
+        self.uploads = StoreCheckpoints(self.store, self.name, {"lr": task.one.lr})
+        self.checkpoints = BackgroundCheckpoints(self.uploads)
+
+    def expand(self) -> None:
+        """Make the untuned descendant, or what is to be fitted to its size; nothing where it is published already."""
+        one, settings = self.task.one, self.settings
+        if self.store.exists("descendant", self.name):  # the process died then; the name says that it is the same
+            self.uploads.remove()
+            self.row = self.store.manifest("descendant", self.name).metadata["row"]
+            return
+        if self.uploads.exists():
+            self.model = build(one.spec)  # its weights are the checkpoint's
+            return
+        method = Arm.parse(one.arm, settings.learngene).method
+        learngene = self.task.stored.learngene if self.task.stored else None
+        if learngene and learngene.labels != self.images.train.classes:
+            learngene = learngene.without_head()
+        adapter = method.adapter(learngene, one.spec, seed=one.seed)
+        if adapter is None or not adapter.fit_steps:
+            self.model = method.expand(learngene, one.spec, seed=one.seed)
+            return
+        self.fitting = Fitting(
+            adapter, self.images, settings, clock=self.clock, autocast=self.autocast, smoothing=settings.smoothing
+        )
+
+    def open_trainer(self) -> None:
+        """Prepare tuning: the model, on its device, as its last checkpoint has it."""
+        if self.fitting is not None:
+            self.model, fit = self.fitting.result()
+        settings, model = self.settings, self.model
+        set_drop_path(model, settings.drop_path)
+        model.to(self.clock.device)
+        if settings.compile:
+            compile_layers(model)
+        objective: Objective = LabelObjective(settings.smoothing)
+        if self.ancestry is not None:
+            loss = DistillationLoss(settings.distillation, settings.alpha, settings.tau)
+            objective = DistillationObjective(None, loss, smoothing=settings.smoothing, autocast=self.autocast)
+        optimizer = create_optimizer(model, settings)
+        engine = TorchEngine(
+            model, optimizer, accumulation=settings.accumulation, clip_grad=settings.clip_grad, autocast=self.autocast
+        )
+        self.trainer = Trainer(
+            engine,
+            optimizer,
+            objective,
+            self.images,
+            settings,
+            world=World(self.clock.device),
+            checkpoints=self.checkpoints,
+            checkpoint_due=lambda step, steps_per_epoch, seconds: seconds >= self.checkpoint_seconds,
+            report=self.task.report,
+            autocast=self.autocast,
+            evaluate_first=True,
+            clock=self.clock,
+        )
+        if self.fitting is not None:
+            self.trainer.progress.fit = vars(fit)
+
+    def publish(self) -> None:
+        """Publish the trained descendant; its checkpoint is then removed."""
+        row = self._row(self.trainer.progress)
+        self._publish(row, self.trainer)
+        self.uploads.remove()
+        self.row = row
+
+    def _row(self, progress: Progress) -> dict[str, Any]:
+        """All columns, of which `overhead_seconds` is filled in when everything is written."""
+        one, costs, settings, history = self.task.one, self.task.costs, self.settings, progress.history
+        seen = progress.step * settings.batch_size
+        asked = forward_flops(self.ancestry, self.images.preprocessing.image_size) if self.ancestry else 0
+        return {
+            "descendant": one.name,
+            "sweep": settings.name,
+            "status": "finished",
+            "error": None,
+            "arm": one.arm,
+            **{name: value for name, value in one.spec.model_dump().items() if name != "mlp_ratio"},
+            "seed": one.seed,
+            "lr": one.lr,
+            "epochs": settings.epochs,
+            **costs,
+            "top1_untuned": history[0]["top1"],
+            "top1_epoch1": next((entry["top1"] for entry in history if entry["epoch"] >= 1), history[0]["top1"]),
+            "top1": history[-1]["top1"],
+            "ema_top1": history[-1].get("ema_top1"),
+            "val_loss": history[-1]["val_loss"],
+            "accumulation": settings.accumulation,
+            "unreadable": len(progress.unreadable) if self.images.unreadable == "skip" else None,
+            "steps": progress.step,
+            "images": seen,
+            "seconds": round(progress.seconds, 3),
+            "flops": 2 * TRAINING_PASSES * costs["macs"] * seen,
+            "teacher_flops": (seen - progress.answers_read) * asked,
+            **Fit(**progress.fit).columns(),  # type: ignore[arg-type]
+            "overhead_seconds": 0.0,
+            **(self.task.stored.facts() if self.task.stored else dict.fromkeys(LEARNGENE_COLUMNS)),
+        }
+
+    def _publish(self, row: dict[str, Any], trainer: Trainer) -> None:
+        progress = trainer.progress
+        labels, preprocessing = self.images.train.classes, self.images.preprocessing
+        metadata = {
+            "row": row,
+            "history": progress.history,
+            "config": self.settings.model_dump(mode="json"),
+            **({"unreadable": progress.unreadable} if progress.unreadable else {}),
+            "labels": list(labels),
+            **provenance(),
+        }
+        arguments = timm_arguments(self.task.one.spec)
+        with tempfile.TemporaryDirectory() as temporary:
+            folder = Path(temporary)
+            export_timm(self.model, folder, labels=labels, preprocessing=preprocessing, model_args=arguments)
+            if trainer.ema is not None:
+                export_timm(
+                    trainer.ema.module, folder / "ema", labels=labels, preprocessing=preprocessing, model_args=arguments
+                )
+            row["overhead_seconds"] = round(self.clock() - (progress.seconds - progress.resumed_seconds), 3)
+            (folder / "metrics.json").write_text(json.dumps(metadata, indent=2) + "\n")
+            (folder / "README.md").write_text(model_card(row, self.settings))
+            self.store.publish("descendant", self.name, folder, metadata)
+
+
+def model_card(row: dict[str, Any], config: SweepConfig) -> str:
+    """README.md of a descendant: what it is, how to load it, how good it is, where it comes from."""
+    environment = Environment(loader=PackageLoader("ray_learngene"), undefined=StrictUndefined, trim_blocks=True)
+    return environment.get_template("model_card.md").render(row=row, config=config)

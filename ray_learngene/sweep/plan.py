@@ -1,0 +1,133 @@
+"""The plan of a sweep, before anything is trained."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from rich.table import Table
+
+from ray_learngene.config import PlanConfig
+from ray_learngene.data.open import open_image_sets
+from ray_learngene.errors import UserError
+from ray_learngene.models.budgets import format_quantity
+from ray_learngene.models.costs import Latency, training_memory
+from ray_learngene.models.specs import Spec
+from ray_learngene.sweep.selection import (
+    Selection,
+    check_texts,
+    load_arms,
+    load_learngene,
+    measured_latency,
+    parse_arms,
+    select,
+)
+from ray_learngene.terminal import print_table
+from ray_learngene.training.flops import TRAINING_PASSES
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a sweep with these settings would train.
+
+    Attributes:
+        latencies: Of every spec to train.
+        arms: How many there are.
+        descendants: How many there are, all arms, seeds and learning rates together.
+        steps: Optimizer steps of each; None where no image set was given.
+        flops: Training FLOPs of all together, and of fitting where a method does so (of one image for each, where no
+            image set was given).
+    """
+
+    selection: Selection
+    latencies: dict[Spec, Latency]
+    arms: int
+    descendants: int
+    steps: int | None
+    flops: float
+
+
+def plan(config: PlanConfig) -> Plan:
+    """Select the specs as a sweep does, and add up what they cost.
+
+    Raises:
+        UserError: a budget that nothing meets (says by how much), or whatever a sweep would refuse.
+    """
+    check_texts(config)
+    stored = load_learngene(config)
+    learngene = stored.learngene
+    arms = parse_arms(config, learngene)
+    sets = open_image_sets(config) if config.data else None
+    steps = None
+    if sets:
+        steps = len(sets.train) // config.batch_size * config.epochs
+        if len(sets.train) < config.batch_size:
+            raise UserError(
+                f"{config.data} has {len(sets.train)} training images, less than a batch: lower --batch-size"
+            )
+    measure = measured_latency(config)
+    selection = select(config, learngene, len(sets.train.classes) if sets else learngene.spec.classes, measure)
+    learngenes = load_arms(config, arms, selection, stored, range(config.seed, config.seed + config.seeds))
+    per_arm = config.seeds * max(1, config.lr_search)
+    macs = 0.0
+    for arm in arms:
+        for choice in selection.specs:
+            images = 1
+            if steps is not None:
+                name = arm.learngene_of(choice.spec, config.seed)
+                adapter = arm.method.adapter(learngenes[name].learngene if name else None, choice.spec)
+                images = (steps + (adapter.fit_steps if adapter else 0)) * config.batch_size
+            macs += choice.costs["macs"] * images
+    return Plan(
+        selection,
+        {choice.spec: measure(choice.spec) for choice in selection.specs},
+        len(arms),
+        len(selection.specs) * len(arms) * per_arm,
+        steps,
+        2.0 * TRAINING_PASSES * macs * per_arm,
+    )
+
+
+def print_plan(config: PlanConfig) -> None:
+    """Print which specs are within which budget, which of them a sweep trains, and what it will cost."""
+    planned = plan(config)
+    selection, micro_batch = planned.selection, config.batch_size // config.accumulation
+    table = Table(title=f"sizes from learngene {config.learngene}", title_justify="left", title_style="bold")
+    for name in ("width", "depth", "parameters", "MACs", "inference memory", "training memory", "latency", "p90"):
+        table.add_column(name, justify="right")
+    for text in selection.chosen:
+        limits = text.split(",")
+        table.add_column("\n".join(limits), justify="center", min_width=max(map(len, limits)))
+    for candidate in selection.candidates:
+        latency = planned.latencies.get(candidate.spec)
+        cells = [
+            str(candidate.spec.width),
+            str(candidate.spec.depth),
+            format_quantity("params", candidate.costs["params"]),
+            format_quantity("macs", candidate.costs["macs"]),
+            format_quantity("memory", candidate.costs["memory"]),
+            format_quantity("memory", training_memory(candidate.spec, micro_batch)),
+            format_quantity("latency", latency.median_ms if latency else candidate.costs.get("latency")),
+            format_quantity("latency", latency.p90_ms if latency else None),
+        ]
+        within = selection.admitting(candidate)
+        for text, chosen in selection.chosen.items():
+            cells.append("trained" if chosen is candidate else "✓" if text in within else "")
+        table.add_row(*cells, style=None if latency else "dim")
+    print_table(table)
+    print(
+        f"latency: batch {config.latency_batch}, {config.latency_dtype}, {config.latency_threads} thread(s), "
+        f"{next(iter(planned.latencies.values())).device}; training memory: a micro-batch of {micro_batch} in fp32"
+    )
+    counts = f"{len(selection.specs)} sizes x {planned.arms} arms x {config.seeds} seeds"
+    if config.lr_search:
+        counts += f" x {config.lr_search} learning rates"
+    if planned.steps is None:
+        cost = f"together about {planned.flops:.3g} training FLOPs an image (give --data)"
+    else:
+        cost = (
+            f"each {config.epochs} epochs = {planned.steps:,} steps = {planned.steps * config.batch_size:,} images; "
+            f"together about {planned.flops:.3g} training FLOPs"
+        )
+    if config.ancestry:
+        cost += ", without those of the ancestry model that teaches"
+    print(f"{planned.descendants} descendants ({counts}), {cost}")

@@ -1,0 +1,120 @@
+"""The trials of a sweep on Ray Tune: a plain single process for each pack of descendants that share their images."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import ray_learngene.cluster.shared_tensors  # noqa: F401  isort:skip  (before the first Ray import)
+import torch
+from ray import tune
+from ray.util.queue import Queue
+
+from ray_learngene import sigterm
+from ray_learngene.cluster.preemption import CatchesSigterm, stop_requests, watching
+from ray_learngene.cluster.session import cluster_has_gpus, ray_cluster, require_resources, use_assigned_gpu
+from ray_learngene.errors import Diverged, Interrupted, RunError
+from ray_learngene.store.store import Store
+from ray_learngene.sweep import tune_callbacks
+from ray_learngene.sweep.capacity import cluster_place
+from ray_learngene.sweep.trials import Known, Outcomes, SweepInputs, Trial, print_packs
+from ray_learngene.sweep.tune_search import GroupedASHA, LearningRateSearch
+
+
+def train_on_cluster(
+    inputs: SweepInputs,
+    left: Sequence[Trial],
+    following: Sequence[Trial],
+    known: Known,
+    outcomes: Outcomes,
+    on_start: Callable[[], None],
+) -> None:
+    """Train what is left, and tell what becomes of it.
+
+    Args:
+        following: Trials after those, whose learning rates follow from the results of others.
+        known: What earlier runs tried, where learning rates are searched.
+        on_start: Called once the cluster has answered, before the first trial.
+
+    Raises:
+        Interrupted: this process was asked to end; what ran has written its checkpoints.
+        KeyboardInterrupt: Ctrl-C; checkpoints of what was not finished stay.
+    """
+    os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")  # histories are published with each descendant
+    os.environ.setdefault("TUNE_GLOBAL_CHECKPOINT_S", "60")
+    os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # else Tune prints a banner although it is told to be quiet
+    config = inputs.config
+    store = Store(config.store, config.store_patience)
+    progress = tune_callbacks.SweepProgress(outcomes)
+    with ray_cluster(config.address), sigterm.graceful():
+        gpus = float(cluster_has_gpus()) if config.gpus_per_trial is None else config.gpus_per_trial
+        require_resources(config.address, 1, config.cpus_per_trial, gpus, "trials")
+        on_start()
+        packs = inputs.packs(left, cluster_place(config.cpus_per_trial, gpus, config.max_concurrent))
+        print_packs(packs)
+        search = LearningRateSearch(packs, following, known, config) if config.lr_search else None
+        storage_path, storage_filesystem = store.ray_storage(f"sweep-{config.name}")
+        resources = {"CPU": config.cpus_per_trial, "GPU": gpus}
+        _train.__mixins__ = (CatchesSigterm,)  # type: ignore[attr-defined]  # how Tune extends a function's actor
+        with stop_requests() as requests:
+            tune.Tuner(
+                tune.with_resources(tune.with_parameters(_train, inputs=inputs, requests=requests), resources),
+                param_space={} if search else {"one": tune.grid_search([{"pack": trials} for trials in packs])},
+                tune_config=tune.TuneConfig(
+                    num_samples=len(packs) + len(following) if search else 1,
+                    metric="top1",
+                    mode="max",
+                    search_alg=search,
+                    scheduler=GroupedASHA(config.epochs) if config.asha else None,
+                    max_concurrent_trials=config.max_concurrent or None,
+                    reuse_actors=True,
+                    trial_dirname_creator=lambda trial: trial.trial_id,
+                ),
+                run_config=tune.RunConfig(
+                    name=f"sweep-{config.name}",
+                    storage_path=storage_path,
+                    storage_filesystem=storage_filesystem,
+                    failure_config=tune.FailureConfig(max_failures=config.max_failures),
+                    callbacks=[progress],
+                    stop=tune_callbacks.StopsWhenAsked(progress),
+                    verbose=0,
+                ),
+            ).fit()
+        if sigterm.requested() and outcomes.ended < outcomes.total:
+            raise Interrupted(outcomes.ended, outcomes.total, "descendants")
+    if outcomes.ended < outcomes.total:  # Tune takes Ctrl-C for itself, and returns
+        raise KeyboardInterrupt
+
+
+def _train(one: dict[str, Any], inputs: SweepInputs, requests: Queue) -> None:
+    """One Tune trial: the trials of a pack. What trying again would not help is reported, not raised."""
+    use_assigned_gpu()
+    config = inputs.config
+    torch.set_num_threads(max(1, int(config.cpus_per_trial)))
+    if torch.cuda.is_available() and 0 < (config.gpus_per_trial or 0) < 1:
+        torch.cuda.set_per_process_memory_fraction(config.gpus_per_trial or 1)  # Ray's shares are bookkeeping only
+    one = one.get("one", one)
+    trials: list[Trial] = one["pack"]
+    left = [trial for member, trial in enumerate(trials) if member not in one.get("ended", ())]
+
+    def report(trial: Trial, metrics: dict[str, Any]) -> None:
+        if "top1" in metrics:  # Tune refuses a result without what it compares, such as one in mid-epoch
+            tune.report({**metrics, "member": trials.index(trial)})
+
+    def ended(trial: Trial, outcome: dict[str, Any] | RunError) -> None:
+        if isinstance(outcome, RunError):
+            diverged = isinstance(outcome, Diverged)
+            report(trial, {"top1": float("-inf"), "error": str(outcome), "diverged": diverged})
+        else:
+            report(trial, {**outcome, "epoch": config.epochs, "epochs": config.epochs, "finished": True})
+
+    at_once = one.get("at_once") or max(1, len(left))
+    try:
+        with watching(requests):
+            for first in range(0, len(left), at_once):
+                inputs.train(left[first : first + at_once], report, ended)
+    except Interrupted:
+        if requests.empty():
+            os._exit(sigterm.STATUS)  # Tune starts it elsewhere; it counts as a failure only if its node stays
+        tune.report({"top1": float("-inf"), "interrupted": True})

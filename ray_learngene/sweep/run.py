@@ -1,0 +1,92 @@
+"""The trials of a sweep: every descendant that is not finished yet, side by side with others where that is good."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import replace
+from typing import Any
+
+from ray_learngene.errors import Diverged, Interrupted, RunError
+from ray_learngene.store.store import Store
+from ray_learngene.sweep.trials import Known, Outcomes, SweepInputs, Trial, print_packs
+from ray_learngene.terminal import print_message
+
+
+def run_trials(
+    inputs: SweepInputs,
+    wanted: Sequence[Trial],
+    before: Sequence[dict[str, Any]],
+    on_start: Callable[[], None],
+    keep: Callable[[dict[str, Any]], None],
+) -> None:
+    """Train what is wanted and not among the rows from before, on the cluster or in this process.
+
+    Args:
+        on_start: Called once the cluster has answered, before the first trial.
+        keep: Called with a row for each trial that failed or was stopped early; those that finished are in the store.
+
+    Raises:
+        Interrupted: this process was asked to end.
+    """
+    config = inputs.config
+    settled = {row["descendant"] for row in before}
+    every, following, known = list(wanted), list[Trial](), Known()
+    if config.lr_search:
+        from ray_learngene.sweep.learning_rates import drawn_and_following
+
+        known = _known(inputs, wanted, before)
+        every, following = drawn_and_following(wanted, known, _begun(inputs, wanted, settled), config)
+    left = [trial for trial in every if inputs.descendant(trial).name not in settled]
+    total, count = len(wanted) * max(1, config.lr_search), len(left) + len(following)
+    done = f", {total - count} already finished" if count < total else ""
+    print(f"sweep {config.name}: {count} descendants to train{done}", flush=True)
+    outcomes = Outcomes(inputs, count, keep)
+    if count and not config.in_process:
+        from ray_learngene.sweep.ray_tune import train_on_cluster
+
+        train_on_cluster(inputs, left, following, known, outcomes, on_start)
+    else:
+        on_start()
+        _train_here(inputs, left, outcomes)
+
+
+def _train_here(inputs: SweepInputs, left: Sequence[Trial], outcomes: Outcomes) -> None:
+    """One pack after another in this process."""
+    from ray_learngene.sweep.capacity import own_place
+
+    def ended(trial: Trial, outcome: dict[str, Any] | RunError) -> None:
+        if isinstance(outcome, RunError):
+            outcomes.failed(trial, str(outcome), {}, diverged=isinstance(outcome, Diverged))
+        else:
+            outcomes.finished(trial, outcome)
+
+    packs = inputs.packs(left, own_place()) if left else []
+    print_packs(packs)
+    try:
+        for trials in packs:
+            inputs.train(trials, lambda trial, metrics: print_message(metrics), ended)
+    except Interrupted:
+        raise Interrupted(outcomes.ended, outcomes.total, "descendants") from None
+
+
+def _known(inputs: SweepInputs, wanted: Sequence[Trial], before: Sequence[dict[str, Any]]) -> Known:
+    """What earlier runs of the sweep tried."""
+    known: Known = {trial.group: [] for trial in wanted}
+    by_name = {row["descendant"]: row for row in before}
+    for trial in wanted:
+        for name, row in by_name.items():
+            if inputs.descendant(replace(trial, lr=row["lr"])).name == name:
+                known[trial.group].append((row["lr"], row["top1"]))
+    return known
+
+
+def _begun(inputs: SweepInputs, wanted: Sequence[Trial], settled: Collection[str]) -> list[Trial]:
+    """What earlier runs of the sweep have not settled and left with a checkpoint, at whatever learning rate."""
+    config = inputs.config
+    left = {
+        manifest.name.removeprefix(f"{config.name}/"): manifest.metadata["lr"]
+        for manifest in Store(config.store, config.store_patience).manifests("checkpoint", config.name)
+        if "lr" in manifest.metadata  # else an earlier version wrote it
+    }
+    begun = [(replace(trial, lr=lr), name) for name, lr in left.items() if name not in settled for trial in wanted]
+    return [trial for trial, name in begun if inputs.descendant(trial).name == name]

@@ -1,0 +1,191 @@
+"""From learngenes, budgets, depths and widths to specs with their costs: what `plan` prints and `sweep` trains."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from ray_learngene.config import SelectionConfig
+from ray_learngene.device import resolve_device
+from ray_learngene.errors import UserError
+from ray_learngene.methods.base import Learngene
+from ray_learngene.models.budgets import Budget, Candidate, candidates, largest_within
+from ray_learngene.models.costs import Latency, costs, measure_latency, training_memory
+from ray_learngene.models.specs import Spec, build
+from ray_learngene.store.learngenes import StoredLearngene
+from ray_learngene.store.store import Store
+from ray_learngene.sweep.arms import Arm
+
+
+@dataclass(frozen=True)
+class Selection:
+    """The candidates and, of them, the specs to train, largest first, with the budgets that chose them.
+
+    Without budgets every candidate is trained.
+    """
+
+    candidates: tuple[Candidate, ...]
+    specs: tuple[Candidate, ...]
+    chosen: Mapping[str, Candidate]
+
+    def admitting(self, candidate: Candidate) -> list[str]:
+        """The budgets that a candidate is within."""
+        return [text for text in self.chosen if Budget.parse(text).admits(candidate.costs)]
+
+
+def load_learngene(config: SelectionConfig) -> StoredLearngene:
+    """The learngene whose sizes are varied and whose preprocessing descendants inherit."""
+    store = Store(config.store, config.store_patience)
+    store.check(write=False)
+    return StoredLearngene.load(store, config.learngene)
+
+
+def parse_numbers(flag: str, text: str) -> list[int]:
+    """`6-15` or `4,6,8` or a mix, as sorted distinct numbers.
+
+    Raises:
+        UserError: the text is neither.
+    """
+    numbers: set[int] = set()
+    for part in text.split(","):
+        match = re.fullmatch(r"\s*(\d+)\s*(?:-\s*(\d+)\s*)?", part)
+        first, last = (int(match[1]), int(match[2] or match[1])) if match else (0, 0)
+        if not 1 <= first <= last <= 100_000 or last - first > 1000:
+            raise UserError(f"--{flag} {text}: cannot read {part.strip()!r}; write 6-15 or 4,6,8 (from 1 up)")
+        numbers.update(range(first, last + 1))
+    return sorted(numbers)
+
+
+def check_texts(config: SelectionConfig) -> None:
+    """Read budgets, depths, widths and arms, so that what is malformed is refused before images are."""
+    for text in config.budgets:
+        Budget.parse(text)
+    for flag, numbers in (("depths", config.depths), ("widths", config.widths)):
+        if numbers:
+            parse_numbers(flag, numbers)
+    if len(set(config.arms)) < len(config.arms):
+        raise UserError(f"--arms {','.join(config.arms)}: give each arm once")
+    for arm in config.arms:
+        Arm.parse(arm, config.learngene)
+
+
+def parse_arms(config: SelectionConfig, learngene: Learngene) -> tuple[Arm, ...]:
+    """The arms; where none are given, the learngene's own method and scratch."""
+    return tuple(Arm.parse(text, config.learngene) for text in config.arms or (learngene.method, "scratch"))
+
+
+def measured_latency(config: SelectionConfig) -> Callable[[Spec], Latency]:
+    """Measures a spec on the device at hand, each spec once."""
+    known: dict[Spec, Latency] = {}
+    device = resolve_device()
+    dtype = getattr(torch, config.latency_dtype)
+
+    def measure(spec: Spec) -> Latency:
+        if spec not in known:
+            known[spec] = measure_latency(
+                build(spec),
+                spec.image,
+                device=device,
+                batch=config.latency_batch,
+                dtype=dtype,
+                threads=config.latency_threads,
+            )
+        return known[spec]
+
+    return measure
+
+
+def select(
+    config: SelectionConfig, learngene: Learngene, classes: int, measure: Callable[[Spec], Latency]
+) -> Selection:
+    """The largest spec within each budget among the candidate depths and widths; all of them where there is no budget.
+
+    Heads grow with the width, at the learngene's head size.
+
+    Raises:
+        UserError: a budget cannot be read, or nothing meets it.
+    """
+    budgets = [Budget.parse(text) for text in config.budgets]
+    source = learngene.spec
+    depths = parse_numbers("depths", config.depths) if config.depths else list(range(1, source.depth + 1))
+    widths = parse_numbers("widths", config.widths) if config.widths else [source.width]
+    head_size = source.width // source.heads
+    odd = next((width for width in widths if width % head_size), None)
+    if odd:
+        raise UserError(f"--widths {config.widths}: {odd} is not a multiple of the learngene's head size, {head_size}")
+    changes: dict[str, Any] = {"classes": classes, **({"image": config.image_size} if config.image_size else {})}
+    try:
+        specs = [
+            source.replace(depth=depth, width=width, heads=width // head_size, **changes)
+            for width in widths
+            for depth in depths
+        ]
+    except ValueError as error:
+        raise UserError(f"--image-size {config.image_size}: {error}") from None
+    with_latency = any(budget.needs_latency for budget in budgets)
+
+    def cost(spec: Spec) -> dict[str, float]:
+        return {**costs(spec), **({"latency": measure(spec).median_ms} if with_latency else {})}
+
+    choices = candidates(specs, cost)
+    if not budgets:
+        return Selection(tuple(choices), tuple(choices), {})
+    chosen = {budget.text: largest_within(budget, choices) for budget in budgets}
+    return Selection(tuple(choices), tuple(choice for choice in choices if choice in chosen.values()), chosen)
+
+
+def load_arms(
+    config: SelectionConfig, arms: tuple[Arm, ...], selection: Selection, known: StoredLearngene, seeds: range
+) -> dict[str, StoredLearngene]:
+    """The learngenes of all arms by name, each expanded once at every size it is for.
+
+    So what a method cannot do is said before anything starts.
+
+    Raises:
+        UserError: a learngene is missing or was made by another method, or cannot become one of the specs.
+    """
+    store = Store(config.store, config.store_patience)
+    learngenes = {config.learngene: known}
+    expanded = set()
+    for arm in arms:
+        for choice in selection.specs:
+            for seed in seeds:
+                name = arm.learngene_of(choice.spec, seed)
+                if (arm, choice.spec, name) in expanded:
+                    continue
+                expanded.add((arm, choice.spec, name))
+                if name is not None and name not in learngenes:
+                    learngenes[name] = StoredLearngene.load(store, name)
+                learngene = learngenes[name].learngene if name else None
+                if learngene and learngene.method != arm.method.name:
+                    raise UserError(
+                        f"--arms {arm.text}: the learngene {name!r} was made by {learngene.method!r}, "
+                        f"not by {arm.method.name!r}"
+                    )
+                if learngene:
+                    _require_preprocessing(arm, name, learngene, known.learngene)
+                arm.method.expand(learngene, choice.spec)
+    return learngenes
+
+
+def _require_preprocessing(arm: Arm, name: str | None, learngene: Learngene, known: Learngene) -> None:
+    """Descendants of one sweep see images normalised alike."""
+    for key in ("mean", "std"):
+        have, want = learngene.preprocessing.get(key), known.preprocessing.get(key)
+        if have and want and list(have) != list(want):
+            raise UserError(
+                f"--arms {arm.text}: the learngene {name!r} was distilled with {key} {have}, the sweep's images have "
+                f"{want}: sweep them apart"
+            )
+
+
+def cost_columns(spec: Spec, latency: Latency, micro_batch: int) -> dict[str, Any]:
+    """The costs of a spec as columns of the results table; training memory is that of one micro-batch."""
+    measured = latency.as_dict()
+    columns = {"latency": measured.pop("median_ms"), "latency_p90": measured.pop("p90_ms")}
+    columns["training_memory"] = training_memory(spec, micro_batch)
+    return {**costs(spec), **columns, **{f"latency_{name}": value for name, value in measured.items()}}

@@ -1,0 +1,209 @@
+"""A sweep: many descendants in parallel from one learngene, on Ray Tune.
+
+learngene sweep --learngene digits --name digits --data digits --budgets "params<=150k" "params<=300k" --epochs 5
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from contextlib import suppress
+from typing import Any
+
+import pandas
+
+from ray_learngene.ancestry.model import check_classes, load_ancestry
+from ray_learngene.config import SweepConfig
+from ray_learngene.data.pipeline import ImagePipeline, checked_image_sets
+from ray_learngene.errors import Diverged, UserError
+from ray_learngene.methods.base import Learngene
+from ray_learngene.models.compile import require_compiler
+from ray_learngene.models.preprocessing import Preprocessing
+from ray_learngene.provenance import provenance
+from ray_learngene.store.checkpoints import StoreCheckpoints
+from ray_learngene.store.learngenes import StoredLearngene
+from ray_learngene.store.manifest import folder_of
+from ray_learngene.store.store import Store
+from ray_learngene.sweep.arms import Arm
+from ray_learngene.sweep.descendant import decisive_settings
+from ray_learngene.sweep.results import (
+    PAGE,
+    RESULTS,
+    SETTINGS,
+    earlier_rows,
+    print_leaderboard,
+    read_settings,
+    write_results,
+)
+from ray_learngene.sweep.run import run_trials
+from ray_learngene.sweep.selection import (
+    Selection,
+    check_texts,
+    cost_columns,
+    load_arms,
+    load_learngene,
+    measured_latency,
+    parse_arms,
+    select,
+)
+from ray_learngene.sweep.trials import SweepInputs, Trial
+
+
+def sweep(config: SweepConfig, *, leaderboard: bool = True) -> pandas.DataFrame:
+    """Train every descendant that is not finished yet, publish each as it finishes, and print the leaderboard.
+
+    Returns:
+        The results table, one row per descendant, as written to `sweeps/<name>/results.parquet`.
+
+    Raises:
+        Diverged: some did, and none failed otherwise; the others are published.
+        Interrupted: this process was asked to end; the same call continues.
+        UserError: see the message; nothing has been trained then, or (some failed) the others are published.
+    """
+    folder_of("descendant", f"{config.name}/x")  # refuses a name that no store can hold
+    check_texts(config)
+    if config.compile and config.in_process:  # else it is a matter of the hosts that train
+        require_compiler()
+    store = Store(config.store, config.store_patience)
+    store.check(write=True)
+    stored = load_learngene(config)
+    learngene = stored.learngene
+    arms = parse_arms(config, learngene)
+    preprocessing = _preprocessing(config, learngene)
+    config = config.model_copy(update={"interpolation": preprocessing.interpolation})  # in training as in evaluation
+    images = _images(config, preprocessing)
+    ancestry = load_ancestry(config.ancestry, store) if config.ancestry else None
+    if ancestry:
+        check_classes(ancestry, str(config.ancestry), config.data, images.train.classes)
+        ancestry.accept(preprocessing.mean, preprocessing.std)
+    measure = measured_latency(config)
+    selection = select(config, learngene, len(images.train.classes), measure)
+    seeds = range(config.seed, config.seed + config.seeds)
+    learngenes = load_arms(config, arms, selection, stored, seeds)
+    micro_batch = config.batch_size // config.accumulation
+    inputs = SweepInputs(
+        config=config,
+        learngenes=learngenes,
+        images=images,
+        ancestry=ancestry,
+        costs={choice.spec: cost_columns(choice.spec, measure(choice.spec), micro_batch) for choice in selection.specs},
+    )
+    wanted = [
+        Trial(arm.text, choice.spec, seed, config.lr)
+        for choice in selection.specs  # largest first: the longest trials must not start last
+        for seed in seeds
+        for arm in arms
+    ]
+    settings = _settings(inputs, selection, stored)
+    _refuse_another(store, config.name, settings)
+    before = earlier_rows(store, config.name)
+    text = json.dumps(settings, indent=2) + "\n"
+    unfinished: list[dict[str, Any]] = []
+    try:
+        run_trials(
+            inputs,
+            wanted,
+            before,
+            lambda: store.write_text(f"sweeps/{config.name}/{SETTINGS}", text),
+            unfinished.append,
+        )
+    except BaseException:
+        if unfinished:
+            with suppress(UserError):  # what ended the sweep matters more
+                _settle(store, config.name, before, unfinished)
+        raise
+    table = _settle(store, config.name, before, unfinished)
+    if leaderboard:
+        print_leaderboard(table, budgets_of(selection))
+        print(f"results: {store.uri}/sweeps/{config.name}/{RESULTS} and {PAGE}", flush=True)
+    failed = [row for row in unfinished if row["status"] in ("failed", "diverged")]
+    if failed:
+        kind = Diverged if all(row["status"] == "diverged" for row in failed) else UserError
+        raise kind(
+            f"{len(failed)} of {len(wanted)} descendants failed: {failed[0]['error']}; the others are published, "
+            "run the sweep again to retry these"
+        )
+    return table
+
+
+def _settle(
+    store: Store, name: str, before: Sequence[dict[str, Any]], unfinished: Sequence[dict[str, Any]]
+) -> pandas.DataFrame:
+    """Write the results table, and remove the checkpoints of what would not go on from them in another run."""
+    stopped = [row for row in before if row["status"] == "stopped"]
+    table = write_results(store, name, [*stopped, *unfinished])
+    for row in unfinished:
+        if row["status"] in ("stopped", "diverged"):
+            StoreCheckpoints(store, f"{name}/{row['descendant']}").remove()
+    return table
+
+
+def budgets_of(selection: Selection) -> dict[str, int]:
+    """Budgets with the parameters of the size that each chose."""
+    return {text: int(choice.costs["params"]) for text, choice in selection.chosen.items()}
+
+
+def _preprocessing(config: SweepConfig, learngene: Learngene) -> Preprocessing:
+    """The learngene's, but for what the configuration says itself."""
+    return Preprocessing(
+        **{
+            **learngene.preprocessing,
+            "image_size": config.image_size or learngene.spec.image,
+            **config.model_dump(include={"crop_pct", "interpolation"} & config.model_fields_set),
+        }
+    )
+
+
+def _images(config: SweepConfig, preprocessing: Preprocessing) -> ImagePipeline:
+    sets = checked_image_sets(config)
+    images = ImagePipeline(
+        sets.train, sets.val, preprocessing, config, config.loader_workers, config.unreadable, config.finish_batches
+    )
+    images.training_batches(config)  # refuses what does not divide
+    return images
+
+
+def _settings(inputs: SweepInputs, selection: Selection, stored: StoredLearngene) -> dict[str, Any]:
+    config = inputs.config
+    expanded = {Arm.parse(text, config.learngene).learngene for text in config.arms or (stored.learngene.method,)}
+    return {
+        "format": 1,
+        "name": config.name,
+        # what all its descendants have in common; sizes, arms, seeds and learning rates searched may be added later
+        "common": {
+            # arms that all name learngenes of their own only share its preprocessing
+            **({"learngene": stored.manifest.version} if stored.manifest.name in expanded else {}),
+            "preprocessing": inputs.images.preprocessing.model_dump(mode="json"),
+            "data": inputs.images.train.fingerprint,
+            "validation": inputs.images.val.fingerprint,
+            **decisive_settings(config, inputs.ancestry),
+            **({} if config.lr_search else {"lr": config.lr}),
+        },
+        "budgets": budgets_of(selection),
+        "config": config.model_dump(mode="json"),
+        **provenance(),
+    }
+
+
+def _refuse_another(store: Store, name: str, settings: dict[str, Any]) -> None:
+    """Descendants of different settings in one sweep would not be comparable.
+
+    The learngene that earlier arms were expanded from stays one of the settings, also where now none is.
+    """
+    earlier = read_settings(store, name)
+    if earlier is None:
+        return
+    before, now = earlier["common"], settings["common"]
+    if "validation" not in before:
+        print(f"the sweep {name} was begun by an earlier version: take care that its validation images are the same")
+    for one, other in ((before, now), (now, before)):
+        # arms that are expanded from it may be added later; an earlier version did not say what it validated on
+        for key in {"learngene", "validation"} & other.keys():
+            one.setdefault(key, other[key])
+    changed = [key for key in sorted({*before, *now}) if before.get(key) != now.get(key)]
+    if changed:
+        key = changed[0]
+        raise UserError(
+            f"the sweep {name!r} in {store.uri} was made with {key} {before.get(key)!r}, not {now.get(key)!r}: "
+            "choose another --name"
+        )

@@ -1,0 +1,190 @@
+"""The trials of a sweep: what each trains, with what, and how it ends."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from ray_learngene.ancestry.model import Ancestry
+from ray_learngene.config import SweepConfig
+from ray_learngene.data.pipeline import ImagePipeline
+from ray_learngene.errors import RunError
+from ray_learngene.models.costs import kept_memory, macs, step_memory
+from ray_learngene.models.specs import Spec
+from ray_learngene.store.learngenes import StoredLearngene
+from ray_learngene.sweep.arms import Arm
+from ray_learngene.sweep.descendant import Descendant, DescendantTask, descendant
+from ray_learngene.sweep.packing import Load, Place, pack
+from ray_learngene.sweep.siblings import train_siblings
+
+if TYPE_CHECKING:  # specs import torch, which the terminal does without
+    from ray_learngene.models.specs import Spec
+
+
+@dataclass(frozen=True)
+class Trial:
+    """What is trained.
+
+    Attributes:
+        lr: The sweep's; where learning rates are searched, until the search has chosen one.
+    """
+
+    arm: str
+    spec: Spec
+    seed: int
+    lr: float
+
+    @property
+    def group(self) -> tuple[str, Spec, int]:
+        """What the trials of a learning-rate search have in common."""
+        return self.arm, self.spec, self.seed
+
+
+Known = dict[tuple[str, Spec, int], list[tuple[float, float]]]  # learning rates tried and their scores, by group
+
+
+@dataclass(frozen=True)
+class SweepInputs:
+    """What all trials of a sweep have in common; broadcast to the cluster once.
+
+    Attributes:
+        learngenes: Of all arms, by name.
+        ancestry: Teacher of the descendants; None where they learn from labels alone.
+        costs: Columns of the results table by spec: parameters, MACs, memory, measured latency.
+    """
+
+    config: SweepConfig
+    learngenes: dict[str, StoredLearngene]
+    images: ImagePipeline
+    ancestry: Ancestry | None
+    costs: dict[Spec, dict[str, Any]]
+
+    def learngene(self, trial: Trial) -> StoredLearngene | None:
+        """What a trial's descendant is expanded from."""
+        name = Arm.parse(trial.arm, self.config.learngene).learngene_of(trial.spec, trial.seed)
+        return self.learngenes[name] if name else None
+
+    def descendant(self, trial: Trial) -> Descendant:
+        """The descendant that a trial trains."""
+        return descendant(
+            trial.arm, trial.spec, trial.seed, trial.lr, self.config, self.images, self.learngene(trial), self.ancestry
+        )
+
+    def train(
+        self,
+        trials: Sequence[Trial],
+        report: Callable[[Trial, dict[str, Any]], None],
+        ended: Callable[[Trial, dict[str, Any] | RunError], None],
+    ) -> None:
+        """Train the descendants of trials that see the same views, side by side; see `train_siblings`."""
+
+        def tuning(trial: Trial) -> DescendantTask:
+            return DescendantTask(
+                self.descendant(trial),
+                self.learngene(trial),
+                self.costs[trial.spec],
+                lambda metrics: report(trial, metrics),
+            )
+
+        trial_of = {tuning(trial): trial for trial in trials}
+        train_siblings(
+            list(trial_of),
+            self.images,
+            self.config,
+            self.ancestry,
+            lambda tuning, outcome: ended(trial_of[tuning], outcome),
+        )
+
+    def packs(self, trials: Sequence[Trial], place: Place) -> list[list[Trial]]:
+        """Who is trained beside whom on places of a kind."""
+        config = self.config
+        micro_batch = config.batch_size // config.accumulation
+        image = 4 * 3 * self.images.preprocessing.image_size**2
+        shared = 2 * config.batch_size * image  # a batch, and the next or what it was made of
+        if self.ancestry is not None:
+            shared += sum(each.numel() * each.element_size() for each in self.ancestry.state_dict().values())
+        loads = [
+            Load(
+                trial,
+                trial.seed if config.view_seed is None else config.view_seed,
+                macs(trial.spec),
+                kept_memory(trial.spec, averaged=config.ema > 0),
+                step_memory(trial.spec, micro_batch),
+            )
+            for trial in trials
+        ]
+        most = 1 if config.asha else config.most_siblings  # ASHA stops Tune's trials, not members of them
+        packs = pack(loads, Place(place.count, place.memory - shared), most)
+        return [[load.trial for load in each.loads] for each in packs]
+
+
+class Outcomes:
+    """What becomes of the trials of a sweep: a line for each in the terminal, a row for each that did not finish.
+
+    Args:
+        keep: Called with those rows.
+    """
+
+    def __init__(self, inputs: SweepInputs, total: int, keep: Callable[[dict[str, Any]], None]) -> None:
+        self.inputs, self.total, self.keep, self.ended = inputs, total, keep, 0
+
+    def finished(self, trial: Trial, row: dict[str, Any]) -> None:
+        """It is in the store."""
+        self._print(trial, finished_text(row))
+
+    def failed(self, trial: Trial, error: str, metrics: dict[str, Any], *, diverged: bool = False) -> None:
+        """`metrics` are the last that it reported, if any."""
+        self._print(trial, f"failed: {error}")
+        self._keep(trial, "diverged" if diverged else "failed", error, metrics)
+
+    def stopped(self, trial: Trial, metrics: dict[str, Any]) -> None:
+        """Early, by the scheduler; not an error."""
+        epoch, top1 = metrics.get("epoch", 0), metrics.get("top1", 0)
+        self._print(trial, f"stopped early at epoch {epoch:g} with top-1 {top1:.2f} %")
+        self._keep(trial, "stopped", None, metrics)
+
+    def _print(self, trial: Trial, text: str) -> None:
+        self.ended += 1
+        print(trial_line(self.ended, self.total, trial.arm, trial.spec, trial.seed, trial.lr, text), flush=True)
+
+    def _keep(self, trial: Trial, status: str, error: str | None, metrics: dict[str, Any]) -> None:
+        self.keep(
+            {
+                "descendant": self.inputs.descendant(trial).name,
+                "sweep": self.inputs.config.name,
+                "status": status,
+                "error": error,
+                "arm": trial.arm,
+                "width": trial.spec.width,
+                "depth": trial.spec.depth,
+                "seed": trial.seed,
+                "lr": trial.lr,
+                "epochs": self.inputs.config.epochs,
+                "top1": metrics.get("top1"),
+                "steps": metrics.get("step"),
+                "seconds": metrics.get("seconds"),
+            }
+        )
+
+
+def print_packs(packs: Sequence[Sequence[Trial]]) -> None:
+    """Say which trials share their images, if any do."""
+    if largest := max((len(trials) for trials in packs if len(trials) > 1), default=0):
+        print(f"up to {largest} of them train side by side, on images that are read once (--siblings)", flush=True)
+
+
+def trial_line(number: int, total: int, arm: str, spec: Spec, seed: int, lr: float, text: str) -> str:
+    """One line for a trial of a sweep that has ended."""
+    width = len(str(total))
+    size = f"width {spec.width:3} depth {spec.depth:2}"
+    return f"[{number:{width}}/{total}] {arm:10} {size}   seed {seed}   lr {lr:.1e}   {text}"
+
+
+def finished_text(row: Mapping[str, Any]) -> str:
+    """What the line of a finished trial says of its result."""
+    return (
+        f"top-1 {row['top1_untuned']:6.2f} % untuned, {row['top1']:6.2f} % tuned   "
+        f"{row['params'] / 1e6:8.3f} M parameters   {row['seconds']:6.1f} s"
+        + (f"   {row['unreadable']} unreadable images skipped" if row.get("unreadable") else "")
+    )

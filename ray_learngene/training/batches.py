@@ -1,0 +1,70 @@
+"""The batches of one worker: micro-batches of a step, and the validation split."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from itertools import islice
+from typing import Any, Protocol
+
+from torch.utils.data import DataLoader
+
+from ray_learngene.config import OptimizationConfig
+from ray_learngene.data.pipeline import ImagePipeline
+from ray_learngene.training.step import Batch
+from ray_learngene.training.world import World
+
+
+class Answers(Protocol):
+    """Adds the ancestry model's logits to a worker's batches."""
+
+    def beside(self, loader: DataLoader[Any]) -> Iterable[Batch]: ...
+
+
+class Batches:
+    """Opens the loader at the first step that is asked for, and reads on from there.
+
+    Args:
+        config: Sets the augmented views, their order, and the images of a step.
+        answers: Adds the ancestry model's logits; None where the objective needs none.
+        whole_evaluation: Every worker scores the whole validation split.
+    """
+
+    def __init__(
+        self,
+        images: ImagePipeline,
+        config: OptimizationConfig,
+        world: World,
+        answers: Answers | None = None,
+        whole_evaluation: bool = False,
+    ) -> None:
+        self.images, self.config, self.world, self.answers = images, config, world, answers
+        self._validation = images.validation_batches(
+            max(1, int(world.micro_batch(config))),
+            rank=0 if whole_evaluation else world.rank,
+            world_size=1 if whole_evaluation else world.world_size,
+        )
+        self._next, self._end = 0, 0  # the step that the open loader gives next, and where it ends
+        self._steps: Iterator[Batch] = iter(())
+
+    def of_step(self, step: int) -> Iterator[Batch]:
+        """The micro-batches of the step that follows `step` others; each is read when it is taken."""
+        if step != self._next or step >= self._end:
+            self._open(step)
+        self._next = step + 1
+        yield from islice(self._steps, self.config.accumulation)
+
+    def of_validation(self) -> Iterator[Batch]:
+        """This worker's part of the validation split."""
+        return iter(self._validation)
+
+    def _open(self, step: int) -> None:
+        steps_per_epoch = len(self.images.train) // self.config.batch_size
+        epochs = max(self.config.epochs, step // steps_per_epoch + 1)  # fitting may take more steps than training
+        self._end = epochs * steps_per_epoch
+        loader = self.images.training_batches(
+            self.config.model_copy(update={"epochs": epochs}),
+            rank=self.world.rank,
+            world_size=self.world.world_size,
+            start_step=step,
+        )
+        self._steps = iter(self.answers.beside(loader) if self.answers is not None else loader)

@@ -1,0 +1,193 @@
+"""Checkpoints that are uploaded while training goes on."""
+
+from __future__ import annotations
+
+import errno
+import json
+import shutil
+import tempfile
+import threading
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Protocol, Self
+
+from safetensors import SafetensorError
+
+from ray_learngene.errors import RunError
+
+
+class Uploads(Protocol):
+    """Checkpoints whose `save` returns when the checkpoint is in the store, such as `StoreCheckpoints`."""
+
+    def latest(self) -> AbstractContextManager[Path | None]: ...
+    def save(self, write: Callable[[Path], None], metrics: dict[str, Any]) -> None: ...
+
+
+class BackgroundCheckpoints:
+    """Writes a checkpoint to the local disk and lets a thread upload it.
+
+    One is uploaded at a time. If the next is written before that is done, it waits; if one more is written, it takes
+    the place of the waiting one. So a slow or unreachable store costs checkpoints, never training time. Leaving the
+    context waits for all uploads.
+    """
+
+    def __init__(self, uploads: Uploads) -> None:
+        self.uploads = uploads
+        self._changed = threading.Condition()
+        self._waiting: tuple[Path, dict[str, Any]] | None = None
+        self._thread: threading.Thread | None = None
+        self._error: Exception | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.wait()
+        if error is None:
+            self._raise_error()
+
+    def latest(self) -> AbstractContextManager[Path | None]:
+        """A folder with the newest checkpoint; None where there is none."""
+        return self.uploads.latest()
+
+    def save(self, write: Callable[[Path], None], metrics: dict[str, Any]) -> None:
+        """Write a checkpoint and see to its upload.
+
+        Raises:
+            Exception: whatever ended an earlier upload for good.
+        """
+        self._raise_error()
+        folder = Path(tempfile.gettempdir(), f"checkpoint-{uuid.uuid4().hex}")
+        try:
+            write(folder)
+        except BaseException:
+            shutil.rmtree(folder, ignore_errors=True)
+            raise
+        with self._changed:
+            replaced, self._waiting = self._waiting, (folder, metrics)
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._upload, name="checkpoint upload")
+                self._thread.start()
+        if replaced is not None:
+            shutil.rmtree(replaced[0], ignore_errors=True)
+
+    def finish(self) -> None:
+        """Wait as `wait` does; raises as `save` does."""
+        self.wait()
+        self._raise_error()
+
+    def busy(self) -> bool:
+        """Never: a newer checkpoint takes the place of the one that waits."""
+        return False
+
+    def wait(self) -> None:
+        """Wait until nothing is being uploaded."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._thread is None)
+
+    def _raise_error(self) -> None:
+        if self._error is not None:
+            raise self._error
+
+    def _upload(self) -> None:
+        while True:
+            with self._changed:
+                waiting, self._waiting = self._waiting, None
+                if waiting is None or self._error is not None:
+                    if waiting is not None:
+                        shutil.rmtree(waiting[0], ignore_errors=True)
+                    self._thread = None
+                    self._changed.notify_all()
+                    return
+            folder, metrics = waiting
+            try:
+                with clear_disk_errors(folder):
+                    self.uploads.save(lambda target, folder=folder: _move(folder, target), metrics)  # type: ignore[misc]
+            except Exception as error:
+                self._error = error
+            finally:
+                shutil.rmtree(folder, ignore_errors=True)
+
+
+def _move(source: Path, target: Path) -> None:
+    for path in source.iterdir():
+        shutil.move(path, target)
+
+
+class Checkpoints(Protocol):
+    """Where checkpoints of one run go. All are called by all workers at the same step.
+
+    `save` lets `write` fill a folder that it names, and may return while what was written is being uploaded; `finish`
+    waits for that. Both raise what went wrong with an earlier upload. `busy` says whether this worker's `save`
+    would have to wait: then a checkpoint is left out, unless it is the last.
+    """
+
+    def latest(self) -> AbstractContextManager[Path | None]: ...
+    def save(self, write: Callable[[Path], None], metrics: dict[str, Any]) -> None: ...
+    def finish(self) -> None: ...
+    def busy(self) -> bool: ...
+
+
+PROGRESS_FILE = "progress.json"
+
+
+EMA_FILE = "ema.safetensors"
+
+
+_GOOD = "the last checkpoint is good, and the same command goes on from it"
+
+
+@dataclass
+class Progress:
+    """How far a run is and what it has cost; kept inside every checkpoint, so that costs survive interruptions.
+
+    Attributes:
+        resumed_seconds: The part of `seconds` that earlier processes spent.
+        answers_read: Images, over all workers, that the ancestry model was not asked about: the answer was kept before.
+        fit: What fitting to the size cost before the first step, where a method does so (the fields of `Fit`).
+        unreadable: Names of the images that could not be read and were skipped.
+    """
+
+    step: int = 0
+    seconds: float = 0.0
+    resumed_seconds: float = 0.0
+    history: list[dict[str, float]] = field(default_factory=list)
+    answers_read: int = 0
+    unreadable: list[str] = field(default_factory=list)
+    fit: dict[str, float] = field(default_factory=dict)
+
+    @classmethod
+    def read(cls, folder: Path) -> Progress:
+        """The progress of an earlier process, from its checkpoint."""
+        progress = cls(**json.loads((folder / PROGRESS_FILE).read_text()))
+        progress.resumed_seconds = progress.seconds
+        return progress
+
+    def write(self, folder: Path) -> None:
+        facts = {name: value for name, value in vars(self).items() if name != "fit" or value}
+        (folder / PROGRESS_FILE).write_text(json.dumps(facts))
+
+
+@contextmanager
+def clear_disk_errors(folder: Path) -> Iterator[None]:
+    """Turn what the operating system says about writing a checkpoint into one line.
+
+    Raises:
+        RunError: the disk is full, or the folder cannot be written.
+    """
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        number = getattr(error, "errno", None)
+        if number in (errno.ENOSPC, errno.EDQUOT) or "No space left" in str(error):
+            raise RunError(
+                f"no space left in {folder.parent} for a checkpoint: free some, or set TMPDIR to another disk; {_GOOD}"
+            ) from None
+        reason = getattr(error, "strerror", None) or " ".join(str(error).split())
+        raise RunError(f"cannot write a checkpoint below {folder.parent}: {reason}; {_GOOD}") from None

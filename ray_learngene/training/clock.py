@@ -1,0 +1,78 @@
+"""Seconds that one training costs, where several share a process."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+
+_MOST_SPANS = 1000  # unread spans, so that reading them seldom waits for the device
+
+
+class Clock:
+    """Adds up the time of one training: its own steps, and its share of what was done for several at once.
+
+    On a GPU it measures the device's time, which runs on while the host is ahead.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self._seconds = 0.0
+        self._spans: deque[tuple[Any, Any, float]] = deque()
+        self._since: Any = None
+
+    def __call__(self) -> float:
+        """The seconds so far."""
+        seconds = self._settled()
+        return seconds if self._since is None else seconds + self._between(self._since, self._mark())
+
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        """Count the time of this block."""
+        self._since = self._mark()
+        try:
+            yield
+        finally:
+            self._add(self._since, self._mark())
+            self._since = None
+
+    def _mark(self) -> Any:
+        if self.device.type != "cuda":
+            return time.monotonic()
+        event = torch.cuda.Event(enable_timing=True)
+        event.record()
+        return event
+
+    def _add(self, start: Any, end: Any, share: float = 1.0) -> None:
+        self._spans.append((start, end, share))
+        if len(self._spans) >= _MOST_SPANS:
+            self._settled()
+
+    def _settled(self) -> float:
+        while self._spans:
+            start, end, share = self._spans.popleft()
+            self._seconds += share * self._between(start, end)
+        return self._seconds
+
+    def _between(self, start: Any, end: Any) -> float:
+        if self.device.type != "cuda":
+            return end - start
+        end.synchronize()
+        return start.elapsed_time(end) / 1000
+
+
+@contextmanager
+def shared_by(clocks: Sequence[Clock]) -> Iterator[None]:
+    """Count an equal share of this block's time on every clock, but for those that run anyway."""
+    waiting = [clock for clock in clocks if clock._since is None]
+    start = clocks[0]._mark() if waiting else None
+    try:
+        yield
+    finally:
+        end = clocks[0]._mark() if waiting else None
+        for clock in waiting:
+            clock._add(start, end, 1 / len(clocks))

@@ -1,0 +1,89 @@
+"""What takes the gradients of a step: the calls of a DeepSpeed engine, and one plain process with the same calls.
+
+Knows neither Ray nor storage nor methods.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from ray_learngene.training.engine_state import EngineState, read_state, write_state
+
+# `[B, classes]`, or several of them from an auxiliary model that is several models in one step
+Logits = Tensor | tuple[Tensor, ...]
+
+
+class Engine(Protocol):
+    """The calls that training makes, of a DeepSpeed engine and of `TorchEngine` alike."""
+
+    module: nn.Module
+
+    def __call__(self, images: Tensor) -> Logits: ...
+    def backward(self, loss: Tensor) -> Any: ...
+    def step(self) -> Any: ...
+    def train(self, mode: bool = True) -> Any: ...
+    def eval(self) -> Any: ...
+
+
+class TorchEngine:
+    """One plain process: autocast, accumulation, clipping and the optimizer step behind DeepSpeed's calls."""
+
+    def __init__(
+        self,
+        module: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        *,
+        accumulation: int = 1,
+        clip_grad: float = 0.0,
+        autocast: torch.dtype | None = None,
+    ) -> None:
+        self.module, self.optimizer = module, optimizer
+        self.accumulation, self.clip_grad, self.autocast = accumulation, clip_grad, autocast
+        self.device = next(module.parameters()).device
+        self._micro_batches = 0
+
+    def __call__(self, images: Tensor) -> Logits:
+        with torch.autocast(self.device.type, self.autocast, enabled=self.autocast is not None):
+            return self.module(images)
+
+    def backward(self, loss: Tensor) -> None:
+        (loss / self.accumulation).backward()
+
+    def step(self) -> None:
+        """Count a micro-batch; on the last of an accumulation, clip, step and clear the gradients."""
+        self._micro_batches += 1
+        if self._micro_batches % self.accumulation:
+            return
+        if self.clip_grad > 0:
+            nn.utils.clip_grad_norm_(self.module.parameters(), self.clip_grad)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+
+    def train(self, mode: bool = True) -> None:
+        self.module.train(mode)
+
+    def eval(self) -> None:
+        self.module.eval()
+
+    def save(self, folder: Path) -> None:
+        """Write weights and optimizer state."""
+        write_state(folder, EngineState(self.module.state_dict(), self.optimizer.state_dict()["state"]))
+
+    def load(self, folder: Path) -> None:
+        """Read what `save` wrote; the optimizer's settings stay those of this run."""
+        state = read_state(folder, self.device)
+        self.module.load_state_dict(state.model)
+        groups = self.optimizer.state_dict()["param_groups"]
+        self.optimizer.load_state_dict({"state": state.moments, "param_groups": groups})
+
+
+def resolve_precision(precision: str, device: torch.device) -> torch.dtype | None:
+    """The autocast dtype of a `precision` setting; None is fp32. `auto` is bf16 where the GPU computes in it."""
+    if precision == "auto":
+        computes = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+        return torch.bfloat16 if computes else None
+    return torch.bfloat16 if precision == "bf16" else None

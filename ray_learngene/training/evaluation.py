@@ -1,0 +1,72 @@
+"""Scores of a model on a validation split."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from ray_learngene.training.objectives import label_loss
+from ray_learngene.training.step import Batch
+
+
+@dataclass
+class Scores:
+    """Sums over evaluated images, so that workers' scores add up."""
+
+    correct: float = 0.0
+    loss: float = 0.0
+    images: float = 0.0
+
+    @property
+    def top1(self) -> float:
+        """Share of images whose highest logit is the label, in percent."""
+        return 100 * self.correct / self.images if self.images else math.nan
+
+    @property
+    def mean_loss(self) -> float:
+        return self.loss / self.images if self.images else math.nan
+
+
+@torch.no_grad()
+def score(
+    model: nn.Module,
+    batch: Batch,
+    *,
+    device: torch.device,
+    autocast: torch.dtype | None = None,
+    ancestry: nn.Module | None = None,
+) -> Tensor:
+    """What one batch adds to the fields of `Scores`, float64 `[3]` on the device; the model is in evaluation mode.
+
+    Args:
+        ancestry: Where given, its decisions stand in for the labels, and top-1 is the agreement with it.
+    """
+    images, targets = (tensor.to(device, non_blocking=True) for tensor in batch[:2])
+    with torch.autocast(device.type, autocast, enabled=autocast is not None):
+        logits = model(images).float()
+        if ancestry is not None:
+            targets = ancestry(images).argmax(dim=-1)
+    correct = (logits.argmax(dim=-1) == targets).sum()
+    # filled on the device: a copy of the number would wait for all that the device still has to do
+    images_seen = torch.full_like(correct, len(targets))
+    return torch.stack([correct, label_loss(logits, targets) * len(targets), images_seen]).double()
+
+
+def evaluate(
+    model: nn.Module,
+    batches: Iterable[Batch],
+    *,
+    device: torch.device,
+    autocast: torch.dtype | None = None,
+    ancestry: nn.Module | None = None,
+) -> Scores:
+    """Score a model in evaluation mode, in which it is left; arguments are those of `score`."""
+    model.eval()
+    sums = torch.zeros(3, dtype=torch.float64, device=device)
+    for batch in batches:
+        sums += score(model, batch, device=device, autocast=autocast, ancestry=ancestry)
+    return Scores(*sums.tolist())

@@ -1,0 +1,116 @@
+"""Fitting a method's adapter to a target size before it is a plain model: the second phase of WAVE and LiGO."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any, NoReturn
+
+import torch
+from timm.models.vision_transformer import VisionTransformer
+from torch import nn
+
+from ray_learngene.config import OptimizationConfig
+from ray_learngene.data.pipeline import ImagePipeline
+from ray_learngene.errors import Interrupted
+from ray_learngene.methods.base import Adapter
+from ray_learngene.training.clock import Clock
+from ray_learngene.training.engine import TorchEngine
+from ray_learngene.training.finite_guard import FiniteGuard, NonFiniteLoss
+from ray_learngene.training.flops import training_flops
+from ray_learngene.training.objectives import LabelObjective
+from ray_learngene.training.optimizers import create_optimizer, create_schedule
+from ray_learngene.training.step import Batch, Stepper
+
+
+@dataclass(frozen=True)
+class Fit:
+    """What fitting cost; all zero where nothing was fitted."""
+
+    steps: int = 0
+    images: int = 0
+    flops: int = 0
+    seconds: float = 0.0
+
+    def columns(self) -> dict[str, Any]:
+        return {f"fit_{name}": value for name, value in vars(self).items()}
+
+
+class Fitting:
+    """Trains an adapter for its `fit_steps` by cross-entropy, and makes it a plain model.
+
+    Order and augmentation of the images are those of the training that follows; the learning rate falls from the
+    adapter's `fit_lr` by a cosine, without warm-up. Nothing is saved on the way.
+
+    Raises:
+        NonFiniteLoss: in a step; the method's `fit_lr` is too high.
+    """
+
+    score_due = False
+
+    def __init__(
+        self,
+        adapter: Adapter,
+        images: ImagePipeline,
+        config: OptimizationConfig,
+        *,
+        clock: Clock,
+        autocast: torch.dtype | None,
+        smoothing: float = 0.0,
+    ) -> None:
+        assert isinstance(adapter, nn.Module)
+        self.adapter, self.config, self.clock = adapter, config, clock
+        self.step, self.total_steps = 0, adapter.fit_steps
+        self._began = clock()
+        self._interrupted = Interrupted(0, config.epochs * max(1, len(images.train) // config.batch_size))
+        settings = config.model_copy(
+            update={"epochs": 1, "lr": adapter.fit_lr * 512 / config.batch_size, "warmup_epochs": 0}
+        )
+        self._flops = training_flops(
+            adapter, images.preprocessing.image_size, batch=config.batch_size, steps=adapter.fit_steps, seed=config.seed
+        )
+        adapter.to(clock.device)
+        optimizer = create_optimizer(adapter, settings)
+        self._guard = FiniteGuard(clock.device)
+        self._stepper = Stepper(
+            TorchEngine(
+                adapter, optimizer, accumulation=config.accumulation, clip_grad=config.clip_grad, autocast=autocast
+            ),
+            LabelObjective(smoothing),
+            optimizer,
+            create_schedule(optimizer, settings, adapter.fit_steps),  # its end is that of fitting
+            adapter.fit_steps,
+            clock.device,
+            self._guard,
+            micro_batch=config.batch_size / config.accumulation,
+            seed=config.seed,
+        )
+
+    def take_step(self, micro_batches: Iterable[Batch]) -> None:
+        """Take the next step."""
+        try:
+            lr = self._stepper(self.step, micro_batches).lr
+            self.step += 1
+            if self.step == self.total_steps:
+                self._guard.check(self.step, lr)
+        except NonFiniteLoss:
+            raise NonFiniteLoss(
+                f"the loss is not finite while fitting to the size at learning rate {self.adapter.fit_lr:g}: lower the "
+                "method's option fit_lr, as in wave:fit_lr=1e-3"
+            ) from None
+
+    def result(self) -> tuple[VisionTransformer, Fit]:
+        """The plain model on the CPU, and what fitting cost."""
+        steps, images = self.total_steps, self.total_steps * self.config.batch_size
+        cost = Fit(steps, images, self._flops, round(self.clock() - self._began, 3))
+        return self.adapter.cpu().materialise(), cost
+
+    def interrupt(self) -> NoReturn:
+        """Raise `Interrupted`; fitting starts again another time."""
+        raise self._interrupted
+
+    def begin_interrupt(self) -> None: ...
+    def score(self, batch: Batch) -> None: ...
+    def end_score(self) -> None: ...
+    def save_if_due(self) -> None: ...
+    def finish(self) -> None: ...

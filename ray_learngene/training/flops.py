@@ -1,0 +1,57 @@
+"""FLOPs of training, counted by torch on copies of the modules without storage (two for each multiply-accumulate)."""
+
+from __future__ import annotations
+
+import copy
+from collections import Counter
+from collections.abc import Callable
+from functools import partial
+
+import torch
+from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from ray_learngene.methods.elastic import ElasticVisionTransformer, draw_step
+from ray_learngene.models.specs import Spec
+
+# The backward pass costs about twice the forward one.
+TRAINING_PASSES = 3
+
+
+def forward_flops(module: nn.Module, image: int, batch: int = 1) -> int:
+    """FLOPs of one forward pass of images `[batch, 3, image, image]`, in the mode that the module is in.
+
+    Matrix products, convolutions and attention's two products are counted; norms and activations are not.
+    """
+    return _count(_on_meta(module), image, batch)
+
+
+def _on_meta(module: nn.Module) -> nn.Module:
+    """A copy without storage; frozen, as torch's counter follows modules through the gradients of what is not."""
+    return copy.deepcopy(module).to("meta").requires_grad_(False)
+
+
+def _count(forward: Callable[[torch.Tensor], object], image: int, batch: int) -> int:
+    # the counter knows attention as two products, not as the fused kernel of the CPU
+    eager = torch.compiler.set_stance("force_eager")  # a counter sees nothing of compiled layers
+    with eager, FlopCounterMode(display=False) as counter, torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
+        forward(torch.zeros(batch, 3, image, image, device="meta"))
+    return counter.get_total_flops()
+
+
+def training_flops(module: nn.Module, image: int, *, batch: int, steps: int, seed: int = 0) -> int:
+    """FLOPs of `steps` optimizer steps at a global batch of `batch` images, the backward pass as twice the forward.
+
+    A module that is other models in every step is counted as those it draws in each of them.
+    """
+    module = _on_meta(module).train()
+    if not isinstance(module, ElasticVisionTransformer):
+        return TRAINING_PASSES * steps * _count(module, image, batch)
+    passes: Counter[tuple[Spec, int]] = Counter()
+    for step in range(steps):
+        draw_step(module, seed, step, steps)
+        passes.update(module.passes(batch))
+    return TRAINING_PASSES * sum(
+        count * _count(partial(module.forward_as, spec), image, images) for (spec, images), count in passes.items()
+    )

@@ -1,0 +1,152 @@
+"""The training loop: one model, or several that see the same images, from their last checkpoints to their last step.
+
+Models that train together share every batch: it is read, augmented, copied to the device and seen by the teacher once.
+Each ends with the weights that it would get alone, bit for bit on the CPU.
+"""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, Generic, NoReturn, Protocol, TypeVar
+
+from ray_learngene.training.batches import Batches
+from ray_learngene.training.clock import Clock, shared_by
+from ray_learngene.training.step import Batch
+
+
+class Trains(Protocol):
+    """One model in training, such as `Trainer`."""
+
+    clock: Clock
+    total_steps: int
+
+    @property
+    def step(self) -> int:
+        """Optimizer steps that were taken so far."""
+        ...
+
+    @property
+    def score_due(self) -> bool:
+        """Whether the validation split comes before the next step."""
+        ...
+
+    def take_step(self, micro_batches: Iterable[Batch]) -> None: ...
+    def score(self, batch: Batch) -> None: ...
+    def end_score(self) -> None: ...
+    def save_if_due(self) -> None: ...
+
+    def begin_interrupt(self) -> None:
+        """Save what is done, as no step follows."""
+        ...
+
+    def interrupt(self) -> NoReturn:
+        """Wait until what is done is saved, and raise `Interrupted`."""
+        ...
+
+    def finish(self) -> None:
+        """Wait until the last checkpoint is saved."""
+        ...
+
+
+T = TypeVar("T", bound=Trains)
+
+
+def train(
+    trainers: Sequence[T],
+    batches: Batches,
+    *,
+    stop: Callable[[int], bool] = lambda step: False,
+    failed: Callable[[T, Exception], None] | None = None,
+) -> None:
+    """Train to the last step; a model that resumes from a later checkpoint joins when the others get there.
+
+    Args:
+        stop: Called before every step, by all workers. If it returns true, training ends there with a checkpoint.
+        failed: Called with a model and the error that ended it, while the others go on; None raises the error. An
+            error of the batches is one of every model that needs them.
+
+    Raises:
+        Interrupted: `stop` returned true, and `failed` is None.
+    """
+    group = Group(trainers, failed)
+    _score(group, batches)
+    for step in range(min(t.step for t in trainers), max(t.total_steps for t in trainers)):
+        due = [t for t in group.running if t.step == step]
+        if due and stop(step):
+            group.each(lambda t: t.begin_interrupt())  # all write theirs while the first one is uploaded
+            group.each(lambda t: t.interrupt())
+            return
+        shared = group.shared(batches.of_step(step), due)
+        micro_batches = list(shared) if len(due) > 1 else shared  # one model reads them as it takes them
+        group.each(lambda t: t.take_step(micro_batches), due)  # noqa: B023  (called at once)
+        _score(group, batches)
+        group.each(lambda t: t.save_if_due(), due)
+    group.each(lambda t: t.finish())
+
+
+def _score(group: Group[T], batches: Batches) -> None:
+    """Score the validation split with every model for which that is due."""
+    if due := [t for t in group.running if t.score_due]:
+        for batch in group.shared(batches.of_validation(), due):
+            group.each(lambda t: t.score(batch), due)  # noqa: B023
+        group.each(lambda t: t.end_score(), due)
+
+
+class HasClock(Protocol):
+    clock: Clock
+
+
+M = TypeVar("M", bound=HasClock)
+
+
+class Group(Generic[M]):
+    """Members that work side by side: each on its own clock, and what ends one leaves the others as they are.
+
+    Args:
+        failed: Called with a member and the error that ended it; None raises the error.
+
+    Attributes:
+        running: The members that no error has ended.
+    """
+
+    def __init__(self, members: Iterable[M], failed: Callable[[M, Exception], None] | None = None) -> None:
+        self.running = list(members)
+        self.failed = failed
+
+    def each(self, act: Callable[[M], Any], members: Iterable[M] | None = None) -> None:
+        """Let all running members act, or those of the given ones that still run."""
+        for member in list(self.running if members is None else members):
+            if member not in self.running:
+                continue
+            try:
+                with member.clock.running():
+                    act(member)
+            except Exception as error:
+                self.drop(member, error)
+
+    def shared(self, batches: Iterable[Batch], members: Sequence[M]) -> Iterator[Batch]:
+        """Read batches once for several members, onto their device; each pays an equal share of the time."""
+        reading = iter(batches)
+        while alive := [member for member in members if member in self.running]:
+            try:
+                with shared_by([member.clock for member in alive]):
+                    batch = next(reading, None)
+                    if batch is not None and len(members) > 1:
+                        batch = tuple(part.to(alive[0].clock.device, non_blocking=True) for part in batch)  # type: ignore[assignment]
+            except Exception as error:
+                for member in alive:
+                    self.drop(member, error)
+                return
+            if batch is None:
+                return
+            yield batch
+
+    def drop(self, member: M, error: Exception) -> None:
+        """End a member by an error."""
+        if self.failed is None:
+            raise error
+        if member in self.running:
+            self.running.remove(member)
+            traceback.clear_frames(error.__traceback__)  # they hold its model
+            self.failed(member, error)

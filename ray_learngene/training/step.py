@@ -1,0 +1,90 @@
+"""One optimizer step, used by everything that trains, with any engine."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from timm.scheduler.scheduler import Scheduler
+from timm.utils.model_ema import ModelEmaV3
+from torch import Tensor
+
+from ray_learngene.methods.elastic import draw_step
+from ray_learngene.training.engine import Engine
+from ray_learngene.training.finite_guard import FiniteGuard
+from ray_learngene.training.objectives import Objective
+from ray_learngene.training.soft_labels import SoftLabels
+
+# images, targets and, where the ancestry model's answers come with them, those
+Batch = tuple[Tensor, Tensor] | tuple[Tensor, Tensor, SoftLabels]
+
+
+@dataclass
+class Step:
+    """What one optimizer step reports. `losses` stay on the device: reading them waits for it.
+
+    Attributes:
+        answers_read: Images whose answer from the ancestry model was kept before.
+    """
+
+    number: int
+    losses: dict[str, Tensor]
+    lr: float
+    answers_read: int = 0
+
+
+@dataclass
+class Stepper:
+    """Takes the `total_steps` optimizer steps of a training.
+
+    Every step seeds torch from (seed, rank, step), so a resumed run draws the same stochastic depth as an undisturbed
+    one, and so do models that train in lockstep in one process.
+
+    Attributes:
+        micro_batch: Images of a micro-batch on average over all workers, where some are larger than others; each then
+            weighs as many images as it has, as in one undivided batch.
+    """
+
+    engine: Engine
+    objective: Objective
+    optimizer: torch.optim.Optimizer
+    schedule: Scheduler | None
+    total_steps: int
+    device: torch.device
+    guard: FiniteGuard
+    micro_batch: float | None = None
+    seed: int = 0
+    rank: int = 0
+    ema: ModelEmaV3 | None = None
+
+    def __call__(self, step: int, micro_batches: Iterable[Batch]) -> Step:
+        """Take the step that follows `step` others, on its micro-batches.
+
+        Raises:
+            NonFiniteLoss: see `FiniteGuard`.
+        """
+        engine, device = self.engine, self.device
+        if not engine.module.training:  # walking through all submodules takes half a percent of a small model's step
+            engine.train()
+        torch.manual_seed(int(np.random.SeedSequence([self.seed, self.rank, step]).generate_state(1)[0]))
+        if self.schedule is not None:
+            self.schedule.step_update(step)
+        lr = self.optimizer.param_groups[0]["lr"]
+        draw_step(engine.module, self.seed, step, self.total_steps)
+        read = 0
+        for images, targets, *taught in micro_batches:
+            read += sum(len(answers) for answers in taught if not answers.asked)
+            images, targets = images.to(device, non_blocking=True), targets.to(device, non_blocking=True)
+            answers = [each.to(device, non_blocking=True) for each in taught]
+            losses = self.objective(engine, images, targets, *answers)
+            self.guard.watch(losses, step + 1, lr)
+            loss = losses["loss"]
+            if self.micro_batch is not None and len(targets) != self.micro_batch:
+                loss = loss * (len(targets) / self.micro_batch)
+            engine.backward(loss)
+            engine.step()
+        if self.ema is not None:
+            self.ema.update(engine.module, step)
+        return Step(step + 1, {name: loss.detach() for name, loss in losses.items()}, lr, read)

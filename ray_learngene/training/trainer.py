@@ -1,0 +1,266 @@
+"""One model in training: its steps, scores and checkpoints. `lockstep.train` runs it."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any, NoReturn, Protocol
+
+import safetensors.torch
+import torch
+from timm.utils.model_ema import ModelEmaV3
+from torch import nn
+
+from ray_learngene.config import TrainingConfig
+from ray_learngene.data.pipeline import ImagePipeline
+from ray_learngene.errors import Interrupted, RunError
+from ray_learngene.training.checkpoints import EMA_FILE, Checkpoints, Progress, clear_disk_errors
+from ray_learngene.training.clock import Clock
+from ray_learngene.training.engine import Engine
+from ray_learngene.training.evaluation import Scores, score
+from ray_learngene.training.finite_guard import FiniteGuard, NonFiniteLoss
+from ray_learngene.training.objectives import Objective
+from ray_learngene.training.optimizers import create_schedule
+from ray_learngene.training.step import Batch, Step, Stepper
+from ray_learngene.training.world import World
+
+REPORT_SECONDS = 30  # between reports inside a long epoch
+
+
+class TrainingEngine(Engine, Protocol):
+    """An engine that can write its state into a folder, which it makes, and read it back."""
+
+    def save(self, folder: Path) -> None: ...
+    def load(self, folder: Path) -> None: ...
+
+
+class Trainer:
+    """One model from its last checkpoint to its last step; the validation split is scored every epoch.
+
+    Args:
+        checkpoint_due: Called with (step, steps per epoch, seconds since the last checkpoint); the last step always is.
+        report: Called by the first worker with the metrics of every epoch.
+        label_model: Model whose decisions stand in for labels in evaluation.
+        whole_evaluation: Every worker scores the whole split (partitioned weights need equal numbers of passes).
+        evaluate_first: Score the untrained model as epoch 0.
+        clock: The seconds that this run costs are taken from it.
+    """
+
+    def __init__(
+        self,
+        engine: TrainingEngine,
+        optimizer: torch.optim.Optimizer,
+        objective: Objective,
+        images: ImagePipeline,
+        config: TrainingConfig,
+        *,
+        world: World,
+        checkpoints: Checkpoints,
+        checkpoint_due: Callable[[int, int, float], bool],
+        report: Callable[[dict[str, Any]], None],
+        label_model: nn.Module | None = None,
+        autocast: torch.dtype | None = None,
+        whole_evaluation: bool = False,
+        evaluate_first: bool = False,
+        clock: Clock | None = None,
+    ) -> None:
+        self.engine, self.optimizer, self.images, self.config = engine, optimizer, images, config
+        self.world, self.checkpoints, self.checkpoint_due, self.report = world, checkpoints, checkpoint_due, report
+        self.label_model, self.autocast, self.clock = label_model, autocast, clock or Clock(world.device)
+        self.whole_evaluation = whole_evaluation
+        self.steps_per_epoch = len(images.train) // config.batch_size
+        self.total_steps = config.epochs * self.steps_per_epoch
+        self.ema = ModelEmaV3(engine.module, decay=config.ema) if config.ema else None
+        self.progress = self._resume()
+        self.guard = FiniteGuard(world.device, world.all_reduce if world.world_size > 1 else None)
+        self.stepper = Stepper(
+            engine,
+            objective,
+            optimizer,
+            create_schedule(optimizer, config, self.steps_per_epoch),
+            self.total_steps,
+            world.device,
+            self.guard,
+            micro_batch=world.micro_batch(config),
+            seed=config.seed,
+            rank=world.rank,
+            ema=self.ema,
+        )
+        self._resumed_at, self._seconds_before, self._began = self.progress.step, self.progress.seconds, self.clock()
+        self._answers_before, self._answers_read = self.progress.answers_read, 0
+        self._checkpointed = self._reported = time.monotonic()
+        self._unscored: tuple[Step, dict[str, Any]] | None = None
+        if (evaluate_first or self.total_steps == 0) and not self.progress.history:
+            self._begin_score(Step(0, {}, 0.0))
+
+    @property
+    def step(self) -> int:
+        """Optimizer steps that were taken so far."""
+        return self.progress.step
+
+    @property
+    def score_due(self) -> bool:
+        """Whether the validation split comes before the next step."""
+        return self._unscored is not None
+
+    def take_step(self, micro_batches: Iterable[Batch]) -> None:
+        """Take the next step.
+
+        Raises:
+            RunError: training cannot go on; all workers raise it at the same step.
+        """
+        step = self.stepper(self.step, micro_batches)
+        self.progress.step = step.number
+        self._answers_read += step.answers_read
+        epoch_ends = step.number % self.steps_per_epoch == 0
+        if step.number % self.config.loss_check_steps == 0 or epoch_ends:
+            self.guard.check(step.number, step.lr)
+        if epoch_ends:
+            self._begin_score(step)
+        elif time.monotonic() - self._reported > REPORT_SECONDS:
+            self._tell(self._metrics(step))
+
+    def score(self, batch: Batch) -> None:
+        """Add a batch of the validation split to the scores of the model, and of its average where one is kept."""
+        for row, model in zip(self._sums, self._scored_models(), strict=True):
+            row += score(model, batch, device=self.world.device, autocast=self.autocast, ancestry=self.label_model)
+
+    def end_score(self) -> None:
+        """Report the scores and add them to the history.
+
+        Raises:
+            NonFiniteLoss: the validation loss is not finite.
+        """
+        assert self._unscored is not None
+        step, metrics = self._unscored
+        self._unscored = None
+        if not self.whole_evaluation:
+            self.world.all_reduce(self._sums)
+        scores = [Scores(*row) for row in self._sums.tolist()]
+        if not math.isfinite(scores[0].mean_loss):  # a finite loss can still have had a gradient that was not
+            raise NonFiniteLoss(
+                f"the validation loss is not finite at step {step.number}: lower --lr or set --clip-grad 1"
+            )
+        metrics |= {"top1": scores[0].top1, "val_loss": scores[0].mean_loss}
+        if self.ema is not None:
+            metrics["ema_top1"] = scores[1].top1
+        self.progress.history.append(metrics)
+        self._tell(metrics)
+
+    def save_if_due(self) -> None:
+        """Write a checkpoint after the last step, and where one is due and the one before is uploaded."""
+        since = time.monotonic() - self._checkpointed
+        last = self.step == self.total_steps
+        if self.checkpoint_due(self.step, self.steps_per_epoch, since) or last:
+            self._share_statistics()  # also where no checkpoint follows: no number may depend on the store's speed
+            if last or not self._uploading():
+                self._checkpoint()
+
+    def begin_interrupt(self) -> None:
+        """Write a checkpoint, as no step follows."""
+        if self.step:  # else there is nothing to lose, and ZeRO has no moments to write yet
+            self._share_statistics()
+            self._checkpoint()
+
+    def interrupt(self) -> NoReturn:
+        """Wait until the checkpoint is uploaded.
+
+        Raises:
+            Interrupted: always.
+        """
+        if self.step:
+            self.checkpoints.finish()
+        raise Interrupted(self.step, self.total_steps)
+
+    def finish(self) -> None:
+        """Wait until the last checkpoint is uploaded."""
+        self._share_unreadable()
+        self.checkpoints.finish()
+
+    def _resume(self) -> Progress:
+        with self.checkpoints.latest() as folder:
+            if folder is None:
+                return Progress()
+            self.engine.load(folder)
+            if self.ema is not None:
+                self.ema.module.load_state_dict(safetensors.torch.load_file(folder / EMA_FILE))
+            return Progress.read(folder)
+
+    def _begin_score(self, step: Step) -> None:
+        self._share_statistics()
+        self._unscored = step, self._metrics(step)
+        models = self._scored_models()
+        self._sums = torch.zeros(len(models), 3, dtype=torch.float64, device=self.world.device)
+        for model in models:
+            model.eval()
+
+    def _scored_models(self) -> list[nn.Module]:
+        return [self.engine.module, *([self.ema.module] if self.ema is not None else [])]
+
+    def _metrics(self, step: Step) -> dict[str, Any]:
+        seconds = self.clock() - self._began
+        return {
+            "epoch": round(step.number / self.steps_per_epoch, 4),
+            "step": step.number,
+            **{name: loss.item() for name, loss in step.losses.items()},
+            "lr": step.lr,
+            "seconds": self._seconds_before + seconds,
+            "images_per_second": (step.number - self._resumed_at) * self.config.batch_size / max(1e-9, seconds),
+        }
+
+    def _tell(self, metrics: dict[str, Any]) -> None:
+        if self.world.rank == 0:
+            self.report({**metrics, "epochs": self.config.epochs, "total_steps": self.total_steps})
+        self._reported = time.monotonic()
+
+    def _checkpoint(self) -> None:
+        progress = self.progress
+        self.guard.check(progress.step, self.optimizer.param_groups[0]["lr"])
+        self._share_unreadable()
+        progress.seconds = self._seconds_before + self.clock() - self._began
+        progress.answers_read = self._answers_before + self._total_answers_read()
+        self.checkpoints.save(self._write, progress.history[-1] if progress.history else {})
+        if self.config.checkpoint_uploads == "wait":
+            self.checkpoints.finish()
+        self._checkpointed = time.monotonic()
+
+    def _uploading(self) -> bool:
+        """Whether training would have to wait for an earlier checkpoint; the same on all workers."""
+        busy = torch.tensor(float(self.checkpoints.busy()), device=self.world.device)
+        self.world.all_reduce(busy)
+        return bool(busy)
+
+    def _write(self, folder: Path) -> None:
+        error = None
+        try:
+            with clear_disk_errors(folder):
+                self.engine.save(folder)  # first, as all workers take part in it
+                if self.world.rank == 0:
+                    self.progress.write(folder)
+                    if self.ema is not None:
+                        safetensors.torch.save_file(self.ema.module.state_dict(), folder / EMA_FILE)
+        except RunError as caught:
+            error = caught
+        self.world.agree(error)
+
+    def _total_answers_read(self) -> int:
+        read = torch.tensor(float(self._answers_read), dtype=torch.float64, device=self.world.device)
+        self.world.all_reduce(read)
+        return round(read.item())
+
+    def _share_statistics(self) -> None:
+        """Average what is not a parameter, BatchNorm's statistics, over the workers: each has seen its own images."""
+        for buffer in self.engine.module.buffers() if self.world.world_size > 1 else ():
+            if buffer.is_floating_point():
+                self.world.all_reduce(buffer)
+                buffer /= self.world.world_size
+
+    def _share_unreadable(self) -> None:
+        """Every worker has read its own images."""
+        for reader in self.images.readers if self.images.unreadable == "skip" else ():
+            seen = reader.unreadable.to(self.world.device, torch.int32)
+            self.world.all_reduce(seen)
+            reader.unreadable.copy_(seen > 0)
+            self.progress.unreadable = sorted({*self.progress.unreadable, *reader.names()})
