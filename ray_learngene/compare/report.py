@@ -11,7 +11,7 @@ import pandas
 import pyarrow
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from ray_learngene.compare.plan import Row, sizes
+from ray_learngene.compare.plan import Row, learning_rates, sizes
 from ray_learngene.compare.summary import MEASURES, Cost, cost, summarise
 from ray_learngene.config import BenchConfig
 from ray_learngene.models.budgets import format_quantity
@@ -39,9 +39,9 @@ def page(config: BenchConfig, table: pandas.DataFrame, arms: Sequence[Row]) -> s
     )
     environment.filters["quantity"] = lambda value: format_quantity("params", value)
     environment.filters["score"] = lambda pair: f"{pair[0]:.1f} ± {pair[1]:.1f}"
-    environment.filters["rate"] = lambda lr: "-" if lr is None or math.isnan(lr) else f"{lr:.1e}"
+    environment.filters["rate"] = _rate
     environment.filters["flops"] = lambda flops: _known(flops, f"{flops:.2e}")
-    environment.filters["times"] = lambda ratio: "-" if ratio is None else _known(ratio, f"{ratio:.1f}×")
+    environment.filters["times"] = lambda ratio: "-" if ratio is None else _known(ratio, f"{ratio:.1f}")
     environment.filters["count"] = _count
     specs = [spec for spec in sizes(config, 1) if len(_at(table, spec.width, spec.depth))]
     return environment.get_template("bench.md").render(
@@ -51,7 +51,7 @@ def page(config: BenchConfig, table: pandas.DataFrame, arms: Sequence[Row]) -> s
         specs=specs,
         several_widths=len({spec.width for spec in specs}) > 1,
         cell=lambda arm, measure, spec: _cell(table, arm, measure, spec.width, spec.depth),
-        arms=arms,
+        grids={row.name: learning_rates(config, row) for row in arms},
         refused={row.name: next(iter(row.refused.values())) for row in arms if row.refused},
         devices=sorted(table["latency_device"].unique()),
         torch=sorted(table["torch"].unique()),
@@ -63,6 +63,13 @@ def page(config: BenchConfig, table: pandas.DataFrame, arms: Sequence[Row]) -> s
 
 def _known(value: float, text: str) -> str:
     return "unknown" if math.isnan(value) else text
+
+
+def _rate(lr: float | None, grid: Sequence[float]) -> str:
+    """A learning rate; with a star where it is the smallest or largest of the rates that were searched."""
+    if lr is None or math.isnan(lr):
+        return "-"
+    return f"{lr:.1e}{' *' if len(grid) > 1 and lr in (min(grid), max(grid)) else ''}"
 
 
 def _count(descendants: float | None) -> str:
@@ -113,24 +120,28 @@ def accuracy_plot(table: pandas.DataFrame, names: Sequence[str]) -> Any:
 
 
 def break_even_plot(table: pandas.DataFrame, names: Sequence[str], most: int = 10) -> Any:
-    """Training FLOPs against the number of descendants, without and with the ancestry, its teaching and the search."""
+    """Cost against the number of descendants: training FLOPs, seconds, and FLOPs with the ancestry and the search."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(11, 4.6), layout="constrained")
-    panels = figure.subplots(1, 2, sharey=True)
+    figure = Figure(figsize=(13, 4.6), layout="constrained")
+    panels = figure.subplots(1, 3)
     counts = range(1, most + 1)
-    for axes, everything in zip(panels, (False, True), strict=True):
+    titles = {
+        "training FLOPs": ("flops", False),
+        "training seconds": ("seconds", False),
+        "FLOPs with the ancestry's training and the search": ("flops", True),
+    }
+    for axes, (title, (unit, everything)) in zip(panels, titles.items(), strict=True):
         for index, name in enumerate(names):
             arm = table[table["arm"] == name]
             if len(arm):
-                spent: Cost = cost(arm, "flops", ancestry=everything)
+                spent: Cost = cost(arm, unit, ancestry=everything)
                 totals = [spent.total(count, search=everything) for count in counts]
                 axes.plot(counts, totals, marker=".", label=name, **_style(index))
-        axes.set_title("with the ancestry, its teaching and the search" if everything else "training alone")
+        axes.set_title(title)
         axes.set_xlabel("descendants delivered")
         axes.set_xticks(list(counts))
         axes.set_yscale("log")
         axes.grid(alpha=0.3)
-    panels[0].set_ylabel("training FLOPs in all")
     figure.legend(*panels[0].get_legend_handles_labels(), loc="outside right center", fontsize="small")
     return figure

@@ -38,24 +38,27 @@ def cost(arm: pandas.DataFrame, unit: str, *, ancestry: bool = False) -> Cost:
     """The cost of an arm's rows of the table.
 
     Args:
-        unit: images, flops or seconds.
-        ancestry: Count the ancestry's own training too and, in FLOPs, its forward passes as a teacher. (Measured
-            seconds always include those passes.) What is not known is not a number.
+        unit: images, flops, teacher_flops or seconds. FLOPs include the teacher's forward passes, as measured seconds
+            do; teacher_flops are these passes alone.
+        ancestry: Count the ancestry's own training too. What is not known is not a number.
     """
-    teacher = ancestry and unit == "flops"
-    tune = arm[f"tune_{unit}"] + (arm["tune_teacher_flops"] if teacher else 0)
-    search = float(arm[f"search_{unit}"].iloc[0]) + (float(arm["search_teacher_flops"].iloc[0]) if teacher else 0.0)
+    search = float(_spent(arm, "search", unit).iloc[0])
     own = _needs_ancestry(arm)
     once = float(arm[f"ancestry_{unit}"].astype(float).iloc[0]) if ancestry and own else 0.0
-    each = float(tune.mean())
+    each = float(_spent(arm, "tune", unit).mean())
     if arm["learngene"].notna().all():
-        made = arm.drop_duplicates("learngene")
-        spent = made[f"learngene_{unit}"] + (made["learngene_teacher_flops"] if teacher else 0)
+        spent = float(_spent(arm.drop_duplicates("learngene"), "learngene", unit).mean())
         if per_size(arm):
-            each += float(spent.mean())
+            each += spent
         else:
-            once += float(spent.mean())
+            once += spent
     return Cost(search, once, each)
+
+
+def _spent(rows: pandas.DataFrame, on: str, unit: str) -> pandas.Series:
+    """What rows spent on tuning, search or their learngene (tune, search, learngene)."""
+    spent = rows[f"{on}_{unit}"]
+    return spent + rows[f"{on}_teacher_flops"] if unit == "flops" else spent
 
 
 def per_size(arm: pandas.DataFrame) -> bool:
@@ -94,7 +97,7 @@ def break_even(arm: Cost, reference: Cost, *, search: bool = True) -> float:
 
 
 def cost_until(arm: pandas.DataFrame, reference: pandas.DataFrame, unit: str = "flops") -> tuple[float, int, int]:
-    """Cost, without the search, until the reference's final accuracy is reached at every size where it is.
+    """Cost, without search and ancestry, until the reference's final accuracy is reached at every size where it is.
 
     A size reaches it in the first epoch whose accuracy, averaged over seeds, is the reference's at the end or more.
     What all sizes share is paid once.
@@ -116,27 +119,29 @@ def cost_until(arm: pandas.DataFrame, reference: pandas.DataFrame, unit: str = "
         reached += 1
         share = hits[0] / max(1, len(history) - 1)
         fitted = rows[f"fit_{unit}"].mean() if f"fit_{unit}" in rows else 0.0
-        total += fitted + share * float((rows[f"tune_{unit}"] - rows.get(f"fit_{unit}", 0)).mean())
+        total += fitted + share * float((_spent(rows, "tune", unit) - rows.get(f"fit_{unit}", 0)).mean())
         if per_size(arm):
-            total += float(rows[f"learngene_{unit}"].mean())
+            total += float(_spent(rows, "learngene", unit).mean())
     return total + (whole.once if reached else 0.0), reached, compared
 
 
-def saving(arm: pandas.DataFrame, reference: pandas.DataFrame, descendants: int = 10) -> float | None:
+def saving(
+    arm: pandas.DataFrame, reference: pandas.DataFrame, descendants: int = 10, unit: str = "flops"
+) -> float | None:
     """How many times less training it takes to deliver so many sizes at the reference's final accuracy.
 
     Both are charged until they first reach it. Sizes are taken to cost what the measured ones cost in the mean. None
     where a measured size does not reach it.
     """
-    mine, theirs = (_until_all_reach(one, reference, descendants) for one in (arm, reference))
+    mine, theirs = (_until_all_reach(one, reference, descendants, unit) for one in (arm, reference))
     return theirs / mine if mine and theirs else None
 
 
-def _until_all_reach(arm: pandas.DataFrame, reference: pandas.DataFrame, descendants: int) -> float | None:
-    until, reached, compared = cost_until(arm, reference)
+def _until_all_reach(arm: pandas.DataFrame, reference: pandas.DataFrame, descendants: int, unit: str) -> float | None:
+    until, reached, compared = cost_until(arm, reference, unit)
     if reached < compared or not compared:
         return None
-    once = cost(arm, "flops").once
+    once = cost(arm, unit).once
     return once + descendants * (until - once) / compared
 
 
@@ -161,7 +166,7 @@ def summarise(table: pandas.DataFrame, arms: Sequence[str], reference: str) -> l
                 **{measure: accuracy(arm, measure) for measure in MEASURES},
                 "images": cost(arm, "images").total(count, search=False),
                 "flops": flops.total(count, search=False),
-                "flops_search": flops.total(count),
+                "flops_teacher": cost(arm, "teacher_flops").total(count, search=False),
                 "flops_ancestry": cost(arm, "flops", ancestry=True).total(count),
                 "seconds": cost(arm, "seconds").total(count, search=False),
                 **_against(arm, base),
@@ -178,18 +183,21 @@ def _against(arm: pandas.DataFrame, base: pandas.DataFrame) -> dict[str, Any]:
     theirs = base.merge(arm[_SIZE].drop_duplicates(), on=_SIZE)
     count = len(mine.drop_duplicates(_SIZE))
     if not count:
-        names = ("ratio", "ratio_ancestry", "break_even", "break_even_ancestry", "until", "saving")
-        return {**dict.fromkeys(names), "until_reached": 0, "until_compared": 0}
-    flops, flops_there = cost(mine, "flops"), cost(theirs, "flops")
-    whole, whole_there = cost(mine, "flops", ancestry=True), cost(theirs, "flops", ancestry=True)
+        compared_by = [f"{name}{kind}" for name in ("ratio", "break_even") for kind in ("", "_seconds", "_ancestry")]
+        nothing = dict.fromkeys([*compared_by, "until", "saving", "saving_seconds"])
+        return {**nothing, "until_reached": 0, "until_compared": 0}
+    kinds = {"": ("flops", False), "_seconds": ("seconds", False), "_ancestry": ("flops", True)}
+    ratios: dict[str, float] = {}
+    for kind, (unit, everything) in kinds.items():
+        here, there = (cost(one, unit, ancestry=everything) for one in (mine, theirs))
+        ratios[f"ratio{kind}"] = there.total(count, search=everything) / here.total(count, search=everything)
+        ratios[f"break_even{kind}"] = break_even(here, there, search=everything)
     until, reached, compared = cost_until(mine, theirs)
     return {
-        "ratio": flops_there.total(count, search=False) / flops.total(count, search=False),
-        "ratio_ancestry": whole_there.total(count) / whole.total(count),
-        "break_even": break_even(flops, flops_there, search=False),
-        "break_even_ancestry": break_even(whole, whole_there),
+        **ratios,
         "until": until,
         "until_reached": reached,
         "until_compared": compared,
         "saving": saving(mine, theirs),
+        "saving_seconds": saving(mine, theirs, unit="seconds"),
     }

@@ -77,7 +77,7 @@ def test_a_benchmark_writes_its_tables_and_plots(config: BenchConfig, capsys: py
     page = (out / "results.md").read_text()
     for arm in config.arms:
         assert f"\n| {arm} |" in page
-    assert "\n\n\n\n" not in page and page.count("\n|---") == 5
+    assert "\n\n\n\n" not in page and page.count("\n|---") == 7
     again = bench(config)
     said = capsys.readouterr().out
     assert said.count("0 distillations to run") == 2 and "0 descendants to train" in said

@@ -1,0 +1,46 @@
+"""python -m benchmarks.method_pages
+
+Writes the pages and the cost plots of `benchmarks/methods` again from the tables that are committed there. It trains
+nothing: run it when `learngene bench` reports a table differently.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pandas
+
+from ray_learngene.bench.plan import Row, rows
+from ray_learngene.bench.report import PAGE, PLOTS, RESULTS, break_even_plot, page
+from ray_learngene.config import BenchConfig, load_config
+
+ROOT = Path(__file__).resolve().parents[1]
+RECIPES = {
+    "any-size": "digits-any-size-bench",
+    "cifar10": "cifar10-bench",
+    "digits": "digits-bench",
+    "digits-widths": "digits-widths-bench",
+}
+_CLASSES = 10
+
+
+def main() -> None:
+    for name in RECIPES:
+        config, table, arms = read(name)
+        (folder(name) / PAGE).write_text(page(config, table, arms))
+        break_even_plot(table, [row.name for row in arms]).savefig(folder(name) / PLOTS[1])
+        print(folder(name) / PAGE)
+
+
+def folder(name: str) -> Path:
+    return ROOT / "benchmarks" / "methods" / name
+
+
+def read(name: str) -> tuple[BenchConfig, pandas.DataFrame, list[Row]]:
+    """A committed table, with the recipe that made it and the recipe's arms."""
+    config = load_config(BenchConfig, {}, ROOT / "jobs" / "recipes" / f"{RECIPES[name]}.yaml")
+    return config, pandas.read_parquet(folder(name) / RESULTS), rows(config, _CLASSES)
+
+
+if __name__ == "__main__":
+    main()
