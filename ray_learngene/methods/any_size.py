@@ -4,7 +4,8 @@ SWS trains its stages at one depth, so every other depth is a network that was n
 batch into parts, and each part passes through a model of another depth, one from each part of the range. The range
 begins with the shallowest models, whose steps are cheap and train the same blocks, and grows as training goes on. A
 block repeated r times adds partly coherent residuals: every residual branch of a model of L layers is scaled by
-(L0 / L)^step, which folds into `attn.proj` and `mlp.fc2`, so descendants stay plain. docs/methods.md has ablations.
+(L0 / L)^step, which folds into `attn.proj` and `mlp.fc2`, so descendants stay plain. docs/methods.md has prior
+work, docs/experiments.md ablations.
 """
 
 from __future__ import annotations
