@@ -129,7 +129,7 @@ def break_even_plot(table: pandas.DataFrame, names: Sequence[str], most: int = 1
     titles = {
         "training FLOPs": ("flops", False),
         "training seconds": ("seconds", False),
-        "FLOPs with the ancestry's training and the search": ("flops", True),
+        "FLOPs with ancestry and search": ("flops", True),
     }
     for axes, (title, (unit, everything)) in zip(panels, titles.items(), strict=True):
         for index, name in enumerate(names):
