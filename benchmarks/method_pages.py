@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pandas
 
-from ray_learngene.bench.plan import Row, rows
-from ray_learngene.bench.report import PAGE, PLOTS, RESULTS, break_even_plot, page
+from ray_learngene.compare.plan import Row, rows
+from ray_learngene.compare.report import PAGE, PLOTS, RESULTS, break_even_plot, page
 from ray_learngene.config import BenchConfig, load_config
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -21,7 +21,7 @@ from ray_learngene.config import AugmentationConfig, DataConfig
 from ray_learngene.data.image_set import ImageSet, Subset
 from ray_learngene.data.loader import train_loader
 from ray_learngene.data.open import open_image_sets
-from tests.data.test_pixels import MEAN, STD, one_by_one
+from tests.data.test_batch import MEAN, STD, one_by_one
 
 BATCH = 12  # of the reference
 AUGMENTATIONS = {

@@ -1,189 +1,152 @@
-"""The product on a cluster of several hosts, from outside: jobs submitted over HTTP with a token, a store on S3."""
+"""`learngene submit` before anything is submitted; the rest is in tests/cluster/test_submit.py."""
 
 from __future__ import annotations
 
-import hashlib
-import signal
-import subprocess
-import sys
+import json
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 import pytest
+import ray
+from ray.job_submission import JobSubmissionClient
 
-from ray_learngene.config import AncestryConfig
-from ray_learngene.distillation.train_ancestry import train_ancestry
-from ray_learngene.provenance import git_revision
-from tests.cluster.site import Job, Site
+from ray_learngene.cli.main import main
+from ray_learngene.cluster import submit
+from ray_learngene.config import SoftLabelsConfig
+from ray_learngene.errors import JobFailed
 
-pytestmark = pytest.mark.hosts  # minutes where the cores are busy
-SIZE = {"img_size": 8, "patch_size": 2, "embed_dim": 48, "depth": 2, "num_heads": 3}
-
-
-@pytest.fixture(scope="module")
-def distilled(site: Site, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """What three submissions of one distillation, by three people at once, said."""
-    recipe = site.recipe(tmp_path_factory.mktemp("recipes"))
-    train_ancestry(
-        AncestryConfig(
-            **{"data": "digits", "name": "digits", "store": site.uri, "workers": 0, "epochs": 1, "warmup_epochs": 0},
-            model="deit_tiny_patch16_224",
-            model_args={**SIZE, "class_token": False, "global_pool": "avg"},
-        )
-    )
-    words = ["distill", "--config", recipe, "--name", "digits", "--ancestry", "store:ancestries/digits"]
-    words += ["--preset", "nano", "--method", "sws:stages=1-1", "--workers", 2]
-    revision = git_revision() or ""
-    first = site.submit(*words, "--epochs", 1)
-    site.wait_for("the submission", lambda: "submitted job" in first.output, first)
-    second = site.submit(*words, "--epochs", 1)
-    other = site.submit(*words, "--epochs", 2)
-    site.wait_for("the log", lambda: "Running entrypoint" in second.output, second)
-    second.process.send_signal(signal.SIGINT)
-    said = {"second": second.wait(130), "other": other.wait(2)}
-    return said | {"first": first.wait(0), "id": first.id, "revision": revision}
-
-
-def test_a_submitted_distillation_trains_on_two_hosts_and_publishes(site: Site, distilled: dict[str, str]) -> None:
-    assert "published learngene digits" in distilled["first"]
-    manifest = site.store.manifest("learngene", "digits")
-    assert manifest.metadata["config"]["workers"] == 2 and manifest.metadata["cost"]["steps"] == 11
-    assert manifest.metadata["git_revision"] == (distilled["revision"] or None)
-
-
-def test_the_same_job_submitted_twice_is_one_job_and_ctrl_c_leaves_it(distilled: dict[str, str]) -> None:
-    assert f"job {distilled['id']} is running already: following it" in distilled["second"]
-    assert f"job {distilled['id']} goes on" in distilled["second"].splitlines()[-1]
-    assert f"ray job stop {distilled['id']}" in distilled["second"].splitlines()[-1]
-
-
-def test_other_settings_under_a_name_that_is_running_are_refused(distilled: dict[str, str]) -> None:
-    (line,) = distilled["other"].strip().splitlines()
-    assert f"job {distilled['id']} is doing distill under this name with other settings" in line
-
-
-@pytest.fixture(scope="module")
-def swept(site: Site, distilled: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> str:
-    """What the submission of a sweep said."""
-    recipe = site.recipe(tmp_path_factory.mktemp("recipes"))
-    words = ["--config", recipe, "--name", "digits", "--learngene", "digits", "--depths", "1-2"]
-    return site.submit("sweep", *words, "--arms", "sws", "--epochs", 1, "--latency-threads", 1).wait()
-
-
-def test_a_submitted_sweep_is_pulled(site: Site, swept: str, tmp_path: Path) -> None:
-    assert "sweep digits: 2 descendants to train" in swept
-    assert len(site.descendants("digits")) == 2
-    ran = subprocess.run(
-        [sys.executable, "-m", "ray_learngene", "pull", "--store", site.uri, "--out", str(tmp_path / "best")],
-        env=site.environment(),
-        capture_output=True,
-        text=True,
-    )
-    assert ran.returncode == 0, ran.stderr
-    assert (tmp_path / "best" / "model.safetensors").exists()
-
-
-def test_a_submitted_pull_leaves_the_model_on_the_head(site: Site, swept: str) -> None:
-    assert "--out is required for `submit pull`" in site.submit("pull", "--max-params", "1M").wait(2)
-    out = site.cluster.head.folder / "best"
-    said = site.submit("pull", "--max-params", "1M", "--out", out).wait()
-    assert "pulled descendants/digits/" in said
-    manifest = next(one for one in site.store.manifests("descendant") if f"descendants/{one.name} " in said)
-    entry = manifest.entry("model.safetensors")
-    assert entry is not None
-    assert hashlib.sha256((out / "model.safetensors").read_bytes()).hexdigest() == entry.sha256
-
-
-def test_a_submitted_benchmark_is_compared_from_outside(site: Site, distilled: dict[str, str], tmp_path: Path) -> None:
-    recipe = tmp_path / "recipe.yaml"
-    recipe.write_text(
-        site.recipe(tmp_path).read_text().replace("lr: 4.0e-3\n", "")
-        + "arms: {sws: {method: 'sws:stages=1-1'}, scratch: {method: scratch, tune: full}}\n"
-    )
-    words = ["--config", recipe, "--name", "both", "--ancestry", "store:ancestries/digits", "--preset", "nano"]
-    words += ["--depth", 2, "--depths", "1-2", "--seeds", 1, "--lrs", "4e-3", "--tune-lrs", "1e-3"]
-    words += ["--epochs", 1, "--tune-epochs", 1]
-    said = site.submit("bench", *words, "--out", site.cluster.head.folder / "both").wait()
-    assert "benchmark both: 4 descendants; see " in said
-    page = (site.cluster.head.folder / "both" / "results.md").read_text()
-    ran = subprocess.run(  # all of it is in the store: the same table is made of it anywhere
-        [sys.executable, "-m", "ray_learngene", "bench", *map(str, words), "--store", site.uri]
-        + ["--in-process", "--out", str(tmp_path / "both")],
-        env=site.environment(),
-        capture_output=True,
-        text=True,
-    )
-    assert ran.returncode == 0, ran.stderr
-    assert "0 descendants to train" in ran.stdout
-    assert (tmp_path / "both" / "results.md").read_text() == page
-
-
-def test_a_failed_job_gives_its_exit_status_and_is_a_new_attempt_when_submitted_again(
-    site: Site, distilled: dict[str, str]
-) -> None:
-    words = ["extract", "--name", "x", "--source", "store:ancestries/missing", "--method", "heur-lg"]
-    first, again = (site.submit(*words).wait(2) for _ in range(2))
-    assert "learngene: error: no ancestry 'missing' in " in first and "there is digits" in first
-    assert ".1 failed" in first.splitlines()[-1] and ".2 failed" in again.splitlines()[-1]
-    assert "attempt 2: it continues what is in the store" in again
-
-
-def test_no_secret_is_shown(site: Site, distilled: dict[str, str]) -> None:
-    import requests
-
-    environment = site.cluster.environment()
-    secrets = [environment["AWS_SECRET_ACCESS_KEY"], Path(environment["RAY_AUTH_TOKEN_PATH"]).read_text()]
-    headers = {"Authorization": f"Bearer {secrets[1]}"}
-    shown = requests.get(f"{site.cluster.job_server}/api/jobs/", headers=headers, timeout=30).text
-    assert distilled["id"] in shown and environment["AWS_ENDPOINT_URL"] in shown
-    logs = "".join(
-        path.read_text(errors="replace") for path in site.cluster.head.folder.glob("tmp/ray/session_2*/logs/*.*")
-    )
-    assert "published learngene digits" in logs
-    for secret in secrets:
-        assert secret not in shown and secret not in logs and secret not in "".join(distilled.values())
+ROOT = Path(__file__).parents[2]
+SWEEP = ["sweep", "--data", "digits", "--name", "x", "--learngene", "y", "--depths", "1"]
 
 
 @pytest.mark.parametrize(
-    "change",
+    ("words", "variables", "says"),
     [
-        {"RAY_AUTH_MODE": None, "RAY_AUTH_TOKEN_PATH": None},
-        {"RAY_AUTH_TOKEN_PATH": None},
-        {"RAY_AUTH_TOKEN_PATH": "/nowhere/token"},
-        {"RAY_AUTH_TOKEN": "wrong"},
+        (SWEEP, {}, "--store is required: the cluster does not see this machine's folders"),
+        (
+            [*SWEEP, "--store", "s3://b/p", "--data", "jobs/recipes"],
+            {},
+            "--data jobs/recipes: the cluster does not see",
+        ),
+        (["pull", "--store", "s3://b/p", "--out", "x"], {}, "--out is required for `submit pull`: the absolute path"),
+        ([*SWEEP, "--store", "s3://b/p"], {}, "which cluster? give --address http://head:8265"),
+        (
+            [*SWEEP, "--store", "s3://b/p", "--address", "http://127.0.0.1:9"],
+            {},
+            "no Ray cluster answers at http://127",
+        ),
+        (
+            [*SWEEP, "--store", "s3://b/p"],
+            {"AWS_ENDPOINT_URL": "http://me:secret@h"},
+            "AWS_ENDPOINT_URL holds a password",
+        ),
+        ([*SWEEP, "--store", "s3://b/p", "--epochs", "-1"], {}, "--epochs: input should be greater than or equal to 0"),
+        (["softlabels", "--config", "jobs/recipes/digits-distill.yaml", "--store", "s3://b/p"], {}, "which cluster?"),
+        (["list", "--store", "s3://b/p"], {}, "'list' is not run as a job"),
+        ([], {}, "which command?"),
     ],
-    ids=["nothing", "no token", "no file", "wrong"],
 )
-def test_a_missing_or_wrong_token_is_one_line(site: Site, change: dict[str, str | None], tmp_path: Path) -> None:
-    environment = site.environment() | {"HOME": str(tmp_path)}  # Ray keeps a token there
-    for name, value in change.items():
-        environment.pop(name, None)
-        if value is not None:
-            environment[name] = value
-    words = [
-        "extract",
-        "--name",
-        "x",
-        "--source",
-        "store:ancestries/digits",
-        "--method",
-        "heur-lg",
-        "--store",
-        site.uri,
-    ]
-    said = Job(words, environment).wait(2)
-    assert len(said.strip().splitlines()) == 1, said
-    assert "wants its token: export RAY_AUTH_MODE=token and RAY_AUTH_TOKEN_PATH=FILE" in said
-
-
-@pytest.mark.parametrize("change", [{"RAY_AUTH_MODE": "disabled"}, {"RAY_AUTH_TOKEN": "wrong"}], ids=["none", "wrong"])
-def test_a_driver_on_the_head_needs_the_token_too(
-    site: Site, distilled: dict[str, str], change: dict[str, str]
+def test_mistakes_are_told_before_anything_is_submitted(
+    words: list[str],
+    variables: dict[str, str],
+    says: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    words = ["distill", "--data", "digits", "--name", "y", "--ancestry", "store:ancestries/digits", "--preset", "nano"]
-    words += ["--method", "sws:stages=1-1", "--warmup-epochs", "0", "--store", site.uri, "--check-images", "off"]
-    words += ["--batch-size", "128", "--address", f"{site.cluster.head.address}:6379"]
-    command, environment = site.cluster.command_on("head", [sys.executable, "-m", "ray_learngene", *words])
-    ran = subprocess.run(command, env={**environment, **change}, capture_output=True, text=True, timeout=120)
-    assert ran.returncode == 2, ran.stderr
-    assert "wants its token: export RAY_AUTH_MODE=token" in ran.stderr.strip().splitlines()[-1]
-    assert "Traceback" not in ran.stderr
+    monkeypatch.chdir(ROOT)
+    for name in ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    assert main(["submit", *words]) == 2
+    said = capsys.readouterr().err.strip()
+    assert says in said and len(said.splitlines()) == 1 and "me:secret" not in said
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("env_vars: [A=1]", "env_vars: expected 'NAME: value' lines"),
+        ("pip: 3", "pip"),
+        ("{pip: [a], conda: b}", "pip"),
+        ("config: {setup_timeout_seconds: x}", "setup_timeout_seconds"),
+        ("env_vars: {AWS_ENDPOINT_URL: 'http://me:secret@h'}", "AWS_ENDPOINT_URL holds a password"),
+    ],
+)
+def test_a_mistake_in_the_runtime_environment_is_one_line(
+    text: str, says: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "env.yaml"
+    path.write_text(text)
+    assert main(["submit", *SWEEP, "--store", "s3://b/p", "--runtime-env", str(path)]) == 2
+    said = capsys.readouterr().err.strip()
+    assert says in said and len(said.splitlines()) == 1 and "secret" not in said
+
+
+def test_a_folder_called_like_a_built_in_set_is_not_meant(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "digits").mkdir()  # where `learngene pull learngenes/digits` puts it
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.delenv("RAY_API_SERVER_ADDRESS", raising=False)
+    assert main(["submit", *SWEEP, "--store", "s3://b/p"]) == 2
+    assert "which cluster?" in capsys.readouterr().err
+
+
+def test_soft_labels_are_the_same_job_where_they_are_the_same() -> None:
+    views = {"data": "digits", "preset": "nano", "ancestry": "levit_384", "store": "s3://b/p"}
+    one, again, other = (submit._key("softlabels", SoftLabelsConfig(**views, epochs=epochs)) for epochs in (10, 10, 20))
+    assert one == again != other and one.startswith("softlabels-views-")
+    named = SoftLabelsConfig(**views, name="digits")
+    assert submit._key("softlabels", named).startswith("softlabels-digits-")
+
+
+class Gateway(BaseHTTPRequestHandler):
+    """A job server behind a gateway that fails between two answers; its log cannot be had."""
+
+    asked = 0
+
+    def do_GET(self) -> None:
+        if self.path == "/api/version":
+            self._answer(200, {"version": "4", "ray_version": ray.__version__, "ray_commit": "x"})
+        elif self.path == "/api/jobs/gone":
+            self._answer(404, {})
+        elif self.path == "/api/jobs/x":
+            type(self).asked += 1
+            facts = {"type": "SUBMISSION", "submission_id": "x", "status": "SUCCEEDED", "entrypoint": "x"}
+            self._answer(*((502, {}) if self.asked == 1 else (200, facts)))
+        else:
+            self._answer(503, {})
+
+    def _answer(self, status: int, body: dict[str, Any]) -> None:
+        self.send_response(status)
+        self.end_headers()
+        self.wfile.write(json.dumps(body).encode())
+
+    def log_message(self, *words: Any) -> None:
+        pass
+
+
+def test_a_gateway_that_fails_for_a_moment_does_not_end_the_following_of_a_job() -> None:
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Gateway)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        client = JobSubmissionClient(f"http://127.0.0.1:{server.server_port}")
+        submit._follow(client, "x")
+        with pytest.raises(JobFailed, match="job gone was lost with the head"):
+            submit._follow(client, "gone")
+    finally:
+        server.shutdown()
+        server.server_close()
+    assert Gateway.asked == 2
+
+
+def test_secrets_in_the_runtime_environment_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "env.yaml"
+    path.write_text(json.dumps({"env_vars": {"AWS_SECRET_ACCESS_KEY": "hidden"}}))
+    assert main(["submit", *SWEEP, "--store", "s3://b/p", "--runtime-env", str(path)]) == 2
+    said = capsys.readouterr().err
+    assert "AWS_SECRET_ACCESS_KEY is a secret" in said and "hidden" not in said

@@ -1,7 +1,7 @@
 """Parts of a cluster are killed in the middle of the work: nothing is lost, and the result is that of a quiet run.
 
-    pytest -m hosts tests/cluster/test_kills.py            all, about ten minutes on two cores
-    pytest -m hosts tests/cluster/test_kills.py::test_...  one
+    pytest -m hosts tests/hosts/test_kills.py            all, about ten minutes on two cores
+    pytest -m hosts tests/hosts/test_kills.py::test_...  one
 
 The rows that they print are the table of docs/fault-tolerance.md.
 """
@@ -21,7 +21,7 @@ import torch
 from ray_learngene.config import AncestryConfig
 from ray_learngene.distillation.train_ancestry import train_ancestry
 from ray_learngene.methods.base import Learngene
-from tests.cluster.site import Job, Site, find
+from tests.hosts.site import Job, Site, find
 
 pytestmark = pytest.mark.hosts
 HOSTS = 3

@@ -31,7 +31,7 @@ from ray_learngene.training.engine import Engine
 from ray_learngene.training.engine_state import STATE_FILE
 from ray_learngene.training.objectives import Objective
 from tests.conftest import free_ports
-from tests.test_descend import inputs as descendant_inputs
+from tests.sweep.test_descendant import inputs as descendant_inputs
 
 pytestmark = pytest.mark.hosts
 

@@ -31,7 +31,7 @@ from ray_learngene.sweep.descendant import DescendantTask, descendant
 from ray_learngene.sweep.selection import cost_columns
 from ray_learngene.sweep.siblings import train_descendant, train_siblings
 from ray_learngene.training.clock import Clock, shared_by
-from tests.test_descend import PREPROCESSING, SPEC, inputs, weights
+from tests.sweep.test_descendant import PREPROCESSING, SPEC, inputs, weights
 
 STEPS, BATCH = 3, 16  # of an epoch
 # arm, depth, learning rate

@@ -15,7 +15,7 @@ from ray_learngene.ancestry.cache import FILE, from_table, to_table, write_table
 from ray_learngene.ancestry.model import Ancestry
 from ray_learngene.data.pipeline import ImagePipeline
 from ray_learngene.training.soft_labels import SoftLabels
-from tests.soft_labels.runs import CONFIG
+from tests.ancestry.soft_label_runs import CONFIG
 
 
 @pytest.fixture(scope="module")

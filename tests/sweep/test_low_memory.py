@@ -1,6 +1,6 @@
 """Siblings on a node that is low on memory: Ray's own monitor ends their process, and fewer of them start again.
 
-pytest -m hosts tests/test_low_memory.py     a minute; Ray is told that almost no memory may be used
+pytest -m hosts tests/sweep/test_low_memory.py     a minute; Ray is told that almost no memory may be used
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import pytest
 from ray_learngene.errors import UserError
 from ray_learngene.sweep import tune_callbacks
 from ray_learngene.sweep.sweep import sweep
-from tests.test_descend import inputs
+from tests.sweep.test_descendant import inputs
 
 pytestmark = pytest.mark.hosts
 

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from ray_learngene.ancestry.model import Ancestry
 from ray_learngene.data.pipeline import ImagePipeline
-from tests.soft_labels.runs import distilled, some_images, vision_transformer
+from tests.ancestry.soft_label_runs import distilled, some_images, vision_transformer
 
 
 @pytest.fixture(scope="package")

@@ -11,7 +11,7 @@ import pytest
 
 from cluster.local.cluster import LocalCluster, require_namespaces
 from ray_learngene.errors import UserError
-from tests.cluster.site import Site
+from tests.hosts.site import Site
 
 
 @pytest.fixture(scope="module")

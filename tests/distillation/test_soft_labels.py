@@ -15,7 +15,7 @@ from ray_learngene.methods.base import Learngene
 from ray_learngene.models.preprocessing import Preprocessing
 from ray_learngene.models.timm_folder import export_timm
 from ray_learngene.store.store import Store
-from tests.soft_labels.runs import equal, vision_transformer
+from tests.ancestry.soft_label_runs import equal, vision_transformer
 
 
 @pytest.fixture(scope="module")

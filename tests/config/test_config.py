@@ -14,7 +14,7 @@ from ray_learngene.cli import main
 from ray_learngene.config import DistillConfig, PlanConfig, SiblingsConfig, SweepConfig, WorkersConfig, load_config
 from ray_learngene.errors import UserError
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 RECIPES = sorted((ROOT / "jobs" / "recipes").glob("*.yaml"))
 NEEDED = {"data": "digits", "name": "x", "learngene": "x", "ancestry": "levit_384"}
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from benchmarks.method_pages import RECIPES, folder, read
-from ray_learngene.bench.report import PAGE, page
-from ray_learngene.bench.summary import summarise
+from ray_learngene.compare.report import PAGE, page
+from ray_learngene.compare.summary import summarise
 
 
 @pytest.mark.parametrize("name", RECIPES)

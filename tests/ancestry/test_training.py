@@ -12,7 +12,7 @@ from ray_learngene.ancestry.model import Ancestry
 from ray_learngene.data.pipeline import ImagePipeline
 from ray_learngene.store.store import Store
 from ray_learngene.training.objectives import DistillationLoss
-from tests.soft_labels.runs import CONFIG, STEPS, Interrupted, answers_of, distilled, equal, unasked
+from tests.ancestry.soft_label_runs import CONFIG, STEPS, Interrupted, answers_of, distilled, equal, unasked
 
 
 @pytest.fixture(scope="module")

@@ -20,7 +20,16 @@ from ray_learngene.data.image_set import Subset
 from ray_learngene.data.pipeline import ImagePipeline
 from ray_learngene.errors import UserError
 from ray_learngene.store.store import Store
-from tests.soft_labels.runs import CONFIG, EXACT, STEPS, STRONG, answers_of, some_images, unasked, vision_transformer
+from tests.ancestry.soft_label_runs import (
+    CONFIG,
+    EXACT,
+    STEPS,
+    STRONG,
+    answers_of,
+    some_images,
+    unasked,
+    vision_transformer,
+)
 
 
 def taught(
