@@ -124,7 +124,7 @@ def _list(store: Store) -> None:
 
 
 def _choose(store: Store) -> str:
-    return select_descendant(PullConfig(store=store.uri, max_params=LIMIT)).name
+    return select_descendant(PullConfig(store=store.uri, max_params=LIMIT), store).name
 
 
 @contextlib.contextmanager

@@ -31,14 +31,13 @@ def parse_artefact(text: str) -> tuple[str, str]:
     return folder, name
 
 
-def select_descendant(config: PullConfig) -> Manifest:
+def select_descendant(config: PullConfig, store: Store) -> Manifest:
     """The most accurate descendant within every limit; of equals, the one with fewer parameters.
 
     Raises:
         UserError: there is none; says which limit excludes the smallest.
     """
     limits = [parse_quantity(name, value) for name, flag in _LIMITS.items() if (value := getattr(config, flag))]
-    store = Store(config.store, config.store_patience)
     known = {entry.name: entry for entry in store.entries(["descendant"], under=config.sweep or "")}
     while True:
         best = _best(list(known.values()), config, limits, store.uri)
@@ -95,7 +94,7 @@ def pull(config: PullConfig) -> Path:
     Returns:
         The folder. Of a descendant or an ancestry it is a timm model folder.
     """
-    store = Store(config.store, config.store_patience)
+    store = Store.of(config)
     store.check(write=False)
     if config.artefact:
         if any(getattr(config, flag) for flag in _LIMITS.values()) or config.sweep or config.arm:
@@ -109,7 +108,7 @@ def pull(config: PullConfig) -> Path:
             raise UserError("a sweep is not pulled whole: pull one of its descendants, or read its results.parquet")
         manifest = store.manifest(_KINDS[folder], name)
     else:
-        manifest = select_descendant(config)
+        manifest = select_descendant(config, store)
     out = Path(config.out or manifest.name.split("/")[-1])
     path = store.download(manifest.kind, manifest.name, out, overwrite=config.overwrite)
     size = format_quantity("memory", manifest.bytes)
@@ -125,7 +124,7 @@ def pull(config: PullConfig) -> Path:
 
 def print_list(config: ListConfig) -> None:
     """Print every artefact of a store."""
-    store = Store(config.store, config.store_patience)
+    store = Store.of(config)
     store.check(write=config.rebuild)
     if config.rebuild:
         print(f"the index of {store.uri} is made anew of {store.index.rebuild():,} manifests", flush=True)
@@ -159,7 +158,7 @@ def _minute(created: str) -> str:
 
 def print_artefact(config: ShowConfig) -> None:
     """Print everything known about one artefact as JSON, or a sweep's leaderboard."""
-    store = Store(config.store, config.store_patience)
+    store = Store.of(config)
     store.check(write=False)
     folder, name = parse_artefact(config.artefact)
     if folder == "sweeps":

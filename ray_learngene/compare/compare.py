@@ -62,7 +62,7 @@ def bench(config: BenchConfig) -> pandas.DataFrame:
         UserError: see the message; nothing has been trained then, or (some failed) the rest is kept.
     """
     folder_of("learngene", config.name)
-    store = Store(config.store, config.store_patience)
+    store = Store.of(config)
     store.check(write=True)
     ancestry = load_ancestry(config.ancestry, store)
     sets = checked_image_sets(config)
@@ -81,7 +81,7 @@ def bench(config: BenchConfig) -> pandas.DataFrame:
         seeds = range(config.seed, config.seed + config.seeds)
         _search_distillation(config, store, distillations, chosen)
         wanted = [distill_config(config, d, chosen.distill[d], seed) for seed in seeds for d in distillations]
-        _refuse_failed(distill_all(config, wanted, "distil"))
+        _refuse_failed(distill_all(config, store, wanted, "distil"))
         for row in arms:
             for each in extract_configs(config, row, chosen.distill):
                 quietly(lambda each=each: extract(each))  # type: ignore[misc]
@@ -155,7 +155,7 @@ def _search_distillation(
     runs = {
         (one, lr): distill_config(config, one, lr, config.seed, search=True) for lr in grid for one in searched.values()
     }
-    failed = distill_all(config, list(runs.values()), "search")
+    failed = distill_all(config, store, list(runs.values()), "search")
     _refuse_failed({name: failure for name, failure in failed.items() if not failure.diverged})
     for one in distillations:
         owner = chosen.searched[one] = searched[one.family]

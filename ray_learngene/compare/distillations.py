@@ -28,7 +28,7 @@ class Failure:
     diverged: bool = False
 
 
-def distill_all(config: BenchConfig, runs: Sequence[DistillConfig], what: str) -> dict[str, Failure]:
+def distill_all(config: BenchConfig, store: Store, runs: Sequence[DistillConfig], what: str) -> dict[str, Failure]:
     """Distil what is not in the store, side by side on the cluster or one after another in this process.
 
     Returns:
@@ -38,7 +38,6 @@ def distill_all(config: BenchConfig, runs: Sequence[DistillConfig], what: str) -
         Interrupted: this process was asked to end; what ran has written its checkpoints.
         UserError: a learngene of the name of a run was made by another method.
     """
-    store = Store(config.store, config.store_patience)
     runs = list({run.name: run for run in runs}.values())
     left = [run for run in runs if not _is_done(store, run)]
     print(f"{what}: {len(left)} distillations to run, {len(runs) - len(left)} done", flush=True)

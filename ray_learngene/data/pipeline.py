@@ -8,7 +8,14 @@ from typing import Literal
 
 from torch.utils.data import DataLoader
 
-from ray_learngene.config import AugmentationConfig, DataConfig, OptimizationConfig
+from ray_learngene.config import (
+    AncestryConfig,
+    AugmentationConfig,
+    DataConfig,
+    DistillConfig,
+    OptimizationConfig,
+    SweepConfig,
+)
 from ray_learngene.data.check import check_images
 from ray_learngene.data.image_set import ImageSet, ImageSets
 from ray_learngene.data.loader import Batch, eval_loader, train_loader
@@ -16,6 +23,8 @@ from ray_learngene.data.open import open_image_sets
 from ray_learngene.data.reader import Policy, Reader
 from ray_learngene.errors import UserError
 from ray_learngene.models.preprocessing import Preprocessing
+
+Trains = AncestryConfig | DistillConfig | SweepConfig
 
 
 @dataclass(frozen=True)
@@ -29,6 +38,19 @@ class ImagePipeline:
     loader_workers: int = 0
     unreadable: Policy = "fail"
     finish_batches: Literal["device", "loader"] = "device"
+
+    @classmethod
+    def of(cls, sets: ImageSets, preprocessing: Preprocessing, config: Trains) -> ImagePipeline:
+        """The pipeline of a command's image sets, with its augmentation and the way it reads images."""
+        return cls(
+            sets.train,
+            sets.val,
+            preprocessing,
+            config,
+            config.loader_workers,
+            config.unreadable,
+            config.finish_batches,
+        )
 
     @cached_property
     def readers(self) -> tuple[Reader, Reader]:

@@ -19,7 +19,7 @@ from ray_learngene.config import DistillConfig
 from ray_learngene.data.image_set import ImageSets
 from ray_learngene.data.pipeline import ImagePipeline, checked_image_sets
 from ray_learngene.distillation.run import run
-from ray_learngene.distillation.task import check_early
+from ray_learngene.distillation.task import open_store
 from ray_learngene.errors import UserError
 from ray_learngene.methods.base import Learngene, Method
 from ray_learngene.methods.generated import attribute_of
@@ -38,6 +38,7 @@ class DistillTask:
     """Distillation of an auxiliary model."""
 
     config: DistillConfig
+    store: Store
     images: ImagePipeline
     module: nn.Module
     method: Method
@@ -60,8 +61,7 @@ class DistillTask:
     def answers(self, device: torch.device, autocast: torch.dtype | None) -> Answers | None:
         if not self.config.soft_labels:
             return None
-        store = Store(self.config.store, self.config.store_patience)
-        return Answers.create(self.config, self.config, self.images, self.ancestry, store, device, autocast)
+        return Answers.create(self.config, self.config, self.images, self.ancestry, self.store, device, autocast)
 
     def label_model(self, device: torch.device, autocast: torch.dtype | None) -> nn.Module | None:
         return None if self.config.labels else self._ancestry(device, autocast)
@@ -98,8 +98,7 @@ def distill(config: DistillConfig) -> Manifest:
     method = create_method(config.method)
     changes = {"depth": config.depth, "width": config.width, "image": config.image_size}
     preset(config.preset, **changes)
-    check_early(config, "learngene")
-    store = Store(config.store, config.store_patience)
+    store = open_store(config, "learngene")
     ancestry = load_ancestry(config.ancestry, store)
     sets = checked_image_sets(config)
     labels = sets.train.classes if config.labels else ancestry.labels
@@ -119,7 +118,7 @@ def distill(config: DistillConfig) -> Manifest:
     facts: dict[str, Any] = {"data_sha256": sets.train.fingerprint, "ancestry_sha256": ancestry.sha256()}
     if start:
         facts["start_version"] = start.manifest.version
-    return run(DistillTask(config, images, module, method, ancestry, labels, facts, start))
+    return run(DistillTask(config, store, images, module, method, ancestry, labels, facts, start))
 
 
 def check_depth(module: nn.Module, depth: int, method: str) -> None:
@@ -142,9 +141,7 @@ def images_for(config: DistillConfig, sets: ImageSets, spec: Spec, ancestry: Anc
         crop_pct=config.crop_pct,
         interpolation=config.interpolation,
     )
-    return ImagePipeline(
-        sets.train, sets.val, preprocessing, config, config.loader_workers, config.unreadable, config.finish_batches
-    )
+    return ImagePipeline.of(sets, preprocessing, config)
 
 
 def _start_from(module: nn.Module, learngene: Learngene, config: DistillConfig) -> None:

@@ -11,10 +11,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-import ray_learngene.torchvision_cpu  # noqa: F401  isort:skip  (before the first timm import)
 import torch
-from timm.data import resolve_model_data_config
-from timm.models import get_model_input_config
 from torch import nn
 
 from ray_learngene.ancestry.model import load_ancestry
@@ -42,7 +39,7 @@ def extract(config: ExtractConfig) -> Manifest:
     """
     folder_of("learngene", config.name)
     method = create_method(config.method)
-    store = Store(config.store, config.store_patience)
+    store = Store.of(config)
     store.check(write=True)
     began = time.monotonic()
     model, labels, preprocessing, facts = _source(config.source, store)
@@ -93,12 +90,9 @@ def _source(reference: str, store: Store) -> tuple[nn.Module, tuple[str, ...], P
         return model, learngene.labels, Preprocessing(**learngene.preprocessing), facts
     ancestry = load_ancestry(reference, store, flag="--source")
     trained = ancestry.model
-    data = resolve_model_data_config(trained)
-    preprocessing = Preprocessing(
-        image_size=int(get_model_input_config(trained)["input_size"][-1]),
-        mean=tuple(data["mean"]),
-        std=tuple(data["std"]),
-        crop_pct=data["crop_pct"],
-        interpolation=data["interpolation"],
+    return (
+        trained,
+        labels_of(trained),
+        Preprocessing.of(trained),
+        {"sha256": ancestry.sha256(), "cost": {}, "metrics": {}},
     )
-    return trained, labels_of(trained), preprocessing, {"sha256": ancestry.sha256(), "cost": {}, "metrics": {}}

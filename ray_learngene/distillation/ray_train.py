@@ -44,7 +44,6 @@ from ray_learngene.distillation.task import Task, checkpoint_due, claim_run, own
 from ray_learngene.errors import Interrupted, RunError, UserError
 from ray_learngene.models.compile import compile_layers
 from ray_learngene.store.checkpoints import StoreCheckpoints
-from ray_learngene.store.store import Store
 from ray_learngene.terminal import ProgressPrinter
 from ray_learngene.training.deepspeed_engine import DeepSpeedEngine, deepspeed_config, zero_stage
 from ray_learngene.training.engine import resolve_precision
@@ -54,8 +53,8 @@ from ray_learngene.training.trainer import Trainer
 from ray_learngene.training.world import World
 
 
-def train_on_cluster(
-    task: Task, store: Store, settings: dict[str, Any], flops: dict[str, int], user_deepspeed: dict[str, Any]
+def train_with_ray_train(
+    task: Task, settings: dict[str, Any], flops: dict[str, int], user_deepspeed: dict[str, Any]
 ) -> None:
     """Train with Ray Train workers and publish.
 
@@ -66,16 +65,16 @@ def train_on_cluster(
         Interrupted: this process was asked to end.
         UserError: the cluster lacks the resources, or training cannot go on.
     """
-    config = task.config
+    config, store = task.config, task.store
     with ray_cluster(config.address), sigterm.graceful():
         use_gpu = cluster_has_gpus() if config.use_gpu is None else config.use_gpu
         require_resources(config.address, config.least_workers, config.cpus_per_worker, int(use_gpu), "workers")
-        claim_run(store, task, settings)
+        claim_run(task, settings)
         RunNotes(store, run_name(task)).clear()
         loop = {"task": ray.put(task), "settings": settings, "flops": flops, "deepspeed": user_deepspeed}
         with progress_channel(ProgressPrinter()) as report, stop_requests() as requests:
             while True:
-                outcome = _fit(task, store, {**loop, "report": report, "requests": requests}, use_gpu)
+                outcome = _fit(task, {**loop, "report": report, "requests": requests}, use_gpu)
                 if outcome is None:
                     continue
                 if "error" in outcome:
@@ -89,9 +88,9 @@ def train_on_cluster(
                 print(f"workers are taken away: moving on from step {step} of {total_steps}", flush=True)
 
 
-def _fit(task: Task, store: Store, loop: dict[str, Any], use_gpu: bool) -> dict[str, Any] | None:
+def _fit(task: Task, loop: dict[str, Any], use_gpu: bool) -> dict[str, Any] | None:
     """What the workers returned; None where they are to be started again, with smaller micro-batches."""
-    config = task.config
+    config, store = task.config, task.store
     notes = RunNotes(store, run_name(task))
     halvings = notes.read().get("halvings", 0)
     storage_path, storage_filesystem = store.ray_storage(run_name(task))
@@ -250,8 +249,7 @@ def _worker(loop: dict[str, Any]) -> dict[str, Any]:
         return {"interrupted": (interrupted.done, interrupted.total)}
     with engine.gathered():
         if world.rank == 0:
-            store = Store(config.store, config.store_patience)
-            publish(task, store, loop["settings"], loop["flops"], trainer)
+            publish(task, loop["settings"], loop["flops"], trainer)
     torch.distributed.barrier()
     return {}
 
@@ -262,7 +260,7 @@ def _within_memory(task: Task, world_size: int, rank: int, report: Report) -> An
     Raises:
         RunError: they noted that starting again is of no use.
     """
-    notes = RunNotes(Store(task.config.store, task.config.store_patience), run_name(task)).read()
+    notes = RunNotes(task.store, run_name(task)).read()
     if "error" in notes:
         raise RunError(notes["error"])
     config = task.config

@@ -26,7 +26,6 @@ from ray_learngene.errors import UserError
 from ray_learngene.models.compile import compile_layers
 from ray_learngene.provenance import fingerprint
 from ray_learngene.store.manifest import Manifest
-from ray_learngene.store.store import Store
 from ray_learngene.terminal import ProgressPrinter, unreadable_text
 from ray_learngene.training.batches import Batches
 from ray_learngene.training.checkpoints import BackgroundCheckpoints
@@ -62,21 +61,21 @@ def run(task: Task) -> Manifest:
     config = task.config
     user_deepspeed = read_user_config(config.deepspeed) if config.deepspeed else {}
     task.images.training_batches(config, world_size=max(1, config.most_workers))  # refuses too small a batch
-    store = Store(config.store, config.store_patience)
+    store = task.store
     settings = _settings(task, user_deepspeed)
-    done = _finished(store, task, settings)
+    done = _finished(task, settings)
     if done is not None:
         return done
-    _check_run(store, task, settings)
+    _check_run(task, settings)
     # counted before training, which puts hooks and compiled code into the module
     flops = task.flops(config.epochs * (len(task.images.train) // config.batch_size))
     if config.workers == 0:
         with gpu_allowed(config.use_gpu):
-            _train_here(task, store, settings, flops)
+            _train_here(task, settings, flops)
     else:
-        from ray_learngene.distillation.ray_train import train_on_cluster
+        from ray_learngene.distillation.ray_train import train_with_ray_train
 
-        train_on_cluster(task, store, settings, flops, user_deepspeed)
+        train_with_ray_train(task, settings, flops, user_deepspeed)
     manifest = store.manifest(task.kind, config.name)
     print(
         f"published {task.kind} {config.name} in {store.uri}: {manifest.metadata['parameters']:,} parameters, "
@@ -93,8 +92,8 @@ def _settings(task: Task, user_deepspeed: dict[str, Any]) -> dict[str, Any]:
     return {**decisive, "deepspeed": user_deepspeed, **task.identity()}
 
 
-def _finished(store: Store, task: Task, settings: dict[str, Any]) -> Manifest | None:
-    name = task.config.name
+def _finished(task: Task, settings: dict[str, Any]) -> Manifest | None:
+    store, name = task.store, task.config.name
     if task.config.overwrite or not store.exists(task.kind, name):
         return None
     manifest = store.manifest(task.kind, name)
@@ -107,8 +106,9 @@ def _finished(store: Store, task: Task, settings: dict[str, Any]) -> Manifest | 
     return manifest
 
 
-def _check_run(store: Store, task: Task, settings: dict[str, Any]) -> None:
+def _check_run(task: Task, settings: dict[str, Any]) -> None:
     """Refuse a name under which something else was started; say so where it continues."""
+    store = task.store
     text = store.read_text(_settings_path(task))
     if text is None or task.config.overwrite:
         return
@@ -124,9 +124,10 @@ def _check_run(store: Store, task: Task, settings: dict[str, Any]) -> None:
     print(f"continuing the run {task.config.name} in {store.uri}", flush=True)
 
 
-def _train_here(task: Task, store: Store, settings: dict[str, Any], flops: dict[str, int]) -> None:
+def _train_here(task: Task, settings: dict[str, Any], flops: dict[str, int]) -> None:
     """One plain torch process, neither Ray nor DeepSpeed."""
-    claim_run(store, task, settings)
+    claim_run(task, settings)
+    store = task.store
     if any("/checkpoint_" in path for path in store.objects.find(f"runs/{run_name(task)}")):
         raise UserError(
             f"the run {task.config.name!r} in {store.uri} has checkpoints of workers on Ray: go on with --workers 1 or "
@@ -161,7 +162,7 @@ def _train_here(task: Task, store: Store, settings: dict[str, Any], flops: dict[
             )
             batches = Batches(task.images, config, world, task.answers(device, autocast))
             train([trainer], batches, stop=sigterm.requested)
-        publish(task, store, settings, flops, trainer)
+        publish(task, settings, flops, trainer)
 
     within_memory(attempt, task.config, tell=lambda text: print(text, flush=True))
     stored.remove()

@@ -44,6 +44,7 @@ class Filling:
     """What all shards have in common. It is sent to every worker."""
 
     config: SoftLabelsConfig
+    store: Store
     images: ImagePipeline
     ancestry: Ancestry
 
@@ -59,8 +60,9 @@ class Filling:
     def answers(self) -> Answers:
         config, device = self.config, resolve_device()
         autocast = resolve_precision(config.precision, device)
-        store = Store(config.store, config.store_patience)
-        return Answers.create(config, config, self.images, self.ancestry, store, device, autocast, config.overwrite)
+        return Answers.create(
+            config, config, self.images, self.ancestry, self.store, device, autocast, config.overwrite
+        )
 
     def missing(self) -> tuple[str, list[Shard]]:
         """The cache's key, and the shards that are still to be computed."""
@@ -94,7 +96,7 @@ def fill(config: SoftLabelsConfig) -> None:
     Raises:
         UserError: see the message.
     """
-    store = Store(config.store, config.store_patience)
+    store = Store.of(config)
     store.check(write=True)
     if config.compile and not config.workers:  # else it is a matter of the workers' hosts
         require_compiler()
@@ -103,7 +105,7 @@ def fill(config: SoftLabelsConfig) -> None:
     sets = checked_image_sets(config)
     if config.labels:
         check_classes(ancestry, config.ancestry, config.data, sets.train.classes)
-    filling = Filling(config, images_for(config, sets, spec, ancestry), ancestry)
+    filling = Filling(config, store, images_for(config, sets, spec, ancestry), ancestry)
     filling.images.training_batches(config, world_size=filling.parts)  # refuses what does not divide
     if config.workers == 0:
         with gpu_allowed(config.use_gpu):
@@ -180,8 +182,7 @@ def _prepare() -> None:
 
 
 def _follow(key: str, filling: Filling, shards: list[Shard], computed: Iterator[Shard]) -> None:
-    store = Store(filling.config.store)
-    name = f"soft labels {key} in {store.uri}"
+    name = f"soft labels {key} in {filling.store.uri}"
     if not shards:
         print(f"{name} are complete: nothing to do", flush=True)
         return

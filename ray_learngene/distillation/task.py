@@ -31,6 +31,7 @@ class Task(Protocol):
     kind: Kind
     images: ImagePipeline
     module: nn.Module
+    store: Store
 
     @property
     def config(self) -> AncestryConfig | DistillConfig: ...
@@ -58,8 +59,8 @@ class Task(Protocol):
         ...
 
 
-def check_early(config: AncestryConfig | DistillConfig, kind: Kind) -> None:
-    """What can be refused before images are read and weights are fetched.
+def open_store(config: AncestryConfig | DistillConfig, kind: Kind) -> Store:
+    """The store to publish in, after all that can be refused before images are read and weights are fetched.
 
     Raises:
         UserError: an impossible name, a bad DeepSpeed file, or settings that exclude each other.
@@ -73,7 +74,9 @@ def check_early(config: AncestryConfig | DistillConfig, kind: Kind) -> None:
         raise UserError("--compile needs whole weights, ZeRO-3 splits them: use --zero 2, or leave --compile out")
     if config.compile and not config.most_workers:  # else it is a matter of the workers' hosts
         require_compiler()
-    Store(config.store, config.store_patience).check(write=True)
+    store = Store.of(config)
+    store.check(write=True)
+    return store
 
 
 def run_name(task: Task) -> str:
@@ -83,16 +86,15 @@ def run_name(task: Task) -> str:
 
 def own_checkpoints(task: Task) -> StoreCheckpoints:
     """Where one plain process keeps its checkpoints; cluster workers go on from the newest if they have none."""
-    store = Store(task.config.store, task.config.store_patience)
-    return StoreCheckpoints(store, f"{run_name(task)}/state")
+    return StoreCheckpoints(task.store, f"{run_name(task)}/state")
 
 
-def claim_run(store: Store, task: Task, settings: dict[str, Any]) -> None:
+def claim_run(task: Task, settings: dict[str, Any]) -> None:
     """Remember the run's settings under its name; `--overwrite` forgets what was there."""
     if task.config.overwrite:
-        store.remove_tree(f"runs/{run_name(task)}")
+        task.store.remove_tree(f"runs/{run_name(task)}")
         own_checkpoints(task).remove()
-    store.create_text(_settings_path(task), _as_text(settings))
+    task.store.create_text(_settings_path(task), _as_text(settings))
 
 
 def _settings_path(task: Task) -> str:
@@ -105,7 +107,6 @@ def _as_text(settings: dict[str, Any]) -> str:
 
 def publish(
     task: Task,
-    store: Store,
     settings: dict[str, Any],
     flops: dict[str, int],
     trainer: Trainer,
@@ -136,7 +137,7 @@ def publish(
             },
             **provenance(),
         }
-        name, overwrite = task.config.name, task.config.overwrite
+        store, name, overwrite = task.store, task.config.name, task.config.overwrite
         published = store.manifest(task.kind, name).metadata if store.exists(task.kind, name) else {}
         if overwrite or published.get("fingerprint") != metadata["fingerprint"]:
             # else a worker died between publishing and returning, and this is its successor

@@ -9,21 +9,19 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import ray_learngene.torchvision_cpu  # noqa: F401  isort:skip  (before the first timm import)
 import torch
-from timm.data import resolve_model_data_config
-from timm.models import get_model_input_config
 from torch import nn
 
 from ray_learngene.ancestry.model import create_timm
 from ray_learngene.config import AncestryConfig
 from ray_learngene.data.pipeline import ImagePipeline, checked_image_sets
 from ray_learngene.distillation.run import run
-from ray_learngene.distillation.task import check_early
+from ray_learngene.distillation.task import open_store
 from ray_learngene.errors import UserError
 from ray_learngene.models.preprocessing import Preprocessing
 from ray_learngene.models.timm_folder import export_timm
 from ray_learngene.store.manifest import Kind, Manifest
+from ray_learngene.store.store import Store
 from ray_learngene.training.flops import training_flops
 from ray_learngene.training.objectives import LabelObjective, Objective
 
@@ -33,6 +31,7 @@ class AncestryTask:
     """Cross-entropy training of any timm model."""
 
     config: AncestryConfig
+    store: Store
     images: ImagePipeline
     module: nn.Module
     labels: tuple[str, ...]
@@ -104,19 +103,11 @@ def train_ancestry(config: AncestryConfig) -> Manifest:
     Raises:
         UserError: see the message; nothing has been trained then.
     """
-    check_early(config, "ancestry")
+    store = open_store(config, "ancestry")
     sets = checked_image_sets(config)
     module = _create(config, len(sets.train.classes))
     _refuse_shared_memory(module, config.model)
-    data = resolve_model_data_config(module)
-    preprocessing = Preprocessing(
-        image_size=config.image_size or int(get_model_input_config(module)["input_size"][-1]),
-        mean=tuple(data["mean"]),
-        std=tuple(data["std"]),
-        crop_pct=config.crop_pct,
-        interpolation=config.interpolation,
-    )
-    images = ImagePipeline(
-        sets.train, sets.val, preprocessing, config, config.loader_workers, config.unreadable, config.finish_batches
-    )
-    return run(AncestryTask(config, images, module, sets.train.classes, {"data_sha256": sets.train.fingerprint}))
+    changes = {"image_size": config.image_size} if config.image_size else {}
+    preprocessing = Preprocessing.of(module, crop_pct=config.crop_pct, interpolation=config.interpolation, **changes)
+    images = ImagePipeline.of(sets, preprocessing, config)
+    return run(AncestryTask(config, store, images, module, sets.train.classes, {"data_sha256": sets.train.fingerprint}))

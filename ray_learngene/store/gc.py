@@ -53,7 +53,7 @@ def gc(config: GcConfig) -> list[Garbage]:
     Raises:
         UserError: The store cannot be read, or may not be written.
     """
-    store = Store(config.store, config.store_patience)
+    store = Store.of(config)
     store.check(write=config.delete)
     before = datetime.now(UTC) - config.age
     found = [*find_garbage(store, before), *_downloads(config.downloads, before)]

@@ -29,6 +29,7 @@ import pyarrow
 import pyarrow.fs
 import pyarrow.parquet
 
+from ray_learngene.config import StoreConfig
 from ray_learngene.errors import UserError
 from ray_learngene.io.errors import Unavailable, clear_errors
 from ray_learngene.io.filesystems import filesystem
@@ -67,6 +68,11 @@ class Store:
         self.objects = Objects(uri, patience)
         self.uri = self.objects.uri
         self.index = Index(self.objects)
+
+    @classmethod
+    def of(cls, config: StoreConfig) -> Store:
+        """The store of a command, which opens it once and hands it down."""
+        return cls(config.store, config.store_patience)
 
     def __reduce__(self) -> tuple[Callable[[str, float], Store], tuple[str, float]]:
         return Store, (self.uri, self.objects.patience.seconds)

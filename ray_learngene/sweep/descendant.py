@@ -54,10 +54,24 @@ def decisive_settings(config: SweepConfig, ancestry: Ancestry | None) -> dict[st
 
 
 @dataclass(frozen=True)
+class SweepContext:
+    """What all descendants of a sweep share.
+
+    Attributes:
+        ancestry: Teacher of the descendants; None where they learn from labels alone.
+    """
+
+    config: SweepConfig
+    images: ImagePipeline
+    ancestry: Ancestry | None
+    store: Store
+
+
+@dataclass(frozen=True)
 class Descendant:
     """What one trial trains, and its name in the store, which ends in a hash of everything that decides the result."""
 
-    arm: str
+    arm: Arm
     spec: Spec
     seed: int
     lr: float
@@ -65,22 +79,21 @@ class Descendant:
 
     @property
     def name(self) -> str:
-        slug = re.sub(r"[^a-zA-Z0-9._-]+", ".", self.arm).strip(".")
+        slug = re.sub(r"[^a-zA-Z0-9._-]+", ".", self.arm.text).strip(".")
         return f"{slug}-w{self.spec.width}-d{self.spec.depth:02d}-s{self.seed}-{self.key}"
 
 
 def descendant(
-    arm: str,
+    arm: Arm,
     spec: Spec,
     seed: int,
     lr: float,
-    config: SweepConfig,
-    images: ImagePipeline,
+    shared: SweepContext,
     stored: StoredLearngene | None,
-    ancestry: Ancestry | None = None,
 ) -> Descendant:
     """The descendant of an arm and a spec under a sweep's settings."""
-    method = Arm.parse(arm, config.learngene).method
+    config, images = shared.config, shared.images
+    method = arm.method
     facts = {
         "arm": {"method": method.name, **method.model_dump(mode="json")},
         "learngene": stored.manifest.version if stored else None,
@@ -89,7 +102,7 @@ def descendant(
         "lr": lr,
         "data": images.train.fingerprint,
         "preprocessing": images.preprocessing.model_dump(mode="json"),
-        "settings": decisive_settings(config, ancestry),
+        "settings": decisive_settings(config, shared.ancestry),
     }
     return Descendant(arm, spec, seed, lr, fingerprint(facts)[:8])
 
@@ -117,25 +130,23 @@ class DescendantTask:
         return config.model_copy(update={"seed": self.one.seed, "lr": self.one.lr})
 
 
-def descendant_batches(images: ImagePipeline, settings: SweepConfig, ancestry: Ancestry | None) -> Batches:
-    """The views of descendants with these settings, with their teacher's logits where there is one."""
-    device = resolve_device()
+def descendant_batches(shared: SweepContext, settings: SweepConfig, *, taught: bool) -> Batches:
+    """The views of descendants with these settings; `taught`: with their teacher's logits where there is one."""
+    device, ancestry = resolve_device(), shared.ancestry
     answers: Answers | LiveAnswers | None = None
-    if ancestry is not None:
+    if taught and ancestry is not None:
         autocast = resolve_precision(settings.precision, device)
         if settings.soft_labels:
-            store = Store(settings.store, settings.store_patience)
-            answers = Answers.create(settings, settings, images, ancestry, store, device, autocast)
+            answers = Answers.create(settings, settings, shared.images, ancestry, shared.store, device, autocast)
         else:
             answers = LiveAnswers(ancestry, device, autocast, compiled=settings.compile)
-    return Batches(images, settings, World(device), answers)
+    return Batches(shared.images, settings, World(device), answers)
 
 
 class DescendantRun:
     """One descendant from its expansion, or its last checkpoint, to its publication.
 
     Args:
-        ancestry: Its teacher; None where it learns from labels alone.
         checkpoint_seconds: At most one checkpoint is written in this time.
         clock: Counts the seconds that it costs.
 
@@ -147,17 +158,16 @@ class DescendantRun:
     def __init__(
         self,
         task: DescendantTask,
-        images: ImagePipeline,
+        shared: SweepContext,
         settings: SweepConfig,
-        ancestry: Ancestry | None,
         checkpoint_seconds: float,
         clock: Clock,
     ) -> None:
-        self.task, self.images, self.settings, self.ancestry = task, images, settings, ancestry
+        self.task, self.settings = task, settings
+        self.images, self.ancestry, self.store = shared.images, shared.ancestry, shared.store
         self.checkpoint_seconds, self.clock = checkpoint_seconds, clock
         self.row: dict[str, Any] | None = None
         self.fitting: Fitting | None = None
-        self.store = Store(settings.store, settings.store_patience)
         self.name = f"{settings.name}/{task.one.name}"
         self.autocast = resolve_precision(settings.precision, clock.device)
         self.uploads = StoreCheckpoints(self.store, self.name, {"lr": task.one.lr})
@@ -173,7 +183,7 @@ class DescendantRun:
         if self.uploads.exists():
             self.model = build(one.spec)  # its weights are the checkpoint's
             return
-        method = Arm.parse(one.arm, settings.learngene).method
+        method = one.arm.method
         learngene = self.task.stored.learngene if self.task.stored else None
         if learngene and learngene.labels != self.images.train.classes:
             learngene = learngene.without_head()
@@ -236,7 +246,7 @@ class DescendantRun:
             "sweep": settings.name,
             "status": "finished",
             "error": None,
-            "arm": one.arm,
+            "arm": one.arm.text,
             **{name: value for name, value in one.spec.model_dump().items() if name != "mlp_ratio"},
             "seed": one.seed,
             "lr": one.lr,

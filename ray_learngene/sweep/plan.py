@@ -12,6 +12,7 @@ from ray_learngene.errors import UserError
 from ray_learngene.models.budgets import format_quantity
 from ray_learngene.models.costs import Latency, training_memory
 from ray_learngene.models.specs import Spec
+from ray_learngene.store.store import Store
 from ray_learngene.sweep.selection import (
     Selection,
     check_texts,
@@ -53,7 +54,9 @@ def plan(config: PlanConfig) -> Plan:
         UserError: a budget that nothing meets (says by how much), or whatever a sweep would refuse.
     """
     check_texts(config)
-    stored = load_learngene(config)
+    store = Store.of(config)
+    store.check(write=False)
+    stored = load_learngene(config, store)
     learngene = stored.learngene
     arms = parse_arms(config, learngene)
     sets = open_image_sets(config) if config.data else None
@@ -66,7 +69,7 @@ def plan(config: PlanConfig) -> Plan:
             )
     measure = measured_latency(config)
     selection = select(config, learngene, len(sets.train.classes) if sets else learngene.spec.classes, measure)
-    learngenes = load_arms(config, arms, selection, stored, range(config.seed, config.seed + config.seeds))
+    learngenes = load_arms(config, store, arms, selection, stored, range(config.seed, config.seed + config.seeds))
     per_arm = config.seeds * max(1, config.lr_search)
     macs = 0.0
     for arm in arms:

@@ -15,14 +15,13 @@ from ray_learngene import sigterm
 from ray_learngene.cluster.preemption import CatchesSigterm, stop_requests, watching
 from ray_learngene.cluster.session import cluster_has_gpus, ray_cluster, require_resources, use_assigned_gpu
 from ray_learngene.errors import Diverged, Interrupted, RunError
-from ray_learngene.store.store import Store
 from ray_learngene.sweep import tune_callbacks
 from ray_learngene.sweep.capacity import cluster_place
 from ray_learngene.sweep.trials import Known, Outcomes, SweepInputs, Trial, print_packs
 from ray_learngene.sweep.tune_search import GroupedASHA, LearningRateSearch
 
 
-def train_on_cluster(
+def run_with_ray_tune(
     inputs: SweepInputs,
     left: Sequence[Trial],
     following: Sequence[Trial],
@@ -45,7 +44,6 @@ def train_on_cluster(
     os.environ.setdefault("TUNE_GLOBAL_CHECKPOINT_S", "60")
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # else Tune prints a banner although it is told to be quiet
     config = inputs.config
-    store = Store(config.store, config.store_patience)
     progress = tune_callbacks.SweepProgress(outcomes)
     with ray_cluster(config.address), sigterm.graceful():
         gpus = float(cluster_has_gpus()) if config.gpus_per_trial is None else config.gpus_per_trial
@@ -54,7 +52,7 @@ def train_on_cluster(
         packs = inputs.packs(left, cluster_place(config.cpus_per_trial, gpus, config.max_concurrent))
         print_packs(packs)
         search = LearningRateSearch(packs, following, known, config) if config.lr_search else None
-        storage_path, storage_filesystem = store.ray_storage(f"sweep-{config.name}")
+        storage_path, storage_filesystem = inputs.store.ray_storage(f"sweep-{config.name}")
         resources = {"CPU": config.cpus_per_trial, "GPU": gpus}
         _train.__mixins__ = (CatchesSigterm,)  # type: ignore[attr-defined]  # how Tune extends a function's actor
         with stop_requests() as requests:

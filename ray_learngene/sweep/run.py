@@ -7,7 +7,6 @@ from dataclasses import replace
 from typing import Any
 
 from ray_learngene.errors import Diverged, Interrupted, RunError
-from ray_learngene.store.store import Store
 from ray_learngene.sweep.trials import Known, Outcomes, SweepInputs, Trial, print_packs
 from ray_learngene.terminal import print_message
 
@@ -42,9 +41,9 @@ def run_trials(
     print(f"sweep {config.name}: {count} descendants to train{done}", flush=True)
     outcomes = Outcomes(inputs, count, keep)
     if count and not config.in_process:
-        from ray_learngene.sweep.ray_tune import train_on_cluster
+        from ray_learngene.sweep.ray_tune import run_with_ray_tune
 
-        train_on_cluster(inputs, left, following, known, outcomes, on_start)
+        run_with_ray_tune(inputs, left, following, known, outcomes, on_start)
     else:
         on_start()
         _train_here(inputs, left, outcomes)
@@ -85,7 +84,7 @@ def _begun(inputs: SweepInputs, wanted: Sequence[Trial], settled: Collection[str
     config = inputs.config
     left = {
         manifest.name.removeprefix(f"{config.name}/"): manifest.metadata["lr"]
-        for manifest in Store(config.store, config.store_patience).manifests("checkpoint", config.name)
+        for manifest in inputs.store.manifests("checkpoint", config.name)
         if "lr" in manifest.metadata  # else an earlier version wrote it
     }
     begun = [(replace(trial, lr=lr), name) for name, lr in left.items() if name not in settled for trial in wanted]

@@ -37,10 +37,8 @@ class Selection:
         return [text for text in self.chosen if Budget.parse(text).admits(candidate.costs)]
 
 
-def load_learngene(config: SelectionConfig) -> StoredLearngene:
+def load_learngene(config: SelectionConfig, store: Store) -> StoredLearngene:
     """The learngene whose sizes are varied and whose preprocessing descendants inherit."""
-    store = Store(config.store, config.store_patience)
-    store.check(write=False)
     return StoredLearngene.load(store, config.learngene)
 
 
@@ -139,7 +137,12 @@ def select(
 
 
 def load_arms(
-    config: SelectionConfig, arms: tuple[Arm, ...], selection: Selection, known: StoredLearngene, seeds: range
+    config: SelectionConfig,
+    store: Store,
+    arms: tuple[Arm, ...],
+    selection: Selection,
+    known: StoredLearngene,
+    seeds: range,
 ) -> dict[str, StoredLearngene]:
     """The learngenes of all arms by name, each expanded once at every size it is for.
 
@@ -148,7 +151,6 @@ def load_arms(
     Raises:
         UserError: a learngene is missing or was made by another method, or cannot become one of the specs.
     """
-    store = Store(config.store, config.store_patience)
     learngenes = {config.learngene: known}
     expanded = set()
     for arm in arms:

@@ -7,12 +7,10 @@ from contextlib import ExitStack
 from typing import Any
 
 from ray_learngene import sigterm
-from ray_learngene.ancestry.model import Ancestry
 from ray_learngene.config import SweepConfig
-from ray_learngene.data.pipeline import ImagePipeline
 from ray_learngene.device import resolve_device
 from ray_learngene.errors import Interrupted, RunError
-from ray_learngene.sweep.descendant import DescendantRun, DescendantTask, descendant_batches
+from ray_learngene.sweep.descendant import DescendantRun, DescendantTask, SweepContext, descendant_batches
 from ray_learngene.training.clock import Clock
 from ray_learngene.training.lockstep import Group, train
 from ray_learngene.training.out_of_memory import is_out_of_memory, release_memory, within_memory
@@ -21,13 +19,8 @@ Row = dict[str, Any]
 Ended = Callable[[DescendantTask, Row | RunError], None]
 
 
-def train_descendant(
-    task: DescendantTask, images: ImagePipeline, config: SweepConfig, ancestry: Ancestry | None = None
-) -> Row:
+def train_descendant(task: DescendantTask, shared: SweepContext) -> Row:
     """Train one descendant from where its last checkpoint left it, and publish it.
-
-    Args:
-        ancestry: Its teacher; None where it learns from labels alone.
 
     Returns:
         Its row of the results table.
@@ -40,21 +33,15 @@ def train_descendant(
     rows: list[Row] = []
 
     def attempt(settings: SweepConfig) -> None:
-        run = DescendantRun(task, images, settings, ancestry, config.checkpoint_seconds, clock)
+        run = DescendantRun(task, shared, settings, settings.checkpoint_seconds, clock)
         with sigterm.graceful():
-            _train([run], images, settings, ancestry, lambda run, row: rows.append(row))
+            _train([run], shared, settings, lambda run, row: rows.append(row))
 
-    within_memory(attempt, task.settings(config), tell=lambda text: task.report({"message": text}))
+    within_memory(attempt, task.settings(shared.config), tell=lambda text: task.report({"message": text}))
     return rows[0]
 
 
-def train_siblings(
-    tasks: Sequence[DescendantTask],
-    images: ImagePipeline,
-    config: SweepConfig,
-    ancestry: Ancestry | None,
-    ended: Ended,
-) -> None:
+def train_siblings(tasks: Sequence[DescendantTask], shared: SweepContext, ended: Ended) -> None:
     """Train descendants that see the same views in lockstep, and publish each as it finishes.
 
     The results are those of `train_descendant`, bit for bit on the CPU. One that runs out of memory is trained alone
@@ -69,9 +56,9 @@ def train_siblings(
         Exception: what ended one and may not do so another time; the others have ended before.
     """
     unexpected: list[Exception] = []
-    for task in tasks if len(tasks) == 1 else _together(tasks, images, config, ancestry, ended, unexpected):
+    for task in tasks if len(tasks) == 1 else _together(tasks, shared, ended, unexpected):
         try:
-            ended(task, train_descendant(task, images, config, ancestry))
+            ended(task, train_descendant(task, shared))
         except Interrupted:
             raise
         except RunError as error:
@@ -83,18 +70,14 @@ def train_siblings(
 
 
 def _together(
-    tasks: Sequence[DescendantTask],
-    images: ImagePipeline,
-    config: SweepConfig,
-    ancestry: Ancestry | None,
-    ended: Ended,
-    unexpected: list[Exception],
+    tasks: Sequence[DescendantTask], shared: SweepContext, ended: Ended, unexpected: list[Exception]
 ) -> list[DescendantTask]:
     """Train descendants in lockstep; returns those that need the memory for themselves."""
     # a checkpoint of all costs so many times that of one; the best time between two grows by the root (Young, 1974)
+    config = shared.config
     seconds = config.checkpoint_seconds * len(tasks) ** 0.5
     device = resolve_device()
-    runs = [DescendantRun(task, images, task.settings(config), ancestry, seconds, Clock(device)) for task in tasks]
+    runs = [DescendantRun(task, shared, task.settings(config), seconds, Clock(device)) for task in tasks]
     interrupted: list[Interrupted] = []
     alone: list[DescendantTask] = []
 
@@ -110,7 +93,7 @@ def _together(
             unexpected.append(error)
 
     with sigterm.graceful():
-        _train(runs, images, tasks[0].settings(config), ancestry, lambda run, row: ended(run.task, row), failed)
+        _train(runs, shared, tasks[0].settings(config), lambda run, row: ended(run.task, row), failed)
         if interrupted:
             raise min(interrupted, key=lambda one: one.done)
     return alone
@@ -118,9 +101,8 @@ def _together(
 
 def _train(
     runs: Sequence[DescendantRun],
-    images: ImagePipeline,
+    shared: SweepContext,
     settings: SweepConfig,
-    ancestry: Ancestry | None,
     published: Callable[[DescendantRun, Row], None],
     failed: Callable[[DescendantRun, Exception], None] | None = None,
 ) -> None:
@@ -130,8 +112,8 @@ def _train(
         for run in runs:
             uploads.callback(run.checkpoints.wait)
         try:
-            fit_batches = descendant_batches(images, settings, None)
-            tune_batches = descendant_batches(images, settings, ancestry)
+            fit_batches = descendant_batches(shared, settings, taught=False)
+            tune_batches = descendant_batches(shared, settings, taught=True)
         except RunError as error:
             for run in runs:
                 group.drop(run, error)

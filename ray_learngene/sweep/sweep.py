@@ -64,9 +64,9 @@ def sweep(config: SweepConfig, *, leaderboard: bool = True) -> pandas.DataFrame:
     check_texts(config)
     if config.compile and config.in_process:  # else it is a matter of the hosts that train
         require_compiler()
-    store = Store(config.store, config.store_patience)
+    store = Store.of(config)
     store.check(write=True)
-    stored = load_learngene(config)
+    stored = load_learngene(config, store)
     learngene = stored.learngene
     arms = parse_arms(config, learngene)
     preprocessing = _preprocessing(config, learngene)
@@ -79,22 +79,23 @@ def sweep(config: SweepConfig, *, leaderboard: bool = True) -> pandas.DataFrame:
     measure = measured_latency(config)
     selection = select(config, learngene, len(images.train.classes), measure)
     seeds = range(config.seed, config.seed + config.seeds)
-    learngenes = load_arms(config, arms, selection, stored, seeds)
+    learngenes = load_arms(config, store, arms, selection, stored, seeds)
     micro_batch = config.batch_size // config.accumulation
     inputs = SweepInputs(
         config=config,
-        learngenes=learngenes,
         images=images,
         ancestry=ancestry,
+        store=store,
+        learngenes=learngenes,
         costs={choice.spec: cost_columns(choice.spec, measure(choice.spec), micro_batch) for choice in selection.specs},
     )
     wanted = [
-        Trial(arm.text, choice.spec, seed, config.lr)
+        Trial(arm, choice.spec, seed, config.lr)
         for choice in selection.specs  # largest first: the longest trials must not start last
         for seed in seeds
         for arm in arms
     ]
-    settings = _settings(inputs, selection, stored)
+    settings = _settings(inputs, selection, arms, stored)
     _refuse_another(store, config.name, settings)
     before = earlier_rows(store, config.name)
     text = json.dumps(settings, indent=2) + "\n"
@@ -155,17 +156,16 @@ def _preprocessing(config: SweepConfig, learngene: Learngene) -> Preprocessing:
 
 
 def _images(config: SweepConfig, preprocessing: Preprocessing) -> ImagePipeline:
-    sets = checked_image_sets(config)
-    images = ImagePipeline(
-        sets.train, sets.val, preprocessing, config, config.loader_workers, config.unreadable, config.finish_batches
-    )
+    images = ImagePipeline.of(checked_image_sets(config), preprocessing, config)
     images.training_batches(config)  # refuses what does not divide
     return images
 
 
-def _settings(inputs: SweepInputs, selection: Selection, stored: StoredLearngene) -> dict[str, Any]:
+def _settings(
+    inputs: SweepInputs, selection: Selection, arms: Sequence[Arm], stored: StoredLearngene
+) -> dict[str, Any]:
     config = inputs.config
-    expanded = {Arm.parse(text, config.learngene).learngene for text in config.arms or (stored.learngene.method,)}
+    expanded = {arm.learngene for arm in arms}
     return {
         "format": 1,
         "name": config.name,

@@ -4,22 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from ray_learngene.ancestry.model import Ancestry
-from ray_learngene.config import SweepConfig
-from ray_learngene.data.pipeline import ImagePipeline
 from ray_learngene.errors import RunError
 from ray_learngene.models.costs import kept_memory, macs, step_memory
 from ray_learngene.models.specs import Spec
 from ray_learngene.store.learngenes import StoredLearngene
 from ray_learngene.sweep.arms import Arm
-from ray_learngene.sweep.descendant import Descendant, DescendantTask, descendant
+from ray_learngene.sweep.descendant import Descendant, DescendantTask, SweepContext, descendant
 from ray_learngene.sweep.packing import Load, Place, pack
 from ray_learngene.sweep.siblings import train_siblings
-
-if TYPE_CHECKING:  # specs import torch, which the terminal does without
-    from ray_learngene.models.specs import Spec
 
 
 @dataclass(frozen=True)
@@ -30,46 +24,41 @@ class Trial:
         lr: The sweep's; where learning rates are searched, until the search has chosen one.
     """
 
-    arm: str
+    arm: Arm
     spec: Spec
     seed: int
     lr: float
 
     @property
-    def group(self) -> tuple[str, Spec, int]:
+    def group(self) -> Group:
         """What the trials of a learning-rate search have in common."""
         return self.arm, self.spec, self.seed
 
 
-Known = dict[tuple[str, Spec, int], list[tuple[float, float]]]  # learning rates tried and their scores, by group
+Group = tuple[Arm, Spec, int]
+Known = dict[Group, list[tuple[float, float]]]  # learning rates tried and their scores, by group
 
 
 @dataclass(frozen=True)
-class SweepInputs:
+class SweepInputs(SweepContext):
     """What all trials of a sweep have in common; broadcast to the cluster once.
 
     Attributes:
         learngenes: Of all arms, by name.
-        ancestry: Teacher of the descendants; None where they learn from labels alone.
         costs: Columns of the results table by spec: parameters, MACs, memory, measured latency.
     """
 
-    config: SweepConfig
     learngenes: dict[str, StoredLearngene]
-    images: ImagePipeline
-    ancestry: Ancestry | None
     costs: dict[Spec, dict[str, Any]]
 
     def learngene(self, trial: Trial) -> StoredLearngene | None:
         """What a trial's descendant is expanded from."""
-        name = Arm.parse(trial.arm, self.config.learngene).learngene_of(trial.spec, trial.seed)
+        name = trial.arm.learngene_of(trial.spec, trial.seed)
         return self.learngenes[name] if name else None
 
     def descendant(self, trial: Trial) -> Descendant:
         """The descendant that a trial trains."""
-        return descendant(
-            trial.arm, trial.spec, trial.seed, trial.lr, self.config, self.images, self.learngene(trial), self.ancestry
-        )
+        return descendant(trial.arm, trial.spec, trial.seed, trial.lr, self, self.learngene(trial))
 
     def train(
         self,
@@ -88,13 +77,7 @@ class SweepInputs:
             )
 
         trial_of = {tuning(trial): trial for trial in trials}
-        train_siblings(
-            list(trial_of),
-            self.images,
-            self.config,
-            self.ancestry,
-            lambda tuning, outcome: ended(trial_of[tuning], outcome),
-        )
+        train_siblings(list(trial_of), self, lambda tuning, outcome: ended(trial_of[tuning], outcome))
 
     def packs(self, trials: Sequence[Trial], place: Place) -> list[list[Trial]]:
         """Who is trained beside whom on places of a kind."""
@@ -146,7 +129,7 @@ class Outcomes:
 
     def _print(self, trial: Trial, text: str) -> None:
         self.ended += 1
-        print(trial_line(self.ended, self.total, trial.arm, trial.spec, trial.seed, trial.lr, text), flush=True)
+        print(trial_line(self.ended, self.total, trial, text), flush=True)
 
     def _keep(self, trial: Trial, status: str, error: str | None, metrics: dict[str, Any]) -> None:
         self.keep(
@@ -155,7 +138,7 @@ class Outcomes:
                 "sweep": self.inputs.config.name,
                 "status": status,
                 "error": error,
-                "arm": trial.arm,
+                "arm": trial.arm.text,
                 "width": trial.spec.width,
                 "depth": trial.spec.depth,
                 "seed": trial.seed,
@@ -174,11 +157,11 @@ def print_packs(packs: Sequence[Sequence[Trial]]) -> None:
         print(f"up to {largest} of them train side by side, on images that are read once (--siblings)", flush=True)
 
 
-def trial_line(number: int, total: int, arm: str, spec: Spec, seed: int, lr: float, text: str) -> str:
+def trial_line(number: int, total: int, trial: Trial, text: str) -> str:
     """One line for a trial of a sweep that has ended."""
     width = len(str(total))
-    size = f"width {spec.width:3} depth {spec.depth:2}"
-    return f"[{number:{width}}/{total}] {arm:10} {size}   seed {seed}   lr {lr:.1e}   {text}"
+    size = f"width {trial.spec.width:3} depth {trial.spec.depth:2}"
+    return f"[{number:{width}}/{total}] {trial.arm.text:10} {size}   seed {trial.seed}   lr {trial.lr:.1e}   {text}"
 
 
 def finished_text(row: Mapping[str, Any]) -> str:

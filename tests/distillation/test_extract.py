@@ -22,6 +22,7 @@ from ray_learngene.models.preprocessing import Preprocessing
 from ray_learngene.models.timm_folder import export_timm
 from ray_learngene.store.learngenes import StoredLearngene
 from ray_learngene.store.store import Store
+from ray_learngene.sweep.arms import Arm
 from ray_learngene.sweep.run import _begun
 from ray_learngene.sweep.sweep import sweep
 from ray_learngene.sweep.trials import Outcomes, SweepInputs, Trial
@@ -221,7 +222,7 @@ def test_a_search_goes_on_with_the_learning_rates_that_it_had_begun(
     monkeypatch.setattr("ray_learngene.sweep.sweep.write_results", lambda *others: pandas.DataFrame())
     config = quick_sweep(store, name="searched", depths="1,2", arms=("scratch",), epochs=2, checkpoint_seconds=0)
     sweep(config, leaderboard=False)
-    one, other = (Trial("scratch", spec, 0, 1.234567890123e-4) for spec in seen[0].costs)
+    one, other = (Trial(Arm.parse("scratch", ""), spec, 0, 1.234567890123e-4) for spec in seen[0].costs)
     with monkeypatch.context() as patched, pytest.raises(Interrupted):
         patched.setattr(sigterm, "requested", lambda step: step == 3)
         seen[0].train([one], lambda *others: None, lambda *others: None)

@@ -257,17 +257,17 @@ def test_pull_takes_the_next_where_the_best_has_gone(store: Store, folder: Path,
     for name, top1 in (("s/a", 1.0), ("s/b", 3.0), ("s/c", 2.0), ("s/d", 4.0)):
         publish(store, folder, name, top1)
     config = PullConfig(store=store.uri, max_params="1M")
-    assert select_descendant(config).name == "s/d"
+    assert select_descendant(config, store).name == "s/d"
     store.objects.delete("descendants/s/d/manifest.json")
     text = (store.objects.read("descendants/s/b/manifest.json") or b"").replace(b'"top1": 3.0', b'"top1": 1.5')
     stale = json.loads(text)
     stale["created"] = datetime.now(UTC).isoformat()
     store.objects.put("descendants/s/b/manifest.json", json.dumps(stale).encode())
-    assert select_descendant(config).name == "s/c"
+    assert select_descendant(config, store).name == "s/c"
     for name in ("s/a", "s/b", "s/c"):
         store.objects.delete(f"descendants/{name}/manifest.json")
     with pytest.raises(UserError, match="no descendants in") as error:
-        select_descendant(config)
+        select_descendant(config, store)
     one_line(error)
 
 
@@ -289,12 +289,12 @@ def test_descendants_of_different_label_sets_are_not_compared(store: Store, fold
         facts["row"]["classes"] = classes
         store.publish("descendant", name, folder, facts)
     with pytest.raises(UserError, match=r"numbers of classes \(10 classes: digits; 100 classes: photos\)") as error:
-        select_descendant(PullConfig(store=store.uri, max_params="1M"))
+        select_descendant(PullConfig(store=store.uri, max_params="1M"), store)
     one_line(error)
-    assert select_descendant(PullConfig(store=store.uri, max_params="1M", sweep="digits")).name == "digits/a"
+    assert select_descendant(PullConfig(store=store.uri, max_params="1M", sweep="digits"), store).name == "digits/a"
     facts["row"]["classes"] = ["cat", "dog"]  # a script's own word
     store.publish("descendant", "digits/b", folder, facts)
-    assert select_descendant(PullConfig(store=store.uri, max_params="1M", sweep="digits")).name == "digits/b"
+    assert select_descendant(PullConfig(store=store.uri, max_params="1M", sweep="digits"), store).name == "digits/b"
 
 
 @pytest.mark.parametrize("text", ["{", "[]", '{"budgets": 3}'])
@@ -333,7 +333,7 @@ def test_requests_do_not_grow_with_the_number_of_descendants(
         monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.endpoint)
         before = len(proxy.requests)
         print_list(ListConfig(store=store.uri))
-        assert select_descendant(PullConfig(store=store.uri, max_params="1M")).name.startswith("s/")
+        assert select_descendant(PullConfig(store=store.uri, max_params="1M"), store).name.startswith("s/")
         counts.append(len(proxy.requests) - before)
         monkeypatch.setenv("AWS_ENDPOINT_URL", s3_server.endpoint)
     proxy.close()

@@ -18,7 +18,8 @@ from ray_learngene.models.specs import PRESETS, build
 from ray_learngene.models.timm_folder import load_timm
 from ray_learngene.store.learngenes import LEARNGENE_COLUMNS, StoredLearngene
 from ray_learngene.store.store import Store
-from ray_learngene.sweep.descendant import Descendant, DescendantTask, descendant
+from ray_learngene.sweep.arms import Arm
+from ray_learngene.sweep.descendant import Descendant, DescendantTask, SweepContext, descendant
 from ray_learngene.sweep.selection import cost_columns
 from ray_learngene.sweep.siblings import train_descendant
 from ray_learngene.training import trainer
@@ -61,8 +62,9 @@ def run(store: Path, arm: str = "sws", report: Any = lambda metrics: None) -> tu
     config, images, stored = inputs(store, arm if arm.startswith("wave") else "sws:stages=1-1")
     expanded = stored if arm != "scratch" else None
     costs = cost_columns(SPEC, measure_latency(build(SPEC), 8, runs=3), 256)
-    one = descendant(arm, SPEC, 3, 1e-3, config, images, expanded)
-    return one, train_descendant(DescendantTask(one, expanded, costs, report), images, config)
+    shared = SweepContext(config, images, None, Store(config.store))
+    one = descendant(Arm.parse(arm, "digits"), SPEC, 3, 1e-3, shared, expanded)
+    return one, train_descendant(DescendantTask(one, expanded, costs, report), shared)
 
 
 def weights(store: Path, one: Descendant, out: Path) -> dict[str, torch.Tensor]:

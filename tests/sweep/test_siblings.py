@@ -27,7 +27,8 @@ from ray_learngene.models.costs import Latency, measure_latency
 from ray_learngene.models.specs import Spec, build
 from ray_learngene.store.learngenes import StoredLearngene
 from ray_learngene.store.store import Store
-from ray_learngene.sweep.descendant import DescendantTask, descendant
+from ray_learngene.sweep.arms import Arm
+from ray_learngene.sweep.descendant import DescendantTask, SweepContext, descendant
 from ray_learngene.sweep.selection import cost_columns
 from ray_learngene.sweep.siblings import train_descendant, train_siblings
 from ray_learngene.training.clock import Clock, shared_by
@@ -54,6 +55,10 @@ class Family:
     ancestry: Ancestry | None = None
 
     @property
+    def shared(self) -> SweepContext:
+        return SweepContext(self.config, self.images, self.ancestry, Store(self.config.store))
+
+    @property
     def names(self) -> list[str]:
         return [tuning.one.name for tuning in self.tunings]
 
@@ -73,14 +78,11 @@ class Family:
             assert tuning.one.name not in ended, "told twice"
             ended[tuning.one.name] = outcome
 
-        train_siblings(self.tunings, self.images, self.config, self.ancestry, tell)
+        train_siblings(self.tunings, self.shared, tell)
         return ended
 
     def alone(self) -> dict[str, dict[str, Any]]:
-        return {
-            tuning.one.name: train_descendant(tuning, self.images, self.config, self.ancestry)
-            for tuning in self.tunings
-        }
+        return {tuning.one.name: train_descendant(tuning, self.shared) for tuning in self.tunings}
 
 
 def family(store: Path, members: Sequence[tuple[str, int, float]] = MEMBERS, **changes: Any) -> Family:
@@ -96,11 +98,13 @@ def family(store: Path, members: Sequence[tuple[str, int, float]] = MEMBERS, **c
     wave = method.extract(method.auxiliary(SPEC)).describe(labels=images.train.classes, preprocessing={})
     genes = {"sws": stored, "wave": StoredLearngene(wave, stored.manifest)}
 
+    shared = SweepContext(config, images, None, Store(config.store))
+
     def tuning(arm: str, depth: int, lr: float) -> DescendantTask:
         spec: Spec = SPEC.replace(depth=depth)
         gene = genes.get(arm.partition(":")[0])
         costs = cost_columns(spec, latency(depth), config.batch_size // config.accumulation)
-        return DescendantTask(descendant(arm, spec, 3, lr, config, images, gene), gene, costs)
+        return DescendantTask(descendant(Arm.parse(arm, "digits"), spec, 3, lr, shared, gene), gene, costs)
 
     return Family(config, images, [tuning(*member) for member in members])
 
@@ -256,9 +260,7 @@ def test_what_ends_one_leaves_the_others_as_they_are(tmp_path: Path, alone: Fami
     ended: dict[str, Any] = {}
     made = made.reporting(report)
     with pytest.raises(Exception, match=r"unexpected|checkpoints"):
-        train_siblings(
-            made.tunings, made.images, made.config, None, lambda tuning, end: ended.update({tuning.one.name: end})
-        )
+        train_siblings(made.tunings, made.shared, lambda tuning, end: ended.update({tuning.one.name: end}))
     assert set(ended) == {nan, *others}
     assert isinstance(ended[nan], RunError) and "not finite" in str(ended[nan])
     assert_equal(made, alone, others)

@@ -14,12 +14,13 @@ from optuna.trial import TrialState
 
 from ray_learngene.config import SweepConfig
 from ray_learngene.models.specs import PRESETS
+from ray_learngene.sweep.arms import Arm
 from ray_learngene.sweep.learning_rates import DRAWN, drawn_and_following, drawn_rates
 from ray_learngene.sweep.trials import Known, Trial
 from ray_learngene.sweep.tune_search import LearningRateSearch
 
 CONFIG = SweepConfig(data="digits", name="s", learngene="g", lr_search=DRAWN + 3, lr_low=1e-5, lr_high=1e-1)
-SMALL, LARGE = (Trial("sws", PRESETS["nano"].replace(depth=depth), 0, CONFIG.lr) for depth in (2, 3))
+SMALL, LARGE = (Trial(Arm.parse("sws", "g"), PRESETS["nano"].replace(depth=depth), 0, CONFIG.lr) for depth in (2, 3))
 DRAWN_TRIALS = [replace(trial, lr=lr) for lr in drawn_rates(CONFIG) for trial in (LARGE, SMALL)]
 
 
