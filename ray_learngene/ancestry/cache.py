@@ -26,7 +26,8 @@ import pyarrow.parquet
 import torch
 
 from ray_learngene.ancestry.model import Ancestry
-from ray_learngene.config import AugmentationConfig, DistillationConfig, OptimizationConfig
+from ray_learngene.config import DistillationConfig, OptimizationConfig
+from ray_learngene.config.decides import decisive
 from ray_learngene.data.pipeline import ImagePipeline
 from ray_learngene.device import resolve_device
 from ray_learngene.errors import UserError
@@ -41,7 +42,6 @@ FORMAT = 1  # of the files, and of how views are drawn: another way to draw them
 FILE = "soft_labels.parquet"
 READERS = 8
 _PART = re.compile(r"(?P<epoch>\d+)-(?P<views>\d+)-(?P<part>\d+)-of-(?P<parts>\d+)")
-_NOT_SEEN = {"smoothing", "crop_pct"}  # of augmentation: what the ancestry model does not see in training
 _DRAWN_BY = ("numpy", "pillow", "timm", "torch", "torchvision")
 
 
@@ -53,7 +53,6 @@ def facts_of(
     Args:
         precision: Arithmetic of the ancestry model, as `precision_of` writes it.
     """
-    augmentation = images.augmentation.model_dump(mode="json", include=set(AugmentationConfig.model_fields) - _NOT_SEEN)
     facts = {
         "format": FORMAT,
         "ancestry": ancestry.sha256(),
@@ -62,7 +61,7 @@ def facts_of(
         "precision": precision,
         **({"compiled": True} if config.compile else {}),
         "data": images.train.fingerprint,
-        "augmentation": augmentation,
+        "augmentation": decisive(images.augmentation, {"views"}),
         "preprocessing": images.preprocessing.model_dump(mode="json", include={"image_size", "mean", "std"}),
         "view_seed": config.seed_of_views,
         # views of one image are not neighbours in a batch, so with repeats the order depends on its size

@@ -30,7 +30,8 @@ from ray_learngene.compare.plan import (
 )
 from ray_learngene.compare.report import write_report
 from ray_learngene.compare.table import Chosen, bench_table, current_descendants
-from ray_learngene.config import BenchConfig, ClusterConfig, SpeedConfig
+from ray_learngene.config import BenchConfig
+from ray_learngene.config.decides import BENCHMARK, decisive, require_same
 from ray_learngene.data.pipeline import checked_image_sets
 from ray_learngene.distillation.extract import extract
 from ray_learngene.errors import Diverged, UserError
@@ -38,15 +39,6 @@ from ray_learngene.models.specs import Spec
 from ray_learngene.store.manifest import folder_of
 from ray_learngene.store.store import Store
 from ray_learngene.sweep.sweep import sweep
-
-# Settings of a benchmark that name its rows or say where and how it runs.
-_MAY_CHANGE = {
-    *("arms", "reference", "depths", "widths", "seeds", "lrs", "tune_lrs", "store", "store_patience", "out"),
-    *("in_process", "cpus_per_trial", "gpus_per_trial", "siblings", "check_images", "unreadable", "loader_workers"),
-    *("cache_gb", "data_dir"),
-    *ClusterConfig.model_fields,
-    *SpeedConfig.model_fields,
-}
 
 
 def bench(config: BenchConfig) -> pandas.DataFrame:
@@ -117,19 +109,12 @@ def _refuse_another(config: BenchConfig, store: Store, facts: dict[str, str]) ->
     Raises:
         UserError: a benchmark of that name was made with other settings.
     """
-    decisive = {name: value for name, value in config.model_dump(mode="json").items() if name not in _MAY_CHANGE}
-    now = json.loads(json.dumps(decisive | facts))
+    now = json.loads(json.dumps(decisive(config, BENCHMARK) | facts))
     path = f"benches/{config.name}/settings.json"
     if store.create_text(path, json.dumps(now, indent=2) + "\n"):
         return
     before = json.loads(store.read_text(path) or "{}")
-    changed = [key for key in sorted({*before, *now}) if before.get(key) != now.get(key)]
-    if changed:
-        key = changed[0]
-        raise UserError(
-            f"the benchmark {config.name!r} in {store.uri} was made with {key} {before.get(key)!r}, not "
-            f"{now.get(key)!r}: choose another --name"
-        )
+    require_same(before, now, f"the benchmark {config.name!r} in {store.uri}", "")
 
 
 def _engine(config: BenchConfig) -> contextlib.AbstractContextManager[None]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -13,11 +13,18 @@ from ray_learngene.errors import UserError
 
 ConfigT = TypeVar("ConfigT", bound="Config")
 
+# of a field that decides something else than its class says, as `json_schema_extra`; see decides.py
+NOTHING: dict[str, Any] = {"decides": "nothing"}
+CHOICE: dict[str, Any] = {"decides": "choice"}
+RESULT: dict[str, Any] = {"decides": "result"}
+ROUNDING: dict[str, Any] = {"decides": "rounding"}
+
 
 class Config(BaseModel):
     """Base of all configurations: immutable, and an unknown key is an error."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+    decides: ClassVar[str] = "result"  # what a class's own fields decide; see decides.py
 
 
 def load_config(cls: type[ConfigT], flags: dict[str, Any], recipe: str | Path | None = None) -> ConfigT:

@@ -6,7 +6,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from ray_learngene.config.base import Config
+from ray_learngene.config.base import CHOICE, NOTHING, Config
 from ray_learngene.config.sweep import TrialsConfig
 from ray_learngene.config.training import StoreConfig
 
@@ -52,18 +52,42 @@ class BenchConfig(StoreConfig, TrialsConfig):
     preset: str = Field(description="size of the auxiliary models: ti, s, b, micro, pico or nano")
     depth: int | None = Field(None, ge=1, description="layers of the auxiliary models; default: the preset's")
     image_size: int | None = Field(None, ge=1, description="input size in pixels; default: the preset's")
-    arms: dict[str, BenchArm] = Field(description="name: {method, source, tune, epochs} of every row")
-    reference: str = Field("scratch", description="the arm that the others' costs are held against")
-    depths: str = Field(description="depths of the descendants, 6-15 or 4,6,8")
-    widths: str | None = Field(None, description="widths of the descendants, e.g. 192,384; default: the preset's")
-    seeds: int = Field(3, ge=1, description="of every learngene and descendant: seed, seed + 1, ...")
+    arms: dict[str, BenchArm] = Field(
+        description="name: {method, source, tune, epochs} of every row", json_schema_extra=CHOICE
+    )
+    reference: str = Field(
+        "scratch",
+        description="the arm that the others' costs are held against",
+        json_schema_extra=CHOICE,
+    )
+    depths: str = Field(description="depths of the descendants, 6-15 or 4,6,8", json_schema_extra=CHOICE)
+    widths: str | None = Field(
+        None,
+        description="widths of the descendants, e.g. 192,384; default: the preset's",
+        json_schema_extra=CHOICE,
+    )
+    seeds: int = Field(
+        3,
+        ge=1,
+        description="of every learngene and descendant: seed, seed + 1, ...",
+        json_schema_extra=CHOICE,
+    )
     tune_epochs: int = Field(5, ge=0, description="epochs that a descendant is tuned for")
     lrs: tuple[LearningRate, ...] = Field(
-        (5e-4,), min_length=1, description="learning rates searched for distillation and full training"
+        (5e-4,),
+        min_length=1,
+        description="learning rates searched for distillation and full training",
+        json_schema_extra=CHOICE,
     )
-    tune_lrs: tuple[LearningRate, ...] = Field((5e-5,), min_length=1, description="learning rates searched for tuning")
+    tune_lrs: tuple[LearningRate, ...] = Field(
+        (5e-5,), min_length=1, description="learning rates searched for tuning", json_schema_extra=CHOICE
+    )
     search_epochs: int = Field(10, ge=1, description="epochs of each distillation or full training of the search")
-    out: str = Field("./bench", description="folder for the table (Parquet, Markdown) and the plots")
+    out: str = Field(
+        "./bench",
+        description="folder for the table (Parquet, Markdown) and the plots",
+        json_schema_extra=NOTHING,
+    )
 
     @model_validator(mode="after")
     def _reference_is_an_arm(self) -> BenchConfig:

@@ -7,48 +7,67 @@ from typing import Literal
 
 from pydantic import Field, ValidationInfo, field_validator
 
-from ray_learngene.config.base import Config
+from ray_learngene.config.base import NOTHING, RESULT, Config
 
 
 class DataConfig(Config):
     """Which images, and how they are checked and read."""
 
+    decides = "images"
+
     data: str = Field(
         description="image set: digits, cifar10, a folder of class folders, Parquet files at any URI, "
         "torch/NAME, wds/PATH or hfds/NAME"
     )
-    data_dir: str | None = Field(None, description="folder of a built-in set's files (cifar10: download or .bin files)")
+    data_dir: str | None = Field(
+        None,
+        description="folder of a built-in set's files (cifar10: download or .bin files)",
+        json_schema_extra=NOTHING,
+    )
     image_column: str = Field("image", description="Parquet column with the encoded image")
     label_column: str = Field("label", description="Parquet column with the label (class index or class name)")
     holdout: float = Field(
-        0.1, gt=0, lt=1, description="share held out per class where the set has no validation split, or by validate_on"
+        0.1,
+        gt=0,
+        lt=1,
+        description="share held out per class where the set has no validation split, or by validate_on",
+        json_schema_extra=RESULT,
     )
     train_share: float = Field(
         1.0, gt=0, le=1, description="share of the training images that is used, per class, evenly spaced"
     )
-    val_share: float = Field(1.0, gt=0, le=1, description="the same of the validation images")
+    val_share: float = Field(1.0, gt=0, le=1, description="the same of the validation images", json_schema_extra=RESULT)
     validate_on: Literal["val", "holdout"] = Field(
-        "val", description="validate on the validation split, or on the share held out of the training split"
+        "val",
+        description="validate on the validation split, or on the share held out of the training split",
+        json_schema_extra=RESULT,
     )
     check_images: Literal["auto", "full", "headers", "off"] = Field(
         "auto",
         description="check before training: decode every image (full), read headers, or off; auto: full up to 10,000",
+        json_schema_extra=NOTHING,
     )
     unreadable: Literal["fail", "skip"] = Field(
         "fail",
         description="an image that cannot be read: end with its name, or take the next one in its place and count it",
+        json_schema_extra=NOTHING,
     )
-    loader_workers: int = Field(0, ge=0, description="data loading processes for each training worker")
+    loader_workers: int = Field(
+        0, ge=0, description="data loading processes for each training worker", json_schema_extra=NOTHING
+    )
     cache_gb: float = Field(
         0,
         ge=0,
         description="GB that local copies of Parquet sets may take on a host (in ~/.cache/ray_learngene); those unused "
         "for longest are removed first; 0: no limit",
+        json_schema_extra=NOTHING,
     )
 
 
 class AugmentationConfig(Config):
     """Training-time augmentation and evaluation crop, in timm's words and meanings."""
+
+    decides = "views"
 
     scale: tuple[float, float] = Field((0.08, 1.0), description="random resized crop: share of the area")
     ratio: tuple[float, float] = Field((3 / 4, 4 / 3), description="random resized crop: aspect ratio")
@@ -62,10 +81,14 @@ class AugmentationConfig(Config):
     cutmix: float = Field(0.0, ge=0, description="cutmix alpha; 0 is off")
     mixup_prob: float = Field(1.0, ge=0, le=1, description="probability that a pair is mixed at all")
     mixup_switch_prob: float = Field(0.5, ge=0, le=1, description="probability of cutmix where both are on")
-    smoothing: float = Field(0.1, ge=0, lt=1, description="label smoothing")
+    smoothing: float = Field(0.1, ge=0, lt=1, description="label smoothing", json_schema_extra=RESULT)
     repeats: int = Field(1, ge=1, description="repeated augmentation: views of one image in an epoch (DeiT: 3)")
     crop_pct: float = Field(
-        0.875, gt=0, le=1, description="evaluation: share of the resized image the centre crop keeps"
+        0.875,
+        gt=0,
+        le=1,
+        description="evaluation: share of the resized image the centre crop keeps",
+        json_schema_extra=RESULT,
     )
     interpolation: Literal["bicubic", "bilinear", "nearest"] = Field("bicubic", description="resize interpolation")
 

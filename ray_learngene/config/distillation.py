@@ -6,6 +6,7 @@ from typing import Any
 
 from pydantic import Field, field_validator, model_validator
 
+from ray_learngene.config.base import NOTHING
 from ray_learngene.config.data import AugmentationConfig, DataConfig
 from ray_learngene.config.training import DistillationConfig, PublishConfig, StoreConfig, TrainingConfig, WorkersConfig
 
@@ -61,7 +62,7 @@ class SoftLabelsConfig(DistillConfig):
     """`learngene softlabels`: compute the soft labels that a distillation with these very settings will read."""
 
     name: str = Field("", description="not used: soft labels are found by what they depend on")
-    overwrite: bool = Field(False, description="compute also what is there, and replace it")
+    overwrite: bool = Field(False, description="compute also what is there, and replace it", json_schema_extra=NOTHING)
 
 
 class ExtractConfig(PublishConfig, StoreConfig):

@@ -6,7 +6,7 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from ray_learngene.config.base import Config
+from ray_learngene.config.base import CHOICE, NOTHING, Config
 from ray_learngene.config.data import AugmentationConfig, DataConfig
 from ray_learngene.config.training import (
     ClusterConfig,
@@ -19,6 +19,8 @@ from ray_learngene.config.training import (
 
 class SelectionConfig(StoreConfig):
     """Which descendants: budgets, depths and widths become specs."""
+
+    decides = "choice"
 
     learngene: str = Field(description="name of the learngene in the store")
     budgets: tuple[str, ...] = Field((), description='budgets such as "params<=3M" "macs<=500M,latency<=8ms"')
@@ -55,6 +57,8 @@ class PlanConfig(SelectionConfig, DataConfig, OptimizationConfig):
 class SiblingsConfig(Config):
     """Descendants that are trained side by side."""
 
+    decides = "nothing"
+
     siblings: int | Literal["auto"] = Field(
         "auto",
         description="descendants of one seed that one process trains side by side, from images that it reads once: at "
@@ -78,6 +82,8 @@ class SiblingsConfig(Config):
 class TrialsConfig(DataConfig, DistillationConfig, TrainingConfig, AugmentationConfig, ClusterConfig, SiblingsConfig):
     """Many trainings beside each other."""
 
+    decides = "nothing"
+
     cpus_per_trial: float = Field(1, gt=0, description="CPUs of each training")
     gpus_per_trial: float | None = Field(
         None, ge=0, description="GPU share of each, 0.25 puts four on one; default: 1 where the cluster has GPUs"
@@ -94,20 +100,37 @@ class TrialsConfig(DataConfig, DistillationConfig, TrainingConfig, AugmentationC
 class SweepConfig(SelectionConfig, TrialsConfig):
     """`learngene sweep`: many descendants in parallel from one learngene."""
 
-    name: str = Field(description="name of the sweep; run again, it trains only what is not finished")
+    name: str = Field(
+        description="name of the sweep; run again, it trains only what is not finished",
+        json_schema_extra=CHOICE,
+    )
     epochs: int = Field(10, ge=0, description="epochs of each descendant")
     lr: float = Field(5e-5, gt=0, description="learning rate at a batch of 512; scaled by batch_size / 512")
     min_lr: float = Field(1e-6, ge=0, description="learning rate at the end of the cosine, as it is (not scaled)")
     warmup_epochs: float = Field(0, ge=0, description="linear warm-up, in epochs")
     ancestry: str | None = Field(
-        None, description="tune with distillation from this ancestry model too (alpha, tau); default: labels alone"
+        None,
+        description="tune with distillation from this ancestry model too (alpha, tau); default: labels alone",
+        json_schema_extra=CHOICE,
     )
-    lr_low: float = Field(1e-5, gt=0, description="lowest learning rate of the search")
-    lr_high: float = Field(1e-2, gt=0, description="highest learning rate of the search")
-    asha: bool = Field(False, description="stop the worse learning rates of a descendant early (ASHA); needs lr_search")
-    max_concurrent: int = Field(0, ge=0, description="trials at a time; 0: as many as the resources allow")
+    lr_low: float = Field(1e-5, gt=0, description="lowest learning rate of the search", json_schema_extra=CHOICE)
+    lr_high: float = Field(1e-2, gt=0, description="highest learning rate of the search", json_schema_extra=CHOICE)
+    asha: bool = Field(
+        False,
+        description="stop the worse learning rates of a descendant early (ASHA); needs lr_search",
+        json_schema_extra=CHOICE,
+    )
+    max_concurrent: int = Field(
+        0,
+        ge=0,
+        description="trials at a time; 0: as many as the resources allow",
+        json_schema_extra=NOTHING,
+    )
     checkpoint_seconds: float = Field(
-        60, ge=0, description="at most one checkpoint of a descendant in this time; of N siblings, in √N times this"
+        60,
+        ge=0,
+        description="at most one checkpoint of a descendant in this time; of N siblings, in √N times this",
+        json_schema_extra=NOTHING,
     )
 
     @model_validator(mode="after")

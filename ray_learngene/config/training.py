@@ -7,7 +7,7 @@ from typing import Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from ray_learngene.config.base import Config
+from ray_learngene.config.base import NOTHING, RESULT, ROUNDING, Config
 
 
 class OptimizationConfig(Config):
@@ -29,6 +29,7 @@ class OptimizationConfig(Config):
         False,
         description="torch.compile each kind of layer once, and the ancestry model; needs g++ and Python's headers, "
         "excludes ZeRO-3; results differ by rounding",
+        json_schema_extra=ROUNDING,
     )
     seed: int = Field(0, ge=0, description="seed of initialisation, stochastic depth, data order and augmentation")
     view_seed: int | None = Field(None, ge=0, description="seed of data order and augmentation; default: seed")
@@ -51,6 +52,8 @@ class OptimizationConfig(Config):
 class SpeedConfig(Config):
     """What makes training faster and changes no number. Switched off, it is easier to see what is at fault."""
 
+    decides = "nothing"
+
     finish_batches: Literal["device", "loader"] = Field(
         "device",
         description="training batches are normalised, erased and mixed on the device, or by the loader processes",
@@ -70,6 +73,8 @@ class TrainingConfig(OptimizationConfig, SpeedConfig):
 class DistillationConfig(Config):
     """How an ancestry model teaches."""
 
+    decides = "teaching"
+
     distillation: Literal["soft", "hard"] = Field("soft", description="ancestry's probabilities, or its decision")
     alpha: float = Field(1.0, ge=0, le=1, description="weight of the distillation term; the label term has 1 - alpha")
     tau: float = Field(1.0, gt=0, description="temperature of soft distillation")
@@ -86,6 +91,8 @@ class DistillationConfig(Config):
 
 class StoreConfig(Config):
     """Where artefacts live."""
+
+    decides = "nothing"
 
     store: str = Field(
         "./store",
@@ -106,12 +113,16 @@ class StoreConfig(Config):
 class ClusterConfig(Config):
     """Which Ray cluster runs the work, and what happens when a part of it dies."""
 
+    decides = "nothing"
+
     address: str | None = Field(None, description="Ray cluster to connect to; default: RAY_ADDRESS, else this machine")
     max_failures: int = Field(3, ge=0, description="times that a failed worker or trial is started again")
 
 
 class WorkersConfig(ClusterConfig):
     """Data-parallel training on Ray Train and DeepSpeed."""
+
+    decides = "nothing"
 
     workers: int | str = Field(
         1,
@@ -122,7 +133,9 @@ class WorkersConfig(ClusterConfig):
     cpus_per_worker: float = Field(1, gt=0, description="CPUs reserved for each worker (data loading included)")
     use_gpu: bool | None = Field(None, description="one GPU for each worker; default: where there are GPUs")
     zero: Literal[0, 1, 2, 3] | None = Field(
-        None, description="DeepSpeed ZeRO stage; default: 1 where AdamW's moments take a GiB or more, else 0"
+        None,
+        description="DeepSpeed ZeRO stage; default: 1 where AdamW's moments take a GiB or more, else 0",
+        json_schema_extra=RESULT,
     )
     deepspeed: str | None = Field(None, description="DeepSpeed JSON file, merged over the generated configuration")
     checkpoint_every: int = Field(
@@ -155,4 +168,6 @@ class PublishConfig(Config):
     """The artefact that a run publishes."""
 
     name: str = Field(description="name of the artefact and of its run; the same name continues an interrupted run")
-    overwrite: bool = Field(False, description="start anew and replace an artefact of that name")
+    overwrite: bool = Field(
+        False, description="start anew and replace an artefact of that name", json_schema_extra=NOTHING
+    )

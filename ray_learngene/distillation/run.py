@@ -10,7 +10,8 @@ import json
 from typing import Any
 
 from ray_learngene import sigterm
-from ray_learngene.config import AncestryConfig, DistillConfig, SpeedConfig, WorkersConfig
+from ray_learngene.config import AncestryConfig, DistillConfig
+from ray_learngene.config.decides import RUN, decisive, require_same
 from ray_learngene.device import gpu_allowed, resolve_device
 from ray_learngene.distillation.task import (
     Task,
@@ -36,20 +37,6 @@ from ray_learngene.training.optimizers import create_optimizer
 from ray_learngene.training.out_of_memory import within_memory
 from ray_learngene.training.trainer import Trainer
 from ray_learngene.training.world import World
-
-# Settings that say where and how a run is executed, not what it computes.
-# "deepspeed" is a path here; the file's content is added.
-_OPERATIONAL = {
-    "store",
-    "store_patience",
-    "overwrite",
-    "check_images",
-    "unreadable",
-    "loader_workers",
-    "cache_gb",
-    "data_dir",
-}
-_OPERATIONAL |= {*SpeedConfig.model_fields, *WorkersConfig.model_fields} - {"zero"}
 
 
 def run(task: Task) -> Manifest:
@@ -88,8 +75,8 @@ def run(task: Task) -> Manifest:
 
 
 def _settings(task: Task, user_deepspeed: dict[str, Any]) -> dict[str, Any]:
-    decisive = {key: value for key, value in task.config.model_dump(mode="json").items() if key not in _OPERATIONAL}
-    return {**decisive, "deepspeed": user_deepspeed, **task.identity()}
+    # the content of the DeepSpeed file decides, not its path
+    return {**decisive(task.config, RUN), "deepspeed": user_deepspeed, **task.identity()}
 
 
 def _finished(task: Task, settings: dict[str, Any]) -> Manifest | None:
@@ -112,15 +99,12 @@ def _check_run(task: Task, settings: dict[str, Any]) -> None:
     text = store.read_text(_settings_path(task))
     if text is None or task.config.overwrite:
         return
-    before, now = json.loads(text), json.loads(_as_text(settings))
-    changed = [key for key in sorted({*before, *now}) if before.get(key) != now.get(key)]
-    if changed:
-        key = changed[0]
-        more = f" and {len(changed) - 1} more" if len(changed) > 1 else ""
-        raise UserError(
-            f"the run {task.config.name!r} in {store.uri} was started with {key} {before.get(key)!r}, "
-            f"not {now.get(key)!r}{more}: choose another --name, or --overwrite to start it anew"
-        )
+    require_same(
+        json.loads(text),
+        json.loads(_as_text(settings)),
+        f"the run {task.config.name!r} in {store.uri}",
+        ", or --overwrite to start it again",
+    )
     print(f"continuing the run {task.config.name} in {store.uri}", flush=True)
 
 

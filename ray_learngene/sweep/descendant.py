@@ -15,7 +15,8 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from ray_learngene.ancestry.answers import Answers, LiveAnswers
 from ray_learngene.ancestry.model import Ancestry
-from ray_learngene.config import AugmentationConfig, DistillationConfig, OptimizationConfig, SweepConfig
+from ray_learngene.config import SweepConfig
+from ray_learngene.config.decides import DESCENDANT, TAUGHT_DESCENDANT, decisive
 from ray_learngene.data.pipeline import ImagePipeline
 from ray_learngene.device import resolve_device
 from ray_learngene.models.compile import compile_layers
@@ -37,15 +38,11 @@ from ray_learngene.training.optimizers import create_optimizer
 from ray_learngene.training.trainer import Trainer
 from ray_learngene.training.world import World
 
-# Settings of a sweep that decide what one descendant becomes; the others choose which, where and how it runs.
-DECISIVE = {*OptimizationConfig.model_fields, *AugmentationConfig.model_fields, "holdout", "validate_on", "val_share"}
-DECISIVE -= {"lr", "seed", "compile"}
-_TAUGHT = set(DistillationConfig.model_fields)  # decisive too where an ancestry model teaches
-
 
 def decisive_settings(config: SweepConfig, ancestry: Ancestry | None) -> dict[str, Any]:
     """The settings that decide what descendants become, as JSON values."""
-    settings = config.model_dump(mode="json", include=DECISIVE | (_TAUGHT if ancestry else set()))
+    settings = decisive(config, TAUGHT_DESCENDANT if ancestry else DESCENDANT)
+    settings = {name: value for name, value in settings.items() if name not in ("lr", "seed")}  # a trial's own
     if ancestry:
         settings["ancestry"] = ancestry.sha256()
         if ancestry.scale is not None:  # an earlier version gave it the images as they were

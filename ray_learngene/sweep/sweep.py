@@ -14,6 +14,7 @@ import pandas
 
 from ray_learngene.ancestry.model import check_classes, load_ancestry
 from ray_learngene.config import SweepConfig
+from ray_learngene.config.decides import require_same
 from ray_learngene.data.pipeline import ImagePipeline, checked_image_sets
 from ray_learngene.errors import Diverged, UserError
 from ray_learngene.methods.base import Learngene
@@ -200,10 +201,4 @@ def _refuse_another(store: Store, name: str, settings: dict[str, Any]) -> None:
         # arms that are expanded from it may be added later; an earlier version did not say what it validated on
         for key in {"learngene", "validation"} & other.keys():
             one.setdefault(key, other[key])
-    changed = [key for key in sorted({*before, *now}) if before.get(key) != now.get(key)]
-    if changed:
-        key = changed[0]
-        raise UserError(
-            f"the sweep {name!r} in {store.uri} was made with {key} {before.get(key)!r}, not {now.get(key)!r}: "
-            "choose another --name"
-        )
+    require_same(before, now, f"the sweep {name!r} in {store.uri}", "")
