@@ -7,9 +7,6 @@ The flags are those of `learngene bench`. The table is kept in the store; the pa
 and can be made anew from the store by the same command on any machine.
 """
 
-import sys
+from jobs.launch import launch
 
-from ray_learngene.cli.main import main
-
-if __name__ == "__main__":
-    sys.exit(main(["bench", *sys.argv[1:]]))
+launch(__name__, __file__)

@@ -6,9 +6,6 @@
 The flags are those of `learngene softlabels`.
 """
 
-import sys
+from jobs.launch import launch
 
-from ray_learngene.cli.main import main
-
-if __name__ == "__main__":
-    sys.exit(main(["softlabels", *sys.argv[1:]]))
+launch(__name__, __file__)

@@ -8,6 +8,7 @@ from pydantic import Field, model_validator
 
 from ray_learngene.config.base import CHOICE, NOTHING, Config
 from ray_learngene.config.sweep import TrialsConfig
+from ray_learngene.config.texts import OptionalWholeNumbers, WholeNumbers
 from ray_learngene.config.training import StoreConfig
 
 LearningRate = Annotated[float, Field(gt=0)]
@@ -60,8 +61,8 @@ class BenchConfig(StoreConfig, TrialsConfig):
         description="the arm that the others' costs are held against",
         json_schema_extra=CHOICE,
     )
-    depths: str = Field(description="depths of the descendants, 6-15 or 4,6,8", json_schema_extra=CHOICE)
-    widths: str | None = Field(
+    depths: WholeNumbers = Field(description="depths of the descendants, 6-15 or 4,6,8", json_schema_extra=CHOICE)
+    widths: OptionalWholeNumbers = Field(
         None,
         description="widths of the descendants, e.g. 192,384; default: the preset's",
         json_schema_extra=CHOICE,

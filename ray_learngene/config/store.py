@@ -9,6 +9,7 @@ from typing import Literal
 from pydantic import Field, field_validator
 
 from ray_learngene.config.data import DataConfig
+from ray_learngene.config.texts import Quantity
 from ray_learngene.config.training import StoreConfig
 
 
@@ -18,10 +19,10 @@ class PullConfig(StoreConfig):
     artefact: str | None = Field(
         None, description="KIND/NAME, e.g. learngenes/x; default: the best descendant within the limits"
     )
-    max_params: str | None = Field(None, description="limit on parameters, e.g. 3M")
-    max_macs: str | None = Field(None, description="limit on multiply-accumulates, e.g. 500M")
-    max_memory: str | None = Field(None, description="limit on estimated inference memory, e.g. 64MB")
-    max_latency: str | None = Field(None, description="limit on the latency measured in the sweep, e.g. 8ms")
+    max_params: Quantity = Field(None, description="limit on parameters, e.g. 3M")
+    max_macs: Quantity = Field(None, description="limit on multiply-accumulates, e.g. 500M")
+    max_memory: Quantity = Field(None, description="limit on estimated inference memory, e.g. 64MB")
+    max_latency: Quantity = Field(None, description="limit on the latency measured in the sweep, e.g. 8ms")
     sweep: str | None = Field(None, description="only descendants of this sweep")
     arm: str | None = Field(None, description="only descendants of this arm")
     out: str | None = Field(None, description="target folder; default: the artefact's name in the current folder")

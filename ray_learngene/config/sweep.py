@@ -8,6 +8,7 @@ from pydantic import Field, field_validator, model_validator
 
 from ray_learngene.config.base import CHOICE, NOTHING, Config
 from ray_learngene.config.data import AugmentationConfig, DataConfig
+from ray_learngene.config.texts import OptionalWholeNumbers, Texts
 from ray_learngene.config.training import (
     ClusterConfig,
     DistillationConfig,
@@ -23,11 +24,13 @@ class SelectionConfig(StoreConfig):
     decides = "choice"
 
     learngene: str = Field(description="name of the learngene in the store")
-    budgets: tuple[str, ...] = Field((), description='budgets such as "params<=3M" "macs<=500M,latency<=8ms"')
-    depths: str | None = Field(None, description="candidate depths, 6-15 or 4,6,8; default: 1 to the auxiliary's depth")
-    widths: str | None = Field(None, description="candidate widths, e.g. 192,384; default: the learngene's")
+    budgets: Texts = Field((), description='budgets such as "params<=3M" "macs<=500M,latency<=8ms"')
+    depths: OptionalWholeNumbers = Field(
+        None, description="candidate depths, 6-15 or 4,6,8; default: 1 to the auxiliary's depth"
+    )
+    widths: OptionalWholeNumbers = Field(None, description="candidate widths, e.g. 192,384; default: the learngene's")
     image_size: int | None = Field(None, ge=1, description="input size in pixels; default: the learngene's")
-    arms: tuple[str, ...] = Field(
+    arms: Texts = Field(
         (),
         description="methods to compare, METHOD[:option=value][@LEARNGENE], e.g. sws,sws:expansion=random,"
         "wave@other-{seed},scratch; default: the learngene's method and scratch",

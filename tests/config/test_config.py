@@ -8,10 +8,19 @@ from pathlib import Path
 
 import pytest
 import yaml
+from pydantic import ValidationError
 
 from ray_learngene import config
 from ray_learngene.cli import main
-from ray_learngene.config import DistillConfig, PlanConfig, SiblingsConfig, SweepConfig, WorkersConfig, load_config
+from ray_learngene.config import (
+    DistillConfig,
+    PlanConfig,
+    PullConfig,
+    SiblingsConfig,
+    SweepConfig,
+    WorkersConfig,
+    load_config,
+)
 from ray_learngene.errors import UserError
 
 ROOT = Path(__file__).parents[2]
@@ -145,3 +154,13 @@ def test_numbers_of_workers(workers: str | int, least: int, most: int) -> None:
 def test_what_is_no_number_of_workers(workers: object) -> None:
     with pytest.raises(UserError, match="^--workers: .* as in 2:8, got "):
         load_config(WorkersConfig, {"workers": workers})
+
+
+def test_numbers_and_texts_are_both_quantities_and_sizes() -> None:
+    assert PullConfig(max_params=150000).max_params == "150000"
+    assert PullConfig(max_params=3.2e6, max_latency="8ms").max_params == "3200000"
+    given = SweepConfig(data="x", name="x", learngene="x", budgets="params<=300k", depths=4, widths=[16, 32])
+    assert (given.budgets, given.depths, given.widths) == (("params<=300k",), "4", "16,32")
+    assert SweepConfig(data="x", name="x", learngene="x", depths=range(3, 6)).depths == "3,4,5"
+    with pytest.raises(ValidationError):
+        PullConfig(max_params=True)

@@ -1,0 +1,234 @@
+"""The Python API: the functions that the command line calls, with the same settings as keywords.
+
+    import ray_learngene as lg
+
+    store = lg.Store("s3://bucket/store")  # or a folder
+    gene = lg.distill(ancestry="store:ancestries/photos", data="photos", preset="s", name="photos", store=store)
+    table = lg.sweep(gene, budgets=["params<=8M", "latency<=8ms"], epochs=10)
+    model, transform = lg.pull(store, max_params=8_000_000).load()
+
+Every keyword is a flag of the command of the same name; `api.pyi` lists them with types and defaults. A mistake raises
+`UserError`, whose text is one line.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from ray_learngene.config.base import Config, load_config
+from ray_learngene.errors import Diverged, Interrupted, UserError
+from ray_learngene.store.manifest import Manifest
+from ray_learngene.store.store import Store
+
+if TYPE_CHECKING:
+    import pandas
+    from torch import nn
+
+    from ray_learngene.sweep.plan import Plan
+    from ray_learngene.training.evaluation import Scores
+
+__all__ = [
+    "Artefact",
+    "Diverged",
+    "Interrupted",
+    "Model",
+    "Store",
+    "UserError",
+    "ancestry",
+    "bench",
+    "distill",
+    "evaluate",
+    "extract",
+    "plan",
+    "pull",
+    "sweep",
+]
+
+ConfigT = TypeVar("ConfigT", bound=Config)
+
+
+@dataclass(frozen=True)
+class Artefact:
+    """A learngene or an ancestry model in a store.
+
+    Attributes:
+        manifest: Its files with their hashes, settings, metrics and cost.
+    """
+
+    store: Store
+    manifest: Manifest
+
+    @property
+    def name(self) -> str:
+        """Its name in the store."""
+        return self.manifest.name
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """What was measured after training: `top1` in percent, and `val_loss`."""
+        return dict(self.manifest.metadata["metrics"])
+
+
+@dataclass(frozen=True)
+class Model:
+    """A model folder that was pulled from a store.
+
+    Attributes:
+        path: The folder, in timm's own format.
+    """
+
+    path: Path
+
+    def load(self) -> tuple[nn.Module, Callable[..., Any]]:
+        """Load the model in evaluation mode, and the transform that makes its input of a PIL image.
+
+        Returns:
+            A plain timm model, and a torchvision transform to a tensor `[3, H, W]`.
+
+        Raises:
+            UserError: the folder is no timm model folder, as that of a learngene.
+        """
+        from ray_learngene.models.timm_folder import load_timm, transform_of
+
+        model = load_timm(self.path).eval()
+        return model, transform_of(model)
+
+
+def ancestry(**settings: Any) -> Artefact:
+    """Train an ancestry model and publish it, as `learngene ancestry` does.
+
+    Raises:
+        UserError: a setting is wrong; nothing has been trained then.
+        Interrupted: SIGTERM came; the same call continues.
+    """
+    from ray_learngene.config import AncestryConfig
+    from ray_learngene.distillation.train_ancestry import train_ancestry
+
+    config = _configure(AncestryConfig, settings)
+    return Artefact(Store.of(config), train_ancestry(config))
+
+
+def distill(**settings: Any) -> Artefact:
+    """Distil an ancestry model into a learngene and publish it, as `learngene distill` does.
+
+    Raises:
+        UserError: a setting is wrong; nothing has been trained then.
+        Interrupted: SIGTERM came; the same call continues.
+    """
+    from ray_learngene.config import DistillConfig
+    from ray_learngene.distillation.distill import distill
+
+    config = _configure(DistillConfig, settings)
+    return Artefact(Store.of(config), distill(config))
+
+
+def extract(**settings: Any) -> Artefact:
+    """Take a learngene from a trained model and publish it, as `learngene extract` does.
+
+    Raises:
+        UserError: the model or the method does not allow it.
+    """
+    from ray_learngene.config import ExtractConfig
+    from ray_learngene.distillation.extract import extract
+
+    config = _configure(ExtractConfig, settings)
+    return Artefact(Store.of(config), extract(config))
+
+
+def sweep(learngene: Artefact | str, **settings: Any) -> pandas.DataFrame:
+    """Train descendants of a learngene and publish each, as `learngene sweep` does.
+
+    Args:
+        learngene: What `distill` or `extract` returned, or its name in the store. Of the former the store, the image
+            set and the name of the sweep follow, where the settings do not say otherwise.
+
+    Returns:
+        The results table: one row per descendant.
+
+    Raises:
+        UserError: a setting is wrong, or some descendants failed; the others are published then.
+        Interrupted: SIGTERM came; the same call continues.
+    """
+    from ray_learngene.config import SweepConfig
+    from ray_learngene.sweep.sweep import sweep
+
+    return sweep(_configure(SweepConfig, _of_learngene(learngene, settings)), leaderboard=False)
+
+
+def plan(learngene: Artefact | str, **settings: Any) -> Plan:
+    """Say which sizes meet which budget and what the sweep will cost, as `learngene plan` does; nothing is trained.
+
+    Args:
+        learngene: As in `sweep`, whose settings may be given as they are.
+    """
+    from ray_learngene.config import PlanConfig
+    from ray_learngene.sweep.plan import plan
+
+    return plan(_configure(PlanConfig, _of_learngene(learngene, settings)))
+
+
+def bench(**settings: Any) -> pandas.DataFrame:
+    """Compare methods under one recipe, as `learngene bench` does.
+
+    Returns:
+        One row per descendant.
+    """
+    from ray_learngene.compare.compare import bench
+    from ray_learngene.config import BenchConfig
+
+    return bench(_configure(BenchConfig, settings))
+
+
+def pull(store: Store | str, artefact: str | None = None, **settings: Any) -> Model:
+    """Bring the most accurate descendant within limits, or an artefact by its name, to a local folder.
+
+    Every file is checked against its hash before the folder has its name. Nothing but a thin client is needed: neither
+    torch nor Ray.
+
+    Args:
+        store: The store, or its URI.
+        artefact: KIND/NAME, as `learngenes/photos`; None chooses among the descendants.
+
+    Raises:
+        UserError: nothing is within the limits, the folder exists, or the store cannot be reached.
+    """
+    from ray_learngene.cli.catalog import pull
+    from ray_learngene.config import PullConfig
+
+    return Model(pull(_configure(PullConfig, {"store": store, "artefact": artefact, **settings})))
+
+
+def evaluate(model: Model | str | Path, **settings: Any) -> Scores:
+    """Measure a pulled model on the validation split of an image set, as `learngene evaluate` does.
+
+    Raises:
+        UserError: it is no timm model folder, or its classes are not those of the images.
+    """
+    from ray_learngene.cli.evaluate import evaluate_model
+    from ray_learngene.config import EvaluateConfig
+
+    path = model.path if isinstance(model, Model) else model
+    return evaluate_model(_configure(EvaluateConfig, {"model": path, **settings}))
+
+
+def _of_learngene(learngene: Artefact | str, settings: dict[str, Any]) -> dict[str, Any]:
+    """Settings of a sweep with those that its learngene gives."""
+    if isinstance(learngene, str):
+        return {"learngene": learngene, **settings}
+    from ray_learngene.config import DataConfig
+
+    made_with = learngene.manifest.metadata["config"]
+    images = {name: made_with[name] for name in DataConfig.model_fields if name in made_with}
+    return {"store": learngene.store, "learngene": learngene.name, "name": learngene.name, **images, **settings}
+
+
+def _configure(cls: type[ConfigT], settings: dict[str, Any]) -> ConfigT:
+    """The typed configuration of keywords; a store may be an object, and every path a `Path`."""
+    values = {name: os.fspath(value) if isinstance(value, os.PathLike) else value for name, value in settings.items()}
+    if isinstance(store := values.get("store"), Store):
+        values |= {"store": store.uri, "store_patience": store.patience}
+    return load_config(cls, values, keywords=True)

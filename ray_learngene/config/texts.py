@@ -1,0 +1,27 @@
+"""Settings that are texts to the command line and may be numbers or lists in YAML and Python."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from pydantic import BeforeValidator
+
+
+def _text(value: Any) -> Any:
+    return f"{value:.17g}" if isinstance(value, int | float) and not isinstance(value, bool) else value
+
+
+def _numbers(value: Any) -> Any:
+    """`4`, `[4, 6]` and `range(4, 9)` as the text that the command line takes."""
+    return ",".join(str(_text(each)) for each in value) if isinstance(value, list | tuple | range) else _text(value)
+
+
+def _texts(value: Any) -> Any:
+    return (value,) if isinstance(value, str) else value
+
+
+# a quantity: "3M" or 3000000; whole numbers: "4-12", "4,6", 4 or [4, 6]; one text or several
+Quantity = Annotated[str | None, BeforeValidator(_text)]
+WholeNumbers = Annotated[str, BeforeValidator(_numbers)]
+OptionalWholeNumbers = Annotated[str | None, BeforeValidator(_numbers)]
+Texts = Annotated[tuple[str, ...], BeforeValidator(_texts)]
