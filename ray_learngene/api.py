@@ -196,7 +196,7 @@ def pull(store: Store | str, artefact: str | None = None, **settings: Any) -> Mo
     Raises:
         UserError: nothing is within the limits, the folder exists, or the store cannot be reached.
     """
-    from ray_learngene.cli.catalog import pull
+    from ray_learngene.cli.pull import pull
     from ray_learngene.config import PullConfig
 
     return Model(pull(_configure(PullConfig, {"store": store, "artefact": artefact, **settings})))

@@ -11,6 +11,12 @@ class UserError(Exception):
     status = 2
 
 
+class NothingWithin(UserError):
+    """No model is within the limits that were asked for."""
+
+    status = 3
+
+
 class RunError(UserError):
     """A user's error that all workers of a run raise at the same step; starting the workers again would not help."""
 

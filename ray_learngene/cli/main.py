@@ -48,7 +48,7 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
         "ray_learngene.compare.compare:bench",
         "compare methods under one recipe, and what each costs",
     ),
-    "pull": ("PullConfig", "ray_learngene.cli.catalog:pull", "download the best model within a budget, verified"),
+    "pull": ("PullConfig", "ray_learngene.cli.pull:pull", "download the best model within a budget, verified"),
     "submit": (
         "SubmitConfig",
         "ray_learngene.cluster.submit:submit",

@@ -23,6 +23,10 @@ class PullConfig(StoreConfig):
     max_macs: Quantity = Field(None, description="limit on multiply-accumulates, e.g. 500M")
     max_memory: Quantity = Field(None, description="limit on estimated inference memory, e.g. 64MB")
     max_latency: Quantity = Field(None, description="limit on the latency measured in the sweep, e.g. 8ms")
+    device: str | None = Field(
+        None, description="only latencies measured on a device whose name has this in it; needs max_latency"
+    )
+    data: str | None = Field(None, description="only descendants trained on this image set")
     sweep: str | None = Field(None, description="only descendants of this sweep")
     arm: str | None = Field(None, description="only descendants of this arm")
     out: str | None = Field(None, description="target folder; default: the artefact's name in the current folder")

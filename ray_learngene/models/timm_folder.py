@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import ray_learngene.torchvision_cpu  # noqa: F401  isort:skip  (before the first timm import)
 import timm
+from timm.data import create_transform, resolve_model_data_config
 from timm.models import save_for_hf
 from torch import nn
 
@@ -68,3 +69,8 @@ def labels_of(model: nn.Module) -> tuple[str, ...]:
     """The class names that a timm model carries; empty where it carries none."""
     settings: Any = getattr(model, "pretrained_cfg", {})
     return tuple(settings.get("label_names") or ())
+
+
+def transform_of(model: nn.Module) -> Callable[..., Any]:
+    """The transform that makes the input of a timm model of a PIL image, as its folder says."""
+    return create_transform(**resolve_model_data_config(model))

@@ -67,7 +67,9 @@ class Entry:
     def of(cls, manifest: Manifest) -> Entry:
         """The entry of an artefact."""
         row = manifest.metadata.get("row")
-        if not isinstance(row, dict):
+        if isinstance(row, dict):
+            row = {**_label_set(manifest.metadata), **row}
+        else:
             metrics = manifest.metadata.get("metrics")
             facts = {"params": manifest.metadata.get("parameters")}
             row = {**(metrics if isinstance(metrics, dict) else {}), **facts}
@@ -91,9 +93,26 @@ class Entry:
 
 
 SCHEMA = pyarrow.schema(
-    [(field.name, pyarrow.int64() if field.name == "size" else pyarrow.string()) for field in fields(Entry)]
+    [(field.name, pyarrow.int64() if field.name == "size" else pyarrow.string()) for field in fields(Entry)],
+    metadata={"format": "2"},
 )
 Key = tuple[Kind, str]
+
+
+def _label_set(metadata: dict[str, Any]) -> dict[str, Any]:
+    """What tells the label set and the image set of a descendant from others, where its row does not."""
+    labels, config = metadata.get("labels"), metadata.get("config")
+    found: dict[str, Any] = {}
+    if isinstance(labels, list):
+        found["labels"] = labels_key(labels)
+    if isinstance(config, dict) and isinstance(config.get("data"), str):
+        found["data"] = config["data"]
+    return found
+
+
+def labels_key(labels: Iterable[object]) -> str:
+    """Twelve hex digits that are the same for the same class names in the same order."""
+    return hashlib.sha256(json.dumps([str(label) for label in labels]).encode()).hexdigest()[:12]
 
 
 @dataclass(frozen=True)
@@ -220,6 +239,9 @@ class Index:
     def _load(self, data: bytes, path: str) -> dict[Key, Entry] | None:
         """The entries of a snapshot; None where it is damaged."""
         try:
+            found = pyarrow.parquet.read_schema(io.BytesIO(data))
+            if found.names == SCHEMA.names and (found.metadata or {}).get(b"format") != SCHEMA.metadata[b"format"]:
+                return None  # of a version whose rows did not say which label set they are of
             table = pyarrow.parquet.read_table(io.BytesIO(data), schema=SCHEMA)
             rows = table.to_pylist()
             entries = [Entry(**row) for row in rows]

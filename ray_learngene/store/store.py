@@ -38,6 +38,7 @@ from ray_learngene.io.retry import PATIENCE_SECONDS
 from ray_learngene.store.download import download
 from ray_learngene.store.index import KINDS, Entry, Index
 from ray_learngene.store.manifest import (
+    FOLDERS,
     FORMAT,
     MANIFEST,
     MOST_BYTES,
@@ -51,6 +52,7 @@ from ray_learngene.store.manifest import (
     parse_manifest,
     version_of,
 )
+from ray_learngene.store.rows import usable
 
 __all__ = ["Entry", "FileEntry", "Kind", "Manifest", "Store"]
 
@@ -242,7 +244,8 @@ class Store:
         """The rows of the results table of all descendants of a sweep that are there, sorted by name."""
         there: set[tuple[Kind, str]] = {("descendant", name) for name in self._names("descendant", sweep)}
         known = self.index.completed(self.index.entries(), there) if there else {}
-        return [known[key].facts for key in sorted(known)]
+        rows = ((name, known[kind, name].facts) for kind, name in sorted(known))
+        return [row for name, row in rows if usable(row, f"{FOLDERS['descendant']}/{name}")]
 
     def download(self, kind: Kind, name: str, out: Path, overwrite: bool = False) -> Path:
         """Bring an artefact to the local folder `out` and return its absolute path.

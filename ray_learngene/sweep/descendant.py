@@ -24,6 +24,7 @@ from ray_learngene.models.specs import Spec, build, set_drop_path, timm_argument
 from ray_learngene.models.timm_folder import export_timm
 from ray_learngene.provenance import fingerprint, provenance
 from ray_learngene.store.checkpoints import StoreCheckpoints
+from ray_learngene.store.index import labels_key
 from ray_learngene.store.learngenes import LEARNGENE_COLUMNS, StoredLearngene
 from ray_learngene.store.store import Store
 from ray_learngene.sweep.arms import Arm
@@ -249,6 +250,9 @@ class DescendantRun:
             "lr": one.lr,
             "epochs": settings.epochs,
             **costs,
+            "data": settings.data,
+            "labels": labels_key(self.images.train.classes),
+            "validation": self.images.val.fingerprint[:12],
             "top1_untuned": history[0]["top1"],
             "top1_epoch1": next((entry["top1"] for entry in history if entry["epoch"] >= 1), history[0]["top1"]),
             "top1": history[-1]["top1"],

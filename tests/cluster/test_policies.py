@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from ray_learngene.cli.catalog import print_list, pull
+from ray_learngene.cli.catalog import print_list
+from ray_learngene.cli.pull import pull
 from ray_learngene.config import GcConfig, ListConfig, PullConfig
 from ray_learngene.store.gc import gc
 from ray_learngene.store.store import Store

@@ -15,9 +15,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from ray_learngene.cli.catalog import print_artefact, print_list, pull, select_descendant
+from ray_learngene.cli.catalog import print_artefact, print_list
+from ray_learngene.cli.pull import pull, select_descendant
 from ray_learngene.config import ListConfig, PullConfig, ShowConfig
-from ray_learngene.errors import UserError
+from ray_learngene.errors import NothingWithin, UserError
 from ray_learngene.io.objects import Objects
 from ray_learngene.store import index
 from ray_learngene.store.index import NOTES, SNAPSHOTS, Index
@@ -30,7 +31,9 @@ from tests.store.proxy import Proxy
 
 def row(top1: float, params: int = 1000) -> dict[str, Any]:
     costs = {"params": params, "macs": 10, "memory": 10, "latency": 1.0, "latency_device": "cpu"}
-    return {"row": {"top1": top1, "arm": "sws", **costs}}
+    size = {"width": 48, "depth": 3, "image": 8, "seed": 0, "lr": 1e-3}
+    scores = {"top1": top1, "top1_untuned": top1, "top1_epoch1": top1, "seconds": 1.0}
+    return {"row": {"descendant": "x", "sweep": "s", "status": "finished", "arm": "sws", **size, **costs, **scores}}
 
 
 def publish(store: Store, folder: Path, name: str, top1: float = 1.0, **options: Any) -> None:
@@ -284,17 +287,77 @@ def test_pull_of_a_descendant_that_a_script_of_its_own_published(
 
 
 def test_descendants_of_different_label_sets_are_not_compared(store: Store, folder: Path) -> None:
-    for name, classes in (("digits/a", 10), ("photos/a", 100), ("photos/b", 100)):
-        facts = row(float(classes))
-        facts["row"]["classes"] = classes
+    sets = {"digits/a": "d", "garments/a": "g", "garments/b": "g"}  # as many classes, and the garments are better
+    for name, labels in sets.items():
+        facts = row(float(ord(labels)))
+        facts["row"] |= {"classes": 10, "labels": labels, "validation": labels, "data": name.split("/")[0]}
         store.publish("descendant", name, folder, facts)
-    with pytest.raises(UserError, match=r"numbers of classes \(10 classes: digits; 100 classes: photos\)") as error:
+    listed = r"different label sets \(10 classes of digits: digits; 10 classes of garments: garments\): choose"
+    with pytest.raises(UserError, match=listed) as error:
         select_descendant(PullConfig(store=store.uri, max_params="1M"), store)
     one_line(error)
     assert select_descendant(PullConfig(store=store.uri, max_params="1M", sweep="digits"), store).name == "digits/a"
+    by_data = PullConfig(store=store.uri, max_params="1M", data="/elsewhere/garments")
+    assert select_descendant(by_data.model_copy(update={"data": "garments"}), store).name.startswith("garments/")
+    with pytest.raises(NothingWithin, match="no descendants on /elsewhere/garments"):
+        select_descendant(by_data, store)
     facts["row"]["classes"] = ["cat", "dog"]  # a script's own word
     store.publish("descendant", "digits/b", folder, facts)
     assert select_descendant(PullConfig(store=store.uri, max_params="1M", sweep="digits"), store).name == "digits/b"
+
+
+def test_other_validation_images_are_another_set(store: Store, folder: Path) -> None:
+    for name, validation in (("s/a", "whole"), ("t/a", "half"), ("old/a", None)):
+        facts = row(1.0)
+        facts["row"] |= {"classes": 10, "labels": "d", **({"validation": validation} if validation else {})}
+        store.publish("descendant", name, folder, facts)
+    with pytest.raises(UserError, match="different label sets"):
+        select_descendant(PullConfig(store=store.uri, max_params="1M"), store)
+    store.remove("descendant", "t/a")  # an older row does not say what it was measured on: it joins the only set
+    assert select_descendant(PullConfig(store=store.uri, max_params="1M"), store).name in ("s/a", "old/a")
+
+
+def test_latencies_are_compared_on_one_device_only(store: Store, folder: Path) -> None:
+    for name, device, latency in (("s/a", "Arm", 9.0), ("t/a", "Xeon", 1.0)):
+        facts = row(1.0)
+        facts["row"] |= {"latency": latency, "latency_device": device, "latency_batch": 1, "latency_dtype": "float32"}
+        store.publish("descendant", name, folder, facts)
+    config = PullConfig(store=store.uri, max_latency="5ms")
+    with pytest.raises(UserError, match=r"measured in different ways \(Arm, batch 1, float32: s; Xeon, .*\): choose"):
+        select_descendant(config, store)
+    assert select_descendant(config.model_copy(update={"device": "Xeon"}), store).name == "t/a"
+    with pytest.raises(NothingWithin, match="the least latency is 9"):
+        select_descendant(config.model_copy(update={"device": "Arm"}), store)
+    assert select_descendant(PullConfig(store=store.uri, max_params="1M"), store) is not None
+
+
+def test_sizes_outside_of_what_was_trained_are_the_last_choice(store: Store, folder: Path) -> None:
+    for name, top1, outside in (("s/a", 90.0, "depth 2 is below 3"), ("s/b", 80.0, None)):
+        facts = row(top1)
+        facts["row"]["outside"] = outside
+        store.publish("descendant", name, folder, facts)
+    config = PullConfig(store=store.uri, max_params="1M")
+    assert select_descendant(config, store).name == "s/b"
+    store.remove("descendant", "s/b")
+    assert select_descendant(config, store).name == "s/a"
+
+
+@pytest.mark.parametrize(
+    "change", [{"top1": "98"}, {"params": 10**400}, {"top1": float("nan")}, {"depth": [3]}, {"arm": "x" * 2000}]
+)
+def test_an_odd_row_is_named_and_left_out(
+    store: Store, folder: Path, caplog: pytest.LogCaptureFixture, change: dict[str, Any]
+) -> None:
+    publish(store, folder, "s/good", 50.0)
+    odd = row(99.0)
+    odd["row"] |= change
+    store.publish("descendant", "s/odd", folder, odd)
+    with caplog.at_level(logging.WARNING, "ray_learngene"):
+        assert len(sweep_table(store, "s")) == 1
+    assert f"left out: the row of descendants/s/odd ({next(iter(change))}: " in caplog.text
+    print_list(ListConfig(store=store.uri))
+    if next(iter(change)) in ("top1", "params"):
+        assert select_descendant(PullConfig(store=store.uri, max_params="1M"), store).name == "s/good"
 
 
 @pytest.mark.parametrize("text", ["{", "[]", '{"budgets": 3}'])

@@ -1,0 +1,177 @@
+"""`learngene pull`: the most accurate descendant within limits, or an artefact by name, verified."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Hashable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from ray_learngene.cli.artefacts import KINDS, parse_artefact
+from ray_learngene.config import PullConfig
+from ray_learngene.errors import NothingWithin, UserError
+from ray_learngene.models.budgets import Budget, format_quantity, parse_quantity
+from ray_learngene.store.manifest import FOLDERS, Manifest
+from ray_learngene.store.rows import numbers_of
+from ray_learngene.store.store import Entry, Store
+
+_LIMITS = {"params": "max_params", "macs": "max_macs", "memory": "max_memory", "latency": "max_latency"}
+
+
+def select_descendant(config: PullConfig, store: Store) -> Manifest:
+    """The most accurate descendant within every limit; of equals, the one with fewer parameters.
+
+    Only descendants with the same classes that were measured on the same images are compared; of latencies, only those
+    of one device, batch, dtype and number of threads.
+
+    Raises:
+        UserError: there is more than one such set to choose from; lists them.
+        NothingWithin: there is none; says which limit excludes the smallest.
+    """
+    limits = [parse_quantity(name, value) for name, flag in _LIMITS.items() if (value := getattr(config, flag))]
+    known = {entry.name: entry for entry in store.entries(["descendant"], under=config.sweep or "")}
+    while True:
+        best = _best(list(known.values()), config, limits, store.uri)
+        manifest = store.look_up("descendant", best.name)
+        # The index may be behind by what was changed by hand, or since it was read; the manifest is what counts.
+        if manifest is not None and manifest.version == best.version and manifest.created == best.created:
+            return manifest
+        del known[best.name]
+        if manifest is not None:
+            known[best.name] = Entry.of(manifest)
+
+
+def _best(known: list[Entry], config: PullConfig, limits: list[Budget], uri: str) -> Entry:
+    found = [
+        one
+        for one in known
+        if numbers_of(one.facts, "top1", *_LIMITS)
+        and config.arm in (None, one.facts.get("arm"))
+        and (config.data is None or _same_data(config.data, one.facts.get("data")))
+    ]
+    if not found:
+        where = f"sweep {config.sweep!r} in {uri}" if config.sweep else uri
+        which = f"{f' of arm {config.arm!r}' if config.arm else ''}{f' on {config.data}' if config.data else ''}"
+        raise NothingWithin(f"no descendants{which} in {where}: see `learngene list`")
+    _require_one(_label_sets(found), f"the descendants in {uri} have different label sets", "--sweep or --data")
+    if config.max_latency:
+        found = [one for one in found if config.device is None or config.device in str(one.facts.get("latency_device"))]
+        if not found:
+            raise NothingWithin(f"no latency in {uri} was measured on {config.device!r}: see `learngene list`")
+        _require_one(
+            _grouped(found, lambda one: measured_on(one.facts)),
+            f"latencies in {uri} were measured in different ways",
+            "--device or --sweep",
+        )
+    within = [one for one in found if all(limit.admits(one.facts) for limit in limits)]
+    if not within:
+        raise NothingWithin(
+            f"none of {len(found)} descendants is within {', '.join(map(str, limits))}: {_nearest(found, limits)}"
+        )
+    # sizes that the learngene was not trained for are taken where nothing else is within the limits
+    within = [one for one in within if not one.facts.get("outside")] or within
+    return max(within, key=lambda one: (one.facts["top1"], -one.facts["params"]))
+
+
+def measured_on(facts: Mapping[str, Any]) -> str:
+    """The device and the conditions of a latency, in a few words."""
+    threads = facts.get("latency_threads")
+    return (
+        f"{facts.get('latency_device')}, batch {facts.get('latency_batch')}, {facts.get('latency_dtype')}"
+        f"{'' if threads is None else f', {threads} thread(s)'}"
+    )
+
+
+def _same_data(wanted: str, data: object) -> bool:
+    return isinstance(data, str) and wanted in (data, Path(data).name)
+
+
+def _label_sets(found: Iterable[Entry]) -> dict[Hashable, list[Entry]]:
+    """Descendants by label set and validation images; older ones that do not say join the only set of their classes."""
+    sets: dict[Hashable, list[Entry]] = defaultdict(list)
+    older: list[Entry] = []
+    for one in found:
+        key = (one.facts.get("labels"), one.facts.get("validation"))
+        (sets[key] if None not in key and all(isinstance(part, str) for part in key) else older).append(one)
+    for one in older:
+        near = [
+            key
+            for key, members in sets.items()
+            if one.facts.get("classes") == members[0].facts.get("classes")
+            and one.facts.get("labels") in (None, members[0].facts.get("labels"))
+        ]
+        sets[near[0] if len(near) == 1 else _older_key(one)].append(one)
+    return sets
+
+
+def _older_key(one: Entry) -> Hashable:
+    classes, labels = one.facts.get("classes"), one.facts.get("labels")
+    return ("older", classes if isinstance(classes, int) else None, labels if isinstance(labels, str) else None)
+
+
+def _grouped(found: Iterable[Entry], key: Any) -> dict[Hashable, list[Entry]]:
+    groups: dict[Hashable, list[Entry]] = defaultdict(list)
+    for one in found:
+        groups[key(one)].append(one)
+    return groups
+
+
+def _require_one(groups: Mapping[Hashable, list[Entry]], what: str, choose: str) -> None:
+    if len(groups) < 2:
+        return
+    listed = []
+    for key, members in list(groups.items())[:5]:
+        facts = members[0].facts
+        label = key if isinstance(key, str) else f"{facts.get('classes')} classes of {facts.get('data', 'images')}"
+        listed.append(f"{label}: {', '.join(sorted({one.name.split('/')[0] for one in members})[:5])}")
+    raise UserError(f"{what} ({'; '.join(listed)}): choose with {choose}")
+
+
+def _nearest(found: list[Entry], limits: list[Budget]) -> str:
+    rows = [one.facts for one in found]
+    least = [
+        f"the least {limit.limits[0].quantity} is {format_quantity(limit.limits[0].quantity, smallest)}"
+        for limit in limits
+        for smallest in [min(row[limit.limits[0].quantity] for row in rows)]
+        if not limit.limits[0].admits(smallest)
+    ]
+    return ", ".join(least) or "no descendant meets all of them at once"
+
+
+def pull(config: PullConfig) -> Path:
+    """Bring an artefact to a local folder, every file verified against its hash.
+
+    Returns:
+        The folder. Of a descendant or an ancestry it is a timm model folder.
+
+    Raises:
+        UserError: see the message; the folder is then as it was.
+    """
+    store = Store.of(config)
+    store.check(write=False)
+    if config.artefact:
+        if any(getattr(config, flag) for flag in _LIMITS.values()) or config.sweep or config.arm or config.data:
+            raise UserError(
+                f"pull {config.artefact}: a named artefact takes no limits; leave out the name or the limits"
+            )
+        folder, name = parse_artefact(config.artefact)
+        if folder == "softlabels":
+            raise UserError("soft labels are not pulled: `learngene distill --soft-labels` reads them from the store")
+        if folder == "sweeps":
+            raise UserError("a sweep is not pulled whole: pull one of its descendants, or read its results.parquet")
+        manifest = store.manifest(KINDS[folder], name)
+    else:
+        manifest = select_descendant(config, store)
+    out = Path(config.out or manifest.name.split("/")[-1])
+    path = store.download(manifest.kind, manifest.name, out, overwrite=config.overwrite)
+    size = format_quantity("memory", manifest.bytes)
+    print(f"pulled {FOLDERS[manifest.kind]}/{manifest.name} ({size}) to {path}", flush=True)
+    row = Entry.of(manifest).facts
+    if numbers_of(row, "top1", *_LIMITS):  # else it has no such row: a learngene, or what a script of its own published
+        print(
+            f"{format_quantity('params', row['params'])} parameters, {format_quantity('macs', row['macs'])} MACs, "
+            f"{row['latency']:.3g} ms on {measured_on(row)}, top-1 {row['top1']:.2f} %"
+        )
+        if row.get("outside"):
+            print(f"note: {row['outside']}")
+    return path
