@@ -82,3 +82,10 @@ def print_columns(head: Sequence[str], rows: Sequence[Sequence[str]], right: Col
         ]
         print("  ".join(cells).rstrip())
     sys.stdout.flush()
+
+
+def one_line(text: object, longest: int = 200) -> str:
+    """Text from outside, such as a name in a store, safe to print: no control characters, one line, not too long."""
+    shown = "" if text is None else str(text)
+    shown = "".join(each if each.isprintable() else "�" for each in shown) or "-"
+    return shown if len(shown) <= longest else f"{shown[: longest - 1]}…"

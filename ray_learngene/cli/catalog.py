@@ -11,8 +11,9 @@ from ray_learngene.config import ListConfig, ShowConfig
 from ray_learngene.errors import UserError
 from ray_learngene.models.budgets import format_quantity
 from ray_learngene.store.manifest import FOLDERS, Manifest
+from ray_learngene.store.rows import numbers_of
 from ray_learngene.store.store import Entry, Store
-from ray_learngene.terminal import print_columns
+from ray_learngene.terminal import one_line, print_columns
 
 
 def print_list(config: ListConfig) -> None:
@@ -22,24 +23,34 @@ def print_list(config: ListConfig) -> None:
     if config.rebuild:
         print(f"the index of {store.uri} is made anew of {store.index.rebuild():,} manifests", flush=True)
     rows = [_line(entry) for entry in store.entries()]
+    nothing = ("-",) * 7
     rows += [
-        (f"softlabels/{key}", "-", "-", format_quantity("memory", facts["bytes"]), _minute(facts["created"]))
+        (f"softlabels/{key}", *nothing, format_quantity("memory", facts["bytes"]), _minute(facts["created"]))
         for key, facts in summaries(store).items()
     ]
-    rows += [(f"sweeps/{name}", "-", "-", "-", "-") for name in store.sweeps()]
+    rows += [(f"sweeps/{name}", *nothing, "-", "-") for name in store.sweeps()]
     if not rows:
         print(f"store {store.uri} is empty")
         return
     print(f"store {store.uri}")
-    print_columns(("artefact", "parameters", "top-1 %", "size", "made"), rows, right=(1, 2, 3))
+    head = ("artefact", "data", "classes", "parameters", "MACs", "latency", "device", "top-1 %", "size", "made")
+    print_columns(head, rows, right=(2, 3, 4, 5, 7, 8))
 
 
 def _line(entry: Entry) -> tuple[str, ...]:
-    params, top1 = (entry.facts.get(name) for name in ("params", "top1"))
+    facts = entry.facts
+    found = {name: numbers_of(facts, name) for name in ("params", "macs", "latency", "top1")}
+    shown = {name: format_quantity(name, each[name]) if each else "-" for name, each in found.items() if name != "top1"}
+    top1 = found["top1"]
     return (
         f"{FOLDERS[entry.kind]}/{entry.name}",
-        format_quantity("params", params) if isinstance(params, int | float) else "-",
-        f"{top1:.2f}" if isinstance(top1, int | float) else "-",
+        one_line(facts.get("data")),
+        one_line(facts.get("classes")),
+        shown["params"],
+        shown["macs"],
+        shown["latency"],
+        one_line(facts.get("latency_device"), 24),
+        f"{top1['top1']:.2f}" if top1 else "-",
         format_quantity("memory", entry.size),
         _minute(entry.created),
     )

@@ -301,7 +301,7 @@ def test_descendants_of_different_label_sets_are_not_compared(store: Store, fold
     assert select_descendant(by_data.model_copy(update={"data": "garments"}), store).name.startswith("garments/")
     with pytest.raises(NothingWithin, match="no descendants on /elsewhere/garments"):
         select_descendant(by_data, store)
-    facts["row"]["classes"] = ["cat", "dog"]  # a script's own word
+    facts["row"] |= {"classes": ["cat", "dog"], "labels": "d", "validation": "d"}  # a script's own word
     store.publish("descendant", "digits/b", folder, facts)
     assert select_descendant(PullConfig(store=store.uri, max_params="1M", sweep="digits"), store).name == "digits/b"
 
