@@ -30,15 +30,17 @@ import tempfile
 import threading
 import time
 import traceback
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parents[1]
 STORE = "store"  # below the folder in which a group runs
 PACKAGES = ("torch", "torchvision", "timm", "numpy", "pillow", "ray", "deepspeed", "pyarrow", "scikit-learn")
-INTERRUPTED = "interrupted: "  # begins a command that gets SIGTERM once its first checkpoint is in the store
+# begin a command that gets SIGTERM, or SIGKILL, once its first checkpoint is in the store
+INTERRUPTED, KILLED = "interrupted: ", "killed: "
 SIGTERM_STATUS = 143
 
 _DATA = f"--store {STORE} --data digits --train-share 0.2 --val-share 0.2 --batch-size 64 --lr 8e-3 --warmup-epochs 0"
@@ -50,6 +52,8 @@ _SWEEP = f"sweep {_DATA} --learngene sws --epochs 1"
 _EXTRACT = f"extract --store {STORE} --source store:learngenes/pretrained"
 _SWS = "--method sws:stages=2-2"
 _MIXED = "--mixup 0.8 --cutmix 1.0 --reprob 0.25 --ema 0.9 --accumulation 2 --alpha 0.5 --tau 2 --clip-grad 1"
+
+_LONG = "--train-share 1 --epochs 4 --checkpoint-every 5"
 
 _TRAINED = ("any-size", "wave", "tleg", "share-init", "supernet", "pretrained")
 _EXTRACTED = ("weight-selection", "heur-lg", "auto-lg", "ligo", "wave:template=16")
@@ -103,12 +107,11 @@ GROUPS: dict[str, list[str]] = {
         f'--search-epochs 1 --lrs 4e-3 8e-3 --tune-lrs 8e-3 --in-process --out report --arms "{_BENCH}"',
     ],
     "workers": [
-        f"{_ANCESTRY} --workers 1",
+        f"{_ANCESTRY} --workers 0",
         f"{_DISTILL} --workers 1 --name one-zero-0 {_SWS} --zero 0",
-        f"{_DISTILL} --workers 2 --name two-zero-0 {_SWS} --zero 0 {_MIXED}",
-        f"{_DISTILL} --workers 2 --name two-zero-1 --method any-size --zero 1 --soft-labels",
-        f"{INTERRUPTED}{_DISTILL} --workers 1 --name one-zero-1 {_SWS} --zero 1 --epochs 8 --checkpoint-every 1",
-        f"{_DISTILL} --workers 1 --name one-zero-1 {_SWS} --zero 1 --epochs 8 --checkpoint-every 1",
+        f"{_DISTILL} --workers 2 --name two-zero-0 {_SWS} --zero 0 {_MIXED} --soft-labels",
+        f"{KILLED}{_DISTILL} --workers 2 --name two-zero-1 {_SWS} --zero 1 {_LONG}",
+        f"{_DISTILL} --workers 2 --name two-zero-1 {_SWS} --zero 1 {_LONG}",
     ],
     "sweep-on-ray": [
         f"{_ANCESTRY} --workers 0",
@@ -192,7 +195,16 @@ def checked_out(commit: str) -> Iterator[Path]:
 
 
 def results_of_tree(tree: Path, commands: list[str]) -> dict[str, Any]:
-    """Run commands with the package of a tree, and return what they published, by artefact.
+    """Run commands with the package of a tree, and return what they published, by artefact."""
+    began = time.monotonic()
+    with tempfile.TemporaryDirectory() as folder:
+        run_commands(tree, commands, Path(folder))
+        artefacts = published(Path(folder) / STORE)
+    return {"artefacts": artefacts, "seconds": time.monotonic() - began}
+
+
+def run_commands(tree: Path, commands: list[str], folder: Path) -> None:
+    """Run commands with the package of a tree, in a folder that gets the store.
 
     Raises:
         SystemExit: A command failed; shows the end of its output.
@@ -206,14 +218,10 @@ def results_of_tree(tree: Path, commands: list[str]) -> dict[str, Any]:
         "RAY_AUTH_MODE": "disabled",
         "HF_HUB_OFFLINE": "1",
     }
-    began = time.monotonic()
-    with tempfile.TemporaryDirectory() as folder:
-        words = [sys.executable, "-P", __file__, "--run", str(tree), json.dumps(commands)]
-        ran = subprocess.run(words, cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
-        if ran.returncode:
-            raise SystemExit(f"{ran.stdout.decode(errors='replace')[-5000:]}\nthe commands above failed in {tree}")
-        artefacts = published(Path(folder) / STORE)
-    return {"artefacts": artefacts, "seconds": time.monotonic() - began}
+    words = [sys.executable, "-P", __file__, "--run", str(tree), json.dumps(commands)]
+    ran = subprocess.run(words, cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    if ran.returncode:
+        raise SystemExit(f"{ran.stdout.decode(errors='replace')[-5000:]}\nthe commands above failed in {tree}")
 
 
 def published(store: Path) -> dict[str, dict[str, Any]]:
@@ -257,41 +265,68 @@ def run_here(tree: str, commands: list[str]) -> None:
     if not Path(ray_learngene.__file__).is_relative_to(tree):
         raise SystemExit(f"ray_learngene is imported from {ray_learngene.__file__}, not from {tree}")
     for command in commands:
-        interrupted = command.startswith(INTERRUPTED)
-        words = shlex.split(command.removeprefix(INTERRUPTED))
-        print(f"$ learngene {shlex.join(words)}", flush=True)
-        sys.argv = ["learngene", *words]
-        status: object = 0
-        ended = threading.Event()
-        if interrupted:
-            threading.Thread(target=_interrupt, args=(ended, _checkpoints()), daemon=True).start()
-        try:
-            runpy.run_module("ray_learngene", run_name="__main__")
-        except SystemExit as end:
-            status = end.code or 0
-        except BaseException:
-            traceback.print_exc()
-            status = 1
+        kind = next((kind for kind in (INTERRUPTED, KILLED) if command.startswith(kind)), "")
+        words = shlex.split(command.removeprefix(kind))
+        print(f"$ {kind}learngene {shlex.join(words)}", flush=True)
+        before = _artefacts()
+        status = _killed(words) if kind == KILLED else _run(words, interrupt=kind == INTERRUPTED)
+        wanted = {INTERRUPTED: SIGTERM_STATUS, KILLED: -signal.SIGKILL}.get(kind, 0)
+        if status != wanted:
+            raise SystemExit(f"exit status {status}, not {wanted}")
+        if kind and _artefacts() != before:
+            raise SystemExit("it ended before it was interrupted")
+
+
+def _run(words: list[str], *, interrupt: bool) -> object:
+    """Run a command in this process, and return its exit status."""
+    ended = threading.Event()
+    if interrupt:
+        target = partial(_at_checkpoint, _checkpoints(), ended.wait, lambda: os.kill(os.getpid(), signal.SIGTERM))
+        threading.Thread(target=target, daemon=True).start()
+    sys.argv = ["learngene", *words]
+    try:
+        runpy.run_module("ray_learngene", run_name="__main__")
+        return 0
+    except SystemExit as end:
+        return end.code or 0
+    except BaseException:
+        traceback.print_exc()
+        return 1
+    finally:
         ended.set()
-        if status != (SIGTERM_STATUS if interrupted else 0):
-            raise SystemExit(f"exit status {status}")
+
+
+def _killed(words: list[str]) -> int:
+    """Run a command in a process of its own, which dies without warning, and return its exit status."""
+    before = _checkpoints()
+    process = subprocess.Popen([sys.executable, "-P", "-m", "ray_learngene", *words])
+
+    def ended(seconds: float) -> bool:
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(seconds)
+        return process.returncode is not None
+
+    _at_checkpoint(before, ended, process.kill)
+    return process.wait()
+
+
+def _at_checkpoint(before: set[Path], ended: Callable[[float], bool], act: Callable[[], None]) -> None:
+    """Act once the store holds a new checkpoint; do nothing if training ends without one."""
+    while not ended(0.01):
+        if _checkpoints() - before:
+            act()
+            return
+
+
+def _artefacts() -> set[Path]:
+    """Trained models in the store."""
+    return {path for kind in ("learngenes", "descendants") for path in Path(STORE, kind).glob("**/manifest.json")}
 
 
 def _checkpoints() -> set[Path]:
     """Checkpoints in the store, of plain processes and of workers on Ray."""
-    return {
-        path
-        for pattern in ("checkpoints/*/*/manifest.json", "runs/*/**/checkpoint_*")
-        for path in Path(STORE).glob(pattern)
-    }
-
-
-def _interrupt(ended: threading.Event, before: set[Path]) -> None:
-    """Send this process SIGTERM once the store holds a new checkpoint."""
-    while not ended.wait(0.01):
-        if _checkpoints() - before:
-            os.kill(os.getpid(), signal.SIGTERM)
-            return
+    own, workers = "checkpoints/*/*/manifest.json", "runs/*/**/checkpoint_*/progress.json"
+    return {path for pattern in (own, workers) for path in Path(STORE).glob(pattern)}
 
 
 if __name__ == "__main__":
