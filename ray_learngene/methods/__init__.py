@@ -1,3 +1,3 @@
-"""Methods: how an auxiliary model is built, what is kept of it, and how that expands into descendants."""
+"""Methods: how to build an auxiliary model, extract a learngene from it and expand that into descendants."""
 
 import ray_learngene.torchvision_cpu  # noqa: F401  (before the first import of timm)

@@ -1,11 +1,13 @@
-"""Any-size: shared stages that are trained at every depth (and width) they will be expanded to. Our own.
+"""Any-size: shared stages, trained at every depth (and width) that they will be expanded to. Our own method.
 
-SWS trains its stages at one depth, so every other depth is a network that was never trained. Here every step cuts the
-batch into parts, and each part passes through a model of another depth, one from each part of the range. The range
-begins with the shallowest models, whose steps are cheap and train the same blocks, and grows as training goes on. A
-block repeated r times adds partly coherent residuals: every residual branch of a model of L layers is scaled by
-(L0 / L)^step, which folds into `attn.proj` and `mlp.fc2`, so descendants stay plain. docs/methods.md has prior
-work, docs/experiments.md ablations.
+SWS trains its stages at one depth, so an expansion to another depth is a network that was never trained. Any-size cuts
+the batch of each step into parts. Each part passes through a sub-model of another depth; the depths cover the range
+evenly. Early in training the range holds only shallow sub-models: their steps are cheap and train the same blocks. The
+range grows as training proceeds.
+
+A block repeated r times adds partly coherent residuals. Every residual branch of a model of L layers is therefore
+scaled by (L0 / L)^step. The scale folds into `attn.proj` and `mlp.fc2`, so descendants stay plain. Prior work is in
+docs/methods.md, ablations are in docs/experiments.md.
 """
 
 from __future__ import annotations
@@ -22,30 +24,33 @@ from ray_learngene.methods.shared_weights import blocks_of, require_same, single
 from ray_learngene.methods.sws import stage_of_layer
 from ray_learngene.models.specs import Spec, build
 
-# What a residual branch ends in; scaling these scales the branch.
+# The last parameters of a residual branch; scaling them scales the branch.
 _BRANCH_ENDS = ("attn.proj.weight", "attn.proj.bias", "mlp.fc2.weight", "mlp.fc2.bias")
 
 
 class AnySize(ElasticMethod):
-    """Stages shared over all depths, trained at all of them at once."""
+    """Stages that all depths share, trained at all depths at once."""
 
     name: ClassVar[str] = "any-size"
     split: ClassVar[bool] = True
 
-    stages: int = Field(3, ge=1, description="shared blocks; at most the auxiliary's depth, so that all are trained")
-    parts: int = Field(4, ge=1, description="parts of a batch, each at a depth of its own; a divisor of micro-batches")
-    shallowest: int = Field(3, ge=1, description="smallest depth that is trained; the largest is the auxiliary's")
+    stages: int = Field(3, ge=1, description="shared blocks; capped at the auxiliary's depth, so that all are trained")
+    parts: int = Field(4, ge=1, description="parts of a batch, each at its own depth; use a divisor of micro-batches")
+    shallowest: int = Field(3, ge=1, description="smallest depth to train; the largest is the auxiliary's")
     growth: float = Field(
-        3, ge=0, description="exponent with which the range of depths grows with the training; 0: whole from the start"
+        3, ge=0, description="exponent of the range of depths over training time; 0: the whole range from the start"
     )
-    step: float = Field(0.5, ge=0, description="exponent of a residual branch's scale; 0: none, 1: an Euler step")
-    widths: Numbers = Field((), description="widths trained beside the auxiliary's own, e.g. 16-32")
+    step: float = Field(0.5, ge=0, description="exponent of a residual branch's scale; 0: no scaling, 1: an Euler step")
+    widths: Numbers = Field((), description="widths to train in addition to the auxiliary's own, e.g. 16-32")
 
     def initial(self, spec: Spec) -> State:
         return dict(build(spec.replace(depth=min(self.stages, spec.depth))).state_dict())
 
     def choose(self, source: Spec, generator: np.random.Generator, done: float) -> tuple[Spec, ...]:
-        """A depth from each of as many equal parts of the range, at the end the deepest of each; widths take turns."""
+        """Split the range of depths into `parts` and sample a depth from each; at the end take the deepest of each.
+
+        Widths alternate over the parts, in random order.
+        """
         shallowest = min(self.shallowest, source.depth)
         deepest = shallowest + (source.depth - shallowest) * done**self.growth
         within = generator.random(self.parts) if done < 1 else 1 - 1e-9
@@ -59,7 +64,7 @@ class AnySize(ElasticMethod):
         require_same(self.name, source, spec, "patch", "mlp_ratio")
         require_nested(self.name, source, spec)
         blocks = blocks_of(genes)
-        # the middle of the depths that are trained keeps its branches as they are
+        # at L0, the middle of the trained depths, the scale is 1
         scale = (source.depth / (2 * spec.depth)) ** self.step
         scaled = {
             stage: {name: tensor * scale if name in _BRANCH_ENDS else tensor for name, tensor in block.items()}

@@ -1,4 +1,4 @@
-"""The interface of a method, and the learngene it produces."""
+"""The method interface, and the learngene that a method produces."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ DESCRIPTION_FILE = "learngene.json"
 
 @dataclass(frozen=True)
 class Learngene:
-    """What is kept of a distilled auxiliary model.
+    """The parameters extracted from a distilled auxiliary model, with what is needed to expand them.
 
     Attributes:
-        method: Name of the method that made it and that expands it.
-        options: That method's options, as JSON values.
+        method: Name of the method that extracted it and expands it.
+        options: Options of the method, as JSON values.
         spec: Spec of the auxiliary model.
         tensors: Parameters by name, on the CPU.
-        labels: Class names in the order of the head, so that the head is only inherited for the same label set.
-        preprocessing: Image size, mean and deviation and evaluation crop it was distilled with, for its descendants.
+        labels: Class names in the order of the head. Descendants inherit the head only for the same label set.
+        preprocessing: Image size, mean, standard deviation and evaluation crop of the distillation, for descendants.
     """
 
     method: str
@@ -44,19 +44,19 @@ class Learngene:
     preprocessing: dict[str, Any] = field(default_factory=dict)
 
     def parameters(self, *, head: bool = True) -> int:
-        """Number of stored parameters, with or without the classification head."""
+        """Count the stored parameters, with or without the classification head."""
         return sum(tensor.numel() for name, tensor in self.tensors.items() if head or not name.startswith("head."))
 
     def without_head(self) -> Learngene:
-        """The same learngene for another label set: an expansion draws a head of its own."""
+        """Drop the head, for another label set: an expansion then initialises a new one."""
         return replace(self, tensors={name: x for name, x in self.tensors.items() if not name.startswith("head.")})
 
     def describe(self, *, labels: tuple[str, ...], preprocessing: dict[str, Any]) -> Learngene:
-        """The same learngene with the label set and the preprocessing it was distilled with."""
+        """Return a copy with the label set and the preprocessing of its distillation."""
         return replace(self, labels=labels, preprocessing=preprocessing)
 
     def description(self) -> dict[str, Any]:
-        """Everything but the tensors, as JSON values."""
+        """Return everything but the tensors, as JSON values."""
         return {
             "method": self.method,
             "options": self.options,
@@ -75,25 +75,25 @@ class Learngene:
 
     @classmethod
     def from_bytes(cls, weights: bytes, description: bytes) -> Learngene:
-        """The learngene of the two files' contents."""
-        facts = json.loads(description)
+        """Parse the contents of the two files that `save` writes."""
+        fields = json.loads(description)
         return cls(
-            method=facts["method"],
-            options=facts["options"],
-            spec=Spec(**facts["spec"]),
+            method=fields["method"],
+            options=fields["options"],
+            spec=Spec(**fields["spec"]),
             tensors=safetensors.torch.load(weights),
-            labels=tuple(facts["labels"]),
-            preprocessing=facts["preprocessing"],
+            labels=tuple(fields["labels"]),
+            preprocessing=fields["preprocessing"],
         )
 
     @classmethod
     def load(cls, folder: Path) -> Learngene:
-        """Read what `save` wrote."""
+        """Read the folder that `save` wrote."""
         return cls.from_bytes((folder / WEIGHTS_FILE).read_bytes(), (folder / DESCRIPTION_FILE).read_bytes())
 
 
 class Adapter(Protocol):
-    """A model of the target spec that is fitted on a little data before it becomes a plain one: `Method.adapter`."""
+    """A model of the target spec, fitted for a few steps before it becomes a plain model; see `Method.adapter`."""
 
     fit_steps: int
     fit_lr: float
@@ -103,25 +103,25 @@ class Adapter(Protocol):
 
 
 class Method(Config, ABC):
-    """How an auxiliary model is built, what is kept of it, and how that expands.
+    """How to build an auxiliary model, extract a learngene from it and expand that learngene.
 
-    The fields of a method are its options. A method that leaves a question unanswered (scratch has no learngene) raises
-    `UserError` saying so.
+    The fields of a method are its options. A method without one of these steps (scratch has no learngene) raises
+    `UserError` there.
     """
 
     name: ClassVar[str]
     needs_learngene: ClassVar[bool] = True
-    # what a learngene is taken from: an auxiliary model of the method's own, or a plain model trained at the largest
-    # size wanted, the smallest, or at each
+    # the model a learngene is extracted from: the method's own auxiliary model, or a plain model trained at the
+    # largest size wanted, at the smallest, or at each
     source: ClassVar[Literal["auxiliary", "largest", "smallest", "each"]] = "auxiliary"
-    # options that say how a learngene expands; the others say how it was made, and are kept with it
+    # options of the expansion; all other options belong to the distillation and are stored in the learngene
     expansion_options: ClassVar[frozenset[str]] = frozenset()
 
     def as_made(self, learngene: Learngene | None) -> Self:
-        """This method with the options that the learngene was made with.
+        """Return this method with the options that the learngene was made with.
 
         Raises:
-            UserError: there is no learngene, or an option given here is another one there.
+            UserError: there is no learngene, another method made it, or it was made with another value of an option.
         """
         if learngene is None:
             raise UserError(f"method {self.name!r} expands a learngene: give --learngene NAME")
@@ -137,12 +137,13 @@ class Method(Config, ABC):
         return type(self)(**{**learngene.options, **given})
 
     def auxiliary(self, spec: Spec, *, drop_path: float = 0.0) -> nn.Module:
-        """The module that distillation trains: images `[B, 3, image, image]` to logits `[B, classes]`.
+        """Build the module that distillation trains: images `[B, 3, image, image]` to logits `[B, classes]`.
 
-        It has an attribute `spec`, which may refine the spec asked for (its depth, where the options set that). One
-        that is another model in every step has `draw(generator)`, called once a step with the same generator on all
-        workers, and may return several logits in training, whose losses are averaged. The methods that start from a
-        trained model have that model as their auxiliary: a plain one of the spec.
+        The module has an attribute `spec`. It may differ from the argument in depth, if the options set the depth. An
+        elastic module also has `draw(generator, done)`, which samples the sub-models of a step. It is called once a
+        step, with the same generator on every rank. In training an elastic module may return several logits, whose
+        losses are averaged. If a method starts from a trained model, its auxiliary is that model: a plain one of the
+        spec.
 
         Raises:
             UserError: the method has no auxiliary model, or its options do not fit the spec.
@@ -150,28 +151,28 @@ class Method(Config, ABC):
         raise UserError(f"method {self.name!r} has no auxiliary model to distil: it cannot be used with `distill`")
 
     def extract(self, auxiliary: nn.Module) -> Learngene:
-        """What is kept of a trained auxiliary model, copied to the CPU.
+        """Extract the learngene of a trained auxiliary model, copied to the CPU.
 
         Raises:
-            UserError: the model is none that this method can take a learngene from.
+            UserError: the method cannot extract a learngene from this model.
         """
         raise UserError(f"method {self.name!r} has no auxiliary model to extract a learngene from")
 
     @abstractmethod
     def expand(self, learngene: Learngene | None, spec: Spec, *, seed: int = 0) -> VisionTransformer:
-        """A plain timm model of `spec`, initialised from the learngene.
+        """Build a plain timm model of `spec`, initialised from the learngene.
 
         Args:
-            seed: Seed of whatever the learngene does not determine (a head for another number of classes).
+            seed: Seed of the parameters that the learngene does not determine (a head for another number of classes).
 
         Raises:
-            UserError: the learngene cannot become a model of that spec.
+            UserError: the learngene cannot expand to that spec.
         """
 
     def adapter(self, learngene: Learngene | None, spec: Spec, *, seed: int = 0) -> Adapter | None:
-        """A module whose parameters are fitted to the target spec for `fit_steps` steps, then made a plain model.
+        """Build the module to fit to the target spec for `fit_steps` steps before it becomes a plain model.
 
-        None where the expansion alone initialises a descendant.
+        Returns None if `expand` alone initialises a descendant.
         """
         return None
 

@@ -1,4 +1,4 @@
-"""Auxiliary models that are models of several sizes in every step, and the nested slices that make a width smaller."""
+"""Elastic auxiliary models: every step trains sub-models of several sizes; smaller widths are nested slices."""
 
 from __future__ import annotations
 
@@ -17,12 +17,10 @@ from ray_learngene.models.specs import Spec
 
 
 class ElasticVisionTransformer(GeneratedVisionTransformer):
-    """A generated model that is, in training, the models of the specs that were drawn last.
-
-    In evaluation it is the model of its own spec, the largest.
+    """A generated model that runs sampled sub-models in training and its own spec, the largest, in evaluation.
 
     Attributes:
-        drawn: The specs of this step.
+        drawn: Specs of the sub-models sampled for this step.
     """
 
     def __init__(self, method: ElasticMethod, spec: Spec, *, drop_path: float = 0.0) -> None:
@@ -31,11 +29,15 @@ class ElasticVisionTransformer(GeneratedVisionTransformer):
         self.drawn: tuple[Spec, ...] = (spec,)
 
     def draw(self, generator: np.random.Generator, done: float) -> None:
-        """Draw the specs of the next step, of a training of which so much (0 to 1) is done; alike on every worker."""
+        """Sample the sub-models of the next step; every rank samples the same ones.
+
+        Args:
+            done: Share of the training that is done, 0 to 1.
+        """
         self.drawn = self.method.choose(self.spec, generator, done)
 
     def passes(self, batch: int) -> tuple[tuple[Spec, int], ...]:
-        """The forward passes of this step over a batch: specs with the number of images each sees."""
+        """List the forward passes of this step over a batch: each spec with the number of images it sees."""
         count = len(self.drawn)
         return tuple(
             (spec, len(range(first, batch, count)) if self.method.split else batch)
@@ -43,47 +45,50 @@ class ElasticVisionTransformer(GeneratedVisionTransformer):
         )
 
     def forward(self, images: Tensor) -> Tensor | tuple[Tensor, ...]:  # type: ignore[override]
-        """Logits `[B, classes]` in evaluation and where a batch is split, else one for each spec drawn."""
+        """Return logits `[B, classes]`; in training without `split`, one such tensor for each sampled spec."""
         if not self.training:
             return super().forward(images)
         if not self.method.split:
             first, *others = (self.forward_as(spec, images) for spec in self.drawn)
             return self._with_all_parameters(first), *others
-        # every n-th image, so that, where micro-batches are multiples of n, the same images go to the same sizes
-        # whatever the number of workers
+        # every n-th image: if micro-batches are multiples of n, an image goes to the same size on any number of ranks
         indices, count = torch.arange(len(images), device=images.device), len(self.drawn)
         parts = [indices[first::count] for first in range(count)]
         logits = [self.forward_as(spec, images[part]) for spec, part in zip(self.drawn, parts, strict=True)]
         return self._with_all_parameters(torch.cat(logits)[torch.cat(parts).argsort()])
 
     def _with_all_parameters(self, logits: Tensor) -> Tensor:
-        """The same logits, on which every parameter depends, so that those of no spec drawn have a gradient of 0.
+        """Make the logits depend on every parameter, so that parameters of no sampled spec get a gradient of 0.
 
-        Without one, ZeRO-3 takes that of an earlier step, and optimizers in one process take no step at all.
+        Without a gradient ZeRO-3 reuses that of an earlier step, and a single-process optimizer skips the parameter.
         """
         return logits + 0 * torch.stack([parameter.sum() for parameter in self.parameters()]).sum()
 
 
 class ElasticMethod(GeneratingMethod):
-    """A method that trains its genes for many sizes at once."""
+    """A method that trains its genes at many sizes at once."""
 
-    # whether the sizes of a step share its images between them; else each sees them all
+    # True: the sub-models of a step share its images; False: each sees all of them
     split: ClassVar[bool] = False
 
     @abstractmethod
     def choose(self, source: Spec, generator: np.random.Generator, done: float) -> tuple[Spec, ...]:
-        """The specs of one step, by how much of the training (0 to 1) is done; at 1 those that need the most memory."""
+        """Sample the specs of one step.
+
+        Args:
+            done: Share of the training that is done, 0 to 1. At 1 the specs are those that need the most memory.
+        """
 
     def auxiliary(self, spec: Spec, *, drop_path: float = 0.0) -> nn.Module:
-        self.choose(spec, np.random.default_rng(0), 0.0)  # refuses what does not fit the spec before anything starts
+        self.choose(spec, np.random.default_rng(0), 0.0)  # raises before training if the options do not fit the spec
         return ElasticVisionTransformer(self, spec, drop_path=drop_path)
 
 
 def nested_widths(method: str, source: Spec, widths: tuple[int, ...]) -> tuple[int, ...]:
-    """The widths that a method trains, checked; the source's own is always among them.
+    """Check the widths that a method trains and return them sorted, with the source's own.
 
     Raises:
-        UserError: a width is larger than the source's or no multiple of its head size.
+        UserError: a width is larger than the source's or is not a multiple of its head size.
     """
     head_size = source.width // source.heads
     for width in widths:
@@ -95,15 +100,15 @@ def nested_widths(method: str, source: Spec, widths: tuple[int, ...]) -> tuple[i
 
 
 def at_width(source: Spec, width: int, depth: int) -> Spec:
-    """The source's spec at another width and depth, heads at the same size."""
+    """Return the source's spec at another width and depth, with the same head size."""
     return source.replace(width=width, heads=width * source.heads // source.width, depth=depth)
 
 
 def require_nested(method: str, source: Spec, spec: Spec) -> None:
-    """Refuse what is not a slice: a larger width, or another head size.
+    """Check that a spec is a slice of the source.
 
     Raises:
-        UserError: says what the learngene has and what was asked for.
+        UserError: the width is larger or the head size differs; the message gives both values.
     """
     if spec.width > source.width:
         raise UserError(
@@ -113,9 +118,9 @@ def require_nested(method: str, source: Spec, spec: Spec) -> None:
 
 
 def nested(tensors: Mapping[str, Tensor], source: Spec, spec: Spec) -> dict[str, Tensor]:
-    """The first channels, heads and hidden units of every parameter; views, by name.
+    """Slice the first channels, heads and hidden units of every parameter: views, by name.
 
-    Query, key and value are sliced apart, so that the first heads stay whole.
+    Query, key and value are sliced separately, so that the first heads stay whole.
     """
     return {name: _slice(name, tensor, source, spec) for name, tensor in tensors.items()}
 
@@ -140,9 +145,9 @@ def _slice(name: str, tensor: Tensor, source: Spec, spec: Spec) -> Tensor:
 
 
 def draw_step(module: nn.Module, seed: int, step: int, total_steps: int) -> None:
-    """Let a module that is another model in every step draw which one it is in this; alike on all workers.
+    """Sample this step's sub-models of an elastic module; every rank samples the same ones.
 
-    The first step draws what needs the most memory: should it not suffice, that shows at once.
+    The first step takes the sub-models that need the most memory, so that an out-of-memory error comes at once.
     """
     draw = getattr(module, "draw", None)
     if draw is not None:

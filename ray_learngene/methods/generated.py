@@ -1,7 +1,7 @@
-"""A vision transformer whose parameters are a differentiable function of others: what most methods train.
+"""A vision transformer whose parameters are a differentiable function of *genes*. Most methods train one.
 
-A method that says how its genes *generate* the state dict of a plain timm model has everything else for free: the
-auxiliary model runs timm's own forward pass on generated parameters, so a descendant computes exactly what was trained.
+A method only defines how its genes *generate* the state dict of a plain timm model. The auxiliary model runs timm's own
+forward pass on the generated parameters, so a descendant computes exactly the function that was trained.
 """
 
 from __future__ import annotations
@@ -25,15 +25,15 @@ from ray_learngene.models.specs import Spec, build, set_drop_path
 Genes = Mapping[str, Tensor]
 State = dict[str, Tensor]
 
-# Parts of the names of genes that are decayed as little as the 1-D parameters they become.
+# Genes whose names contain one of these have no weight decay, like the 1-D parameters that they generate.
 _NOT_DECAYED = ("norm", "bias", "pos_embed", "scaler")
 
 
 @lru_cache(maxsize=64)
 def prototype(spec: Spec, drop_path: float = 0.0, compiled: bool = False) -> VisionTransformer:
-    """The spec's timm model without storage, to be called with generated parameters.
+    """Build the spec's timm model on the meta device, to be called with generated parameters.
 
-    Kept outside the modules that use it, so that neither their state dicts nor their copies hold it.
+    The cache is outside the modules that use it, so that neither their state dicts nor their copies contain the model.
     """
     with torch.device("meta"):
         model = build(spec)
@@ -44,27 +44,26 @@ def prototype(spec: Spec, drop_path: float = 0.0, compiled: bool = False) -> Vis
 
 
 def attribute_of(gene: str) -> str:
-    """The attribute that holds a gene: modules do not allow dots."""
+    """Return the name of the attribute that holds a gene; names of parameters cannot contain dots."""
     return gene.replace(".", "__")
 
 
 def gene_of(attribute: str) -> str:
-    """The gene that an attribute holds."""
+    """Return the name of the gene that an attribute holds."""
     return attribute.replace("__", ".")
 
 
 class GeneratedVisionTransformer(nn.Module):
-    """Images `[B, 3, image, image]` to logits `[B, classes]`, by timm's model of `spec` on generated parameters.
+    """timm's model of `spec` on generated parameters: images `[B, 3, image, image]` to logits `[B, classes]`.
 
-    Genes are parameters of this module itself and not of a child, because ZeRO-3 gathers them when the module that
-    owns them is called.
+    Genes are parameters of this module and not of a child: ZeRO-3 gathers parameters when it calls their own module.
 
     Args:
-        genes: Initial values of what is trained.
-        generate: Genes and a spec to the state dict of the spec's timm model, differentiably. It is pickled with the
-            module.
-        drop_path: Stochastic depth of the last layer, linear in depth.
-        frozen: Tensors that `generate` needs among the genes and that are not trained.
+        genes: Initial values of the trained genes.
+        generate: Maps genes and a spec to the state dict of the spec's timm model, differentiably. It is pickled with
+            the module.
+        drop_path: Stochastic depth rate of the last layer; it rises linearly with depth.
+        frozen: Genes that are not trained.
     """
 
     def __init__(
@@ -84,53 +83,53 @@ class GeneratedVisionTransformer(nn.Module):
             self.register_buffer(attribute_of(name), tensor.clone())
 
     def genes(self) -> State:
-        """Trained and frozen genes by name."""
+        """Return trained and frozen genes by name."""
         return {gene_of(name): tensor for name, tensor in [*self.named_parameters(), *self.named_buffers()]}
 
     def no_weight_decay(self) -> set[str]:
-        """Names, as timm's optimizer factory asks for them."""
+        """Return the names of parameters without weight decay, for timm's optimizer factory."""
         return {name for name, _ in self.named_parameters() if any(part in name for part in _NOT_DECAYED)}
 
     def compile(self, *args: Any, **kwargs: Any) -> None:
-        """Run compiled from now on: the layers of the generated models, each of which may be another size."""
+        """Compile the layers of all models generated from now on; their sizes may differ."""
         self.compiled = True
 
     def forward(self, images: Tensor) -> Tensor:
         return self.forward_as(self.spec, images)
 
     def forward_as(self, spec: Spec, images: Tensor) -> Tensor:
-        """The logits of the model of another spec."""
+        """Return the logits `[B, classes]` of the generated model of another spec."""
         model = prototype(spec, self.drop_path, self.compiled)
         model.train(self.training)
         device = images.device.type
-        # else matrix products would round norms and biases to the precision of autocast
+        # under autocast, matrix products would round norms and biases to its precision
         with torch.autocast(device, enabled=False) if torch.amp.is_autocast_available(device) else nullcontext():
             state = self.generate(self.genes(), spec)
         return functional_call(model, state, (images,), strict=True)
 
     @torch.no_grad()
     def materialise(self) -> VisionTransformer:
-        """The plain timm model that computes what this one does, on the CPU."""
+        """Build the plain timm model that computes the same function, on the CPU."""
         model = build(self.spec, seed=0)
         model.load_state_dict(self.generate(self.genes(), self.spec))
         return model
 
 
 class GeneratingMethod(Method):
-    """A method whose genes generate the parameters of every model it can become."""
+    """A method whose genes generate the parameters of the auxiliary model and of every descendant."""
 
     @abstractmethod
     def initial(self, spec: Spec) -> State:
-        """Genes of an untrained auxiliary model, drawn from torch's global generator."""
+        """Initialise the genes of an auxiliary model from torch's global random generator."""
 
     @abstractmethod
     def generate(self, genes: Genes, source: Spec, spec: Spec) -> State:
-        """The state dict of the timm model of `spec`, from genes that were trained at `source`.
+        """Generate the state dict of the timm model of `spec` from genes trained at `source`.
 
-        Where the genes hold no head for the spec's classes, the state has none.
+        The state has no head if the genes hold none for the spec's classes.
 
         Raises:
-            UserError: the genes cannot become a model of that spec.
+            UserError: the genes cannot expand to that spec.
         """
 
     def auxiliary(self, spec: Spec, *, drop_path: float = 0.0) -> nn.Module:
@@ -138,7 +137,7 @@ class GeneratingMethod(Method):
 
     def extract(self, auxiliary: nn.Module) -> Learngene:
         if not isinstance(auxiliary, GeneratedVisionTransformer):
-            raise UserError(f"method {self.name!r} needs an auxiliary model of its own: use `learngene distill`")
+            raise UserError(f"method {self.name!r} needs its own auxiliary model: use `learngene distill`")
         genes = {name: tensor.detach().cpu().clone() for name, tensor in auxiliary.genes().items()}
         return Learngene(self.name, self.model_dump(mode="json"), auxiliary.spec, genes)
 
@@ -152,7 +151,7 @@ class GeneratingMethod(Method):
 
 
 class Generator:
-    """A method's `generate` at the spec its genes were trained at; unlike a closure, it can be pickled."""
+    """A method's `generate` with a fixed `source`. Unlike a closure it can be pickled."""
 
     def __init__(self, method: GeneratingMethod, source: Spec) -> None:
         self.method, self.source = method, source

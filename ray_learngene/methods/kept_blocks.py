@@ -1,11 +1,11 @@
-"""Heur-LG and Auto-LG: some blocks of a trained model are kept, the other layers of a descendant are random.
+"""Heur-LG and Auto-LG: a descendant inherits some blocks of a trained model; its other layers are random.
 
 - Heur-LG (Wang et al., AAAI 2022), as run on vision transformers by the same group: the last three blocks, at the end.
 - Auto-LG (Wang et al., 2023), likewise: the first six blocks, at the start.
 
-Both kept whole layers of convolutional networks; what else a vision transformer inherits is not said anywhere. Here it
-is what every other method inherits (patch and position embedding, final norm, and the head where the classes are the
-same), so that a comparison is one of blocks.
+The papers inherit whole layers of convolutional networks. They do not define which other parameters a vision
+transformer inherits. Here these are the same as in every other method: patch and position embedding, final norm, and
+the head if the classes are the same. A comparison then measures the blocks alone.
 """
 
 from __future__ import annotations
@@ -38,9 +38,10 @@ Keep = Annotated[str, AfterValidator(_checked)]
 class _KeptBlocks(InheritingMethod):
     """Blocks of a trained model at one end of the descendant.
 
-    A source with fewer blocks than `firstN` or `lastN` gives all it has; a list names blocks that must be there. A
-    descendant with fewer layers than blocks were kept takes the last of them (Heur-LG) or the first (Auto-LG); one
-    with more has random layers (timm's initialisation) before them or behind them.
+    With `firstN` or `lastN` a source of fewer blocks gives all of them. Blocks in a list must exist in the source.
+
+    A descendant with fewer layers than stored blocks takes the last of them (Heur-LG) or the first (Auto-LG). A deeper
+    one has random layers (timm's initialisation) before the blocks (Heur-LG) or after them (Auto-LG).
     """
 
     place: ClassVar[Literal["start", "end"]]
@@ -52,7 +53,7 @@ class _KeptBlocks(InheritingMethod):
         return super().auxiliary(spec, drop_path=drop_path)
 
     def kept(self, tensors: State, source: Spec) -> State:
-        """The kept blocks under their names in the source, and what exists once."""
+        """Select the blocks, under their names in the source, and all parameters outside blocks."""
         layers = self._layers(source)
         return {
             name: tensor
@@ -76,7 +77,7 @@ class _KeptBlocks(InheritingMethod):
         }
 
     def _layers(self, source: Spec) -> list[int]:
-        """The source's layers that are kept."""
+        """Return the indices of the source's layers that the learngene stores."""
         layers = list(range(source.depth))
         if self.keep.startswith("first"):
             return layers[: int(self.keep.removeprefix("first"))]
@@ -90,22 +91,18 @@ class _KeptBlocks(InheritingMethod):
 
 
 class HeurLG(_KeptBlocks):
-    """The last blocks, at the end."""
+    """The source's last blocks, as the descendant's last layers."""
 
     name: ClassVar[str] = "heur-lg"
     place: ClassVar[Literal["start", "end"]] = "end"
 
-    keep: Keep = Field(
-        "last3", description="blocks of the source that are kept: last3, first6 or a list such as 0-5-11"
-    )
+    keep: Keep = Field("last3", description="blocks of the source to store: last3, first6 or a list such as 0-5-11")
 
 
 class AutoLG(_KeptBlocks):
-    """The first blocks, at the start."""
+    """The source's first blocks, as the descendant's first layers."""
 
     name: ClassVar[str] = "auto-lg"
     place: ClassVar[Literal["start", "end"]] = "start"
 
-    keep: Keep = Field(
-        "first6", description="blocks of the source that are kept: last3, first6 or a list such as 0-5-11"
-    )
+    keep: Keep = Field("first6", description="blocks of the source to store: last3, first6 or a list such as 0-5-11")

@@ -1,13 +1,13 @@
-"""Weight templates: a matrix as a sum of Kronecker products, evaluated, fitted and resampled.
+"""Weight templates: evaluate, fit and resample matrices that are sums of Kronecker products.
 
     W = Σ_t S(t) ⊗ T(t),    W[a·w1 + i, b·w2 + j] = Σ_t S(t)[a, b] · T(t)[i, j]
 
-with templates T `[templates, w1, w2]` that all layers and sizes share, and scalers S `[layers, templates, rows / w1,
-columns / w2]` of each layer. A block of W is a linear combination of templates, so that `[q; k; v]` and the heads stay
+All layers and sizes share the templates T `[templates, w1, w2]`. Each layer has its own scalers S `[layers, templates,
+rows / w1, columns / w2]`. A block of W is a linear combination of templates, so `[q; k; v]` and the heads stay
 contiguous. WAVE (arXiv 2406.17503) writes T ⊗ S, which is the same up to a fixed permutation of rows and columns.
 
-Rearranged so that every block is a row, the stacked matrices are a product of rank `templates`; hence the closed form:
-the best templates of given matrices are a truncated singular value decomposition (Van Loan and Pitsianis, 1993).
+With every block rearranged into a row, the stacked matrices are a product of rank `templates`. This gives a closed
+form: a truncated singular value decomposition yields the best templates (Van Loan and Pitsianis, 1993).
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-# Deviation of the entries of a matrix's templates, at initialisation and as the closed form scales them.
+# Standard deviation of the entries of a matrix's templates, at initialisation and in the closed form.
 DEVIATION = 0.02
 
 
 def kron_sum(scalers: Tensor, templates: Tensor) -> Tensor:
-    """Σ_t S(t) ⊗ T(t) of every layer: one matrix product and a permutation of its blocks.
+    """Compute Σ_t S(t) ⊗ T(t) for every layer, as one matrix product and a permutation of its blocks.
 
     Args:
         scalers: `[layers, templates, a, b]`.
@@ -37,29 +37,28 @@ def kron_sum(scalers: Tensor, templates: Tensor) -> Tensor:
 
 
 def as_blocks(matrices: Tensor, height: int, width: int) -> Tensor:
-    """The blocks of `[layers, a·height, b·width]` matrices as rows: `[layers·a·b, height·width]`."""
+    """Rearrange the blocks of matrices `[layers, a·height, b·width]` into rows `[layers·a·b, height·width]`."""
     layers, rows, columns = matrices.shape
     grid = matrices.reshape(layers, rows // height, height, columns // width, width)
     return grid.permute(0, 1, 3, 2, 4).reshape(-1, height * width)
 
 
 def best_templates(matrices: Tensor, count: int, height: int, width: int, deviation: float = DEVIATION) -> Tensor:
-    """The `count` templates whose combinations are closest to the matrices in the Frobenius norm.
+    """Find the `count` templates whose combinations are closest to the matrices in the Frobenius norm.
 
-    They are the leading right singular vectors of the rearranged matrices, scaled to the deviation that templates are
-    drawn with. Where the matrices have fewer than `count` independent blocks the others are random, so that a training
-    that starts here can use them.
+    They are the leading right singular vectors of the rearranged matrices, scaled to `deviation`. If the matrices have
+    fewer than `count` independent blocks, the remaining templates are random, so that training can use them.
 
     Args:
         matrices: `[layers, rows, columns]`.
-        deviation: Root mean square of a template's entries.
+        deviation: Root mean square of a template's entries; by default that of the initialisation.
 
     Returns:
         `[count, height, width]`.
     """
     blocks = as_blocks(matrices, height, width).double()
     few = len(blocks) <= blocks.shape[1]
-    # the eigenvectors of the smaller Gram matrix: in double precision they are exact to single precision
+    # eigenvectors of the smaller Gram matrix: computed in double precision, they are exact in single precision
     values, vectors = torch.linalg.eigh(blocks @ blocks.T if few else blocks.T @ blocks)
     values, vectors = values.flip(0)[:count], vectors.flip(1)[:, :count]
     rank = int((values > values[0] * 1e-14).sum())
@@ -71,7 +70,7 @@ def best_templates(matrices: Tensor, count: int, height: int, width: int, deviat
 
 
 def fitted_scalers(matrices: Tensor, templates: Tensor) -> Tensor:
-    """The scalers with which the templates come closest to the matrices, by least squares.
+    """Fit scalers by least squares, so that the templates come closest to the matrices.
 
     Args:
         matrices: `[layers, a·w1, b·w2]`.
@@ -89,23 +88,23 @@ def fitted_scalers(matrices: Tensor, templates: Tensor) -> Tensor:
 
 
 def random_scalers(layers: int, count: int, rows: int, columns: int) -> Tensor:
-    """Scalers of variance 1 / `count` from torch's global generator: `[layers, count, rows, columns]`.
+    """Sample scalers `[layers, count, rows, columns]` of variance 1 / `count` from torch's global random generator.
 
-    Those of one block have unit norm, so that every block is as large as a template, not only the average one.
+    The scalers of one block have unit norm, so that every block, not only the average one, is as large as a template.
     """
     return torch.nn.functional.normalize(torch.randn(layers, count, rows, columns), dim=1)
 
 
 def interpolate_layers(tensor: Tensor, depth: int, *, nearest: bool = False) -> Tensor:
-    """`[layers, ...]` to `[depth, ...]`, linearly (or by the nearest layer) in relative depth.
+    """Resample `[layers, ...]` to `[depth, ...]` in relative depth, linearly or by the nearest layer.
 
-    The first and the last layer stay what they are, a single layer is the middle one, and an equal depth changes
-    nothing, not even by rounding.
+    The first and the last layer do not change. A depth of 1 gives the middle. An equal depth returns the tensor itself,
+    without rounding.
     """
     layers = len(tensor)
     if depth == layers:
         return tensor
-    # the place of a layer among the given ones in units of 1 / steps, exactly
+    # position of each new layer among the given ones in units of 1 / steps: integers, hence exact
     steps = max(2 * (depth - 1), 2)
     places = [2 * layer * (layers - 1) for layer in range(depth)] if depth > 1 else [layers - 1]
     below = [place // steps for place in places]
@@ -117,10 +116,10 @@ def interpolate_layers(tensor: Tensor, depth: int, *, nearest: bool = False) -> 
 
 
 def tile(tensor: Tensor, dim: int, size: int, *, inputs: bool = False) -> Tensor:
-    """A dimension at another size: index i of the result is index i modulo the old size.
+    """Resize a dimension: index i of the result is index i modulo the old size.
 
-    A larger one repeats what is there, a smaller one keeps the first. Along the inputs of a matrix every repetition
-    has its share of the weight, so that a model whose width is multiplied computes what it did.
+    A larger size repeats the entries, a smaller one takes the first. `inputs` also divides each weight by the number of
+    its repetitions, so that a model at a multiple of its width computes the same function.
     """
     old = tensor.shape[dim]
     if size == old:

@@ -1,15 +1,15 @@
-"""LiGO: learning to grow a smaller trained model (Wang et al., ICLR 2023, arXiv 2303.00980).
+"""LiGO: learn to grow a smaller trained model (Wang et al., ICLR 2023, arXiv 2303.00980).
 
-Every parameter of the larger model is a linear function of the smaller one's: first in depth, then in width,
+Every parameter of the larger model is a linear function of the smaller model's parameters, first in depth, then width:
 
     W̄_l = Σ_j w_lj W_j,        W'_l = [I; B] W̄_l [I; A]ᵀ.
 
-The expanders are shared by all layers and tied on the residual stream: whatever writes to it uses the same B that the
-embeddings use, and whatever reads from it has A = B; the projection reads with the expander of v, fc2 with that of fc1.
-The source is frozen, w and the expanders are trained for 100 steps, then the larger model is plain.
+All layers share the expanders, which are tied on the residual stream. A layer that writes to the stream uses the B of
+the embeddings; a layer that reads from it has A = B. The projection reads with the expander of v, fc2 with that of fc1.
+The source is frozen. w and the expanders are trained for 100 steps, then the larger model is plain.
 
-At the start w copies layers and every row of B averages with random positive weights that sum to 1, as in the authors'
-released run (`stackbert_noisy rand`, here without the noise). Where nothing grows, the model is the source itself.
+Initially w copies layers, and every row of B averages with random positive weights that sum to 1. This follows the
+authors' released run (`stackbert_noisy rand`), without its noise. If nothing grows, the model is the source itself.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from ray_learngene.methods.shared_weights import blocks_of, require_head_size, r
 from ray_learngene.methods.trained_source import SourceMethod, require_order
 from ray_learngene.models.specs import Spec, build
 
-# The expanders of a block parameter's dimensions; every other one is a vector of the residual stream.
+# The expander of each dimension of a block parameter. All other parameters are vectors of the residual stream.
 _EXPANDERS = {
     "attn.qkv.weight": ("qkv", "stream"),
     "attn.qkv.bias": ("qkv",),
@@ -40,21 +40,21 @@ _EXPANDERS = {
 
 
 def mixed(weights: Tensor, layers: Tensor) -> Tensor:
-    """`weights [L', L]` times the stacked parameters of L layers, `[L, ...]`: those of L' layers."""
+    """Mix the stacked parameters of L layers `[L, ...]` by `weights [L', L]` into those of L' layers."""
     return (weights @ layers.flatten(1)).unflatten(1, layers.shape[1:])
 
 
 def widened(tensor: Tensor, rows: Tensor, columns: Tensor | None = None) -> Tensor:
-    """Vectors `[..., n]` times `rows [n', n]`; with `columns [m', m]`, matrices `[..., n, m]` to `[..., n', m']`."""
+    """Widen vectors `[..., n]` by `rows [n', n]`; with `columns [m', m]`, matrices `[..., n, m]` to `[..., n', m']`."""
     return tensor @ rows.mT if columns is None else rows @ tensor @ columns.mT
 
 
 def grown(genes: Genes, spec: Spec, *, source: Spec) -> State:
-    """The state dict of the larger model of `spec`.
+    """Generate the state dict of the larger model of `spec`.
 
     Args:
-        genes: `depth_scaler.<parameter>` is w of a block parameter, `width_scaler.<expander>` is B where that width
-            grows; the frozen parameters of the source model are `source.<parameter>`. A head of its own is `head.*`.
+        genes: `depth_scaler.<parameter>` is w of a block parameter. `width_scaler.<expander>` is B; it exists if that
+            width grows. `source.<parameter>` is a frozen parameter of the source model. `head.*` is a new head.
     """
     tensors = {name.removeprefix("source."): x for name, x in genes.items() if name.startswith("source.")}
     expanders: State = {}
@@ -85,32 +85,32 @@ def _sizes(spec: Spec) -> dict[str, int]:
 
 
 class GrowingVisionTransformer(GeneratedVisionTransformer):
-    """A larger model of which only the growth is trained, for `fit_steps` steps."""
+    """A larger model that trains only its growth, for `fit_steps` steps."""
 
     fit_steps = 0
     fit_lr = 0.0
 
 
 class LiGO(SourceMethod):
-    """A learned linear growth of a smaller trained model."""
+    """Learned linear growth of a smaller trained model."""
 
     name: ClassVar[str] = "ligo"
     source = "smallest"
     expansion_options: ClassVar[frozenset[str]] = frozenset({"fit", "fit_lr", "layers"})
 
-    fit: int = Field(100, ge=0, description="steps that the growth is trained; 0: none")
+    fit: int = Field(100, ge=0, description="steps that train the growth; 0: none")
     fit_lr: float = Field(3e-3, gt=0, description="peak learning rate of the growth")
     layers: Literal["stack", "interlace"] = Field(
-        "stack", description="layers copied at the start: stack (0 1 2 0 1 2) or interlace (0 0 1 1 2 2)"
+        "stack", description="initial copy of the layers: stack (0 1 2 0 1 2) or interlace (0 0 1 1 2 2)"
     )
 
     @torch.no_grad()
     def expand(self, learngene: Learngene | None, spec: Spec, *, seed: int = 0) -> VisionTransformer:
-        """The larger model as the growth is at its start, without fitting."""
+        """Build the larger model from the initial growth, without fitting."""
         return self._growing(learngene, spec, seed).materialise()
 
     def adapter(self, learngene: Learngene | None, spec: Spec, *, seed: int = 0) -> GrowingVisionTransformer | None:
-        """The larger model whose growth is to be fitted; a head for other classes is fresh and is fitted with it."""
+        """Build the larger model whose growth is to be fitted, with a fresh head if the classes differ."""
         growing = self._growing(learngene, spec, seed)
         return growing if growing.fit_steps else None
 

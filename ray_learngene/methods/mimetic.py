@@ -1,12 +1,13 @@
-"""Mimetic initialisation: attention that looks trained before it is (Trockman & Kolter, ICML 2023, arXiv 2305.09828).
+"""Mimetic initialisation: attention initialised to look trained (Trockman & Kolter, ICML 2023, arXiv 2305.09828).
 
-In trained vision transformers the product of query and key weights is close to the identity and the product of value
-and projection weights to the negative identity. So, with Z of entries N(0, 1/d) drawn anew every time,
+In trained vision transformers the product of query and key weights is close to the identity. The product of value and
+projection weights is close to the negative identity. The initialisation imitates both:
 
-    W_Q W_Kᵀ ≈ 0.7 Z₁ + 0.7 I    for every head,        W_V W_proj = 0.4 Z₂ - 0.4 I    for every layer,
+    W_Q W_Kᵀ ≈ 0.7 Z₁ + 0.7 I    for every head,        W_V W_proj = 0.4 Z₂ - 0.4 I    for every layer.
 
-each factored by its singular value decomposition U Σ Vᵀ; of the first only the largest `head size` singular values can
-be had. The position embedding is the sinusoidal one. No learngene is needed.
+Each Z is sampled independently, with entries N(0, 1/d). A singular value decomposition U Σ Vᵀ factors each product. The
+first product is approximate: its rank is the head size, so only that many of the largest singular values remain. The
+position embedding is sinusoidal. The method needs no learngene.
 """
 
 from __future__ import annotations
@@ -25,10 +26,13 @@ from ray_learngene.models.specs import Spec, build
 
 
 def factors(product: Tensor, rank: int) -> tuple[Tensor, Tensor]:
-    """`left [..., d, rank]` and `right [..., d, rank]` whose `left @ right.T` is the nearest product of that rank.
+    """Factor matrices into `left` and `right` so that `left @ right.T` is the nearest product of that rank.
 
     Args:
         product: Square matrices `[..., d, d]`.
+
+    Returns:
+        `left [..., d, rank]` and `right [..., d, rank]`.
     """
     u, s, vh = torch.linalg.svd(product)
     root = s[..., None, :rank].sqrt()
@@ -48,7 +52,7 @@ class Mimetic(Method):
 
     @torch.no_grad()
     def expand(self, learngene: Learngene | None, spec: Spec, *, seed: int = 0) -> VisionTransformer:
-        """A model of `spec`; the singular value decompositions take about a minute at width 768, depth 12.
+        """Build a model of `spec`; the singular value decompositions take about a minute at width 768, depth 12.
 
         Raises:
             UserError: the width has no 2-D sinusoidal position embedding.
@@ -69,7 +73,7 @@ class Mimetic(Method):
         return model
 
     def _fill(self, qkv: Tensor, proj: Tensor, spec: Spec) -> None:
-        """Fill the weights of one layer in place. A linear layer's weight is the transpose of the paper's matrix."""
+        """Fill the weights of one layer in place; a linear layer's weight is the transpose of the paper's matrix."""
         width, heads = spec.width, spec.heads
         eye = torch.eye(width)
 

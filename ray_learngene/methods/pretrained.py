@@ -1,7 +1,7 @@
-"""Pre-train every size: the model is trained for the full schedule at each size, and a descendant is that very model.
+"""Pre-train every size: train a model for the full schedule at each size; a descendant is that model itself.
 
-The "direct" row of the papers' tables, and the upper rival of every learngene: it costs one pre-training for each size.
-With `truncate` the first layers of one pre-trained model serve every smaller depth.
+This is the "direct" row of the papers' tables and the upper bound for a learngene. It costs one pre-training per size.
+With `truncate` every smaller depth takes the first layers of one pre-trained model.
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ from ray_learngene.models.specs import Spec
 
 
 class Pretrained(InheritingMethod):
-    """A trained model as it is, or its first layers."""
+    """A trained model, or its first layers."""
 
     name: ClassVar[str] = "pretrained"
     source = "each"
     expansion_options: ClassVar[frozenset[str]] = frozenset({"truncate"})
 
-    truncate: bool = Field(False, description="a smaller depth takes the first layers; off: that very depth only")
+    truncate: bool = Field(False, description="a smaller depth takes the first layers; off: the trained depth only")
 
     def inherited(self, tensors: Mapping[str, Tensor], source: Spec, spec: Spec) -> State:
-        """Every parameter of the layers that the spec has; the image size and the label set may be other ones."""
+        """Return every parameter of the spec's layers; the image size and the label set may differ."""
         require_same("pretrained", source, spec, "width", "heads", "patch", "mlp_ratio")
         if spec.depth > source.depth or (spec.depth < source.depth and not self.truncate):
             offer = "" if spec.depth > source.depth else " (pretrained:truncate=true takes its first layers)"

@@ -1,4 +1,4 @@
-"""Methods by name, and the text form in which a user writes a method with options."""
+"""The methods by name, and the text form of a method with options."""
 
 from __future__ import annotations
 
@@ -40,10 +40,10 @@ METHODS: dict[str, type[Method]] = {method.name: method for method in _CLASSES}
 
 
 def create_method(text: str, **options: Any) -> Method:
-    """The method written as `NAME[:option=value]...`, for example `sws:stages=3-3-4-3-3:expansion=random`.
+    """Create the method written as `NAME[:option=value]...`, for example `sws:stages=3-3-4-3-3:expansion=random`.
 
     Args:
-        options: Further options; those in the text win.
+        options: Further options; options in the text take precedence.
 
     Raises:
         UserError: unknown method, unknown option or bad value.

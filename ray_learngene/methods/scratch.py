@@ -11,7 +11,7 @@ from ray_learngene.models.specs import Spec, build
 
 
 class Scratch(Method):
-    """The baseline that every initialisation is held against."""
+    """The baseline for every other initialisation."""
 
     name: ClassVar[str] = "scratch"
     needs_learngene: ClassVar[bool] = False

@@ -1,7 +1,7 @@
-"""Share-Init: one block for all layers (ALBERT: Lan et al., ICLR 2020, arXiv 1909.11942), as WAVE compares against it.
+"""Share-Init: one block for all layers (ALBERT: Lan et al., ICLR 2020, arXiv 1909.11942), a baseline of WAVE.
 
-The auxiliary model applies a single block in every layer, θ_l = θ; a descendant of any depth gets a copy of that block
-in every layer and is trained untied. It is SWS with one stage, TLEG without a slope and WAVE with one whole template.
+The auxiliary model applies a single block in every layer: θ_l = θ. A descendant of any depth copies the block into each
+layer and is trained untied. Share-Init is SWS with one stage, TLEG without a slope, WAVE with one whole template.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ class ShareInit(GeneratingMethod):
     name: ClassVar[str] = "share-init"
 
     def initial(self, spec: Spec) -> State:
-        """The parameters of a model of depth 1."""
+        """Initialise the parameters of a model of depth 1."""
         return dict(build(spec.replace(depth=1)).state_dict())
 
     def generate(self, genes: Genes, source: Spec, spec: Spec) -> State:

@@ -1,4 +1,4 @@
-"""What methods inherit alike: the parameters that exist once, and the checks of what an expansion may change."""
+"""Code that methods share: the inherited parameters outside blocks, and checks of what an expansion may change."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from ray_learngene.models.specs import Spec
 
 
 def require_same(method: str, source: Spec, spec: Spec, *fields: str) -> None:
-    """Refuse a spec that differs from the learngene's in a field that the method cannot change.
+    """Check that a spec has the learngene's values in the fields that the method cannot change.
 
     Raises:
-        UserError: says which field, what the learngene has and what was asked for.
+        UserError: a field differs; the message gives its name and both values.
     """
     for field in fields:
         have, want = getattr(source, field), getattr(spec, field)
@@ -26,10 +26,10 @@ def require_same(method: str, source: Spec, spec: Spec, *fields: str) -> None:
 
 
 def require_head_size(method: str, source: Spec, spec: Spec) -> None:
-    """Refuse another head size: the columns of q, k and v would mean something else.
+    """Check that the head size is the learngene's: at another one the columns of q, k and v would change meaning.
 
     Raises:
-        UserError: says both head sizes.
+        UserError: the head sizes differ; the message gives both.
     """
     have, want = source.width // source.heads, spec.width // spec.heads
     if have != want:
@@ -40,9 +40,10 @@ def require_head_size(method: str, source: Spec, spec: Spec) -> None:
 
 
 def singletons(tensors: Mapping[str, Tensor], source: Spec, spec: Spec) -> dict[str, Tensor]:
-    """Patch embedding, position embedding (resampled where the image size differs), final norm, and the head.
+    """Select the parameters outside blocks: patch embedding, position embedding, final norm, and the head.
 
-    The head is left out where there is none or where the spec has another number of classes.
+    The position embedding is resampled if the image size differs. The head is omitted if there is none or if the spec
+    has another number of classes.
     """
     names = ["patch_embed.proj.weight", "patch_embed.proj.bias", "pos_embed", "fc_norm.weight", "fc_norm.bias"]
     if "head.weight" in tensors and spec.classes == source.classes:
@@ -54,7 +55,7 @@ def singletons(tensors: Mapping[str, Tensor], source: Spec, spec: Spec) -> dict[
 
 
 def blocks_of(tensors: Mapping[str, Tensor]) -> dict[int, dict[str, Tensor]]:
-    """The parameters `blocks.<index>.<rest>` by index and rest."""
+    """Group the parameters `blocks.<index>.<rest>` by index and rest."""
     blocks: dict[int, dict[str, Tensor]] = {}
     for name, tensor in tensors.items():
         if name.startswith("blocks."):

@@ -1,8 +1,8 @@
 """Elastic supernet: one nested network whose slices are the descendants (OFA, AutoFormer, MatFormer).
 
 Cai et al., ICLR 2020 (arXiv 1908.09791); Chen et al., ICCV 2021 (2107.00651); Devvrit et al., NeurIPS 2024
-(2310.07707). Every step trains the largest slice, the smallest and random ones on the same images (the sandwich rule,
-Yu & Huang, ICCV 2019, 1903.05134), all taught by the ancestry.
+(2310.07707). Every step trains the largest, the smallest and random slices on the same images, which is the sandwich
+rule (Yu & Huang, ICCV 2019, 1903.05134). The ancestry model teaches all of them.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from ray_learngene.models.specs import Spec, build
 
 
 def kept_layers(depth: int, of: int, rule: Literal["even", "first"]) -> list[int]:
-    """Which of a network's layers a slice of `depth` layers has: the first ones, or the first, the last and evenly."""
+    """Choose the layers of a slice of `depth` layers: the first ones, or evenly spaced ones from first to last."""
     if rule == "first" or depth == of:
         return list(range(depth))
     if depth == 1:
@@ -30,13 +30,13 @@ def kept_layers(depth: int, of: int, rule: Literal["even", "first"]) -> list[int
 
 
 class Supernet(ElasticMethod):
-    """A whole network of the auxiliary's size that was trained in all its slices; it shrinks only."""
+    """A network of the auxiliary's size that is trained in all its slices; a descendant is never larger."""
 
     name: ClassVar[str] = "supernet"
 
-    shallowest: int = Field(3, ge=1, description="layers of the smallest slice that is trained")
-    widths: Numbers = Field((), description="widths trained beside the auxiliary's own, e.g. 16-32")
-    random: int = Field(1, ge=0, description="random slices in each step, beside the largest and the smallest")
+    shallowest: int = Field(3, ge=1, description="layers of the smallest slice to train")
+    widths: Numbers = Field((), description="widths to train in addition to the auxiliary's own, e.g. 16-32")
+    random: int = Field(1, ge=0, description="random slices in each step, in addition to the largest and the smallest")
     layers: Literal["even", "first"] = Field("even", description="layers of a slice: evenly spaced, or the first")
 
     def initial(self, spec: Spec) -> State:
@@ -55,7 +55,9 @@ class Supernet(ElasticMethod):
         require_same(self.name, source, spec, "patch", "mlp_ratio")
         require_nested(self.name, source, spec)
         if spec.depth > source.depth:
-            raise UserError(f"{self.name} cannot grow: the learngene has depth {source.depth}, asked for {spec.depth}")
+            raise UserError(
+                f"{self.name} cannot grow: the learngene has depth {source.depth}, the spec asks for {spec.depth}"
+            )
         blocks = blocks_of(genes)
         state = singletons(genes, source, spec)
         for layer, kept in enumerate(kept_layers(spec.depth, source.depth, self.layers)):

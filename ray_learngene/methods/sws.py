@@ -1,8 +1,8 @@
 """SWS: stage-wise weight sharing (Xia et al., IJCAI 2024, arXiv 2404.16897).
 
-The auxiliary model is a vision transformer cut into stages; inside a stage every layer is the same block applied
-repeatedly. What is kept is one block per stage, plus patch embedding, position embedding, final norm and head. A
-descendant of any depth takes each of its layers from the block of its own stage and is then trained untied.
+The auxiliary model is a vision transformer divided into stages. All layers of a stage apply the same block. The
+learngene is one block per stage, plus patch embedding, position embedding, final norm and head. A descendant of any
+depth initialises each layer from the block of the layer's stage and is then trained untied.
 """
 
 from __future__ import annotations
@@ -26,17 +26,17 @@ Rule = Literal["cyclic", "random", "interleaved", "proportional", "unbalanced"]
 
 
 def layers_per_stage(depth: int, layout: tuple[int, ...], rule: Rule = "cyclic", seed: int = 0) -> tuple[int, ...]:
-    """How many layers of a descendant each stage gets.
+    """Assign a descendant's layers to stages: the number of layers of each stage.
 
-    - `cyclic` (the paper's): layers are dealt to the stages round-robin; a remainder goes to the earliest stages.
-      12 layers over 5 stages are [3,3,2,2,2], the mapping the authors published.
-    - `random`: the same, but which stages get the remainder is drawn by `seed` (the random-assigned ablation).
-    - `proportional`: in proportion to the auxiliary's own layout (one layer a stage, then each to the stage furthest
-      below its share); it gives back the auxiliary's layout at the auxiliary's depth, unbalanced where that is.
-    - `unbalanced`: one layer for every stage and all others to the middle one.
+    - `cyclic` (the paper's rule): round-robin; the remainder goes to the earliest stages. 12 layers over 5 stages are
+      [3,3,2,2,2], the mapping that the authors published.
+    - `random`: the same, but `seed` chooses the stages that get the remainder (the random-assigned ablation).
+    - `proportional`: in proportion to the auxiliary's layout. Each stage gets one layer; each further layer goes to the
+      stage furthest below its share. At the auxiliary's depth this is the auxiliary's layout, even an unbalanced one.
+    - `unbalanced`: one layer per stage, all others to the middle stage.
 
-    A depth below the number of stages keeps the order and takes stages evenly spaced (the midpoints of `depth` equal
-    spans; the paper does not define this case).
+    The paper does not define depths below the number of stages. Here they take evenly spaced stages, in order: the
+    midpoints of `depth` equal spans.
 
     Args:
         depth: Layers of the descendant, from 1 up.
@@ -62,9 +62,9 @@ def layers_per_stage(depth: int, layout: tuple[int, ...], rule: Rule = "cyclic",
 
 
 def stage_of_layer(depth: int, layout: tuple[int, ...], rule: Rule = "cyclic", seed: int = 0) -> tuple[int, ...]:
-    """The stage of each of a descendant's layers, in order.
+    """Return the stage of each layer of a descendant, in order.
 
-    Stages are laid out contiguously, except by `interleaved` (the literal cyclic order: A B C D E A B C D E ...).
+    The layers of a stage are contiguous, except for `interleaved` (the literal cyclic order: A B C D E A B C D E ...).
     """
     if rule == "interleaved":
         return tuple(layer % len(layout) for layer in range(depth))
@@ -73,7 +73,7 @@ def stage_of_layer(depth: int, layout: tuple[int, ...], rule: Rule = "cyclic", s
 
 
 def balanced_layout(depth: int, stages: int) -> tuple[int, ...]:
-    """Layers per stage of an auxiliary model: equal, a remainder to the middle stages (16 over 5: [3,3,4,3,3])."""
+    """Divide layers equally among stages; the remainder goes to the middle stages (16 over 5: [3,3,4,3,3])."""
     each, remainder = divmod(depth, stages)
     middle_first = sorted(range(stages), key=lambda stage: abs(2 * stage - (stages - 1)))
     return tuple(each + (stage in middle_first[:remainder]) for stage in range(stages))
@@ -82,9 +82,9 @@ def balanced_layout(depth: int, stages: int) -> tuple[int, ...]:
 class StageSharedVisionTransformer(VisionTransformer):
     """A vision transformer whose stages apply one block repeatedly.
 
-    Each shared block is registered once (`blocks.0` .. `blocks.S-1`, so state dict and optimizer hold it once and every
-    ZeRO stage works) and applied by the index list `stage_of_layer`. Stochastic depth rises linearly over the
-    applications; it is the one thing that differs between two applications of a block.
+    Each shared block is registered once (`blocks.0` .. `blocks.S-1`) and applied by the index list `stage_of_layer`.
+    State dict and optimizer hold it once, so every ZeRO stage works. Stochastic depth rises linearly over the
+    applications. Nothing else differs between two applications of a block.
     """
 
     def __init__(self, spec: Spec, layout: tuple[int, ...], drop_path_rate: float = 0.0) -> None:
@@ -95,7 +95,7 @@ class StageSharedVisionTransformer(VisionTransformer):
         self.drop_path_rates: list[float] = calculate_drop_path_rates(drop_path_rate, self.spec.depth)  # type: ignore[assignment]
 
     def forward_features(self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
-        """Images `[B, 3, image, image]` to tokens `[B, tokens, width]`; masks are not supported."""
+        """Map images `[B, 3, image, image]` to tokens `[B, tokens, width]`; masks are not supported."""
         x = self._pos_embed(self.patch_embed(x))
         for stage, rate in zip(self.stage_of_layer, self.drop_path_rates, strict=True):
             if self.grad_checkpointing and self.training:
@@ -105,7 +105,7 @@ class StageSharedVisionTransformer(VisionTransformer):
         return x
 
     def _apply_block(self, block: Any, x: Tensor, rate: float) -> Tensor:
-        # timm's Block.forward with the drop-path rate of this application instead of one fixed in the block
+        # timm's Block.forward, with the drop-path rate of this application: timm's block has one fixed rate
         if isinstance(block, CompiledBlock):
             return block.at_rate(x, rate)
         x = x + drop_path(block.attn(block.norm1(x)), rate, self.training)
@@ -119,7 +119,7 @@ class SWS(Method):
     expansion_options: ClassVar[frozenset[str]] = frozenset({"expansion", "layout"})
 
     stages: Numbers | None = Field(None, description="layers per stage of the auxiliary; default: five balanced stages")
-    expansion: Rule = Field("cyclic", description="rule that deals a descendant's layers to the stages")
+    expansion: Rule = Field("cyclic", description="rule that assigns a descendant's layers to the stages")
     layout: Numbers | None = Field(None, description="a descendant's layers per stage, instead of a rule")
 
     @model_validator(mode="after")
@@ -135,17 +135,17 @@ class SWS(Method):
 
     def extract(self, auxiliary: nn.Module) -> Learngene:
         if not isinstance(auxiliary, StageSharedVisionTransformer):
-            raise UserError(f"method {self.name!r} needs an auxiliary model of its own: use `learngene distill`")
+            raise UserError(f"method {self.name!r} needs its own auxiliary model: use `learngene distill`")
         tensors = {name: tensor.detach().cpu().clone() for name, tensor in auxiliary.state_dict().items()}
         return Learngene(self.name, {"stages": list(auxiliary.layout)}, auxiliary.spec, tensors)
 
     def expand(self, learngene: Learngene | None, spec: Spec, *, seed: int = 0) -> VisionTransformer:
-        """Repeat each stage's block as often as the expansion rule says; singletons are inherited as they are.
+        """Copy each stage's block into the layers that the expansion rule assigns to it; inherit all other parameters.
 
-        The position embedding is resampled where the image size differs; the head is inherited where the number of
-        classes is the same and fresh otherwise.
+        The position embedding is resampled if the image size differs. The head is inherited if the number of classes is
+        the same, else fresh.
         """
-        self.as_made(learngene)  # refuses stages that are not the learngene's
+        self.as_made(learngene)  # raises if `stages` differs from the learngene's
         assert learngene is not None
         source = learngene.spec
         require_same("SWS", source, spec, "width", "heads", "patch", "mlp_ratio")
@@ -164,6 +164,6 @@ class SWS(Method):
             text = "-".join(map(str, self.layout))
             raise UserError(
                 f"layout {text} has {sum(self.layout)} layers in {len(self.layout)} stages; "
-                f"asked for depth {spec.depth} from a learngene of {len(auxiliary_layout)} stages"
+                f"the spec asks for depth {spec.depth}, the learngene has {len(auxiliary_layout)} stages"
             )
         return tuple(stage for stage, layers in enumerate(self.layout) for _ in range(layers))

@@ -1,11 +1,11 @@
 """TLEG: a transformer as the linear expansion of a learngene (Xia et al., AAAI 2024, arXiv 2312.05614).
 
-Every parameter of a block (weights, biases and norms) is linear in depth: layer l of L has
+Every parameter of a block (weights, biases and norms) is linear in depth. Layer l of L has
 
-    θ_l = θ_B + (l / L) · θ_A,    l = 0 .. L-1,
+    θ_l = θ_B + (l / L) · θ_A,    l = 0 .. L-1.
 
-in the auxiliary model that is distilled and in every descendant, each with its own L. Two blocks and the parameters
-that exist once are stored.
+This holds for the distilled auxiliary model and for every descendant, each with its own L. The learngene is two blocks
+and the parameters outside blocks.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from ray_learngene.models.specs import Spec, build
 
 
 class TLEG(GeneratingMethod):
-    """Blocks on a line in depth."""
+    """Blocks that are linear in depth."""
 
     name: ClassVar[str] = "tleg"
 
     def initial(self, spec: Spec) -> State:
-        """θ_A (`slope`) and θ_B (`offset`) as two timm blocks, but for θ_A's norm gains, which are 0 and not 1."""
+        """Initialise θ_A (`slope`) and θ_B (`offset`) as two timm blocks, except θ_A's norm gains: 0 instead of 1."""
         genes: State = {}
         for name, tensor in build(spec.replace(depth=2)).state_dict().items():
             if name.startswith("blocks.0."):

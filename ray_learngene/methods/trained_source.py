@@ -1,4 +1,4 @@
-"""What the methods that start from a trained model share: that model, a plain one, is their auxiliary."""
+"""Base classes of the methods that start from a trained plain model, which is their auxiliary model."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from ray_learngene.models.specs import Spec, build, set_drop_path, spec_of
 
 
 class SourceMethod(Method):
-    """A method whose learngene is taken from a trained plain vision transformer, the *source model*.
+    """A method that extracts its learngene from a trained plain vision transformer, the *source model*.
 
-    `distill` trains the source like any auxiliary model; `extract` takes one that is already there.
+    `distill` trains the source model like any auxiliary model; `extract` takes an existing one.
     """
 
     source: ClassVar[Literal["auxiliary", "largest", "smallest", "each"]] = "largest"
@@ -31,32 +31,32 @@ class SourceMethod(Method):
         return model
 
     def extract(self, auxiliary: nn.Module) -> Learngene:
-        """What is kept of a trained plain vision transformer, whoever trained it."""
+        """Extract the learngene of any trained plain vision transformer, distilled here or not."""
         source = spec_of(auxiliary)
         tensors = {name: tensor.detach().cpu().clone() for name, tensor in auxiliary.state_dict().items()}
         return Learngene(self.name, self.model_dump(mode="json"), source, self.kept(tensors, source))
 
     def kept(self, tensors: State, source: Spec) -> State:
-        """The parameters of a trained source model that are stored: all of them, where a method does not say less.
+        """Select the parameters of a trained source model to store; by default all of them.
 
         Raises:
-            UserError: the source has not what the options ask for.
+            UserError: the source lacks parameters that the options name.
         """
         return tensors
 
 
 class InheritingMethod(SourceMethod):
-    """A source method whose descendants take some of the source's parameters; the others are timm's initialisation."""
+    """A source method whose descendants inherit some of the source's parameters; timm initialises the others."""
 
     @abstractmethod
     def inherited(self, tensors: Mapping[str, Tensor], source: Spec, spec: Spec) -> State:
-        """The part of the state dict of the spec's timm model that the learngene determines.
+        """Return the inherited part of the state dict of the spec's timm model.
 
         Args:
-            tensors: What was kept of a source model of spec `source`.
+            tensors: The learngene's tensors, extracted from a source model of spec `source`.
 
         Raises:
-            UserError: they cannot become a model of that spec.
+            UserError: the learngene cannot expand to that spec.
         """
 
     @torch.no_grad()
@@ -69,10 +69,10 @@ class InheritingMethod(SourceMethod):
 
 
 def require_order(method: str, source: Spec, spec: Spec, *, grows: bool) -> None:
-    """Refuse a spec that is smaller (or, where not `grows`, larger) than the source in depth or a width.
+    """Check that a spec is not smaller (with `grows`) or not larger (without) than the source in depth and widths.
 
     Raises:
-        UserError: says what the learngene has and what was asked for.
+        UserError: a size is on the wrong side; the message gives both values.
     """
     for field, words in (("depth", "depth"), ("width", "width"), ("hidden", "MLP width")):
         have, want = getattr(source, field), getattr(spec, field)

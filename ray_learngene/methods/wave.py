@@ -1,13 +1,14 @@
 """WAVE: weight templates (CVPR 2025, arXiv 2406.17503), for any depth and width, and their closed form.
 
-Every matrix of every layer is Σ_t S(l, t) ⊗ T(t). The templates T are shared by all layers and all sizes and are the
-learngene; the scalers S are about a thousand numbers. A descendant takes scalers interpolated in relative depth, fits
-them for a few hundred steps with the templates frozen, and is then a plain model that is trained as any other.
+Every matrix of every layer is Σ_t S(l, t) ⊗ T(t). The templates T, shared by all layers and sizes, are the learngene.
+The scalers S are about a thousand numbers. A descendant starts with scalers interpolated in relative depth. It fits
+them for a few hundred steps with frozen templates. Then it is a plain model, trained like any other.
 
-Two modes. In depth mode templates are as wide as the model, and what is no matrix is kept as it is: biases and norms
-per layer, interpolated like the scalers; embeddings, final norm and head once. In width mode (`template=SIDE`) the side
-divides every width, heads grow with the width at their size, and biases, norms and embeddings have templates of their
-own. The sources leave these smaller parameters open; what is done here with them is ours.
+There are two modes. In depth mode templates are as wide as the model, and only matrices have templates. Biases and
+norms are stored per layer and interpolated like the scalers; embeddings, final norm and head are stored once. In width
+mode (`template=SIDE`) the side divides every width. The number of heads grows with the width, at the same head size.
+Biases, norms and embeddings have their own templates. The sources do not define these smaller parameters; their
+treatment here is ours.
 """
 
 from __future__ import annotations
@@ -42,12 +43,13 @@ MATRICES = ("qkv", "proj", "fc1", "fc2")
 
 @dataclass(frozen=True)
 class Part:
-    """A parameter that can be made of templates, as a matrix whose rows are outputs and whose columns are inputs.
+    """A parameter that templates can generate, as a matrix whose rows are outputs and whose columns are inputs.
 
     Attributes:
-        parameter: Its name in a timm model, or in a block where every layer has one.
-        matrix: The one of MATRICES whose template side it uses.
-        groups: Row groups that a change of width keeps apart (query, key and value).
+        parameter: Its name in a block if it is layered, else in the timm model.
+        matrix: The entry of MATRICES whose template side it uses.
+        layered: Whether every layer has one.
+        groups: Groups of rows that are resized separately (query, key and value).
     """
 
     parameter: str
@@ -56,7 +58,7 @@ class Part:
     groups: int = 1
 
 
-# By name in the genes: `templates.<name>`, `scalers.<name>` and, in depth mode, `layers.<name>`.
+# Keys are the names in the genes: `templates.<name>`, `scalers.<name>` and, in depth mode, `layers.<name>`.
 PARTS = {
     "qkv": Part("attn.qkv.weight", "qkv", groups=3),
     "proj": Part("attn.proj.weight", "proj"),
@@ -83,12 +85,15 @@ _PREFIXES = ("templates", "scalers", "layers")
 
 
 def _deviation(name: str) -> float:
-    """Deviation of a part's templates; for biases and norms 0.1, as at 1 a step of all scalers moves a gain too far."""
+    """Return the standard deviation of a part's templates.
+
+    It is 0.1 for biases and norms: at 1, a step of all scalers together would move a gain too far.
+    """
     return 0.1 if name in _VECTORS else DEVIATION
 
 
 def _stacked(state: Mapping[str, Tensor], part: Part, depth: int) -> Tensor:
-    """A parameter of every layer, or of the model, as matrices `[layers, rows, columns]`."""
+    """Stack a parameter over all layers into matrices `[layers, rows, columns]`; 1 layer if it is not layered."""
     names = [f"blocks.{layer}.{part.parameter}" for layer in range(depth)] if part.layered else [part.parameter]
     tensors = [state[name].detach() for name in names]
     if part.parameter == "pos_embed":  # [1, tokens, width]: the width is its output
@@ -97,7 +102,7 @@ def _stacked(state: Mapping[str, Tensor], part: Part, depth: int) -> Tensor:
 
 
 def _unstacked(matrices: Tensor, name: str, spec: Spec) -> State:
-    """What `_stacked` made matrices of, for a part by its name."""
+    """Invert `_stacked`: turn the matrices of the part `name` back into parameters."""
     part = PARTS[name]
     if name == "pos_embed":
         return {part.parameter: matrices.transpose(1, 2)}
@@ -110,9 +115,9 @@ def _unstacked(matrices: Tensor, name: str, spec: Spec) -> State:
 
 
 def assemble(genes: Genes, spec: Spec) -> State:
-    """The state dict of the timm model of `spec` from genes of that spec, differentiably.
+    """Generate the state dict of the timm model of `spec` from genes of that spec, differentiably.
 
-    The position embedding is resampled where the image size differs. Without a head among the genes there is none.
+    The position embedding is resampled if the image size differs. The state has no head if the genes have none.
     """
     state: State = {name: gene for name, gene in genes.items() if name.split(".")[0] not in _PREFIXES}
     for name, part in PARTS.items():
@@ -125,10 +130,10 @@ def assemble(genes: Genes, spec: Spec) -> State:
 
 
 class ScalerAdapter(GeneratedVisionTransformer):
-    """A target model whose templates and embeddings are frozen: scalers, biases, norms and head are fitted."""
+    """A target model that fits scalers, biases, norms and head; templates and embeddings are frozen."""
 
     def __init__(self, spec: Spec, genes: Genes, *, fit_steps: int, fit_lr: float) -> None:
-        # embeddings are, like templates, the same for all sizes, and too large for a few hundred steps
+        # embeddings, like templates, are the same for all sizes; they are also too large to fit in a few hundred steps
         frozen = {
             name: gene
             for name, gene in genes.items()
@@ -156,17 +161,17 @@ class Wave(GeneratingMethod):
 
     counts: OneOrFour = Field((6, 2, 8, 8), description="templates of qkv, proj, fc1 and fc2, or one number for all")
     template: OneOrFour | None = Field(
-        None, description="side of the templates, one or four numbers; it divides every width; default: the width"
+        None, description="side of the templates, one or four numbers; must divide every width; default: the width"
     )
     vectors: int = Field(8, ge=1, description="templates of each bias and norm (width mode)")
     embeddings: int | None = Field(
-        None, ge=1, description="templates of each embedding (width mode); default: as many as hold it exactly"
+        None, ge=1, description="templates of each embedding (width mode); default: enough to represent it exactly"
     )
     scalers: Literal["linear", "nearest", "identical", "random"] = Field(
-        "linear", description="a target's first scalers: interpolated in depth, nearest layer's, mean of all, or drawn"
+        "linear", description="initial scalers: interpolated in depth, the nearest layer's, the mean of all, or random"
     )
-    head: Literal["fresh", "tiled"] = Field("fresh", description="head of another width: drawn, or widened as the rest")
-    fit: int = Field(200, ge=0, description="steps that fit a target's scalers before it is a plain model; 0: none")
+    head: Literal["fresh", "tiled"] = Field("fresh", description="head at another width: random, or tiled as the rest")
+    fit: int = Field(200, ge=0, description="steps that fit the scalers before the model becomes plain; 0: none")
     fit_lr: float = Field(5e-3, gt=0, description="peak learning rate of these steps")
 
     # Shapes.
@@ -175,14 +180,14 @@ class Wave(GeneratingMethod):
         return numbers[MATRICES.index(matrix) % len(numbers)]
 
     def _templated(self) -> dict[str, Part]:
-        """Parameters made of templates: the four matrices, in width mode everything but the head."""
+        """Return the parts with templates: the four matrices; in width mode everything but the head."""
         return {name: part for name, part in PARTS.items() if self.template or name in MATRICES}
 
     def _template_shape(self, name: str, rows: int, columns: int, spec: Spec) -> tuple[int, int, int]:
-        """Number, height and width of a parameter's templates.
+        """Return the number, height and width of a parameter's templates.
 
         Raises:
-            UserError: they do not divide the parameter, or cut through heads.
+            UserError: the templates do not divide the parameter, or they cut through heads.
         """
         matrix = PARTS[name].matrix
         side = self._number(self.template, matrix) if self.template else spec.width
@@ -198,17 +203,17 @@ class Wave(GeneratingMethod):
         return count, side, columns
 
     def _shapes(self, spec: Spec) -> dict[str, tuple[int, int, int]]:
-        """Layers, rows and columns of every part."""
+        """Return layers, rows and columns of every part."""
         state = prototype(spec).state_dict()
         return {name: tuple(_stacked(state, part, spec.depth).shape) for name, part in PARTS.items()}  # type: ignore[misc]
 
     # Phase 1 and the closed form.
 
     def initial(self, spec: Spec) -> State:
-        """Templates N(0, 0.02²), scalers of variance 1 / templates; biases 0, gains 1; the rest as timm draws it.
+        """Initialise templates N(0, 0.02²), scalers of variance 1 / templates, biases 0, gains 1; the rest as in timm.
 
-        In width mode embeddings are drawn as the matrices are, and a bias or a gain is its first template, which is 1,
-        times its first scaler; the other templates are N(0, 0.1²), their scalers 0.
+        In width mode embeddings are initialised like the matrices. The first template of a bias or gain is 1, and its
+        first scaler is the value of that bias or gain. The other templates are N(0, 0.1²), their scalers 0.
         """
         model = build(spec)
         genes: State = {}
@@ -229,7 +234,7 @@ class Wave(GeneratingMethod):
         return genes | self._untemplated(model.state_dict())
 
     def _untemplated(self, state: Mapping[str, Tensor]) -> State:
-        """Parameters outside the blocks that are kept as they are."""
+        """Copy the parameters outside blocks that have no templates."""
         made = {part.parameter for part in self._templated().values()}
         return {
             name: tensor.detach().clone()
@@ -238,10 +243,10 @@ class Wave(GeneratingMethod):
         }
 
     def extract(self, auxiliary: nn.Module) -> Learngene:
-        """What a distilled auxiliary model learned; of any other trained model the closed form.
+        """Extract the genes of a distilled auxiliary model; for any other trained model compute the closed form.
 
-        That is, for every kind of matrix, the templates and scalers that come closest to all its layers at once: a
-        truncated singular value decomposition, exact where there are as many templates as independent blocks. The
+        The closed form is a truncated singular value decomposition. For every kind of matrix it gives the templates and
+        scalers that come closest to all layers together. It is exact with as many templates as independent blocks. The
         genes have the auxiliary's names and shapes, so that a distillation can start from them.
 
         Raises:
@@ -260,11 +265,10 @@ class Wave(GeneratingMethod):
         return Learngene(self.name, self.model_dump(mode="json"), spec, self._closest(state, spec, templates))
 
     def closest(self, learngene: Learngene, model: nn.Module) -> Learngene:
-        """A trained model of any size in terms of a learngene's templates: its scalers by least squares.
+        """Express a trained model of any size by a learngene's templates: fit its scalers by least squares.
 
-        What is returned has the model's spec and the learngene's templates. As least squares are linear, they have no
-        other answer than interpolated scalers for a target whose matrices would be interpolated ones: this is for
-        targets that are trained models.
+        The result has the model's spec and the learngene's templates. Use it for trained models only. Least squares are
+        linear: for interpolated matrices they would return the interpolated scalers.
 
         Raises:
             UserError: the model is not the plain vision transformer of a spec, or the templates do not fit it.
@@ -291,7 +295,7 @@ class Wave(GeneratingMethod):
         return assemble(genes if spec == source else self._resized(genes, source, spec, "linear"), spec)
 
     def expand(self, learngene: Learngene | None, spec: Spec, *, seed: int = 0) -> VisionTransformer:
-        """The target before its scalers are fitted."""
+        """Build the target without fitting its scalers."""
         model = build(spec, seed=seed)
         model.load_state_dict(assemble(self._target(learngene, spec, seed), spec))
         return model
@@ -302,7 +306,7 @@ class Wave(GeneratingMethod):
 
     @torch.no_grad()
     def _target(self, learngene: Learngene | None, spec: Spec, seed: int) -> State:
-        """Genes of the target, by the rule of the option `scalers`, with a head."""
+        """Return the genes of the target, resized by the rule of the option `scalers`, with a head."""
         made = self.as_made(learngene)
         assert learngene is not None
         with torch.random.fork_rng(devices=[]):
@@ -314,7 +318,7 @@ class Wave(GeneratingMethod):
         return genes
 
     def _require(self, source: Spec, spec: Spec) -> None:
-        """Refuse a spec that the templates cannot become."""
+        """Raise `UserError` if the templates cannot expand to the spec."""
         if self.template is None:
             require_same("wave in depth mode (made without template=SIDE)", source, spec, "width", "heads")
         require_same("wave", source, spec, "patch", "mlp_ratio")
@@ -324,10 +328,11 @@ class Wave(GeneratingMethod):
                 self._template_shape(name, rows, columns, spec)
 
     def _resized(self, genes: Genes, source: Spec, spec: Spec, rule: str) -> State:
-        """Genes at another depth and width; templates are what they are.
+        """Resize genes to another depth and width; templates do not change.
 
-        Across a width, channel c is channel c modulo the learngene's width (of each head, and of query, key and value
-        apart), and inputs are shared among repetitions: a multiple of the width computes what the learngene's does.
+        Channel c of the new width is channel c modulo the learngene's width, per head and separately for query, key and
+        value. Input weights are divided by their repetitions. At a multiple of the width the model therefore computes
+        the function of the learngene's model.
         """
         self._require(source, spec)
         target: State = {}

@@ -1,7 +1,8 @@
 """Weight selection: a small model from evenly spaced weights of a larger one (Xu et al., ICLR 2024, arXiv 2311.18823).
 
-Of a trained model of the same family the first N layers are taken, and of every dimension of size T the S evenly spaced
-indices that the smaller model has room for. q, k and v are selected separately. The head is skipped.
+A smaller model of depth N takes the first N layers of a trained model of the same family. From every dimension of the
+trained model it takes as many evenly spaced indices as it has itself. q, k and v are selected separately. The head is
+not inherited.
 """
 
 from __future__ import annotations
@@ -20,14 +21,14 @@ from ray_learngene.models.specs import Spec
 
 
 def evenly_spaced(small: int, large: int) -> Tensor:
-    """`small` ascending indices into a dimension of size `large`: every n-th one, or those nearest to equal steps."""
+    """Choose `small` ascending indices into a dimension of size `large`: every n-th, or the nearest to equal steps."""
     if large % small == 0:
         return torch.arange(small) * (large // small)
     return torch.linspace(0, large - 1, small).round().long()
 
 
 def evenly_spaced_heads(source: Spec, spec: Spec) -> Tensor:
-    """Indices of whole heads, evenly spaced among the source's."""
+    """Return the channel indices of whole heads, evenly spaced among the source's heads."""
     size = source.width // source.heads
     heads = evenly_spaced(spec.heads, source.heads)
     return (heads[:, None] * size + torch.arange(size)).flatten()
@@ -44,7 +45,7 @@ class WeightSelection(InheritingMethod):
     )
 
     def kept(self, tensors: State, source: Spec) -> State:
-        """Everything but the head, which is fresh even at the same width, as in the paper."""
+        """Store everything but the head, which is fresh even at the same width, as in the paper."""
         return {name: tensor for name, tensor in tensors.items() if not name.startswith("head.")}
 
     def inherited(self, tensors: Mapping[str, Tensor], source: Spec, spec: Spec) -> State:
@@ -55,7 +56,7 @@ class WeightSelection(InheritingMethod):
         hidden = evenly_spaced(spec.hidden, source.hidden)
         attention = stream if self.heads == "mixed" else evenly_spaced_heads(source, spec)
         qkv = torch.cat([attention + part * source.width for part in range(3)])
-        # the kept indices of each dimension
+        # the selected indices of each dimension
         chosen = {
             "attn.qkv.weight": (qkv, stream),
             "attn.qkv.bias": (qkv,),

@@ -187,7 +187,7 @@ MISTAKES: dict[str, tuple[tuple[str, ...], str]] = {
         + ("--depths", "1", "--batch-size", "64"),
         "the sweep 'old' in",
     ),
-    "a layout for another depth": ((*PLAN, "--depths", "6,8", "--arms", "sws:layout=2-1-1-1-1"), "asked for depth 8"),
+    "a layout for another depth": ((*PLAN, "--depths", "6,8", "--arms", "sws:layout=2-1-1-1-1"), "asks for depth 8"),
     "a bad DeepSpeed file": (
         (*DISTILL, "--ancestry", "store:ancestries/ten", "--preset", "nano", "--deepspeed", "{tmp}/none.json"),
         "none.json: No such file",
@@ -230,7 +230,7 @@ MISTAKES: dict[str, tuple[tuple[str, ...], str]] = {
     ),
     "a method that needs its own auxiliary": (
         (*EXTRACT, "--method", "tleg", "--source", "store:ancestries/ten"),
-        "'tleg' needs an auxiliary model of its own: use `learngene distill`",
+        "'tleg' needs its own auxiliary model: use `learngene distill`",
     ),
     "no such source": (
         (*EXTRACT, "--method", "wave", "--source", "store:ancestries/gone"),

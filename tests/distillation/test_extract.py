@@ -74,7 +74,7 @@ def test_a_learngene_of_a_distilled_model_has_cost_its_distillation(store: str) 
 
 
 def test_what_cannot_be_extracted_is_said(store: str) -> None:
-    with pytest.raises(UserError, match="'sws' needs an auxiliary model of its own"):
+    with pytest.raises(UserError, match="'sws' needs its own auxiliary model"):
         extract(extraction(store, name="no", method="sws"))
     with pytest.raises(UserError, match="no ancestry 'gone'"):
         extract(extraction(store, name="no", method="wave", source="store:ancestries/gone"))

@@ -169,7 +169,7 @@ def test_one_logits_is_its_own_mean() -> None:
 def test_what_it_cannot_do_it_says() -> None:
     learngene = create_method("supernet").extract(auxiliary_of("supernet"))
     for change, says in [
-        ({"depth": 7}, "supernet cannot grow: the learngene has depth 6, asked for 7"),
+        ({"depth": 7}, "supernet cannot grow: the learngene has depth 6, the spec asks for 7"),
         ({"width": 32, "heads": 4}, "supernet cannot grow the width: the learngene has width 24, .* asks for 32"),
         ({"heads": 2}, "supernet keeps the head size: .* 8 wide, those of the spec 12 .*takes 3 heads"),
     ]:
