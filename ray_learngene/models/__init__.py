@@ -1,1 +1,1 @@
-"""Sizes of models, what they cost, and the timm folder that a model is published as."""
+"""Model sizes, their costs, and the timm folder format of published models."""

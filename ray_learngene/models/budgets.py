@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 from ray_learngene.errors import UserError
 
-if TYPE_CHECKING:  # specs import torch, and `list` and `pull` do without
+if TYPE_CHECKING:  # specs import torch, which `list` and `pull` do not need
     from ray_learngene.models.specs import Spec
 
-# What a budget may limit: the name in the text, the unit it is held in, and the factors of the suffixes.
+# The quantities a budget may limit, with the factor of each unit suffix.
 _COUNT = {"": 1.0, "k": 1e3, "m": 1e6, "g": 1e9}
 _BYTES = {"b": 1.0, "kb": 1e3, "mb": 1e6, "gb": 1e9, "kib": 2.0**10, "mib": 2.0**20, "gib": 2.0**30}
 _MILLISECONDS = {"us": 1e-3, "ms": 1.0, "s": 1e3}
@@ -41,17 +41,17 @@ class Limit:
 
 @dataclass(frozen=True)
 class Budget:
-    """All limits must hold. `text` is what the user wrote, without spaces."""
+    """Limits that must all hold. `text` is the user's text without spaces."""
 
     text: str
     limits: tuple[Limit, ...]
 
     @classmethod
     def parse(cls, text: str) -> Budget:
-        """Read `quantity<=number[unit]`, several joined by commas.
+        """Parse `quantity<=number[unit]`; several limits are joined by commas.
 
         Raises:
-            UserError: naming the part that could not be read.
+            UserError: a part cannot be parsed; the message names it.
         """
         limits = tuple(_parse_limit(part, text) for part in text.split(","))
         return cls(re.sub(r"\s+", "", text), limits)
@@ -61,7 +61,7 @@ class Budget:
         return any(limit.quantity == "latency" for limit in self.limits)
 
     def admits(self, costs: Mapping[str, Any]) -> bool:
-        """Whether costs (by quantity; latency in ms) are within every limit. A cost that is not known is not within."""
+        """Check that costs (by quantity; latency in ms) are within every limit; an unknown cost is not."""
         return all(
             costs.get(limit.quantity) is not None and limit.admits(costs[limit.quantity]) for limit in self.limits
         )
@@ -87,28 +87,28 @@ def _parse_limit(part: str, text: str) -> Limit:
 
 
 def parse_quantity(quantity: str, text: str) -> Budget:
-    """The budget of one flag, such as `--max-params 3M` or `--max-latency 8ms`."""
+    """Parse the budget of one flag, such as `--max-params 3M` or `--max-latency 8ms`."""
     return Budget.parse(f"{quantity}<={text}")
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """A spec with its costs by quantity (latency in ms where it was measured)."""
+    """A spec with its costs by quantity (latency in ms, if measured)."""
 
     spec: Spec
     costs: Mapping[str, float]
 
 
 def candidates(specs: Sequence[Spec], cost: Callable[[Spec], Mapping[str, float]]) -> list[Candidate]:
-    """Specs with their costs, largest first."""
+    """Compute the costs of specs and sort them, largest first."""
     return sorted((Candidate(spec, cost(spec)) for spec in specs), key=lambda one: -one.costs["params"])
 
 
 def largest_within(budget: Budget, choices: Sequence[Candidate]) -> Candidate:
-    """The candidate with the most parameters that meets the budget.
+    """Choose the candidate with the most parameters that meets the budget.
 
     Raises:
-        UserError: nothing meets it; says by how much the nearest candidate exceeds each limit.
+        UserError: no candidate meets it; the message says by how much the nearest one exceeds each limit.
     """
     within = [choice for choice in choices if budget.admits(choice.costs)]
     if within:
@@ -126,7 +126,7 @@ def largest_within(budget: Budget, choices: Sequence[Candidate]) -> Candidate:
 
 
 def format_quantity(quantity: str, value: float | None) -> str:
-    """A cost for people: `1.23 M`, `4.5 MB`, `0.81 ms`."""
+    """Format a cost for display: `1.23 M`, `4.5 MB`, `0.81 ms`."""
     if value is None:
         return "-"
     if quantity == "latency":

@@ -1,6 +1,6 @@
-"""torch.compile, a layer at a time: layers that are alike, those of one model or of several, are compiled once.
+"""torch.compile, layer by layer: equal layers of one or several models are compiled once.
 
-Compiling a model of 16 layers as a whole takes a minute or more, anew for every depth; one layer takes seconds
+A whole model of 16 layers compiles in a minute or more, again for every depth. One layer takes seconds
 (benchmarks/README.md).
 """
 
@@ -21,15 +21,15 @@ from torch import Tensor, nn
 
 from ray_learngene.errors import RunError
 
-# Shapes, modes and precisions of all the models of a process make a graph each; torch's own limit is 8.
+# Each shape, mode and precision of the models in a process needs a graph; torch's own limit is 8.
 _GRAPHS = 256
 
 
 def require_compiler() -> None:
-    """Refuse to compile where torch will not be able to.
+    """Check that torch will be able to compile.
 
     Raises:
-        RunError: there is no C++ compiler, or Python's headers are not there.
+        RunError: the C++ compiler or Python's headers are missing.
     """
     compiler = os.environ.get("CXX", "g++")
     if shutil.which(compiler) is None or not Path(sysconfig.get_path("include"), "Python.h").exists():
@@ -40,17 +40,17 @@ def require_compiler() -> None:
 
 
 def compile_layers(model: nn.Module) -> None:
-    """Compile a model's transformer layers where it has any of timm's, else the model as a whole.
+    """Compile a model's timm transformer layers; a model without any is compiled as a whole.
 
-    Weights, state dict and what stochastic depth draws stay as they are; results differ by rounding.
+    Weights, state dict and the samples of stochastic depth do not change. Results differ by rounding.
 
     Raises:
         RunError: see `require_compiler`.
     """
     require_compiler()
-    # for the process: a limit of its own for each function came with torch 2.13, and older ones are in use on GPUs
+    # the limit is per process: a limit per function needs torch 2.13, and GPU installations use older versions too
     torch._dynamo.config.recompile_limit = max(_GRAPHS, torch._dynamo.config.recompile_limit)
-    warnings.filterwarnings("ignore", message="TensorFloat32 tensor cores")  # what is in fp32 is so on purpose
+    warnings.filterwarnings("ignore", message="TensorFloat32 tensor cores")  # fp32 is on purpose
     blocks = [module for module in model.modules() if type(module) in (Block, CompiledBlock)]
     for block in blocks:
         block.__class__ = CompiledBlock
@@ -59,21 +59,21 @@ def compile_layers(model: nn.Module) -> None:
 
 
 class CompiledBlock(Block):
-    """A block that runs compiled."""
+    """A timm block that runs compiled."""
 
     def forward(self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
         return self.at_rate(x, getattr(self.drop_path1, "drop_prob", 0.0), attn_mask, is_causal)
 
     def at_rate(self, x: Tensor, drop_path: float, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
-        """The layer with a drop-path rate. What is kept is drawn outside: a rate would be compiled into the layer."""
+        """Apply the layer at a drop-path rate, sampled outside the graph: the compiler would make a rate constant."""
         kept = [_kept(x, drop_path) if drop_path and self.training else None for _ in range(2)]
         return _compiled()(self, x, *kept, attn_mask, is_causal)
 
 
 def _kept(x: Tensor, drop_path: float) -> Tensor:
-    """What timm's `drop_path` multiplies a branch by, before it is rounded to the branch's precision: `[B, 1, ...]`."""
-    drawn = torch.empty((len(x),) + (1,) * (x.ndim - 1), device=x.device)
-    return drawn.bernoulli_(1 - drop_path).div_(1 - drop_path)
+    """Sample the factors `[B, 1, ...]` of timm's `drop_path`, in fp32, before rounding to the branch's precision."""
+    mask = torch.empty((len(x),) + (1,) * (x.ndim - 1), device=x.device)
+    return mask.bernoulli_(1 - drop_path).div_(1 - drop_path)
 
 
 @cache

@@ -1,7 +1,7 @@
-"""What a spec costs: parameters and MACs exactly, memory estimated, latency measured.
+"""Costs of a spec: exact parameters and MACs, estimated memory, measured latency.
 
-MACs are multiply-accumulates of one image's forward pass: convolution, linear layers and the two attention products
-(norms, activations and additions are not counted, as in the papers' tables).
+MACs are multiply-accumulates of one image's forward pass: convolution, linear layers and the two attention products. As
+in the papers' tables, norms, activations and additions are not counted.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from torch.utils.benchmark import Timer
 
 from ray_learngene.models.specs import Spec
 
-_BYTES = 4  # of a weight, a gradient, a moment, in fp32
+_BYTES = 4  # per fp32 weight, gradient or moment
 
 
 def parameters(spec: Spec) -> int:
-    """Parameters of the spec's timm model, exactly."""
+    """Count the parameters of the spec's timm model, exactly."""
     width, hidden = spec.width, spec.hidden
     block = (
         2 * 2 * width
@@ -33,7 +33,7 @@ def parameters(spec: Spec) -> int:
 
 
 def macs(spec: Spec) -> int:
-    """Multiply-accumulates of one image's forward pass, exactly."""
+    """Count the multiply-accumulates of one image's forward pass, exactly."""
     tokens, width = spec.tokens, spec.width
     linear = tokens * (4 * width * width + 2 * width * spec.hidden)
     attention = 2 * tokens * tokens * width
@@ -41,41 +41,38 @@ def macs(spec: Spec) -> int:
 
 
 def inference_memory(spec: Spec, batch: int = 1, bytes_per_value: int = 4) -> int:
-    """Estimated bytes of weights plus the peak of live activations (inside one MLP) without gradients."""
+    """Estimate the bytes of weights plus the peak of live activations (inside one MLP), without gradients."""
     activations = batch * spec.tokens * (2 * spec.width + 2 * spec.hidden)
     return bytes_per_value * (parameters(spec) + activations)
 
 
 def activation_memory(spec: Spec, batch: int, bytes_per_value: int = 4) -> int:
-    """Estimated bytes that the forward pass keeps for the backward pass (fused attention, no checkpointing).
+    """Estimate the bytes that the forward pass saves for the backward pass (fused attention, no checkpointing).
 
-    A block keeps, in units of tokens x width: the inputs of two norms, of qkv, proj and fc1 (5), q, k and v (3) and, of
-    hidden width, the input and the output of the activation; the attention's own output is the input of proj.
+    In units of tokens × width a block saves the inputs of two norms, qkv, proj and fc1 (5), and q, k, v (3). In units
+    of tokens × hidden width it saves the input and output of the activation (2). The attention output is proj's input.
     """
     block = 8 * spec.width + 2 * spec.hidden
     return bytes_per_value * batch * spec.tokens * spec.depth * block
 
 
 def kept_memory(spec: Spec, averaged: bool = False) -> int:
-    """Bytes that AdamW training keeps between two steps: weights, two moments and, where wanted, the weights' average.
-
-    The master weights are fp32.
-    """
+    """Count the bytes that AdamW training holds between steps, in fp32: weights, two moments, `averaged` weights."""
     return (4 if averaged else 3) * _BYTES * parameters(spec)
 
 
 def step_memory(spec: Spec, batch: int, bytes_per_value: int = 4) -> int:
-    """Estimated bytes that a training step needs besides: gradients and the activations kept for them."""
+    """Estimate the additional bytes of a training step: gradients and saved activations."""
     return _BYTES * parameters(spec) + activation_memory(spec, batch, bytes_per_value)
 
 
 def training_memory(spec: Spec, batch: int, bytes_per_value: int = 4) -> int:
-    """Estimated bytes of AdamW training in fp32 master weights: weights, gradients, moments and kept activations."""
+    """Estimate the bytes of AdamW training with fp32 weights: weights, gradients, moments and saved activations."""
     return kept_memory(spec) + step_memory(spec, batch, bytes_per_value)
 
 
 def costs(spec: Spec, batch: int = 1) -> dict[str, int]:
-    """Every cost that needs no measurement, by the names that budgets and tables use."""
+    """Return every cost that needs no measurement, under the names that budgets and tables use."""
     return {
         "params": parameters(spec),
         "macs": macs(spec),
@@ -85,7 +82,7 @@ def costs(spec: Spec, batch: int = 1) -> dict[str, int]:
 
 @dataclass(frozen=True)
 class Latency:
-    """A measured latency of one forward pass and what it was measured on."""
+    """A measured latency of one forward pass and its conditions."""
 
     median_ms: float
     p90_ms: float
@@ -109,11 +106,11 @@ def measure_latency(
     threads: int = 1,
     runs: int = 50,
 ) -> Latency:
-    """Time single forward passes (after three warm-up passes) of images `[batch, 3, image, image]`.
+    """Time single forward passes of images `[batch, 3, image, image]`, after three warm-up passes.
 
     Args:
-        threads: CPU threads torch may use.
-        runs: Timed passes; the median and the 90th percentile are over these.
+        threads: Number of CPU threads for torch.
+        runs: Number of timed passes, for the median and the 90th percentile.
     """
     device = torch.device(device)
     model = model.to(device=device, dtype=dtype).eval()
@@ -134,7 +131,7 @@ def measure_latency(
 
 
 def device_name(device: torch.device | str) -> str:
-    """The name of the hardware behind a device, as latency records carry it."""
+    """Return the name of a device's hardware, as latency records store it."""
     device = torch.device(device)
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)

@@ -1,4 +1,4 @@
-"""Preprocessing that a model expects of its images."""
+"""The preprocessing of a model's images."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ray_learngene.config import Config
 
 
 class Preprocessing(Config):
-    """How an image becomes a model's input; a descendant inherits it from the ancestry model it goes back to."""
+    """How an image becomes a model's input; a descendant inherits it from its ancestry model."""
 
     image_size: int
     mean: tuple[float, float, float]
@@ -23,7 +23,7 @@ class Preprocessing(Config):
 
     @classmethod
     def of(cls, model: nn.Module, **changes: Any) -> Preprocessing:
-        """What a timm model expects, as timm resolves it, at its own input size; `changes` replace fields of it."""
+        """Return the preprocessing that timm resolves for a model, at its own input size; `changes` replace fields."""
         data = resolve_model_data_config(model)
         own = {
             "image_size": int(get_model_input_config(model)["input_size"][-1]),

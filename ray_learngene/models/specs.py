@@ -1,4 +1,4 @@
-"""What a size is: a spec, the presets, and the plain timm `VisionTransformer` of a spec."""
+"""Specs (model sizes), the presets, and the plain timm `VisionTransformer` of a spec."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from torch import nn
 from ray_learngene.config import Config
 from ray_learngene.errors import UserError
 
-# timm's DeiT entry points carry ImageNet's mean and deviation; every size is given by keyword arguments.
+# timm's DeiT entry points set ImageNet's mean and standard deviation; keyword arguments set the size.
 _ARCHITECTURES = {192: "deit_tiny_patch16_224", 384: "deit_small_patch16_224", 768: "deit_base_patch16_224"}
 
 
@@ -49,14 +49,14 @@ class Spec(Config):
         return int(self.width * self.mlp_ratio)
 
     def replace(self, **changes: Any) -> Spec:
-        """A copy with some fields changed, validated again."""
+        """Return a copy with some fields changed, validated again."""
         return Spec(**{**self.model_dump(), **changes})
 
     def __str__(self) -> str:
         return f"width {self.width}, depth {self.depth}, {self.heads} heads, {self.image} px / patch {self.patch}"
 
 
-# Depth is that of the auxiliary model in the SWS paper ([3,3,4,3,3]); heads of 64 in the paper's sizes.
+# The depth is that of the SWS paper's auxiliary model ([3,3,4,3,3]); the paper's sizes have heads of size 64.
 PRESETS: dict[str, Spec] = {
     "ti": Spec(width=192, depth=16, heads=3, image=224, patch=16, classes=1000),
     "s": Spec(width=384, depth=16, heads=6, image=224, patch=16, classes=1000),
@@ -68,12 +68,12 @@ PRESETS: dict[str, Spec] = {
 
 
 def preset(name: str, **changes: Any) -> Spec:
-    """The preset of that name, with some fields changed; None leaves a field as it is.
+    """Return a preset with some fields changed; None leaves a field unchanged.
 
-    Where the width changes and the heads are not given, they grow with it at the preset's head size.
+    If the width changes and `heads` is not given, the number of heads follows at the preset's head size.
 
     Raises:
-        UserError: there is no such preset, or the changed spec is not a valid one.
+        UserError: there is no such preset, or the changed spec is invalid.
     """
     if name not in PRESETS:
         raise UserError(f"unknown preset {name!r}: choose one of {', '.join(PRESETS)}")
@@ -95,7 +95,7 @@ def _first_message(error: ValueError) -> str:
 
 
 def timm_arguments(spec: Spec) -> dict[str, Any]:
-    """Keyword arguments that turn a timm DeiT entry point into `spec`; they are stored as `model_args` on export."""
+    """Return the keyword arguments that make a timm DeiT entry point `spec`; exports store them as `model_args`."""
     return {
         "img_size": spec.image,
         "patch_size": spec.patch,
@@ -109,12 +109,12 @@ def timm_arguments(spec: Spec) -> dict[str, Any]:
 
 
 def build(spec: Spec, *, seed: int | None = None) -> VisionTransformer:
-    """The plain timm model of a spec, from timm's initialisation (truncated normal 0.02, biases 0).
+    """Build the plain timm model of a spec, with timm's initialisation (truncated normal 0.02, biases 0).
 
     Tokens are averaged, then normalised (`fc_norm`, eps 1e-6), then classified.
 
     Args:
-        seed: Seed of the initialisation; the global generator is left as it was. None draws from the global one.
+        seed: Seed of the initialisation; it leaves the global random generator unchanged. None uses the global one.
     """
     architecture = _ARCHITECTURES.get(spec.width, "deit_small_patch16_224")
     with torch.random.fork_rng(devices=[], enabled=seed is not None):
@@ -126,12 +126,12 @@ def build(spec: Spec, *, seed: int | None = None) -> VisionTransformer:
 
 
 def spec_of(model: nn.Module) -> Spec:
-    """The spec of a timm model, so that methods can start from a trained one.
+    """Return the spec of a timm model, so that methods can start from a trained model.
 
     Raises:
         UserError: the model is not the plain vision transformer of any spec (no class token, tokens averaged).
     """
-    why = "a learngene is taken from a class-token-free, average-pooled vision transformer"
+    why = "a learngene is extracted from a class-token-free, average-pooled vision transformer"
     if not isinstance(model, VisionTransformer):
         raise UserError(f"{why}; this model is a {type(model).__name__}")
     embed: Any = model.patch_embed
@@ -159,7 +159,7 @@ def spec_of(model: nn.Module) -> Spec:
 
 
 def set_drop_path(model: VisionTransformer, rate: float) -> None:
-    """Give a model stochastic depth, linear from 0 at the first block to `rate` at the last."""
+    """Set a model's stochastic depth, linear from 0 at the first block to `rate` at the last."""
     rates: Sequence[float] = calculate_drop_path_rates(rate, len(model.blocks))  # type: ignore[assignment]
     for block, block_rate in zip(model.blocks, rates, strict=True):
         block.drop_path1 = DropPath(block_rate) if block_rate else nn.Identity()

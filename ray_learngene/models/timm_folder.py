@@ -1,4 +1,4 @@
-"""timm's own model folder (`config.json` + `model.safetensors`): what is published, and what others load."""
+"""timm's model folder (`config.json` + `model.safetensors`), the format of published models."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def export_timm(
         "mean": preprocessing.mean,
         "std": preprocessing.std,
         "crop_pct": preprocessing.crop_pct,
-        "crop_mode": "center",  # also where the model that training started from has another
+        "crop_mode": "center",  # even if the model that training started from has another one
         "interpolation": preprocessing.interpolation,
     }
     save_for_hf(
@@ -47,13 +47,13 @@ def export_timm(
 
 
 def load_timm(folder: Path, **arguments: Any) -> nn.Module:
-    """The model of a timm folder, with its weights.
+    """Load the model of a timm folder, with its weights.
 
     Args:
-        arguments: Of `timm.create_model`; another number of classes gives the model a fresh head.
+        arguments: Arguments of `timm.create_model`; another number of classes gives the model a fresh head.
 
     Raises:
-        UserError: it is not such a folder, or its weights do not fit its configuration.
+        UserError: the folder is not a timm model folder, or its weights do not fit its configuration.
     """
     if not (folder / "config.json").is_file():
         raise UserError(f"{folder} is not a timm model folder: it has no config.json")
@@ -61,12 +61,12 @@ def load_timm(folder: Path, **arguments: Any) -> nn.Module:
         raise UserError(f"{folder} has no model.safetensors: pickled weights are not read")
     try:
         return timm.create_model(f"local-dir:{folder}", **{"pretrained": True, **arguments})
-    except Exception as error:  # timm raises whatever a wrong configuration leads to
+    except Exception as error:  # timm has no error type of its own for a wrong configuration
         raise UserError(f"{folder} does not load as a timm model: {' '.join(str(error).split())[:300]}") from error
 
 
 def labels_of(model: nn.Module) -> tuple[str, ...]:
-    """The class names that a timm model carries; empty where it carries none."""
+    """Return the class names stored in a timm model; empty if it has none."""
     settings: Any = getattr(model, "pretrained_cfg", {})
     return tuple(settings.get("label_names") or ())
 
