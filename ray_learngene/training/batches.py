@@ -1,4 +1,4 @@
-"""The batches of one worker: micro-batches of a step, and the validation split."""
+"""The batches of one rank: the micro-batches of a step, and the validation split."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from ray_learngene.training.world import World
 
 
 class Answers(Protocol):
-    """Adds the ancestry model's logits to a worker's batches."""
+    """Adds the ancestry model's logits to the batches of a rank."""
 
     def beside(self, loader: DataLoader[Any]) -> Iterable[Batch]: ...
 
 
 class Batches:
-    """Opens the loader at the first step that is asked for, and reads on from there.
+    """Opens the loader at the first requested step and continues from there.
 
     Args:
-        config: Sets the augmented views, their order, and the images of a step.
-        answers: Adds the ancestry model's logits; None where the objective needs none.
-        whole_evaluation: Every worker scores the whole validation split.
+        config: Sets the augmented views, their order, and the number of images of a step.
+        answers: Adds the ancestry model's logits; None if the objective needs none.
+        whole_evaluation: Every rank scores the whole validation split.
     """
 
     def __init__(
@@ -43,18 +43,18 @@ class Batches:
             rank=0 if whole_evaluation else world.rank,
             world_size=1 if whole_evaluation else world.world_size,
         )
-        self._next, self._end = 0, 0  # the step that the open loader gives next, and where it ends
+        self._next, self._end = 0, 0  # the next step of the open loader, and its end
         self._steps: Iterator[Batch] = iter(())
 
     def of_step(self, step: int) -> Iterator[Batch]:
-        """The micro-batches of the step that follows `step` others; each is read when it is taken."""
+        """Yield the micro-batches of step `step`, counted from 0; each is read when it is requested."""
         if step != self._next or step >= self._end:
             self._open(step)
         self._next = step + 1
         yield from islice(self._steps, self.config.accumulation)
 
     def of_validation(self) -> Iterator[Batch]:
-        """This worker's part of the validation split."""
+        """Iterate over this rank's part of the validation split."""
         return iter(self._validation)
 
     def _open(self, step: int) -> None:

@@ -1,4 +1,4 @@
-"""Checkpoints that are uploaded while training goes on."""
+"""Checkpoints that are uploaded while training continues."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ from ray_learngene.errors import RunError
 
 
 class Uploads(Protocol):
-    """Checkpoints whose `save` returns when the checkpoint is in the store, such as `StoreCheckpoints`."""
+    """Checkpoints whose `save` returns after the upload to the store, such as `StoreCheckpoints`."""
 
     def latest(self) -> AbstractContextManager[Path | None]: ...
     def save(self, write: Callable[[Path], None], metrics: dict[str, Any]) -> None: ...
 
 
 class BackgroundCheckpoints:
-    """Writes a checkpoint to the local disk and lets a thread upload it.
+    """Writes a checkpoint to the local disk and uploads it in a thread.
 
-    One is uploaded at a time. If the next is written before that is done, it waits; if one more is written, it takes
-    the place of the waiting one. So a slow or unreachable store costs checkpoints, never training time. Leaving the
-    context waits for all uploads.
+    One checkpoint is uploaded at a time. The next one waits until that upload is done; a newer one replaces a waiting
+    one. A slow or unreachable store therefore costs checkpoints, never training time. Leaving the context waits for all
+    uploads.
     """
 
     def __init__(self, uploads: Uploads) -> None:
@@ -53,14 +53,14 @@ class BackgroundCheckpoints:
             self._raise_error()
 
     def latest(self) -> AbstractContextManager[Path | None]:
-        """A folder with the newest checkpoint; None where there is none."""
+        """Return a context with the folder of the newest checkpoint; None if there is none."""
         return self.uploads.latest()
 
     def save(self, write: Callable[[Path], None], metrics: dict[str, Any]) -> None:
-        """Write a checkpoint and see to its upload.
+        """Write a checkpoint and schedule its upload.
 
         Raises:
-            Exception: whatever ended an earlier upload for good.
+            Exception: the error that ended an earlier upload, after its retries.
         """
         self._raise_error()
         folder = Path(tempfile.gettempdir(), f"checkpoint-{uuid.uuid4().hex}")
@@ -78,16 +78,16 @@ class BackgroundCheckpoints:
             shutil.rmtree(replaced[0], ignore_errors=True)
 
     def finish(self) -> None:
-        """Wait as `wait` does; raises as `save` does."""
+        """Wait for the uploads, like `wait`, then raise their error, like `save`."""
         self.wait()
         self._raise_error()
 
     def busy(self) -> bool:
-        """Never: a newer checkpoint takes the place of the one that waits."""
+        """Return False: `save` never waits, because a newer checkpoint replaces a waiting one."""
         return False
 
     def wait(self) -> None:
-        """Wait until nothing is being uploaded."""
+        """Wait until no upload is in progress."""
         with self._changed:
             self._changed.wait_for(lambda: self._thread is None)
 
@@ -121,11 +121,11 @@ def _move(source: Path, target: Path) -> None:
 
 
 class Checkpoints(Protocol):
-    """Where checkpoints of one run go. All are called by all workers at the same step.
+    """The checkpoints of one run. All ranks call each method at the same step.
 
-    `save` lets `write` fill a folder that it names, and may return while what was written is being uploaded; `finish`
-    waits for that. Both raise what went wrong with an earlier upload. `busy` says whether this worker's `save`
-    would have to wait: then a checkpoint is left out, unless it is the last.
+    `save` names a folder for `write` to fill, and may return before the upload ends; `finish` waits for it. Both raise
+    the error of an earlier upload. `busy` says whether this rank's `save` would have to wait. The checkpoint is then
+    skipped, unless it is the last one.
     """
 
     def latest(self) -> AbstractContextManager[Path | None]: ...
@@ -140,17 +140,17 @@ PROGRESS_FILE = "progress.json"
 EMA_FILE = "ema.safetensors"
 
 
-_GOOD = "the last checkpoint is good, and the same command goes on from it"
+_GOOD = "the last checkpoint is good, and the same command continues from it"
 
 
 @dataclass
 class Progress:
-    """How far a run is and what it has cost; kept inside every checkpoint, so that costs survive interruptions.
+    """Progress and cost of a run, stored in every checkpoint so that costs survive interruptions.
 
     Attributes:
         resumed_seconds: The part of `seconds` that earlier processes spent.
-        answers_read: Images, over all workers, that the ancestry model was not asked about: the answer was kept before.
-        fit: What fitting to the size cost before the first step, where a method does so (the fields of `Fit`).
+        answers_read: Images, over all ranks, with cached logits: they needed no teacher forward pass.
+        fit: Cost of adapter fitting before the first step (the fields of `Fit`); empty if the method has no adapter.
         unreadable: Names of the images that could not be read and were skipped.
     """
 
@@ -164,19 +164,19 @@ class Progress:
 
     @classmethod
     def read(cls, folder: Path) -> Progress:
-        """The progress of an earlier process, from its checkpoint."""
+        """Read the progress of an earlier process from its checkpoint."""
         progress = cls(**json.loads((folder / PROGRESS_FILE).read_text()))
         progress.resumed_seconds = progress.seconds
         return progress
 
     def write(self, folder: Path) -> None:
-        facts = {name: value for name, value in vars(self).items() if name != "fit" or value}
-        (folder / PROGRESS_FILE).write_text(json.dumps(facts))
+        fields = {name: value for name, value in vars(self).items() if name != "fit" or value}
+        (folder / PROGRESS_FILE).write_text(json.dumps(fields))
 
 
 @contextmanager
 def clear_disk_errors(folder: Path) -> Iterator[None]:
-    """Turn what the operating system says about writing a checkpoint into one line.
+    """Turn an operating system error while writing a checkpoint into one line.
 
     Raises:
         RunError: the disk is full, or the folder cannot be written.

@@ -1,4 +1,4 @@
-"""Seconds that one training costs, where several share a process."""
+"""The seconds that one training costs when several share a process."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from typing import Any
 
 import torch
 
-_MOST_SPANS = 1000  # unread spans, so that reading them seldom waits for the device
+_MOST_SPANS = 1000  # unread spans: so many that reading them seldom waits for the device
 
 
 class Clock:
-    """Adds up the time of one training: its own steps, and its share of what was done for several at once.
+    """Sums the time of one training: its own steps and its share of the work done for several trainings.
 
-    On a GPU it measures the device's time, which runs on while the host is ahead.
+    On a GPU it measures device time, because the host runs ahead of the device.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -26,7 +26,7 @@ class Clock:
         self._since: Any = None
 
     def __call__(self) -> float:
-        """The seconds so far."""
+        """Return the seconds so far."""
         seconds = self._settled()
         return seconds if self._since is None else seconds + self._between(self._since, self._mark())
 
@@ -67,7 +67,7 @@ class Clock:
 
 @contextmanager
 def shared_by(clocks: Sequence[Clock]) -> Iterator[None]:
-    """Count an equal share of this block's time on every clock, but for those that run anyway."""
+    """Count an equal share of this block's time on every clock, except on clocks that are already running."""
     waiting = [clock for clock in clocks if clock._since is None]
     start = clocks[0]._mark() if waiting else None
     try:

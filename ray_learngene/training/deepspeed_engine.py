@@ -1,4 +1,4 @@
-"""DeepSpeed behind the calls that training makes. The only file that imports DeepSpeed."""
+"""DeepSpeed behind the `Engine` interface. No other file imports DeepSpeed."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ from ray_learngene.config import OptimizationConfig
 from ray_learngene.errors import RunError, UserError
 from ray_learngene.training.engine_state import EngineState, read_state, write_state
 
-# What the run decides itself: a user's DeepSpeed JSON must leave these out.
+# Settings that the run's own flags determine; a user's DeepSpeed JSON must omit them.
 _OURS = (
     *("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps", "gradient_clipping"),
     *("managed_gradient_accumulation", "optimizer", "scheduler", "bf16", "fp16", "torch_autocast"),
 )
-_MOMENTS = ("exp_avg", "exp_avg_sq")  # AdamW's, beside its step count
-_NEED_NORM = {"offload_optimizer", "cpu_offload", "zenflow"}  # of a user's settings for ZeRO
+_MOMENTS = ("exp_avg", "exp_avg_sq")  # AdamW's state, without its step count
+_NEED_NORM = {"offload_optimizer", "cpu_offload", "zenflow"}  # a user's ZeRO settings that need the gradient norm
 _WORTH_SPLITTING = 2**30  # bytes of moments
 
 
 def zero_stage(asked: int | None, optimizer: torch.optim.Optimizer, user: dict[str, Any]) -> int:
-    """The ZeRO stage of a run that may ask for none.
+    """Choose the ZeRO stage of a run; `asked` is the user's, if any.
 
-    Stage 1 splits AdamW's moments over the workers and calls them together five times a step, stage 0 once: small
-    moments are not worth it, unless the user's own DeepSpeed configuration has settings for ZeRO.
+    Stage 1 partitions AdamW's moments over the ranks, with five collectives a step; stage 0 has one. Small moments do
+    not justify stage 1, unless the user's DeepSpeed configuration has ZeRO settings.
     """
     if asked is not None:
         return asked
@@ -44,19 +44,19 @@ def zero_stage(asked: int | None, optimizer: torch.optim.Optimizer, user: dict[s
 def deepspeed_config(
     config: OptimizationConfig, *, world_size: int, zero: int, autocast: torch.dtype | None, user: dict[str, Any]
 ) -> dict[str, Any]:
-    """The DeepSpeed configuration of a run; the user's is merged over it, section by section.
+    """Return the DeepSpeed configuration of a run; the user's is merged over it, section by section.
 
-    It leaves out what would let the host wait for the GPU in every step: throughput timers, and a gradient norm that
-    nothing is clipped by, without which ZeRO takes a step whose gradients are not finite, as one plain process does.
-    Gradients are summed in fp32 also under autocast.
+    It disables what makes the host wait for the GPU in every step: throughput timers, and the gradient norm if nothing
+    is clipped. Without the norm ZeRO takes a step with non-finite gradients, as a single process does. Gradients are
+    reduced in fp32, also under autocast.
     """
-    # DeepSpeed only multiplies these: where a batch does not divide, `train_steps` weighs the uneven micro-batches
+    # DeepSpeed only multiplies these numbers; `Stepper` weights uneven micro-batches if a batch does not divide
     micro_batch = config.batch_size // (world_size * config.accumulation)
     ours: dict[str, Any] = {
         "train_batch_size": micro_batch * world_size * config.accumulation,
         "train_micro_batch_size_per_gpu": micro_batch,
         "gradient_accumulation_steps": config.accumulation,
-        "gradient_clipping": config.clip_grad,  # explicit: left out, DeepSpeed clips at 1.0
+        "gradient_clipping": config.clip_grad,  # explicit: by default DeepSpeed clips at 1.0
         "zero_optimization": {"stage": zero},
         "zero_allow_untested_optimizer": True,
         "steps_per_print": 2**31,
@@ -73,10 +73,10 @@ def deepspeed_config(
 
 
 def read_user_config(path: str) -> dict[str, Any]:
-    """A user's DeepSpeed JSON.
+    """Read a user's DeepSpeed JSON.
 
     Raises:
-        UserError: it cannot be read, or it sets what the run's own flags decide.
+        UserError: the file cannot be read, or it contains settings that the run's own flags determine.
     """
     try:
         values = json.loads(Path(path).read_text())
@@ -90,7 +90,7 @@ def read_user_config(path: str) -> dict[str, Any]:
         if key in values:
             raise UserError(f"--deepspeed {path}: {key!r} is set by the run's own flags; remove it from the file")
     if not isinstance(values.get("zero_optimization", {}), dict):
-        raise UserError(f"--deepspeed {path}: zero_optimization is no JSON object: give one, or leave it out")
+        raise UserError(f"--deepspeed {path}: zero_optimization is not a JSON object: give one, or leave it out")
     if "stage" in values.get("zero_optimization", {}):
         raise UserError(f"--deepspeed {path}: the ZeRO stage is set by --zero; remove it from the file")
     return values
@@ -99,10 +99,10 @@ def read_user_config(path: str) -> dict[str, Any]:
 class DeepSpeedEngine:
     """A DeepSpeed engine on the process group that Ray Train has set up.
 
-    Weights stay fp32 and bf16 is torch autocast, so that the arithmetic is that of one plain process.
+    Weights stay in fp32, and bf16 is torch autocast. The arithmetic is therefore that of a single process.
 
     Args:
-        module: On the device that this worker trains on.
+        module: The module, on this rank's training device.
         settings: See `deepspeed_config`.
     """
 
@@ -114,12 +114,12 @@ class DeepSpeedEngine:
         import deepspeed
 
         logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
-        if on_cpu:  # else the first run compiles a shared-memory op for minutes, or fails where there is no compiler
+        if on_cpu:  # otherwise the first run compiles a shared-memory op for minutes, or fails without a compiler
             deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
         self._deepspeed = deepspeed
         self._stage = settings["zero_optimization"]["stage"]
         self._clip_grad = 0.0
-        if self._stage == 0:  # torch's own clipping, as DeepSpeed's lets the host wait for the GPU
+        if self._stage == 0:  # clip with torch: DeepSpeed's clipping makes the host wait for the GPU
             self._clip_grad = settings["gradient_clipping"]
             settings = {**settings, "gradient_clipping": 0.0}
         self._optimizer = optimizer
@@ -145,10 +145,10 @@ class DeepSpeedEngine:
         self._engine.eval()
 
     def gathered(self, *, write: bool = False) -> Any:
-        """A context, entered by all workers, in which each has the whole parameters (ZeRO-3 splits them).
+        """Return a context with whole parameters on every rank (ZeRO-3 partitions them); all ranks enter it.
 
         Args:
-            write: Keep what the first worker changes in them.
+            write: Broadcast the changes of rank 0 to the parameters.
         """
         if self._stage < 3:
             return nullcontext()
@@ -156,9 +156,9 @@ class DeepSpeedEngine:
         return self._deepspeed.zero.GatheredParameters(parameters, modifier_rank=0 if write else None)
 
     def save(self, folder: Path) -> None:
-        """Gather the state of all workers; the first one writes it.
+        """Gather the state of all ranks; rank 0 writes it.
 
-        Not DeepSpeed's own checkpoint: that is a pickle, which for ZeRO 1 to 3 only as many workers can read.
+        DeepSpeed's own checkpoint is a pickle; for ZeRO 1 to 3 only the same number of ranks can read it.
         """
         first = torch.distributed.get_rank() == 0
         with self.gathered():
@@ -168,7 +168,7 @@ class DeepSpeedEngine:
             write_state(folder, EngineState(model, moments))
 
     def load(self, folder: Path) -> None:
-        """Read what any number of workers saved, with any ZeRO stage."""
+        """Load a state that any number of ranks saved, at any ZeRO stage."""
         state = read_state(folder, torch.device("cpu"))
         with self.gathered(write=True):
             self.module.load_state_dict(state.model)
@@ -180,15 +180,15 @@ class DeepSpeedEngine:
             self._scatter_moments(state.moments)
 
     def _flat_parameters(self) -> list[Tensor]:
-        """This worker's fp32 share of the weights, one flat tensor for a group: what ZeRO's AdamW steps on."""
+        """Return this rank's fp32 partition of the weights, one flat tensor per group, which ZeRO's AdamW updates."""
         zero = self._engine.optimizer
         return zero.single_partition_of_fp32_groups if self._stage < 3 else zero.fp32_partitioned_groups_flat
 
     def _gather_moments(self) -> Iterator[tuple[int, dict[str, Tensor]]]:
-        """The whole moments of every parameter on the CPU. All workers go through them together.
+        """Yield the whole moments of every parameter, on the CPU. All ranks iterate in lockstep.
 
         Raises:
-            RunError: ZeRO has left out every step so far, as it does where it measures gradients that are not finite.
+            RunError: ZeRO has skipped every step so far, because it measured non-finite gradients.
         """
         if self._stage == 0:
             yield from self._optimizer.state_dict()["state"].items()
@@ -205,7 +205,7 @@ class DeepSpeedEngine:
             yield index, {"step": step.cpu().clone(), **{key: get(parameter, key).cpu() for key in _MOMENTS}}
 
     def _scatter_moments(self, moments: dict[int, dict[str, Tensor]]) -> None:
-        """Take this worker's share of the moments."""
+        """Load this rank's partition of the moments."""
         zero = self._engine.optimizer
         step = max((each["step"] for each in moments.values()), key=Tensor.item)  # one count for a whole group
         for flat in self._flat_parameters():
@@ -217,7 +217,7 @@ class DeepSpeedEngine:
                 self._set_moment(self._parameters[index], each[key], key)
 
     def _link_moments(self) -> None:
-        """Let DeepSpeed find the parameters' moments: by itself it does so after the first group's first step only."""
+        """Link parameters to their moments again; DeepSpeed does so only after the first step of the first group."""
         if self._stage < 3:
             self._engine.optimizer._hp_optimizer_states_linked = False
             self._engine.optimizer._lazy_init_hp_params_optimizer_state()
@@ -226,7 +226,7 @@ class DeepSpeedEngine:
         if self._stage < 3:
             self._deepspeed.utils.safe_set_full_optimizer_state(parameter, whole, key)
             return
-        # this worker's share, padded, which DeepSpeed's own function for whole tensors forgets
+        # set this rank's padded partition here: DeepSpeed's function for whole tensors omits the padding
         size = parameter.ds_tensor.numel()  # type: ignore[attr-defined]
         padded = nn.functional.pad(whole.flatten(), (0, size * torch.distributed.get_world_size() - whole.numel()))
         share = padded.narrow(0, size * torch.distributed.get_rank(), size)

@@ -1,6 +1,6 @@
-"""What takes the gradients of a step: the calls of a DeepSpeed engine, and one plain process with the same calls.
+"""The engine interface, which follows DeepSpeed's, and its single-process implementation.
 
-Knows neither Ray nor storage nor methods.
+This module depends on neither Ray nor storage nor methods.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ from torch import Tensor, nn
 
 from ray_learngene.training.engine_state import EngineState, read_state, write_state
 
-# `[B, classes]`, or several of them from an auxiliary model that is several models in one step
+# `[B, classes]`, or one such tensor per sub-model of an elastic auxiliary model
 Logits = Tensor | tuple[Tensor, ...]
 
 
 class Engine(Protocol):
-    """The calls that training makes, of a DeepSpeed engine and of `TorchEngine` alike."""
+    """The interface that training uses; `DeepSpeedEngine` and `TorchEngine` implement it."""
 
     module: nn.Module
 
@@ -30,7 +30,7 @@ class Engine(Protocol):
 
 
 class TorchEngine:
-    """One plain process: autocast, accumulation, clipping and the optimizer step behind DeepSpeed's calls."""
+    """A single process: autocast, accumulation, clipping and the optimizer step behind DeepSpeed's interface."""
 
     def __init__(
         self,
@@ -54,7 +54,7 @@ class TorchEngine:
         (loss / self.accumulation).backward()
 
     def step(self) -> None:
-        """Count a micro-batch; on the last of an accumulation, clip, step and clear the gradients."""
+        """Count a micro-batch; after the last one of an accumulation, clip, step and clear the gradients."""
         self._micro_batches += 1
         if self._micro_batches % self.accumulation:
             return
@@ -74,7 +74,7 @@ class TorchEngine:
         write_state(folder, EngineState(self.module.state_dict(), self.optimizer.state_dict()["state"]))
 
     def load(self, folder: Path) -> None:
-        """Read what `save` wrote; the optimizer's settings stay those of this run."""
+        """Load a state that `save` wrote; the optimizer settings of this run stay in force."""
         state = read_state(folder, self.device)
         self.module.load_state_dict(state.model)
         groups = self.optimizer.state_dict()["param_groups"]
@@ -82,7 +82,7 @@ class TorchEngine:
 
 
 def resolve_precision(precision: str, device: torch.device) -> torch.dtype | None:
-    """The autocast dtype of a `precision` setting; None is fp32. `auto` is bf16 where the GPU computes in it."""
+    """Return the autocast dtype of a `precision` setting; None is fp32. `auto` is bf16 on GPUs with native support."""
     if precision == "auto":
         computes = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
         return torch.bfloat16 if computes else None

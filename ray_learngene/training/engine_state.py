@@ -1,7 +1,7 @@
-"""What an engine writes into a checkpoint: whole fp32 weights and AdamW moments, whoever trained them.
+"""The engine state in a checkpoint: whole fp32 weights and AdamW moments.
 
-The file is the same for one plain process, for every number of workers and for every ZeRO stage, so that a run goes on
-with any of them. Safetensors, no pickle.
+The file is the same for a single process, any number of ranks and any ZeRO stage, so a run can resume with any of them.
+The format is safetensors, no pickle.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ class EngineState:
 
     Attributes:
         model: The module's `state_dict`.
-        moments: `step`, `exp_avg` and `exp_avg_sq` by the parameter's position in the optimizer's groups; a parameter
-            that has had no gradient yet is missing.
+        moments: `step`, `exp_avg` and `exp_avg_sq` by the parameter's position in the optimizer's groups. Parameters
+            that have had no gradient yet are missing.
     """
 
     model: dict[str, Tensor]
@@ -37,10 +37,10 @@ class NonFiniteWeights(Diverged):
 
 
 def write_state(folder: Path, state: EngineState) -> None:
-    """Write a state into a folder, made where it is missing.
+    """Write a state into a folder; create the folder if it is missing.
 
     Raises:
-        NonFiniteWeights: nobody could continue from it.
+        NonFiniteWeights: a weight is NaN or infinite, so training could not continue from this state.
     """
     if not torch.stack([torch.isfinite(tensor).all() for tensor in state.model.values()]).all():
         raise NonFiniteWeights(
@@ -55,14 +55,14 @@ def write_state(folder: Path, state: EngineState) -> None:
 
 
 def read_state(folder: Path, device: torch.device) -> EngineState:
-    """Read what `write_state` wrote.
+    """Read a state that `write_state` wrote.
 
     Raises:
-        RunError: the checkpoint is another program's, or an earlier version's.
+        RunError: another program or an earlier version wrote the checkpoint.
     """
     if not (folder / STATE_FILE).exists():
         raise RunError(
-            f"the run's checkpoint has no {STATE_FILE}: an earlier version wrote it; start anew by --overwrite"
+            f"the run's checkpoint has no {STATE_FILE}: an earlier version wrote it; start again with --overwrite"
         )
     state = EngineState({}, {})
     for name, tensor in safetensors.torch.load_file(folder / STATE_FILE, device=str(device)).items():

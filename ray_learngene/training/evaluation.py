@@ -15,7 +15,7 @@ from ray_learngene.training.step import Batch
 
 @dataclass
 class Scores:
-    """Sums over evaluated images, so that workers' scores add up."""
+    """Sums over evaluated images, so that the scores of ranks add up."""
 
     correct: float = 0.0
     loss: float = 0.0
@@ -23,7 +23,7 @@ class Scores:
 
     @property
     def top1(self) -> float:
-        """Share of images whose highest logit is the label, in percent."""
+        """Percentage of images whose highest logit is the label."""
         return 100 * self.correct / self.images if self.images else math.nan
 
     @property
@@ -40,10 +40,10 @@ def score(
     autocast: torch.dtype | None = None,
     ancestry: nn.Module | None = None,
 ) -> Tensor:
-    """What one batch adds to the fields of `Scores`, float64 `[3]` on the device; the model is in evaluation mode.
+    """Score one batch with a model in evaluation mode; return the summands of `Scores`, float64 `[3]` on the device.
 
     Args:
-        ancestry: Where given, its decisions stand in for the labels, and top-1 is the agreement with it.
+        ancestry: Its predictions replace the labels, so that top-1 is the agreement with it. None uses the labels.
     """
     images, targets = (tensor.to(device, non_blocking=True) for tensor in batch[:2])
     with torch.autocast(device.type, autocast, enabled=autocast is not None):
@@ -51,7 +51,7 @@ def score(
         if ancestry is not None:
             targets = ancestry(images).argmax(dim=-1)
     correct = (logits.argmax(dim=-1) == targets).sum()
-    # filled on the device: a copy of the number would wait for all that the device still has to do
+    # filled on the device: copying the number from the host would wait for the device's queue
     images_seen = torch.full_like(correct, len(targets))
     return torch.stack([correct, label_loss(logits, targets) * len(targets), images_seen]).double()
 
@@ -64,7 +64,7 @@ def evaluate(
     autocast: torch.dtype | None = None,
     ancestry: nn.Module | None = None,
 ) -> Scores:
-    """Score a model in evaluation mode, in which it is left; arguments are those of `score`."""
+    """Score a model and leave it in evaluation mode; the arguments are those of `score`."""
     model.eval()
     sums = torch.zeros(3, dtype=torch.float64, device=device)
     for batch in batches:

@@ -1,4 +1,4 @@
-"""A loss that is not finite ends training before it reaches a checkpoint."""
+"""Ends training on a non-finite loss, before a checkpoint is written."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ class NonFiniteLoss(Diverged):
 
 
 class FiniteGuard:
-    """Sees every loss; a non-finite one ends training and never reaches a checkpoint.
+    """Checks every loss; a non-finite loss ends training and never reaches a checkpoint.
 
-    One process on the CPU does not take the step that would use it. Elsewhere reading a loss waits for the device, and
-    telling it to other workers for those, so the verdict is kept and read by `check`.
+    A single process on the CPU checks the loss before its step. Otherwise reading a loss would wait for the device, and
+    sharing it would wait for the other ranks. The result therefore stays on the device until `check` reads it.
 
     Args:
-        total: Adds a tensor up over all workers in place, so that all of them stop at the same step; None for one.
+        total: All-reduce: sums a tensor over all ranks in place, so that they stop at the same step. None for one rank.
     """
 
     def __init__(self, device: torch.device, total: Callable[[Tensor], Any] | None = None) -> None:
@@ -36,7 +36,7 @@ class FiniteGuard:
             self.check(step, lr)
 
     def check(self, step: int, lr: float) -> None:
-        """Raise `NonFiniteLoss` if any loss so far was not finite. All workers call it at the same step."""
+        """Raise `NonFiniteLoss` if any loss so far was not finite. All ranks call it at the same step."""
         bad = self.bad.clone()
         if self.total is not None:
             self.total(bad)

@@ -1,4 +1,4 @@
-"""Fitting a method's adapter to a target size before it is a plain model: the second phase of WAVE and LiGO."""
+"""Adapter fitting: fit a method's adapter to a target size before it becomes a plain model (WAVE's phase 2, LiGO)."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from ray_learngene.training.step import Batch, Stepper
 
 @dataclass(frozen=True)
 class Fit:
-    """What fitting cost; all zero where nothing was fitted."""
+    """The cost of adapter fitting; all zero if nothing was fitted."""
 
     steps: int = 0
     images: int = 0
@@ -37,13 +37,13 @@ class Fit:
 
 
 class Fitting:
-    """Trains an adapter for its `fit_steps` by cross-entropy, and makes it a plain model.
+    """Trains an adapter for its `fit_steps` by cross-entropy, then turns it into a plain model.
 
-    Order and augmentation of the images are those of the training that follows; the learning rate falls from the
-    adapter's `fit_lr` by a cosine, without warm-up. Nothing is saved on the way.
+    Images have the order and augmentation of the training that follows. The learning rate falls from the adapter's
+    `fit_lr` by a cosine, without warm-up. Fitting writes no checkpoints.
 
     Raises:
-        NonFiniteLoss: in a step; the method's `fit_lr` is too high.
+        NonFiniteLoss: the loss of a step is not finite; the method's `fit_lr` is too high.
     """
 
     score_due = False
@@ -78,7 +78,7 @@ class Fitting:
             ),
             LabelObjective(smoothing),
             optimizer,
-            create_schedule(optimizer, settings, adapter.fit_steps),  # its end is that of fitting
+            create_schedule(optimizer, settings, adapter.fit_steps),  # it ends with the last fitting step
             adapter.fit_steps,
             clock.device,
             self._guard,
@@ -100,13 +100,13 @@ class Fitting:
             ) from None
 
     def result(self) -> tuple[VisionTransformer, Fit]:
-        """The plain model on the CPU, and what fitting cost."""
+        """Return the plain model, on the CPU, and the cost of fitting."""
         steps, images = self.total_steps, self.total_steps * self.config.batch_size
         cost = Fit(steps, images, self._flops, round(self.clock() - self._began, 3))
         return self.adapter.cpu().materialise(), cost
 
     def interrupt(self) -> NoReturn:
-        """Raise `Interrupted`; fitting starts again another time."""
+        """Raise `Interrupted`; a resumed run starts fitting again."""
         raise self._interrupted
 
     def begin_interrupt(self) -> None: ...

@@ -1,4 +1,4 @@
-"""FLOPs of training, counted by torch on copies of the modules without storage (two for each multiply-accumulate)."""
+"""Training FLOPs, two per multiply-accumulate, counted by torch on copies of the modules on the meta device."""
 
 from __future__ import annotations
 
@@ -15,35 +15,35 @@ from torch.utils.flop_counter import FlopCounterMode
 from ray_learngene.methods.elastic import ElasticVisionTransformer, draw_step
 from ray_learngene.models.specs import Spec
 
-# The backward pass costs about twice the forward one.
+# The backward pass costs about twice the forward pass.
 TRAINING_PASSES = 3
 
 
 def forward_flops(module: nn.Module, image: int, batch: int = 1) -> int:
-    """FLOPs of one forward pass of images `[batch, 3, image, image]`, in the mode that the module is in.
+    """Count the FLOPs of one forward pass of images `[batch, 3, image, image]`, in the module's current mode.
 
-    Matrix products, convolutions and attention's two products are counted; norms and activations are not.
+    Matrix products, convolutions and attention's two products count; norms and activations do not.
     """
     return _count(_on_meta(module), image, batch)
 
 
 def _on_meta(module: nn.Module) -> nn.Module:
-    """A copy without storage; frozen, as torch's counter follows modules through the gradients of what is not."""
+    """Copy a module to the meta device and freeze it: torch's counter would track modules through their gradients."""
     return copy.deepcopy(module).to("meta").requires_grad_(False)
 
 
 def _count(forward: Callable[[torch.Tensor], object], image: int, batch: int) -> int:
-    # the counter knows attention as two products, not as the fused kernel of the CPU
-    eager = torch.compiler.set_stance("force_eager")  # a counter sees nothing of compiled layers
+    # the math backend: the counter counts attention as two products but does not know the CPU's fused kernel
+    eager = torch.compiler.set_stance("force_eager")  # the counter cannot see into compiled layers
     with eager, FlopCounterMode(display=False) as counter, torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
         forward(torch.zeros(batch, 3, image, image, device="meta"))
     return counter.get_total_flops()
 
 
 def training_flops(module: nn.Module, image: int, *, batch: int, steps: int, seed: int = 0) -> int:
-    """FLOPs of `steps` optimizer steps at a global batch of `batch` images, the backward pass as twice the forward.
+    """Count the FLOPs of `steps` optimizer steps at a global batch of `batch` images; backward is twice forward.
 
-    A module that is other models in every step is counted as those it draws in each of them.
+    For an elastic module every step counts the sub-models that it samples.
     """
     module = _on_meta(module).train()
     if not isinstance(module, ElasticVisionTransformer):

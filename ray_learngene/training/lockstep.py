@@ -1,7 +1,7 @@
-"""The training loop: one model, or several that see the same images, from their last checkpoints to their last step.
+"""The training loop: trains one model, or several in lockstep, from their last checkpoints to their last step.
 
-Models that train together share every batch: it is read, augmented, copied to the device and seen by the teacher once.
-Each ends with the weights that it would get alone, bit for bit on the CPU.
+Models in lockstep share every batch: it is read, augmented, copied to the device and passed through the teacher once.
+Each model ends with the weights that it would get alone, bit for bit on the CPU.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ class Trains(Protocol):
 
     @property
     def step(self) -> int:
-        """Optimizer steps that were taken so far."""
+        """Number of optimizer steps so far."""
         ...
 
     @property
     def score_due(self) -> bool:
-        """Whether the validation split comes before the next step."""
+        """Whether the validation split must be scored before the next step."""
         ...
 
     def take_step(self, micro_batches: Iterable[Batch]) -> None: ...
@@ -37,11 +37,11 @@ class Trains(Protocol):
     def save_if_due(self) -> None: ...
 
     def begin_interrupt(self) -> None:
-        """Save what is done, as no step follows."""
+        """Write a checkpoint, because no further step follows."""
         ...
 
     def interrupt(self) -> NoReturn:
-        """Wait until what is done is saved, and raise `Interrupted`."""
+        """Wait until the checkpoint is saved, then raise `Interrupted`."""
         ...
 
     def finish(self) -> None:
@@ -59,12 +59,12 @@ def train(
     stop: Callable[[int], bool] = lambda step: False,
     failed: Callable[[T, Exception], None] | None = None,
 ) -> None:
-    """Train to the last step; a model that resumes from a later checkpoint joins when the others get there.
+    """Train to the last step; a model that resumes from a later checkpoint joins when the others reach its step.
 
     Args:
-        stop: Called before every step, by all workers. If it returns true, training ends there with a checkpoint.
-        failed: Called with a model and the error that ended it, while the others go on; None raises the error. An
-            error of the batches is one of every model that needs them.
+        stop: Called before every step, on all ranks. If it returns true, training ends there with a checkpoint.
+        failed: Called with a model and the error that ended it; the others continue. None raises the error. An error
+            of a batch is an error of every model that needs the batch.
 
     Raises:
         Interrupted: `stop` returned true, and `failed` is None.
@@ -74,11 +74,11 @@ def train(
     for step in range(min(t.step for t in trainers), max(t.total_steps for t in trainers)):
         due = [t for t in group.running if t.step == step]
         if due and stop(step):
-            group.each(lambda t: t.begin_interrupt())  # all write theirs while the first one is uploaded
+            group.each(lambda t: t.begin_interrupt())  # all write checkpoints while the first one is uploaded
             group.each(lambda t: t.interrupt())
             return
         shared = group.shared(batches.of_step(step), due)
-        micro_batches = list(shared) if len(due) > 1 else shared  # one model reads them as it takes them
+        micro_batches = list(shared) if len(due) > 1 else shared  # a single model reads them one at a time
         group.each(lambda t: t.take_step(micro_batches), due)  # noqa: B023  (called at once)
         _score(group, batches)
         group.each(lambda t: t.save_if_due(), due)
@@ -86,7 +86,7 @@ def train(
 
 
 def _score(group: Group[T], batches: Batches) -> None:
-    """Score the validation split with every model for which that is due."""
+    """Score the validation split with every model that is due."""
     if due := [t for t in group.running if t.score_due]:
         for batch in group.shared(batches.of_validation(), due):
             group.each(lambda t: t.score(batch), due)  # noqa: B023
@@ -101,7 +101,7 @@ M = TypeVar("M", bound=HasClock)
 
 
 class Group(Generic[M]):
-    """Members that work side by side: each on its own clock, and what ends one leaves the others as they are.
+    """Members that work in lockstep, each on its own clock; an error that ends one does not affect the others.
 
     Args:
         failed: Called with a member and the error that ended it; None raises the error.
@@ -115,7 +115,7 @@ class Group(Generic[M]):
         self.failed = failed
 
     def each(self, act: Callable[[M], Any], members: Iterable[M] | None = None) -> None:
-        """Let all running members act, or those of the given ones that still run."""
+        """Call `act` on all running members, or on those of `members` that are still running."""
         for member in list(self.running if members is None else members):
             if member not in self.running:
                 continue
@@ -126,7 +126,7 @@ class Group(Generic[M]):
                 self.drop(member, error)
 
     def shared(self, batches: Iterable[Batch], members: Sequence[M]) -> Iterator[Batch]:
-        """Read batches once for several members, onto their device; each pays an equal share of the time."""
+        """Read batches once for several members, onto their device; each clock counts an equal share of the time."""
         reading = iter(batches)
         while alive := [member for member in members if member in self.running]:
             try:
@@ -143,10 +143,10 @@ class Group(Generic[M]):
             yield batch
 
     def drop(self, member: M, error: Exception) -> None:
-        """End a member by an error."""
+        """End a member with an error."""
         if self.failed is None:
             raise error
         if member in self.running:
             self.running.remove(member)
-            traceback.clear_frames(error.__traceback__)  # they hold its model
+            traceback.clear_frames(error.__traceback__)  # the frames hold its model
             self.failed(member, error)

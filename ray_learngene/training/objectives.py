@@ -1,4 +1,4 @@
-"""What a step minimises: the loss of one micro-batch, from labels or from an ancestry model."""
+"""Training objectives: the loss of one micro-batch, from labels or from an ancestry model."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ray_learngene.training.soft_labels import SoftLabels
 
 
 class Objective(Protocol):
-    """Loss of one micro-batch, of all that a `Batch` holds: `loss` is what is minimised, other entries are reported."""
+    """Computes the losses of one micro-batch, a `Batch`: `loss` is minimised, other entries are reported."""
 
     def __call__(
         self, model: Engine, images: Tensor, targets: Tensor, /, *args: Any, **kwargs: Any
@@ -22,7 +22,7 @@ class Objective(Protocol):
 
 
 def mean_loss(logits: Logits, loss: Callable[[Tensor], dict[str, Tensor]]) -> dict[str, Tensor]:
-    """The loss of logits, averaged where there are several."""
+    """Compute the loss of logits; average it over several logits."""
     if isinstance(logits, Tensor):
         return loss(logits)
     losses = [loss(one) for one in logits]
@@ -40,10 +40,10 @@ class LabelObjective:
 
 
 class DistillationObjective:
-    """Distillation from a frozen ancestry model that sees the very images the student sees.
+    """Distillation from a frozen ancestry model that sees the same images as the student.
 
     Args:
-        ancestry: None where its answers come with every batch.
+        ancestry: None if its logits come with every batch.
     """
 
     def __init__(
@@ -61,25 +61,25 @@ class DistillationObjective:
     def __call__(
         self, model: Engine, images: Tensor, targets: Tensor, soft_labels: SoftLabels | None = None
     ) -> dict[str, Tensor]:
-        teacher = self._ask(images) if soft_labels is None else soft_labels.logits()
+        teacher = self._teacher_logits(images) if soft_labels is None else soft_labels.logits()
         labels = targets if self.labels else None
         return mean_loss(model(images), lambda logits: self.loss(logits, teacher, labels, self.smoothing))
 
     @torch.no_grad()
-    def _ask(self, images: Tensor) -> Tensor:
+    def _teacher_logits(self, images: Tensor) -> Tensor:
         assert self.ancestry is not None, "no ancestry model, and no soft labels with the batch"
         with torch.autocast(images.device.type, self.autocast, enabled=self.autocast is not None):
             return self.ancestry(images)
 
 
 class DistillationLoss(nn.Module):
-    """Label loss and distillation loss, mixed.
+    """A weighted sum of label loss and distillation loss.
 
     Soft (Hinton et al., 2015): `(1-α)·CE(z_s, y) + α·τ²·KL(softmax(z_t/τ) ‖ softmax(z_s/τ))`, the KL averaged over the
     batch. Hard (DeiT, eq. 3): `(1-α)·CE(z_s, y) + α·CE(z_s, argmax z_t)`. SWS and TLEG publish α = 1, τ = 1: no labels.
 
     Args:
-        alpha: Weight of the distillation term; 1 leaves the labels out.
+        alpha: Weight of the distillation term; 1 ignores the labels.
         tau: Temperature of the soft form.
     """
 
@@ -92,17 +92,16 @@ class DistillationLoss(nn.Module):
     def forward(
         self, student: Tensor, teacher: Tensor, targets: Tensor | None, smoothing: float = 0.0
     ) -> dict[str, Tensor]:
-        """The loss and its two terms, scalars in fp32.
+        """Compute the loss and its two terms, scalars in fp32.
 
         Args:
             student: Logits `[B, K]`.
             teacher: Logits `[B, K]`, no gradient.
-            targets: Class indices `[B]` or probabilities `[B, K]`; None where there are no labels (then α must be 1).
+            targets: Class indices `[B]` or probabilities `[B, K]`; None without labels (then α must be 1).
             smoothing: Label smoothing of class indices (probabilities are smoothed already).
 
         Returns:
-            `loss`, `distill_loss` and, where there are labels, `label_loss`. A term of weight 0 is reported, without
-            a gradient.
+            `loss`, `distill_loss` and, with labels, `label_loss`. A term of weight 0 is reported, without a gradient.
         """
         student, teacher = student.float(), teacher.float()
         with torch.set_grad_enabled(torch.is_grad_enabled() and self.alpha > 0):
@@ -117,11 +116,11 @@ class DistillationLoss(nn.Module):
         with torch.set_grad_enabled(torch.is_grad_enabled() and self.alpha < 1):
             label = label_loss(student, targets, smoothing)
         loss = self.alpha * distill + (1 - self.alpha) * label
-        if self.alpha in (0.0, 1.0):  # not 0 * term: a term without weight must not be able to spoil the sum
+        if self.alpha in (0.0, 1.0):  # not 0 * term: a non-finite term of weight 0 must not affect the sum
             loss = distill if self.alpha == 1.0 else label
         return {"loss": loss, "distill_loss": distill.detach(), "label_loss": label.detach()}
 
 
 def label_loss(logits: Tensor, targets: Tensor, smoothing: float = 0.0) -> Tensor:
-    """Cross-entropy of logits `[B, K]` with class indices `[B]` (smoothed) or probabilities `[B, K]` (as they are)."""
+    """Compute the cross-entropy of logits `[B, K]` with class indices `[B]` (smoothed) or probabilities `[B, K]`."""
     return F.cross_entropy(logits.float(), targets, label_smoothing=smoothing if targets.ndim == 1 else 0.0)

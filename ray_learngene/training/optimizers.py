@@ -1,4 +1,4 @@
-"""The optimizer and the schedule of the learning rate: timm's, from a configuration."""
+"""timm's optimizer and learning rate schedule, from a configuration."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from ray_learngene.config import OptimizationConfig
 
 
 def learning_rate(config: OptimizationConfig) -> float:
-    """The peak learning rate of a configuration: its `lr` scaled by the global batch over 512."""
+    """Return the peak learning rate of a configuration: `lr` times the global batch over 512."""
     return config.lr * config.batch_size / 512
 
 
 def create_optimizer(module: nn.Module, config: OptimizationConfig) -> torch.optim.Optimizer:
-    """Fused AdamW without weight decay on biases, norms and the position embedding."""
+    """Create fused AdamW without weight decay on biases, norms and the position embedding."""
     return create_optimizer_v2(
         module, opt="adamw", lr=learning_rate(config), weight_decay=config.weight_decay, fused=True
     )
@@ -26,7 +26,7 @@ def create_optimizer(module: nn.Module, config: OptimizationConfig) -> torch.opt
 def create_schedule(
     optimizer: torch.optim.Optimizer, config: OptimizationConfig, steps_per_epoch: int
 ) -> Scheduler | None:
-    """Linear warm-up, then a cosine to `min_lr`; a function of the step alone. None where there is nothing to train."""
+    """Create a linear warm-up, then a cosine to `min_lr`: a function of the step alone. None for 0 epochs."""
     if config.epochs == 0:
         return None
     schedule, _ = create_scheduler_v2(

@@ -1,7 +1,7 @@
-"""Too little memory for a micro-batch: the same training with half of it, twice as often.
+"""After an out-of-memory error, continue the same training with half the micro-batch and twice the accumulation.
 
-The sum of the gradients is the same. What depends on the micro-batch all the same: BatchNorm's statistics, the draw of
-stochastic depth, and which image goes through which size of an elastic auxiliary model.
+The sum of the gradients is the same. Three things still depend on the micro-batch: BatchNorm's statistics, the samples
+of stochastic depth, and which image goes through which sub-model of an elastic auxiliary model.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from ray_learngene.errors import RunError
 
 T = TypeVar("T")
 ConfigT = TypeVar("ConfigT", bound=OptimizationConfig)
-# how torch's CPU allocator, oneDNN, CUDA, cuBLAS (which has no memory for its handle) and Ray's memory monitor (for a
-# worker that it has killed) say it
-_SAID = (
+# messages of torch's CPU allocator, oneDNN, CUDA, cuBLAS (no memory for its handle) and Ray's memory monitor (it has
+# killed a worker)
+_MESSAGES = (
     *("can't allocate memory", "could not create a primitive", "could not create a memory"),
     *("CUDA out of memory", "CUDA error: out of memory", "ALLOC_FAILED", "CUBLAS_STATUS_NOT_INITIALIZED"),
     *("low on memory", "OutOfMemory"),
@@ -27,21 +27,21 @@ _SAID = (
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error of torch, numpy, Python or Ray means that memory was too small."""
+    """Check whether an error of torch, numpy, Python or Ray means out of memory."""
     known = isinstance(error, (torch.OutOfMemoryError, MemoryError))
     return known or says_out_of_memory(f"{type(error).__name__}: {error}")
 
 
 def says_out_of_memory(text: str) -> bool:
-    """Whether the text of an error means that memory was too small."""
-    return any(words in text for words in _SAID)
+    """Check whether the text of an error means out of memory."""
+    return any(message in text for message in _MESSAGES)
 
 
 def with_smaller_micro_batch(config: ConfigT, world_size: int = 1) -> ConfigT:
-    """The configuration with twice the accumulation.
+    """Return the configuration with twice the accumulation.
 
     Raises:
-        RunError: a micro-batch is one image (one pair, where pairs are mixed) already.
+        RunError: a micro-batch is already one image (one pair if mixup or cutmix mixes pairs).
     """
     mixing = isinstance(config, AugmentationConfig) and (config.mixup > 0 or config.cutmix > 0)
     most = config.batch_size // (world_size * (2 if mixing else 1))
@@ -55,19 +55,19 @@ def with_smaller_micro_batch(config: ConfigT, world_size: int = 1) -> ConfigT:
 
 
 def smaller_text(config: OptimizationConfig, world_size: int = 1) -> str:
-    """One line for whoever watches."""
+    """Return the line to log about the smaller micro-batch."""
     images = config.batch_size // (world_size * config.accumulation)
     return (
-        f"out of memory: going on with micro-batches of {images} images (accumulation {config.accumulation}, the same "
-        "optimizer steps)"
+        f"out of memory: continuing with micro-batches of {images} images "
+        f"(accumulation {config.accumulation}, the same optimizer steps)"
     )
 
 
 def within_memory(train: Callable[[ConfigT], T], config: ConfigT, tell: Callable[[str], None]) -> T:
-    """Train; whenever memory does not suffice, again from the last checkpoint with half the micro-batch.
+    """Train; after an out-of-memory error retry from the last checkpoint with half the micro-batch.
 
     Raises:
-        RunError: memory does not suffice for the smallest micro-batch.
+        RunError: memory is too small even for the smallest micro-batch.
     """
     while True:
         try:
@@ -75,14 +75,14 @@ def within_memory(train: Callable[[ConfigT], T], config: ConfigT, tell: Callable
         except Exception as error:
             if not is_out_of_memory(error):
                 raise
-        # outside of the handler, as the error's traceback holds what filled the memory
+        # outside the handler, because the error's traceback holds the tensors that filled the memory
         config = with_smaller_micro_batch(config)
         release_memory()
         tell(smaller_text(config))
 
 
 def release_memory() -> None:
-    """Give back what nobody refers to any more."""
+    """Collect garbage and return unused GPU memory to the driver."""
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()

@@ -1,4 +1,4 @@
-"""What is kept of the ancestry model's logits, small enough for hundreds of epochs, and the logits it stands for."""
+"""Soft labels: the ancestry model's logits in a form small enough to cache for hundreds of epochs."""
 
 from __future__ import annotations
 
@@ -15,20 +15,22 @@ KeptType = Literal["float16", "float32"]
 
 @dataclass(frozen=True)
 class SoftLabels:
-    """The highest logits of a batch of views and the mass of all others, from which soft labels at any τ follow.
+    """The k highest logits of a batch of views and the mass of all other classes; they give soft labels at any τ.
 
-    In float32 the logits are kept as they are, in float16 as differences to the highest, which softmax does not see and
-    which float16 resolves best where probabilities are large. What is not kept is one sum, spread evenly over the other
-    classes. At τ = 1 the total variation between the probabilities and those of the whole logits is at most the mass
-    that is not among the k highest, and in float16 ln(classes) / 2048 more: half the error of the loss's gradient with
-    respect to the student's logits. The ancestry's decision, the highest logit, stays what it is.
+    In float32 the logits are stored unchanged, in float16 as differences to the highest logit. Softmax ignores the
+    offset, and float16 is most precise where probabilities are large. The other logits are stored as one sum, which is
+    spread evenly over their classes.
+
+    At τ = 1 the total variation from the probabilities of the full logits is at most the mass outside the k highest. In
+    float16 it is at most ln(classes) / 2048 larger. The total variation is half the error of the loss's gradient with
+    respect to the student's logits. The ancestry model's prediction, the highest logit, does not change.
 
     Attributes:
-        values: The k highest logits, falling, `[B, k]`; with k of all classes, all of them in the order of the classes.
-        classes: Of these logits `[B, k]`, signed integers; None where they are all.
-        rest: Logarithm of the sum of the exponentials of the other logits `[B]`; None where there are none.
+        values: The k highest logits `[B, k]`, descending. If k covers all classes, all logits in the order of classes.
+        classes: Classes of these logits `[B, k]`, signed integers; None if `values` holds all.
+        rest: Logarithm of the sum of the exponentials of the other logits `[B]`; None if there are none.
         total: Number of classes.
-        asked: Whether the ancestry model has just been asked, and nobody before.
+        asked: Whether they come from a teacher forward pass just now, and not from the cache.
     """
 
     values: Tensor
@@ -39,7 +41,7 @@ class SoftLabels:
 
     @classmethod
     def of(cls, logits: Tensor, k: int, dtype: KeptType) -> SoftLabels:
-        """Keep the k highest of the logits `[B, classes]` that the ancestry model has just given."""
+        """Compress logits `[B, classes]` of a teacher forward pass to the k highest."""
         logits = logits.float()
         total = logits.shape[-1]
         if dtype == "float16":
@@ -52,12 +54,12 @@ class SoftLabels:
         return cls(_as(values, dtype), classes.to(narrow), _as(rest, dtype), total, asked=True)
 
     def logits(self) -> Tensor:
-        """Logits `[B, classes]` in fp32 that these soft labels stand for."""
+        """Restore logits `[B, classes]` in fp32."""
         values = self.values.float()
         if self.classes is None or self.rest is None:
             return values
         share = self.rest.float() - math.log(self.total - values.shape[-1])
-        share = torch.minimum(share, values[:, -1])  # rounding must not lift the others above what was kept
+        share = torch.minimum(share, values[:, -1])  # rounding must not lift the others above the k highest
         return share[:, None].repeat(1, self.total).scatter_(-1, self.classes.long(), values)
 
     def to(self, device: torch.device, non_blocking: bool = False) -> SoftLabels:
@@ -79,7 +81,7 @@ class SoftLabels:
 
 
 def joined(parts: Sequence[SoftLabels]) -> SoftLabels:
-    """The rows of several, one after another."""
+    """Concatenate the rows of several soft labels."""
     first = parts[0]
     return SoftLabels(
         torch.cat([part.values for part in parts]),
@@ -90,5 +92,5 @@ def joined(parts: Sequence[SoftLabels]) -> SoftLabels:
 
 
 def _as(logits: Tensor, dtype: KeptType) -> Tensor:
-    kept: torch.dtype = getattr(torch, dtype)
-    return logits.clamp(min=torch.finfo(kept).min).to(kept)
+    torch_dtype: torch.dtype = getattr(torch, dtype)
+    return logits.clamp(min=torch.finfo(torch_dtype).min).to(torch_dtype)

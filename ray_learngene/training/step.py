@@ -1,4 +1,4 @@
-"""One optimizer step, used by everything that trains, with any engine."""
+"""One optimizer step, shared by every training and engine."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from ray_learngene.training.finite_guard import FiniteGuard
 from ray_learngene.training.objectives import Objective
 from ray_learngene.training.soft_labels import SoftLabels
 
-# images, targets and, where the ancestry model's answers come with them, those
+# images, targets and, if the ancestry model's logits come with the batch, soft labels
 Batch = tuple[Tensor, Tensor] | tuple[Tensor, Tensor, SoftLabels]
 
 
 @dataclass
 class Step:
-    """What one optimizer step reports. `losses` stay on the device: reading them waits for it.
+    """The report of one optimizer step. `losses` stay on the device: reading them waits for it.
 
     Attributes:
-        answers_read: Images whose answer from the ancestry model was kept before.
+        answers_read: Images whose logits were cached.
     """
 
     number: int
@@ -39,12 +39,12 @@ class Step:
 class Stepper:
     """Takes the `total_steps` optimizer steps of a training.
 
-    Every step seeds torch from (seed, rank, step), so a resumed run draws the same stochastic depth as an undisturbed
-    one, and so do models that train in lockstep in one process.
+    Every step seeds torch from (seed, rank, step). A resumed run therefore samples the same stochastic depth as an
+    uninterrupted one, and so does a model in lockstep with others.
 
     Attributes:
-        micro_batch: Images of a micro-batch on average over all workers, where some are larger than others; each then
-            weighs as many images as it has, as in one undivided batch.
+        micro_batch: Mean number of images of a micro-batch over all ranks. A micro-batch of another size is weighted by
+            its number of images, as in one undivided batch. None weights all micro-batches equally.
     """
 
     engine: Engine
@@ -60,13 +60,13 @@ class Stepper:
     ema: ModelEmaV3 | None = None
 
     def __call__(self, step: int, micro_batches: Iterable[Batch]) -> Step:
-        """Take the step that follows `step` others, on its micro-batches.
+        """Take step `step`, counted from 0, on its micro-batches.
 
         Raises:
             NonFiniteLoss: see `FiniteGuard`.
         """
         engine, device = self.engine, self.device
-        if not engine.module.training:  # walking through all submodules takes half a percent of a small model's step
+        if not engine.module.training:  # visiting all submodules costs half a percent of a small model's step
             engine.train()
         torch.manual_seed(int(np.random.SeedSequence([self.seed, self.rank, step]).generate_state(1)[0]))
         if self.schedule is not None:

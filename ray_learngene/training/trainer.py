@@ -1,4 +1,4 @@
-"""One model in training: its steps, scores and checkpoints. `lockstep.train` runs it."""
+"""The trainer of one model: its steps, scores and checkpoints. `lockstep.train` runs it."""
 
 from __future__ import annotations
 
@@ -26,26 +26,27 @@ from ray_learngene.training.optimizers import create_schedule
 from ray_learngene.training.step import Batch, Step, Stepper
 from ray_learngene.training.world import World
 
-REPORT_SECONDS = 30  # between reports inside a long epoch
+REPORT_SECONDS = 30  # interval of reports within a long epoch
 
 
 class TrainingEngine(Engine, Protocol):
-    """An engine that can write its state into a folder, which it makes, and read it back."""
+    """An engine that can save its state into a folder, which it creates, and load it."""
 
     def save(self, folder: Path) -> None: ...
     def load(self, folder: Path) -> None: ...
 
 
 class Trainer:
-    """One model from its last checkpoint to its last step; the validation split is scored every epoch.
+    """Trains one model from its last checkpoint to its last step; scores the validation split every epoch.
 
     Args:
-        checkpoint_due: Called with (step, steps per epoch, seconds since the last checkpoint); the last step always is.
-        report: Called by the first worker with the metrics of every epoch.
-        label_model: Model whose decisions stand in for labels in evaluation.
-        whole_evaluation: Every worker scores the whole split (partitioned weights need equal numbers of passes).
+        checkpoint_due: Called with (step, steps per epoch, seconds since the last checkpoint). A checkpoint always
+            follows the last step.
+        report: Called on rank 0 with the metrics of every epoch.
+        label_model: Model whose predictions replace the labels in evaluation.
+        whole_evaluation: Every rank scores the whole split (partitioned weights need equal numbers of passes).
         evaluate_first: Score the untrained model as epoch 0.
-        clock: The seconds that this run costs are taken from it.
+        clock: Measures the seconds of this run.
     """
 
     def __init__(
@@ -97,19 +98,19 @@ class Trainer:
 
     @property
     def step(self) -> int:
-        """Optimizer steps that were taken so far."""
+        """Number of optimizer steps so far."""
         return self.progress.step
 
     @property
     def score_due(self) -> bool:
-        """Whether the validation split comes before the next step."""
+        """Whether the validation split must be scored before the next step."""
         return self._unscored is not None
 
     def take_step(self, micro_batches: Iterable[Batch]) -> None:
         """Take the next step.
 
         Raises:
-            RunError: training cannot go on; all workers raise it at the same step.
+            RunError: training cannot continue; all ranks raise it at the same step.
         """
         step = self.stepper(self.step, micro_batches)
         self.progress.step = step.number
@@ -123,7 +124,7 @@ class Trainer:
             self._tell(self._metrics(step))
 
     def score(self, batch: Batch) -> None:
-        """Add a batch of the validation split to the scores of the model, and of its average where one is kept."""
+        """Add a batch of the validation split to the scores of the model and, with `ema`, of its average."""
         for row, model in zip(self._sums, self._scored_models(), strict=True):
             row += score(model, batch, device=self.world.device, autocast=self.autocast, ancestry=self.label_model)
 
@@ -139,7 +140,7 @@ class Trainer:
         if not self.whole_evaluation:
             self.world.all_reduce(self._sums)
         scores = [Scores(*row) for row in self._sums.tolist()]
-        if not math.isfinite(scores[0].mean_loss):  # a finite loss can still have had a gradient that was not
+        if not math.isfinite(scores[0].mean_loss):  # a finite training loss can have a non-finite gradient
             raise NonFiniteLoss(
                 f"the validation loss is not finite at step {step.number}: lower --lr or set --clip-grad 1"
             )
@@ -150,17 +151,17 @@ class Trainer:
         self._tell(metrics)
 
     def save_if_due(self) -> None:
-        """Write a checkpoint after the last step, and where one is due and the one before is uploaded."""
+        """Write a checkpoint after the last step, or if one is due and the previous one is uploaded."""
         since = time.monotonic() - self._checkpointed
         last = self.step == self.total_steps
         if self.checkpoint_due(self.step, self.steps_per_epoch, since) or last:
-            self._share_statistics()  # also where no checkpoint follows: no number may depend on the store's speed
+            self._share_statistics()  # even if no checkpoint follows: results must not depend on the store's speed
             if last or not self._uploading():
                 self._checkpoint()
 
     def begin_interrupt(self) -> None:
-        """Write a checkpoint, as no step follows."""
-        if self.step:  # else there is nothing to lose, and ZeRO has no moments to write yet
+        """Write a checkpoint, because no further step follows."""
+        if self.step:  # at step 0 there is no progress to save, and ZeRO has no moments yet
             self._share_statistics()
             self._checkpoint()
 
@@ -227,7 +228,7 @@ class Trainer:
         self._checkpointed = time.monotonic()
 
     def _uploading(self) -> bool:
-        """Whether training would have to wait for an earlier checkpoint; the same on all workers."""
+        """Check whether any rank would have to wait for an earlier checkpoint; the same result on all ranks."""
         busy = torch.tensor(float(self.checkpoints.busy()), device=self.world.device)
         self.world.all_reduce(busy)
         return bool(busy)
@@ -236,7 +237,7 @@ class Trainer:
         error = None
         try:
             with clear_disk_errors(folder):
-                self.engine.save(folder)  # first, as all workers take part in it
+                self.engine.save(folder)  # first, because all ranks take part in it
                 if self.world.rank == 0:
                     self.progress.write(folder)
                     if self.ema is not None:
@@ -251,14 +252,14 @@ class Trainer:
         return round(read.item())
 
     def _share_statistics(self) -> None:
-        """Average what is not a parameter, BatchNorm's statistics, over the workers: each has seen its own images."""
+        """Average floating-point buffers (BatchNorm's statistics) over ranks, which have seen different images."""
         for buffer in self.engine.module.buffers() if self.world.world_size > 1 else ():
             if buffer.is_floating_point():
                 self.world.all_reduce(buffer)
                 buffer /= self.world.world_size
 
     def _share_unreadable(self) -> None:
-        """Every worker has read its own images."""
+        """Merge the unreadable images of all ranks, which have read different images."""
         for reader in self.images.readers if self.images.unreadable == "skip" else ():
             seen = reader.unreadable.to(self.world.device, torch.int32)
             self.world.all_reduce(seen)

@@ -1,4 +1,4 @@
-"""One process among those that train a model together."""
+"""This process among the ranks that train a model together."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ray_learngene.errors import RunError
 
 @dataclass(frozen=True)
 class World:
-    """This process among the workers of a run; `all_reduce` sums a tensor over all of them in place."""
+    """Rank and size of a run's process group; `all_reduce` sums a tensor over all ranks in place."""
 
     device: torch.device
     rank: int = 0
@@ -23,12 +23,12 @@ class World:
     all_reduce: Callable[[Tensor], Any] = lambda tensor: None
 
     def micro_batch(self, config: OptimizationConfig) -> float:
-        """Images of a micro-batch, on average over all workers."""
+        """Return the number of images of a micro-batch, on average over all ranks."""
         return config.batch_size / (self.world_size * config.accumulation)
 
     def agree(self, error: RunError | None) -> None:
-        """Raise on all workers what any of them has met."""
+        """Raise on all ranks if any of them has an error."""
         failed = torch.tensor(float(error is not None), device=self.device)
         self.all_reduce(failed)
         if failed:
-            raise error or RunError("another worker cannot go on; its error is told by the first one")
+            raise error or RunError("another worker cannot continue; see that worker's error")

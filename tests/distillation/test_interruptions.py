@@ -99,7 +99,7 @@ def test_a_micro_batch_that_does_not_fit_into_memory_is_halved(tmp_path: Path) -
         env={**os.environ, "MALLOC_ARENA_MAX": "1", "MALLOC_MMAP_THRESHOLD_": str(2**20)},
     )
     assert ran.returncode == 0, ran.stderr
-    assert "out of memory: going on with micro-batches of 512 images (accumulation 2, the same" in ran.stdout
+    assert "out of memory: continuing with micro-batches of 512 images (accumulation 2, the same" in ran.stdout
     enough, little = (Store(str(tmp_path)).manifest("ancestry", name).metadata for name in ("enough", "little"))
     assert enough["accumulation"] == 1 and little["accumulation"] > 1
     # a hundredth of AdamW's step of 1e-3, whose direction a gradient near its epsilon leaves to rounding

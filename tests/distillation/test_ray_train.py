@@ -276,7 +276,7 @@ def test_workers_that_run_out_of_memory_halve_their_micro_batches(
     train_ancestry(AncestryConfig(**settings, name="roomy", store=str(store), workers=2))
     monkeypatch.setattr(ancestry_training, "AncestryTask", Tight)
     manifest = train_ancestry(AncestryConfig(**settings, name="tight", store=str(store), workers=2))
-    assert "out of memory: going on with micro-batches of 16 images (accumulation 4," in capsys.readouterr().out
+    assert "out of memory: continuing with micro-batches of 16 images (accumulation 4," in capsys.readouterr().out
     assert manifest.metadata["accumulation"] == 4
     for name, tensor in weights(store, "tight").items():
         torch.testing.assert_close(tensor, weights(store, "roomy")[name], rtol=0, atol=2e-4)

@@ -202,8 +202,8 @@ def test_gradients_are_measured_where_something_needs_their_norm(
         ("{", "not JSON"),
         ("[]", "expected a JSON object"),
         ('{"zero_optimization": {"stage": 3}}', "the ZeRO stage is set by --zero"),
-        ('{"zero_optimization": null}', "zero_optimization is no JSON object"),
-        ('{"zero_optimization": true}', "zero_optimization is no JSON object"),
+        ('{"zero_optimization": null}', "zero_optimization is not a JSON object"),
+        ('{"zero_optimization": true}', "zero_optimization is not a JSON object"),
         ('{"optimizer": {}}', "'optimizer' is set by the run's own flags"),
     ],
 )
