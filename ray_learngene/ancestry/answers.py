@@ -1,4 +1,4 @@
-"""The ancestry model's answer beside every micro-batch: asked, or read from the cache and kept there."""
+"""The ancestry model's logits for every micro-batch: from a teacher forward pass or from the cache."""
 
 from __future__ import annotations
 
@@ -19,21 +19,21 @@ from ray_learngene.data.sampler import WorkerBatches
 from ray_learngene.store.store import Store
 from ray_learngene.training.soft_labels import SoftLabels, joined
 
-# Batches whose answers leave the device together: the host waits for each move, and an epoch's would fill the device.
+# Batches whose soft labels leave the device together: the host waits for each copy, an epoch would fill the device.
 _TOGETHER = 64
 
 TaughtBatch = tuple[Tensor, Tensor, SoftLabels]
 
 
 class Answers:
-    """What one worker's student is taught.
+    """The cached soft labels for one rank's student.
 
-    It learns from what is kept, also where the ancestry model has just been asked: a run gives the same weights whether
-    an epoch was in the cache or not, and wherever it was interrupted. An epoch that this process did not see from its
-    start is not kept; whoever needs it next computes it.
+    The student always learns from soft labels in their cached form, even right after a teacher forward pass. A run
+    therefore ends with the same weights whether epochs were cached or not, and wherever it was interrupted. An epoch
+    that this process has not seen from its start is not cached; the next run that needs it computes it.
 
     Attributes:
-        read: Images so far whose answer came from the cache.
+        read: Images so far whose soft labels came from the cache.
     """
 
     def __init__(
@@ -61,17 +61,17 @@ class Answers:
         autocast: torch.dtype | None,
         overwrite: bool = False,
     ) -> Answers:
-        """Answers for the training that these settings describe.
+        """Create the answers for the training that these settings describe.
 
         Args:
-            overwrite: Compute also what is there, and replace it.
+            overwrite: Compute cached epochs again and replace them.
         """
         facts = facts_of(config, teaching, images, ancestry, precision_of(autocast))
         cache = SoftLabelCache(store, facts, ancestry)
         return cls(cache, device, autocast, compiled=config.compile, overwrite=overwrite)
 
     def beside(self, loader: DataLoader[Any]) -> Iterator[TaughtBatch]:
-        """The loader's micro-batches with their soft labels."""
+        """Yield the loader's micro-batches with their soft labels."""
         batches = loader.batch_sampler
         assert isinstance(batches, WorkerBatches)
         views, stream = _numbered(batches), iter(loader)
@@ -86,36 +86,36 @@ class Answers:
         self, stream: Iterator[Any], batches: WorkerBatches, epoch: int, numbers: list[Views], whole: bool
     ) -> Iterator[TaughtBatch]:
         total = batches.steps_per_epoch * batches.batch_size
-        kept = None if self.overwrite else self.cache.read(epoch, total, np.concatenate(numbers))
-        if kept is not None:
+        cached = None if self.overwrite else self.cache.read(epoch, total, np.concatenate(numbers))
+        if cached is not None:
             first = 0
             for each in numbers:
                 images, targets = next(stream)
                 self.read += len(each)
-                yield images, targets, kept[first : first + len(each)]
+                yield images, targets, cached[first : first + len(each)]
                 first += len(each)
             return
         ancestry = self.cache.ancestry.ready(self.device, compiled=self.compiled, autocast=self.autocast)
-        asked: list[SoftLabels] = []
-        joins: list[SoftLabels] = []
+        on_device: list[SoftLabels] = []
+        on_host: list[SoftLabels] = []
         for index, _ in enumerate(numbers):
             images, targets = next(stream)
             images = images.to(self.device, non_blocking=True)
-            labels = SoftLabels.of(_ask(ancestry, images, self.autocast), self.cache.k, self.cache.dtype)
+            labels = SoftLabels.of(_teacher_logits(ancestry, images, self.autocast), self.cache.k, self.cache.dtype)
             last = index == len(numbers) - 1
             if whole:
-                asked.append(labels)
-                if last or len(asked) == _TOGETHER:
-                    joins.append(joined(asked).to(torch.device("cpu")))
-                    asked.clear()
-            if whole and last:  # before the last step, so that no checkpoint comes between
+                on_device.append(labels)
+                if last or len(on_device) == _TOGETHER:
+                    on_host.append(joined(on_device).to(torch.device("cpu")))
+                    on_device.clear()
+            if whole and last:  # before the last step, so that no checkpoint comes in between
                 part = batches.rank, batches.world_size
-                self.cache.write(epoch, total, part, np.concatenate(numbers), joined(joins), self.overwrite)
+                self.cache.write(epoch, total, part, np.concatenate(numbers), joined(on_host), self.overwrite)
             yield images, targets, labels
 
 
 class LiveAnswers:
-    """The ancestry model's whole answer beside every micro-batch, asked of it and not kept."""
+    """The ancestry model's full logits for every micro-batch, from a teacher forward pass, not cached."""
 
     def __init__(
         self, ancestry: Ancestry, device: torch.device, autocast: torch.dtype | None, *, compiled: bool
@@ -124,20 +124,20 @@ class LiveAnswers:
         self.device, self.autocast = device, autocast
 
     def beside(self, loader: DataLoader[Any]) -> Iterator[TaughtBatch]:
-        """The loader's micro-batches with their soft labels."""
+        """Yield the loader's micro-batches with their soft labels."""
         for images, targets in loader:
             images = images.to(self.device, non_blocking=True)
-            logits = _ask(self.ancestry, images, self.autocast)
+            logits = _teacher_logits(self.ancestry, images, self.autocast)
             yield images, targets, SoftLabels.of(logits, logits.shape[-1], "float32")
 
 
 @torch.no_grad()
-def _ask(ancestry: Ancestry, images: Tensor, autocast: torch.dtype | None) -> Tensor:
+def _teacher_logits(ancestry: Ancestry, images: Tensor, autocast: torch.dtype | None) -> Tensor:
     with torch.autocast(images.device.type, autocast, enabled=autocast is not None):
         return ancestry(images)
 
 
 def _numbered(batches: WorkerBatches) -> Iterator[Views]:
-    """The numbers of the views in every micro-batch: by image and repeat, whatever the order and the workers."""
+    """Yield the view numbers of every micro-batch: by image and repeat, independent of the order and of the ranks."""
     for samples in batches:
         yield np.array([sample.index * batches.repeats + sample.repeat for sample in samples], dtype=np.int64)

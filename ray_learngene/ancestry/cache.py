@@ -1,10 +1,10 @@
 """Soft labels in the store, epoch by epoch.
 
-    <store>/softlabels/<key>/<epoch>-<views>-<part>-of-<parts>/    an artefact: soft_labels.parquet and what it cost
+    <store>/softlabels/<key>/<epoch>-<views>-<part>-of-<parts>/    an artefact: soft_labels.parquet and its cost
 
-The key is a hash of everything the answers depend on, so labels of other views, or of another ancestry model, are never
-read. An epoch is there when all its parts are, one for each worker that computed it; views are numbered by image and
-repeat, so any number of workers reads what any number wrote, also while other epochs are being written.
+The key is a hash of everything that the soft labels depend on. Labels of other views or of another ancestry model are
+therefore never read. An epoch is complete when all its parts exist, one for each rank that computed it. Views are
+numbered by image and repeat, so any number of ranks can read an epoch, even while other epochs are being written.
 """
 
 from __future__ import annotations
@@ -38,20 +38,20 @@ from ray_learngene.training.flops import forward_flops
 from ray_learngene.training.soft_labels import SoftLabels, joined
 
 Views = npt.NDArray[np.int64]
-FORMAT = 1  # of the files, and of how views are drawn: another way to draw them makes other views
+FORMAT = 1  # of the files and of the sampling of views: change it if views are sampled differently
 FILE = "soft_labels.parquet"
 READERS = 8
 _PART = re.compile(r"(?P<epoch>\d+)-(?P<views>\d+)-(?P<part>\d+)-of-(?P<parts>\d+)")
-_DRAWN_BY = ("numpy", "pillow", "timm", "torch", "torchvision")
+_VIEW_PACKAGES = ("numpy", "pillow", "timm", "torch", "torchvision")  # their versions determine the views
 
 
 def facts_of(
     config: OptimizationConfig, teaching: DistillationConfig, images: ImagePipeline, ancestry: Ancestry, precision: str
 ) -> dict[str, Any]:
-    """Everything that the kept answers depend on, as JSON values.
+    """Return everything that the cached soft labels depend on, as JSON values.
 
     Args:
-        precision: Arithmetic of the ancestry model, as `precision_of` writes it.
+        precision: Precision of the ancestry model, as `precision_of` writes it.
     """
     facts = {
         "format": FORMAT,
@@ -64,11 +64,11 @@ def facts_of(
         "augmentation": decisive(images.augmentation, {"views"}),
         "preprocessing": images.preprocessing.model_dump(mode="json", include={"image_size", "mean", "std"}),
         "view_seed": config.seed_of_views,
-        # views of one image are not neighbours in a batch, so with repeats the order depends on its size
+        # views of one image are not adjacent in a batch, so with repeats the order depends on the batch size
         "batch_size": config.batch_size if images.augmentation.repeats > 1 else None,
         "k": min(teaching.soft_labels_k, ancestry.classes),
         "dtype": teaching.soft_labels_dtype,
-        "versions": {package: version(package).partition("+")[0] for package in _DRAWN_BY},
+        "versions": {package: version(package).partition("+")[0] for package in _VIEW_PACKAGES},
     }
     return json.loads(json.dumps(facts))
 
@@ -87,10 +87,10 @@ class SoftLabelCache:
         self._complete: dict[tuple[int, int], list[str]] = {}
 
     def parts_of(self, epoch: int, views: int, refresh: bool = True) -> list[str] | None:
-        """Names of the parts of an epoch with at least so many views; None where it is not complete.
+        """Return the names of the parts of an epoch with at least `views` views; None if it is incomplete.
 
         Args:
-            refresh: Look again in the store where none is known.
+            refresh: If no complete epoch is known, list the store again.
         """
         found = [names for (e, count), names in sorted(self._complete.items()) if e == epoch and count >= views]
         if found or not refresh:
@@ -99,7 +99,7 @@ class SoftLabelCache:
         return self.parts_of(epoch, views, refresh=False)
 
     def there(self) -> set[str]:
-        """Names of all parts that are in the store now."""
+        """List the names of all parts in the store now."""
         groups: dict[tuple[int, int, int], list[str]] = defaultdict(list)
         names = part_names(self.store, self.key)
         for name in names:
@@ -111,17 +111,18 @@ class SoftLabelCache:
 
     @staticmethod
     def name(epoch: int, views: int, part: tuple[int, int]) -> str:
-        """Name of the part of one worker, by its number and of how many, of an epoch of so many views."""
+        """Return the name of one rank's part of an epoch of `views` views; `part` is (rank, number of ranks)."""
         return f"{epoch:04d}-{views}-{part[0]}-of-{part[1]}"
 
     def read(self, epoch: int, views: int, wanted: Views) -> SoftLabels | None:
-        """Soft labels of the wanted views of an epoch, in that order; None where the epoch is not complete.
+        """Read the soft labels of the wanted views of an epoch, in that order; None if the epoch is incomplete.
 
         Args:
-            views: Of the whole epoch, over all workers.
+            views: Number of views of the whole epoch, over all ranks.
+            wanted: Numbers of the views to read.
 
         Raises:
-            UserError: a file is damaged or does not hold what its name says.
+            UserError: a file is damaged or lacks views that its name promises.
         """
         names = self.parts_of(epoch, views)
         if names is None:
@@ -132,7 +133,7 @@ class SoftLabelCache:
         order = np.argsort(found)
         rows = order[np.searchsorted(found, wanted, sorter=order).clip(max=len(found) - 1)] if len(found) else order
         if len(rows) != len(wanted) or not np.array_equal(found[rows], wanted):
-            raise UserError(f"{self._where(names[0])} lacks views of its epoch: {_ANEW}")
+            raise UserError(f"{self._where(names[0])} lacks views of its epoch: {_RECOMPUTE}")
         labels = joined([labels for _, labels in parts])[torch.from_numpy(rows)]
         return labels.pin_memory() if resolve_device().type == "cuda" else labels
 
@@ -141,22 +142,22 @@ class SoftLabelCache:
             data = self.store.read_bytes("softlabels", f"{self.key}/{name}", FILE)
             views, labels = from_table(pyarrow.parquet.read_table(io.BytesIO(data)), self.ancestry.classes)
         except (UserError, pyarrow.ArrowException, KeyError) as error:
-            raise UserError(f"soft labels {self._where(name)} cannot be read ({error}): {_ANEW}") from error
+            raise UserError(f"soft labels {self._where(name)} cannot be read ({error}): {_RECOMPUTE}") from error
         mine = np.isin(views, wanted)
         return views[mine], labels[torch.from_numpy(np.flatnonzero(mine))]
 
     def write(
         self, epoch: int, views: int, part: tuple[int, int], numbers: Views, labels: SoftLabels, overwrite: bool = False
     ) -> None:
-        """Publish one worker's part of an epoch; nothing happens where it is there already.
+        """Publish one rank's part of an epoch; an existing part stays, unless `overwrite`.
 
         Args:
-            views: Of the whole epoch, over all workers.
-            part: The worker's number, and of how many.
-            numbers: Of its views.
+            views: Number of views of the whole epoch, over all ranks.
+            part: (rank, number of ranks).
+            numbers: Numbers of the part's views.
 
         Raises:
-            UserError: an answer is not finite.
+            UserError: a logit is not finite.
         """
         if not bool(torch.isfinite(labels.values).all()):
             raise UserError(
@@ -177,23 +178,23 @@ class SoftLabelCache:
             try:
                 self.store.publish("softlabels", name, Path(temporary), metadata, overwrite=overwrite)
             except UserError:
-                if not self.store.exists("softlabels", name):  # else another run was faster
+                if not self.store.exists("softlabels", name):  # if it exists, another run was faster
                     raise
 
     def _where(self, name: str) -> str:
         return f"{self.store.uri}/{FOLDERS['softlabels']}/{self.key}/{name}"
 
 
-_ANEW = "delete its folder, or compute it anew with `learngene softlabels --overwrite`"
+_RECOMPUTE = "delete its folder, or compute it again with `learngene softlabels --overwrite`"
 
 
 def part_names(store: Store, key: str) -> list[str]:
-    """Names of the parts of a cache that are published whole."""
+    """List the names of the published parts of a cache."""
     return [name.removeprefix(f"{key}/") for name in store.index.names("softlabels", key)]
 
 
 def to_table(views: Views, labels: SoftLabels) -> pyarrow.Table:
-    """One row a view: its number, classes, logits and the sum of the rest."""
+    """Convert soft labels to a table with one row per view: its number, classes, logits and the sum of the rest."""
     columns = {"view": pyarrow.array(views)}
     for name, tensor in (("classes", labels.classes), ("logits", labels.values)):
         if tensor is not None:
@@ -209,13 +210,13 @@ def write_table(table: pyarrow.Table, path: Path) -> None:
         table,
         path,
         compression="zstd",
-        use_dictionary=["classes.list.element"],  # ten bits a class of a thousand
+        use_dictionary=["classes.list.element"],  # ten bits per class, for a thousand classes
         column_encoding={"view": "DELTA_BINARY_PACKED", "logits.list.element": "BYTE_STREAM_SPLIT"},
     )
 
 
 def from_table(table: pyarrow.Table, total: int) -> tuple[Views, SoftLabels]:
-    """What `to_table` made a table of."""
+    """Invert `to_table`."""
 
     def column(name: str) -> pyarrow.Array:
         return table[name].combine_chunks()
@@ -225,7 +226,7 @@ def from_table(table: pyarrow.Table, total: int) -> tuple[Views, SoftLabels]:
         flat = lists.flatten().to_numpy(zero_copy_only=False)
         return torch.from_numpy(flat.reshape(len(table), lists.type.list_size).copy())
 
-    kept = "classes" in table.column_names
-    rest = torch.from_numpy(column("rest").to_numpy(zero_copy_only=False).copy()) if kept else None
-    labels = SoftLabels(matrix("logits"), matrix("classes") if kept else None, rest, total)
+    partial = "classes" in table.column_names
+    rest = torch.from_numpy(column("rest").to_numpy(zero_copy_only=False).copy()) if partial else None
+    labels = SoftLabels(matrix("logits"), matrix("classes") if partial else None, rest, total)
     return column("view").to_numpy(zero_copy_only=False).astype(np.int64), labels

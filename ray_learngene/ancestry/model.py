@@ -1,4 +1,4 @@
-"""The ancestry model: the frozen teacher, loaded from wherever it is."""
+"""The ancestry model: the frozen teacher, from timm's hub, a local folder or the store."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _STORED = {"ancestries": "ancestry", "descendants": "descendant"}
 class Ancestry(nn.Module):
     """A frozen ancestry model: images `[B, 3, H, W]` of any size to logits `[B, K]`.
 
-    Images are resized to the model's own input size where that is another.
+    Images of another size are resized to the model's own input size.
     """
 
     scale: Tensor | None
@@ -45,10 +45,10 @@ class Ancestry(nn.Module):
         self.labels = labels_of(model)
         self.register_buffer("scale", None, persistent=False)
         self.register_buffer("shift", None, persistent=False)
-        self._rounded: tuple[tuple[Any, ...], Ancestry] | None = None  # in a tuple: it is no part of this module
+        self._rounded: tuple[tuple[Any, ...], Ancestry] | None = None  # the tuple hides it from nn.Module's children
 
     def accept(self, mean: Sequence[float], std: Sequence[float]) -> None:
-        """Take images from now on that were normalised by these statistics, per channel, instead of its own."""
+        """Accept images normalised with these per-channel statistics instead of the model's own."""
         if (tuple(mean), tuple(std)) == (self.mean, self.std):
             self.scale = self.shift = None
         else:
@@ -65,37 +65,37 @@ class Ancestry(nn.Module):
         return self.model(images)
 
     def ready(self, device: torch.device, *, compiled: bool, autocast: torch.dtype | None = None) -> Ancestry:
-        """What answers on a device: this model itself or, for autocast, a copy, the same one every time.
+        """Return the model to run on a device: this model or, with autocast, a cached copy with rounded weights.
 
-        Autocast rounds weights that are not trained anew in every call; the copy's are rounded once, to the same bits.
+        Autocast rounds frozen weights again in every call. The copy rounds them once, to the same bits.
         """
         if autocast is None:
             if compiled:
                 compile_layers(self)
             return self.to(device)
-        asked = device, compiled, autocast
-        if self._rounded is None or self._rounded[0] != asked:
-            self.sha256()  # of the weights as they are, for the copy too
+        key = device, compiled, autocast
+        if self._rounded is None or self._rounded[0] != key:
+            self.sha256()  # hash the unrounded weights, also for the copy
             rounded = copy.deepcopy(self)
             for module in rounded.model.modules():
-                if type(module) in (nn.Linear, nn.Conv2d):  # a subclass may compute something else with its weights
+                if type(module) in (nn.Linear, nn.Conv2d):  # a subclass may use its weights differently
                     module.to(autocast)
-            # Not to train them: torch takes all images in one product only where the weight may get a gradient, else
-            # each in one of its own, with a copy of the weight, so that LeViT-256 takes half as long again in bf16.
+            # Not for training: torch folds a batch into one matrix product only if the weight requires a gradient.
+            # Otherwise each image gets its own product and copy of the weight: LeViT-256 takes 1.5x as long in bf16.
             rounded.requires_grad_(True)
-            self._rounded = asked, rounded.ready(device, compiled=compiled)
+            self._rounded = key, rounded.ready(device, compiled=compiled)
         return self._rounded[1]
 
     def __getstate__(self) -> dict[str, Any]:
-        """Without the copy: whoever pickles or copies this model makes its own."""
+        """Exclude the rounded copy from pickles and copies, which make their own."""
         return {**super().__getstate__(), "_rounded": None}
 
     def train(self, mode: bool = True) -> Ancestry:
-        """Stays in evaluation mode: its BatchNorm statistics and its heads belong to it."""
+        """Stay in evaluation mode, because training mode would change BatchNorm statistics and heads."""
         return super().train(False)
 
     def sha256(self) -> str:
-        """Hash of its weights."""
+        """Return the SHA-256 of the weights."""
         return self._sha256
 
     @cached_property
@@ -108,14 +108,14 @@ class Ancestry(nn.Module):
 
 
 def load_ancestry(reference: str, store: Store, flag: str = "--ancestry") -> Ancestry:
-    """The ancestry model behind `--ancestry`, or another flag that takes the same references.
+    """Load the ancestry model of `--ancestry`, or of another flag with the same references.
 
     Args:
         reference: A timm name (pretrained weights from the hub), `local-dir:FOLDER`, or `store:ancestries/NAME` or
             `store:descendants/SWEEP/NAME`.
 
     Raises:
-        UserError: there is no such model, its weights cannot be had, or it has no classification head.
+        UserError: there is no such model, its weights cannot be fetched, or it has no classification head.
     """
     scheme, _, rest = reference.partition(":")
     if scheme == "store":
@@ -142,7 +142,7 @@ def create_timm(name: str, flag: str, **arguments: Any) -> nn.Module:
         if not timm.is_model(name.removeprefix("hf-hub:").split(".")[0]) and not name.startswith("hf-hub:"):
             near = timm.list_models(f"*{name.split('_')[0]}*")[:3]
             raise UserError(
-                f"{flag} {name}: timm has no such model" + (f"; there is {', '.join(near)}" if near else "")
+                f"{flag} {name}: timm has no such model" + (f"; similar names: {', '.join(near)}" if near else "")
             )
         return timm.create_model(name, **arguments)
     except UserError:
@@ -154,15 +154,15 @@ def create_timm(name: str, flag: str, **arguments: Any) -> nn.Module:
             raise
         raise UserError(
             f"{flag} {name}: the pretrained weights cannot be fetched ({type(error).__name__}): check the network and "
-            "HF_HUB_OFFLINE, or put a timm model folder there by hand and name it local-dir:FOLDER"
+            "HF_HUB_OFFLINE, or copy a timm model folder to this host and name it as local-dir:FOLDER"
         ) from error
 
 
 def check_classes(ancestry: Ancestry, reference: str, data: str, classes: tuple[str, ...]) -> None:
-    """Refuse an ancestry model that was not trained for the label set of the images.
+    """Check that an ancestry model was trained for the label set of the images.
 
     Raises:
-        UserError: another number of classes, or other names.
+        UserError: the number of classes or their names differ.
     """
     if ancestry.classes != len(classes):
         raise UserError(
@@ -175,5 +175,5 @@ def check_classes(ancestry: Ancestry, reference: str, data: str, classes: tuple[
         )
         raise UserError(
             f"--ancestry {reference} calls class {first} {ancestry.labels[first]!r}, --data {data} calls "
-            f"it {classes[first]!r}: they were not labelled alike; use the same label set, or --no-labels"
+            f"it {classes[first]!r}: their label sets differ; use the same label set, or --no-labels"
         )
