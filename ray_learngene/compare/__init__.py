@@ -1,1 +1,1 @@
-"""`learngene bench`: methods under one recipe."""
+"""`learngene bench`: compare methods under one recipe."""

@@ -1,4 +1,4 @@
-"""Running a benchmark: searches, distillations and sweeps, each once, on Ray or in this process.
+"""Run a benchmark: searches, distillations and sweeps, each once, on Ray or in this process.
 
 learngene bench --config jobs/recipes/digits-bench.yaml --store ./store --out benchmarks/methods/digits
 """
@@ -44,14 +44,14 @@ from ray_learngene.sweep.sweep import sweep
 def bench(config: BenchConfig) -> pandas.DataFrame:
     """Search learning rates, distil and tune every arm at every size and seed, and write the tables and plots.
 
-    Whatever is in the store already is not trained again.
+    Artefacts that are already in the store are not trained again.
 
     Returns:
         One row per descendant, as written to `<out>/results.parquet` and to the store.
 
     Raises:
         Interrupted: this process was asked to end; the same call continues.
-        UserError: see the message; nothing has been trained then, or (some failed) the rest is kept.
+        UserError: the settings are invalid and nothing was trained, or runs failed and the store has all others.
     """
     folder_of("learngene", config.name)
     store = Store.of(config)
@@ -77,7 +77,7 @@ def bench(config: BenchConfig) -> pandas.DataFrame:
         for row in arms:
             for each in extract_configs(config, row, chosen.distill):
                 quietly(lambda each=each: extract(each))  # type: ignore[misc]
-        base = wanted[0].name  # whose preprocessing and head size all descendants share
+        base = wanted[0].name  # all descendants share its preprocessing and head size
         _search_tuning(config, store, arms, base, chosen)
         sweeps = _final_sweeps(config, arms, base, chosen)
     table = bench_table(config, store, sweeps, chosen)
@@ -89,12 +89,12 @@ def _refuse_failed(failed: Mapping[str, Failure]) -> None:
     if failed:
         name, failure = next(iter(failed.items()))
         raise UserError(
-            f"{len(failed)} distillations failed: {name}: {failure.reason}; the others are kept, run it again"
+            f"{len(failed)} distillations failed: {name}: {failure.reason}; the others are stored, run it again"
         )
 
 
 def _folder(out: str) -> Path:
-    """The folder for the results, made before anything is trained."""
+    """Create the folder for the results, before any training."""
     folder = Path(out).expanduser()
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -103,13 +103,15 @@ def _folder(out: str) -> Path:
     return folder
 
 
-def _refuse_another(config: BenchConfig, store: Store, facts: dict[str, str]) -> None:
-    """Rows made with different settings would not be comparable; arms, sizes, seeds and rates may be added later.
+def _refuse_another(config: BenchConfig, store: Store, hashes: dict[str, str]) -> None:
+    """Check that an earlier run of this benchmark had the same settings, so that rows stay comparable.
+
+    Arms, sizes, seeds and learning rates may be added later.
 
     Raises:
         UserError: a benchmark of that name was made with other settings.
     """
-    now = json.loads(json.dumps(decisive(config, BENCHMARK) | facts))
+    now = json.loads(json.dumps(decisive(config, BENCHMARK) | hashes))
     path = f"benches/{config.name}/settings.json"
     if store.create_text(path, json.dumps(now, indent=2) + "\n"):
         return
@@ -128,10 +130,10 @@ def _engine(config: BenchConfig) -> contextlib.AbstractContextManager[None]:
 def _search_distillation(
     config: BenchConfig, store: Store, distillations: Sequence[Distillation], chosen: Chosen
 ) -> None:
-    """Choose the best learning rate of every distillation by the images held out of the training split.
+    """Choose the best learning rate of every distillation on images held out of the training split.
 
-    A family searches at its largest size. A rate at which training diverges is none; another failure ends the search,
-    which would choose among fewer rates than it says.
+    A family searches at its largest size. A learning rate that diverges is ruled out. Any other failure ends the
+    search, because it would choose among fewer rates than reported.
     """
     searched: dict[str, Distillation] = {}
     for one in sorted(distillations, key=lambda one: (one.spec.width, one.spec.depth)):
@@ -153,7 +155,7 @@ def _search_distillation(
 
 
 def _best(grid: Sequence[float], losses: Mapping[float, float], why: str) -> float:
-    """The learning rate of the smallest loss; the only one where there is no choice."""
+    """Return the learning rate with the smallest loss, or the only learning rate of the grid."""
     if len(grid) == 1:
         return grid[0]
     if not losses:
@@ -162,9 +164,9 @@ def _best(grid: Sequence[float], losses: Mapping[float, float], why: str) -> flo
 
 
 def _search_tuning(config: BenchConfig, store: Store, arms: Sequence[Row], base: str, chosen: Chosen) -> None:
-    """Choose the best learning rate of every arm at the middle one of its sizes, by the held-out training images.
+    """Choose the best learning rate of every arm at its middle size, on the held-out training images.
 
-    The learngenes have seen those images; with their labels only where alpha is below 1.
+    The learngenes were distilled on these images too; their labels were used only if alpha is below 1.
     """
     groups: dict[tuple[str, int, Spec], list[Row]] = defaultdict(list)
     for row in arms:
@@ -178,7 +180,7 @@ def _search_tuning(config: BenchConfig, store: Store, arms: Sequence[Row], base:
             run = sweep_config(config, some[0], list(texts.values()), base, lr, [spec], search=True)
             try:
                 sweep(run, leaderboard=False)
-            except Diverged as error:  # that rate is none for those that did
+            except Diverged as error:  # rules this learning rate out for the arms that diverged
                 why = str(error)
             for row in some:
                 for one in current_descendants(store, run.name):
@@ -189,7 +191,7 @@ def _search_tuning(config: BenchConfig, store: Store, arms: Sequence[Row], base:
 
 
 def _final_sweeps(config: BenchConfig, arms: Sequence[Row], base: str, chosen: Chosen) -> dict[str, list[Row]]:
-    """Sweeps of the arms that are tuned alike, at the same sizes and learning rate; returns them by name."""
+    """Run one sweep for all arms with the same tuning, sizes and learning rate; return the arms by sweep name."""
     groups: dict[tuple[str, int, float, tuple[Spec, ...]], list[Row]] = defaultdict(list)
     for row in arms:
         for width in dict.fromkeys(spec.width for spec in row.specs):

@@ -22,21 +22,21 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Failure:
-    """Why a distillation failed; one that diverged would do so again."""
+    """Why a distillation failed; if it diverged, a retry would diverge again."""
 
     reason: str
     diverged: bool = False
 
 
 def distill_all(config: BenchConfig, store: Store, runs: Sequence[DistillConfig], what: str) -> dict[str, Failure]:
-    """Distil what is not in the store, side by side on the cluster or one after another in this process.
+    """Run the distillations that are not in the store: in parallel on the cluster, or one by one in this process.
 
     Returns:
-        Why runs failed, by their names.
+        Failures by name of the run.
 
     Raises:
-        Interrupted: this process was asked to end; what ran has written its checkpoints.
-        UserError: a learngene of the name of a run was made by another method.
+        Interrupted: this process was asked to end; running distillations have written their checkpoints.
+        UserError: another method made the learngene with the name of a run.
     """
     runs = list({run.name: run for run in runs}.values())
     left = [run for run in runs if not _is_done(store, run)]
@@ -80,7 +80,7 @@ def _distil_on_cluster(
 
         pending = {start(run): run for run in runs}
         while pending:
-            done, _ = ray.wait(list(pending), num_returns=1, timeout=1)  # a signal is only handled between two waits
+            done, _ = ray.wait(list(pending), num_returns=1, timeout=1)  # signals are only handled between two waits
             if not done:
                 continue
             run = pending.pop(done[0])
@@ -99,10 +99,10 @@ def _distil_on_cluster(
 
 
 def _is_done(store: Store, run: DistillConfig) -> bool:
-    """Whether a run is in the store.
+    """Check whether a run's learngene is in the store.
 
     Raises:
-        UserError: one of its name is there that was made by the method with other options, or for other epochs.
+        UserError: the learngene of that name was made by another method, with other options, or in other epochs.
     """
     if not store.exists("learngene", run.name):
         return False
@@ -116,7 +116,7 @@ def _is_done(store: Store, run: DistillConfig) -> bool:
 
 
 def _distill_task(run: DistillConfig, threads: int, requests: Queue) -> Failure | None:
-    """One distillation on the cluster, as by `_distil`."""
+    """Run `_distil` as a Ray task."""
     import torch
 
     from ray_learngene.cluster.preemption import watching
@@ -129,7 +129,7 @@ def _distill_task(run: DistillConfig, threads: int, requests: Queue) -> Failure 
 
 
 def _distil(run: DistillConfig) -> Failure | None:
-    """One distillation; what trying again would not help is returned, not raised."""
+    """Run one distillation; return a failure that a retry would not fix, raise any other."""
     try:
         quietly(lambda: distill(run))
     except UserError as error:
@@ -138,6 +138,6 @@ def _distil(run: DistillConfig) -> Failure | None:
 
 
 def quietly(action: Callable[[], object]) -> None:
-    """A benchmark's own lines say what its runs did."""
+    """Run an action without its output, because the benchmark prints one line per run itself."""
     with contextlib.redirect_stdout(io.StringIO()):
         action()

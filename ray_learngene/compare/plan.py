@@ -1,4 +1,4 @@
-"""What a benchmark trains: every arm's learngenes, which sizes it can do, and the configurations of its runs."""
+"""The plan of a benchmark: every arm's learngenes and possible sizes, and the configurations of its runs."""
 
 from __future__ import annotations
 
@@ -31,10 +31,10 @@ _PLAIN = Pretrained.name  # the method whose learngene is a whole model
 
 @dataclass(frozen=True)
 class Distillation:
-    """What is distilled, up to seed and learning rate; arms that start from the same model share it.
+    """A distillation without its seed and learning rate; arms that start from the same model share it.
 
     Attributes:
-        family: What it shares the search of its learning rate with: an arm, or the plain models of one kind of source.
+        family: Distillations of one family share a learning rate search: an arm, or the plain models of one source.
     """
 
     label: str
@@ -46,12 +46,12 @@ class Distillation:
 
 @dataclass(frozen=True)
 class Row:
-    """One arm with everything that follows from its configuration.
+    """One arm with everything derived from its configuration.
 
     Attributes:
-        distillations: By descendant's size; None where the method needs no learngene.
-        extracted: Whether its learngene is taken from the distilled model by another method.
-        refused: Why a size cannot be done, by size.
+        distillations: By the descendant's size; None if the method needs no learngene.
+        extracted: Whether another method extracts the learngene from the distilled model.
+        refused: By size, why the arm cannot make it.
     """
 
     name: str
@@ -63,22 +63,22 @@ class Row:
 
     @property
     def specs(self) -> list[Spec]:
-        """The sizes it can do."""
+        """The sizes that the arm can make."""
         return [spec for spec in self.distillations if spec not in self.refused]
 
     @property
     def per_size(self) -> bool:
-        """Whether every size has a learngene of its own, which is then a part of that size's cost."""
+        """Whether every size has its own learngene, which then counts as part of that size's cost."""
         return (self.arm.source or self.method.source) == "each" and self.method.needs_learngene
 
     @property
     def middle(self) -> Spec:
-        """The size at which its learning rate is searched."""
+        """The size of the learning rate search."""
         return self.specs[len(self.specs) // 2]
 
 
 def sizes(config: BenchConfig, classes: int) -> list[Spec]:
-    """The descendants' sizes, smallest first."""
+    """Return the descendants' sizes, smallest first."""
     base = preset(config.preset, image=config.image_size, classes=classes)
     widths = parse_numbers("widths", config.widths) if config.widths else [base.width]
     return [
@@ -89,10 +89,10 @@ def sizes(config: BenchConfig, classes: int) -> list[Spec]:
 
 
 def rows(config: BenchConfig, classes: int) -> list[Row]:
-    """Every arm, each tried at every size with an untrained learngene, so that nothing fails late.
+    """Plan every arm; expand an untrained learngene to every size, so that errors show before training.
 
     Raises:
-        UserError: a bad method or size, or an arm that can do none of the sizes.
+        UserError: a method or size is invalid, or an arm can make none of the sizes.
     """
     _check_names(config)
     specs = sizes(config, classes)
@@ -104,13 +104,13 @@ def rows(config: BenchConfig, classes: int) -> list[Row]:
 
 def _check_names(config: BenchConfig) -> None:
     for name in config.arms:
-        folder_of("learngene", f"{config.name}-{name}")  # refuses what no store can hold
+        folder_of("learngene", f"{config.name}-{name}")  # raises if the name is invalid in a store
         if name.startswith("model-"):
-            raise UserError(f"arm {name!r}: names that begin with model- are those of plain models; choose another")
+            raise UserError(f"arm {name!r}: names that begin with model- are for plain models; choose another")
 
 
 def _check_distinct(config: BenchConfig, made: Sequence[Row]) -> None:
-    """Refuse two arms that are trained alike, however they are written."""
+    """Check that no two arms train the same, even if they are written differently."""
     for number, row in enumerate(made):
         for other in made[:number]:
             if _trained(config, row) == _trained(config, other):
@@ -118,7 +118,7 @@ def _check_distinct(config: BenchConfig, made: Sequence[Row]) -> None:
 
 
 def _trained(config: BenchConfig, row: Row) -> tuple[Method, str, str, int]:
-    """All that decides an arm's results, whether it was written or is a default."""
+    """Return everything that determines an arm's results, with defaults filled in."""
     return row.method, row.arm.source or row.method.source, row.arm.tune, row.arm.epochs or config.epochs
 
 
@@ -136,7 +136,7 @@ def _row(config: BenchConfig, name: str, arm: BenchArm, specs: list[Spec], auxil
     extracted = method.needs_learngene and source != "auxiliary" and method.name != _PLAIN
     refused = _refused(method, distillations, extracted)
     if len(refused) == len(specs):
-        raise UserError(f"arm {name!r} can do none of the sizes: {refused[specs[0]]}")
+        raise UserError(f"arm {name!r} can make none of the sizes: {refused[specs[0]]}")
     return Row(name, arm, method, distillations, extracted, refused)
 
 
@@ -146,7 +146,7 @@ def _distillation(
     epochs = arm.epochs or config.epochs
     if source == "auxiliary":
         return Distillation(name, arm.method, auxiliary, name, epochs)
-    # the largest plain model is as deep as the auxiliary models, so that all learngenes have seen the same depth
+    # the largest plain model is as deep as the auxiliary models, so that all learngenes come from the same depth
     largest = auxiliary.replace(depth=max(auxiliary.depth, specs[-1].depth))
     chosen = {"largest": largest, "smallest": specs[0], "each": spec}[source]
     kind = "model" if epochs == config.epochs else f"model-e{epochs}"
@@ -170,19 +170,19 @@ def _refused(method: Method, distillations: dict[Spec, Distillation | None], ext
 
 
 def lr_text(lr: float) -> str:
-    """A learning rate in a name."""
+    """Format a learning rate for a name."""
     return f"{lr:.3g}".replace("+", "")
 
 
 def learngene_name(config: BenchConfig, label: str, lr: float, seed: int | str) -> str:
-    """Where a learngene lies in the store; another learning rate is another learngene."""
+    """Return the name of a learngene in the store; every learning rate has its own."""
     return f"{config.name}-{label}-lr{lr_text(lr)}-s{seed}"
 
 
 def distill_config(
     config: BenchConfig, distillation: Distillation, lr: float, seed: int, *, search: bool = False
 ) -> DistillConfig:
-    """One distillation in one plain process; of a search, it is shorter and validates on held-out training images."""
+    """Configure one single-process distillation; for a search, a shorter one validated on held-out training images."""
     name = learngene_name(config, distillation.label, lr, seed)
     epochs = distillation.epochs
     changes: dict[str, Any] = {
@@ -208,7 +208,7 @@ def distill_config(
 
 
 def extract_configs(config: BenchConfig, row: Row, lrs: Mapping[Distillation, float]) -> Iterator[ExtractConfig]:
-    """What turns plain models, distilled at these learning rates, into the arm's learngenes."""
+    """Yield the extractions of the arm's learngenes from plain models, distilled at these learning rates."""
     if not row.extracted:
         return
     for spec, distillation in {row.distillations[spec]: (spec, row.distillations[spec]) for spec in row.specs}.values():
@@ -225,7 +225,7 @@ def extract_configs(config: BenchConfig, row: Row, lrs: Mapping[Distillation, fl
 
 
 def arm_text(config: BenchConfig, row: Row, lrs: Mapping[Distillation, float]) -> str:
-    """The arm as a sweep takes it, with a learngene for every seed (and size), distilled at these learning rates."""
+    """Write the arm for a sweep, with a learngene for every seed (and size), distilled at these learning rates."""
     distillation = row.distillations[row.specs[0]]
     if distillation is None:
         return row.arm.method
@@ -233,7 +233,7 @@ def arm_text(config: BenchConfig, row: Row, lrs: Mapping[Distillation, float]) -
 
 
 def _label(row: Row) -> str:
-    """What the arm's learngenes are called, with the places of width and depth where every size has its own."""
+    """Return the label of the arm's learngenes, with placeholders for width and depth if sizes have their own."""
     made = {row.distillations[spec] for spec in row.specs}
     labels = {one.label for one in made if one is not None}
     several = len(labels) > 1
@@ -243,10 +243,10 @@ def _label(row: Row) -> str:
 
 
 def tuning_epochs(config: BenchConfig, row: Row) -> int:
-    """Epochs of each descendant.
+    """Return the epochs of each descendant.
 
-    `distilled` spends on all sizes the FLOPs that a learngene arm spends in all, on an auxiliary model that always has
-    its full depth and on tuning.
+    With `distilled` all sizes together cost the FLOPs of a learngene arm: those of an auxiliary model of full depth,
+    plus those of tuning.
     """
     if row.arm.tune != "distilled":
         return {"short": config.tune_epochs, "full": row.arm.epochs or config.epochs}[row.arm.tune]
@@ -256,14 +256,14 @@ def tuning_epochs(config: BenchConfig, row: Row) -> int:
 
 
 def learning_rates(config: BenchConfig, row: Row) -> tuple[float, ...]:
-    """The learning rates searched for the arm's descendants."""
+    """Return the learning rates to search for the arm's descendants."""
     return config.tune_lrs if row.arm.tune == "short" else config.lrs
 
 
 def sweep_config(
     config: BenchConfig, first: Row, arms: Sequence[str], learngene: str, lr: float, specs: Sequence[Spec], search: bool
 ) -> SweepConfig:
-    """A sweep of arms (as `arm_text` writes them) that are tuned like the first, at sizes of one width."""
+    """Configure a sweep of arms (as `arm_text` writes them) with the tuning of `first`, at sizes of one width."""
     tune = first.arm.tune
     other = {"arms", "ancestry", *(() if tune == "distilled" else DistillationConfig.model_fields)}
     names = {name: value for name, value in _shared(config, SweepConfig).items() if name not in other}
@@ -293,7 +293,7 @@ def sweep_config(
 
 
 def _search(config: BenchConfig) -> dict[str, Any]:
-    """What a search changes: never is anything chosen by the images that the benchmark reports on."""
+    """Return the settings of a search; it never chooses by the images that the benchmark reports."""
     epochs = config.search_epochs
     return {
         "validate_on": "holdout",
@@ -303,5 +303,5 @@ def _search(config: BenchConfig) -> dict[str, Any]:
 
 
 def _shared(config: BenchConfig, cls: type[Config]) -> dict[str, Any]:
-    """The settings that a command's configuration has in common with the benchmark's, where they were given."""
+    """Return the given settings of the benchmark that a command's configuration also has."""
     return {name: getattr(config, name) for name in cls.model_fields if name in config.model_fields_set}

@@ -1,4 +1,4 @@
-"""The benchmark's Parquet table, Markdown table and plots."""
+"""The benchmark's Parquet table, Markdown page and plots."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ RESULTS, PAGE, PLOTS = "results.parquet", "results.md", ("accuracy.svg", "break-
 
 
 def write_report(config: BenchConfig, store: Store, table: pandas.DataFrame, arms: Sequence[Row], folder: Path) -> None:
-    """Write the table into the store, and the table, the page and the plots into a folder."""
+    """Write the table to the store; write the table, the page and the plots to a folder."""
     rows = pyarrow.Table.from_pandas(table, preserve_index=False)
     store.write_table(f"benches/{config.name}/{RESULTS}", rows)
     table.to_parquet(folder / RESULTS, index=False)
@@ -33,7 +33,7 @@ def write_report(config: BenchConfig, store: Store, table: pandas.DataFrame, arm
 
 
 def page(config: BenchConfig, table: pandas.DataFrame, arms: Sequence[Row]) -> str:
-    """The Markdown page: what was run on what, the table of arms, and a table of sizes for each measure."""
+    """Render the Markdown page: settings and hardware, the table of arms, and a table of sizes for each measure."""
     environment = Environment(
         loader=PackageLoader("ray_learngene"), undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
@@ -66,14 +66,14 @@ def _known(value: float, text: str) -> str:
 
 
 def _rate(lr: float | None, grid: Sequence[float]) -> str:
-    """A learning rate; with a star where it is the smallest or largest of the rates that were searched."""
+    """Format a learning rate, with a star if it is the smallest or largest of the searched grid."""
     if lr is None or math.isnan(lr):
         return "-"
     return f"{lr:.1e}{' *' if len(grid) > 1 and lr in (min(grid), max(grid)) else ''}"
 
 
 def _count(descendants: float | None) -> str:
-    """A break-even in words where it is no number."""
+    """Format a break-even; infinity is `never`, NaN is `unknown`, None is `-`."""
     if descendants is None:
         return "-"
     return "never" if math.isinf(descendants) else _known(descendants, f"{descendants:.0f}")
@@ -95,7 +95,7 @@ def _style(index: int) -> dict[str, Any]:
 
 
 def accuracy_plot(table: pandas.DataFrame, names: Sequence[str]) -> Any:
-    """Accuracy against parameters before tuning, after one epoch and at the end; a line per arm and width."""
+    """Plot accuracy against parameters before tuning, after one epoch and at the end; a line per arm and width."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(13, 4.6), layout="constrained")
@@ -120,7 +120,7 @@ def accuracy_plot(table: pandas.DataFrame, names: Sequence[str]) -> Any:
 
 
 def break_even_plot(table: pandas.DataFrame, names: Sequence[str], most: int = 10) -> Any:
-    """Cost against the number of descendants: training FLOPs, seconds, and FLOPs with the ancestry and the search."""
+    """Plot cost against the number of descendants: training FLOPs, seconds, and FLOPs with ancestry and search."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(13, 4.6), layout="constrained")

@@ -1,4 +1,4 @@
-"""What a benchmark's table says of every arm: accuracy, stored parameters and total cost."""
+"""The summary of a benchmark's table: accuracy, stored parameters and total cost of every arm."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ import pandas
 
 MEASURES = {"top1_untuned": "before tuning", "top1_epoch1": "after 1 epoch", "top1": "at the end"}
 _SIZE = ["width", "depth"]
-_ROUNDING = 1e-9  # points of accuracy: two ways to take the same mean
+_ROUNDING = 1e-9  # points of accuracy: two ways to compute the same mean differ by less
 
 
 @dataclass(frozen=True)
 class Cost:
-    """What one arm costs, mean over seeds, in one unit (images, FLOPs or seconds).
+    """The cost of one arm, mean over seeds, in one unit (images, FLOPs or seconds).
 
     Attributes:
-        search: Of the learning rates, once.
-        once: Of everything that all sizes share.
-        each: Of one more size, mean over sizes: its tuning, and its own pre-training where it has one.
+        search: Cost of the learning rate search, paid once.
+        once: Cost of everything that all sizes share.
+        each: Cost of one more size, mean over sizes: its tuning, and its own pre-training if it has one.
     """
 
     search: float
@@ -30,17 +30,17 @@ class Cost:
     each: float
 
     def total(self, descendants: int, *, search: bool = True) -> float:
-        """To deliver so many sizes."""
+        """Compute the cost of delivering that many sizes."""
         return search * self.search + self.once + descendants * self.each
 
 
 def cost(arm: pandas.DataFrame, unit: str, *, ancestry: bool = False) -> Cost:
-    """The cost of an arm's rows of the table.
+    """Compute the cost of an arm from its rows of the table.
 
     Args:
-        unit: images, flops, teacher_flops or seconds. FLOPs include the teacher's forward passes, as measured seconds
-            do; teacher_flops are these passes alone.
-        ancestry: Count the ancestry's own training too. What is not known is not a number.
+        unit: images, flops, teacher_flops or seconds. FLOPs and seconds include teacher forward passes; teacher_flops
+            are these passes alone.
+        ancestry: Include the training of the ancestry model. The cost is NaN if that is unknown.
     """
     search = float(_spent(arm, "search", unit).iloc[0])
     own = _needs_ancestry(arm)
@@ -56,13 +56,13 @@ def cost(arm: pandas.DataFrame, unit: str, *, ancestry: bool = False) -> Cost:
 
 
 def _spent(rows: pandas.DataFrame, on: str, unit: str) -> pandas.Series:
-    """What rows spent on tuning, search or their learngene (tune, search, learngene)."""
+    """Return the cost of each row for one purpose: tune, search or learngene."""
     spent = rows[f"{on}_{unit}"]
     return spent + rows[f"{on}_teacher_flops"] if unit == "flops" else spent
 
 
 def per_size(arm: pandas.DataFrame) -> bool:
-    """Whether every size has a learngene of its own."""
+    """Check whether every size has its own learngene."""
     return bool(arm["per_size"].all())
 
 
@@ -71,21 +71,21 @@ def _needs_ancestry(arm: pandas.DataFrame) -> bool:
 
 
 def stored_parameters(arm: pandas.DataFrame) -> int:
-    """Parameters that must be kept to initialise all sizes of one seed."""
+    """Count the parameters to store for initialising all sizes of one seed."""
     made = arm.drop_duplicates("learngene").dropna(subset=["learngene"])
     return int(made["learngene_parameters"].sum() / max(1, arm["seed"].nunique())) if len(made) else 0
 
 
 def accuracy(arm: pandas.DataFrame, measure: str) -> tuple[float, float]:
-    """Mean over sizes and seeds, and the deviation over seeds of the mean over sizes."""
+    """Return the mean over sizes and seeds, and the standard deviation over seeds of the mean over sizes."""
     by_seed = arm.groupby("seed")[measure].mean()
     return float(by_seed.mean()), float(by_seed.std(ddof=1)) if len(by_seed) > 1 else 0.0
 
 
 def break_even(arm: Cost, reference: Cost, *, search: bool = True) -> float:
-    """The smallest number of descendants from which on an arm costs less than the reference.
+    """Return the smallest number of descendants from which on an arm costs less than the reference.
 
-    Infinity: at none. Not a number: a cost is not known.
+    Infinity means never; NaN means that a cost is unknown.
     """
     saved = reference.each - arm.each
     ahead = search * (arm.search - reference.search) + arm.once - reference.once
@@ -97,13 +97,13 @@ def break_even(arm: Cost, reference: Cost, *, search: bool = True) -> float:
 
 
 def cost_until(arm: pandas.DataFrame, reference: pandas.DataFrame, unit: str = "flops") -> tuple[float, int, int]:
-    """Cost, without search and ancestry, until the reference's final accuracy is reached at every size where it is.
+    """Compute the cost, without search and ancestry, until sizes reach the reference's final accuracy.
 
-    A size reaches it in the first epoch whose accuracy, averaged over seeds, is the reference's at the end or more.
-    What all sizes share is paid once.
+    A size reaches it in the first epoch whose accuracy, averaged over seeds, is at least the reference's at the end.
+    Sizes that never reach it do not count. The cost that all sizes share counts once.
 
     Returns:
-        The cost, the sizes that reach it and the sizes compared.
+        The cost, the number of sizes that reach the accuracy, and the number of sizes compared.
     """
     goals = reference.groupby(_SIZE)["top1"].mean()
     whole = cost(arm, unit)
@@ -128,10 +128,10 @@ def cost_until(arm: pandas.DataFrame, reference: pandas.DataFrame, unit: str = "
 def saving(
     arm: pandas.DataFrame, reference: pandas.DataFrame, descendants: int = 10, unit: str = "flops"
 ) -> float | None:
-    """How many times less training it takes to deliver so many sizes at the reference's final accuracy.
+    """Return the factor of training saved by an arm that delivers `descendants` sizes at the reference's accuracy.
 
-    Both are charged until they first reach it. Sizes are taken to cost what the measured ones cost in the mean. None
-    where a measured size does not reach it.
+    Both arms are charged until they first reach the reference's final accuracy. Every size is assumed to cost the mean
+    of the measured ones. None if a measured size does not reach the accuracy.
     """
     mine, theirs = (_until_all_reach(one, reference, descendants, unit) for one in (arm, reference))
     return theirs / mine if mine and theirs else None
@@ -146,9 +146,9 @@ def _until_all_reach(arm: pandas.DataFrame, reference: pandas.DataFrame, descend
 
 
 def summarise(table: pandas.DataFrame, arms: Sequence[str], reference: str) -> list[dict[str, Any]]:
-    """One row per arm, in the order given: costs of all its sizes together.
+    """Summarise every arm in one row, in the given order, with the costs of all its sizes together.
 
-    It is held against the reference (ratios, break-even) at the sizes that both have; None where they share none.
+    Ratios and break-even compare the arm to the reference at the sizes that both have; None if they share none.
     """
     base = table[table["arm"] == reference]
     rows = []
@@ -178,7 +178,7 @@ def summarise(table: pandas.DataFrame, arms: Sequence[str], reference: str) -> l
 
 
 def _against(arm: pandas.DataFrame, base: pandas.DataFrame) -> dict[str, Any]:
-    """An arm held against the reference, at the sizes that both have."""
+    """Compare an arm to the reference at the sizes that both have."""
     mine = arm.merge(base[_SIZE].drop_duplicates(), on=_SIZE)
     theirs = base.merge(arm[_SIZE].drop_duplicates(), on=_SIZE)
     count = len(mine.drop_duplicates(_SIZE))

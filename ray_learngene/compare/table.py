@@ -1,4 +1,4 @@
-"""The benchmark's one table: a row per descendant with what it and its learngene cost, and what the search did."""
+"""The benchmark's table: a row per descendant, with its cost and those of its learngene and of the search."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ COSTS = ("images", "flops", "teacher_flops", "seconds")
 
 @dataclass
 class Chosen:
-    """What the searches chose: the learning rate of every distillation and of every arm's tuning.
+    """The learning rates that the searches chose, for every distillation and for every arm's tuning.
 
     Attributes:
-        searched: The distillation at whose size a distillation's learning rate was searched.
+        searched: For each distillation, the one at whose size its learning rate was searched.
     """
 
     searched: dict[Distillation, Distillation] = field(default_factory=dict)
@@ -35,13 +35,15 @@ def bench_table(
 ) -> pandas.DataFrame:
     """Read every descendant of the final sweeps from the store.
 
-    Args:
-        sweeps: The arms of each, by its name.
+    Columns in addition to those of a sweep:
 
-    Columns beside those of a sweep: `arm` (the row's name), `method`, `per_size` (every size has a learngene of its
-    own), `tune`, `torch` and `revision` (the versions that trained it), `history` (top-1 by epoch, the untuned model
-    first), `tune_*`, `learngene_*` and `search_*` costs (images, FLOPs, the teacher's FLOPs, seconds), and the
-    ancestry's own as `ancestry_*` (empty where it is not known). Tuning includes what was fitted to the size.
+    - `arm` (the row's name), `method`, `tune`, `per_size` (every size has its own learngene);
+    - `torch` and `revision` (the versions that trained it), `history` (top-1 by epoch, the untuned model first);
+    - costs `tune_*` (with adapter fitting), `learngene_*`, `search_*`: images, FLOPs, teacher FLOPs, seconds;
+    - costs of the ancestry model's training as `ancestry_*`, empty if unknown.
+
+    Args:
+        sweeps: The arms of each sweep, by the sweep's name.
     """
     search = {row.name: _search_cost(config, store, row, chosen) for some in sweeps.values() for row in some}
     ancestry = _ancestry_cost(config, store)
@@ -51,7 +53,7 @@ def bench_table(
         for manifest in current_descendants(store, name):
             one = manifest.metadata["row"]
             if one["arm"] not in by_text or one["seed"] not in range(config.seed, config.seed + config.seeds):
-                continue  # of an earlier run with other arms or more seeds
+                continue  # from an earlier run with other arms or more seeds
             row = by_text[one["arm"]]
             table.append(
                 {
@@ -76,7 +78,7 @@ def bench_table(
 
 
 def current_descendants(store: Store, sweep: str) -> Iterator[Manifest]:
-    """A sweep's descendants, without those of a learngene that has been replaced or removed since."""
+    """Yield a sweep's descendants, except those whose learngene has been replaced or removed since."""
 
     @cache
     def version(learngene: str) -> str | None:
@@ -108,13 +110,13 @@ def _ancestry_cost(config: BenchConfig, store: Store) -> dict[str, Any]:
 
 
 def _search_cost(config: BenchConfig, store: Store, row: Row, chosen: Chosen) -> dict[str, float]:
-    """What the search of an arm's learning rates cost: a distillation and a tuning at every rate of the grids."""
+    """Sum the cost of an arm's learning rate search: a distillation and a tuning at every rate of the grids."""
     total = dict.fromkeys(COSTS, 0.0)
     owners = {chosen.searched[d] for spec in row.specs if (d := row.distillations[spec]) is not None}
     for owner in owners:
         for lr in config.lrs if len(config.lrs) > 1 else ():
             name = distill_config(config, owner, lr, config.seed, search=True).name
-            if not store.exists("learngene", name):  # it diverged, and was stopped at once
+            if not store.exists("learngene", name):  # it diverged and stopped early
                 continue
             cost = store.manifest("learngene", name).metadata["cost"]
             for key in COSTS:

@@ -83,7 +83,7 @@ def test_what_an_arm_cannot_do_is_left_out_with_its_reason() -> None:
 
 
 def test_an_arm_that_can_do_no_size_or_is_none_is_refused() -> None:
-    with pytest.raises(UserError, match="arm 'a' can do none of the sizes: .* width"):
+    with pytest.raises(UserError, match="arm 'a' can make none of the sizes: .* width"):
         rows(config(widths="64", arms={"a": {"method": "supernet"}, "scratch": {"method": "scratch"}}), 10)
     with pytest.raises(UserError, match="arm 'a': unknown method 'nothing'"):
         rows(config(arms={"a": {"method": "nothing"}, "scratch": {"method": "scratch"}}), 10)
@@ -185,6 +185,6 @@ def test_every_size_may_have_a_learngene_that_is_taken_from_its_own_model() -> N
 
 def test_an_arm_whose_method_decides_another_depth_is_refused_at_once() -> None:
     arms = {"sws": {"method": "sws:stages=1-1"}, "scratch": {"method": "scratch", "tune": "full"}}
-    says = r"arm 'sws' can do none of the sizes: --depth 6 and --method sws:stages=1-1 \(2 layers\) disagree"
+    says = r"arm 'sws' can make none of the sizes: --depth 6 and --method sws:stages=1-1 \(2 layers\) disagree"
     with pytest.raises(UserError, match=says):
         rows(config(arms=arms), 10)
