@@ -2,13 +2,27 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, UnidentifiedImageError
 
 from ray_learngene.errors import UserError
+
+# Cameras write odd tags; each would print a warning, and none of them is used here.
+warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.TiffImagePlugin")
+
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
@@ -22,7 +36,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
         low, high = np.asarray(image).min(), np.asarray(image).max()
         if not 0 <= low <= high <= 255 or 0 < high <= 1:
             raise ValueError("float pixels that are not from 0 to 255: convert it to 8 or 16 bits")
-    ImageOps.exif_transpose(image, in_place=True)
+    image = _upright(image)
     if image.mode.startswith("I"):
         # Pillow would clip at 255. Mode "I" has 32 bits, but most files that open in it (PGM) hold 16.
         grey = np.asarray(image).astype(np.int64)
@@ -32,6 +46,19 @@ def to_rgb(image: Image.Image) -> Image.Image:
     if image.mode == "P" and "transparency" in image.info:
         image = image.convert("RGBA")  # directly to RGB, Pillow warns
     return image if image.mode == "RGB" else image.convert("RGB")
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    """Turn an image as its EXIF orientation says.
+
+    `ImageOps.exif_transpose` also writes all other tags again, and fails on one that it cannot write.
+    """
+    try:
+        orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
+        turn = _UPRIGHT.get(orientation)
+    except Exception:  # EXIF that nobody can parse says nothing about the pixels, which are read
+        return image
+    return image if turn is None else image.transpose(turn)
 
 
 @contextmanager

@@ -1,6 +1,7 @@
 """Every kind of image becomes an upright RGB one, without warnings."""
 
 import io
+import struct
 import warnings
 
 import numpy as np
@@ -95,6 +96,35 @@ def test_exif_orientation_of_16_bit_grey() -> None:
     exif[0x0112] = 6
     values = np.arange(24 * 16, dtype=np.uint16).reshape(16, 24) * 128
     assert decoded(encoded(Image.fromarray(values), "PNG", exif=exif)).shape == (24, 16, 3)
+
+
+def with_tags(data: bytes, *tags: bytes, more: bytes = b"") -> bytes:
+    """A JPEG with an EXIF block of these tags, as a camera may write it."""
+    block = b"Exif\0\0II*\0" + struct.pack("<IH", 8, len(tags)) + b"".join(tags) + struct.pack("<I", 0) + more
+    return data[:2] + b"\xff\xe1" + struct.pack(">H", len(block) + 2) + block + data[2:]
+
+
+TURNED = struct.pack("<HHI4s", 0x0112, 3, 1, struct.pack("<H", 6))
+ODD_TAGS = {
+    "a rational of -1/0": (struct.pack("<HHII", 0x011A, 10, 1, 38), struct.pack("<ii", -1, 0)),
+    "a tag beyond the end": (struct.pack("<HHII", 0x010F, 2, 500, 9000), b""),
+    "an unknown type": (struct.pack("<HHII", 0x010F, 99, 1, 0), b""),
+}
+
+
+@pytest.mark.parametrize("odd", ODD_TAGS)
+def test_an_odd_tag_beside_the_orientation_refuses_no_image(odd: str) -> None:
+    tag, more = ODD_TAGS[odd]
+    plain = encoded(photo(), "JPEG", quality=95, subsampling=0)
+    with Image.open(io.BytesIO(with_tags(plain, TURNED, tag, more=more))) as image:
+        pixels = np.asarray(to_rgb(image)).astype(int)
+    assert close(pixels, np.rot90(np.asarray(photo()), 3), 12)
+
+
+def test_exif_that_cannot_be_parsed_says_nothing_about_the_pixels() -> None:
+    plain = encoded(photo(), "JPEG", quality=95, subsampling=0)
+    data = plain[:2] + b"\xff\xe1" + struct.pack(">H", 14) + b"Exif\0\0XX*\0ab" + plain[2:]
+    assert close(decoded(data), np.asarray(photo()), 12)
 
 
 @pytest.mark.parametrize(
