@@ -157,10 +157,10 @@ def _parse(arguments: list[str]) -> tuple[Any, ...] | None:
             f"learngene {command}: unknown argument {flag!r}" + (f"; did you mean {near[0]}?" if near else "")
         )
     flags = vars(known)
-    recipe = flags.pop("config", None)
+    recipes = flags.pop("config", None)
     for name in _COMMA_SEPARATED & {name for name, value in flags.items() if isinstance(value, list)}:
         flags[name] = [part.strip() for word in flags[name] for part in word.split(",") if part.strip()]
-    config = configs.load_config(cls, flags, recipe)
+    config = configs.load_config(cls, flags, recipes)
     return target, config
 
 
@@ -220,7 +220,12 @@ def _parser(command: str, cls: Any) -> argparse.ArgumentParser:
         argument_default=argparse.SUPPRESS,
     )
     if command != "submit":  # the recipe is the submitted command's
-        parser.add_argument("--config", metavar="YAML", help="recipe: a YAML file with any of these settings")
+        parser.add_argument(
+            "--config",
+            metavar="YAML",
+            action="append",
+            help="recipe: a YAML file with any of these settings; of several, a later one overrides an earlier one",
+        )
     shown: set[str] = set()
     for owner in cls.__mro__:  # the command's own settings first, then those it has in common with others
         declared = vars(owner).get("__annotations__", {}).keys() & cls.model_fields.keys()
@@ -275,9 +280,9 @@ def _argument(name: str, annotation: Any) -> dict[str, Any]:
 
 
 def _yaml(text: str) -> Any:
-    import yaml
+    from ray_learngene.config.documents import parse_yaml
 
     try:
-        return yaml.safe_load(text)
-    except yaml.YAMLError:
-        raise argparse.ArgumentTypeError(f"not YAML: {text!r}") from None
+        return parse_yaml(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{error}: {text[:100]!r}") from None

@@ -20,12 +20,11 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import yaml
-
 import ray_learngene
 from ray_learngene.cluster.session import require_listener, token_missing
 from ray_learngene.config import Config, SubmitConfig
 from ray_learngene.config.base import read_recipe
+from ray_learngene.config.documents import write_yaml
 from ray_learngene.errors import JobFailed, UserError
 from ray_learngene.provenance import REVISION_VARIABLE, fingerprint, git_revision
 
@@ -191,7 +190,7 @@ def _start(client: JobSubmissionClient, command: str, config: Config, runtime_en
         values = _decisive(config)
         if values.get("deepspeed"):
             values["deepspeed"] = Path(shutil.copy(values["deepspeed"], temporary)).name
-        (Path(temporary) / recipe).write_text(yaml.safe_dump(values, sort_keys=False, allow_unicode=True))
+        (Path(temporary) / recipe).write_text(write_yaml(values))
         try:
             client.submit_job(
                 entrypoint=f"python -m ray_learngene {command} --config {recipe}",

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import difflib
+import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
-import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from ray_learngene.config.documents import parse_yaml
 from ray_learngene.errors import UserError
 
 ConfigT = TypeVar("ConfigT", bound="Config")
@@ -23,45 +25,64 @@ ROUNDING: dict[str, Any] = {"decides": "rounding"}
 class Config(BaseModel):
     """Base of all configurations: immutable, and an unknown key is an error."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
     decides: ClassVar[str] = "result"  # what a class's own fields decide; see decides.py
 
 
-def load_config(cls: type[ConfigT], flags: dict[str, Any], recipe: str | Path | None = None) -> ConfigT:
-    """Build a configuration from a YAML recipe and flags that override it.
+def load_config(
+    cls: type[ConfigT], flags: dict[str, Any], recipes: str | Path | Sequence[str | Path] | None = None
+) -> ConfigT:
+    """Build a configuration from YAML recipes, a later one over an earlier one, and flags over all of them.
 
     Raises:
-        UserError: the recipe cannot be read, or a key or value is wrong; one line that names it.
+        UserError: a recipe cannot be read, or a key or value is wrong; one line that names it.
     """
-    values = {**(read_recipe(recipe) if recipe else {}), **flags}
+    paths = [recipes] if isinstance(recipes, str | Path) else list(recipes or ())
+    values: dict[str, Any] = {}
+    origin: dict[str, str | Path] = {}
+    for path in paths:
+        given = read_recipe(path)
+        values |= given
+        origin |= dict.fromkeys(given, path)
     try:
-        return cls(**values)
+        return cls(**{**values, **flags})
     except ValidationError as error:
-        raise UserError(_explain(error, cls, flags, recipe)) from None
+        raise UserError(_explain(error, cls, {key: at for key, at in origin.items() if key not in flags})) from None
 
 
 def read_recipe(path: str | Path) -> dict[str, Any]:
     """The keys of a YAML recipe."""
     try:
-        values = yaml.safe_load(Path(path).read_text())
+        values = parse_yaml(Path(path).read_text())
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"recipe {path}: {getattr(error, 'strerror', None) or 'not a text file'}") from None
-    except yaml.YAMLError as error:
-        mark, what = getattr(error, "problem_mark", None), getattr(error, "problem", None) or error
-        where = f" in line {mark.line + 1}" if mark else ""
-        raise UserError(f"recipe {path}: not YAML{where}: {' '.join(str(what).split())}") from None
+    except ValueError as error:
+        raise UserError(f"recipe {path}: {error}") from None
     if not isinstance(values, dict):
         raise UserError(f"recipe {path}: expected 'key: value' lines")
     return {str(key).replace("-", "_"): value for key, value in values.items()}
 
 
-def _explain(error: ValidationError, cls: type[Config], flags: dict[str, Any], recipe: str | Path | None) -> str:
+def address(text: str) -> str:
+    """An address as it was given.
+
+    Raises:
+        ValueError: it is a URI whose slashes were lost, which would be a local folder of that name.
+    """
+    if match := re.match(r"(s3a?|gs|gcs|abfss?|azure?|adl|https?|hdfs|hf|file):/?(?!/)", text, re.IGNORECASE):
+        scheme = match[1].lower()
+        start = f"{scheme}:///" if scheme == "file" else f"{scheme}://"
+        raise ValueError(f"write {start}{text[match.end() :]}, or ./{text} for a folder of that name")
+    return text
+
+
+def _explain(error: ValidationError, cls: type[Config], origin: dict[str, str | Path]) -> str:
     first = error.errors()[0]
     message = first["msg"].removeprefix("Value error, ")
     if not first["loc"]:
         return message
     key, *inside = map(str, first["loc"])
-    where = f"--{key.replace('_', '-')}" if key in flags or not recipe else f"recipe {recipe}: {key}"
+    where = f"recipe {origin[key]}: {key}" if key in origin else f"--{key.replace('_', '-')}"
     if inside:
         what = "no such setting" if first["type"] == "extra_forbidden" else f"{message[0].lower()}{message[1:]}"
         return f"{where}: {'.'.join(inside)}: {what}"
@@ -70,4 +91,9 @@ def _explain(error: ValidationError, cls: type[Config], flags: dict[str, Any], r
     if first["type"] == "extra_forbidden":
         near = difflib.get_close_matches(key, cls.model_fields, n=1)
         return f"{where}: no such setting" + (f"; did you mean {near[0]}?" if near else "")
-    return f"{where}: {message[0].lower()}{message[1:]}, got {first['input']!r}"
+    return f"{where}: {message[0].lower()}{message[1:]}, got {_brief(first['input'])}"
+
+
+def _brief(value: object) -> str:
+    text = repr(value) if not isinstance(value, int) or abs(value) < 10**20 else "a number of more than 20 digits"
+    return text if len(text) <= 100 else f"{text[:97]}..."

@@ -7,7 +7,7 @@ from typing import Literal
 
 from pydantic import Field, ValidationInfo, field_validator
 
-from ray_learngene.config.base import NOTHING, RESULT, Config
+from ray_learngene.config.base import NOTHING, RESULT, Config, address
 
 
 class DataConfig(Config):
@@ -62,6 +62,11 @@ class DataConfig(Config):
         "for longest are removed first; 0: no limit",
         json_schema_extra=NOTHING,
     )
+
+    @field_validator("data")
+    @classmethod
+    def _address(cls, data: str) -> str:
+        return address(data)
 
 
 class AugmentationConfig(Config):

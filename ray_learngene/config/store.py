@@ -8,6 +8,7 @@ from typing import Literal
 
 from pydantic import Field, field_validator
 
+from ray_learngene.config.base import address
 from ray_learngene.config.data import DataConfig
 from ray_learngene.config.texts import Quantity
 from ray_learngene.config.training import StoreConfig
@@ -46,6 +47,11 @@ class ConvertConfig(DataConfig):
     out: str = Field(description="empty target folder, at any URI")
     short_side: int | None = Field(256, ge=1, description="resize to this short side in pixels (never enlarged)")
     quality: int = Field(90, ge=1, le=100, description="JPEG quality of resized images")
+
+    @field_validator("out")
+    @classmethod
+    def _out(cls, out: str) -> str:
+        return address(out)
 
 
 class CheckConfig(DataConfig):

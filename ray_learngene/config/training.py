@@ -7,7 +7,7 @@ from typing import Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from ray_learngene.config.base import NOTHING, RESULT, ROUNDING, Config
+from ray_learngene.config.base import NOTHING, RESULT, ROUNDING, Config, address
 
 
 class OptimizationConfig(Config):
@@ -106,6 +106,7 @@ class StoreConfig(Config):
     @field_validator("store")
     @classmethod
     def _absolute(cls, store: str) -> str:
+        address(store)
         # Ray's workers run in folders of their own, where a relative path would be another one.
         return store if "://" in store else os.path.abspath(os.path.expanduser(store))
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 from collections.abc import Iterator
@@ -14,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ray_learngene.config import OptimizationConfig
+from ray_learngene.config.documents import parse_json
 from ray_learngene.errors import RunError, UserError
 from ray_learngene.training.engine_state import EngineState, read_state, write_state
 
@@ -79,11 +79,11 @@ def read_user_config(path: str) -> dict[str, Any]:
         UserError: the file cannot be read, or it contains settings that the run's own flags determine.
     """
     try:
-        values = json.loads(Path(path).read_text())
+        values = parse_json(Path(path).read_text())
     except OSError as error:
         raise UserError(f"--deepspeed {path}: {error.strerror}") from None
     except ValueError as error:
-        raise UserError(f"--deepspeed {path}: not JSON: {error}") from None
+        raise UserError(f"--deepspeed {path}: {error}") from None
     if not isinstance(values, dict):
         raise UserError(f"--deepspeed {path}: expected a JSON object")
     for key in _OURS:

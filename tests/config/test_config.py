@@ -88,6 +88,8 @@ def test_flags_override_the_recipe(tmp_path: Path) -> None:
         ("- a\n", "expected 'key: value' lines"),
         ("epochs: 3\na: [\n", "not YAML in line 3: expected the node content, but found '<stream end>'$"),
         ("\x00", "not YAML: .*special characters are not allowed"),
+        ("epochs: 3\nepochs: 4\n", "not YAML: line 2: 'epochs' is there twice$"),
+        ("lr: .inf\n", "lr: input should be a finite number"),
         ("epochs: many\n", "epochs: input should be a valid integer"),
     ],
 )
@@ -97,6 +99,31 @@ def test_a_bad_recipe_is_named(tmp_path: Path, text: str, says: str) -> None:
     with pytest.raises(UserError, match=says) as error:
         load_config(SweepConfig, {"data": "digits", "name": "x", "learngene": "y"}, recipe)
     assert str(recipe) in str(error.value) and "\n" not in str(error.value)
+
+
+def test_recipes_merge_in_order(tmp_path: Path) -> None:
+    for name, text in {"a": "epochs: 7\nseed: 1\n", "b": "seed: 2\nworkers: 1:2\n"}.items():
+        (tmp_path / name).write_text(text)
+    paths = [str(tmp_path / name) for name in "ab"]
+    flags = ["--data", "digits", "--name", "x", "--ancestry", "y", "--preset", "nano", "--seed", "3"]
+    for words, expected in ((flags, (7, 3, "1:2")), (flags[:-2], (7, 2, "1:2"))):
+        parsed = main._parse(["distill", "--config", paths[0], *words, "--config", paths[1]])
+        assert parsed is not None and (parsed[1].epochs, parsed[1].seed, parsed[1].workers) == expected
+    (tmp_path / "a").write_text("epochs: many\n")
+    with pytest.raises(UserError, match=f"^recipe {paths[0]}: epochs: "):
+        load_config(SweepConfig, {"data": "digits", "name": "x", "learngene": "y"}, paths)
+
+
+@pytest.mark.parametrize("store", ["s3:/bucket/x", "s3:bucket/x", "S3:/bucket/x"])
+def test_an_address_without_its_slashes_is_no_local_folder(store: str) -> None:
+    with pytest.raises(UserError, match="^--store: write s3://bucket/x, or ./"):
+        load_config(config.ListConfig, {"store": store})
+    with pytest.raises(UserError, match="^--out: write s3://"):
+        load_config(config.ConvertConfig, {"data": "digits", "out": store})
+    with pytest.raises(UserError, match="^--data: write s3://"):
+        load_config(config.CheckConfig, {"data": store})
+    for fine in ("s3://bucket/x", "./s3:x", "a:b", "/s3:/x"):
+        load_config(config.ListConfig, {"store": fine})
 
 
 @pytest.mark.parametrize("command", sorted(main.COMMANDS))
