@@ -26,6 +26,11 @@ class DataConfig(Config):
     )
     image_column: str = Field("image", description="Parquet column with the encoded image")
     label_column: str = Field("label", description="Parquet column with the label (class index or class name)")
+    split_column: str | None = Field(
+        None,
+        description="Parquet column that names the split of each row, whatever the files are called; default: the "
+        "names of files and folders, else a column called split",
+    )
     holdout: float = Field(
         0.1,
         gt=0,
@@ -67,6 +72,11 @@ class DataConfig(Config):
     @classmethod
     def _address(cls, data: str) -> str:
         return address(data)
+
+    @property
+    def reads_labels(self) -> bool:
+        """Whether the images' labels are used, so that there must be two classes at least."""
+        return True
 
 
 class AugmentationConfig(Config):

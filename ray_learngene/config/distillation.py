@@ -57,6 +57,11 @@ class DistillConfig(
             raise ValueError("alpha below 1 weighs the labels, but labels are off: set alpha 1 or turn labels on")
         return self
 
+    @property
+    def reads_labels(self) -> bool:
+        """Off without labels: a folder of images of no class is enough then."""
+        return self.labels
+
 
 class SoftLabelsConfig(DistillConfig):
     """`learngene softlabels`: compute the soft labels that a distillation with these very settings will read."""

@@ -21,7 +21,7 @@ from pyarrow.fs import FileSelector, FileSystem, FileType, LocalFileSystem
 from ray_learngene.config import DataConfig
 from ray_learngene.data.decode import readable, to_rgb
 from ray_learngene.data.formats.parquet_cache import CLASSES_KEY
-from ray_learngene.data.formats.webdataset import Item, open_webdataset
+from ray_learngene.data.formats.webdataset import UNLABELLED, Item, open_webdataset
 from ray_learngene.data.image_set import ImageSet
 from ray_learngene.data.open import open_image_sets
 from ray_learngene.errors import UserError
@@ -66,7 +66,7 @@ def convert(
         splits = open_webdataset(config.data.removeprefix("wds/"))
         schema = pa.schema([("image", pa.binary()), ("label", pa.int64()), ("name", pa.string())])
     else:
-        sets = open_image_sets(config)
+        sets = open_image_sets(config, labelled=False)  # perhaps for a distillation without them
         note = sets.note
         if twice := [name for name, count in Counter(sets.train.classes).items() if count > 1]:
             raise UserError(f"{config.data} has two classes {twice[0]!r}: shards tell them by name; rename one")
@@ -87,13 +87,16 @@ def convert(
             raise UserError(f"{error}, or leave it out: --unreadable skip") from None
 
     counts = {"train": 0, "val": 0}
+    unlabelled = 0
     skipped: list[str] = []
     with clear_errors(out), Shards(target, folder, schema, shard_bytes) as shards:
         with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as threads:
             for split, items in splits.items():
                 read = 0
                 while chunk := list(itertools.islice(items, _CHUNK)):
-                    for row in threads.map(encode, chunk):
+                    labelled = [item for item in chunk if item.label != UNLABELLED]
+                    unlabelled += len(chunk) - len(labelled)
+                    for row in threads.map(encode, labelled):
                         if isinstance(row, str):
                             skipped.append(row)
                         else:
@@ -103,6 +106,8 @@ def convert(
                     if progress is not None:
                         progress(split, read)
         shards.publish()
+    if unlabelled:
+        note = f"left out {unlabelled:,} images of the test split of {config.data}, which have no labels"
     return {**counts, "shards": len(shards.names), "bytes": shards.bytes, "skipped": skipped, "note": note}
 
 

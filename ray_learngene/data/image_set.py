@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -17,6 +17,12 @@ from ray_learngene.data.decode import readable, to_rgb
 from ray_learngene.errors import UserError
 
 Labels = npt.NDArray[np.int64]
+Report = Callable[[str], None]  # is told what is wrong with an image set
+
+
+def refuse(problem: str) -> None:
+    """The report that ends with the first problem."""
+    raise UserError(problem)
 
 
 class ImageSet(ABC):
@@ -136,21 +142,30 @@ def _spread(whole: ImageSet, share: float, *, of_single: int) -> npt.NDArray[np.
     return taken
 
 
-def hold_out_noted(whole: ImageSet, share: float, where: str) -> ImageSets:
-    """`hold_out` for a set that has no validation split of its own, with a note that says so."""
+def hold_out_noted(whole: ImageSet, share: float, where: str, more: str | None = None) -> ImageSets:
+    """`hold_out` for a set that has no validation split of its own, with a note that says so, and more."""
     note = f"no validation split in {where}: held out {100 * share:g} % per class (by position, the same in every run)"
-    return hold_out(whole, share, note)
+    return hold_out(whole, share, "\n".join(filter(None, (more, note))))
 
 
-def check_splits(sets: ImageSets, where: str) -> None:
-    """Raise `UserError` where a class has no training image or there is nothing to validate on."""
+def check_splits(sets: ImageSets, where: str, *, labelled: bool = True, report: Report = refuse) -> None:
+    """Report a class without a training image, fewer than two classes, and nothing to validate on.
+
+    Args:
+        labelled: Labels are used; without, one class is enough.
+    """
     classes = sets.train.classes
+    if labelled and len(classes) < 2:
+        report(
+            f"{where} has only one class, {classes[0]!r}: give the folder or the label column of all classes, or leave "
+            "the labels out of a distillation (--no-labels)"
+        )
     trained = np.bincount(sets.train.labels, minlength=len(classes))
     validated = np.bincount(sets.val.labels, minlength=len(classes))
     for name, images, validation_images in zip(classes, trained, validated, strict=True):
         if not images and validation_images:
-            raise UserError(f"{where}: class {name!r} is in the validation split only; add it to train or remove it")
-        if not images:
-            raise UserError(f"{where}: class {name!r} has no image; add images, or remove the class and close the gap")
+            report(f"{where}: class {name!r} is in the validation split only; add it to train or remove it")
+        elif not images:
+            report(f"{where}: class {name!r} has no image; add images, or remove the class and close the gap")
     if not len(sets.val):
-        raise UserError(f"{where}: the validation split is empty; add images or give classes more than one image")
+        report(f"{where}: the validation split is empty; add images or give classes more than one image")

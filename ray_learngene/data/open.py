@@ -8,34 +8,52 @@ from pathlib import Path
 
 from ray_learngene.config import DataConfig
 from ray_learngene.data.formats.builtin import open_cifar10, open_digits
+from ray_learngene.data.formats.files import left_out
 from ray_learngene.data.formats.folder import open_folder
 from ray_learngene.data.formats.parquet import open_parquet
 from ray_learngene.data.formats.split_names import split_of
 from ray_learngene.data.formats.timm_sets import open_timm_sets
-from ray_learngene.data.image_set import ImageSets, check_splits, hold_out, share_of
+from ray_learngene.data.image_set import ImageSets, Report, check_splits, hold_out, refuse, share_of
 from ray_learngene.errors import UserError
 
 KINDS = "digits, cifar10, a folder of class folders, Parquet files at any URI, torch/NAME, hfds/NAME or wds/PATH"
 
 
-def open_image_sets(config: DataConfig) -> ImageSets:
+def open_image_sets(config: DataConfig, report: Report = refuse, *, labelled: bool | None = None) -> ImageSets:
     """Open the training and the validation split of `config.data`.
+
+    Args:
+        report: Is told what is wrong with classes and labels; the default ends with the first such problem.
+        labelled: Labels are used, so that there must be two classes; default: what the configuration says.
 
     Raises:
         UserError: there is no such set, or its labels or splits are not usable; one line that names the place.
     """
-    sets = _open(config)
+    sets = _open(config, report)
+    notes = [_hidden_by_a_name(config.data), sets.note]
     if config.validate_on == "holdout":
-        note = f"validating on {100 * config.holdout:g} % per class held out of the training split of {config.data}"
-        sets = hold_out(sets.train, config.holdout, note)
+        notes.append(
+            f"validating on {100 * config.holdout:g} % per class held out of the training split of {config.data}"
+        )
+        sets = hold_out(sets.train, config.holdout)
     train, val = share_of(sets.train, config.train_share), share_of(sets.val, config.val_share)
-    sets = replace(sets, train=train, val=val)
-    check_splits(sets, config.data)
+    sets = replace(sets, train=train, val=val, note="\n".join(filter(None, notes)) or None)
+    labelled = config.reads_labels if labelled is None else labelled
+    check_splits(sets, config.data, labelled=labelled, report=report)
     return sets
 
 
-def _open(config: DataConfig) -> ImageSets:
+def _hidden_by_a_name(data: str) -> str | None:
+    """What to say where a local folder has the name of a set that is known by name."""
+    known = data in ("digits", "cifar10") or data.startswith(("torch/", "hfds/"))
+    if not (known and os.path.exists(data)):
+        return None
+    return f"--data {data} is the known set of that name, not the folder {data} here: write ./{data} for the folder"
+
+
+def _open(config: DataConfig, report: Report) -> ImageSets:
     data = config.data
+    validate = config.validate_on == "val"
     if data == "digits":
         return open_digits()
     if data == "cifar10":
@@ -47,6 +65,7 @@ def _open(config: DataConfig) -> ImageSets:
             holdout=config.holdout,
             image_column=config.image_column,
             label_column=config.label_column,
+            validate=validate,
         )
     if data.startswith("wds/"):
         raise UserError(
@@ -56,7 +75,7 @@ def _open(config: DataConfig) -> ImageSets:
     if "://" in data or data.endswith(".parquet") or _holds_parquet(Path(path)):
         return open_parquet(config)
     if os.path.isdir(path):
-        return open_folder(path, config.holdout)
+        return open_folder(path, config.holdout, validate=validate, report=report)
     raise UserError(f"no image set {data!r}: give {KINDS}")
 
 
@@ -65,4 +84,4 @@ def _holds_parquet(folder: Path) -> bool:
     if any(next(folder.glob(pattern), None) for pattern in ("*.parquet", "*/*.parquet")):
         return True
     deeper = (path.relative_to(folder).parts for path in folder.glob("*/*/*.parquet"))
-    return any(split_of(parts[1]) and not parts[0].startswith((".", "_")) for parts in deeper)
+    return any((split_of(parts[1]) or "=" in parts[1]) and not left_out(parts[0]) for parts in deeper)

@@ -42,7 +42,7 @@ def test_class_order_survives(tmp_path: Path) -> None:
 
 
 def test_only_larger_images_are_resized_and_others_keep_their_bytes(tmp_path: Path) -> None:
-    root = write_class_folders(tmp_path / "set", {"a": 3})
+    root = write_class_folders(tmp_path / "set", {"a": 3})  # one class: for a distillation without labels
     photo(1, (90, 40)).save(root / "a" / "1.jpg")
     photo(2, (40, 90)).convert("CMYK").save(root / "a" / "2.jpg")
     photo(3, (20, 90)).convert("L").save(root / "a" / "3.png")
@@ -122,6 +122,25 @@ def test_webdataset(tmp_path: Path) -> None:
     sets = open_image_sets(DataConfig(data=str(tmp_path / "out")))
     assert sets.train.classes == ("0", "1") and sets.train.labels.tolist() == [0, 1, 0, 1]
     assert [sets.train.encoded(index) for index in range(4)] == photos[:4]
+
+
+def test_webdataset_reads_every_ending_and_no_system_file(tmp_path: Path) -> None:
+    endings = {"0": ("jfif", "JPEG"), "1": ("AVIF", "AVIF"), "2": ("tif", "TIFF"), "3": ("gif", "GIF")}
+    samples = {"._0.jfif": b"junk", "__MACOSX/._0.jfif": b"junk", "./@eaDir/0.jpg": b"junk"}
+    for key, (ending, kind) in endings.items():
+        samples |= {f"./{key}.{ending}": encoded(photo(int(key)), kind), f"./{key}.cls": key.encode()}
+    write_shard(tmp_path / "wds" / "test-0.tar", samples)
+    assert convert(DataConfig(data=f"wds/{tmp_path / 'wds' / 'test-0.tar'}"), str(tmp_path / "out"))["train"] == 4
+
+
+def test_a_test_split_of_a_webdataset_may_have_no_labels(tmp_path: Path) -> None:
+    for split, labels in {"train": (b"0", b"1"), "test": (b"-1", None)}.items():
+        samples = {}
+        for number, label in enumerate(labels):
+            samples |= {f"{number}.jpg": encoded(photo(number))} | ({f"{number}.cls": label} if label else {})
+        write_shard(tmp_path / "wds" / f"{split}-0.tar", samples)
+    facts = convert(DataConfig(data=f"wds/{tmp_path / 'wds'}"), str(tmp_path / "out"))
+    assert (facts["train"], facts["val"]) == (2, 0) and "left out 2 images of the test split" in facts["note"]
 
 
 def test_webdataset_errors(tmp_path: Path) -> None:

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import os
+import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 import pyarrow as pa
 from PIL import Image
 
-from ray_learngene.data.formats.split_names import _PLAIN, _SPLIT, _only
-from ray_learngene.data.image_set import ImageSet, ImageSets, Labels, hold_out_noted
+from ray_learngene.data.formats.files import EXTENSIONS, find_images, not_read, subfolders
+from ray_learngene.data.formats.split_names import PLAIN, split_of, the_one
+from ray_learngene.data.image_set import ImageSet, ImageSets, Labels, Report, hold_out_noted, refuse
 from ray_learngene.errors import UserError
 from ray_learngene.io.errors import clear_errors
-
-EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
 
 
 class FolderSet(ImageSet):
@@ -45,42 +45,53 @@ class FolderSet(ImageSet):
             yield b"%s\0%d\0" % (name.as_py(), size)
 
 
-def open_folder(root: str, holdout: float) -> ImageSets:
+def open_folder(root: str, holdout: float, *, validate: bool = True, report: Report = refuse) -> ImageSets:
     """Open the class folders of a training split and of one to validate on, or class folders directly under `root`.
 
     Splits are folders of class folders whose names say so: `train`, `Training`, `seg_train`, `val`, `test_set`, ... A
     test split is validated on where there is no other.
 
+    Args:
+        validate: False does not read a split to validate on; the training split stands for it.
+        report: Is told what is wrong with class folders; what it does not refuse is left out.
+
     Raises:
-        UserError: there are no class folders or images, a class folder is empty, an image is outside any of them, or
-            a class is in one split only.
+        UserError: there are no class folders or images, or, by default, a class folder is empty, an image is outside
+            any of them, or a class is in one split only.
     """
     root = os.path.abspath(root)
     with clear_errors(root):
-        folders = _subfolders(root)
-        named = {name: match[1].lower() for name in folders if (match := _SPLIT.fullmatch(name))}
-        splits = {name: split for name, split in named.items() if _subfolders(os.path.join(root, name))}
+        folders = subfolders(root)
+        named = {name: split for name in folders if (split := split_of(name))}
+        splits = {name: split for name, split in named.items() if subfolders(os.path.join(root, name))}
         train = _training(root, folders, named, splits)
         if train is None:
-            return hold_out_noted(_open_split(root), holdout, root)
+            whole, note = _open_split(root, report)
+            return hold_out_noted(whole, holdout, root, note)
         # A val without class folders will be told so; a test split often has none, as its labels are secret.
-        flat = next((name for name in named if name.lower() in _PLAIN["val"]), None)
-        val = _only(root, splits, "val") or flat or _only(root, splits, "test")
-        opened = _open_split(os.path.join(root, train))
+        flat = next((name for name in named if name.lower() in PLAIN["val"]), None)
+        opened, note = _open_split(os.path.join(root, train), report)
+        val = the_one(root, splits, "val") or flat or the_one(root, splits, "test")
         if val is None:
-            return hold_out_noted(opened, holdout, root)
-        return ImageSets(opened, _open_split(os.path.join(root, val), opened.classes))
+            return hold_out_noted(opened, holdout, root, note)
+        if not validate:
+            return ImageSets(opened, opened, note)
+        second, more = _open_split(os.path.join(root, val), report, opened.classes)
+        return ImageSets(opened, second, "\n".join(filter(None, (note, more))) or None)
 
 
 def _training(root: str, folders: Sequence[str], named: Mapping[str, str], splits: Mapping[str, str]) -> str | None:
     """The folder of the training split; None where the folders are those of classes, perhaps called like splits."""
-    train = _only(root, splits, "train")
     others = {"val", "test"} & set(splits.values())
-    if train and (train.lower() in _PLAIN["train"] or others or len(named) == len(folders)):
-        return train
+    plain = [name for name, split in splits.items() if name.lower() in PLAIN[split]]
+    if "train" in splits.values() and (
+        others or len(named) == len(folders) or any(splits[name] == "train" for name in plain)
+    ):
+        return the_one(root, splits, "train")
     kinds = set(named.values())
-    plain = [name for name, split in splits.items() if split != "train" and name.lower() in _PLAIN[split]]
-    told = list(named) if len(named) == len(folders) or ("train" in kinds and len(kinds) > 1) else plain
+    # Several folders that tell one and the same split are classes, such as blood_test and eye_test.
+    all_named = len(named) == len(folders) and (len(kinds) > 1 or len(named) == 1)
+    told = list(named) if all_named or ("train" in kinds and len(kinds) > 1) else plain
     if told:
         raise UserError(
             f"{root} has {' and '.join(f'{name}/' for name in told)} but no train/ with class folders: add it, or give "
@@ -94,46 +105,58 @@ def _printable(path: str) -> str:
     return os.fsencode(path).decode("utf-8", "backslashreplace")
 
 
-def _subfolders(folder: str) -> list[str]:
-    with os.scandir(folder) as entries:
-        return sorted(entry.name for entry in entries if entry.is_dir() and not entry.name.startswith("."))
+def same_name(name: str) -> str:
+    """What two spellings of one name have in common: an accent is a character of its own on some file systems."""
+    return unicodedata.normalize("NFC", name)
 
 
-def _open_split(folder: str, classes: tuple[str, ...] | None = None) -> FolderSet:
-    found = _subfolders(folder)
+def _open_split(folder: str, report: Report, classes: tuple[str, ...] | None = None) -> tuple[FolderSet, str | None]:
+    """The images of a split, and what the user should know about it."""
+    found = subfolders(folder)
     if not found:
         raise UserError(f"{folder} has no class folders: put the images of each class into a folder with its name")
     for name in found:
         if _printable(name) != name:
             raise UserError(f"class folder {_printable(os.path.join(folder, name))} has no UTF-8 name: rename it")
-    names = _image_names(folder)
-    members = [name.split(os.sep, 1)[0] for name in names]
-    for name, member in zip(names, members, strict=True):
-        if name == member:
-            raise UserError(
-                f"{_printable(os.path.join(folder, name))} is outside any class folder: move it into one, or away"
-            )
+    files = find_images(folder)
+    note = not_read(files.others, {kind: _printable(name) for kind, name in files.examples.items()}, folder)
+    if not files.images:
+        reason = f"; {note}" if note else ""
+        raise UserError(f"{folder} has no images ({', '.join(EXTENSIONS)}) in its class folders: add some{reason}")
+    if not any(name.count(os.sep) < 2 for name in files.images):
+        _refuse_level(folder, found)
+    known = {same_name(name): index for index, name in enumerate(classes or found)}
+    if len(known) < len(classes or found):
+        twice = next(name for number, name in enumerate(found) if same_name(name) in map(same_name, found[:number]))
+        raise UserError(f"{folder} has two folders {twice!r} whose accents are encoded differently: merge them")
     for name in found:
-        if classes is not None and name not in classes:
-            raise UserError(f"class {name!r} is in {folder} but not in the training split: add it there or remove it")
-    empty = sorted(set(found) - set(members))
-    if empty:
-        raise UserError(f"class folder {os.path.join(folder, empty[0])} has no images: add some or remove the folder")
-    classes = classes or tuple(found)
-    indices = {name: index for index, name in enumerate(classes)}
-    return FolderSet(folder, names, np.array([indices[member] for member in members], dtype=np.int64), classes)
+        if same_name(name) not in known:
+            report(f"class {name!r} is in {folder} but not in the training split: add it there or remove it")
+    names, labels = [], []
+    with_images = set()
+    for name in files.images:
+        member, inside, _ = name.partition(os.sep)
+        if not inside:
+            report(f"{_printable(os.path.join(folder, name))} is outside any class folder: move it into one, or away")
+            continue
+        with_images.add(member)
+        if same_name(member) in known:
+            names.append(name)
+            labels.append(known[same_name(member)])
+    for name in sorted(set(found) - with_images):
+        report(f"class folder {os.path.join(folder, name)} has no images: add some or remove the folder")
+    return FolderSet(folder, names, np.array(labels, dtype=np.int64), classes or tuple(found)), note
 
 
-def _image_names(folder: str) -> list[str]:
-    def refuse(error: OSError) -> None:
-        raise error
-
-    names = []
-    for place, folders, files in os.walk(folder, onerror=refuse, followlinks=True):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        for name in files:
-            if not name.startswith(".") and name.lower().endswith(EXTENSIONS):
-                names.append(os.path.relpath(os.path.join(place, name), folder))
-    if not names:
-        raise UserError(f"{folder} has no images ({', '.join(EXTENSIONS)}) in its class folders: add some")
-    return sorted(names)
+def _refuse_level(folder: str, found: Sequence[str]) -> None:
+    """Refuse class folders that hold only folders: the set is a level below, or has a level too many."""
+    inside = os.path.join(folder, found[0])
+    inner = subfolders(inside)
+    if any(map(split_of, inner)):
+        raise UserError(
+            f"{folder} is a level too high: its folder {found[0]} has {', '.join(inner[:3])}; give {inside}"
+        )
+    raise UserError(
+        f"the class folders of {folder} hold only folders ({found[0]}/{inner[0] if inner else '...'}): give {inside} "
+        "if its folders are the classes, else put the images directly into the class folders"
+    )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +15,9 @@ from PIL import Image
 from pyarrow.fs import FileSelector, FileSystem
 
 from ray_learngene.config import DataConfig
-from ray_learngene.data.formats.parquet_cache import CLASSES_KEY, Source, cached_rows
+from ray_learngene.data.formats.files import left_out
+from ray_learngene.data.formats.folder import same_name
+from ray_learngene.data.formats.parquet_cache import CLASSES_KEY, UNLABELLED, Source, cached_rows
 from ray_learngene.data.formats.split_names import group_by_split, split_of
 from ray_learngene.data.image_set import ImageSet, ImageSets, Labels, Subset, hold_out_noted
 from ray_learngene.errors import UserError
@@ -67,7 +69,9 @@ class ParquetSet(ImageSet):
 
 
 def open_parquet(config: DataConfig) -> ImageSets:
-    """Open the Parquet files at `config.data`; splits come from file or folder names, or from a column `split`.
+    """Open the Parquet files at `config.data`; splits come from file or folder names, or from `config.split_column`.
+
+    A test split without labels is left out. With `validate_on="holdout"` no split to validate on is read.
 
     Raises:
         UserError: there are no files, or columns, labels or splits are not usable; names file and row, or class.
@@ -82,18 +86,75 @@ def open_parquet(config: DataConfig) -> ImageSets:
         raise UserError(f"no *.parquet files at {uri}: check the address (image files must be in a local folder)")
     if single:
         address, groups = os.path.dirname(address), {"train": found}  # a set of its own, whatever its name says
+    elif config.split_column:
+        groups = {"train": found}
     else:
         groups = group_by_split(found, uri)
-    columns = (config.image_column, config.label_column)
+    holdout_only = config.validate_on == "holdout" and len(groups) > 1
+    if holdout_only:
+        groups = {"train": groups["train"]}
+    columns = (config.image_column, config.label_column, config.split_column or "split")
     limit = config.cache_gb * 1e9
     rows = {split: Rows(Source(address, tuple(names), *columns), limit) for split, names in groups.items()}
-    classes, labels = _labels(rows, uri)
-    train = ParquetSet(rows["train"], labels["train"], classes)
-    if "val" in rows:
-        return ImageSets(train, ParquetSet(rows["val"], labels["val"], classes))
-    if "split" in train.rows.table.column_names:
-        return _split_by_column(train, config.holdout, uri)
-    return hold_out_noted(train, config.holdout, uri)
+    whole = rows["train"]
+    if config.split_column and "split" not in whole.table.column_names:
+        raise UserError(f"{uri}: column {config.split_column!r} does not name splits; choose another --split-column")
+    members = _rows_of_splits(whole, uri) if len(rows) == 1 and "split" in whole.table.column_names else None
+    return _ImagesOf(rows, members, config, holdout_only).sets()
+
+
+class _ImagesOf:
+    """The splits of some rows, and their labels."""
+
+    def __init__(
+        self, rows: dict[str, Rows], members: dict[str, Labels] | None, config: DataConfig, holdout_only: bool
+    ) -> None:
+        self.rows, self.members, self.config, self.holdout_only = rows, members, config, holdout_only
+        self.notes: list[str] = []
+
+    def sets(self) -> ImageSets:
+        config, uri = self.config, self.config.data
+        validation = self._validation()
+        classes, labels = _labels(self.rows, self._used(validation), uri)
+        train: ImageSet = ParquetSet(self.rows["train"], labels["train"], classes)
+        whole = train
+        if self.members is not None:
+            train = Subset(whole, self.members["train"])
+        note = "\n".join(self.notes) or None
+        if validation is not None and self.members is not None:
+            return ImageSets(train, Subset(whole, self.members[validation]), note)
+        if validation is not None:
+            return ImageSets(train, ParquetSet(self.rows[validation], labels[validation], classes), note)
+        if self.holdout_only:
+            return ImageSets(train, train, note)
+        return hold_out_noted(train, config.holdout, uri, note)
+
+    def _validation(self) -> str | None:
+        """The split to validate on; None where there is none, or none that is read."""
+        splits = self.rows if self.members is None else self.members
+        found = next((split for split in ("val", "test") if split in splits), None)
+        if found and self.members is not None and self.config.validate_on == "holdout":
+            self.holdout_only = True
+            return None
+        if found == "test" and self._unlabelled():
+            self.notes.append(f"the test split of {self.config.data} has no labels: left out")
+            self.rows.pop("test", None)
+            return None
+        return found
+
+    def _unlabelled(self) -> bool:
+        rows = self.rows["test"] if self.members is None else self.rows["train"]
+        labels = rows.table["label"]
+        if self.members is not None:
+            labels = labels.take(pa.array(self.members["test"]))
+        return set(labels.unique().to_pylist()) <= UNLABELLED
+
+    def _used(self, validation: str | None) -> dict[str, Labels | None]:
+        """The rows of every table whose labels are used; None: all."""
+        if self.members is None:
+            return dict.fromkeys(self.rows)
+        chosen = [self.members["train"], *([self.members[validation]] if validation else [])]
+        return {"train": np.union1d(chosen[0], chosen[-1])}
 
 
 def find_files(source: FileSystem, root: str, ending: str) -> list[str]:
@@ -102,45 +163,67 @@ def find_files(source: FileSystem, root: str, ending: str) -> list[str]:
         return [os.path.basename(root)]
     selected = source.get_file_info(FileSelector(root, allow_not_found=True, recursive=True))
     names = (info.path[len(root) :].lstrip("/") for info in selected if info.is_file and info.path.endswith(ending))
-    return sorted(name for name in names if not any(part.startswith((".", "_")) for part in name.split("/")))
+    return sorted(name for name in names if not any(map(left_out, name.split("/"))))
 
 
-def _split_by_column(whole: ParquetSet, holdout: float, uri: str) -> ImageSets:
-    column = whole.rows.table["split"].to_numpy()
-    members: dict[str | None, np.ndarray] = {}
+def _rows_of_splits(rows: Rows, uri: str) -> dict[str, Labels]:
+    """The rows of every split, as the column says."""
+    column = rows.table["split"].to_numpy()
+    members: dict[str, np.ndarray] = {}
     for value in dict.fromkeys(column):
         split = split_of(value) if isinstance(value, str) else None
         chosen = np.flatnonzero(column == value)
         if split is None:
-            row = whole.describe(int(chosen[0]) if chosen.size else 0)
+            row = rows.describe(int(chosen[0]) if chosen.size else 0)
             raise UserError(f"{row}: split is {value!r}; it must be train, val, validation or test")
         members[split] = np.union1d(members.get(split, chosen), chosen)
     if "train" not in members:
-        raise UserError(f"{uri}: column split has no rows of train; add some")
-    train = Subset(whole, members["train"])
-    val = members.get("val", members.get("test"))
-    return hold_out_noted(train, holdout, uri) if val is None else ImageSets(train, Subset(whole, val))
+        raise UserError(f"{uri}: column {rows.source.split_column} has no rows of train; add some")
+    return members
 
 
-def _labels(rows: dict[str, Rows], uri: str) -> tuple[tuple[str, ...], dict[str, Labels]]:
+def _labels(
+    rows: dict[str, Rows], used: dict[str, Labels | None], uri: str
+) -> tuple[tuple[str, ...], dict[str, Labels]]:
+    """The classes, and the class index of every row; what the rows that are not used have is never looked at."""
     columns = {split: each.table["label"] for split, each in rows.items()}
     kinds = {column.type for column in columns.values()}
     if len(kinds) > 1:
         raise UserError(f"{uri}: labels are class names in one split and indices in the other; write them alike")
     stored = rows["train"].classes
     if kinds == {pa.string()}:
-        names = sorted(set().union(*(column.unique().to_pylist() for column in columns.values())))
-        classes = stored if stored and set(names) <= set(stored) else names
-        order = pa.array(classes, pa.string())
-        indices = {split: pc.index_in(column, value_set=order) for split, column in columns.items()}
-        return tuple(classes), {split: column.to_numpy().astype(np.int64) for split, column in indices.items()}
+        read = (
+            column if (part := used[split]) is None else column.take(pa.array(part))
+            for split, column in columns.items()
+        )
+        names = sorted(set().union(*(column.unique().to_pylist() for column in read)))
+        return _by_name(names, stored, columns)
     labels = {split: column.to_numpy() for split, column in columns.items()}
+    parts: dict[str, Labels] = {}
     for split, values in labels.items():
+        chosen = used[split]
+        parts[split] = np.arange(len(values)) if chosen is None else chosen
+    for split, part in parts.items():
+        values = labels[split][part]
         # More classes than rows cannot all have images; without this bound one wild label would ask for all memory.
-        limit = len(stored) if stored else len(rows["train"])
-        wrong = np.flatnonzero((values < 0) | (values >= limit))
+        wrong = np.flatnonzero((values < 0) | (values >= (len(stored) if stored else len(rows["train"]))))
         if wrong.size:
-            where = rows[split].describe(int(wrong[0]))
+            where = rows[split].describe(int(part[wrong[0]]))
             raise UserError(f"{where}: label {values[wrong[0]]} is out of range; labels are 0..classes-1 without gaps")
-    count = 1 + int(max(values.max() for values in labels.values()))
+    count = 1 + max(int(labels[split][part].max()) for split, part in parts.items())
     return tuple(stored or (str(label) for label in range(count))), labels
+
+
+def _by_name(
+    names: Sequence[str], stored: Sequence[str] | None, columns: dict[str, pa.ChunkedArray]
+) -> tuple[tuple[str, ...], dict[str, Labels]]:
+    """Class indices of class names; spellings that differ in the encoding of accents alone are one class."""
+    classes = list(stored) if stored and {*map(same_name, names)} <= {*map(same_name, stored)} else names
+    first = {same_name(name): name for name in reversed(classes)}
+    classes = list(dict.fromkeys(first[same_name(name)] for name in classes))
+    position = {same_name(name): number for number, name in enumerate(classes)}
+    every = dict.fromkeys([*classes, *(stored or ()), *names])
+    spelled = {name: position[same_name(name)] for name in every if same_name(name) in position}
+    order, index = pa.array(spelled, pa.string()), np.array([*spelled.values(), -1])
+    found = {split: pc.fill_null(pc.index_in(column, value_set=order), -1) for split, column in columns.items()}
+    return tuple(classes), {split: index[column.to_numpy()] for split, column in found.items()}

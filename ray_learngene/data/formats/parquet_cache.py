@@ -16,17 +16,21 @@ from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
+from urllib.parse import unquote
 
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from pyarrow.fs import FileSystem
 
+from ray_learngene.data.formats.split_names import split_of
 from ray_learngene.errors import UserError
 from ray_learngene.io.errors import clear_errors
 from ray_learngene.io.filesystems import filesystem
 
 CLASSES_KEY = b"ray_learngene.classes"
+UNLABELLED = {-1, ""}  # what stands for the label of an image that has none
 _BATCH_ROWS = 256
 _FORMAT = 1
 
@@ -39,6 +43,11 @@ class Source:
     names: tuple[str, ...]
     image_column: str
     label_column: str
+    split_column: str = "split"
+
+    def state(self) -> dict[str, Any]:
+        """What it is known by in the cache: alike for all that name no split column."""
+        return {key: value for key, value in asdict(self).items() if (key, value) != ("split_column", "split")}
 
 
 def cached_rows(source: Source, limit: float = 0) -> Path:
@@ -60,7 +69,7 @@ def cached_rows(source: Source, limit: float = 0) -> Path:
     for file, name in zip(files, source.names, strict=True):
         if not file.is_file:
             raise UserError(f"{name} is not in {source.uri} on this machine: put the set where all machines see it")
-    state = [_FORMAT, asdict(source), [(file.size, file.mtime_ns) for file in files]]
+    state = [_FORMAT, source.state(), [(file.size, file.mtime_ns) for file in files]]
     folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ray_learngene"
     path = folder / f"{hashlib.sha256(json.dumps(state).encode()).hexdigest()[:32]}.arrow"
     _opened.add(path)
@@ -130,7 +139,8 @@ def _batches(place: FileSystem, paths: Sequence[str], source: Source) -> Iterato
             if not found.equals(schema):
                 raise UserError(f"{name}: columns have other types than in {source.names[0]}; write all files alike")
             row = 0
-            columns = [source.image_column, source.label_column, *(["split"] if "split" in schema.names else [])]
+            used = (source.image_column, source.label_column, source.split_column)
+            columns = [column for column in used if column in parquet.schema_arrow.names]
             for batch in parquet.iter_batches(_BATCH_ROWS, columns=columns):
                 yield _cached_batch(batch, schema, source, number, row)
                 row += batch.num_rows
@@ -141,19 +151,24 @@ def _batches(place: FileSystem, paths: Sequence[str], source: Source) -> Iterato
 
 def _schema(found: pa.Schema, name: str, source: Source) -> pa.Schema:
     image_column, label_column = source.image_column, source.label_column
+    partitions = _partitions(name)
     for column, flag in ((image_column, "--image-column"), (label_column, "--label-column")):
-        if column not in found.names:
+        if column not in found.names and not (column == label_column and column in partitions):
             raise UserError(f"{name} has no column {column!r} but {', '.join(found.names)}: choose one with {flag}")
         if found.names.count(column) > 1:
             raise UserError(f"{name} has two columns {column!r}: rename one, or choose another with {flag}")
     image = found.field(image_column).type
     if pa.types.is_struct(image) and "bytes" in [field.name for field in image]:
         image = image.field("bytes").type
-    if not (pa.types.is_binary(image) or pa.types.is_large_binary(image)):
+    if not any(kind(image) for kind in (pa.types.is_binary, pa.types.is_large_binary, pa.types.is_binary_view)):
         raise UserError(
             f"{name}: column {image_column!r} is {image}, not encoded images; choose one with --image-column"
         )
-    label = _value_type(found.field(label_column).type)
+    if label_column in found.names:
+        label = _value_type(found.field(label_column).type)
+    else:
+        values = [_partitions(each).get(label_column, "") for each in source.names]
+        label = pa.int64() if all(value.isdecimal() for value in values) else pa.string()
     if pa.types.is_integer(label):
         label = pa.int64()
     elif _is_text(label):
@@ -163,10 +178,21 @@ def _schema(found: pa.Schema, name: str, source: Source) -> pa.Schema:
             f"{name}: column {label_column!r} is {label}, not class index or name; choose one with --label-column"
         )
     fields = [("image", pa.large_binary()), ("label", label), ("file", pa.int32()), ("row", pa.int64())]
-    if "split" in found.names and _is_text(_value_type(found.field("split").type)):
+    split = source.split_column
+    if split in partitions or (split in found.names and _is_text(_value_type(found.field(split).type))):
         fields.append(("split", pa.string()))
+    elif split != "split":
+        raise UserError(
+            f"{name} has no text column {split!r} but {', '.join(found.names)}: choose another --split-column"
+        )
     classes = _stored_classes(found.metadata or {}, label_column)
     return pa.schema(fields, {CLASSES_KEY: json.dumps(classes).encode()} if classes else None)
+
+
+def _partitions(name: str) -> dict[str, str]:
+    """The columns that the folders of a file stand for, as in `split=train/label=3/0.parquet`."""
+    pairs = (folder.partition("=") for folder in name.split("/")[:-1])
+    return {unquote(key): unquote(value) for key, equals, value in pairs if equals}
 
 
 def _value_type(kind: pa.DataType) -> pa.DataType:
@@ -174,7 +200,7 @@ def _value_type(kind: pa.DataType) -> pa.DataType:
 
 
 def _is_text(kind: pa.DataType) -> bool:
-    return pa.types.is_string(kind) or pa.types.is_large_string(kind)
+    return pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
 
 
 def _stored_classes(metadata: dict[bytes, bytes], label_column: str) -> list[str] | None:
@@ -183,7 +209,7 @@ def _stored_classes(metadata: dict[bytes, bytes], label_column: str) -> list[str
         if CLASSES_KEY in metadata:
             return json.loads(metadata[CLASSES_KEY])
         return json.loads(metadata[b"huggingface"])["info"]["features"][label_column]["names"]
-    except (ValueError, LookupError, TypeError):  # none, or another program's
+    except (ValueError, LookupError, TypeError, RecursionError):  # none, or another program's
         return None
 
 
@@ -192,16 +218,38 @@ def _cached_batch(batch: pa.RecordBatch, schema: pa.Schema, source: Source, numb
     image = batch.column(source.image_column)
     if pa.types.is_struct(image.type):
         image = pc.struct_field(image, "bytes")
+    name = source.names[number]
+    partitions = _partitions(name)
+
+    def column(of: str) -> pa.Array:
+        if of in batch.schema.names:
+            return batch.column(of)
+        return pa.array([partitions[of]] * batch.num_rows)
+
     columns = {
         "image": image,
-        "label": batch.column(source.label_column),
+        "label": column(source.label_column),
         "file": pa.array([number] * batch.num_rows),
         "row": pa.array(range(row, row + batch.num_rows)),
     }
-    for column, what in (("image", "image bytes"), ("label", "label")):
-        if columns[column].null_count:
-            missing = row + pc.index(columns[column].is_null(), True).as_py()
-            raise UserError(f"{source.names[number]} row {missing}: no {what}; fill it in or remove the row")
     if "split" in schema.names:
-        columns["split"] = batch.column("split")
+        columns["split"] = column(source.split_column)
+    kind = schema.field("label").type
+    columns["label"] = _filled_test_labels(columns["label"].cast(kind), columns.get("split"), name)
+    for each, what in (("image", "image bytes"), ("label", "label")):
+        if columns[each].null_count:
+            missing = row + pc.index(columns[each].is_null(), True).as_py()
+            raise UserError(f"{name} row {missing}: no {what}; fill it in or remove the row")
     return pa.RecordBatch.from_arrays([columns[field.name].cast(field.type) for field in schema], schema=schema)
+
+
+def _filled_test_labels(labels: pa.Array, splits: pa.Array | None, name: str) -> pa.Array:
+    """Labels where the rows of a test split may lack theirs."""
+    if not labels.null_count:
+        return labels
+    if splits is None:
+        tested = pa.array([split_of(name) == "test"] * len(labels))
+    else:
+        tested = pa.array([split_of(value or "") == "test" for value in splits.to_pylist()])
+    nothing = pa.scalar(-1 if pa.types.is_integer(labels.type) else "", labels.type)
+    return pc.if_else(pc.and_(tested, labels.is_null()), nothing, labels)

@@ -11,6 +11,7 @@ import numpy as np
 from PIL import Image
 from timm.data import create_dataset
 
+from ray_learngene.data.formats.split_names import split_of, the_one
 from ray_learngene.data.image_set import ImageSet, ImageSets, Labels, hold_out_noted
 from ray_learngene.errors import UserError
 
@@ -49,9 +50,9 @@ class TorchvisionSet(ImageSet):
 class HubSet(ImageSet):
     """A dataset of the Hugging Face hub behind timm's reader."""
 
-    def __init__(self, name: str, reader: Any) -> None:
+    def __init__(self, name: str, reader: Any, labels: list[Any]) -> None:
         self.name, self.reader = name, reader
-        self.labels = _integers(list(reader.iter_targets()), name)
+        self.labels = _integers(labels, name)
         self.classes = tuple(reader.class_to_idx) or tuple(str(label) for label in range(int(self.labels.max()) + 1))
 
     def open(self, index: int) -> Image.Image:
@@ -75,22 +76,35 @@ def open_timm_sets(
     holdout: float = 0.1,
     image_column: str = "image",
     label_column: str = "label",
+    validate: bool = True,
 ) -> ImageSets:
     """Open `torch/NAME` or `hfds/NAME`.
+
+    Args:
+        validate: False does not read a split to validate on; the training split stands for it.
 
     Raises:
         UserError: the name is unknown, a package is missing, or the set can neither be found nor downloaded.
     """
     if name.startswith("torch/"):
         root = os.path.abspath(os.path.expanduser(data_dir or "./data"))  # workers run in other folders
-        return ImageSets(_open_torchvision(name, root, "train"), _open_torchvision(name, root, "validation"))
+        images = _open_torchvision(name, root, "train")
+        return ImageSets(images, _open_torchvision(name, root, "validation") if validate else images)
     columns: dict[str, Any] = {"input_key": image_column, "target_key": label_column}
-    train = _open_hub(name, data_dir, "train", columns)
+    reader = _hub_reader(name, data_dir, "train", columns)
+    train = HubSet(f"{name} train", reader, list(reader.iter_targets()))
     available = list(getattr(train.reader.dataset.info, "splits", None) or ())
-    split = next((each for each in ("validation", "val", "test") if each in available), None)
+    splits = {each: split for each in available if (split := split_of(each))}
+    split = the_one(name, splits, "val") or the_one(name, splits, "test")
     if split is None:
         return hold_out_noted(train, holdout, name)
-    return ImageSets(train, _open_hub(name, data_dir, split, columns))
+    if not validate:
+        return ImageSets(train, train)
+    reader = _hub_reader(name, data_dir, split, columns)
+    labels = list(reader.iter_targets())
+    if splits[split] == "test" and set(labels) <= {-1, None}:
+        return hold_out_noted(train, holdout, name, f"the test split of {name} has no labels: left out")
+    return ImageSets(train, HubSet(f"{name} {split}", reader, labels))
 
 
 def _open_torchvision(name: str, root: str, split: str) -> TorchvisionSet:
@@ -108,7 +122,7 @@ def _advice(name: str) -> str:
     return "check the name, or give --data-dir with the files that torchvision expects"
 
 
-def _open_hub(name: str, root: str | None, split: str, columns: dict[str, Any]) -> HubSet:
+def _hub_reader(name: str, root: str | None, split: str, columns: dict[str, Any]) -> Any:
     try:
         import datasets  # noqa: F401
     except ImportError:
@@ -117,7 +131,7 @@ def _open_hub(name: str, root: str | None, split: str, columns: dict[str, Any]) 
         dataset = create_dataset(name, root=root, split=split, **columns)
     except Exception as error:  # the hub's client raises its own types for network, name and column
         raise UserError(f"{name}: the {split} split cannot be opened: {_line(error)}; check name and network") from None
-    return HubSet(f"{name} {split}", dataset.reader)
+    return dataset.reader
 
 
 def _integers(labels: list[Any], name: str) -> Labels:

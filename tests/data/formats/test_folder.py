@@ -1,12 +1,15 @@
 """Folders of class folders."""
 
 import os
+import unicodedata
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from ray_learngene.config import DataConfig
+from ray_learngene.config import DataConfig, DistillConfig
+from ray_learngene.data.check import check_images
+from ray_learngene.data.convert import convert
 from ray_learngene.data.image_set import ImageSets
 from ray_learngene.data.open import open_image_sets
 from ray_learngene.errors import UserError
@@ -40,6 +43,9 @@ def test_split_folders(tmp_path: Path, validation: str) -> None:
         (("seg_train", "seg_test"), "seg_train", "seg_test"),
         (("train", "valid", "test"), "train", "valid"),
         (("train", "Val", "annotations"), "train", "Val"),
+        (("split=train", "split=val"), "split=train", "split=val"),
+        (("train2014", "val2014"), "train2014", "val2014"),
+        (("my_new_trainset", "my_new_testset"), "my_new_trainset", "my_new_testset"),
     ],
 )
 def test_splits_by_their_usual_names(tmp_path: Path, folders: tuple[str, ...], train: str, val: str) -> None:
@@ -76,6 +82,10 @@ def test_classes_may_be_called_like_splits(tmp_path: Path) -> None:
         write_class_folders(tmp_path / name / "set" / name, {"old": 2, "new": 2})
         write_class_folders(tmp_path / name / "set", {"beaker": 2})
         assert opened(tmp_path / name / "set").train.classes == tuple(sorted(("beaker", name)))
+    for number, names in enumerate((("blood_test", "eye_test"), ("test1", "test2"), ("train_1", "train_2", "car"))):
+        assert opened(write_class_folders(tmp_path / str(number), dict.fromkeys(names, 2))).train.classes == tuple(
+            sorted(names)
+        )
     assert "has test/ and train/ but no train/ with class folders" in error(
         write_class_folders(tmp_path / "flat", {"train": 2, "test": 2})
     )
@@ -96,6 +106,91 @@ def test_images_below_a_class_folder_belong_to_it(tmp_path: Path) -> None:
     write_class_folders(tmp_path, {"b": 4})
     sets = opened(tmp_path)
     assert sets.train.classes == ("a", "b") and len(sets.train) + len(sets.val) == 9
+
+
+def test_a_folder_one_level_too_high_is_refused_and_the_level_named(tmp_path: Path) -> None:
+    for split in ("train", "val"):
+        write_class_folders(tmp_path / "flowers" / split, {"cat": 2, "dog": 2})
+    assert f"is a level too high: its folder flowers has train, val; give {tmp_path / 'flowers'}" in error(tmp_path)
+    write_class_folders(tmp_path / "deep" / "x", {"cat": 2, "dog": 2})
+    assert f"hold only folders (x/cat): give {tmp_path / 'deep' / 'x'} if" in error(tmp_path / "deep")
+
+
+@pytest.mark.parametrize("options", [{}, {"validate_on": "holdout"}])
+def test_one_class_is_refused_where_labels_are_used(tmp_path: Path, options: dict[str, str]) -> None:
+    write_class_folders(tmp_path, {"only": 10})
+    with pytest.raises(UserError, match="has only one class, 'only': .*--no-labels"):
+        opened(tmp_path, **options)
+    needed = {"ancestry": "x", "preset": "nano", "name": "x", "data": str(tmp_path), **options}
+    assert open_image_sets(DistillConfig(labels=False, **needed)).train.classes == ("only",)
+    assert convert(DataConfig(data=str(tmp_path), **options), str(tmp_path) + "-shards")["train"] in (8, 9)
+
+
+def test_images_of_other_endings_are_read_and_what_is_not_is_named(tmp_path: Path) -> None:
+    for part in ("train", "val"):
+        write_class_folders(tmp_path / part, {"a": 2, "b": 2})
+    for ending, kind in {".jfif": "JPEG", ".JPE": "JPEG", ".avif": "AVIF", ".pbm": "PPM"}.items():
+        photo(9).save(tmp_path / "train" / "a" / f"x{ending}", kind)
+    assert opened(tmp_path).note is None and len(opened(tmp_path).train) == 8
+    check_images(opened(tmp_path).train, "full")
+    for name in ("a/1.heic", "a/2.heic", "b/readme.TXT", "b/odd"):
+        (tmp_path / "train" / name).write_text("x")
+    os.mkfifo(tmp_path / "train" / "b" / "pipe.jpg")
+    note = opened(tmp_path).note or ""
+    assert note.startswith(f"not read in {tmp_path / 'train'}: 2 .heic (a/") and ", 1 .txt (b/readme.TXT)" in note
+    assert "1 without ending (b/odd)" in note and "1 pipes or devices (b/pipe.jpg)" in note
+    assert len(opened(tmp_path).train) == 8
+
+
+def test_thumbnails_and_system_folders_are_no_images(tmp_path: Path) -> None:
+    write_class_folders(tmp_path, {"a": 5, "b": 5})
+    before = opened(tmp_path).train.fingerprint
+    for name in ("a/@eaDir/0.jpg/SYNOPHOTO_THUMB_M.jpg", "lost+found/x.jpg", "__MACOSX/a/._0.jpg", "a/._0.jpg"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        photo().save(tmp_path / name)
+    (tmp_path / "a" / "Thumbs.db").write_text("x")
+    sets = opened(tmp_path)
+    assert sets.train.classes == ("a", "b") and sets.train.fingerprint == before and "not read" not in (sets.note or "")
+
+
+def test_a_loop_of_links_reads_a_file_once(tmp_path: Path) -> None:
+    write_class_folders(tmp_path / "set", {"cat": 4, "dog": 4})
+    before = opened(tmp_path / "set")
+    (tmp_path / "set" / "cat" / "up").symlink_to("..")
+    (tmp_path / "set" / "again").symlink_to(".")
+    sets = opened(tmp_path / "set")
+    assert sets.train.classes == ("cat", "dog") and sets.train.fingerprint == before.train.fingerprint
+    assert "2 links to a folder around them (" in (sets.note or "")
+    write_class_folders(tmp_path / "apart", {"more": 3})
+    (tmp_path / "set" / "dog" / "linked").symlink_to(tmp_path / "apart" / "more")
+    (tmp_path / "apart" / "more" / "back").symlink_to(tmp_path / "set" / "dog")
+    sets = opened(tmp_path / "set")
+    assert len(sets.train) + len(sets.val) == 11
+
+
+def test_spellings_of_one_name_are_one_class(tmp_path: Path) -> None:
+    composed, decomposed = (unicodedata.normalize(form, "café") for form in ("NFC", "NFD"))
+    write_class_folders(tmp_path / "train", {composed: 2, "thé": 2})
+    write_class_folders(tmp_path / "val", {decomposed: 2, "thé": 1})
+    sets = opened(tmp_path)
+    assert sets.train.classes == sets.val.classes == (composed, "thé") and sets.val.labels.tolist() == [0, 0, 1]
+    write_class_folders(tmp_path / "train", {decomposed: 1})
+    assert "accents are encoded differently: merge them" in error(tmp_path)
+
+
+def test_a_folder_with_the_name_of_a_known_set_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert open_image_sets(DataConfig(data="digits")).note is None
+    write_class_folders(tmp_path / "digits", {"a": 2, "b": 2})
+    assert "write ./digits for the folder" in (open_image_sets(DataConfig(data="digits")).note or "")
+    assert open_image_sets(DataConfig(data="./digits")).train.classes == ("a", "b")
+
+
+def test_a_split_that_is_not_validated_on_is_not_read(tmp_path: Path) -> None:
+    write_class_folders(tmp_path / "train", {"a": 10, "b": 10})
+    write_class_folders(tmp_path / "val", {"zebra": 2})
+    sets = opened(tmp_path, validate_on="holdout")
+    assert (len(sets.train), len(sets.val)) == (18, 2)
 
 
 def test_holdout_per_class(tmp_path: Path) -> None:
@@ -164,17 +259,17 @@ def test_a_class_without_a_utf8_name_is_refused_before_anything_is_trained(tmp_p
 
 
 def test_a_file_without_a_utf8_name_can_be_told_and_written_down(tmp_path: Path) -> None:
-    write_class_folders(tmp_path, {"a": 4})
+    write_class_folders(tmp_path, {"a": 4, "b": 2})
     (tmp_path / "a" / "0.jpg").rename(os.fsdecode(os.fsencode(tmp_path / "a") + b"/caf\xe9.jpg"))
     told = [opened(tmp_path, check_images="off", holdout=0.3).train.describe(index) for index in range(3)]
     assert str(tmp_path / "a" / r"caf\xe9.jpg") in told and "".join(told).encode()
 
 
 def test_a_broken_link_is_an_image_that_cannot_be_read(tmp_path: Path) -> None:
-    write_class_folders(tmp_path, {"a": 6})
+    write_class_folders(tmp_path, {"a": 6, "b": 6})
     (tmp_path / "a" / "-.jpg").symlink_to(tmp_path / "nothing")
     sets = opened(tmp_path)
-    assert len(sets.train.fingerprint) == 64 and len(sets.train) + len(sets.val) == 7
+    assert len(sets.train.fingerprint) == 64 and len(sets.train) + len(sets.val) == 13
     with pytest.raises(UserError, match="cannot read image .*/-.jpg: "):
         sets.train.image(0)
 

@@ -2,6 +2,7 @@
 
 import os
 import pickle
+import unicodedata
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -68,6 +69,78 @@ def test_split_column(tmp_path: Path) -> None:
     split[3] = "extra"
     write_parquet(path, ["b", "a", "a", "a", "b", "b"], split=split)
     assert "all.parquet row 3: split is 'extra'" in error(path)
+
+
+def test_a_column_of_any_name_names_the_splits(tmp_path: Path) -> None:
+    parts = ["train", "validation", "train", "test", "validation", "train"]
+    write_parquet(tmp_path / "train-0.parquet", ["b", "a", "a", "a", "b", "b"], fold=parts, number=range(6))
+    sets = opened(tmp_path, split_column="fold")
+    assert sets.train.labels.tolist() == [1, 0, 1] and sets.val.labels.tolist() == [0, 1]
+    for column in ("part", "number"):
+        assert f"has no text column {column!r} but image, label, fold, number" in error(tmp_path, split_column=column)
+
+
+def test_hive_folders_are_columns(tmp_path: Path) -> None:
+    for split, count in (("train", 4), ("val", 2)):
+        write_parquet(tmp_path / "named" / f"split={split}" / "part-0.parquet", [0, 1] * count)
+        for label in (0, 1):
+            path = tmp_path / "all" / f"split={split}" / f"label={label}" / "part-0.parquet"
+            pq.write_table(pq.read_table(write_parquet(path, [7] * count)).drop(["label"]), path)
+    for name in ("named", "all"):
+        sets = opened(tmp_path / name)
+        assert (len(sets.train), len(sets.val), sets.note, sets.train.classes) == (8, 4, None, ("0", "1"))
+        assert sorted(sets.train.labels) == [0] * 4 + [1] * 4
+    for label in ("caf%C3%A9", "tea"):
+        path = tmp_path / "texts" / f"label={label}" / "0.parquet"
+        pq.write_table(pq.read_table(write_parquet(path, [7] * 3)).drop(["label"]), path)
+    assert opened(tmp_path / "texts").train.classes == ("café", "tea")
+
+
+@pytest.mark.parametrize("nothing", [-1, None])
+@pytest.mark.parametrize("named_by", ["files", "column"])
+@pytest.mark.parametrize("texts", [False, True])
+def test_a_test_split_without_labels_is_left_out(
+    tmp_path: Path, nothing: int | None, named_by: str, texts: bool
+) -> None:
+    kind, blank = (pa.string(), None if nothing is None else "") if texts else (pa.int64(), nothing)
+    splits = {"train": [0, 1] * 10, "test": [blank] * 4}
+
+    def write(names: list[str]) -> None:
+        rows = [(name, label) for name in names for label in splits[name]]
+        for name in names if named_by == "files" else ["all"]:
+            chosen = [row for row in rows if name in ("all", row[0])]
+            labels = pa.array([str(label) if texts and row != "test" else label for row, label in chosen], kind)
+            write_parquet(tmp_path / f"{name}.parquet", labels, split=[row for row, _ in chosen])
+
+    write(["train", "test"])
+    sets = opened(tmp_path)
+    assert (len(sets.train), len(sets.val), sets.train.classes) == (18, 2, ("0", "1"))
+    assert f"the test split of {tmp_path} has no labels: left out" in (sets.note or "")
+    assert len(opened(tmp_path, validate_on="holdout").train) in (16, 18)
+    splits["val"] = [1, 0]
+    write(["train", "test", "val"])
+    assert (len(opened(tmp_path).train), len(opened(tmp_path).val), opened(tmp_path).note) == (20, 2, None)
+    assert len(opened(tmp_path, validate_on="holdout").val) == 2
+
+
+def test_columns_of_views(tmp_path: Path) -> None:
+    images = pa.array([encoded(photo(row)) for row in range(20)], pa.binary_view())
+    table = pa.table({"image": images, "label": pa.array(["a", "b"] * 10, pa.string_view())})
+    pq.write_table(table, tmp_path / "x.parquet")
+    sets = opened(tmp_path / "x.parquet")
+    assert sets.train.classes == ("a", "b") and sets.train.encoded(0) == encoded(photo(0))
+    structs = pa.StructArray.from_arrays([images, pa.array(["x"] * 20, pa.string_view())], ["bytes", "path"])
+    pq.write_table(pa.table({"image": structs, "label": [0, 1] * 10}), tmp_path / "y.parquet")
+    assert opened(tmp_path / "y.parquet").train.encoded(0) == encoded(photo(0))
+
+
+def test_spellings_of_one_name_are_one_class(tmp_path: Path) -> None:
+    composed, decomposed = (unicodedata.normalize(form, "café") for form in ("NFC", "NFD"))
+    write_parquet(tmp_path / "train.parquet", [composed, "thé", decomposed])
+    write_parquet(tmp_path / "val.parquet", ["thé", decomposed])
+    sets = opened(tmp_path)
+    assert len(sets.train.classes) == 2
+    assert sets.train.labels.tolist() == [0, 1, 0] and sets.val.labels.tolist() == [1, 0]
 
 
 def test_hugging_face_columns_and_class_names(tmp_path: Path) -> None:
