@@ -2,22 +2,46 @@
 
 from __future__ import annotations
 
-import numpy as np
+import json
 
 from ray_learngene.config import CheckConfig, ConvertConfig
+from ray_learngene.data.check import is_full
 from ray_learngene.data.convert import convert
-from ray_learngene.data.pipeline import checked_image_sets
-from ray_learngene.terminal import unreadable_text
+from ray_learngene.data.findings import Inspection, inspect_image_sets, refuse_errors
+from ray_learngene.terminal import print_columns, unreadable_text
 
 
 def print_check(config: CheckConfig) -> None:
-    """Read an image set and print what it holds; what is wrong with it is an error that names it."""
-    sets = checked_image_sets(config)
-    for name, part in (("training", sets.train), ("validation", sets.val)):
-        counts = np.bincount(part.labels, minlength=len(part.classes))
+    """Read an image set and print what it holds and all that is odd about it.
+
+    Raises:
+        UserError: it cannot be opened, or something in it would end training; all findings are printed before.
+    """
+    inspection = inspect_image_sets(config)
+    if config.as_json:
+        print(json.dumps(inspection.as_json(), indent=2, ensure_ascii=False))
+    else:
+        _print_inspection(inspection, config.check_images)
+    refuse_errors(inspection)
+
+
+def _print_inspection(inspection: Inspection, mode: str) -> None:
+    for note in inspection.notes:
+        print(note)
+    for name, part in (("training", inspection.training), ("validation", inspection.validation)):
         print(
-            f"{name}: {len(part):,} images, {len(part.classes)} classes of {counts.min():,} to {counts.max():,} images"
+            f"{name}: {part.images:,} images, {part.classes} classes of {part.smallest_class:,} to "
+            f"{part.largest_class:,} images" + (f", {part.unreadable:,} unreadable" if part.unreadable else "")
         )
+    total = inspection.training.images + inspection.validation.images
+    if not is_full(mode, total):
+        print("headers only: pixels were not decoded, duplicates not looked for (--check-images full does both)")
+    rows = [
+        (finding.level, finding.split, f"{finding.count:,}", finding.kind, "; ".join(finding.examples))
+        for finding in inspection.findings
+    ]
+    if rows:
+        print_columns(("", "split", "count", "finding", "for example"), rows, right=(2,))
 
 
 def print_convert(config: ConvertConfig) -> None:

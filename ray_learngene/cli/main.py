@@ -73,6 +73,8 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
 JOBS = ("ancestry", "distill", "softlabels", "extract", "sweep", "bench", "pull")
 # fields that are given without a flag
 _POSITIONAL = {"pull": "artefact", "show": "artefact", "evaluate": "model"}
+# other names of flags; pydantic has a `json` of its own
+_SHORT = {"as_json": ("--json",)}
 # fields whose words may also be joined by commas
 _COMMA_SEPARATED = {"arms"}
 
@@ -252,7 +254,8 @@ def _add_argument(group: argparse._ArgumentGroup, name: str, field: Any, *, posi
         group.add_argument(name, nargs="?", help=f"{help_text}; also as --{name}")
     if positional or hidden:
         help_text = argparse.SUPPRESS
-    group.add_argument(f"--{name.replace('_', '-')}", help=help_text, **_argument(name, field.annotation))
+    flags = [f"--{name.replace('_', '-')}", *_SHORT.get(name, ())]
+    group.add_argument(*flags, help=help_text, **_argument(name, field.annotation))
 
 
 def _show(default: Any) -> str:

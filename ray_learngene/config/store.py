@@ -58,6 +58,7 @@ class CheckConfig(DataConfig):
     """`learngene data check`: read an image set and name what is wrong with it."""
 
     check_images: Literal["auto", "full", "headers", "off"] = Field("full", description="decode all, or read headers")
+    as_json: bool = Field(False, description="print JSON (also as --json)")
 
 
 class ListConfig(StoreConfig):

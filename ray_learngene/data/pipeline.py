@@ -16,12 +16,11 @@ from ray_learngene.config import (
     OptimizationConfig,
     SweepConfig,
 )
-from ray_learngene.data.check import check_images
+from ray_learngene.data.check import UnreadableImages, check_images
 from ray_learngene.data.image_set import ImageSet, ImageSets
 from ray_learngene.data.loader import Batch, eval_loader, train_loader
 from ray_learngene.data.open import open_image_sets
 from ray_learngene.data.reader import Policy, Reader
-from ray_learngene.errors import UserError
 from ray_learngene.models.preprocessing import Preprocessing
 
 Trains = AncestryConfig | DistillConfig | SweepConfig
@@ -135,8 +134,9 @@ def checked_image_sets(config: DataConfig) -> ImageSets:
     for part in (sets.train, sets.val):
         try:
             check_images(part, config.check_images)
-        except UserError as error:
+        except UnreadableImages as error:
             if config.unreadable == "fail":
                 raise
-            print(f"{error} (--unreadable skip: going on without)", flush=True)
+            left = f"{error.readable:,} of {len(part):,} images"
+            print(f"{error} (--unreadable skip: going on with {left})", flush=True)
     return sets

@@ -143,7 +143,7 @@ def _open_split(folder: str, report: Report, classes: tuple[str, ...] | None = N
         if same_name(member) in known:
             names.append(name)
             labels.append(known[same_name(member)])
-    for name in sorted(set(found) - with_images):
+    for name in sorted(set(found) - with_images) if classes else ():  # `check_splits` names those of the training split
         report(f"class folder {os.path.join(folder, name)} has no images: add some or remove the folder")
     return FolderSet(folder, names, np.array(labels, dtype=np.int64), classes or tuple(found)), note
 

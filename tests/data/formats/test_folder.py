@@ -224,7 +224,10 @@ def error(root: Path) -> str:
 
 def test_empty_class_folder(tmp_path: Path) -> None:
     write_class_folders(tmp_path, {"a": 2, "b": 0})
-    assert f"class folder {tmp_path / 'b'} has no images" in error(tmp_path)
+    assert "class 'b' has no image; add images, or remove the class" in error(tmp_path)
+    write_class_folders(tmp_path / "set" / "train", {"a": 2, "b": 2})
+    write_class_folders(tmp_path / "set" / "val", {"a": 2, "b": 0})
+    assert f"class folder {tmp_path / 'set' / 'val' / 'b'} has no images" in error(tmp_path / "set")
 
 
 def test_class_of_the_validation_split_only(tmp_path: Path) -> None:
