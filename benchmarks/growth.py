@@ -22,7 +22,7 @@ from typing import Any
 from benchmarks.digits import DIGITS, make_learngene
 from benchmarks.measure import arguments, in_turn, machine, medians, publish
 from ray_learngene.config import SweepConfig
-from ray_learngene.sweep.sweep import sweep
+from ray_learngene.sweeps.sweep import sweep
 
 ROUNDS = 3
 SMALL: dict[str, Any] = {"epochs": 2, "seeds": 1, "widths": "48"}

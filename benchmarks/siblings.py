@@ -34,7 +34,7 @@ from ray_learngene.data.open import open_image_sets
 from ray_learngene.methods.registry import create_method
 from ray_learngene.models.specs import Spec
 from ray_learngene.store.store import Store
-from ray_learngene.sweep.sweep import sweep
+from ray_learngene.sweeps.sweep import sweep
 
 IMAGE = 224
 DESCENDANTS = 8

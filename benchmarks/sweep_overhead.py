@@ -28,7 +28,7 @@ from benchmarks.measure import arguments, machine, publish
 from ray_learngene.cluster.session import ray_cluster
 from ray_learngene.config import SweepConfig
 from ray_learngene.store.store import Store
-from ray_learngene.sweep.sweep import sweep
+from ray_learngene.sweeps.sweep import sweep
 
 GOAL_SECONDS = 1.0
 DEPTH = 4

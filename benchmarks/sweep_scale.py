@@ -33,8 +33,8 @@ from benchmarks.digits import DIGITS, make_learngene
 from benchmarks.measure import arguments, machine, publish
 from ray_learngene.config import SweepConfig
 from ray_learngene.store.store import Store
-from ray_learngene.sweep.results import write_results
-from ray_learngene.sweep.sweep import sweep
+from ray_learngene.sweeps.results import write_results
+from ray_learngene.sweeps.sweep import sweep
 
 NODES = 4
 DEPTH = 3

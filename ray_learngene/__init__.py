@@ -14,7 +14,6 @@ if TYPE_CHECKING:
         Model,
         Store,
         UserError,
-        ancestry,
         bench,
         distill,
         evaluate,
@@ -22,6 +21,7 @@ if TYPE_CHECKING:
         plan,
         pull,
         sweep,
+        train_ancestry,
     )
 
 __version__ = "0.1.0"
@@ -32,7 +32,6 @@ __all__ = [
     "Model",
     "Store",
     "UserError",
-    "ancestry",
     "bench",
     "distill",
     "evaluate",
@@ -40,6 +39,7 @@ __all__ = [
     "plan",
     "pull",
     "sweep",
+    "train_ancestry",
 ]
 
 

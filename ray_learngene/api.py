@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     import pandas
     from torch import nn
 
-    from ray_learngene.sweep.plan import Plan
+    from ray_learngene.sweeps.plan import Plan
     from ray_learngene.training.evaluation import Scores
 
 __all__ = [
@@ -38,7 +38,6 @@ __all__ = [
     "Model",
     "Store",
     "UserError",
-    "ancestry",
     "bench",
     "distill",
     "evaluate",
@@ -46,6 +45,7 @@ __all__ = [
     "plan",
     "pull",
     "sweep",
+    "train_ancestry",
 ]
 
 ConfigT = TypeVar("ConfigT", bound=Config)
@@ -98,7 +98,7 @@ class Model:
         return model, transform_of(model)
 
 
-def ancestry(**settings: Any) -> Artefact:
+def train_ancestry(**settings: Any) -> Artefact:
     """Train an ancestry model and publish it, as `learngene ancestry` does.
 
     Raises:
@@ -154,7 +154,7 @@ def sweep(learngene: Artefact | str, **settings: Any) -> pandas.DataFrame:
         Interrupted: SIGTERM came; the same call continues.
     """
     from ray_learngene.config import SweepConfig
-    from ray_learngene.sweep.sweep import sweep
+    from ray_learngene.sweeps.sweep import sweep
 
     return sweep(_configure(SweepConfig, _of_learngene(learngene, settings)), leaderboard=False)
 
@@ -166,7 +166,7 @@ def plan(learngene: Artefact | str, **settings: Any) -> Plan:
         learngene: As in `sweep`, whose settings may be given as they are.
     """
     from ray_learngene.config import PlanConfig
-    from ray_learngene.sweep.plan import plan
+    from ray_learngene.sweeps.plan import plan
 
     return plan(_configure(PlanConfig, _of_learngene(learngene, settings)))
 

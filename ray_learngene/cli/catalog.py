@@ -1,4 +1,4 @@
-"""What is in a store: list it, and show one artefact."""
+"""`learngene list`: what a store holds."""
 
 from __future__ import annotations
 
@@ -6,9 +6,7 @@ import json
 from collections import defaultdict
 from typing import Any
 
-from ray_learngene.cli.artefacts import KINDS, parse_artefact
-from ray_learngene.config import ListConfig, ShowConfig
-from ray_learngene.errors import UserError
+from ray_learngene.config import ListConfig
 from ray_learngene.models.budgets import format_quantity
 from ray_learngene.store.manifest import FOLDERS, Manifest
 from ray_learngene.store.rows import numbers_of
@@ -22,6 +20,14 @@ def print_list(config: ListConfig) -> None:
     store.check(write=config.rebuild)
     if config.rebuild:
         print(f"the index of {store.uri} is made anew of {store.index.rebuild():,} manifests", flush=True)
+    if config.as_json:
+        listed = [
+            {"kind": one.kind, "name": one.name, "version": one.version, "created": one.created, "bytes": one.size}
+            | {"facts": one.facts}
+            for one in store.entries()
+        ]
+        print(json.dumps({"store": store.uri, "artefacts": listed, "sweeps": list(store.sweeps())}, indent=2))
+        return
     rows = [_line(entry) for entry in store.entries()]
     nothing = ("-",) * 7
     rows += [
@@ -58,33 +64,6 @@ def _line(entry: Entry) -> tuple[str, ...]:
 
 def _minute(created: str) -> str:
     return created[:16].replace("T", " ")
-
-
-def print_artefact(config: ShowConfig) -> None:
-    """Print everything known about one artefact as JSON, or a sweep's leaderboard."""
-    store = Store.of(config)
-    store.check(write=False)
-    folder, name = parse_artefact(config.artefact)
-    if folder == "sweeps":
-        _print_sweep(store, name)
-        return
-    if folder == "softlabels":
-        found = summaries(store)
-        if name not in found:
-            raise UserError(f"no soft labels {name!r} in {store.uri}: see `learngene list`")
-        print(json.dumps(found[name], indent=2))
-        return
-    manifest = store.manifest(KINDS[folder], name)
-    print(json.dumps(manifest.model_dump(mode="json"), indent=2))
-
-
-def _print_sweep(store: Store, name: str) -> None:
-    from ray_learngene.sweep.results import print_leaderboard, read_settings, sweep_table
-
-    settings = read_settings(store, name)
-    if settings is None:
-        raise UserError(f"no sweep {name!r} in {store.uri}: see `learngene list`")
-    print_leaderboard(sweep_table(store, name), settings["budgets"])
 
 
 def summaries(store: Store) -> dict[str, dict[str, Any]]:

@@ -39,10 +39,10 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     ),
     "plan": (
         "PlanConfig",
-        "ray_learngene.sweep.plan:print_plan",
+        "ray_learngene.sweeps.plan:print_plan",
         "which sizes meet which budget, and what a sweep will cost",
     ),
-    "sweep": ("SweepConfig", "ray_learngene.sweep.sweep:sweep", "train descendants of many sizes from one learngene"),
+    "sweep": ("SweepConfig", "ray_learngene.sweeps.sweep:sweep", "train descendants of many sizes from one learngene"),
     "bench": (
         "BenchConfig",
         "ray_learngene.compare.compare:bench",
@@ -60,7 +60,7 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
         "measure a pulled model with plain timm",
     ),
     "list": ("ListConfig", "ray_learngene.cli.catalog:print_list", "what a store holds"),
-    "show": ("ShowConfig", "ray_learngene.cli.catalog:print_artefact", "one artefact, or the leaderboard of a sweep"),
+    "show": ("ShowConfig", "ray_learngene.cli.show:print_artefact", "one artefact, or the leaderboard of a sweep"),
     "gc": ("GcConfig", "ray_learngene.store.gc:gc", "what nobody needs any more in a store, and its removal"),
     "data check": ("CheckConfig", "ray_learngene.cli.data:print_check", "name what is wrong with an image set"),
     "data convert": (
@@ -71,10 +71,25 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
 }
 # commands that `learngene submit` takes
 JOBS = ("ancestry", "distill", "softlabels", "extract", "sweep", "bench", "pull")
+# packages of the extra [train]; the thin client, without them, lists, shows and pulls
+_TRAINING_PACKAGES = {
+    *("deepspeed", "jinja2", "matplotlib", "optuna", "pandas", "PIL", "ray", "safetensors", "sklearn", "timm", "torch"),
+    "torchvision",
+}
 # fields that are given without a flag
 _POSITIONAL = {"pull": "artefact", "show": "artefact", "evaluate": "model"}
-# other names of flags; pydantic has a `json` of its own
-_SHORT = {"as_json": ("--json",)}
+# what users of timm and Ray type for the same field
+_ALIASES = {
+    "as_json": ("--json",),  # pydantic has a `json` of its own
+    "accumulation": ("--grad-accum-steps",),
+    "auto_augment": ("--aa",),
+    "ema": ("--model-ema-decay",),
+    "follow": ("--wait",),
+    "image_size": ("--img-size",),
+    "interpolation": ("--train-interpolation",),
+    "precision": ("--amp-dtype",),
+    "repeats": ("--aug-repeats",),
+}
 # fields whose words may also be joined by commas
 _COMMA_SEPARATED = {"arms"}
 
@@ -100,6 +115,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
             getattr(importlib.import_module(module), function)(*configured)
         sys.stdout.flush()
         return 0
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.partition(".")[0] not in _TRAINING_PACKAGES:
+            raise
+        print(
+            f"learngene: error: this command needs {error.name}: pip install 'ray_learngene[train]' "
+            "(list, show and pull need no more than is installed)",
+            file=sys.stderr,
+        )
+        return UserError.status
     except UserError as error:
         print(f"learngene: error: {error}", file=sys.stderr)
         return error.status
@@ -159,10 +183,15 @@ def _parse(arguments: list[str]) -> tuple[Any, ...] | None:
             f"learngene {command}: unknown argument {flag!r}" + (f"; did you mean {near[0]}?" if near else "")
         )
     flags = vars(known)
-    recipes = flags.pop("config", None)
+    recipes, print_config = flags.pop("config", None), flags.pop("print_config", False)
     for name in _COMMA_SEPARATED & {name for name, value in flags.items() if isinstance(value, list)}:
         flags[name] = [part.strip() for word in flags[name] for part in word.split(",") if part.strip()]
     config = configs.load_config(cls, flags, recipes)
+    if print_config:
+        import yaml
+
+        print(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True), end="")
+        return None
     return target, config
 
 
@@ -228,6 +257,7 @@ def _parser(command: str, cls: Any) -> argparse.ArgumentParser:
             action="append",
             help="recipe: a YAML file with any of these settings; of several, a later one overrides an earlier one",
         )
+        parser.add_argument("--print-config", action="store_true", help="print the settings that would run, as YAML")
     shown: set[str] = set()
     for owner in cls.__mro__:  # the command's own settings first, then those it has in common with others
         declared = vars(owner).get("__annotations__", {}).keys() & cls.model_fields.keys()
@@ -254,8 +284,8 @@ def _add_argument(group: argparse._ArgumentGroup, name: str, field: Any, *, posi
         group.add_argument(name, nargs="?", help=f"{help_text}; also as --{name}")
     if positional or hidden:
         help_text = argparse.SUPPRESS
-    flags = [f"--{name.replace('_', '-')}", *_SHORT.get(name, ())]
-    group.add_argument(*flags, help=help_text, **_argument(name, field.annotation))
+    flags = [f"--{name.replace('_', '-')}", *_ALIASES.get(name, ())]
+    group.add_argument(*flags, dest=name, help=help_text, **_argument(name, field.annotation))
 
 
 def _show(default: Any) -> str:

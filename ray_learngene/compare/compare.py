@@ -38,7 +38,7 @@ from ray_learngene.errors import Diverged, UserError
 from ray_learngene.models.specs import Spec
 from ray_learngene.store.manifest import folder_of
 from ray_learngene.store.store import Store
-from ray_learngene.sweep.sweep import sweep
+from ray_learngene.sweeps.sweep import sweep
 
 
 def bench(config: BenchConfig) -> pandas.DataFrame:

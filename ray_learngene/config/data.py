@@ -7,7 +7,7 @@ from typing import Literal
 
 from pydantic import Field, ValidationInfo, field_validator
 
-from ray_learngene.config.base import NOTHING, RESULT, Config, address
+from ray_learngene.config.base import LATER, NOTHING, RESULT, Config, address
 
 
 class DataConfig(Config):
@@ -30,6 +30,7 @@ class DataConfig(Config):
         None,
         description="Parquet column that names the split of each row, whatever the files are called; default: the "
         "names of files and folders, else a column called split",
+        json_schema_extra=LATER,
     )
     holdout: float = Field(
         0.1,

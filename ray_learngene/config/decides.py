@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from typing import Any, Literal
 
-from ray_learngene.config.base import Config
+from ray_learngene.config.base import Config, what_decides
 from ray_learngene.errors import UserError
 
 Decides = Literal[
@@ -26,15 +26,6 @@ RUN: frozenset[Decides] = frozenset({"result", "rounding", "teaching", "views", 
 BENCHMARK = RUN - {"choice"}
 DESCENDANT: frozenset[Decides] = frozenset({"result", "views"})
 TAUGHT_DESCENDANT: frozenset[Decides] = frozenset({"result", "views", "teaching"})
-
-
-def what_decides(cls: type[Config], field: str) -> Decides:
-    """What a field decides in a configuration."""
-    extra = cls.model_fields[field].json_schema_extra
-    if isinstance(extra, dict) and "decides" in extra:
-        return extra["decides"]  # type: ignore[return-value]
-    owner = next(base for base in cls.__mro__ if field in vars(base).get("__annotations__", {}))
-    return vars(owner).get("decides", "result")
 
 
 def decisive(config: Config, what: Collection[Decides]) -> dict[str, Any]:

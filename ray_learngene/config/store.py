@@ -61,7 +61,13 @@ class CheckConfig(DataConfig):
     as_json: bool = Field(False, description="print JSON (also as --json)")
 
 
-class ListConfig(StoreConfig):
+class OutputConfig(StoreConfig):
+    """Output for programs."""
+
+    as_json: bool = Field(False, description="print JSON")
+
+
+class ListConfig(OutputConfig):
     """`learngene list`: what a store holds."""
 
     rebuild: bool = Field(
@@ -94,7 +100,7 @@ class GcConfig(StoreConfig):
         return timedelta(**{unit: int(self.min_age[:-1])})
 
 
-class ShowConfig(StoreConfig):
+class ShowConfig(OutputConfig):
     """`learngene show`: everything known about one artefact, or a sweep's leaderboard."""
 
     artefact: str = Field(description="KIND/NAME, e.g. learngenes/x, sweeps/y or descendants/y/z")

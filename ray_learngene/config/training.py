@@ -35,6 +35,11 @@ class OptimizationConfig(Config):
     view_seed: int | None = Field(None, ge=0, description="seed of data order and augmentation; default: seed")
     view_epochs: int = Field(0, ge=0, description="order and augmentation repeat after so many epochs; 0: never")
 
+    @field_validator("precision", mode="before")
+    @classmethod
+    def _timms_words(cls, precision: object) -> object:
+        return {"bfloat16": "bf16", "float32": "fp32"}.get(str(precision), precision)
+
     @property
     def seed_of_views(self) -> int:
         """Seed of data order and augmentation."""

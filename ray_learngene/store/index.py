@@ -67,9 +67,7 @@ class Entry:
     def of(cls, manifest: Manifest) -> Entry:
         """The entry of an artefact."""
         row = manifest.metadata.get("row")
-        if isinstance(row, dict):
-            row = {**_label_set(manifest.metadata), **row}
-        else:
+        if not isinstance(row, dict):
             metrics = manifest.metadata.get("metrics")
             facts = {"params": manifest.metadata.get("parameters")}
             row = {**(metrics if isinstance(metrics, dict) else {}), **facts}
@@ -79,7 +77,7 @@ class Entry:
             manifest.version,
             manifest.created,
             manifest.bytes,
-            json.dumps(row),
+            json.dumps({**_label_set(manifest.metadata), **row}),
         )
 
     @cached_property

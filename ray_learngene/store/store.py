@@ -76,6 +76,11 @@ class Store:
         """The store of a command, which opens it once and hands it down."""
         return cls(config.store, config.store_patience)
 
+    @property
+    def patience(self) -> float:
+        """Seconds for which a server that stops answering is waited for, in one operation."""
+        return self.objects.patience.seconds
+
     def __reduce__(self) -> tuple[Callable[[str, float], Store], tuple[str, float]]:
         return Store, (self.uri, self.objects.patience.seconds)
 

@@ -14,8 +14,8 @@ from ray_learngene.config import (
     SweepConfig,
     WorkersConfig,
 )
-from ray_learngene.config.base import Config
-from ray_learngene.config.decides import BENCHMARK, DESCENDANT, RUN, TAUGHT_DESCENDANT, Decides, what_decides
+from ray_learngene.config.base import Config, what_decides
+from ray_learngene.config.decides import BENCHMARK, DESCENDANT, RUN, TAUGHT_DESCENDANT, Decides
 
 ELSEWHERE = {"store", "store_patience", "check_images", "unreadable", "loader_workers", "cache_gb", "data_dir"}
 
@@ -43,7 +43,7 @@ def test_models_may_be_added_to_a_benchmark() -> None:
     added = {"arms", "reference", "depths", "widths", "seeds", "lrs", "tune_lrs"}
     executed = {"out", "in_process", "cpus_per_trial", "gpus_per_trial", "siblings"}
     executed |= {*ELSEWHERE, *ClusterConfig.model_fields, *SpeedConfig.model_fields}
-    assert fields(BenchConfig, BENCHMARK) == BenchConfig.model_fields.keys() - added - executed
+    assert fields(BenchConfig, BENCHMARK) == BenchConfig.model_fields.keys() - added - executed - {"split_column"}
 
 
 def test_the_views_do_not_depend_on_what_the_teacher_does_not_see() -> None:

@@ -22,10 +22,10 @@ from ray_learngene.models.preprocessing import Preprocessing
 from ray_learngene.models.timm_folder import export_timm
 from ray_learngene.store.learngenes import StoredLearngene
 from ray_learngene.store.store import Store
-from ray_learngene.sweep.arms import Arm
-from ray_learngene.sweep.run import _begun
-from ray_learngene.sweep.sweep import sweep
-from ray_learngene.sweep.trials import Outcomes, SweepInputs, Trial
+from ray_learngene.sweeps.arms import Arm
+from ray_learngene.sweeps.run import _begun
+from ray_learngene.sweeps.sweep import sweep
+from ray_learngene.sweeps.trials import Outcomes, SweepInputs, Trial
 from tests.data.image_files import write_class_folders
 
 QUICK: dict[str, Any] = {
@@ -188,8 +188,8 @@ def test_a_teacher_is_given_images_as_it_normalises_them(store: str, monkeypatch
         export_timm(model, Path(folder), labels=labels, preprocessing=preprocessing)
         Store(store).publish("ancestry", "dark", Path(folder), {})
     seen: list[SweepInputs] = []
-    monkeypatch.setattr("ray_learngene.sweep.sweep.run_trials", lambda inputs, *others: seen.append(inputs))
-    monkeypatch.setattr("ray_learngene.sweep.sweep.write_results", lambda *others: pandas.DataFrame())
+    monkeypatch.setattr("ray_learngene.sweeps.sweep.run_trials", lambda inputs, *others: seen.append(inputs))
+    monkeypatch.setattr("ray_learngene.sweeps.sweep.write_results", lambda *others: pandas.DataFrame())
     sweep(quick_sweep(store, name="taught", depths="2", ancestry="store:ancestries/dark"), leaderboard=False)
     (inputs,) = seen
     assert inputs.ancestry is not None
@@ -209,7 +209,7 @@ def test_what_was_stopped_early_is_kept_however_a_sweep_ends(
 
     config = quick_sweep(store, name=f"cut-{type(end).__name__}", depths="1,2", arms=("scratch",))
     with monkeypatch.context() as patched, pytest.raises(type(end)):
-        patched.setattr("ray_learngene.sweep.sweep.run_trials", interrupted)
+        patched.setattr("ray_learngene.sweeps.sweep.run_trials", interrupted)
         sweep(config)
     assert sweep(config)["status"].tolist() == ["finished", "stopped"]
 
@@ -218,8 +218,8 @@ def test_a_search_goes_on_with_the_learning_rates_that_it_had_begun(
     store: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[SweepInputs] = []
-    monkeypatch.setattr("ray_learngene.sweep.sweep.run_trials", lambda inputs, *others: seen.append(inputs))
-    monkeypatch.setattr("ray_learngene.sweep.sweep.write_results", lambda *others: pandas.DataFrame())
+    monkeypatch.setattr("ray_learngene.sweeps.sweep.run_trials", lambda inputs, *others: seen.append(inputs))
+    monkeypatch.setattr("ray_learngene.sweeps.sweep.write_results", lambda *others: pandas.DataFrame())
     config = quick_sweep(store, name="searched", depths="1,2", arms=("scratch",), epochs=2, checkpoint_seconds=0)
     sweep(config, leaderboard=False)
     one, other = (Trial(Arm.parse("scratch", ""), spec, 0, 1.234567890123e-4) for spec in seen[0].costs)

@@ -24,14 +24,14 @@ from ray_learngene.distillation import train_ancestry as ancestry_training
 from ray_learngene.distillation.train_ancestry import AncestryTask, train_ancestry
 from ray_learngene.errors import UserError
 from ray_learngene.store.store import Store
-from ray_learngene.sweep import tune_callbacks
-from ray_learngene.sweep.sweep import sweep
+from ray_learngene.sweeps import tune_callbacks
+from ray_learngene.sweeps.sweep import sweep
 from ray_learngene.terminal import ProgressPrinter
 from ray_learngene.training.engine import Engine
 from ray_learngene.training.engine_state import STATE_FILE
 from ray_learngene.training.objectives import Objective
 from tests.conftest import free_ports
-from tests.sweep.test_descendant import inputs as descendant_inputs
+from tests.sweeps.test_descendant import inputs as descendant_inputs
 
 pytestmark = pytest.mark.hosts
 

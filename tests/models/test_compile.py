@@ -21,7 +21,7 @@ from ray_learngene.methods.registry import create_method
 from ray_learngene.models.compile import CompiledBlock, compile_layers
 from ray_learngene.models.specs import PRESETS, build, set_drop_path
 from ray_learngene.training.flops import forward_flops, training_flops
-from tests.sweep.test_siblings import MEMBERS, assert_equal, family, history
+from tests.sweeps.test_siblings import MEMBERS, assert_equal, family, history
 
 SPEC = PRESETS["nano"].replace(depth=6)
 BOUND = 1e-5  # of a gradient's largest entry, and of logits: rounding

@@ -22,7 +22,7 @@ from tests.ray_jobs.conftest import RAY, ROOT
 
 
 def test_a_sweep_publishes_every_descendant_and_its_table(sweep_config: SweepConfig, tmp_path: Path) -> None:
-    from ray_learngene.sweep.sweep import sweep
+    from ray_learngene.sweeps.sweep import sweep
 
     table = sweep(sweep_config)
     store = Store(sweep_config.store)
@@ -63,7 +63,7 @@ def test_tunes_pickle_in_the_store_holds_no_learngene(sweep_config: SweepConfig)
 def test_a_sweep_run_again_trains_only_what_is_missing(
     sweep_config: SweepConfig, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from ray_learngene.sweep.sweep import sweep
+    from ray_learngene.sweeps.sweep import sweep
 
     store = Store(sweep_config.store)
     before = {one.name: one.created for one in store.manifests("descendant", under="digits")}
@@ -79,7 +79,7 @@ def test_the_places_of_a_cluster(head: tuple[str, str]) -> None:
     import ray
 
     from ray_learngene.cluster.session import ray_cluster
-    from ray_learngene.sweep.capacity import cluster_place
+    from ray_learngene.sweeps.capacity import cluster_place
 
     with ray_cluster(head[0]):
         counts = [cluster_place(cpus, 0, most).count for cpus, most in ((1, 0), (0.5, 0), (1, 1), (3, 0))]
@@ -92,8 +92,8 @@ def test_the_places_of_a_cluster(head: tuple[str, str]) -> None:
 def test_a_pack_whose_process_is_killed_goes_on_with_those_that_have_not_finished(
     sweep_config: SweepConfig, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from ray_learngene.sweep import tune_callbacks
-    from ray_learngene.sweep.sweep import sweep
+    from ray_learngene.sweeps import tune_callbacks
+    from ray_learngene.sweeps.sweep import sweep
 
     killed: list[int] = []
 
@@ -124,8 +124,8 @@ def hashes(config: SweepConfig, name: str) -> dict[str, str]:
 def test_sigterm_to_the_driver_leaves_checkpoints_of_all_that_runs(
     sweep_config: SweepConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from ray_learngene.sweep import tune_callbacks
-    from ray_learngene.sweep.sweep import sweep
+    from ray_learngene.sweeps import tune_callbacks
+    from ray_learngene.sweeps.sweep import sweep
 
     epochs: list[tuple[float, float]] = []
 
@@ -151,7 +151,7 @@ def test_sigterm_to_the_driver_leaves_checkpoints_of_all_that_runs(
 
 
 def test_learning_rates_are_searched_inside_each_descendants_own_group(sweep_config: SweepConfig) -> None:
-    from ray_learngene.sweep.sweep import sweep
+    from ray_learngene.sweeps.sweep import sweep
 
     config = sweep_config.model_copy(
         update={
@@ -177,7 +177,7 @@ def test_learning_rates_are_searched_inside_each_descendants_own_group(sweep_con
 def test_learning_rates_are_searched_side_by_side_with_the_same_results(
     sweep_config: SweepConfig, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from ray_learngene.sweep.sweep import sweep
+    from ray_learngene.sweeps.sweep import sweep
 
     changes = {"lr_search": 3, "epochs": 1, "budgets": ("params<=60k",), "lr_low": 1e-4}
     config = sweep_config.model_copy(update={**changes, "name": "together", "siblings": 6})
@@ -194,7 +194,7 @@ def test_learning_rates_are_searched_side_by_side_with_the_same_results(
 
 def test_a_failed_descendant_is_told_and_the_others_are_published(sweep_config: SweepConfig) -> None:
     from ray_learngene.errors import UserError
-    from ray_learngene.sweep.sweep import sweep
+    from ray_learngene.sweeps.sweep import sweep
 
     # a learning rate that explodes: with the same settings the guard stops both arms
     config = sweep_config.model_copy(

@@ -15,15 +15,16 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from ray_learngene.cli.catalog import print_artefact, print_list
+from ray_learngene.cli.catalog import print_list
 from ray_learngene.cli.pull import pull, select_descendant
+from ray_learngene.cli.show import print_artefact
 from ray_learngene.config import ListConfig, PullConfig, ShowConfig
 from ray_learngene.errors import NothingWithin, UserError
 from ray_learngene.io.objects import Objects
 from ray_learngene.store import index
 from ray_learngene.store.index import NOTES, SNAPSHOTS, Index
 from ray_learngene.store.store import Store
-from ray_learngene.sweep.results import sweep_table
+from ray_learngene.sweeps.results import sweep_table
 from tests.conftest import S3Server
 from tests.store.folders import make_folder, one_line
 from tests.store.proxy import Proxy

@@ -15,10 +15,10 @@ from ray_learngene import sigterm
 from ray_learngene.cluster.preemption import CatchesSigterm, stop_requests, watching
 from ray_learngene.cluster.session import cluster_has_gpus, ray_cluster, require_resources, use_assigned_gpu
 from ray_learngene.errors import Diverged, Interrupted, RunError
-from ray_learngene.sweep import tune_callbacks
-from ray_learngene.sweep.capacity import cluster_place
-from ray_learngene.sweep.trials import Known, Outcomes, SweepInputs, Trial, print_packs
-from ray_learngene.sweep.tune_search import GroupedASHA, LearningRateSearch
+from ray_learngene.sweeps import tune_callbacks
+from ray_learngene.sweeps.capacity import cluster_place
+from ray_learngene.sweeps.trials import Known, Outcomes, SweepInputs, Trial, print_packs
+from ray_learngene.sweeps.tune_search import GroupedASHA, LearningRateSearch
 
 
 def run_with_ray_tune(

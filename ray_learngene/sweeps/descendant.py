@@ -27,7 +27,7 @@ from ray_learngene.store.checkpoints import StoreCheckpoints
 from ray_learngene.store.index import labels_key
 from ray_learngene.store.learngenes import LEARNGENE_COLUMNS, StoredLearngene
 from ray_learngene.store.store import Store
-from ray_learngene.sweep.arms import Arm
+from ray_learngene.sweeps.arms import Arm
 from ray_learngene.training.batches import Batches
 from ray_learngene.training.checkpoints import BackgroundCheckpoints, Progress
 from ray_learngene.training.clock import Clock

@@ -9,7 +9,7 @@ from ray.tune import Callback, Stopper
 from ray.tune.experiment import Trial
 
 from ray_learngene import sigterm
-from ray_learngene.sweep.trials import Outcomes
+from ray_learngene.sweeps.trials import Outcomes
 from ray_learngene.training.out_of_memory import says_out_of_memory
 
 _LOW_ON_MEMORY = (

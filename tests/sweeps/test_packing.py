@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ray_learngene.sweep.capacity import _room
-from ray_learngene.sweep.packing import Load, Pack, Place, makespan, pack
+from ray_learngene.sweeps.capacity import _room
+from ray_learngene.sweeps.packing import Load, Pack, Place, makespan, pack
 
 
 @st.composite

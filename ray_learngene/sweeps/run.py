@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from ray_learngene.errors import Diverged, Interrupted, RunError
-from ray_learngene.sweep.trials import Known, Outcomes, SweepInputs, Trial, print_packs
+from ray_learngene.sweeps.trials import Known, Outcomes, SweepInputs, Trial, print_packs
 from ray_learngene.terminal import print_message
 
 
@@ -31,7 +31,7 @@ def run_trials(
     settled = {row["descendant"] for row in before}
     every, following, known = list(wanted), list[Trial](), Known()
     if config.lr_search:
-        from ray_learngene.sweep.learning_rates import drawn_and_following
+        from ray_learngene.sweeps.learning_rates import drawn_and_following
 
         known = _known(inputs, wanted, before)
         every, following = drawn_and_following(wanted, known, _begun(inputs, wanted, settled), config)
@@ -41,7 +41,7 @@ def run_trials(
     print(f"sweep {config.name}: {count} descendants to train{done}", flush=True)
     outcomes = Outcomes(inputs, count, keep)
     if count and not config.in_process:
-        from ray_learngene.sweep.ray_tune import run_with_ray_tune
+        from ray_learngene.sweeps.ray_tune import run_with_ray_tune
 
         run_with_ray_tune(inputs, left, following, known, outcomes, on_start)
     else:
@@ -51,7 +51,7 @@ def run_trials(
 
 def _train_here(inputs: SweepInputs, left: Sequence[Trial], outcomes: Outcomes) -> None:
     """One pack after another in this process."""
-    from ray_learngene.sweep.capacity import own_place
+    from ray_learngene.sweeps.capacity import own_place
 
     def ended(trial: Trial, outcome: dict[str, Any] | RunError) -> None:
         if isinstance(outcome, RunError):

@@ -6,7 +6,7 @@ import pytest
 
 from ray_learngene.errors import UserError
 from ray_learngene.models.specs import PRESETS
-from ray_learngene.sweep.arms import Arm
+from ray_learngene.sweeps.arms import Arm
 
 SPEC = PRESETS["nano"].replace(depth=5)
 

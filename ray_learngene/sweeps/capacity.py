@@ -10,7 +10,7 @@ from collections.abc import Mapping
 import torch
 
 from ray_learngene.device import resolve_device
-from ray_learngene.sweep.packing import Place
+from ray_learngene.sweeps.packing import Place
 
 
 def cluster_place(cpus: float, gpus: float, most: int) -> Place:

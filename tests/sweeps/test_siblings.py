@@ -27,12 +27,12 @@ from ray_learngene.models.costs import Latency, measure_latency
 from ray_learngene.models.specs import Spec, build
 from ray_learngene.store.learngenes import StoredLearngene
 from ray_learngene.store.store import Store
-from ray_learngene.sweep.arms import Arm
-from ray_learngene.sweep.descendant import DescendantTask, SweepContext, descendant
-from ray_learngene.sweep.selection import cost_columns
-from ray_learngene.sweep.siblings import train_descendant, train_siblings
+from ray_learngene.sweeps.arms import Arm
+from ray_learngene.sweeps.descendant import DescendantTask, SweepContext, descendant
+from ray_learngene.sweeps.selection import cost_columns
+from ray_learngene.sweeps.siblings import train_descendant, train_siblings
 from ray_learngene.training.clock import Clock, shared_by
-from tests.sweep.test_descendant import PREPROCESSING, SPEC, inputs, weights
+from tests.sweeps.test_descendant import PREPROCESSING, SPEC, inputs, weights
 
 STEPS, BATCH = 3, 16  # of an epoch
 # arm, depth, learning rate

@@ -18,7 +18,7 @@ from ray_learngene.models.costs import Latency, costs, measure_latency, training
 from ray_learngene.models.specs import Spec, build
 from ray_learngene.store.learngenes import StoredLearngene
 from ray_learngene.store.store import Store
-from ray_learngene.sweep.arms import Arm
+from ray_learngene.sweeps.arms import Arm
 
 
 @dataclass(frozen=True)

@@ -25,9 +25,9 @@ from ray_learngene.store.checkpoints import StoreCheckpoints
 from ray_learngene.store.learngenes import StoredLearngene
 from ray_learngene.store.manifest import folder_of
 from ray_learngene.store.store import Store
-from ray_learngene.sweep.arms import Arm
-from ray_learngene.sweep.descendant import decisive_settings
-from ray_learngene.sweep.results import (
+from ray_learngene.sweeps.arms import Arm
+from ray_learngene.sweeps.descendant import decisive_settings
+from ray_learngene.sweeps.results import (
     PAGE,
     RESULTS,
     SETTINGS,
@@ -36,8 +36,8 @@ from ray_learngene.sweep.results import (
     read_settings,
     write_results,
 )
-from ray_learngene.sweep.run import run_trials
-from ray_learngene.sweep.selection import (
+from ray_learngene.sweeps.run import run_trials
+from ray_learngene.sweeps.selection import (
     Selection,
     check_texts,
     cost_columns,
@@ -47,7 +47,7 @@ from ray_learngene.sweep.selection import (
     parse_arms,
     select,
 )
-from ray_learngene.sweep.trials import SweepInputs, Trial
+from ray_learngene.sweeps.trials import SweepInputs, Trial
 
 
 def sweep(config: SweepConfig, *, leaderboard: bool = True) -> pandas.DataFrame:

@@ -10,10 +10,10 @@ from ray_learngene.errors import RunError
 from ray_learngene.models.costs import kept_memory, macs, step_memory
 from ray_learngene.models.specs import Spec
 from ray_learngene.store.learngenes import StoredLearngene
-from ray_learngene.sweep.arms import Arm
-from ray_learngene.sweep.descendant import Descendant, DescendantTask, SweepContext, descendant
-from ray_learngene.sweep.packing import Load, Place, pack
-from ray_learngene.sweep.siblings import train_siblings
+from ray_learngene.sweeps.arms import Arm
+from ray_learngene.sweeps.descendant import Descendant, DescendantTask, SweepContext, descendant
+from ray_learngene.sweeps.packing import Load, Place, pack
+from ray_learngene.sweeps.siblings import train_siblings
 
 
 @dataclass(frozen=True)

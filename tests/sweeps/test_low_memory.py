@@ -1,6 +1,6 @@
 """Siblings on a node that is low on memory: Ray's own monitor ends their process, and fewer of them start again.
 
-pytest -m hosts tests/sweep/test_low_memory.py     a minute; Ray is told that almost no memory may be used
+pytest -m hosts tests/sweeps/test_low_memory.py     a minute; Ray is told that almost no memory may be used
 """
 
 from __future__ import annotations
@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 
 from ray_learngene.errors import UserError
-from ray_learngene.sweep import tune_callbacks
-from ray_learngene.sweep.sweep import sweep
-from tests.sweep.test_descendant import inputs
+from ray_learngene.sweeps import tune_callbacks
+from ray_learngene.sweeps.sweep import sweep
+from tests.sweeps.test_descendant import inputs
 
 pytestmark = pytest.mark.hosts
 

@@ -1,0 +1,101 @@
+"""`learngene show`: a page about one artefact, or the leaderboard of a sweep; `--json` prints all that is known."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from ray_learngene.cli.artefacts import KINDS, parse_artefact
+from ray_learngene.cli.catalog import summaries
+from ray_learngene.config import ShowConfig
+from ray_learngene.errors import UserError
+from ray_learngene.models.budgets import format_quantity
+from ray_learngene.store.manifest import FOLDERS, Manifest
+from ray_learngene.store.rows import numbers_of
+from ray_learngene.store.store import Store
+from ray_learngene.terminal import one_line
+
+_ROW = {"params": "parameters", "macs": "MACs", "memory": "memory", "latency": "latency"}
+_COST = {"images": "images", "flops": "FLOPs", "teacher_flops": "teacher FLOPs", "seconds": "seconds"}
+
+
+def print_artefact(config: ShowConfig) -> None:
+    """Print what is known about one artefact, or a sweep's leaderboard.
+
+    Raises:
+        UserError: there is no artefact of that name.
+    """
+    store = Store.of(config)
+    store.check(write=False)
+    folder, name = parse_artefact(config.artefact)
+    if folder == "sweeps":
+        _print_sweep(store, name, as_json=config.as_json)
+    elif folder == "softlabels":
+        found = summaries(store)
+        if name not in found:
+            raise UserError(f"no soft labels {name!r} in {store.uri}: see `learngene list`")
+        print(json.dumps(found[name], indent=2))
+    else:
+        manifest = store.manifest(KINDS[folder], name)
+        if config.as_json:
+            print(json.dumps(manifest.model_dump(mode="json"), indent=2))
+            return
+        for label, value in _page(manifest, store):
+            print(f"{label:12}{one_line(value, 400)}")
+
+
+def _page(manifest: Manifest, store: Store) -> Iterator[tuple[str, str]]:
+    """Labels and values, the most asked for first; whatever a store's own script left out is left out here."""
+    facts = manifest.metadata
+    row, config, cost = (_mapping(facts.get(name)) for name in ("row", "config", "cost"))
+    artefact = f"{FOLDERS[manifest.kind]}/{manifest.name}"
+    yield "artefact", f"{artefact} in {store.uri}"
+    yield "made", f"{manifest.created[:16].replace('T', ' ')} UTC, {format_quantity('memory', manifest.bytes)}"
+    if method := facts.get("method") or row.get("arm"):
+        options = _mapping(facts.get("options"))
+        yield "method", ", ".join([str(method), *(f"{name}={value}" for name, value in options.items())])
+    spec = _mapping(facts.get("spec")) or row
+    if "width" in spec:
+        yield "size", ", ".join(f"{name} {spec[name]}" for name in ("width", "depth", "image", "patch") if name in spec)
+    if isinstance(labels := facts.get("labels"), list):
+        shown = ", ".join(str(label) for label in labels[:5])
+        yield "classes", f"{len(labels)}: {shown}{', ...' if len(labels) > 5 else ''}"
+    if data := config.get("data"):
+        yield "images", str(data)
+    for source in ("ancestry", "source", "learngene"):
+        if text := facts.get(source) or row.get(source):
+            yield source, str(text)
+    costs = [(name, numbers_of(row, name)) for name in _ROW]
+    if known := [f"{format_quantity(name, each[name])} {_ROW[name]}" for name, each in costs if each]:
+        yield "costs", ", ".join(known)
+    elif parameters := numbers_of(facts, "parameters"):
+        yield "costs", f"{format_quantity('params', parameters['parameters'])} parameters"
+    scores = {**_mapping(facts.get("metrics")), **{name: row[name] for name in ("top1_untuned", "top1") if name in row}}
+    if known := [f"{name} {each[name]:.4g}" for name in scores if (each := numbers_of(scores, name))]:
+        yield "measured", ", ".join(known)
+    if row.get("outside"):
+        yield "note", str(row["outside"])
+    spent = cost or row
+    if known := [f"{each[name]:.4g} {word}" for name, word in _COST.items() if (each := numbers_of(spent, name))]:
+        yield "cost", ", ".join(known)
+    versions = _mapping(facts.get("versions"))
+    yield "made with", ", ".join(f"{name} {value}" for name, value in versions.items()) or "unknown versions"
+    yield "get it", f"learngene pull {artefact} --store {store.uri}"
+    yield "all of it", f"learngene show {artefact} --store {store.uri} --json"
+
+
+def _mapping(value: object) -> Mapping[str, Any]:
+    return value if isinstance(value, dict) else {}
+
+
+def _print_sweep(store: Store, name: str, *, as_json: bool) -> None:
+    from ray_learngene.sweeps.results import print_leaderboard, read_settings, sweep_table
+
+    settings = read_settings(store, name)
+    if settings is None:
+        raise UserError(f"no sweep {name!r} in {store.uri}: see `learngene list`")
+    if as_json:
+        print(json.dumps({**settings, "rows": store.rows(name)}, indent=2, default=str))
+        return
+    print_leaderboard(sweep_table(store, name), settings["budgets"])
