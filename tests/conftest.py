@@ -1,9 +1,12 @@
 """Shared fixtures: one thread and no network for every test, and a real S3 server for the store."""
 
 import os
+import tempfile
 
-# Before torch, ray or deepspeed are imported anywhere: they read these once.
+# Before torch, ray or deepspeed are imported anywhere: they read these once. Compiled code is of this process alone:
+# what another that was killed left half-written would not load.
 os.environ.update(
+    TORCHINDUCTOR_CACHE_DIR=tempfile.mkdtemp(prefix="torchinductor-"),
     OMP_NUM_THREADS="1",
     RAY_AUTH_MODE="disabled",
     DS_ACCELERATOR="cpu",
