@@ -1,16 +1,18 @@
 """python -m benchmarks.auxiliary_step [--quick] [--out FILE.json]
 
-One device's training step without Ray, DeepSpeed or a store: images/s of the SWS auxiliary (16 layers) and of a
-descendant (12 layers, plain timm), run as written, with `--compile` (layer by layer) and compiled as a whole by torch,
-with the share of the device's peak they reach, what their first step takes, and what the ancestry's forward (LeViT-384)
-adds to them. On a GPU: presets s and b, 224 px, bf16. On a CPU: nano and micro in fp32 with a small vision transformer
-as ancestry; that shows whether compiling pays there, not how fast training is on a GPU.
+Measures the training step on one device, without Ray, DeepSpeed or a store. Models are the SWS auxiliary (16 layers)
+and a descendant (12 layers, plain timm). Each runs eager, with `--compile` (layer by layer), and compiled as a whole by
+torch. Reported: images/s, model FLOPs utilisation (MFU), the time of the first block, and the cost of the teacher
+forward pass (LeViT-384).
 
-Fair, because every side (matrix product, steps as written, compiled steps, ancestry forward) takes its turn in every
-round of one run on the same images; the first block, with what is compiled in it, is reported apart, and another one is
-left out. Nothing compiled is taken from an earlier run. MFU is 6 x MACs x images/s (a multiply-accumulate is two
-operations, a backward pass two forward passes) over the operations/s that a large square matrix product of the same
-dtype reached between the blocks.
+On a GPU: presets s and b, 224 px, bf16. On a CPU: nano and micro in fp32, with a small vision transformer as ancestry
+model. The CPU run shows whether compiling is faster there, not how fast a GPU trains.
+
+The comparison is fair. All sides (matrix product, eager and compiled steps, teacher forward pass) alternate in one run,
+on the same images. The first block includes compilation and is reported separately; the second block is discarded.
+Compiled code of earlier runs is not used. MFU is 6 x MACs x images/s (a multiply-accumulate is two operations, a
+backward pass two forward passes) over the operations/s of a large square matrix product of the same dtype, timed
+between the blocks.
 """
 
 from __future__ import annotations
@@ -48,7 +50,7 @@ STEPS = ("eager", "layers compiled", "compiled whole")
 
 @dataclass(frozen=True)
 class Case:
-    """Auxiliary and descendant of a preset, each eager and compiled; every side in `rounds` blocks of `steps` steps."""
+    """Auxiliary and descendant of a preset, eager and compiled; `rounds` blocks of `steps` steps for each side."""
 
     preset: str
     batch: int
@@ -78,9 +80,9 @@ def _rows(case: Case, device: torch.device) -> Iterable[dict[str, Any]]:
     set_drop_path(descendant, DROP_PATH)
     auxiliary = create_method("sws").auxiliary(spec, drop_path=DROP_PATH)
     for name, each, model in (("auxiliary", spec, auxiliary), ("descendant", descendant_spec, descendant)):
-        torch.compiler.reset()  # the descendant's first step would find the auxiliary's layers compiled, as in a sweep
+        torch.compiler.reset()  # otherwise the descendant's first step would reuse the auxiliary's compiled layers
         with tempfile.TemporaryDirectory() as cache:
-            # torch's compiler processes, which outlive a model, keep the first one's folder of Triton else
+            # set both: torch's compiler processes outlive a model and would keep the first Triton folder
             os.environ.update(TORCHINDUCTOR_CACHE_DIR=cache, TRITON_CACHE_DIR=f"{cache}/triton")
             yield from _measure(case, name, each, model.to(device), device)
 
@@ -152,7 +154,7 @@ def _matmul(size: int, steps: int, dtype: torch.dtype, device: torch.device) -> 
 def _training(
     case: Case, model: nn.Module, images: Tensor, targets: Tensor, dtype: torch.dtype | None
 ) -> Callable[[], None]:
-    """Blocks of the package's own steps on labels: forward, backward and optimizer, without an ancestry."""
+    """Return a block of the package's steps on labels: forward, backward and optimizer, without an ancestry model."""
     config = OptimizationConfig(batch_size=case.batch)
     optimizer = create_optimizer(model, config)
     engine = TorchEngine(model, optimizer, autocast=dtype)
@@ -168,7 +170,7 @@ def _training(
 
 
 def _forward(case: Case, ancestry: nn.Module, images: Tensor, dtype: torch.dtype | None) -> Callable[[], None]:
-    """Blocks of the ancestry's forward passes, as the distillation step makes them."""
+    """Return a block of teacher forward passes, as in the distillation step."""
 
     def block() -> None:
         with torch.no_grad(), torch.autocast(images.device.type, dtype, enabled=dtype is not None):

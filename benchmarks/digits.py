@@ -1,4 +1,4 @@
-"""The digits as a recipe, and a learngene of them, for benchmarks of what surrounds training."""
+"""A recipe on the digits and a learngene of them, for benchmarks of everything except training speed."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ ANCESTRY_SIZE = {
 
 
 def write_recipe(path: Path, **settings: Any) -> Path:
-    """The recipe as a file for `--config`: YAML, which JSON is."""
+    """Write the recipe as a file for `--config`, in JSON, which is valid YAML."""
     path.write_text(json.dumps({**DIGITS, **settings}))
     return path
 
 
 def make_learngene(store: str) -> None:
-    """Put an ancestry model and a learngene of the digits, both barely trained, into a store."""
+    """Train an ancestry model and a learngene of the digits for one epoch each, into a store."""
     train_ancestry(
         AncestryConfig(
             store=store, name="digits", model="deit_tiny_patch16_224", model_args=ANCESTRY_SIZE, epochs=1, workers=0,

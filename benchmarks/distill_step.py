@@ -1,15 +1,14 @@
 """python -m benchmarks.distill_step [--quick] [--out FILE.json]
 
-The distillation step as `learngene distill` takes it (Ray Train, DeepSpeed, `Stepper`) against a bare torch
-loop of the same mathematics: same auxiliary model and initial weights, same ancestry model, same batches, same fused
-AdamW and schedule, same precision; several workers are joined by DistributedDataParallel. Two workers on CPUs, one on a
-GPU.
+Compares the distillation step of `learngene distill` (Ray Train, DeepSpeed, `Stepper`) with a bare torch loop of the
+same mathematics. Both have the same auxiliary model, initial weights, ancestry model, batches, fused AdamW, schedule
+and precision. With several workers the bare loop uses DistributedDataParallel. Two workers on CPUs, one on a GPU.
 
-Fair, because both sides live in the same workers of one Ray Train run and on one process group, and take turns, a
-block of steps each (A B A B ...), so that neither has a machine, a thread count or a quiet minute of its own.
-Stochastic depth is off, so both compute the same losses: their largest difference is in the table. Start-up is left
-out: two blocks warm up. `loader` rows read and augment images on both sides (a loader each, in the training process);
-all other rows take batches that were loaded before. On a GPU images are random numbers of the size.
+The comparison is fair. Both sides run in the same workers of one Ray Train run and on one process group. They alternate
+in blocks of steps (A B A B ...), so machine, threads and load are the same. Stochastic depth is off, so both compute
+the same losses; the table has their largest difference. Two warm-up blocks exclude start-up. In `loader` rows both
+sides read and augment images (a loader each, in the training process). All other rows use preloaded batches. On a GPU
+images are random numbers.
 Goal: the package's images/s at least 0.97 of the bare loop's.
 """
 
@@ -54,7 +53,7 @@ Block = Callable[[], list[float]]
 
 @dataclass(frozen=True)
 class Case:
-    """One row: `batch` images a worker and step, `rounds` blocks of `steps` steps for each side."""
+    """One row: `batch` images per worker and step, `rounds` blocks of `steps` steps for each side."""
 
     preset: str
     batch: int
@@ -160,7 +159,7 @@ def _measure(case: Case, device: torch.device) -> dict[str, Any]:
 
 
 def _ancestry_model(spec: Spec) -> nn.Module:
-    """LeViT-384 for the paper's sizes; for the laptop's, a vision transformer of about the auxiliary's cost."""
+    """Create LeViT-384 for the paper's sizes; for small sizes, a vision transformer of about the auxiliary's cost."""
     if spec.image == 224:
         return timm.create_model("levit_384", num_classes=spec.classes)
     return timm.create_model(
@@ -172,7 +171,7 @@ def _ancestry_model(spec: Spec) -> nn.Module:
 def _batches(
     case: Case, config: OptimizationConfig, spec: Spec, ancestry: Ancestry, device: torch.device
 ) -> Iterator[Batch]:
-    """This worker's batches without end; both sides get the same ones."""
+    """Iterate over this worker's batches endlessly; both sides get the same batches."""
     world_size, rank = torch.distributed.get_world_size(), torch.distributed.get_rank()
     if device.type == "cuda":
         generator = torch.Generator(device).manual_seed(rank)
@@ -191,7 +190,7 @@ def _batches(
 def _package_block(
     case: Case, config: OptimizationConfig, student: nn.Module, ancestry: Ancestry, batches: Iterator[Batch]
 ) -> Block:
-    """What a worker of `learngene distill` does between two reports."""
+    """Return a block of what a worker of `learngene distill` does between two reports."""
     device = next(student.parameters()).device
     autocast = resolve_precision(config.precision, device)
     rank, world_size = torch.distributed.get_rank(), torch.distributed.get_world_size()
@@ -225,7 +224,7 @@ def _package_block(
 def _bare_block(
     case: Case, config: OptimizationConfig, student: nn.Module, ancestry: Ancestry, batches: Iterator[Batch]
 ) -> Block:
-    """The same mathematics in the fewest lines of torch."""
+    """Return a block of the same mathematics in minimal torch."""
     device = next(student.parameters()).device
     dtype = resolve_precision(config.precision, device)
     optimizer = create_optimizer(student, config)

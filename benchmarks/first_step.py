@@ -1,14 +1,16 @@
 """python -m benchmarks.first_step [--quick] [--out FILE.json]
 
-How long a command that trains takes until it trains: `learngene sweep` and `learngene distill`, each in this process
-(`--in-process`, `--workers 0`) and on a Ray that it starts itself, on the digits, from a learngene that is made in a
-temporary store first. Reported: the seconds from the start of the command to its end, and to the first training step:
-to the published artefact, less the seconds of training and evaluation, and a descendant's of export, that its record
-states. (A learngene's record does not state its export's, a few tenths of a second.)
+Measures the time from a command's start to its first training step. Commands are `learngene sweep` and `learngene
+distill` on the digits, in a single process (`--in-process`, `--workers 0`) and on a Ray that the command starts. The
+learngene is made first, in a temporary store.
 
-What that consists of is measured beside it, each as a process of its own less the start of an interpreter: the imports
-of torch and timm, of Ray, of DeepSpeed, and starting and stopping Ray with one worker that does nothing. All take
-turns; medians are compared.
+Reported: the seconds to the end of the command, and to the first training step. The latter are the seconds to the
+published artefact, minus those of training and evaluation and, for a descendant, of export, as its record states them.
+(A learngene's record does not state its export time, a few tenths of a second.)
+
+The parts of this time are measured too, each in its own process, minus the start of an interpreter: the imports of
+torch and timm, of Ray, and of DeepSpeed, and starting and stopping Ray with one idle worker. All alternate; medians are
+compared.
 """
 
 from __future__ import annotations

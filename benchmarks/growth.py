@@ -1,12 +1,14 @@
 """python -m benchmarks.growth [--quick] [--out FILE.json]
 
-What tenfold work costs: tenfold images, parameters and descendants, each beside the sweep it grew from. Sweeps on the
-digits in one process, one descendant after another, from a learngene that is made in a temporary store first; both
-sizes take turns. "Training" is what descendants spend in training and evaluation, by their own record; "everything" the
-wall time of the sweep, with what it costs once. 1.0 is a cost that grows as the work does; below is better.
+Measures the cost of tenfold work: ten times the images, the parameters or the descendants of a small sweep. Sweeps run
+on the digits in one process, one descendant after another. The learngene is made first, in a temporary store. Small and
+grown sweeps alternate.
 
-The parameters grow with the width, 48 to 160, at four layers; the seconds an image takes are divided by parameters.
-How a sweep grows from 16 to 1,000 descendants on Ray is measured by `benchmarks.sweep_scale`.
+"Training" is the time that descendants spend in training and evaluation, from their records. "Everything" is the wall
+time of the sweep, with its fixed cost. 1.0 means that the cost grows in proportion to the work; less is better.
+
+Parameters grow with the width, from 48 to 160, at four layers; seconds per image are divided by parameters.
+`benchmarks.sweep_scale` measures a sweep on Ray from 16 to 1,000 descendants.
 """
 
 from __future__ import annotations

@@ -1,12 +1,12 @@
 """python -m benchmarks.hosts [--workers 1 2 4] [--epochs 6] [--quick] [--out FILE.json]
 
-What each more worker of a distillation costs and brings, every worker on a host of its own: a local cluster (as root),
-the digits, one submitted job per number of workers, the same global batch. Reported: images per second within epochs
-as the run itself measures them, the seconds from submission to the published learngene, and the largest difference of
-any weight from the first run's (sums over workers are rounded in another order).
+Measures how a distillation scales with its workers, each on its own host. It uses a local cluster (as root), the
+digits, one submitted job per number of workers, and the same global batch. Reported: images per second within epochs,
+as the run measures them; the seconds from submission to the published learngene; and the largest difference of any
+weight from the first run's (all-reduce rounds in another order).
 
-On a machine with fewer cores than hosts this measures the overhead of more workers, not a speed-up: nothing is gained
-by hosts that share the cores.
+On a machine with fewer cores than hosts this measures the overhead of more workers, not a speed-up, because hosts share
+the cores.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ ROOT = Path(__file__).parents[1]
 
 
 def submit(cluster: LocalCluster, *words: object) -> float:
-    """Run a command as a job to its end; returns the seconds it took."""
+    """Run a command as a job and return its seconds."""
     began = time.monotonic()
     subprocess.run(
         [sys.executable, "-m", "ray_learngene", "submit", *map(str, words), "--store", cluster.store],
@@ -42,13 +42,13 @@ def submit(cluster: LocalCluster, *words: object) -> float:
 
 
 def learngene(store: Store, name: str) -> Learngene:
-    """A learngene of the store."""
+    """Read a learngene from the store."""
     files = (f"learngene.{kind}" for kind in ("safetensors", "json"))
     return Learngene.from_bytes(*(store.read_bytes("learngene", name, file) for file in files))
 
 
 def row(cluster: LocalCluster, workers: int, epochs: int, first: int) -> dict[str, Any]:
-    """Distil on so many hosts."""
+    """Distil on that many hosts and compare the learngene with the first run's."""
     name = f"hosts-{workers}"
     recipe = ["--config", ROOT / "jobs/recipes/digits-distill.yaml", "--name", name, "--epochs", epochs]
     seconds = submit(cluster, "distill", *recipe, "--workers", workers)

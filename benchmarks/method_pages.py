@@ -1,7 +1,7 @@
 """python -m benchmarks.method_pages
 
-Writes the pages and the cost plots of `benchmarks/methods` again from the tables that are committed there. It trains
-nothing: run it when `learngene bench` reports a table differently.
+Writes the pages and cost plots of `benchmarks/methods` again, from the committed tables. It trains nothing. Run it
+after a change to the report of `learngene bench`.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def folder(name: str) -> Path:
 
 
 def read(name: str) -> tuple[BenchConfig, pandas.DataFrame, list[Row]]:
-    """A committed table, with the recipe that made it and the recipe's arms."""
+    """Read a committed table, the recipe that made it, and the recipe's arms."""
     config = load_config(BenchConfig, {}, ROOT / "jobs" / "recipes" / f"{RECIPES[name]}.yaml")
     return config, pandas.read_parquet(folder(name) / RESULTS), rows(config, _CLASSES)
 

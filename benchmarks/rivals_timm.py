@@ -1,4 +1,4 @@
-"""Runs timm's train.py, given with its arguments, where torchvision has no compiled operators; see `rivals`."""
+"""Runs timm's train.py (a path and its arguments) without torchvision's compiled operators; see `rivals`."""
 
 import runpy
 import sys

@@ -1,9 +1,9 @@
 """python -m benchmarks.short_side --photos PARQUET [--quick] [--out FILE.json]
 
-What `learngene data convert --short-side` saves: megabytes of the shards, and CPU milliseconds to decode an image and
-to make a 224 px training view of it, for the originals and for shorter sides. One process, in turn. Images that are
-smaller are left as they are. The photographs of `benchmarks.image_formats` have a short side of 348 pixels and are
-strongly compressed: larger or finer originals save more.
+Measures the savings of `learngene data convert --short-side`: megabytes of the shards, and CPU milliseconds to decode
+an image and to make a 224 px training view of it, for the originals and for shorter sides. All alternate in one
+process. Smaller images are not enlarged. The photographs of `benchmarks.image_formats` have a short side of 348 pixels
+and are strongly compressed; larger or less compressed originals save more.
 """
 
 from __future__ import annotations

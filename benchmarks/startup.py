@@ -1,8 +1,8 @@
 """python -m benchmarks.startup [--quick] [--out FILE.json]
 
-How long the command line takes to answer: `learngene --help` and `python -c "import ray_learngene"` beside
-`python -c pass`, the start of the interpreter itself. Each is a new process; the three take turns and medians are
-compared, so all see the same machine with the same files in its cache (one uncounted round comes first).
+Measures the start-up of the command line: `learngene --help` and `python -c "import ray_learngene"`, compared with
+`python -c pass`, the start of the interpreter. Each runs in a new process. The three alternate and medians are
+compared, so machine and file cache are the same for all (after one discarded round).
 Goal: `learngene --help` below 0.5 s.
 """
 

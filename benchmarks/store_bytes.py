@@ -1,15 +1,18 @@
 """python -m benchmarks.store_bytes [--store s3://BUCKET/PREFIX | --gbit 1] [--mib 128] [--quick] [--out FILE.json]
 
-How fast an artefact of one large file and of several goes into and out of a store, against the fastest way that the
-same server's clients know: pyarrow's copy_files; botocore with one request a file, with and without signing and
-checksums of the content, and in parts of 16 MiB on eight connections; and the bare HTTP of Python's standard library, a
-signed URL read on four connections. The sides take turns; the server is the one of the standard AWS variables
-(AWS_ENDPOINT_URL, ...), or, without --store, a SeaweedFS on loopback that is started for it. `--gbit` makes loopback
-to that server's S3 port as slow as a network (as root, by `tc`): without it, server and client only share the cores.
+Measures uploads and downloads of an artefact (one large file or several) against the fastest other client of the same
+server. Clients are pyarrow's copy_files; botocore with one request per file, with and without signing and checksums of
+the content; botocore in parts of 16 MiB on eight connections; and plain HTTP of Python's standard library, which reads
+a signed URL on four connections. The sides alternate.
 
-Fair, because every side moves the same files between the same folder and the same bucket. Ours does more: it hashes
-what it sends, verifies what it gets, and writes a manifest. What that costs is the row's second ratio, of the same
-transfers without it. Goal: at least 0.8 of the fastest client.
+The server is that of the standard AWS variables (AWS_ENDPOINT_URL, ...). Without --store the benchmark starts a
+SeaweedFS on loopback. `--gbit` limits loopback to that server's S3 port to the speed of a network (as root, by `tc`).
+Without it, server and client compete only for the cores.
+
+The comparison is fair: every side moves the same files between the same folder and bucket. Our side does more: it
+hashes uploads, verifies downloads, and writes a manifest. The row's second ratio is of the same transfers without that
+work.
+Goal: at least 0.8 of the fastest client.
 """
 
 from __future__ import annotations
@@ -44,7 +47,7 @@ GOAL = 0.8
 PART_BYTES = 16 * 2**20
 CONNECTIONS = 8
 BARE_CONNECTIONS = 4
-VOLUME_MB = 4096  # of the server that is started: with small volumes, every client waits for new ones
+VOLUME_MB = 4096  # volume size of the started server: with small volumes, every client waits for new ones
 
 
 def main() -> None:
@@ -73,7 +76,7 @@ def _server(uri: str | None, gbit: float | None) -> Iterator[str]:
 
 @contextmanager
 def _network(port: int | None, gbit: float | None) -> Iterator[None]:
-    """Let no more than so many Gbit/s through to a port of loopback, and as much back."""
+    """Limit loopback to a port to that many Gbit/s in each direction."""
     if not gbit:
         yield
         return
@@ -93,9 +96,9 @@ def _network(port: int | None, gbit: float | None) -> Iterator[None]:
 
 def _add_store(parser: argparse.ArgumentParser) -> None:
     server = parser.add_mutually_exclusive_group()
-    server.add_argument("--store", help="s3://bucket/prefix, where the objects of this run are deleted")
-    server.add_argument("--gbit", type=float, help="speed of the network to the server that is started")
-    parser.add_argument("--mib", type=int, default=128, help="of an artefact, in one file and in four")
+    server.add_argument("--store", help="s3://bucket/prefix; the objects of this run are deleted afterwards")
+    server.add_argument("--gbit", type=float, help="network speed to the started server")
+    parser.add_argument("--mib", type=int, default=128, help="size of an artefact, in one file and in four")
     parser.add_argument("--rounds", type=int, default=5)
 
 
@@ -267,7 +270,7 @@ def _downloads(store: Store, folder: Path) -> dict[str, Callable[[Path], Any]]:
 
     def bare(target: Path) -> None:
         target.mkdir()
-        share = -(-BARE_CONNECTIONS // len(sizes))  # connections of a file
+        share = -(-BARE_CONNECTIONS // len(sizes))  # connections per file
         spans = []
         for key, size in sizes.items():
             with (target / Path(key).name).open("wb") as file:

@@ -1,15 +1,15 @@
 """python -m benchmarks.store_scale [--quick] [--out FILE.json]
 
-What `learngene list` and `learngene pull --max-params` take in a store with many descendants, in seconds and in S3
-requests. Every descendant has a manifest of the size that a sweep writes (the row of a real sweep has 45 columns, its
-history an entry an epoch); manifests and notes are written as `publish` writes them, the weights are left out, because
-neither command reads those of more than one.
+Measures the cost of `learngene list` and `learngene pull --max-params` in a store with many descendants, in seconds and
+S3 requests. Every descendant has a manifest of realistic size: the row of a real sweep has 45 columns, its history an
+entry per epoch. Manifests and notes are written as by `publish`. Weights are omitted, because neither command reads
+those of more than one descendant.
 
-On a local store: the first call, which finds no snapshot of the index and reads every manifest, and the median of
-later ones, in this process and as whole commands with the interpreter's start. On S3: the requests that a real server
-(SeaweedFS, of requirements-dev.txt) gets, counted by a proxy before it; there the sizes are 64 and 100, because filling
-a bucket takes longest.
-Goal: below 1 s after the first call at 10,000 descendants, and as many requests for more descendants as for fewer.
+On a local store: the first call, which finds no snapshot of the index and reads every manifest, and the median of later
+calls. Both are timed in this process and as whole commands with the start of the interpreter. On S3: the requests to a
+real server (SeaweedFS, of requirements-dev.txt), counted by a proxy. There the sizes are 64 and 100, because filling a
+bucket takes longest.
+Goal: below 1 s after the first call at 10,000 descendants, and a number of requests that does not grow with them.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def main() -> None:
     facts = machine()
     with tempfile.TemporaryDirectory() as folder:
         rows = [_local(Path(folder), many) for many in ((20, 100) if args.quick else (100, 1_000, 10_000))]
-        print(rows, file=sys.stderr, flush=True)  # the rest takes as long again
+        print(rows, file=sys.stderr, flush=True)  # now: the S3 part takes equally long
         with running_s3_server(Path(folder, "s3")) as server, _proxy(server.endpoint) as proxy:
             os.environ |= server.environment()
             bucket = server.new_bucket()
@@ -96,7 +96,7 @@ def _fill(store: Store, many: int) -> None:
 
 
 def _add(store: Store, number: int) -> None:
-    """What a publisher of a descendant writes beside its files."""
+    """Write what publishing a descendant writes in addition to its files."""
     costs = {"params": 1_000_000 + number * 100, "macs": 10**8, "memory": 10**7, "latency": 1.5}
     row = {"descendant": f"d{number:05d}", "arm": "sws", "top1": 50 + number % 97 / 2, **costs}
     row |= {f"a_column_{column}": 12345.678 for column in range(COLUMNS - len(row))}

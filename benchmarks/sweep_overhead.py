@@ -1,14 +1,14 @@
 """python -m benchmarks.sweep_overhead [--quick] [--out FILE.json]
 
-What one more descendant costs in a sweep beyond its own training, in seconds: real sweeps (Ray Tune, one trial at a
-time) of few and of many descendants of one size with the same training, from a learngene of the digits that is made
-in a temporary store first. (wall of many - wall of few) / (many - few) leaves out what a sweep costs once (its image
-set, its latency measurement, its first worker); the mean of the descendants' own training seconds, from the results
-table, is taken off.
+Measures the seconds that one more descendant costs in a sweep beyond its training. Real sweeps (Ray Tune, one trial at
+a time) train few and many descendants of one size with the same training. The learngene of the digits is made first, in
+a temporary store. (wall of many - wall of few) / (many - few) excludes the fixed cost of a sweep: its image set, its
+latency measurement, its first worker. The mean training seconds of the descendants, from the results table, are
+subtracted.
 
-Fair, because small and large sweeps take turns on one running Ray, and nothing else differs between them. `export`
-(building the model, its last checkpoint, writing the model: the table's `overhead_seconds`) is part of the overhead;
-`publish` is timed beside it, without Ray, on the same files; what is left is Ray's.
+The comparison is fair: small and large sweeps alternate on one running Ray, and nothing else differs. `export`
+(building the model, its last checkpoint, writing the model: the table's `overhead_seconds`) is part of the overhead.
+`publish` is timed separately, without Ray, on the same files. The remainder is Ray's.
 Goal: at most 1 s for a descendant.
 """
 
@@ -55,7 +55,7 @@ def main() -> None:
 
 
 def _sweep(store: str, name: str, descendants: int) -> tuple[float, pandas.DataFrame]:
-    """Wall seconds and the results of a sweep of one size under that many seeds."""
+    """Run a sweep of one size with that many seeds; return its wall seconds and results."""
     config = SweepConfig(
         store=store, name=name, learngene="digits", depths=str(DEPTH), arms=("sws",), seeds=descendants, epochs=1,
         max_concurrent=1, **DIGITS,
@@ -69,7 +69,7 @@ def _row(
     few: tuple[float, pandas.DataFrame], many: tuple[float, pandas.DataFrame], publishing: list[float]
 ) -> dict[str, float]:
     wall = (many[0] - few[0]) / (len(many[1]) - len(few[1]))
-    trained = many[1][many[1]["seed"] > 0]  # seed 0 comes first and starts the process
+    trained = many[1][many[1]["seed"] > 0]  # without seed 0, which runs first and starts the process
     training, export = float(trained["seconds"].mean()), float(trained["overhead_seconds"].mean())
     return {
         "seconds each": wall,
@@ -82,7 +82,7 @@ def _row(
 
 
 def _publish_seconds(store: Store, sweep_name: str) -> list[float]:
-    """Seconds of publishing a descendant's files, again and again under other names."""
+    """Time repeated publications of a descendant's files, each under another name; seconds."""
     manifest = store.manifests("descendant", under=sweep_name)[0]
     seconds = []
     with tempfile.TemporaryDirectory() as temporary:

@@ -1,14 +1,16 @@
 """python -m benchmarks.sweep_scale [--quick] [--out FILE.json]
 
-Whether a sweep's cost for each descendant and the driver's memory stay the same as descendants become many: real
-sweeps (Ray Tune over four simulated nodes with one CPU each, `ray.cluster_utils.Cluster`) of 16, 64, 256 and 1,000
-descendants of three layers that are expanded, measured, exported and published, but not trained, from a learngene of
-the digits that is made in a temporary store first.
+Measures whether a sweep's cost per descendant and the driver's memory stay constant as descendants become many. Real
+sweeps run on Ray Tune over four simulated nodes with one CPU each (`ray.cluster_utils.Cluster`). They expand, measure,
+export and publish 16, 64, 256 and 1,000 descendants of three layers, without training. The learngene of the digits is
+made first, in a temporary store.
 
-`ms each` is the wall time between the first descendant's publication and the last one's over their number (without
-what a sweep costs once); `own ms` what a descendant spends in its process (`overhead_seconds` of the results table),
-shared by as many processes as there are nodes; `driver MiB` the driver's resident memory before the sweep and the
-most it grew to, sampled twice a second; `results s` is the time of making table and page anew from the store.
+- `ms each`: wall time between the first and the last publication over the number of descendants, without the sweep's
+  fixed cost.
+- `own ms`: time of a descendant in its process (`overhead_seconds` of the results table); there is one process per
+  node.
+- `driver MiB`: the driver's resident memory before the sweep and at its peak, sampled twice a second.
+- `results s`: time to make table and page again from the store.
 """
 
 from __future__ import annotations
@@ -48,7 +50,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as store, contextlib.redirect_stdout(io.StringIO()):
         make_learngene(store)
         with _simulated_nodes():
-            _sweep(store, "first", NODES)  # starts the processes
+            _sweep(store, "first", NODES)  # a warm-up that starts the processes
             rows = [_row(store, count) for count in counts]
     publish("sweep_scale", args, facts, rows)
 
@@ -94,7 +96,7 @@ def _row(store: str, descendants: int) -> dict[str, Any]:
 
 @contextmanager
 def _memory() -> Iterator[list[float]]:
-    """Resident MiB of this process, before and every half second."""
+    """Sample the resident MiB of this process, at the start and every half second."""
     process, stop = psutil.Process(), threading.Event()
     samples = [process.memory_info().rss / 2**20]
 
