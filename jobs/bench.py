@@ -3,8 +3,8 @@
     ray job submit --runtime-env jobs/runtime_env.yaml -- python -m jobs.bench \
         --config jobs/recipes/digits-bench.yaml --store s3://bucket/store
 
-The flags are those of `learngene bench`. The table is kept in the store; the page and the plots are written to `--out`,
-and can be made anew from the store by the same command on any machine.
+The flags are those of `learngene bench`. The table goes to the store; the page and the plots go to `--out`. The same
+command makes them again from the store on any machine.
 """
 
 from jobs.launch import launch

@@ -1,5 +1,5 @@
 #!/bin/sh
-# The main job on real images, start to end, on one machine: `make demo`. The same commands run on a cluster.
+# The whole workflow on real images, on one machine: `make demo`. The same commands run on a cluster.
 set -eu
 store=${STORE:-./store/demo}
 model=${OUT:-./pulled/demo}

@@ -1,4 +1,4 @@
-"""Take a learngene from a trained model as a Ray job:
+"""Extract a learngene from a trained model as a Ray job:
 
     ray job submit --runtime-env jobs/runtime_env.yaml -- python -m jobs.extract \
         --source store:ancestries/vit --method wave --name vit --store s3://bucket/store

@@ -1,4 +1,4 @@
-"""Pull the best descendant within limits as a Ray job (to a folder that the job's node keeps):
+"""Pull the best descendant within limits as a Ray job, to a persistent folder of the job's node:
 
     ray job submit --runtime-env jobs/runtime_env.yaml -- python -m jobs.pull \
         --store s3://bucket/store --max-params 12M --out /models/best

@@ -1,4 +1,4 @@
-"""Compute soft labels beforehand as a Ray job:
+"""Compute and cache soft labels as a Ray job, before training:
 
     ray job submit --runtime-env jobs/runtime_env.yaml -- python -m jobs.softlabels \
         --config jobs/recipes/digits-distill.yaml --store s3://bucket/store --workers 8
