@@ -55,13 +55,13 @@ def _exec(cluster: LocalCluster, flags: argparse.Namespace) -> None:
 
 
 def main() -> int:
-    """Run one command; returns the exit status (2 for a user's mistake)."""
+    """Run one command and return the exit status (2 for a `UserError`)."""
     parser = argparse.ArgumentParser(
         prog="python -m cluster.local",
         description=cluster.local.__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--folder", default=_FOLDER, help=f"where the cluster is kept (default: {_FOLDER})")
+    parser.add_argument("--folder", default=_FOLDER, help=f"folder of the cluster (default: {_FOLDER})")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     def add(name: str, run: Callable[[LocalCluster, argparse.Namespace], None], text: str) -> argparse.ArgumentParser:
@@ -69,12 +69,12 @@ def main() -> int:
         command.set_defaults(run=run)
         return command
 
-    up = add("up", _up, "start what is not running and say how to reach it")
+    up = add("up", _up, "start all hosts that are not running and print how to reach them")
     up.add_argument("--hosts", type=int, default=2, help="worker hosts (default: 2)")
-    up.add_argument("--cpus", type=float, default=1, help="CPUs that each worker host offers (default: 1)")
+    up.add_argument("--cpus", type=float, default=1, help="CPUs of each worker host (default: 1)")
     add("down", _down, "stop and remove everything")
-    add("status", _status, "the hosts, their addresses, power and logs")
-    add("env", _env, "what to export to reach the cluster")
+    add("status", _status, "print the hosts, their addresses, power and logs")
+    add("env", _env, "print the variables to export to reach the cluster")
     add("off", _off, "power a host off").add_argument("host")
     add("on", _on, "power a host on").add_argument("host")
     execute = add("exec", _exec, "run a command on a host")

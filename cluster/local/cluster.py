@@ -1,4 +1,4 @@
-"""The hosts of a local cluster and what runs on them: a Ray head, Ray workers, an S3 server."""
+"""The hosts of a local cluster and their services: a Ray head, Ray workers, an S3 server."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from ray_learngene.errors import UserError
 START_SECONDS = 300
 BUCKET = "learngene"
 OBJECT_STORE_MB = 100
-DRIVERS = 8  # that the head takes at a time
+DRIVERS = 8  # drivers that the head runs at a time
 _SERVERS = {"head": 2, "store": 3}
 _FIRST_WORKER = 11
 _CHECKOUT = Path(__file__).parents[2]
 
-# How soon Ray takes a silent host for dead, in milliseconds. Its own settings take half a minute and more, which suits
+# How soon Ray declares a silent host dead, in milliseconds. Ray's defaults take half a minute or more, which suits
 # large clusters with busy networks.
 HEALTH = {
     "RAY_health_check_initial_delay_ms": "1000",
@@ -36,10 +36,10 @@ HEALTH = {
 
 
 class LocalCluster:
-    """A cluster whose state is one folder; another object on the same folder is the same cluster.
+    """A cluster whose state is one folder; two objects with the same folder are the same cluster.
 
     Args:
-        folder: Where everything of it is kept; removed by `down`.
+        folder: Folder of all files of the cluster; `down` removes it.
     """
 
     def __init__(self, folder: str | Path) -> None:
@@ -55,14 +55,14 @@ class LocalCluster:
         """All hosts by name: head, store, worker-1, worker-2, ...
 
         Raises:
-            UserError: no cluster is here.
+            UserError: there is no cluster in this folder.
         """
         try:
-            facts = json.loads((self.folder / "cluster.json").read_text())
+            state = json.loads((self.folder / "cluster.json").read_text())
         except FileNotFoundError:
             raise UserError(f"no local cluster in {self.folder}: python -m cluster.local up") from None
-        numbers = _SERVERS | {f"worker-{index + 1}": _FIRST_WORKER + index for index in range(facts["workers"])}
-        return {name: Host(name, facts["network"], number, self.folder / name) for name, number in numbers.items()}
+        numbers = _SERVERS | {f"worker-{index + 1}": _FIRST_WORKER + index for index in range(state["workers"])}
+        return {name: Host(name, state["network"], number, self.folder / name) for name, number in numbers.items()}
 
     @property
     def workers(self) -> list[Host]:
@@ -82,10 +82,10 @@ class LocalCluster:
         return f"http://{self.head.address}:8265"
 
     def up(self, workers: int, cpus: float = 1) -> None:
-        """Start everything that is not running, and wait until it answers.
+        """Start all hosts that are not running, and wait until they respond.
 
         Raises:
-            UserError: this machine cannot hold such hosts, or one does not start; nothing is left then.
+            UserError: this machine cannot run such hosts, or a host does not start; everything is removed then.
         """
         require_namespaces()
         if not self.exists:
@@ -98,7 +98,7 @@ class LocalCluster:
             for host in self.hosts.values():
                 host.install(names)
             self.on("store")
-            self.on("head")  # alone: a node that takes longer than 30 s to start gives up
+            self.on("head")  # alone, because a node whose start takes longer than 30 s gives up
             self.wait_for_nodes(1 + len([host for host in self.workers if host.init()]))
             for host in self.workers:
                 self.on(host.name)
@@ -114,7 +114,7 @@ class LocalCluster:
         self.folder.mkdir(parents=True, exist_ok=True)
         for network in range(1, 255):
             if f"lg{network}" not in {link["ifname"] for link in json.loads(ip("-j", "link"))}:
-                ip("link", "add", f"lg{network}", "type", "bridge")  # refused to the later of two at once
+                ip("link", "add", f"lg{network}", "type", "bridge")  # of two simultaneous calls the later one fails
                 break
         else:
             raise UserError("no free network for another local cluster: python -m cluster.local down")
@@ -128,7 +128,7 @@ class LocalCluster:
         (self.folder / "keys.json").write_text(json.dumps(keys))
 
     def down(self) -> None:
-        """Remove everything, also of a cluster that never came up."""
+        """Remove everything, even if the cluster never came up."""
         if self.exists:
             network = next(iter(self.hosts.values())).network
             for host in self.hosts.values():
@@ -140,12 +140,12 @@ class LocalCluster:
             self.folder.rmdir()
 
     def _require_empty(self) -> None:
-        """Keep away from what is not a cluster's."""
+        """Raise `UserError` if the folder contains files of anything else."""
         if not self.folder.is_dir() or any(self.folder.iterdir()):
-            raise UserError(f"{self.folder} holds no local cluster but something else: give another --folder")
+            raise UserError(f"{self.folder} is not the folder of a local cluster: give another --folder")
 
     def on(self, name: str) -> None:
-        """Power a host on; it takes up its service again."""
+        """Power a host on; its service starts again."""
         host = self._host(name)
         memory = f"{OBJECT_STORE_MB + 50}m"
         code = [_CHECKOUT, Path(sys.prefix)]
@@ -162,7 +162,7 @@ class LocalCluster:
         return hosts[name]
 
     def environment(self) -> dict[str, str]:
-        """What to export on this machine to reach the cluster's jobs and its store."""
+        """Return the variables to export on this machine to reach the cluster's jobs and its store."""
         return {
             "RAY_API_SERVER_ADDRESS": self.job_server,
             "RAY_AUTH_MODE": "token",
@@ -179,7 +179,7 @@ class LocalCluster:
 
     def _node_environment(self, host: Host) -> dict[str, str]:
         token = host.folder / "token"
-        shutil.copy(self._token, token)  # with its mode, 600
+        shutil.copy(self._token, token)  # copies the mode too, 600
         return {
             **self._store_access(),
             "RAY_AUTH_MODE": "token",
@@ -190,7 +190,7 @@ class LocalCluster:
             "DS_ACCELERATOR": "cpu",
             "HF_HUB_OFFLINE": "1",
             "AWS_EC2_METADATA_DISABLED": "true",
-            "RAY_JOB_STOP_WAIT_TIME_S": "60",  # `ray job stop` leaves time for a last checkpoint
+            "RAY_JOB_STOP_WAIT_TIME_S": "60",  # time for a last checkpoint after `ray job stop`
         }
 
     def _service(self, host: Host) -> list[str]:
@@ -246,7 +246,7 @@ class LocalCluster:
                 time.sleep(0.2)
 
     def alive(self) -> set[str]:
-        """Addresses of the nodes that Ray takes for alive; empty while the head does not answer."""
+        """Return the addresses of the nodes that Ray reports as alive; empty while the head does not respond."""
         headers = {"Authorization": f"Bearer {self._token.read_text()}"}
         try:
             answer = requests.get(f"{self.job_server}/api/v0/nodes", headers=headers, timeout=5)
@@ -256,10 +256,10 @@ class LocalCluster:
         return {row["node_ip"] for row in rows if row["state"] == "ALIVE"}
 
     def wait_for_nodes(self, count: int) -> None:
-        """Wait until Ray has so many nodes.
+        """Wait until Ray has that many nodes.
 
         Raises:
-            UserError: it has not after START_SECONDS.
+            UserError: it has another number after START_SECONDS.
         """
         deadline = time.monotonic() + START_SECONDS
         while len(alive := self.alive()) != count:
@@ -269,16 +269,16 @@ class LocalCluster:
             time.sleep(0.2)
 
     def command_on(self, name: str, command: Sequence[str]) -> tuple[list[str], dict[str, str]]:
-        """The command line and the environment that run `command` on a host, as a login there would."""
+        """Return the command line and the environment that run `command` on a host, as in a login shell there."""
         host = self._host(name)
         return host.inside(command), host.environment(self._node_environment(host))
 
 
 def require_namespaces() -> None:
-    """Refuse where hosts cannot be made of namespaces.
+    """Check that this machine can create hosts from namespaces.
 
     Raises:
-        UserError: says what is missing.
+        UserError: something is missing; the message names it.
     """
     if sys.platform != "linux":
         raise UserError("the local cluster needs Linux (network namespaces)")

@@ -1,4 +1,4 @@
-"""One host: a network card, namespaces, a folder as its disk, and power."""
+"""One host: a network card, namespaces, a folder as its disk, and a power state."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _INIT = Path(__file__).with_name("host.sh")
 
 
 def ip(*arguments: str, check: bool = True) -> str:
-    """Run `ip`; with `check`, a refusal is an error."""
+    """Run `ip` and return its output; with `check`, a failure raises `UserError`."""
     ran = subprocess.run(["ip", *arguments], capture_output=True, text=True)
     if check and ran.returncode:
         raise UserError(f"ip {shlex.join(arguments)}: {ran.stderr.strip()}")
@@ -33,8 +33,8 @@ class Host:
 
     Attributes:
         network: Number of the bridge and of the subnet 10.213.<network>.0/24.
-        number: Last byte of its address.
-        folder: Its disk: all it can write to.
+        number: Last byte of the host's address.
+        folder: The host's disk, its only writable folder.
     """
 
     name: str
@@ -59,7 +59,7 @@ class Host:
         return self.folder / "log"
 
     def install(self, names: Mapping[str, str]) -> None:
-        """Give it a disk and a network card; `names` are the hosts it knows by name, with their addresses."""
+        """Create the host's disk and network card; `names` maps the host names that it resolves to addresses."""
         for each in ("home", "tmp"):
             (self.folder / each).mkdir(parents=True, exist_ok=True)
         lines = ["127.0.0.1 localhost", *(f"{address} {name}" for name, address in names.items())]
@@ -76,14 +76,14 @@ class Host:
     def power_on(
         self, command: Sequence[str], environment: Mapping[str, str], *, shared_memory: str, code: Sequence[Path]
     ) -> None:
-        """Boot it; `command` is its service, started again whenever it ends.
+        """Boot the host; `command` is its service, which is restarted when it ends.
 
         Args:
-            shared_memory: Size of its /dev/shm, as `mount` takes it.
-            code: Folders that its programs are read from.
+            shared_memory: Size of /dev/shm, in the syntax of `mount`.
+            code: Folders of its programs, mounted read-only.
 
         Raises:
-            UserError: it does not boot; the reason is in its log.
+            UserError: the host does not boot; its log has the reason.
         """
         if self.init() is not None:
             return
@@ -111,23 +111,23 @@ class Host:
         (self.folder / "pid").write_text(f"{init.pid} {init.create_time()}")
 
     def power_off(self) -> None:
-        """Cable out, then every process killed: its peers see neither a goodbye nor a reset."""
+        """Cut the network, then kill every process, so that peers see no closed connection and no reset."""
         ip("link", "set", self._plug, "down", check=False)
         init = self.init()
         if init is not None:
-            outside = init.parent()  # `unshare`, which ends with it
-            init.kill()  # and with it all processes of its namespace
+            outside = init.parent()  # `unshare`, which ends with init
+            init.kill()  # also kills all processes of the namespace
             psutil.wait_procs([init, *([outside] if outside else [])], timeout=BOOT_SECONDS)
         (self.folder / "pid").unlink(missing_ok=True)
 
     def remove(self) -> None:
-        """Power it off and take it from the network."""
+        """Power the host off and remove it from the network."""
         self.power_off()
         ip("link", "delete", self._plug, check=False)
         ip("netns", "delete", self.namespace, check=False)
 
     def init(self) -> psutil.Process | None:
-        """Its first process, None while it is off."""
+        """Return the host's first process; None while it is off."""
         try:
             pid, created = (self.folder / "pid").read_text().split()
             process = psutil.Process(int(pid))
@@ -137,10 +137,10 @@ class Host:
         return process if alive else None
 
     def inside(self, command: Sequence[str]) -> list[str]:
-        """The command line that runs `command` on this host.
+        """Return the command line that runs `command` on this host.
 
         Raises:
-            UserError: it is off.
+            UserError: the host is off.
         """
         init = self.init()
         if init is None:
@@ -148,12 +148,12 @@ class Host:
         return ["nsenter", "--target", str(init.pid), "--all", "--", *command]
 
     def processes(self) -> list[psutil.Process]:
-        """Its processes, as this machine sees them."""
+        """List the host's processes, as this machine sees them."""
         init = self.init()
         return init.children(recursive=True) if init is not None else []
 
     def environment(self, given: Mapping[str, str]) -> dict[str, str]:
-        """The environment of its processes."""
-        # `python` in a job's command line is the one that runs this, also where its environment is not activated
+        """Return the environment of the host's processes."""
+        # `python` in a job's command line is the interpreter of this process, even if its environment is not activated
         path = os.pathsep.join([sysconfig.get_path("scripts"), os.environ["PATH"]])
         return {"PATH": path, "LANG": "C.UTF-8", **given, "HOME": str(self.folder / "home")}

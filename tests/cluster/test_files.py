@@ -36,9 +36,9 @@ def test_the_image_has_the_pinned_ray_and_is_built_from_files_that_exist() -> No
 
 def test_a_folder_that_is_no_local_cluster_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").write_text("years")
-    with pytest.raises(UserError, match="holds no local cluster but something else"):
+    with pytest.raises(UserError, match="is not the folder of a local cluster"):
         LocalCluster(tmp_path).down()
-    with pytest.raises(UserError, match="holds no local cluster but something else"):
+    with pytest.raises(UserError, match="is not the folder of a local cluster"):
         LocalCluster(tmp_path)._create(1)
     assert (tmp_path / "thesis.tex").read_text() == "years"
     LocalCluster(tmp_path / "nothing").down()
