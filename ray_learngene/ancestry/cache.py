@@ -56,7 +56,7 @@ def facts_of(
     facts = {
         "format": FORMAT,
         "ancestry": ancestry.sha256(),
-        "ancestry_image_size": ancestry.image_size,
+        "ancestry_image_size": ancestry.image_size if ancestry.square else list(ancestry.input_size),
         **({} if ancestry.scale is None else {"normalised_anew": True}),
         "precision": precision,
         **({"compiled": True} if config.compile else {}),

@@ -23,29 +23,37 @@ from ray_learngene.models.timm_folder import labels_of, load_timm
 from ray_learngene.store.manifest import Kind
 from ray_learngene.store.store import Store
 
+_LUMA = (0.299, 0.587, 0.114)  # of Pillow's mode L
 _STORED = {"ancestries": "ancestry", "descendants": "descendant"}
 
 
 class Ancestry(nn.Module):
     """A frozen ancestry model: images `[B, 3, H, W]` of any size to logits `[B, K]`.
 
-    Images of another size are resized to the model's own input size.
+    Images are resized to the model's own input size where that is another, and made grey for a model of one channel.
     """
 
     scale: Tensor | None
     shift: Tensor | None
+    luma: Tensor | None
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self.model = model.eval().requires_grad_(False)
         settings = resolve_model_data_config(model)
-        self.image_size = int(get_model_input_config(model)["input_size"][-1])
-        self.mean, self.std = tuple(settings["mean"]), tuple(settings["std"])
+        channels, *size = map(int, get_model_input_config(model)["input_size"])
+        self.grey, self.input_size, self.image_size = channels == 1, tuple(size), size[-1]
+        self.mean, self.std = (_per_channel(settings[name], self.grey) for name in ("mean", "std"))
         self.classes = int(getattr(model, "num_classes", 0))
         self.labels = labels_of(model)
         self.register_buffer("scale", None, persistent=False)
         self.register_buffer("shift", None, persistent=False)
+        self.register_buffer("luma", torch.tensor(_LUMA).view(1, 3, 1, 1) if self.grey else None, persistent=False)
         self._rounded: tuple[tuple[Any, ...], Ancestry] | None = None  # the tuple hides it from nn.Module's children
+
+    @property
+    def square(self) -> bool:
+        return self.input_size[0] == self.input_size[1]
 
     def accept(self, mean: Sequence[float], std: Sequence[float]) -> None:
         """Accept images normalised with these per-channel statistics instead of the model's own."""
@@ -59,9 +67,10 @@ class Ancestry(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         if self.scale is not None and self.shift is not None:
             images = images * self.scale + self.shift
-        if images.shape[-1] != self.image_size:
-            size = (self.image_size, self.image_size)
-            images = F.interpolate(images, size, mode="bicubic", antialias=True)
+        if self.luma is not None:  # its mean and deviation are one for all channels, and the weights sum to 1
+            images = (images * self.luma).sum(dim=1, keepdim=True)
+        if images.shape[-2:] != self.input_size:
+            images = F.interpolate(images, self.input_size, mode="bicubic", antialias=True)
         return self.model(images)
 
     def ready(self, device: torch.device, *, compiled: bool, autocast: torch.dtype | None = None) -> Ancestry:
@@ -107,6 +116,13 @@ class Ancestry(nn.Module):
         return digest.hexdigest()
 
 
+def _per_channel(values: Sequence[float], grey: bool) -> tuple[float, ...]:
+    """A mean or deviation for each of three channels; of a grey model, the same for all."""
+    if grey or len(values) == 1:
+        return (sum(values) / len(values),) * 3
+    return tuple(values)
+
+
 def load_ancestry(reference: str, store: Store, flag: str = "--ancestry") -> Ancestry:
     """Load the ancestry model of `--ancestry`, or of another flag with the same references.
 
@@ -131,6 +147,9 @@ def load_ancestry(reference: str, store: Store, flag: str = "--ancestry") -> Anc
         model = create_timm(reference, flag, pretrained=True)
     if not getattr(model, "num_classes", 0):
         raise UserError(f"{flag} {reference}: the model has no classification head")
+    channels = get_model_input_config(model)["input_size"][0]
+    if channels not in (1, 3):
+        raise UserError(f"{flag} {reference}: the model takes images of {channels} channels; choose one of 3, or of 1")
     return Ancestry(model)
 
 
@@ -138,24 +157,53 @@ def create_timm(name: str, flag: str, **arguments: Any) -> nn.Module:
     pretrained = arguments.get("pretrained", False)
     if name.startswith("local-dir:"):
         return load_timm(Path(name.removeprefix("local-dir:")).expanduser(), **arguments)
+    on_hub = name.startswith("hf-hub:")
     try:
-        if not timm.is_model(name.removeprefix("hf-hub:").split(".")[0]) and not name.startswith("hf-hub:"):
-            near = timm.list_models(f"*{name.split('_')[0]}*")[:3]
-            raise UserError(
-                f"{flag} {name}: timm has no such model" + (f"; similar names: {', '.join(near)}" if near else "")
-            )
+        if not on_hub and not timm.is_model(name.split(".")[0]):
+            raise UserError(f"{flag} {name}: {_near(name)}")
         return timm.create_model(name, **arguments)
     except UserError:
         raise
     except (TypeError, ValueError, AssertionError) as error:
         raise UserError(f"{flag} {name}: {' '.join(str(error).split())[:300]}; see --model-args") from error
     except Exception as error:  # the hub client's many errors
-        if not pretrained:
+        if not pretrained and not on_hub:
             raise
-        raise UserError(
-            f"{flag} {name}: the pretrained weights cannot be fetched ({type(error).__name__}): check the network and "
-            "HF_HUB_OFFLINE, or copy a timm model folder to this host and name it as local-dir:FOLDER"
-        ) from error
+        raise UserError(f"{flag} {name}: {_not_fetched(error)}") from error
+
+
+def _near(name: str) -> str:
+    """Why timm does not know a name, and what it may stand for."""
+    if name.startswith(("ancestries/", "descendants/")):
+        return f"timm has no such model; write store:{name} for one in the store"
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        return f"this is a folder; write local-dir:{name} for a timm model folder"
+    if folder.parent.is_dir() and folder.suffix in (".safetensors", ".bin", ".pth", ".pt"):
+        return f"this is a file; give the timm model folder that it is in, local-dir:{folder.parent}"
+    if name.count("/") == 1:
+        return f"timm has no such model; write hf-hub:{name} for one on the hub, local-dir:{name} for a folder"
+    near = timm.list_models(f"*{name.split('_')[0]}*")[:3]
+    return "timm has no such model" + (f"; there is {', '.join(near)}" if near else "")
+
+
+def _not_fetched(error: BaseException) -> str:
+    """What to do about pretrained weights that the hub does not give."""
+    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError
+
+    causes = [error]
+    while (before := causes[-1].__cause__ or causes[-1].__context__) is not None and len(causes) < 10:
+        causes.append(before)
+    for cause in causes:
+        status = getattr(getattr(cause, "response", None), "status_code", None)
+        if isinstance(cause, GatedRepoError) or (isinstance(cause, HfHubHTTPError) and status == 403):
+            return "the model is gated: accept its terms on the hub, and set HF_TOKEN to a token that may read it"
+        if isinstance(cause, RepositoryNotFoundError) or (isinstance(cause, HfHubHTTPError) and status == 401):
+            return "the hub has no such model, or it is private: check the name, or set HF_TOKEN to a token for it"
+    return (
+        f"the pretrained weights cannot be fetched ({type(error).__name__}): check the network and HF_HUB_OFFLINE, or "
+        "put a timm model folder there by hand and name it local-dir:FOLDER"
+    )
 
 
 def check_classes(ancestry: Ancestry, reference: str, data: str, classes: tuple[str, ...]) -> None:

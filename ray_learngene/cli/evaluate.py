@@ -33,15 +33,17 @@ def evaluate_model(config: EvaluateConfig) -> Scores:
             f"{config.model} has {model.num_classes} classes ({', '.join(labels[:3])}, ...), --data {config.data} has "
             f"{len(sets.val.classes)} ({', '.join(sets.val.classes[:3])}, ...): they are not the same label set"
         )
+    data = resolve_model_data_config(model)
+    preprocessing = Preprocessing.of(model, config.model, input_size=data["input_size"])
     device = resolve_device()
     reader = Reader(sets.val, config.unreadable)
     batches = validation_batches(
         sets.val,
-        Preprocessing.of(model),
+        preprocessing,
         config.batch_size,
         workers=config.loader_workers,
         reader=reader,
-        crop_mode=resolve_model_data_config(model)["crop_mode"],
+        crop_mode=data["crop_mode"],
     )
     scores = evaluate(model.to(device), batches, device=device)
     if reader.names():

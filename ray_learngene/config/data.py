@@ -9,6 +9,8 @@ from pydantic import Field, ValidationInfo, field_validator
 
 from ray_learngene.config.base import LATER, NOTHING, RESULT, Config, address
 
+Interpolation = Literal["bicubic", "bilinear", "nearest", "box", "hamming", "lanczos"]  # timm's
+
 
 class DataConfig(Config):
     """Which images, and how they are checked and read."""
@@ -106,7 +108,7 @@ class AugmentationConfig(Config):
         description="evaluation: share of the resized image the centre crop keeps",
         json_schema_extra=RESULT,
     )
-    interpolation: Literal["bicubic", "bilinear", "nearest"] = Field("bicubic", description="resize interpolation")
+    interpolation: Interpolation = Field("bicubic", description="resize interpolation")
 
     @field_validator("scale", "ratio")
     @classmethod

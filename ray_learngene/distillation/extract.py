@@ -90,9 +90,5 @@ def _source(reference: str, store: Store) -> tuple[nn.Module, tuple[str, ...], P
         return model, learngene.labels, Preprocessing(**learngene.preprocessing), facts
     ancestry = load_ancestry(reference, store, flag="--source")
     trained = ancestry.model
-    return (
-        trained,
-        labels_of(trained),
-        Preprocessing.of(trained),
-        {"sha256": ancestry.sha256(), "cost": {}, "metrics": {}},
-    )
+    preprocessing = Preprocessing.of(trained, f"--source {reference}")
+    return trained, labels_of(trained), preprocessing, {"sha256": ancestry.sha256(), "cost": {}, "metrics": {}}

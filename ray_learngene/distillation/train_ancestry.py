@@ -108,6 +108,12 @@ def train_ancestry(config: AncestryConfig) -> Manifest:
     module = _create(config, len(sets.train.classes))
     _refuse_shared_memory(module, config.model)
     changes = {"image_size": config.image_size} if config.image_size else {}
-    preprocessing = Preprocessing.of(module, crop_pct=config.crop_pct, interpolation=config.interpolation, **changes)
+    preprocessing = Preprocessing.of(
+        module,
+        f"--model {config.model}",
+        crop_pct=config.crop_pct,
+        interpolation=config.interpolation,
+        **changes,
+    )
     images = ImagePipeline.of(sets, preprocessing, config)
     return run(AncestryTask(config, store, images, module, sets.train.classes, {"data_sha256": sets.train.fingerprint}))

@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import pickle
+from pathlib import Path
 
 import pytest
 import timm
 import torch
+import torch.nn.functional as F
+from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
 
-from ray_learngene.ancestry.model import Ancestry
+from ray_learngene.ancestry.model import Ancestry, create_timm, load_ancestry
+from ray_learngene.errors import UserError
+from ray_learngene.models.preprocessing import Preprocessing
+from ray_learngene.store.store import Store
+from tests.ancestry.teachers import save_teacher
 
 CPU = torch.device("cpu")
 MODELS = {  # with convolutions, linear layers or both, and subclasses of them
@@ -60,3 +67,81 @@ def test_images_that_another_model_would_normalise_get_the_same_answers(autocast
     assert ready.sha256() == own.sha256() and ancestry.state_dict().keys() == own.state_dict().keys()
     ancestry.accept(own.mean, own.std)
     assert torch.equal(ancestry(expected), own(expected))
+
+
+def loaded(tmp_path: Path, kind: str) -> tuple[Ancestry, torch.nn.Module]:
+    model = save_teacher(tmp_path / kind, kind)
+    return load_ancestry(f"local-dir:{tmp_path / kind}", Store(str(tmp_path / "store"))), model
+
+
+def test_a_teacher_of_one_channel_sees_the_grey_image(tmp_path: Path) -> None:
+    ancestry, model = loaded(tmp_path, "one-channel")
+    assert ancestry.mean == (0.4,) * 3 and ancestry.std == (0.3,) * 3
+    pixels = torch.rand(4, 3, 8, 8)
+    grey = (pixels * torch.tensor((0.299, 0.587, 0.114)).view(3, 1, 1)).sum(1, keepdim=True)
+    expected = model((grey - 0.4) / 0.3)
+    torch.testing.assert_close(ancestry((pixels - 0.4) / 0.3), expected, rtol=1e-5, atol=1e-5)
+    ancestry.accept((0.5, 0.4, 0.3), (0.5, 0.25, 0.125))
+    given = (pixels - torch.tensor((0.5, 0.4, 0.3)).view(3, 1, 1)) / torch.tensor((0.5, 0.25, 0.125)).view(3, 1, 1)
+    torch.testing.assert_close(pickle.loads(pickle.dumps(ancestry))(given), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_a_teacher_of_other_sides_sees_the_whole_image(tmp_path: Path) -> None:
+    ancestry, model = loaded(tmp_path, "non-square")
+    assert ancestry.input_size == (8, 12) and not ancestry.square
+    images = torch.randn(2, 3, 8, 8)
+    expected = model(F.interpolate(images, (8, 12), mode="bicubic", antialias=True))
+    torch.testing.assert_close(ancestry(images), expected)
+    assert torch.equal(ancestry(F.interpolate(images, (8, 12))), model(F.interpolate(images, (8, 12))))
+
+
+def test_teachers_of_other_channels_are_refused_in_one_line(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="--ancestry local-dir:.* takes images of 4 channels; choose one of 3, or of 1"):
+        loaded(tmp_path, "four-channels")
+
+
+@pytest.mark.parametrize(
+    ("kind", "says"),
+    [("one-channel", "1 channels and 8 x 8"), ("non-square", "8 x 12 pixels"), ("random", "interpolation is 'random'")],
+)
+def test_preprocessing_that_is_not_ours_is_one_line(tmp_path: Path, kind: str, says: str) -> None:
+    with pytest.raises(UserError, match=f"^x.* {says}"):
+        Preprocessing.of(loaded(tmp_path, kind)[0].model, "x")
+
+
+def test_every_interpolation_of_timm_is_known(tmp_path: Path) -> None:
+    assert Preprocessing.of(loaded(tmp_path, "lanczos")[0].model, "x").interpolation == "lanczos"
+
+
+def test_what_a_name_may_stand_for(tmp_path: Path) -> None:
+    save_teacher(tmp_path / "teacher")
+    names = {
+        str(tmp_path / "teacher"): "this is a folder; write local-dir:",
+        str(tmp_path / "teacher" / "model.safetensors"): f"the timm model folder that it is in, local-dir:{tmp_path}",
+        "timm/levit_384.fb": "write hf-hub:timm/levit_384.fb for one on the hub",
+        "ancestries/digits": "write store:ancestries/digits",
+        "levit_9": "timm has no such model; there is levit_",
+    }
+    for name, says in names.items():
+        with pytest.raises(UserError) as error:
+            create_timm(name, "--ancestry")
+        assert says in str(error.value) and str(error.value).startswith(f"--ancestry {name}: ")
+
+
+@pytest.mark.parametrize(
+    ("kind", "says"),
+    [
+        (GatedRepoError, "is gated: accept its terms on the hub, and set HF_TOKEN"),
+        (RepositoryNotFoundError, "HF_TOKEN"),
+    ],
+)
+def test_a_gated_model_is_told_about_the_token(
+    kind: type[Exception], says: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(*_: object, **__: object) -> None:
+        raise RuntimeError("no config") from kind.__new__(kind)  # what it is made of differs between versions
+
+    monkeypatch.setattr(timm, "create_model", refused)
+    for pretrained in (True, False):
+        with pytest.raises(UserError, match=says):
+            create_timm("hf-hub:team/model", "--ancestry", pretrained=pretrained)

@@ -21,6 +21,7 @@ from ray_learngene.models.preprocessing import Preprocessing
 from ray_learngene.models.specs import PRESETS, timm_arguments
 from ray_learngene.models.timm_folder import export_timm
 from ray_learngene.store.store import Store
+from tests.ancestry.teachers import save_teacher
 from tests.conftest import free_ports
 
 NANO = PRESETS["nano"]
@@ -82,6 +83,8 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     Store(str(root / "store")).publish("learngene", "gene", root / "made" / "gene", facts)
     conv = timm.create_model("mobilenetv3_small_050", num_classes=10)
     export_timm(conv, root / "made" / "conv", labels=DIGITS, preprocessing=PREPROCESSING)
+    for kind in ("one-channel", "non-square"):
+        save_teacher(root / "made" / kind, kind)
     Store(str(root / "store")).write_text("sweeps/old/sweep.json", '{"common": {"learngene": "another"}}')
     return root / "store"
 
@@ -231,6 +234,25 @@ MISTAKES: dict[str, tuple[tuple[str, ...], str]] = {
     "a method that needs its own auxiliary": (
         (*EXTRACT, "--method", "tleg", "--source", "store:ancestries/ten"),
         "'tleg' needs its own auxiliary model: use `learngene distill`",
+    ),
+    **{
+        f"a {kind} model to {command[0]}": (
+            tuple(word.replace("{model}", f"{{store}}/../made/{kind}") for word in command),
+            says,
+        )
+        for kind, says in (("one-channel", "1 channels and 8 x 8"), ("non-square", "3 channels and 8 x 12"))
+        for command in (
+            (*EXTRACT, "--method", "wave", "--source", "local-dir:{model}"),
+            ("evaluate", "{model}", "--data", "digits"),
+            (
+                *("ancestry", "--data", "digits", "--name", "new", "--store", "{store}", "--workers", "0"),
+                *("--model", "local-dir:{model}", "--epochs", "1", "--warmup-epochs", "0"),
+            ),
+        )
+    },
+    "a folder that is not named as one": (
+        (*DISTILL, "--ancestry", "{store}/../made/conv", "--preset", "nano"),
+        "this is a folder; write local-dir:",
     ),
     "no such source": (
         (*EXTRACT, "--method", "wave", "--source", "store:ancestries/gone"),
