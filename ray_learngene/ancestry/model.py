@@ -36,6 +36,7 @@ class Ancestry(nn.Module):
     scale: Tensor | None
     shift: Tensor | None
     luma: Tensor | None
+    order: Tensor | None
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
@@ -48,6 +49,7 @@ class Ancestry(nn.Module):
         self.labels = labels_of(model)
         self.register_buffer("scale", None, persistent=False)
         self.register_buffer("shift", None, persistent=False)
+        self.register_buffer("order", None, persistent=False)
         self.register_buffer("luma", torch.tensor(_LUMA).view(1, 3, 1, 1) if self.grey else None, persistent=False)
         self._rounded: tuple[tuple[Any, ...], Ancestry] | None = None  # the tuple hides it from nn.Module's children
 
@@ -64,6 +66,10 @@ class Ancestry(nn.Module):
             self.scale, self.shift = given[1] / own[1], (given[0] - own[0]) / own[1]
         self._rounded = None
 
+    def reorder(self, order: Sequence[int], labels: tuple[str, ...]) -> None:
+        """Answer with these of its classes, in this order, and these names."""
+        self.order, self.labels, self._rounded = torch.tensor(order), labels, None
+
     def forward(self, images: Tensor) -> Tensor:
         if self.scale is not None and self.shift is not None:
             images = images * self.scale + self.shift
@@ -71,7 +77,8 @@ class Ancestry(nn.Module):
             images = (images * self.luma).sum(dim=1, keepdim=True)
         if images.shape[-2:] != self.input_size:
             images = F.interpolate(images, self.input_size, mode="bicubic", antialias=True)
-        return self.model(images)
+        logits = self.model(images)
+        return logits if self.order is None else logits.index_select(-1, self.order)
 
     def ready(self, device: torch.device, *, compiled: bool, autocast: torch.dtype | None = None) -> Ancestry:
         """Return the model to run on a device: this model or, with autocast, a cached copy with rounded weights.
@@ -104,8 +111,10 @@ class Ancestry(nn.Module):
         return super().train(False)
 
     def sha256(self) -> str:
-        """Return the SHA-256 of the weights."""
-        return self._sha256
+        """Hash of its weights, and of the order of its classes where that is not their own."""
+        if self.order is None:
+            return self._sha256
+        return hashlib.sha256(f"{self._sha256} {self.order.tolist()}".encode()).hexdigest()
 
     @cached_property
     def _sha256(self) -> str:
@@ -204,24 +213,3 @@ def _not_fetched(error: BaseException) -> str:
         f"the pretrained weights cannot be fetched ({type(error).__name__}): check the network and HF_HUB_OFFLINE, or "
         "put a timm model folder there by hand and name it local-dir:FOLDER"
     )
-
-
-def check_classes(ancestry: Ancestry, reference: str, data: str, classes: tuple[str, ...]) -> None:
-    """Check that an ancestry model was trained for the label set of the images.
-
-    Raises:
-        UserError: the number of classes or their names differ.
-    """
-    if ancestry.classes != len(classes):
-        raise UserError(
-            f"--ancestry {reference} has {ancestry.classes} classes, --data {data} has {len(classes)}: "
-            "fine-tune it on this data first (learngene ancestry --pretrained), or leave the labels out (--no-labels)"
-        )
-    if ancestry.labels and ancestry.labels != classes:
-        first = next(
-            index for index, pair in enumerate(zip(ancestry.labels, classes, strict=True)) if pair[0] != pair[1]
-        )
-        raise UserError(
-            f"--ancestry {reference} calls class {first} {ancestry.labels[first]!r}, --data {data} calls "
-            f"it {classes[first]!r}: their label sets differ; use the same label set, or --no-labels"
-        )

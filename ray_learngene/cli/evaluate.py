@@ -5,9 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import ray_learngene.torchvision_cpu  # noqa: F401  isort:skip  (before the first timm import)
+import numpy as np
 from timm.data import resolve_model_data_config
 
+from ray_learngene.ancestry.classes import order_of
 from ray_learngene.config import EvaluateConfig
+from ray_learngene.data.image_set import relabelled
 from ray_learngene.data.open import open_image_sets
 from ray_learngene.data.pipeline import validation_batches
 from ray_learngene.data.reader import Reader
@@ -28,7 +31,8 @@ def evaluate_model(config: EvaluateConfig) -> Scores:
     model = load_timm(Path(config.model).expanduser())
     sets = open_image_sets(config)
     labels = labels_of(model)
-    if model.num_classes != len(sets.val.classes) or (labels and labels != sets.val.classes):
+    order = order_of(sets.val.classes, labels) if labels else list(range(len(sets.val.classes)))
+    if model.num_classes != len(sets.val.classes) or order is None:
         raise UserError(
             f"{config.model} has {model.num_classes} classes ({', '.join(labels[:3])}, ...), --data {config.data} has "
             f"{len(sets.val.classes)} ({', '.join(sets.val.classes[:3])}, ...): they are not the same label set"
@@ -36,9 +40,10 @@ def evaluate_model(config: EvaluateConfig) -> Scores:
     data = resolve_model_data_config(model)
     preprocessing = Preprocessing.of(model, config.model, input_size=data["input_size"])
     device = resolve_device()
-    reader = Reader(sets.val, config.unreadable)
+    images = relabelled(sets.val, np.argsort(order), labels or sets.val.classes)
+    reader = Reader(images, config.unreadable)
     batches = validation_batches(
-        sets.val,
+        images,
         preprocessing,
         config.batch_size,
         workers=config.loader_workers,

@@ -15,7 +15,8 @@ from pathlib import Path
 import pandas
 
 from ray_learngene import sigterm
-from ray_learngene.ancestry.model import check_classes, load_ancestry
+from ray_learngene.ancestry.classes import match_classes
+from ray_learngene.ancestry.model import load_ancestry
 from ray_learngene.compare.distillations import Failure, distill_all, quietly
 from ray_learngene.compare.plan import (
     Distillation,
@@ -58,7 +59,7 @@ def bench(config: BenchConfig) -> pandas.DataFrame:
     store.check(write=True)
     ancestry = load_ancestry(config.ancestry, store)
     sets = checked_image_sets(config)
-    check_classes(ancestry, config.ancestry, config.data, sets.train.classes)
+    match_classes(ancestry, config.ancestry, config.data, sets)
     arms = rows(config, ancestry.classes)
     for row in arms:
         for reason in dict.fromkeys(row.refused.values()):

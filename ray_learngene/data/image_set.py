@@ -107,6 +107,13 @@ class Subset(ImageSet):
         yield self.indices.tobytes()
 
 
+def relabelled(whole: ImageSet, index: Labels, classes: tuple[str, ...]) -> ImageSet:
+    """The same images with their classes in another order: `index` is the new one of every class."""
+    images = Subset(whole, np.arange(len(whole)))
+    images.labels, images.classes = index[whole.labels], classes
+    return images
+
+
 @dataclass(frozen=True)
 class ImageSets:
     """Both splits, with the same classes; `note` says what the user should know about how they came about."""

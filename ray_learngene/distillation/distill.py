@@ -14,7 +14,8 @@ import torch
 from torch import nn
 
 from ray_learngene.ancestry.answers import Answers
-from ray_learngene.ancestry.model import Ancestry, check_classes, load_ancestry
+from ray_learngene.ancestry.classes import match_classes
+from ray_learngene.ancestry.model import Ancestry, load_ancestry
 from ray_learngene.config import DistillConfig
 from ray_learngene.data.image_set import ImageSets
 from ray_learngene.data.pipeline import ImagePipeline, checked_image_sets
@@ -104,8 +105,7 @@ def distill(config: DistillConfig) -> Manifest:
     labels = sets.train.classes if config.labels else ancestry.labels
     if not config.labels:
         print("no labels: top-1 is the agreement with the ancestry model's decisions", flush=True)
-    if config.labels:
-        check_classes(ancestry, config.ancestry, config.data, sets.train.classes)
+    match_classes(ancestry, config.ancestry, config.data, sets, labelled=config.labels)
     spec = preset(config.preset, **changes, classes=ancestry.classes)
     torch.manual_seed(config.seed)
     module = method.auxiliary(spec, drop_path=config.drop_path)

@@ -19,7 +19,8 @@ import torch
 
 from ray_learngene.ancestry.answers import Answers
 from ray_learngene.ancestry.cache import SoftLabelCache
-from ray_learngene.ancestry.model import Ancestry, check_classes, load_ancestry
+from ray_learngene.ancestry.classes import match_classes
+from ray_learngene.ancestry.model import Ancestry, load_ancestry
 from ray_learngene.config import SoftLabelsConfig
 from ray_learngene.data.pipeline import ImagePipeline, checked_image_sets
 from ray_learngene.device import gpu_allowed, resolve_device
@@ -103,8 +104,7 @@ def fill(config: SoftLabelsConfig) -> None:
     spec = preset(config.preset, image=config.image_size)
     ancestry = load_ancestry(config.ancestry, store)
     sets = checked_image_sets(config)
-    if config.labels:
-        check_classes(ancestry, config.ancestry, config.data, sets.train.classes)
+    match_classes(ancestry, config.ancestry, config.data, sets, labelled=config.labels)
     filling = Filling(config, store, images_for(config, sets, spec, ancestry), ancestry)
     filling.images.training_batches(config, world_size=filling.parts)  # refuses what does not divide
     if config.workers == 0:

@@ -107,7 +107,7 @@ def train_ancestry(config: AncestryConfig) -> Manifest:
     sets = checked_image_sets(config)
     module = _create(config, len(sets.train.classes))
     _refuse_shared_memory(module, config.model)
-    changes = {"image_size": config.image_size} if config.image_size else {}
+    changes: dict[str, Any] = {"image_size": config.image_size} if config.image_size else {}
     preprocessing = Preprocessing.of(
         module,
         f"--model {config.model}",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -66,9 +66,18 @@ def load_timm(folder: Path, **arguments: Any) -> nn.Module:
 
 
 def labels_of(model: nn.Module) -> tuple[str, ...]:
-    """Return the class names stored in a timm model; empty if it has none."""
+    """The class names that a timm model carries, as a list or by class index; empty where it carries none."""
     settings: Any = getattr(model, "pretrained_cfg", {})
-    return tuple(settings.get("label_names") or ())
+    names = settings.get("label_names") or ()
+    if isinstance(names, Mapping):
+        if all(isinstance(index, int) for index in names.values()):  # index by name
+            names = {index: name for name, index in names.items()}
+        try:
+            by_index = {int(index): name for index, name in names.items()}
+        except (TypeError, ValueError):
+            return ()
+        names = [by_index[index] for index in sorted(by_index)] if sorted(by_index) == [*range(len(by_index))] else ()
+    return tuple(map(str, names))
 
 
 def transform_of(model: nn.Module) -> Callable[..., Any]:

@@ -12,9 +12,11 @@ from typing import Any
 
 import pandas
 
-from ray_learngene.ancestry.model import check_classes, load_ancestry
+from ray_learngene.ancestry.classes import match_classes
+from ray_learngene.ancestry.model import load_ancestry
 from ray_learngene.config import SweepConfig
 from ray_learngene.config.decides import require_same
+from ray_learngene.data.image_set import ImageSets
 from ray_learngene.data.pipeline import ImagePipeline, checked_image_sets
 from ray_learngene.errors import Diverged, UserError
 from ray_learngene.methods.base import Learngene
@@ -75,7 +77,7 @@ def sweep(config: SweepConfig, *, leaderboard: bool = True) -> pandas.DataFrame:
     images = _images(config, preprocessing)
     ancestry = load_ancestry(config.ancestry, store) if config.ancestry else None
     if ancestry:
-        check_classes(ancestry, str(config.ancestry), config.data, images.train.classes)
+        match_classes(ancestry, str(config.ancestry), config.data, ImageSets(images.train, images.val))
         ancestry.accept(preprocessing.mean, preprocessing.std)
     measure = measured_latency(config)
     selection = select(config, learngene, len(images.train.classes), measure)

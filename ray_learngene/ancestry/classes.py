@@ -1,0 +1,173 @@
+"""Whether the classes of an ancestry model are those of the images, in which order, and how that is known."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import get_args
+
+import ray_learngene.torchvision_cpu  # noqa: F401  isort:skip  (before the first timm import)
+import numpy as np
+import torch
+from timm.data import resolve_model_data_config
+from timm.utils.misc import natural_key
+
+from ray_learngene.ancestry.model import Ancestry
+from ray_learngene.config.data import Interpolation
+from ray_learngene.data.formats.folder import same_name
+from ray_learngene.data.image_set import ImageSet, ImageSets, Labels, Subset
+from ray_learngene.data.pipeline import validation_batches
+from ray_learngene.device import gpu_allowed
+from ray_learngene.errors import UserError
+from ray_learngene.models.preprocessing import Preprocessing
+
+_IMAGES = 256  # on which top-1 is measured
+_DEVIATIONS = 3  # of what chance explains
+
+_measured: dict[tuple[str, str], tuple[Labels, Labels]] = {}  # by model and images: decisions and labels
+
+
+def order_of(names: Sequence[str], classes: Sequence[str]) -> list[int] | None:
+    """The place in `names` of every class; None where these are not the same names."""
+    places = {same_name(name): index for index, name in enumerate(names)}
+    if len(places) < len(names) or sorted(places) != sorted(map(same_name, classes)):
+        return None
+    return [places[same_name(name)] for name in classes]
+
+
+def match_classes(ancestry: Ancestry, reference: str, data: str, sets: ImageSets, *, labelled: bool = True) -> None:
+    """Bring the answers of an ancestry model into the order of the images' classes.
+
+    The same names in another order are mapped. Where a side has no names, top-1 on validation images tells whether the
+    order is the same.
+
+    Args:
+        labelled: False refuses nothing, as labels are not used; what is measured is printed all the same.
+
+    Raises:
+        UserError: another number of classes, other names, or a top-1 that says that the order is another.
+    """
+    classes = sets.train.classes
+    if ancestry.classes != len(classes):
+        if not labelled:
+            return
+        raise UserError(
+            f"--ancestry {reference} has {ancestry.classes} classes, --data {data} has {len(classes)}: "
+            "fine-tune it on this data first (learngene ancestry --pretrained), or leave the labels out (--no-labels)"
+        )
+    if ancestry.labels:
+        order = order_of(ancestry.labels, classes)
+        if order == list(range(len(classes))) or not labelled:
+            return
+        if order is not None:
+            ancestry.reorder(order, classes)
+            print(
+                f"--ancestry {reference} has the classes of --data {data} in another order: mapped by name", flush=True
+            )
+            return
+        first = next(
+            index for index, pair in enumerate(zip(ancestry.labels, classes, strict=True)) if pair[0] != pair[1]
+        )
+        odd = (
+            f"--ancestry {reference} calls class {first} {ancestry.labels[first]!r}, --data {data} calls "
+            f"it {classes[first]!r}"
+        )
+        if not (_numbered(ancestry.labels) or _numbered(classes)):
+            raise UserError(f"{odd}: they were not labelled alike; use the same label set, or --no-labels")
+    else:
+        odd = f"--ancestry {reference} names no classes"
+    problem = _measure(ancestry, odd, sets.val)
+    if problem and labelled:
+        raise UserError(problem)
+    if problem:
+        print(f"{problem} (the labels are left out: going on)", flush=True)
+
+
+def _numbered(names: Sequence[str]) -> bool:
+    """Whether names are only the numbers of the classes, as where a table has no names."""
+    return tuple(names) == tuple(map(str, range(len(names))))
+
+
+def _measure(ancestry: Ancestry, odd: str, images: ImageSet) -> str | None:
+    """Print top-1 in the order of the images' classes; what is wrong where that order cannot be the model's."""
+    decisions, labels = _decisions(ancestry, images)
+    timms = _timms_order(images.classes)
+    right = decisions == labels
+    chance = _chance(decisions, labels)
+    measured = f"{odd}: top-1 {_percent(right)} on {len(labels)} validation images in the order of --data"
+    print(f"{measured} (chance: {100 * chance:.1f} %)", flush=True)
+    near_chance = _near(right, chance)
+    if timms is not None:
+        there = timms[decisions]
+        other = there == labels
+        if not _near(other, _chance(there, labels)) and _clearly_more(other, right):
+            names = ", ".join(images.classes[index] for index in timms[:3])
+            return (
+                f"{measured}, {_percent(other)} in timm's order of class folders ({names}, ...): write that order into "
+                "label_names of its config.json, or leave the labels out (--no-labels)"
+            )
+    if near_chance:
+        tried = "" if timms is None else f", and {_percent(other)} in timm's order of class folders"
+        return (
+            f"{measured}{tried}, near chance: it was not trained for these classes; fine-tune it on this data "
+            "(learngene ancestry --pretrained), or leave the labels out (--no-labels)"
+        )
+    return None
+
+
+def _percent(right: np.ndarray) -> str:
+    return f"{100 * right.mean():.1f} %"
+
+
+def _chance(decisions: Labels, labels: Labels) -> float:
+    """The top-1 of decisions that have nothing to do with the labels but their frequencies."""
+    size = 1 + max(int(decisions.max()), int(labels.max()))
+    shares = [np.bincount(each, minlength=size) / len(each) for each in (decisions, labels)]
+    return float(shares[0] @ shares[1])
+
+
+def _near(right: np.ndarray, chance: float) -> bool:
+    images = len(right)
+    return bool(right.sum() <= images * chance + _DEVIATIONS * math.sqrt(images * chance * (1 - chance)))
+
+
+def _clearly_more(one: np.ndarray, other: np.ndarray) -> bool:
+    """Whether one set of answers to the same questions is better than another beyond chance."""
+    gained, lost = int((one & ~other).sum()), int((other & ~one).sum())
+    return gained - lost > _DEVIATIONS * math.sqrt(gained + lost)
+
+
+def _timms_order(classes: Sequence[str]) -> Labels | None:
+    """Our index of each of timm's classes, which counts folders 0, 1, 2, ..., 10; None where that is our order too."""
+    try:
+        names = sorted(classes, key=natural_key)
+    except ValueError:  # digits of other scripts, which timm cannot count
+        return None
+    index = {name: number for number, name in enumerate(classes)}
+    order = np.array([index[name] for name in names])
+    return None if (order == np.arange(len(order))).all() else order
+
+
+def _decisions(ancestry: Ancestry, images: ImageSet) -> tuple[Labels, Labels]:
+    """The model's decisions on some validation images, and their labels; on the CPU, as drivers open no GPU."""
+    key = ancestry.sha256(), images.fingerprint
+    if key not in _measured:
+        step = max(1, len(images) // _IMAGES)
+        some = Subset(images, np.arange(0, len(images), step)[:_IMAGES])
+        data = resolve_model_data_config(ancestry.model)
+        interpolation = data["interpolation"] if data["interpolation"] in get_args(Interpolation) else "bicubic"
+        preprocessing = Preprocessing(
+            image_size=ancestry.image_size,
+            mean=ancestry.mean,
+            std=ancestry.std,
+            crop_pct=data["crop_pct"],
+            interpolation=interpolation,
+        )
+        with gpu_allowed(False), torch.no_grad():
+            batches = [
+                (ancestry(pixels).argmax(dim=-1), labels)
+                for pixels, labels in validation_batches(some, preprocessing, 32)
+            ]
+        decisions, labels = (torch.cat(each).numpy() for each in zip(*batches, strict=True))
+        _measured[key] = decisions, labels
+    return _measured[key]
