@@ -166,6 +166,7 @@ def _parse(arguments: list[str]) -> tuple[Any, ...] | None:
         hint = f"did you mean {near[0]!r}?" if near else f"commands: {', '.join(COMMANDS)}"
         raise UserError(f"unknown command {command!r}; {hint}")
     from ray_learngene import config as configs
+    from ray_learngene.config.presets import preset_table
 
     if command == "submit":
         return _parse_submit(arguments[1:])
@@ -174,6 +175,8 @@ def _parse(arguments: list[str]) -> tuple[Any, ...] | None:
     parser = _parser(command, cls)
     if "-h" in arguments or "--help" in arguments:
         print(parser.format_help(), end="")
+        if "preset" in cls.model_fields:
+            print("\n".join(["", *preset_table()]))
         return None
     known, unknown = parser.parse_known_args(arguments[words:])
     if unknown:

@@ -7,6 +7,7 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field, model_validator
 
 from ray_learngene.config.base import CHOICE, NOTHING, Config
+from ray_learngene.config.presets import PRESET_NAMES
 from ray_learngene.config.sweep import TrialsConfig
 from ray_learngene.config.texts import OptionalWholeNumbers, WholeNumbers
 from ray_learngene.config.training import StoreConfig
@@ -50,7 +51,7 @@ class BenchConfig(StoreConfig, TrialsConfig):
 
     name: str = Field(description="name of the benchmark; run again, it trains only what is not finished")
     ancestry: str = Field(description="the ancestry model, as in `learngene distill`")
-    preset: str = Field(description="size of the auxiliary models: ti, s, b, micro, pico or nano")
+    preset: str = Field(description=f"size of the auxiliary models: {PRESET_NAMES}; their sizes are below")
     depth: int | None = Field(None, ge=1, description="layers of the auxiliary models; default: the preset's")
     image_size: int | None = Field(None, ge=1, description="input size in pixels; default: the preset's")
     arms: dict[str, BenchArm] = Field(

@@ -8,6 +8,7 @@ from pydantic import Field, field_validator, model_validator
 
 from ray_learngene.config.base import NOTHING
 from ray_learngene.config.data import AugmentationConfig, DataConfig
+from ray_learngene.config.presets import PRESET_NAMES
 from ray_learngene.config.training import DistillationConfig, PublishConfig, StoreConfig, TrainingConfig, WorkersConfig
 
 
@@ -42,7 +43,7 @@ class DistillConfig(
         "or store:ancestries/NAME or store:descendants/SWEEP/NAME"
     )
     method: str = Field("sws", description="method with its options, e.g. sws:stages=3-3-4-3-3")
-    preset: str = Field(description="size of the auxiliary model: ti, s, b, micro, pico or nano")
+    preset: str = Field(description=f"size of the auxiliary model: {PRESET_NAMES}; their sizes are below")
     depth: int | None = Field(None, ge=1, description="layers of the auxiliary model; default: the preset's")
     width: int | None = Field(
         None, ge=1, description="width of the auxiliary model, at the preset's head size; default: the preset's"

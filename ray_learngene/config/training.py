@@ -17,7 +17,9 @@ class OptimizationConfig(Config):
     batch_size: int = Field(512, ge=1, description="global batch size (all workers and accumulation steps together)")
     lr: float = Field(5e-4, gt=0, description="learning rate at a global batch of 512; scaled by batch_size / 512")
     min_lr: float = Field(1e-5, ge=0, description="learning rate at the end of the cosine, as it is (not scaled)")
-    warmup_epochs: float = Field(5, ge=0, description="linear warm-up, in epochs")
+    warmup_epochs: float = Field(
+        5, ge=0, description="linear warm-up, in epochs; by default half of a run that is no longer than the warm-up"
+    )
     warmup_lr: float = Field(1e-6, ge=0, description="learning rate at the start of the warm-up, as it is (not scaled)")
     weight_decay: float = Field(0.05, ge=0, description="AdamW weight decay (not on biases, norms and embeddings)")
     clip_grad: float = Field(0.0, ge=0, description="gradient norm limit; 0 is no clipping")
@@ -48,6 +50,9 @@ class OptimizationConfig(Config):
     @model_validator(mode="after")
     def _warm_up_ends(self) -> Self:
         if self.epochs and self.warmup_epochs >= self.epochs:
+            if "warmup_epochs" not in self.model_fields_set:
+                self.__dict__["warmup_epochs"] = self.epochs / 2
+                return self
             raise ValueError(
                 f"warmup_epochs {self.warmup_epochs:g} leaves nothing of {self.epochs} epochs: lower warmup_epochs"
             )

@@ -14,6 +14,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
 from ray_learngene.config import Config
+from ray_learngene.config.presets import PRESET_SIZES
 from ray_learngene.errors import UserError
 
 # timm's DeiT entry points set ImageNet's mean and standard deviation; keyword arguments set the size.
@@ -36,7 +37,9 @@ class Spec(Config):
         if self.width % self.heads:
             raise ValueError(f"width {self.width} is not divisible by {self.heads} heads")
         if self.image % self.patch:
-            raise ValueError(f"image size {self.image} is not divisible by patch size {self.patch}")
+            below = self.image // self.patch * self.patch
+            fitting = " or ".join(str(size) for size in (below, below + self.patch) if size)
+            raise ValueError(f"image size {self.image} is not divisible by patch size {self.patch}: choose {fitting}")
         return self
 
     @property
@@ -56,15 +59,7 @@ class Spec(Config):
         return f"width {self.width}, depth {self.depth}, {self.heads} heads, {self.image} px / patch {self.patch}"
 
 
-# The depth is that of the SWS paper's auxiliary model ([3,3,4,3,3]); the paper's sizes have heads of size 64.
-PRESETS: dict[str, Spec] = {
-    "ti": Spec(width=192, depth=16, heads=3, image=224, patch=16, classes=1000),
-    "s": Spec(width=384, depth=16, heads=6, image=224, patch=16, classes=1000),
-    "b": Spec(width=768, depth=16, heads=12, image=224, patch=16, classes=1000),
-    "micro": Spec(width=128, depth=16, heads=4, image=32, patch=4, classes=10),
-    "pico": Spec(width=64, depth=16, heads=4, image=32, patch=8, classes=10),
-    "nano": Spec(width=48, depth=16, heads=3, image=8, patch=2, classes=10),
-}
+PRESETS: dict[str, Spec] = {name: Spec(**size._asdict()) for name, size in PRESET_SIZES.items()}
 
 
 def preset(name: str, **changes: Any) -> Spec:
@@ -86,10 +81,11 @@ def preset(name: str, **changes: Any) -> Spec:
     try:
         return PRESETS[name].replace(**changes)
     except ValueError as error:
-        raise UserError(f"preset {name!r} with {changes}: {_first_message(error)}") from None
+        raise UserError(f"preset {name!r} with {changes}: {first_message(error)}") from None
 
 
-def _first_message(error: ValueError) -> str:
+def first_message(error: ValueError) -> str:
+    """What is wrong with a spec, without the other lines of pydantic's error."""
     errors = getattr(error, "errors", None)
     return errors()[0]["msg"].removeprefix("Value error, ") if errors else str(error)
 

@@ -15,7 +15,7 @@ from ray_learngene.errors import UserError
 from ray_learngene.methods.base import Learngene
 from ray_learngene.models.budgets import Budget, Candidate, candidates, largest_within
 from ray_learngene.models.costs import Latency, costs, measure_latency, training_memory
-from ray_learngene.models.specs import Spec, build
+from ray_learngene.models.specs import Spec, build, first_message
 from ray_learngene.store.learngenes import StoredLearngene
 from ray_learngene.store.store import Store
 from ray_learngene.sweeps.arms import Arm
@@ -123,7 +123,7 @@ def select(
             for depth in depths
         ]
     except ValueError as error:
-        raise UserError(f"--image-size {config.image_size}: {error}") from None
+        raise UserError(f"--image-size {config.image_size}: {first_message(error)}") from None
     with_latency = any(budget.needs_latency for budget in budgets)
 
     def cost(spec: Spec) -> dict[str, float]:

@@ -126,7 +126,11 @@ MISTAKES: dict[str, tuple[tuple[str, ...], str]] = {
     "unknown preset": ((*DISTILL, "--ancestry", "store:ancestries/ten", "--preset", "xl"), "unknown preset 'xl'"),
     "image size and patch": (
         (*DISTILL, "--ancestry", "store:ancestries/ten", "--preset", "nano", "--image-size", "7"),
-        "image size 7 is not divisible by patch size 2",
+        "image size 7 is not divisible by patch size 2: choose 6 or 8",
+    ),
+    "image size and patch of a sweep": (
+        (*PLAN, "--image-size", "7"),
+        "7 is not divisible by patch size 2: choose 6 or 8",
     ),
     "unknown method": (
         (*DISTILL, "--ancestry", "store:ancestries/ten", "--preset", "nano", "--method", "swiss"),
@@ -178,7 +182,7 @@ MISTAKES: dict[str, tuple[tuple[str, ...], str]] = {
         "disagree: leave one out",
     ),
     "a warm-up longer than the run": (
-        (*DISTILL, "--ancestry", "store:ancestries/ten", "--preset", "nano", "--epochs", "3"),
+        (*DISTILL, "--ancestry", "store:ancestries/ten", "--preset", "nano", "--epochs", "3", "--warmup-epochs", "3"),
         "leaves nothing of 3 epochs",
     ),
     "a cluster that does not answer": (

@@ -22,6 +22,7 @@ from ray_learngene.config import (
     load_config,
 )
 from ray_learngene.errors import UserError
+from ray_learngene.models.specs import PRESETS
 
 ROOT = Path(__file__).parents[2]
 RECIPES = sorted((ROOT / "jobs" / "recipes").glob("*.yaml"))
@@ -72,6 +73,32 @@ def test_the_recipe_of_a_sweep_is_one_of_its_plan(path: Path) -> None:
     assert {name: getattr(planned, name) for name in common} == {name: getattr(sweep, name) for name in common}
     with pytest.raises(UserError, match="epoch: no such setting; did you mean epochs"):
         load_config(PlanConfig, {**flags, "epoch": 3}, path)
+
+
+def test_the_default_warm_up_fits_a_short_run() -> None:
+    needed = {"data": "digits", "name": "x"}
+    fitting = {1: 0.5, 5: 2.5, 6: 5, 150: 5, 0: 5}
+    for epochs, warm_up in fitting.items():
+        assert load_config(config.AncestryConfig, {**needed, "epochs": epochs}).warmup_epochs == warm_up
+    with pytest.raises(UserError, match="leaves nothing of 1 epochs"):
+        load_config(config.AncestryConfig, {**needed, "epochs": 1, "warmup_epochs": 5})
+    again = config.AncestryConfig(**load_config(config.AncestryConfig, {**needed, "epochs": 1}).model_dump())
+    assert again.warmup_epochs == 0.5
+
+
+@pytest.mark.parametrize("command", ["distill", "bench", "softlabels"])
+def test_help_shows_the_presets(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    main._parse([command, "--help"])
+    shown = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert ["preset", "width", "heads", "depth", "patch", "image", "size"] in shown
+    for name, size in PRESETS.items():
+        assert [name, *map(str, (size.width, size.heads, size.depth, size.patch, size.image))] in shown
+
+
+def test_the_docs_show_the_presets() -> None:
+    text = (ROOT / "docs" / "methods.md").read_text()
+    for name, size in PRESETS.items():
+        assert f"| `{name}` | {size.width} | {size.heads} | {size.depth} | {size.patch} | {size.image} |" in text
 
 
 def test_flags_override_the_recipe(tmp_path: Path) -> None:
