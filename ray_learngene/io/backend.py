@@ -1,6 +1,6 @@
 """What a place of objects can do, a local folder or a bucket prefix, in its own words and with its own errors.
 
-`Objects` is what the rest of the package uses: it adds patience and one clear line for every error.
+`Objects` is what the rest of the package uses: it adds retries and one clear line for every error.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ class Found:
 
 
 @dataclass(frozen=True)
-class HalfUpload:
+class IncompleteUpload:
     """A multipart upload on S3 that was begun and neither finished nor given up."""
 
     path: str

@@ -28,7 +28,7 @@ from ray_learngene.io.s3_settings import KEYS, endpoint_host
 
 
 class Unavailable(UserError):
-    """The storage does not answer, or fails: later it may be well again. Who sees this has no patience left."""
+    """The storage does not answer, or fails, and did so until the time for retries was over."""
 
     @property
     def condition(self) -> str:
@@ -36,11 +36,17 @@ class Unavailable(UserError):
         return str(self).partition(": ")[0]
 
 
+def client_error(error: BaseException | None) -> ClientError | None:
+    """What botocore raised for an answer of the server; s3fs translates it, once or twice."""
+    while error is not None and not isinstance(error, ClientError):
+        error = error.__cause__
+    return error
+
+
 def s3_code(error: BaseException) -> str:
-    """The S3 error code of what pyarrow or botocore raised, in capitals without separators; "" without one."""
-    for each in (error, error.__cause__):
-        if isinstance(each, ClientError):
-            return _plain(each.response.get("Error", {}).get("Code", ""))
+    """The S3 error code of what pyarrow, s3fs or botocore raised, in capitals without separators; "" without one."""
+    if (answer := client_error(error)) is not None:
+        return _plain(answer.response.get("Error", {}).get("Code", ""))
     match = re.search(r"AWS Error (\w+)(?: \(HTTP status (\d+)\))?", str(error))
     return _plain(match[2] or match[1]) if match else ""
 

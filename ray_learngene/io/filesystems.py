@@ -1,9 +1,7 @@
-"""From a URI to the two libraries that read and write it.
+"""From a URI to pyarrow's filesystem, which Ray's storage speaks.
 
-pyarrow's filesystem is what Ray's storage and Parquet speak. botocore's client does what a store needs beyond that: it
-creates an object only if it is absent, and moves the parts of large files at once. Both find endpoint, region and
-credentials in the standard AWS variables and profiles; credentials are never passed on, so a pickled filesystem carries
-none.
+It finds endpoint, region and credentials in the standard AWS variables and profiles, as the store's own client does
+(s3_client.py). Credentials are never passed on, so a pickled filesystem carries none.
 """
 
 from __future__ import annotations
@@ -19,14 +17,12 @@ from urllib.request import url2pathname
 import pyarrow.fs
 
 from ray_learngene.errors import UserError
+from ray_learngene.io import s3_settings
 from ray_learngene.io.errors import clear_errors
-from ray_learngene.io.s3_settings import KEYS, s3_settings
+from ray_learngene.io.s3_settings import KEYS
 
-CONNECT_SECONDS = 5
-REQUEST_SECONDS = 15
-ATTEMPTS = 2  # of a library; the patience of `Objects` comes on top
-CONNECTIONS = 32  # that a client keeps for its next requests
-REPEATED_WAIT = 15.0  # seconds between a library's later attempts; pyarrow waits 20 at most, with jitter
+ATTEMPTS = 2  # that pyarrow makes at least
+REPEATED_WAIT = 15.0  # seconds between its later attempts: 20 at most, with jitter
 
 S3_URI = re.compile(r"s3://(?P<bucket>[A-Za-z0-9][A-Za-z0-9._-]*)(?P<prefix>/[^?#]*)?")
 
@@ -53,7 +49,7 @@ def locate(uri: str) -> tuple[str, str]:
     return "file", os.path.abspath(os.path.expanduser(path))
 
 
-class PatientS3FileSystem(pyarrow.fs.S3FileSystem):
+class RetryingS3FileSystem(pyarrow.fs.S3FileSystem):
     """pyarrow's, whose retry strategy survives pickling; pyarrow 26 forgets it, and Ray pickles it to every worker."""
 
     def __init__(self, opened_with: tuple[str, float], **settings: Any) -> None:
@@ -64,19 +60,19 @@ class PatientS3FileSystem(pyarrow.fs.S3FileSystem):
         return _open_again, self._opened_with
 
 
-def _open_again(uri: str, patience: float) -> pyarrow.fs.FileSystem:
-    return filesystem(uri, patience)[0]
+def _open_again(uri: str, retry_seconds: float) -> pyarrow.fs.FileSystem:
+    return filesystem(uri, retry_seconds)[0]
 
 
-def filesystem(uri: str, patience: float = 0.0) -> tuple[pyarrow.fs.FileSystem, str]:
+def filesystem(uri: str, retry_seconds: float = 0.0) -> tuple[pyarrow.fs.FileSystem, str]:
     """The pyarrow filesystem of a URI, for bytes and tables, and the path in it.
 
     Do not keep the result in a module: an S3 filesystem that outlives the interpreter can abort the exit.
 
     Args:
         uri: A local path, or s3://bucket/prefix.
-        patience: For about how many seconds the filesystem itself repeats what an S3 server does not answer, for users
-            that do not, such as Ray.
+        retry_seconds: For about so long the filesystem itself repeats what an S3 server does not answer, for users that
+            do not, such as Ray.
 
     Raises:
         UserError: The URI is not supported, or the region of its bucket cannot be found out.
@@ -85,7 +81,7 @@ def filesystem(uri: str, patience: float = 0.0) -> tuple[pyarrow.fs.FileSystem, 
     if scheme == "file":
         return pyarrow.fs.LocalFileSystem(), path
     with clear_errors(uri):
-        settings = s3_settings()
+        settings = s3_settings.s3_settings()
         endpoint = urlsplit(settings["endpoint"] or "")
         if endpoint.hostname:
             place = {"scheme": endpoint.scheme, "endpoint_override": endpoint.netloc}
@@ -93,12 +89,12 @@ def filesystem(uri: str, patience: float = 0.0) -> tuple[pyarrow.fs.FileSystem, 
         else:
             place = {}
             region = settings["region"] or pyarrow.fs.resolve_s3_region(path.split("/")[0])
-        filesystem = PatientS3FileSystem(
-            (uri, patience),
+        filesystem = RetryingS3FileSystem(
+            (uri, retry_seconds),
             region=region,
-            connect_timeout=CONNECT_SECONDS,
-            request_timeout=REQUEST_SECONDS,
-            retry_strategy=pyarrow.fs.AwsStandardS3RetryStrategy(max_attempts=_attempts(patience)),
+            connect_timeout=s3_settings.CONNECT_SECONDS,
+            request_timeout=s3_settings.REQUEST_SECONDS,
+            retry_strategy=pyarrow.fs.AwsStandardS3RetryStrategy(max_attempts=_attempts(retry_seconds)),
             # In pyarrow 26 an upload that fails in the background can end the process (a segmentation fault), and with
             # allow_delayed_open, copy_files takes a refused small file for written.
             background_writes=False,
@@ -109,34 +105,6 @@ def filesystem(uri: str, patience: float = 0.0) -> tuple[pyarrow.fs.FileSystem, 
     return filesystem, path
 
 
-def _attempts(patience: float) -> int:
-    """How often the AWS library tries to be patient that long: its pauses double, from half a second on average."""
-    return ATTEMPTS + math.ceil(patience / REPEATED_WAIT) + (4 if patience else 0)
-
-
-def s3_client() -> Any:
-    """botocore's S3 client, for what a store does: lists, deletions, conditional writes, and files in parts.
-
-    Threads may share it. Not safe to use after a fork: make it in the process that uses it.
-
-    Raises:
-        UserError: The endpoint is not a URL of a server alone.
-    """
-    import botocore.session  # only here: a local path needs none
-    from botocore.config import Config
-
-    settings = s3_settings()
-    return botocore.session.Session().create_client(
-        "s3",
-        region_name=settings["region"],
-        endpoint_url=settings["endpoint"],
-        config=Config(
-            connect_timeout=CONNECT_SECONDS,
-            read_timeout=REQUEST_SECONDS,
-            retries={"total_max_attempts": ATTEMPTS},
-            max_pool_connections=CONNECTIONS,
-            # Over https this is the default. Over http a SHA-256 of every body would be one more, beside the manifest's
-            # of the same bytes; what is damaged on its way the server sees by a CRC.
-            s3={"payload_signing_enabled": False},
-        ),
-    )
+def _attempts(seconds: float) -> int:
+    """How often the AWS library tries in that time: its pauses double, from half a second on average."""
+    return ATTEMPTS + math.ceil(seconds / REPEATED_WAIT) + (4 if seconds else 0)

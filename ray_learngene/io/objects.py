@@ -1,8 +1,8 @@
 """The bytes below a store's root: read, write, create if absent, upload, list and delete, locally and on S3 alike.
 
 Nothing here is ever seen half written: locally a file gets its name only when it is complete, and S3 shows an object
-only when its upload is. A server that does not answer or fails is waited for, as long as the patience allows; what
-waiting cannot help (no permission, no bucket, no space) is told at once.
+only when its upload is. A server that does not answer or fails is asked again for a while; what waiting cannot
+help (no permission, no bucket, no space) is told at once.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ from pathlib import Path
 from typing import TypeVar
 
 from ray_learngene.errors import UserError
-from ray_learngene.io.backend import TEMPORARY, Found, HalfUpload
+from ray_learngene.io.backend import TEMPORARY, Found, IncompleteUpload
 from ray_learngene.io.errors import STORAGE_ERRORS, clear_errors, explain, s3_code
 from ray_learngene.io.filesystems import locate
 from ray_learngene.io.local import LocalStorage
 from ray_learngene.io.multipart import PART_BYTES, Transfer
-from ray_learngene.io.retry import PATIENCE_SECONDS, Retry, patient
+from ray_learngene.io.retry import RETRY_SECONDS, Retry, retrying
 from ray_learngene.io.s3 import S3Storage
 
-__all__ = ["PROBES", "TEMPORARY", "Found", "HalfUpload", "Objects"]
+__all__ = ["PROBES", "TEMPORARY", "Found", "IncompleteUpload", "Objects"]
 
 MOST_BYTES = 2 * 2**30  # of what is read as a whole
 THREADS = 16
@@ -43,16 +43,16 @@ log = logging.getLogger("ray_learngene")
 class Objects:
     """The objects below one URI; paths are relative to it. Every method raises UserError where the storage refuses."""
 
-    def __init__(self, uri: str, patience: float = PATIENCE_SECONDS) -> None:
+    def __init__(self, uri: str, retry_seconds: float = RETRY_SECONDS) -> None:
         scheme, self.root = locate(uri)
         self.is_local = scheme == "file"
         self.uri = self.root if self.is_local else f"s3://{self.root}"
         self.storage: LocalStorage | S3Storage = LocalStorage(self.root)
         if not self.is_local:
             self.storage = S3Storage(self.root)
-        self.patience = Retry(patience)
+        self.retry = Retry(retry_seconds)
 
-    @patient
+    @retrying
     def open(self) -> None:
         """Make sure that the store, or its bucket, is there."""
         with clear_errors(self.uri):
@@ -67,8 +67,8 @@ class Objects:
         return f"{self.uri}/{path}" if path else self.uri
 
     def check(self, write: bool) -> None:
-        """Find out now, without patience, whether the store can be listed and read, and, if `write`, written."""
-        patience, self.patience = self.patience, Retry(0)
+        """Find out now, without retries, whether the store can be listed and read, and, if `write`, written."""
+        retry, self.retry = self.retry, Retry(0)
         try:
             with clear_errors(self.uri):
                 self.storage.check(write)
@@ -78,7 +78,7 @@ class Objects:
                 self.put(probe, b"check")
                 self.delete(probe)
         finally:
-            self.patience = patience
+            self.retry = retry
 
     def each(self, calls: Iterable[Callable[[], T]], threads: int = THREADS) -> list[T]:
         """The results of many calls, made in threads; where one fails the others are not waited for."""
@@ -88,13 +88,13 @@ class Objects:
                 return [future.result() for future in futures]
             except BaseException:
                 pool.shutdown(wait=False, cancel_futures=True)
-                self.patience.give_up()
+                self.retry.give_up()
                 pool.shutdown(wait=True)
                 raise
             finally:
-                self.patience.resume()
+                self.retry.resume()
 
-    @patient
+    @retrying
     def read(self, path: str, most: int = MOST_BYTES) -> bytes | None:
         """The content of an object, None where there is none.
 
@@ -113,7 +113,7 @@ class Objects:
             return [self.read(path, most) for path in paths]
         return self.each(partial(self.read, path, most) for path in paths)
 
-    @patient
+    @retrying
     def exists(self, path: str) -> bool:
         """Whether there is an object, without reading it."""
         with clear_errors(self.uri_of(path)):
@@ -128,9 +128,9 @@ class Objects:
             yield from self.storage.pieces(path, offset)
 
     def _transfer(self, storage: S3Storage, path: str) -> Transfer:
-        return Transfer(storage, path, self.uri_of(path), self.patience)
+        return Transfer(storage, path, self.uri_of(path), self.retry)
 
-    @patient
+    @retrying
     def put(self, path: str, data: bytes) -> None:
         """Write an object, replacing what was there as a whole."""
         with clear_errors(self.uri_of(path)):
@@ -145,12 +145,12 @@ class Objects:
         else:
             self._upload(source, path)
 
-    @patient
+    @retrying
     def _upload(self, source: Path, path: str) -> None:
         with clear_errors(self.uri_of(path)):
             self.storage.upload(source, path)
 
-    @patient
+    @retrying
     def create(self, path: str, data: bytes) -> bool:
         """Write an object if there is none; False, and nothing written, where there is one.
 
@@ -207,19 +207,19 @@ class Objects:
         """The paths of all objects below a folder, sorted; none where there is no such folder."""
         return [found.path for found in self.look(folder)]
 
-    @patient
+    @retrying
     def named(self, folder: str, name: str, depth: int) -> list[str]:
         """The paths of the objects called `name` so many folders below a folder, sorted."""
         with clear_errors(self.uri_of(folder)):
             return sorted(self.storage.named(folder, name, depth))
 
-    @patient
+    @retrying
     def look(self, folder: str) -> list[Found]:
         """All objects below a folder, sorted by path; none where there is no such folder."""
         with clear_errors(self.uri_of(folder)):
             return sorted(self.storage.look(folder), key=lambda one: one.path)
 
-    @patient
+    @retrying
     def delete(self, path: str) -> None:
         """Delete an object; nothing happens where there is none."""
         with clear_errors(self.uri_of(path)):
@@ -231,19 +231,19 @@ class Objects:
         for start in range(0, len(todo), DELETED_AT_ONCE):
             self._delete_batch(todo[start : start + DELETED_AT_ONCE])
 
-    @patient
+    @retrying
     def _delete_batch(self, paths: list[str]) -> None:
         with clear_errors(self.uri):
             self.storage.delete(paths)
 
-    @patient
-    def half_uploads(self) -> list[HalfUpload]:
+    @retrying
+    def incomplete_uploads(self) -> list[IncompleteUpload]:
         """The multipart uploads below the root that were neither finished nor given up."""
         with clear_errors(self.uri):
-            return self.storage.half_uploads() if isinstance(self.storage, S3Storage) else []
+            return self.storage.incomplete_uploads() if isinstance(self.storage, S3Storage) else []
 
-    @patient
-    def give_up_upload(self, upload: HalfUpload) -> None:
+    @retrying
+    def give_up_upload(self, upload: IncompleteUpload) -> None:
         """Make the server forget a multipart upload and what it holds of it."""
         if isinstance(self.storage, S3Storage):
             with clear_errors(self.uri_of(upload.path)):

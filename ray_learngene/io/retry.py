@@ -12,7 +12,7 @@ from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
 
 from ray_learngene.io.errors import Unavailable
 
-PATIENCE_SECONDS = 300.0
+RETRY_SECONDS = 300.0
 FIRST_PAUSE = 0.5
 LONGEST_PAUSE = 15.0
 QUIET_SECONDS = 2.0  # a hiccup that is over sooner is not worth a line
@@ -24,9 +24,9 @@ log = logging.getLogger("ray_learngene")
 
 
 class Retry:
-    """Repeats what raises `Unavailable` until it works or the patience is over. Shared by the threads of one store."""
+    """Repeats what raises `Unavailable` until it works or the time is over. Shared by the threads of one store."""
 
-    def __init__(self, seconds: float = PATIENCE_SECONDS) -> None:
+    def __init__(self, seconds: float = RETRY_SECONDS) -> None:
         self.seconds = seconds
         self._told = False
         self._given_up = threading.Event()
@@ -35,7 +35,7 @@ class Retry:
         """The result of `attempt`, which is called again and again while the storage is not available.
 
         Raises:
-            Unavailable: It still was not when the patience was over, or `give_up` was called.
+            Unavailable: It still was not when the time was over, or `give_up` was called.
         """
         began, pause = time.monotonic(), FIRST_PAUSE
         while True:
@@ -61,7 +61,7 @@ class Retry:
         self._given_up.set()
 
     def resume(self) -> None:
-        """Be patient again."""
+        """Wait again after `give_up`."""
         self._given_up.clear()
 
     def _tell(self, error: Unavailable) -> None:
@@ -75,21 +75,21 @@ class Retry:
             log.warning("the storage answers again")
 
 
-class HasPatience(Protocol):
-    """What `patient` decorates methods of."""
+class HasRetry(Protocol):
+    """What `retrying` decorates methods of."""
 
-    patience: Retry
-
-
-H = TypeVar("H", bound=HasPatience)
+    retry: Retry
 
 
-def patient(method: Callable[Concatenate[H, P], T]) -> Callable[Concatenate[H, P], T]:
-    """Make a method repeat itself as long as its object's patience allows; it must do no harm when it is repeated."""
+H = TypeVar("H", bound=HasRetry)
+
+
+def retrying(method: Callable[Concatenate[H, P], T]) -> Callable[Concatenate[H, P], T]:
+    """Repeat a method as its object's `retry` says; it must do no harm when it is repeated."""
 
     @functools.wraps(method)
-    def patiently(self: H, *args: P.args, **kwargs: P.kwargs) -> T:
+    def repeated(self: H, *args: P.args, **kwargs: P.kwargs) -> T:
         call: Callable[[], Any] = functools.partial(method, self, *args, **kwargs)
-        return self.patience.wait_for(call)
+        return self.retry.wait_for(call)
 
-    return patiently
+    return repeated

@@ -1,30 +1,23 @@
-"""Objects below a bucket's prefix, by botocore: one request a method, but for listings."""
+"""Objects below a bucket's prefix, by s3fs: one request a method, but for listings."""
 
 from __future__ import annotations
 
-import io
 from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
-from botocore.exceptions import ClientError
+from ray_learngene.io.backend import Found, IncompleteUpload
+from ray_learngene.io.errors import ClientError, s3_code
 
-from ray_learngene.io.backend import Found, HalfUpload
-from ray_learngene.io.errors import s3_code
-from ray_learngene.io.filesystems import s3_client
+if TYPE_CHECKING:
+    from ray_learngene.io.s3_client import S3Client, Stream
 
 ABSENT = {"NOSUCHKEY", "404"}
 NO_UPLOAD = {"NOSUCHUPLOAD"}
-PAST_THE_END = {"INVALIDRANGE", "416"}
 TAKEN = {"PRECONDITIONFAILED", "412", "CONDITIONALREQUESTCONFLICT", "409"}
-
-
-class Answer(NamedTuple):
-    """An object, or a range of it, that the server has begun to send."""
-
-    body: Any
-    total: int  # bytes of the whole object
+MARKERS = ("ContinuationToken", "KeyMarker", "UploadIdMarker")  # where the next page of a listing begins
+FINISH_SECONDS = 600.0  # that S3 may take to make one object of many parts
 
 
 class S3Storage:
@@ -34,17 +27,19 @@ class S3Storage:
         self.bucket, _, self.prefix = root.partition("/")
 
     @cached_property
-    def client(self) -> Any:
+    def client(self) -> S3Client:
         """The S3 client, once the bucket is known to exist: some servers create a mistyped one on the first write."""
-        client = s3_client()
+        from ray_learngene.io.s3_client import S3Client  # only here: s3fs takes a second, and a local path needs none
+
+        client = S3Client()
         self._list_one(client)
         return client
 
     def check(self, write: bool) -> None:
         self._list_one(self.client)
 
-    def _list_one(self, client: Any) -> None:
-        client.list_objects_v2(Bucket=self.bucket, Prefix=self._below(""), MaxKeys=1)
+    def _list_one(self, client: S3Client) -> None:
+        client.call("list_objects_v2", Bucket=self.bucket, Prefix=self._below(""), MaxKeys=1)
 
     def _key(self, path: str) -> str:
         return "/".join(part for part in (self.prefix, path) if part)
@@ -53,42 +48,37 @@ class S3Storage:
         key = self._key(folder)
         return key and f"{key}/"
 
-    def _object(self, path: str) -> dict[str, str]:
+    def _object(self, path: str) -> dict[str, Any]:
         return {"Bucket": self.bucket, "Key": self._key(path)}
 
-    def open(self, path: str, start: int, end: int) -> Answer | None:
-        """The bytes `[start, end)` of an object; None where it has none from `start` on."""
-        try:
-            answer = self.client.get_object(**self._object(path), Range=f"bytes={start}-{end - 1}")
-        except ClientError as error:
-            if s3_code(error) in PAST_THE_END:
-                return None
-            raise
-        total = answer.get("ContentRange", "").rpartition("/")[2]
-        return Answer(answer["Body"], int(total or answer["ContentLength"]))
+    def stream(self, path: str, start: int, end: int, piece_bytes: int) -> Stream:
+        """The bytes `[start, end)` of an object while they arrive; none where it has none from `start` on."""
+        from ray_learngene.io.s3_client import Stream
+
+        return Stream(self.client, start, end, piece_bytes, **self._object(path))
 
     def read(self, path: str, most: int) -> bytes | None:
+        stream = self.stream(path, 0, most, most)
         try:
-            answer = self.open(path, 0, most)
+            return b"".join(iter(stream.read, b""))
         except ClientError as error:
             if s3_code(error) in ABSENT:
                 return None
             raise
-        return answer.body.read() if answer else b""
+        finally:
+            stream.close()
 
     def exists(self, path: str) -> bool:
         # Not a HEAD, whose answer cannot say why it is refused.
         key = self._key(path)
-        found = self.client.list_objects_v2(Bucket=self.bucket, Prefix=key, MaxKeys=1)
+        found = self.client.call("list_objects_v2", Bucket=self.bucket, Prefix=key, MaxKeys=1)
         return any(one["Key"] == key for one in found.get("Contents", ()))
 
     def put(self, path: str, data: bytes, **conditions: str) -> None:
-        # A file, as botocore's timeout is one of every block of a file, and of all bytes of a text together.
-        self.client.put_object(**self._object(path), Body=io.BytesIO(data), **conditions)
+        self.client.send("put_object", data, **self._object(path), **conditions)
 
     def upload(self, source: Path, path: str) -> None:
-        with source.open("rb") as file:
-            self.client.put_object(**self._object(path), Body=file)
+        self.put(path, source.read_bytes())
 
     def create(self, path: str, data: bytes) -> bool:
         try:
@@ -101,11 +91,18 @@ class S3Storage:
 
     def look(self, folder: str) -> Iterator[Found]:
         skipped = len(self._below(""))
-        pages = self.client.get_paginator("list_objects_v2").paginate(Bucket=self.bucket, Prefix=self._below(folder))
-        for page in pages:
-            for one in page.get("Contents", ()):
-                if not one["Key"].endswith("/"):  # a marker, which some servers and tools keep for a folder
-                    yield Found(one["Key"][skipped:], one["Size"], one["LastModified"])
+        for one in self._listed("list_objects_v2", "Contents", Prefix=self._below(folder)):
+            if not one["Key"].endswith("/"):  # a marker, which some servers and tools keep for a folder
+                yield Found(one["Key"][skipped:], one["Size"], one["LastModified"])
+
+    def _listed(self, method: str, what: str, **where: Any) -> Iterator[dict[str, Any]]:
+        """Everything that a listing finds, page by page."""
+        while True:
+            page = self.client.call(method, Bucket=self.bucket, **where)
+            yield from page.get(what, ())
+            if not page.get("IsTruncated"):
+                return
+            where |= {name: page[f"Next{name}"] for name in MARKERS if f"Next{name}" in page}
 
     def named(self, folder: str, name: str, depth: int) -> list[str]:
         tail, slashes = f"/{name}", folder.count("/") + 1 + depth
@@ -114,48 +111,46 @@ class S3Storage:
 
     def delete(self, paths: list[str]) -> None:
         if len(paths) == 1:
-            self.client.delete_object(**self._object(paths[0]))
+            self.client.call("delete_object", **self._object(paths[0]))
             return
         keys = [{"Key": self._key(path)} for path in paths]
-        answer = self.client.delete_objects(Bucket=self.bucket, Delete={"Objects": keys, "Quiet": True})
+        answer = self.client.call("delete_objects", Bucket=self.bucket, Delete={"Objects": keys, "Quiet": True})
         for error in answer.get("Errors", ()):
             raise ClientError({"Error": error}, "DeleteObjects")
 
     def begin_upload(self, path: str) -> str:
         """Begin a multipart upload and return its id."""
-        return self.client.create_multipart_upload(**self._object(path))["UploadId"]
+        upload: str = self.client.call("create_multipart_upload", **self._object(path))["UploadId"]
+        return upload
 
     def upload_part(self, path: str, upload: str, number: int, data: bytes) -> dict[str, Any]:
         """Send a part, counted from 1, and return what `finish_upload` must be told of it."""
-        sent = self.client.upload_part(**self._object(path), UploadId=upload, PartNumber=number, Body=io.BytesIO(data))
+        sent = self.client.send("upload_part", data, **self._object(path), UploadId=upload, PartNumber=number)
         return {"PartNumber": number, "ETag": sent["ETag"]}
 
     def finish_upload(self, path: str, upload: str, parts: list[dict[str, Any]]) -> None:
         """Make an object of the parts."""
+        which = {**self._object(path), "UploadId": upload, "MultipartUpload": {"Parts": parts}}
         try:
-            self.client.complete_multipart_upload(
-                **self._object(path), UploadId=upload, MultipartUpload={"Parts": parts}
-            )
+            self.client.call("complete_multipart_upload", seconds=FINISH_SECONDS, **which)
         except ClientError as error:
             # Repeated, because the answer was lost: the server has done it, and knows the upload no more.
             if s3_code(error) not in NO_UPLOAD or not self.exists(path):
                 raise
 
-    def half_uploads(self) -> list[HalfUpload]:
+    def incomplete_uploads(self) -> list[IncompleteUpload]:
         """The multipart uploads below the root that were neither finished nor given up."""
         skipped = len(self._below(""))
-        pages = self.client.get_paginator("list_multipart_uploads").paginate(Bucket=self.bucket)
         return [
-            HalfUpload(one["Key"][skipped:], one["UploadId"], one["Initiated"])
-            for page in pages
-            for one in page.get("Uploads", ())
+            IncompleteUpload(one["Key"][skipped:], one["UploadId"], one["Initiated"])
+            for one in self._listed("list_multipart_uploads", "Uploads")
             if one["Key"].startswith(self._below(""))
         ]
 
     def give_up_upload(self, path: str, upload: str) -> None:
         """Make the server forget a multipart upload and what it holds of it."""
         try:
-            self.client.abort_multipart_upload(**self._object(path), UploadId=upload)
+            self.client.call("abort_multipart_upload", **self._object(path), UploadId=upload)
         except ClientError as error:
             if s3_code(error) not in NO_UPLOAD | ABSENT:
                 raise

@@ -7,6 +7,8 @@ from urllib.parse import urlsplit
 
 from ray_learngene.errors import UserError
 
+CONNECT_SECONDS = 5
+REQUEST_SECONDS = 15  # that a server may take for its next bytes
 KEYS = "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY (or AWS_PROFILE)"
 
 

@@ -22,7 +22,7 @@ from rich.table import Table
 from ray_learngene.config import GcConfig
 from ray_learngene.errors import UserError
 from ray_learngene.io.errors import Unavailable, clear_errors
-from ray_learngene.io.objects import PROBES, TEMPORARY, Found, HalfUpload
+from ray_learngene.io.objects import PROBES, TEMPORARY, Found, IncompleteUpload
 from ray_learngene.models.budgets import format_quantity
 from ray_learngene.store.download import LEFTOVERS, LOCK
 from ray_learngene.store.manifest import FOLDERS, GROUPED, MANIFEST, Kind
@@ -83,19 +83,19 @@ def find_garbage(store: Store, before: datetime) -> Iterator[Garbage]:
     for kind in FOLDERS:
         yield from _unnamed(store, kind, everything, before)  # type: ignore[arg-type]
     yield from _finished(store, everything, before)
-    for upload in _half_uploads(store):
+    for upload in _incomplete_uploads(store):
         if upload.begun < before:
             give_up = partial(store.objects.give_up_upload, upload)
-            yield Garbage("half an upload", upload.path, 0, upload.begun, give_up)
+            yield Garbage("incomplete upload", upload.path, 0, upload.begun, give_up)
 
 
-def _half_uploads(store: Store) -> list[HalfUpload]:
+def _incomplete_uploads(store: Store) -> list[IncompleteUpload]:
     try:
-        return store.objects.half_uploads()
+        return store.objects.incomplete_uploads()
     except Unavailable:
         raise
     except UserError as error:  # no permission (s3:ListBucketMultipartUploads), or a server that does not know of them
-        log.warning("half uploads are not looked for: %s", error)
+        log.warning("incomplete uploads are not looked for: %s", error)
         return []
 
 

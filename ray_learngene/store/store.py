@@ -34,7 +34,7 @@ from ray_learngene.errors import UserError
 from ray_learngene.io.errors import Unavailable, clear_errors
 from ray_learngene.io.filesystems import filesystem
 from ray_learngene.io.objects import Objects
-from ray_learngene.io.retry import PATIENCE_SECONDS
+from ray_learngene.io.retry import RETRY_SECONDS
 from ray_learngene.store.download import download
 from ray_learngene.store.index import KINDS, Entry, Index
 from ray_learngene.store.manifest import (
@@ -62,12 +62,12 @@ UPLOADS = 8
 class Store:
     """A store at a URI. Opens nothing before it is used, and pickles as its URI alone.
 
-    An S3 server that does not answer or fails is waited for, at most `patience` seconds in one operation. Every method
-    raises UserError, in one line, for a name or path that no store can hold, and for whatever the storage refuses.
+    What an S3 server does not answer is asked again, for at most `retry_seconds` in one operation. Every method raises
+    UserError, in one line, for a name or path that no store can hold, and for whatever the storage refuses.
     """
 
-    def __init__(self, uri: str, patience: float = PATIENCE_SECONDS) -> None:
-        self.objects = Objects(uri, patience)
+    def __init__(self, uri: str, retry_seconds: float = RETRY_SECONDS) -> None:
+        self.objects = Objects(uri, retry_seconds)
         self.uri = self.objects.uri
         self.index = Index(self.objects)
 
@@ -82,13 +82,13 @@ class Store:
         return self.objects.patience.seconds
 
     def __reduce__(self) -> tuple[Callable[[str, float], Store], tuple[str, float]]:
-        return Store, (self.uri, self.objects.patience.seconds)
+        return Store, (self.uri, self.objects.retry.seconds)
 
     def __repr__(self) -> str:
         return f"Store({self.uri!r})"
 
     def check(self, write: bool) -> None:
-        """Find out before any work is done, without patience, whether the store can be read and, if `write`, written.
+        """Find out before any work is done, without retries, whether the store can be read and, if `write`, written.
 
         A local store that is to be written is created.
 
@@ -337,7 +337,7 @@ class Store:
         if self.objects.is_local:
             return runs, None
         self.objects.open()
-        return runs, filesystem(self.uri, self.objects.patience.seconds)[0]
+        return runs, filesystem(self.uri, self.objects.retry.seconds)[0]
 
 
 def check_path(path: str) -> str:

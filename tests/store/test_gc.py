@@ -102,7 +102,7 @@ def test_abandoned_multipart_uploads_go(s3_env: Callable[[], str], s3_server: S3
     for key in ("store/learngenes/a/f/model.safetensors", "another/object"):
         client.create_multipart_upload(Bucket=bucket, Key=key)
     store = Store(f"{uri}/store")
-    assert garbage(store) == {"learngenes/a/f/model.safetensors": "half an upload"}
+    assert garbage(store) == {"learngenes/a/f/model.safetensors": "incomplete upload"}
     for one in find_garbage(store, datetime.now(UTC) + SOON):
         one.delete()
     assert garbage(store) == {}

@@ -23,7 +23,7 @@ import logging, sys, traceback
 logging.basicConfig(level=logging.DEBUG)
 from ray_learngene.cli.main import main
 from ray_learngene.store.store import Store
-store = Store(sys.argv[1], patience=0)
+store = Store(sys.argv[1], retry_seconds=0)
 for call in (lambda: store.check(True), store.entries, lambda: store.read_text("a.txt")):
     try:
         call()

@@ -3,37 +3,20 @@
 import logging
 import pickle
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pyarrow.fs
 import pytest
 
 from ray_learngene.errors import UserError
-from ray_learngene.io import filesystems, retry
 from ray_learngene.io.errors import Unavailable
 from ray_learngene.store.checkpoints import StoreCheckpoints
 from ray_learngene.store.store import Store
-from tests.conftest import S3Server
 from tests.store.folders import contents, make_folder, one_line
 from tests.store.proxy import Fault, Proxy, Request
 
 BIG = bytes(range(256)) * 4096 * 12  # more than a chunk: pyarrow uploads it in parts, and reads it in ranges
-
-
-@pytest.fixture
-def proxy(s3_env: Callable[[], str], s3_server: S3Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[Proxy]:
-    """A proxy that everything goes through, and pauses short enough for a test."""
-    monkeypatch.setattr(retry, "FIRST_PAUSE", 0.01)
-    monkeypatch.setattr(retry, "LONGEST_PAUSE", 0.05)
-    monkeypatch.setattr(retry, "QUIET_SECONDS", 0.0)
-    monkeypatch.setattr(filesystems, "CONNECT_SECONDS", 1)
-    monkeypatch.setattr(filesystems, "REQUEST_SECONDS", 1)
-    monkeypatch.setattr(filesystems, "ATTEMPTS", 1)
-    made = Proxy(s3_server.endpoint)
-    monkeypatch.setenv("AWS_ENDPOINT_URL", made.endpoint)
-    yield made
-    made.close()
 
 
 @pytest.fixture
@@ -119,7 +102,7 @@ def test_an_outage_is_told_once_and_its_end(
 
 
 def test_patience_ends(uri: str, proxy: Proxy, folder: Path) -> None:
-    store = Store(uri, patience=0.2)
+    store = Store(uri, retry_seconds=0.2)
     store.check(write=True)
     proxy.fault = lambda request: 503
     for use in (
@@ -193,7 +176,7 @@ def test_a_refused_upload_leaves_nothing_behind(uri: str, proxy: Proxy, folder: 
 
 
 def test_rays_own_storage_is_as_patient(uri: str, proxy: Proxy) -> None:
-    path, storage = Store(uri, patience=60).ray_storage("run")
+    path, storage = Store(uri, retry_seconds=60).ray_storage("run")
     storage = pickle.loads(pickle.dumps(storage))  # as Ray sends it to its workers
     assert isinstance(storage, pyarrow.fs.S3FileSystem)
     first = len(proxy.requests)

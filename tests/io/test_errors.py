@@ -160,7 +160,7 @@ def test_an_unreachable_endpoint_is_named(
         Store("s3://bucket/prefix").check(write=False)
     one_line(error)
     with pytest.raises(UserError, match=message):
-        Store("s3://bucket/prefix", patience=0).publish("learngene", "a", folder, {})
+        Store("s3://bucket/prefix", retry_seconds=0).publish("learngene", "a", folder, {})
 
 
 @pytest.mark.parametrize(

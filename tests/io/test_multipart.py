@@ -1,33 +1,22 @@
 """Large files in parts: whole and in order, whatever single requests do."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from ray_learngene.errors import UserError
-from ray_learngene.io import filesystems, multipart, retry
+from ray_learngene.io import multipart
 from ray_learngene.io.objects import Objects
-from tests.conftest import S3Server
 from tests.store.proxy import Proxy, Request
 
 DATA = bytes(range(251)) * 40_000  # two parts, and 34 ranges of the size below
 
 
 @pytest.fixture
-def proxy(s3_env: Callable[[], str], s3_server: S3Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[Proxy]:
-    monkeypatch.setattr(retry, "FIRST_PAUSE", 0.01)
-    monkeypatch.setattr(filesystems, "ATTEMPTS", 1)
+def objects(s3_env: Callable[[], str], proxy: Proxy, monkeypatch: pytest.MonkeyPatch) -> Objects:
     monkeypatch.setattr(multipart, "RANGE_BYTES", 300_000)
     monkeypatch.setattr(multipart, "PIECE_BYTES", 70_000)
-    made = Proxy(s3_server.endpoint)
-    monkeypatch.setenv("AWS_ENDPOINT_URL", made.endpoint)
-    yield made
-    made.close()
-
-
-@pytest.fixture
-def objects(s3_env: Callable[[], str], proxy: Proxy) -> Objects:
     return Objects(f"{s3_env()}/store")
 
 
@@ -40,7 +29,7 @@ def source(tmp_path: Path) -> Path:
 
 def test_ranges_come_in_order_from_any_offset(objects: Objects, source: Path) -> None:
     objects.upload(source, "big")
-    assert objects.half_uploads() == []
+    assert objects.incomplete_uploads() == []
     for offset in (0, 1, 300_000, 1_234_567, len(DATA) - 1, len(DATA), len(DATA) + 5):
         assert b"".join(objects.chunks("big", offset)) == DATA[offset:]
     objects.put("empty", b"")
@@ -73,9 +62,9 @@ def test_a_lost_answer_does_not_upload_twice(objects: Objects, source: Path, pro
     assert objects.read("big") == DATA
 
 
-def test_a_refused_part_leaves_no_half_upload(objects: Objects, source: Path, proxy: Proxy) -> None:
+def test_a_refused_part_leaves_no_incomplete_upload(objects: Objects, source: Path, proxy: Proxy) -> None:
     proxy.fault = lambda request: 403 if "partNumber=2" in request.path else None
     proxy.body = b"<Error><Code>AccessDenied</Code></Error>"
     with pytest.raises(UserError, match="access to .*big is denied"):
         objects.upload(source, "big")
-    assert objects.half_uploads() == [] and not objects.exists("big")
+    assert objects.incomplete_uploads() == [] and not objects.exists("big")

@@ -1,0 +1,172 @@
+"""s3fs as a store uses it: each request is made once, ends in a bounded time, and raises what botocore says of it.
+
+s3fs opens the connections, signs, and runs the requests of all threads on one thread of its own. Three of its habits
+are changed. It retries in silence: here `Retry` does, and says so. It turns errors into Python's: here they are
+botocore's, with the server's code. And aiohttp below it waits without limit for a server that does not take a body:
+here a server that makes no progress for `REQUEST_SECONDS` does not answer.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import io
+from collections.abc import Coroutine, Iterator
+from concurrent.futures import Future
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+import aiohttp
+from s3fs import S3FileSystem
+
+from ray_learngene.io import s3_settings
+from ray_learngene.io.errors import client_error, s3_code
+
+CONNECTIONS = 32  # kept open for the next requests
+LEAST = 2**16  # bytes that a server must send in the time that a request may take
+PAST_THE_END = {"INVALIDRANGE", "416"}
+
+T = TypeVar("T")
+
+
+class S3Client:
+    """Requests to an S3 server. Threads share a client; a forked process makes its own."""
+
+    def __init__(self) -> None:
+        settings = s3_settings.s3_settings()
+        self._s3 = S3FileSystem(
+            endpoint_url=settings["endpoint"],
+            client_kwargs={"region_name": settings["region"]},
+            config_kwargs={
+                "connect_timeout": s3_settings.CONNECT_SECONDS,
+                "read_timeout": s3_settings.REQUEST_SECONDS,
+                "retries": {"total_max_attempts": 1},
+                "max_pool_connections": CONNECTIONS,
+                # Over https this is the default. Over http a SHA-256 of every body would be one more, next to the
+                # manifest's of the same bytes; the server sees damage on the way by a CRC.
+                "s3": {"payload_signing_enabled": False},
+            },
+            use_listings_cache=False,
+            skip_instance_cache=True,
+        )
+        self._s3.retries = 1
+
+    def call(self, method: str, seconds: float = 0.0, **kwargs: Any) -> dict[str, Any]:
+        """Make a request without a body.
+
+        Args:
+            seconds: That it may take on top of the usual.
+        """
+        with _errors_of_botocore():
+            answer: dict[str, Any] = self._s3.call_s3(method, timeout=_deadline() + seconds, **kwargs)
+        return answer
+
+    def send(self, method: str, data: bytes, **kwargs: Any) -> dict[str, Any]:
+        """Make a request with a body. It may take as long as the server keeps taking bytes."""
+        with _errors_of_botocore():
+            return self.start(self._send(method, io.BytesIO(data), **kwargs)).result()
+
+    async def _send(self, method: str, body: io.BytesIO, **kwargs: Any) -> dict[str, Any]:
+        request = asyncio.ensure_future(self._s3._call_s3(method, Body=body, **kwargs))
+        taken = -1
+        while not request.done() and body.tell() != taken:
+            taken = body.tell()
+            await asyncio.wait({request}, timeout=_deadline())
+        if not request.done():
+            request.cancel()
+            raise TimeoutError("the server does not take the request")
+        answer: dict[str, Any] = request.result()
+        return answer
+
+    async def get(self, **kwargs: Any) -> dict[str, Any]:
+        """Ask for an object, for `start`; the body of the answer arrives later."""
+        answer: dict[str, Any] = await self._s3._call_s3("get_object", **kwargs)
+        return answer
+
+    def start(self, method: Coroutine[Any, Any, T]) -> Future[T]:
+        """Run a coroutine on the thread of s3fs."""
+        return asyncio.run_coroutine_threadsafe(method, self._s3.loop)
+
+
+class Stream:
+    """The bytes `[start, end)` of an object, as they arrive; the request is made at once. One thread reads it.
+
+    The next piece is received while the last one is used. An error is raised after what arrived before it.
+
+    Attributes:
+        total: Bytes of the whole object, known once something was read; 0 where it ends before `start`.
+    """
+
+    def __init__(self, client: S3Client, start: int, end: int, piece_bytes: int, **where: str) -> None:
+        self.total = 0
+        self._client, self._position, self._end, self._piece_bytes = client, start, end, piece_bytes
+        self._body: Any = None
+        self._next: Future[bytes] | None = client.start(self._open(**where))
+
+    def read(self) -> bytes:
+        """The next bytes; none at the end."""
+        if self._next is None:
+            return b""
+        with _errors_of_botocore():
+            piece = self._next.result()
+        self._next = self._client.start(self._receive()) if self._position < self._end else None
+        return piece
+
+    def close(self) -> None:
+        """Stop receiving."""
+        if self._next is not None:
+            self._next.cancel()
+            self._client.start(self._close())
+
+    async def _close(self) -> None:
+        if self._body is not None:
+            self._body.close()
+
+    async def _open(self, **where: str) -> bytes:
+        try:
+            async with asyncio.timeout(_deadline()):
+                answer = await self._client.get(**where, Range=f"bytes={self._position}-{self._end - 1}")
+        except OSError as error:
+            if s3_code(error) not in PAST_THE_END:
+                raise
+            self._end = self._position
+            return b""
+        self._body = answer["Body"]
+        self.total = int(answer.get("ContentRange", "").rpartition("/")[2] or answer["ContentLength"])
+        self._end = max(self._position, min(self._end, self.total))
+        return await self._receive()
+
+    async def _receive(self) -> bytes:
+        blocks: list[bytes] = []
+        arrived, wanted = 0, min(self._piece_bytes, self._end - self._position)
+        try:
+            async with asyncio.timeout(_deadline()):
+                while arrived < wanted:
+                    block = await self._body.read(wanted - arrived)
+                    if not block:
+                        raise ConnectionError("the server sent less than it announced")
+                    blocks.append(block)
+                    arrived += len(block)
+        except Exception as error:
+            if not blocks or (isinstance(error, TimeoutError) and arrived < LEAST):
+                raise
+        self._position += arrived
+        if self._position == self._end:
+            self._body.close()
+        return b"".join(blocks)
+
+
+def _deadline() -> float:
+    return s3_settings.CONNECT_SECONDS + s3_settings.REQUEST_SECONDS
+
+
+@contextmanager
+def _errors_of_botocore() -> Iterator[None]:
+    """Raise botocore's error where s3fs raises a translation of it, and Python's where aiohttp raises its own."""
+    try:
+        yield
+    except aiohttp.ClientError as error:
+        raise ConnectionError(str(error)) from error
+    except OSError as error:
+        if (answer := client_error(error)) is None:
+            raise
+        raise answer from None
