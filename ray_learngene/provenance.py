@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import platform
+import re
 import subprocess
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -14,6 +15,8 @@ from typing import Any
 from ray_learngene import __version__
 
 REVISION_VARIABLE = "LEARNGENE_GIT_REVISION"  # travels with a submitted job, whose package is no checkout
+_LOCAL_PATH = re.compile(r"(?P<kind>local-dir:|wds/|hfds/|torch/)?(?:file://)?(?P<path>[/~].*)", re.DOTALL)
+_PASSWORD = re.compile(r"^([a-zA-Z][a-zA-Z0-9+.-]*://)?[^/?#]*:[^/?#]*@")
 _PACKAGES = ("torch", "timm", "ray", "deepspeed", "numpy", "pyarrow")
 
 
@@ -47,3 +50,25 @@ def _git(*words: str) -> str:
 def fingerprint(facts: Any) -> str:
     """SHA-256 of facts as canonical JSON: equal facts, equal fingerprint."""
     return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def publishable(settings: Any) -> Any:
+    """Settings as an artefact may show them to everybody who reads the store.
+
+    Of a local path only the last part stays. A URI loses its password, and a Ray cluster's address is left out.
+    """
+    if isinstance(settings, dict):
+        return {key: publishable(value) for key, value in settings.items() if key != "address"}
+    if isinstance(settings, list | tuple):
+        return [publishable(value) for value in settings]
+    if not isinstance(settings, str):
+        return settings
+    local = _LOCAL_PATH.fullmatch(settings)
+    if local:
+        return f"{local['kind'] or ''}{Path(local['path']).name}"
+    return without_password(settings)
+
+
+def without_password(uri: str) -> str:
+    """A URI without the user name and the password that it may hold."""
+    return _PASSWORD.sub(r"\1", uri)

@@ -15,6 +15,7 @@ from ray.train.torch import TorchConfig
 from ray.util.queue import Queue
 
 from ray_learngene import sigterm
+from ray_learngene.cluster.ray_internals import draining_nodes
 from ray_learngene.cluster.session import queue_here
 
 if TYPE_CHECKING:  # Ray Train's controller reads this file and needs no more of it
@@ -126,5 +127,5 @@ def _watch_node() -> None:
     node = ray.get_runtime_context().get_node_id()
     while not sigterm.wait(_SECONDS):
         with suppress(Exception):  # the head may be away for a while
-            if node in ray._private.state.state.get_draining_nodes():  # as Ray Train's own watcher does
+            if node in draining_nodes():
                 sigterm.request()

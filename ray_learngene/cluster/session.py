@@ -13,12 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import ray
-from ray._common.utils import get_default_system_temp_dir
 from ray.util.queue import Empty, Queue
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from ray_learngene import sigterm
-from ray_learngene.cluster import shared_tensors
+from ray_learngene.cluster import ray_internals, shared_tensors
 from ray_learngene.device import allow_gpu
 from ray_learngene.errors import UserError
 
@@ -72,8 +71,13 @@ def require_listener(address: str) -> None:
     """Find out at once whether anything listens there: Ray itself goes on trying for minutes.
 
     Raises:
-        UserError: nothing does.
+        UserError: nothing does, or the address holds a password, which Ray would show to all users of the cluster.
     """
+    if "@" in address:  # not echoed
+        raise UserError(
+            "the address of the Ray cluster holds a user name or a password: give HOST:PORT in --address and "
+            "RAY_ADDRESS, and the cluster's token in RAY_AUTH_TOKEN_PATH"
+        )
     host, _, port = address.partition("://")[2].rpartition(":") if "://" in address else address.rpartition(":")
     if not port.isdigit():
         return  # "auto" and the like, which Ray resolves itself
@@ -90,7 +94,7 @@ def _require_room(more: str = "") -> None:
     Raises:
         UserError: it is; the message ends with `more`.
     """
-    folder = Path(get_default_system_temp_dir())
+    folder = Path(ray_internals.temporary_folder())
     if not folder.is_dir():
         return  # Ray makes it, or says why it cannot
     free = shutil.disk_usage(folder).free
@@ -108,15 +112,11 @@ def _require_node(address: str) -> None:
     fails.
     """
     import grpc
-    from ray._private.grpc_utils import init_grpc_channel
-    from ray.core.generated.gcs_service_pb2 import GetAllNodeInfoRequest  # type: ignore[attr-defined]
-    from ray.core.generated.gcs_service_pb2_grpc import NodeInfoGcsServiceStub
 
     if "://" in address or not address.rpartition(":")[2].isdigit():
         return
     try:
-        with init_grpc_channel(address) as channel:
-            nodes = NodeInfoGcsServiceStub(channel).GetAllNodeInfo(GetAllNodeInfoRequest(), timeout=_CONNECT_SECONDS)
+        nodes = ray_internals.node_infos(address, _CONNECT_SECONDS)
     except ray.exceptions.AuthenticationError:  # no token here
         raise UserError(token_missing(address)) from None
     except grpc.RpcError as error:

@@ -37,6 +37,7 @@ from ray_learngene.data.pipeline import checked_image_sets
 from ray_learngene.distillation.extract import extract
 from ray_learngene.errors import Diverged, UserError
 from ray_learngene.models.specs import Spec
+from ray_learngene.provenance import publishable
 from ray_learngene.store.manifest import folder_of
 from ray_learngene.store.store import Store
 from ray_learngene.sweeps.sweep import sweep
@@ -112,11 +113,11 @@ def _refuse_another(config: BenchConfig, store: Store, hashes: dict[str, str]) -
     Raises:
         UserError: a benchmark of that name was made with other settings.
     """
-    now = json.loads(json.dumps(decisive(config, BENCHMARK) | hashes))
+    now = publishable(json.loads(json.dumps(decisive(config, BENCHMARK) | hashes)))
     path = f"benches/{config.name}/settings.json"
     if store.create_text(path, json.dumps(now, indent=2) + "\n"):
         return
-    before = json.loads(store.read_text(path) or "{}")
+    before = publishable(json.loads(store.read_text(path) or "{}"))
     require_same(before, now, f"the benchmark {config.name!r} in {store.uri}", "")
 
 

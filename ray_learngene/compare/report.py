@@ -15,6 +15,7 @@ from ray_learngene.compare.plan import Row, learning_rates, sizes
 from ray_learngene.compare.summary import MEASURES, Cost, cost, summarise
 from ray_learngene.config import BenchConfig
 from ray_learngene.models.budgets import format_quantity
+from ray_learngene.provenance import publishable
 from ray_learngene.store.store import Store
 
 RESULTS, PAGE, PLOTS = "results.parquet", "results.md", ("accuracy.svg", "break-even.svg")
@@ -45,7 +46,7 @@ def page(config: BenchConfig, table: pandas.DataFrame, arms: Sequence[Row]) -> s
     environment.filters["count"] = _count
     specs = [spec for spec in sizes(config, 1) if len(_at(table, spec.width, spec.depth))]
     return environment.get_template("bench.md").render(
-        config=config,
+        config=publishable(config.model_dump()),
         rows=summarise(table, [row.name for row in arms], config.reference),
         measures=MEASURES,
         specs=specs,

@@ -55,6 +55,10 @@ class ImageSet(ABC):
     def describe(self, index: int) -> str:
         """Where the image is, for messages: a file name, or a shard and a row."""
 
+    def describe_inside(self, index: int) -> str:
+        """Where the image is inside the set, for artefacts, which say nothing about this machine's folders."""
+        return self.describe(index)
+
     @abstractmethod
     def content(self) -> Iterator[bytes]:
         """What tells the images from other images with the same labels, for the fingerprint."""
@@ -101,6 +105,9 @@ class Subset(ImageSet):
 
     def describe(self, index: int) -> str:
         return self.whole.describe(int(self.indices[index]))
+
+    def describe_inside(self, index: int) -> str:
+        return self.whole.describe_inside(int(self.indices[index]))
 
     def content(self) -> Iterator[bytes]:
         yield self.whole.fingerprint.encode()

@@ -56,4 +56,4 @@ class Reader:
 
     def names(self) -> list[str]:
         """What could not be read so far, in this process and its loader's."""
-        return [self.images.describe(index) for index in self.unreadable.nonzero().flatten().tolist()]
+        return [self.images.describe_inside(index) for index in self.unreadable.nonzero().flatten().tolist()]

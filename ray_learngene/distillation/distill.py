@@ -27,6 +27,7 @@ from ray_learngene.methods.generated import attribute_of
 from ray_learngene.methods.registry import create_method
 from ray_learngene.models.preprocessing import Preprocessing
 from ray_learngene.models.specs import Spec, preset
+from ray_learngene.provenance import publishable
 from ray_learngene.store.learngenes import StoredLearngene
 from ray_learngene.store.manifest import Kind, Manifest
 from ray_learngene.store.store import Store
@@ -86,7 +87,7 @@ class DistillTask:
             labels=self.labels, preprocessing=self.images.preprocessing.model_dump(mode="json")
         )
         learngene.save(folder)
-        metadata = json.loads(json.dumps(learngene.description())) | {"ancestry": self.config.ancestry}
+        metadata = json.loads(json.dumps(learngene.description())) | {"ancestry": publishable(self.config.ancestry)}
         return metadata | ({"start": self.start.facts()} if self.start else {})
 
 

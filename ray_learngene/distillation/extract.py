@@ -20,7 +20,7 @@ from ray_learngene.errors import UserError
 from ray_learngene.methods.registry import create_method
 from ray_learngene.models.preprocessing import Preprocessing
 from ray_learngene.models.timm_folder import labels_of
-from ray_learngene.provenance import fingerprint, provenance
+from ray_learngene.provenance import fingerprint, provenance, publishable
 from ray_learngene.store.learngenes import StoredLearngene
 from ray_learngene.store.manifest import Manifest, folder_of
 from ray_learngene.store.store import Store
@@ -58,8 +58,8 @@ def extract(config: ExtractConfig) -> Manifest:
     metadata = {
         **json.loads(json.dumps(learngene.description())),
         "fingerprint": fingerprint(settings),
-        "config": config.model_dump(mode="json"),
-        "source": config.source,
+        "config": publishable(config.model_dump(mode="json")),
+        "source": publishable(config.source),
         "metrics": facts["metrics"],
         "cost": {**cost, "seconds": round(cost["seconds"] + time.monotonic() - began, 3)},
         **provenance(),

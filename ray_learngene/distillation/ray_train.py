@@ -22,13 +22,12 @@ import ray
 import ray.train
 import ray.train.torch
 import torch
-from ray._private.worker import get_dashboard_url
 from ray.train import Checkpoint, CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
-from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
 from ray.train.v2.api.exceptions import TrainingFailedError
 
 from ray_learngene import sigterm
+from ray_learngene.cluster import ray_internals
 from ray_learngene.cluster.preemption import GracefulTorchConfig, StopPoll, stop_requests
 from ray_learngene.cluster.session import (
     Report,
@@ -127,17 +126,11 @@ def _fit(task: Task, loop: dict[str, Any], use_gpu: bool) -> dict[str, Any] | No
 
 
 class _Trainer(TorchTrainer):
-    """Ray's, without the actor that removes placement groups once Train's controller has died where it cannot work.
-
-    It asks Ray's dashboard whether the controller lives. Without one, as on this machine alone, every question takes
-    ten seconds to fail, and the end of a training waits for it.
-    """
+    """Ray's, without the actor that cleans up after a dead controller where it cannot work."""
 
     def _create_default_callbacks(self) -> list[Any]:
         callbacks: list[Any] = super()._create_default_callbacks()  # type: ignore[misc]  # mypy sees Train V1
-        if get_dashboard_url():
-            return callbacks
-        return [callback for callback in callbacks if not isinstance(callback, PlacementGroupCleanerCallback)]
+        return callbacks if ray_internals.has_dashboard() else ray_internals.without_cleaner(callbacks)
 
 
 def _cause(error: TrainingFailedError) -> str:

@@ -25,7 +25,7 @@ from ray_learngene.distillation.task import (
 )
 from ray_learngene.errors import UserError
 from ray_learngene.models.compile import compile_layers
-from ray_learngene.provenance import fingerprint
+from ray_learngene.provenance import fingerprint, publishable
 from ray_learngene.store.manifest import Manifest
 from ray_learngene.terminal import ProgressPrinter, unreadable_text
 from ray_learngene.training.batches import Batches
@@ -100,7 +100,7 @@ def _check_run(task: Task, settings: dict[str, Any]) -> None:
     if text is None or task.config.overwrite:
         return
     require_same(
-        json.loads(text),
+        publishable(json.loads(text)),
         json.loads(_as_text(settings)),
         f"the run {task.config.name!r} in {store.uri}",
         ", or --overwrite to start it again",

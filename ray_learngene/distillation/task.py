@@ -15,7 +15,7 @@ from ray_learngene.config import AncestryConfig, DistillConfig
 from ray_learngene.data.pipeline import ImagePipeline
 from ray_learngene.errors import UserError
 from ray_learngene.models.compile import require_compiler
-from ray_learngene.provenance import fingerprint, provenance
+from ray_learngene.provenance import fingerprint, provenance, publishable
 from ray_learngene.store.checkpoints import StoreCheckpoints
 from ray_learngene.store.manifest import Kind, folder_of
 from ray_learngene.store.store import Store
@@ -102,7 +102,7 @@ def _settings_path(task: Task) -> str:
 
 
 def _as_text(settings: dict[str, Any]) -> str:
-    return json.dumps(settings, indent=2, sort_keys=True, default=str)
+    return json.dumps(publishable(settings), indent=2, sort_keys=True, default=str)
 
 
 def publish(
@@ -123,7 +123,7 @@ def publish(
         asked = seen - progress.answers_read
         metadata |= {
             "fingerprint": fingerprint(settings),
-            "config": task.config.model_dump(mode="json"),
+            "config": publishable(task.config.model_dump(mode="json")),
             "metrics": {name: final[name] for name in ("top1", "val_loss", "ema_top1") if name in final},
             "history": progress.history,
             "accumulation": trainer.config.accumulation,  # more than the task's where memory did not suffice

@@ -20,6 +20,7 @@ from ray_learngene.distillation.task import open_store
 from ray_learngene.errors import UserError
 from ray_learngene.models.preprocessing import Preprocessing
 from ray_learngene.models.timm_folder import export_timm
+from ray_learngene.provenance import publishable
 from ray_learngene.store.manifest import Kind, Manifest
 from ray_learngene.store.store import Store
 from ray_learngene.training.flops import training_flops
@@ -60,8 +61,8 @@ class AncestryTask:
     def write(self, module: nn.Module, folder: Path) -> dict[str, Any]:
         export_timm(module, folder, labels=self.labels, preprocessing=self.images.preprocessing)
         return {
-            "model": self.config.model,
-            "model_args": self.config.model_args,
+            "model": publishable(self.config.model),
+            "model_args": publishable(self.config.model_args),
             "labels": list(self.labels),
             "parameters": sum(parameter.numel() for parameter in module.parameters()),
         }

@@ -24,9 +24,11 @@ def cluster_place(cpus: float, gpus: float, most: int) -> Place:
     """
     import ray
 
+    from ray_learngene.cluster import ray_internals
+
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     room = [_room(node, cpus, gpus) for node in nodes]
-    grown = ray._private.state.state.get_max_resources_from_cluster_config()  # as Ray Train does; None: it cannot grow
+    grown = ray_internals.most_resources()
     count = max(sum(room), _room(grown, cpus, gpus) if grown else 0, 1)
     count = min(count, most or count)
     if gpus:
@@ -40,9 +42,9 @@ def own_place() -> Place:
     """What this process has for itself."""
     if resolve_device().type == "cuda":
         return Place(1, _gpu_memory(1))
-    from ray._private.utils import estimate_available_memory  # knows of the limits of containers
+    from ray_learngene.cluster.ray_internals import available_memory
 
-    return Place(1, estimate_available_memory())
+    return Place(1, available_memory())
 
 
 def _room(resources: Mapping[str, float], cpus: float, gpus: float) -> int:

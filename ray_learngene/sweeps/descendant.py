@@ -22,7 +22,7 @@ from ray_learngene.device import resolve_device
 from ray_learngene.models.compile import compile_layers
 from ray_learngene.models.specs import Spec, build, set_drop_path, timm_arguments
 from ray_learngene.models.timm_folder import export_timm
-from ray_learngene.provenance import fingerprint, provenance
+from ray_learngene.provenance import fingerprint, provenance, publishable
 from ray_learngene.store.checkpoints import StoreCheckpoints
 from ray_learngene.store.index import labels_key
 from ray_learngene.store.learngenes import LEARNGENE_COLUMNS, StoredLearngene
@@ -276,7 +276,7 @@ class DescendantRun:
         metadata = {
             "row": row,
             "history": progress.history,
-            "config": self.settings.model_dump(mode="json"),
+            "config": publishable(self.settings.model_dump(mode="json")),
             **({"unreadable": progress.unreadable} if progress.unreadable else {}),
             "labels": list(labels),
             **provenance(),
@@ -298,4 +298,4 @@ class DescendantRun:
 def model_card(row: dict[str, Any], config: SweepConfig) -> str:
     """README.md of a descendant: what it is, how to load it, how good it is, where it comes from."""
     environment = Environment(loader=PackageLoader("ray_learngene"), undefined=StrictUndefined, trim_blocks=True)
-    return environment.get_template("model_card.md").render(row=row, config=config)
+    return environment.get_template("model_card.md").render(row=row, config=publishable(config.model_dump(mode="json")))

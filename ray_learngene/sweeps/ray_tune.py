@@ -12,6 +12,7 @@ from ray import tune
 from ray.util.queue import Queue
 
 from ray_learngene import sigterm
+from ray_learngene.cluster import ray_internals
 from ray_learngene.cluster.preemption import CatchesSigterm, stop_requests, watching
 from ray_learngene.cluster.session import cluster_has_gpus, ray_cluster, require_resources, use_assigned_gpu
 from ray_learngene.errors import Diverged, Interrupted, RunError
@@ -43,6 +44,7 @@ def run_with_ray_tune(
     os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")  # histories are published with each descendant
     os.environ.setdefault("TUNE_GLOBAL_CHECKPOINT_S", "60")
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # else Tune prints a banner although it is told to be quiet
+    ray_internals.keep_credentials_out_of_trials()
     config = inputs.config
     progress = tune_callbacks.SweepProgress(outcomes)
     with ray_cluster(config.address), sigterm.graceful():

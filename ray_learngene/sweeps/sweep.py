@@ -22,7 +22,7 @@ from ray_learngene.errors import Diverged, UserError
 from ray_learngene.methods.base import Learngene
 from ray_learngene.models.compile import require_compiler
 from ray_learngene.models.preprocessing import Preprocessing
-from ray_learngene.provenance import provenance
+from ray_learngene.provenance import provenance, publishable
 from ray_learngene.store.checkpoints import StoreCheckpoints
 from ray_learngene.store.learngenes import StoredLearngene
 from ray_learngene.store.manifest import folder_of
@@ -183,7 +183,7 @@ def _settings(
             **({} if config.lr_search else {"lr": config.lr}),
         },
         "budgets": budgets_of(selection),
-        "config": config.model_dump(mode="json"),
+        "config": publishable(config.model_dump(mode="json")),
         **provenance(),
     }
 

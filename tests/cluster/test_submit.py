@@ -38,6 +38,11 @@ SWEEP = ["sweep", "--data", "digits", "--name", "x", "--learngene", "y", "--dept
             "no Ray cluster answers at http://127",
         ),
         (
+            [*SWEEP, "--store", "s3://b/p", "--address", "http://me:secret@127.0.0.1:9"],
+            {},
+            "the address of the Ray cluster holds a user name or a password",
+        ),
+        (
             [*SWEEP, "--store", "s3://b/p"],
             {"AWS_ENDPOINT_URL": "http://me:secret@h"},
             "AWS_ENDPOINT_URL holds a password",

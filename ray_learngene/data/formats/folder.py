@@ -38,6 +38,9 @@ class FolderSet(ImageSet):
     def describe(self, index: int) -> str:
         return _printable(self.path(index))
 
+    def describe_inside(self, index: int) -> str:
+        return _printable(os.fsdecode(self._names[index].as_py()))
+
     def content(self) -> Iterator[bytes]:
         for index, name in enumerate(self._names):
             path = self.path(index)
