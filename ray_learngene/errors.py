@@ -32,6 +32,11 @@ class Interrupted(Exception):
         super().__init__(done, total, of)
         self.done, self.total, self.of = done, total, of
 
+    @property
+    def has_checkpoint(self) -> bool:
+        """Whether a checkpoint holds what was begun."""
+        return self.of in ("descendants", "distillations") or (self.of == "steps" and self.done > 0)
+
 
 class JobFailed(UserError):
     """A submitted job that did not succeed; the command ends with the job's own exit status."""

@@ -1,23 +1,31 @@
-"""SIGTERM: a host is reclaimed, or a job is stopped. Training then ends at its next step, with a checkpoint."""
+"""SIGTERM (a host is reclaimed, a job is stopped) and Ctrl-C: training ends at its next step, with a checkpoint."""
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-from ray_learngene.errors import Interrupted
-
 STATUS = 143  # 128 + SIGTERM: what a shell shows of a process that SIGTERM ended
+CTRL_C_STATUS = 130  # 128 + SIGINT
+_AGAIN = "learngene: writing checkpoints; Ctrl-C again ends at once, and goes on from the checkpoints before\n"
 
 _requested = threading.Event()
+_last = signal.SIGTERM  # the signal that made the last request
+_nested = False  # inside `graceful`
 
 
 def requested(step: int = 0) -> bool:
     """Whether this process has been asked to end."""
     return _requested.is_set()
+
+
+def by_ctrl_c() -> bool:
+    """Whether the last request was Ctrl-C."""
+    return _last == signal.SIGINT
 
 
 def wait(seconds: float) -> bool:
@@ -30,15 +38,22 @@ def request() -> None:
     _requested.set()
 
 
-def catch() -> None:
-    """Make SIGTERM a request from now on; a second one does what it did before. Only the main thread may call it."""
-    before = signal.getsignal(signal.SIGTERM)
+def catch(*signals: signal.Signals) -> None:
+    """Make signals (SIGTERM) requests from now on; a second one does what it did before. For the main thread only."""
+    before = {number: signal.getsignal(number) for number in signals or (signal.SIGTERM,)}
+    process = os.getpid()
 
     def handle(number: int, frame: FrameType | None) -> None:
-        signal.signal(signal.SIGTERM, before)
+        global _last
+        _last = signal.Signals(number)
+        for each, handler in before.items():
+            signal.signal(each, handler)
+        if number == signal.SIGINT and os.getpid() == process:  # a terminal's Ctrl-C reaches loader processes too
+            os.write(2, _AGAIN.encode())
         request()
 
-    signal.signal(signal.SIGTERM, handle)
+    for number in before:
+        signal.signal(number, handle)
 
 
 @contextmanager
@@ -63,23 +78,27 @@ def quiet_exit() -> Iterator[None]:
 
 @contextmanager
 def graceful() -> Iterator[None]:
-    """Make SIGTERM a request in a stretch of work.
+    """Make SIGTERM and Ctrl-C requests in a stretch of work.
 
-    Where the work ends by itself before it has seen the request, SIGTERM does afterwards what it would have done. In
-    other threads than the main one nothing changes: there somebody else has called `catch`, or nobody.
+    If the work ends by itself before it has seen the request, the signal does afterwards what it would have done. In
+    other threads than the main one nothing changes, nor inside another such stretch.
     """
-    if threading.current_thread() is not threading.main_thread():
+    global _nested
+    if _nested or threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = signal.getsignal(signal.SIGTERM)
-    catch()
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    catch(*before)
+    _nested = True
     try:
         yield
-    except Interrupted:
+    except BaseException:  # an error tells more than the signal
         _requested.clear()
         raise
     finally:
-        signal.signal(signal.SIGTERM, before)
+        _nested = False
+        for number, handler in before.items():
+            signal.signal(number, handler)
         if _requested.is_set():
             _requested.clear()
-            signal.raise_signal(signal.SIGTERM)
+            signal.raise_signal(_last)

@@ -128,12 +128,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"learngene: error: {error}", file=sys.stderr)
         return error.status
     except Interrupted as interrupted:
+        how = "interrupted" if sigterm.by_ctrl_c() else "stopped by SIGTERM"
+        begun = "what was begun is in a checkpoint, " if interrupted.has_checkpoint else ""
         print(
-            f"learngene: stopped by SIGTERM after {interrupted.done} of {interrupted.total} {interrupted.of}; what was "
-            "begun is in a checkpoint, run the same command again to continue",
+            f"learngene: {how} after {interrupted.done} of {interrupted.total} {interrupted.of}; {begun}run the same "
+            "command again to continue",
             file=sys.stderr,
         )
-        return sigterm.STATUS
+        return sigterm.CTRL_C_STATUS if sigterm.by_ctrl_c() else sigterm.STATUS
     except SystemExit as end:
         if end.code != sigterm.STATUS:
             raise
@@ -142,7 +144,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt as interruption:
         what = str(interruption) or "run the same command again to continue"
         print(f"learngene: interrupted; {what}", file=sys.stderr)
-        return 130
+        return sigterm.CTRL_C_STATUS
     except BrokenPipeError:  # the reader of our output went away, as in `learngene list | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1

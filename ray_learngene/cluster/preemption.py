@@ -65,8 +65,8 @@ class StopPoll:
 
 
 @contextmanager
-def stop_requests() -> Iterator[Queue]:
-    """A queue that holds something once this process, the driver, has been asked to end."""
+def stop_requests(asked: threading.Event | None = None) -> Iterator[Queue]:
+    """A queue that holds something once this process, the driver, has been asked to end; `asked` is set after that."""
     requests = queue_here()
     over = threading.Event()
 
@@ -74,6 +74,8 @@ def stop_requests() -> Iterator[Queue]:
         while not over.is_set():
             if sigterm.wait(0.2):
                 requests.put("SIGTERM")
+                if asked is not None:
+                    asked.set()
                 return
 
     thread = threading.Thread(target=pass_on, name="stop requests", daemon=True)

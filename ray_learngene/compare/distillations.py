@@ -14,6 +14,7 @@ from ray_learngene.config import BenchConfig, DistillConfig
 from ray_learngene.distillation.distill import distill
 from ray_learngene.errors import Diverged, Interrupted, UserError
 from ray_learngene.methods.registry import create_method
+from ray_learngene.store.checkpoints import steps_of
 from ray_learngene.store.store import Store
 
 if TYPE_CHECKING:
@@ -41,6 +42,10 @@ def distill_all(config: BenchConfig, store: Store, runs: Sequence[DistillConfig]
     runs = list({run.name: run for run in runs}.values())
     left = [run for run in runs if not _is_done(store, run)]
     print(f"{what}: {len(left)} distillations to run, {len(runs) - len(left)} done", flush=True)
+    found = ((run.name, store.look_up("checkpoint", f"learngene-{run.name}/state")) for run in left)
+    for name, manifest in found:
+        if manifest is not None:
+            print(f"{name} continues from step {steps_of([manifest])[manifest.name]}", flush=True)
     failed: dict[str, Failure] = {}
 
     def tell(number: int, run: DistillConfig, failure: Failure | None) -> None:

@@ -5,6 +5,7 @@ Whatever is random is drawn where images are decoded; the arithmetic on whole ba
 
 from __future__ import annotations
 
+import os
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -222,13 +223,19 @@ class _Collate:
         return mixing.draw()
 
 
+def _leave_group(worker: int) -> None:
+    """Let no Ctrl-C and no SIGTERM to the group end this process: images are read until the checkpoint is written."""
+    if hasattr(os, "setpgid"):
+        os.setpgid(0, 0)
+
+
 class _ImageLoader(DataLoader[Any]):
     """Finished batches, none of them empty; a UserError of its processes comes back as the one line it was."""
 
     def __init__(self, dataset: Dataset[Any], *, finish: Finish, **options: Any) -> None:
         options["pin_memory"] = finish.pins
         options["generator"] = torch.Generator()  # else every pass would draw from the global one
-        super().__init__(dataset, **options)
+        super().__init__(dataset, worker_init_fn=_leave_group, **options)
         self.finish = finish
 
     def __iter__(self) -> Any:

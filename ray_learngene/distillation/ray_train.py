@@ -39,7 +39,15 @@ from ray_learngene.cluster.session import (
 )
 from ray_learngene.config import AncestryConfig, DistillConfig
 from ray_learngene.distillation.run_notes import NoteFailures, RunNotes
-from ray_learngene.distillation.task import Task, checkpoint_due, claim_run, own_checkpoints, publish, run_name
+from ray_learngene.distillation.task import (
+    Task,
+    checkpoint_due,
+    claim_run,
+    own_checkpoints,
+    publish,
+    run_name,
+    tell_where,
+)
 from ray_learngene.errors import Interrupted, RunError, UserError
 from ray_learngene.models.compile import compile_layers
 from ray_learngene.store.checkpoints import StoreCheckpoints
@@ -126,11 +134,14 @@ def _fit(task: Task, loop: dict[str, Any], use_gpu: bool) -> dict[str, Any] | No
 
 
 class _Trainer(TorchTrainer):
-    """Ray's, without the actor that cleans up after a dead controller where it cannot work."""
+    """Ray's, but for two private parts: see tests/cluster/test_ray_internals.py."""
 
     def _create_default_callbacks(self) -> list[Any]:
         callbacks: list[Any] = super()._create_default_callbacks()  # type: ignore[misc]  # mypy sees Train V1
         return callbacks if ray_internals.has_dashboard() else ray_internals.without_cleaner(callbacks)
+
+    def _register_sigint_handler(self, controller: Any) -> None:
+        """Ctrl-C stays a request (`sigterm`): Ray's own handler would abort the workers, without a checkpoint."""
 
 
 def _cause(error: TrainingFailedError) -> str:
@@ -235,6 +246,8 @@ def _worker(loop: dict[str, Any]) -> dict[str, Any]:
         batches = Batches(
             task.images, config, world, task.answers(device, autocast), whole_evaluation=trainer.whole_evaluation
         )
+        if world.rank == 0:
+            tell_where(trainer, loop["report"])
         train([trainer], batches, stop=StopPoll(world, loop["requests"]))
     except RunError as error:
         return {"error": str(error)}

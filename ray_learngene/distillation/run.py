@@ -22,12 +22,13 @@ from ray_learngene.distillation.task import (
     own_checkpoints,
     publish,
     run_name,
+    tell_where,
 )
 from ray_learngene.errors import UserError
 from ray_learngene.models.compile import compile_layers
 from ray_learngene.provenance import fingerprint, publishable
 from ray_learngene.store.manifest import Manifest
-from ray_learngene.terminal import ProgressPrinter, unreadable_text
+from ray_learngene.terminal import ProgressPrinter, print_message, unreadable_text
 from ray_learngene.training.batches import Batches
 from ray_learngene.training.checkpoints import BackgroundCheckpoints
 from ray_learngene.training.deepspeed_engine import read_user_config
@@ -145,6 +146,7 @@ def _train_here(task: Task, settings: dict[str, Any], flops: dict[str, int]) -> 
                 autocast=autocast,
             )
             batches = Batches(task.images, config, world, task.answers(device, autocast))
+            tell_where(trainer, print_message)
             train([trainer], batches, stop=sigterm.requested)
         publish(task, settings, flops, trainer)
 

@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 
+from ray_learngene import sigterm
 from ray_learngene.ancestry.answers import Answers
 from ray_learngene.ancestry.cache import SoftLabelCache
 from ray_learngene.ancestry.classes import match_classes
@@ -25,7 +26,7 @@ from ray_learngene.config import SoftLabelsConfig
 from ray_learngene.data.pipeline import ImagePipeline, checked_image_sets
 from ray_learngene.device import gpu_allowed, resolve_device
 from ray_learngene.distillation.distill import images_for
-from ray_learngene.errors import UserError
+from ray_learngene.errors import Interrupted, UserError
 from ray_learngene.models.compile import require_compiler
 from ray_learngene.models.specs import preset
 from ray_learngene.store.store import Store
@@ -108,7 +109,7 @@ def fill(config: SoftLabelsConfig) -> None:
     filling = Filling(config, store, images_for(config, sets, spec, ancestry), ancestry)
     filling.images.training_batches(config, world_size=filling.parts)  # refuses what does not divide
     if config.workers == 0:
-        with gpu_allowed(config.use_gpu):
+        with gpu_allowed(config.use_gpu), sigterm.graceful():
             key, shards = filling.missing()
             _follow(key, filling, shards, _in_turn(filling, shards))
         return
@@ -117,6 +118,8 @@ def fill(config: SoftLabelsConfig) -> None:
 
 def _in_turn(filling: Filling, shards: list[Shard]) -> Iterator[Shard]:
     for shard in shards:
+        if sigterm.requested():
+            return
         filling.compute(shard)
         yield shard
 
@@ -128,7 +131,7 @@ def _on_cluster(filling: Filling) -> None:
     from ray_learngene.cluster.session import cluster_has_gpus, ray_cluster, require_resources
 
     config = filling.config
-    with ray_cluster(config.address):
+    with ray_cluster(config.address), sigterm.graceful():
         gpus = int(cluster_has_gpus() if config.use_gpu is None else config.use_gpu)
         require_resources(config.address, 1, config.cpus_per_worker, gpus, "workers")
         remote = ray.remote(num_cpus=config.cpus_per_worker, num_gpus=gpus, max_retries=config.max_failures)
@@ -140,14 +143,17 @@ def _on_cluster(filling: Filling) -> None:
             waiting = iter(shards)
             running: dict[Any, Shard] = {}
             while True:
-                while len(running) < filling.parts and (shard := next(waiting, None)) is not None:
+                while len(running) < filling.parts and not sigterm.requested():
+                    if (shard := next(waiting, None)) is None:
+                        break
                     running[compute.remote(shared, shard)] = shard
                 if not running:
                     return
-                (done,), _ = ray.wait(list(running), num_returns=1)
-                shard = running.pop(done)
-                ray.get(done)
-                yield shard
+                done, _ = ray.wait(list(running), num_returns=1, timeout=1)  # signals are handled between two waits
+                for each in done:
+                    shard = running.pop(each)
+                    ray.get(each)
+                    yield shard
 
         try:
             # asked of a worker: what it computes in, bf16 or fp32, is part of the key
@@ -182,6 +188,11 @@ def _prepare() -> None:
 
 
 def _follow(key: str, filling: Filling, shards: list[Shard], computed: Iterator[Shard]) -> None:
+    """Say what is computed. A part that was begun before the process was asked to end is finished.
+
+    Raises:
+        Interrupted: it was asked to.
+    """
     name = f"soft labels {key} in {filling.store.uri}"
     if not shards:
         print(f"{name} are complete: nothing to do", flush=True)
@@ -189,7 +200,10 @@ def _follow(key: str, filling: Filling, shards: list[Shard], computed: Iterator[
     print(f"{name}: {len(shards)} parts of epochs to compute", flush=True)
     began = time.monotonic()
     each = filling.views // filling.parts
+    number = 0
     for number, shard in enumerate(computed, start=1):
         rate = number * each / (time.monotonic() - began)
         where = f"epoch {shard.epoch} part {shard.part + 1} of {filling.parts}"
         print(f"[{number:{len(str(len(shards)))}}/{len(shards)}] {where}   {rate:,.0f} images/s", flush=True)
+    if number < len(shards):
+        raise Interrupted(number, len(shards), "parts of epochs")

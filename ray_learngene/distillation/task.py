@@ -144,5 +144,11 @@ def publish(
             store.publish(task.kind, name, folder, metadata, overwrite=overwrite)
 
 
+def tell_where(trainer: Trainer, report: Callable[[dict[str, Any]], None]) -> None:
+    """Say at which step a run continues that was interrupted."""
+    if trainer.step:
+        report({"message": f"continuing from step {trainer.step} of {trainer.total_steps}"})
+
+
 def checkpoint_due(every: int) -> Callable[[int, int, float], bool]:
     return lambda step, steps_per_epoch, seconds: step % (every or steps_per_epoch) == 0

@@ -4,15 +4,28 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from ray_learngene.errors import UserError
+from ray_learngene.store.manifest import Manifest
 from ray_learngene.store.store import Store
 
 FORMAT = 1  # one more whenever what `train` saves cannot be read by the version before
+
+
+def steps_of(manifests: Iterable[Manifest]) -> dict[str, int]:
+    """The steps that checkpoints hold, by their names; an earlier version noted the last whole epoch's."""
+    return {manifest.name: int((manifest.metadata.get("metrics") or {}).get("step", 0)) for manifest in manifests}
+
+
+def continuing_text(steps: Mapping[str, int], total: int) -> str:
+    """One line about runs that continue from a checkpoint."""
+    named = [f"{name} from step {step} of {total}" for name, step in sorted(steps.items())]
+    more = f" and {len(named) - 3} more" if len(named) > 3 else ""
+    return f"{len(named)} of them continue from checkpoints: {', '.join(named[:3])}{more}"
 
 
 class StoreCheckpoints:

@@ -79,7 +79,7 @@ class Store:
     @property
     def patience(self) -> float:
         """Seconds for which a server that stops answering is waited for, in one operation."""
-        return self.objects.patience.seconds
+        return self.objects.retry.seconds
 
     def __reduce__(self) -> tuple[Callable[[str, float], Store], tuple[str, float]]:
         return Store, (self.uri, self.objects.retry.seconds)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -39,14 +40,15 @@ def run_with_ray_tune(
 
     Raises:
         Interrupted: this process was asked to end; what ran has written its checkpoints.
-        KeyboardInterrupt: Ctrl-C; checkpoints of what was not finished stay.
     """
     os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")  # histories are published with each descendant
     os.environ.setdefault("TUNE_GLOBAL_CHECKPOINT_S", "60")
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # else Tune prints a banner although it is told to be quiet
+    os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"  # Tune's would end what runs without a checkpoint
     ray_internals.keep_credentials_out_of_trials()
     config = inputs.config
-    progress = tune_callbacks.SweepProgress(outcomes)
+    asked = threading.Event()
+    progress = tune_callbacks.SweepProgress(outcomes, asked)
     with ray_cluster(config.address), sigterm.graceful():
         gpus = float(cluster_has_gpus()) if config.gpus_per_trial is None else config.gpus_per_trial
         require_resources(config.address, 1, config.cpus_per_trial, gpus, "trials")
@@ -57,7 +59,7 @@ def run_with_ray_tune(
         storage_path, storage_filesystem = inputs.store.ray_storage(f"sweep-{config.name}")
         resources = {"CPU": config.cpus_per_trial, "GPU": gpus}
         _train.__mixins__ = (CatchesSigterm,)  # type: ignore[attr-defined]  # how Tune extends a function's actor
-        with stop_requests() as requests:
+        with stop_requests(asked) as requests:
             tune.Tuner(
                 tune.with_resources(tune.with_parameters(_train, inputs=inputs, requests=requests), resources),
                 param_space={} if search else {"one": tune.grid_search([{"pack": trials} for trials in packs])},
@@ -83,8 +85,6 @@ def run_with_ray_tune(
             ).fit()
         if sigterm.requested() and outcomes.ended < outcomes.total:
             raise Interrupted(outcomes.ended, outcomes.total, "descendants")
-    if outcomes.ended < outcomes.total:  # Tune takes Ctrl-C for itself, and returns
-        raise KeyboardInterrupt
 
 
 def _train(one: dict[str, Any], inputs: SweepInputs, requests: Queue) -> None:
@@ -112,6 +112,8 @@ def _train(one: dict[str, Any], inputs: SweepInputs, requests: Queue) -> None:
     at_once = one.get("at_once") or max(1, len(left))
     try:
         with watching(requests):
+            if sigterm.requested():  # else it would score the untuned models first
+                raise Interrupted(0, 0)
             for first in range(0, len(left), at_once):
                 inputs.train(left[first : first + at_once], report, ended)
     except Interrupted:

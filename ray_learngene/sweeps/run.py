@@ -7,6 +7,8 @@ from dataclasses import replace
 from typing import Any
 
 from ray_learngene.errors import Diverged, Interrupted, RunError
+from ray_learngene.store.checkpoints import continuing_text, steps_of
+from ray_learngene.store.manifest import Manifest
 from ray_learngene.sweeps.trials import Known, Outcomes, SweepInputs, Trial, print_packs
 from ray_learngene.terminal import print_message
 
@@ -29,16 +31,21 @@ def run_trials(
     """
     config = inputs.config
     settled = {row["descendant"] for row in before}
+    checkpoints = inputs.store.manifests("checkpoint", config.name)
     every, following, known = list(wanted), list[Trial](), Known()
     if config.lr_search:
         from ray_learngene.sweeps.learning_rates import drawn_and_following
 
         known = _known(inputs, wanted, before)
-        every, following = drawn_and_following(wanted, known, _begun(inputs, wanted, settled), config)
+        every, following = drawn_and_following(wanted, known, _begun(inputs, wanted, settled, checkpoints), config)
     left = [trial for trial in every if inputs.descendant(trial).name not in settled]
     total, count = len(wanted) * max(1, config.lr_search), len(left) + len(following)
     done = f", {total - count} already finished" if count < total else ""
     print(f"sweep {config.name}: {count} descendants to train{done}", flush=True)
+    steps = {name.removeprefix(f"{config.name}/"): step for name, step in steps_of(checkpoints).items()}
+    if begun := {name: steps[name] for trial in left if (name := inputs.descendant(trial).name) in steps}:
+        total_steps = config.epochs * (len(inputs.images.train) // config.batch_size)
+        print(continuing_text(begun, total_steps), flush=True)
     outcomes = Outcomes(inputs, count, keep)
     if count and not config.in_process:
         from ray_learngene.sweeps.ray_tune import run_with_ray_tune
@@ -79,12 +86,14 @@ def _known(inputs: SweepInputs, wanted: Sequence[Trial], before: Sequence[dict[s
     return known
 
 
-def _begun(inputs: SweepInputs, wanted: Sequence[Trial], settled: Collection[str]) -> list[Trial]:
+def _begun(
+    inputs: SweepInputs, wanted: Sequence[Trial], settled: Collection[str], checkpoints: Sequence[Manifest]
+) -> list[Trial]:
     """What earlier runs of the sweep have not settled and left with a checkpoint, at whatever learning rate."""
     config = inputs.config
     left = {
         manifest.name.removeprefix(f"{config.name}/"): manifest.metadata["lr"]
-        for manifest in inputs.store.manifests("checkpoint", config.name)
+        for manifest in checkpoints
         if "lr" in manifest.metadata  # else an earlier version wrote it
     }
     begun = [(replace(trial, lr=lr), name) for name, lr in left.items() if name not in settled for trial in wanted]

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import threading
 from pathlib import Path
 from typing import Any
 
 from ray.tune import Callback, Stopper
 from ray.tune.experiment import Trial
 
-from ray_learngene import sigterm
 from ray_learngene.sweeps.trials import Outcomes
 from ray_learngene.training.out_of_memory import says_out_of_memory
 
@@ -21,12 +21,15 @@ _LOW_ON_MEMORY = (
 class SweepProgress(Callback):
     """Tells in the driver what becomes of every descendant; a process that is started again goes on with the others.
 
+    Args:
+        asked: Set once trials that start find that this process was asked to end (see `stop_requests`).
+
     Attributes:
-        running: Tune's trials that were started before this process was asked to end, and have not ended.
+        running: Tune's trials that were started before, and have not ended.
     """
 
-    def __init__(self, outcomes: Outcomes) -> None:
-        self.outcomes = outcomes
+    def __init__(self, outcomes: Outcomes, asked: threading.Event) -> None:
+        self.outcomes, self.asked = outcomes, asked
         self.running: set[str] = set()
         self._interrupted: set[str] = set()
         self._ended: dict[str, set[int]] = {}  # members of packs, by the identity of Tune's trial
@@ -37,7 +40,7 @@ class SweepProgress(Callback):
         return {}
 
     def on_trial_start(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
-        if not sigterm.requested():
+        if not self.asked.is_set():
             self.running.add(trial.trial_id)
 
     def on_trial_result(
@@ -118,7 +121,7 @@ class StopsWhenAsked(Stopper):
         return False
 
     def stop_all(self) -> bool:
-        return sigterm.requested() and not self.progress.running
+        return self.progress.asked.is_set() and not self.progress.running
 
 
 def _config(trial: Trial) -> dict[str, Any]:

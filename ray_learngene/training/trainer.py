@@ -222,7 +222,8 @@ class Trainer:
         self._share_unreadable()
         progress.seconds = self._seconds_before + self.clock() - self._began
         progress.answers_read = self._answers_before + self._total_answers_read()
-        self.checkpoints.save(self._write, progress.history[-1] if progress.history else {})
+        metrics = progress.history[-1] if progress.history else {}
+        self.checkpoints.save(self._write, {**metrics, "step": progress.step})
         if self.config.checkpoint_uploads == "wait":
             self.checkpoints.finish()
         self._checkpointed = time.monotonic()

@@ -33,7 +33,7 @@ def test_what_an_artefact_shows_of_a_setting(setting: Any, shown: Any) -> None:
 
 
 def test_no_absolute_path_and_no_address_is_in_a_store(tmp_path: Path) -> None:
-    from ray_learngene.sweep.sweep import sweep
+    from ray_learngene.sweeps.sweep import sweep
 
     from ray_learngene.cli.catalog import pull
     from ray_learngene.distillation.distill import distill

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import inspect
+
 import grpc
 import pytest
+import ray.tune.tune
+from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 from ray.tune.execution.class_cache import _ActorClassCache
 from ray.tune.trainable import Trainable
 
@@ -20,6 +24,13 @@ def test_tune_gives_trials_settings_of_ray_and_no_credentials(monkeypatch: pytes
     variables = _ActorClassCache().get(Trainable)._default_options["runtime_env"]["env_vars"]
     assert variables["RAY_CHDIR_TO_TRIAL_DIR"] == "0", "Tune still reads the list that is changed"
     assert not {*SECRETS, "WANDB_API_KEY"} & variables.keys()
+
+
+def test_ctrl_c_is_left_to_this_package_by_ray_train() -> None:
+    """If this fails, Ctrl-C ends workers of a distillation without a checkpoint."""
+    assert callable(DataParallelTrainer._register_sigint_handler)
+    assert "self._register_sigint_handler(" in inspect.getsource(DataParallelTrainer._initialize_and_run_controller)
+    assert "TUNE_DISABLE_SIGINT_HANDLER" in inspect.getsource(ray.tune.tune._setup_signal_catching)
 
 
 def test_what_else_is_private_is_there() -> None:

@@ -44,26 +44,40 @@ def equal(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
     return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
 
 
-def test_sigterm_leaves_a_checkpoint_of_its_very_step(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("number", "status", "how"),
+    [(signal.SIGTERM, 143, "stopped by SIGTERM"), (signal.SIGINT, 130, "interrupted")],
+)
+def test_a_signal_leaves_a_checkpoint_of_its_very_step(
+    number: signal.Signals, status: int, how: str, tmp_path: Path
+) -> None:
+    """A terminal sends Ctrl-C to the loader's processes too."""
     store = tmp_path / "store"
     recipe = tmp_path / "recipe.yaml"
     # no checkpoint but the last is due, and the run is too long to end by itself before the signal
-    recipe.write_text(json.dumps({**SETTINGS, "epochs": 400, "checkpoint_every": 10**6, "store": str(store)}))
+    recipe.write_text(
+        json.dumps({**SETTINGS, "epochs": 400, "checkpoint_every": 10**6, "loader_workers": 1, "store": str(store)})
+    )
     command = [sys.executable, "-m", "ray_learngene", "ancestry", "--config", str(recipe), "--name", "stopped"]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    options: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    process = subprocess.Popen(command, **options, start_new_session=True)
     assert process.stdout is not None and process.stderr is not None
     next(line for line in process.stdout if line.startswith("epoch"))
-    process.send_signal(signal.SIGTERM)
+    os.killpg(process.pid, number)
     said = process.stderr.read()
-    assert process.wait() == 143
+    assert process.wait() == status, said
+    first, *last = said.splitlines()
+    assert not last or first.startswith("learngene: writing checkpoints; Ctrl-C again")
     told = re.fullmatch(
-        r"learngene: stopped by SIGTERM after (\d+) of 2000 steps; .* run the same command again .*\n", said
+        rf"learngene: {how} after (\d+) of 2000 steps; what was begun is in a checkpoint, run the same command .*",
+        [first, *last][-1],
     )
     assert told, said
     folder = Store(str(store)).download("checkpoint", "ancestry-stopped/state", tmp_path / "checkpoint")
     assert json.loads((folder / "progress.json").read_text())["step"] == int(told[1]) > 0
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(command, **options)
     assert process.stdout is not None
+    assert f"continuing from step {told[1]} of 2000\n" in process.stdout
     line = next(line for line in process.stdout if line.startswith("epoch"))
     process.send_signal(signal.SIGTERM)
     assert process.wait() == 143

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -237,19 +238,27 @@ def ancestry_command(folder: Path, cluster: Nodes, store: Path, name: str) -> li
     return [sys.executable, "-m", "ray_learngene", "ancestry", "--config", str(recipe), "--name", name]
 
 
-def test_sigterm_to_the_driver_leaves_a_checkpoint(
-    cluster: Nodes, second: str, undisturbed: dict[str, torch.Tensor], store: Path, tmp_path: Path
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_to_the_driver_leaves_a_checkpoint(
+    number: signal.Signals,
+    status: int,
+    cluster: Nodes,
+    second: str,
+    undisturbed: dict[str, torch.Tensor],
+    store: Path,
+    tmp_path: Path,
 ) -> None:
-    command = ancestry_command(tmp_path, cluster, store, "stopped")
+    name = f"stopped-{status}"
+    command = ancestry_command(tmp_path, cluster, store, name)
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     assert process.stdout is not None and process.stderr is not None
     next(line for line in process.stdout if line.startswith("epoch"))
-    process.send_signal(signal.SIGTERM)
+    process.send_signal(number)
     said = process.stderr.read()
-    assert process.wait() == 143 and " of 440 steps; " in said, said
+    assert process.wait() == status and (told := re.search(r"after (\d+) of 440 steps; ", said)), said
     ran = subprocess.run(command, capture_output=True, text=True)
-    assert ran.returncode == 0 and "continuing the run stopped" in ran.stdout, ran.stderr
-    assert same(weights(store, "stopped"), undisturbed)
+    assert ran.returncode == 0 and f"continuing from step {told[1]} of 440" in ran.stdout, ran.stderr
+    assert same(weights(store, name), undisturbed)
 
 
 class Tight(AncestryTask):

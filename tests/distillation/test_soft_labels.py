@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,7 @@ from torch import Tensor
 
 from ray_learngene.ancestry.cache import FILE
 from ray_learngene.cli.main import main
+from ray_learngene.distillation.soft_labels import Filling, Shard
 from ray_learngene.methods.base import Learngene
 from ray_learngene.models.preprocessing import Preprocessing
 from ray_learngene.models.timm_folder import export_timm
@@ -43,6 +46,23 @@ def learngene_of(flags: list[str], name: str) -> tuple[dict[str, Tensor], dict[s
     manifest = store.manifest("learngene", name)
     files = (store.read_bytes("learngene", name, f"learngene.{kind}") for kind in ("safetensors", "json"))
     return Learngene.from_bytes(*files).tensors, manifest.metadata["cost"]
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_ends_soft_labels_after_the_part_that_was_begun(
+    number: int, status: int, flags: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def ending(filling: Filling, shard: Shard) -> None:
+        os.kill(os.getpid(), number)
+        compute(filling, shard)
+
+    compute, seed = Filling.compute, ["--view-seed", str(number)]
+    with monkeypatch.context() as patched:
+        patched.setattr(Filling, "compute", ending)
+        assert main(["softlabels", *flags, *seed]) == status
+    assert "after 1 of 2 parts of epochs; run the same command again to continue" in capsys.readouterr().err
+    assert main(["softlabels", *flags, *seed]) == 0
+    assert "1 parts of epochs to compute" in capsys.readouterr().out
 
 
 def test_the_commands_share_one_cache(flags: list[str], capsys: pytest.CaptureFixture[str]) -> None:

@@ -24,7 +24,7 @@ def session_folder(address: str) -> Path:
 def test_no_credential_of_the_driver_is_in_the_state_api_the_logs_or_the_store(
     sweep_config: SweepConfig, head: tuple[str, str], s3_server: S3Server, tmp_path: Path, monkeypatch: Any
 ) -> None:
-    from ray_learngene.sweep.sweep import sweep
+    from ray_learngene.sweeps.sweep import sweep
 
     config = sweep_config.model_copy(update={"name": "discreet", "budgets": ("params<=60k",), "arms": ("sws",)})
     assert len(sweep(config)) == 1, "its trial reached S3 with the credentials of its node"

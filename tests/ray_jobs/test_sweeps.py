@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -121,8 +122,12 @@ def hashes(config: SweepConfig, name: str) -> dict[str, str]:
     }
 
 
-def test_sigterm_to_the_driver_leaves_checkpoints_of_all_that_runs(
-    sweep_config: SweepConfig, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_to_the_driver_leaves_checkpoints_of_all_that_runs(
+    number: signal.Signals,
+    sweep_config: SweepConfig,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     from ray_learngene.sweeps import tune_callbacks
     from ray_learngene.sweeps.sweep import sweep
@@ -135,19 +140,23 @@ def test_sigterm_to_the_driver_leaves_checkpoints_of_all_that_runs(
             if not (result.get("finished") or result.get("interrupted")):
                 epochs.append((trial.config["one"]["pack"][0].seed, result["epoch"]))
                 if len(epochs) == 6:  # once: a second one ends it at once
-                    os.kill(os.getpid(), signal.SIGTERM)
+                    os.kill(os.getpid(), number)
 
     monkeypatch.setattr(tune_callbacks, "SweepProgress", Ending)
     changes = {"budgets": (), "depths": "2", "arms": ("sws",), "seeds": 3, "siblings": 1, "epochs": 16}
-    config = sweep_config.model_copy(update={**changes, "name": "ended", "checkpoint_seconds": 10**6})
+    config = sweep_config.model_copy(update={**changes, "name": f"ended-{number}", "checkpoint_seconds": 10**6})
     with pytest.raises(Interrupted) as interrupted:
         sweep(config)
     assert (interrupted.value.done, interrupted.value.total, interrupted.value.of) == (0, 3, "descendants")
-    assert len(Store(config.store).manifests("descendant", under="ended")) == 0
+    assert len(Store(config.store).manifests("descendant", under=config.name)) == 0
+    capsys.readouterr()
     sweep(config)
+    assert re.search(
+        r"2 of them continue from checkpoints: \S+ from step \d+ of 176, \S+ from", capsys.readouterr().out
+    )
     assert sorted(epochs) == [(seed, epoch) for seed in range(3) for epoch in range(17)], "none was trained twice"
     sweep(config.model_copy(update={"name": "calm", "siblings": 3, "in_process": True}))
-    assert hashes(config, "ended") == hashes(config, "calm")
+    assert hashes(config, config.name) == hashes(config, "calm")
 
 
 def test_learning_rates_are_searched_inside_each_descendants_own_group(sweep_config: SweepConfig) -> None:

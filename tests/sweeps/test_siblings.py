@@ -203,14 +203,17 @@ def test_siblings_killed_at_different_steps_go_on_together(alone: Family, tmp_pa
     assert not store.manifests("checkpoint")
 
 
-def test_sigterm_leaves_a_checkpoint_of_every_sibling_at_its_very_step(alone: Family, tmp_path: Path) -> None:
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_leaves_a_checkpoint_of_every_sibling_at_its_very_step(
+    number: signal.Signals, alone: Family, tmp_path: Path
+) -> None:
     made = family(tmp_path / "store")
     taken: list[tuple[str, float]] = []
 
     def terminated(name: str, metrics: dict[str, Any]) -> None:
         taken.append((name, metrics["epoch"]))
         if metrics["epoch"] == 1 and name == made.names[1]:
-            os.kill(os.getpid(), signal.SIGTERM)
+            os.kill(os.getpid(), number)
 
     with pytest.raises(Interrupted) as interrupted:
         made.reporting(terminated).together()
