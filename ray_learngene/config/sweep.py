@@ -89,14 +89,16 @@ class TrialsConfig(DataConfig, DistillationConfig, TrainingConfig, AugmentationC
 
     cpus_per_trial: float = Field(1, gt=0, description="CPUs of each training")
     gpus_per_trial: float | None = Field(
-        None, ge=0, description="GPU share of each, 0.25 puts four on one; default: 1 where the cluster has GPUs"
+        None, ge=0, description="GPU share of each, 0.25 puts four on one, 1 at most; default: 1 if there are GPUs"
     )
     in_process: bool = Field(False, description="all trainings in this process, without Ray")
 
     @model_validator(mode="after")
-    def _whole_gpus(self) -> Self:
-        if self.gpus_per_trial and self.gpus_per_trial > 1 and self.gpus_per_trial % 1:
-            raise ValueError(f"gpus_per_trial {self.gpus_per_trial:g}: above 1 only whole GPUs can be had")
+    def _one_gpu(self) -> Self:
+        if self.gpus_per_trial and self.gpus_per_trial > 1:
+            raise ValueError(
+                f"gpus_per_trial {self.gpus_per_trial:g}: a training uses one GPU; give 1 or a share of one"
+            )
         return self
 
 

@@ -13,12 +13,12 @@ from ray_learngene.models.budgets import format_quantity
 from ray_learngene.models.costs import Latency, training_memory
 from ray_learngene.models.specs import Spec
 from ray_learngene.store.store import Store
+from ray_learngene.sweeps.latency import measured_latency
 from ray_learngene.sweeps.selection import (
     Selection,
     check_texts,
     load_arms,
     load_learngene,
-    measured_latency,
     parse_arms,
     select,
 )

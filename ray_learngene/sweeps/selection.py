@@ -7,15 +7,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-
 from ray_learngene.config import SelectionConfig
-from ray_learngene.device import resolve_device
 from ray_learngene.errors import UserError
 from ray_learngene.methods.base import Learngene
 from ray_learngene.models.budgets import Budget, Candidate, candidates, largest_within
-from ray_learngene.models.costs import Latency, costs, measure_latency, training_memory
-from ray_learngene.models.specs import Spec, build, first_message
+from ray_learngene.models.costs import Latency, costs, training_memory
+from ray_learngene.models.specs import Spec, first_message
 from ray_learngene.store.learngenes import StoredLearngene
 from ray_learngene.store.store import Store
 from ray_learngene.sweeps.arms import Arm
@@ -74,27 +71,6 @@ def check_texts(config: SelectionConfig) -> None:
 def parse_arms(config: SelectionConfig, learngene: Learngene) -> tuple[Arm, ...]:
     """The arms; where none are given, the learngene's own method and scratch."""
     return tuple(Arm.parse(text, config.learngene) for text in config.arms or (learngene.method, "scratch"))
-
-
-def measured_latency(config: SelectionConfig) -> Callable[[Spec], Latency]:
-    """Measures a spec on the device at hand, each spec once."""
-    known: dict[Spec, Latency] = {}
-    device = resolve_device()
-    dtype = getattr(torch, config.latency_dtype)
-
-    def measure(spec: Spec) -> Latency:
-        if spec not in known:
-            known[spec] = measure_latency(
-                build(spec),
-                spec.image,
-                device=device,
-                batch=config.latency_batch,
-                dtype=dtype,
-                threads=config.latency_threads,
-            )
-        return known[spec]
-
-    return measure
 
 
 def select(

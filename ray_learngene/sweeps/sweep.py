@@ -29,6 +29,7 @@ from ray_learngene.store.manifest import folder_of
 from ray_learngene.store.store import Store
 from ray_learngene.sweeps.arms import Arm
 from ray_learngene.sweeps.descendant import decisive_settings
+from ray_learngene.sweeps.latency import latency_meter
 from ray_learngene.sweeps.results import (
     PAGE,
     RESULTS,
@@ -45,7 +46,6 @@ from ray_learngene.sweeps.selection import (
     cost_columns,
     load_arms,
     load_learngene,
-    measured_latency,
     parse_arms,
     select,
 )
@@ -79,18 +79,19 @@ def sweep(config: SweepConfig, *, leaderboard: bool = True) -> pandas.DataFrame:
     if ancestry:
         match_classes(ancestry, str(config.ancestry), config.data, ImageSets(images.train, images.val))
         ancestry.accept(preprocessing.mean, preprocessing.std)
-    measure = measured_latency(config)
-    selection = select(config, learngene, len(images.train.classes), measure)
+    micro_batch = config.batch_size // config.accumulation
+    with latency_meter(config) as measure:
+        selection = select(config, learngene, len(images.train.classes), measure)
+        costs = {one.spec: cost_columns(one.spec, measure(one.spec), micro_batch) for one in selection.specs}
     seeds = range(config.seed, config.seed + config.seeds)
     learngenes = load_arms(config, store, arms, selection, stored, seeds)
-    micro_batch = config.batch_size // config.accumulation
     inputs = SweepInputs(
         config=config,
         images=images,
         ancestry=ancestry,
         store=store,
         learngenes=learngenes,
-        costs={choice.spec: cost_columns(choice.spec, measure(choice.spec), micro_batch) for choice in selection.specs},
+        costs=costs,
     )
     wanted = [
         Trial(arm, choice.spec, seed, config.lr)

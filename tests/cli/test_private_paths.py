@@ -33,12 +33,11 @@ def test_what_an_artefact_shows_of_a_setting(setting: Any, shown: Any) -> None:
 
 
 def test_no_absolute_path_and_no_address_is_in_a_store(tmp_path: Path) -> None:
-    from ray_learngene.sweeps.sweep import sweep
-
     from ray_learngene.cli.catalog import pull
     from ray_learngene.distillation.distill import distill
     from ray_learngene.distillation.extract import extract
     from ray_learngene.distillation.train_ancestry import train_ancestry
+    from ray_learngene.sweeps.sweep import sweep
 
     for split in ("train", "val"):
         write_class_folders(tmp_path / "images" / split, {"a": 8, "b": 8})

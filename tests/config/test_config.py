@@ -191,6 +191,13 @@ def test_what_is_no_number_of_siblings(siblings: object) -> None:
         load_config(SiblingsConfig, {"siblings": siblings})
 
 
+def test_a_training_reserves_no_gpu_that_it_does_not_use() -> None:
+    needed = {"data": "digits", "name": "x", "learngene": "y"}
+    assert load_config(SweepConfig, {**needed, "gpus_per_trial": 0.5}).gpus_per_trial == 0.5
+    with pytest.raises(UserError, match="^gpus_per_trial 2: a training uses one GPU; give 1 or a share of one$"):
+        load_config(SweepConfig, {**needed, "gpus_per_trial": "2"})
+
+
 def test_descendants_that_asha_may_stop_are_alone() -> None:
     needed = {"data": "digits", "name": "x", "learngene": "y", "lr_search": 2}
     assert load_config(SweepConfig, {**needed, "siblings": 4}).siblings == 4

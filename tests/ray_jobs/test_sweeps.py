@@ -76,6 +76,18 @@ def test_a_sweep_run_again_trains_only_what_is_missing(
     assert [name for name in after if after[name] != before[name]] == [min(before)]
 
 
+def test_latency_is_measured_by_a_task_on_the_cluster(
+    sweep_config: SweepConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from ray_learngene.sweep import latency
+
+    from ray_learngene.models.specs import PRESETS
+
+    monkeypatch.setattr(latency, "resolve_device", lambda: pytest.fail("measured in the driver"))
+    with latency.latency_meter(sweep_config) as measure:
+        assert measure(PRESETS["nano"]).runs == 50
+
+
 def test_the_places_of_a_cluster(head: tuple[str, str]) -> None:
     import ray
 

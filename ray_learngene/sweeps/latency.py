@@ -1,0 +1,82 @@
+"""Latency of descendants, measured on the hardware that trains them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import torch
+
+from ray_learngene.config import SelectionConfig, SweepConfig
+from ray_learngene.device import resolve_device
+from ray_learngene.errors import UserError
+from ray_learngene.models.costs import REPEATABLE, Latency, measure_latency
+from ray_learngene.models.specs import Spec, build
+
+Meter = Callable[[Spec], Latency]
+
+
+def measured_latency(config: SelectionConfig, measure: Meter | None = None) -> Meter:
+    """Measures each spec once, by default on the device at hand; says where a measurement is not repeatable."""
+    known: dict[Spec, Latency] = {}
+
+    def known_latency(spec: Spec) -> Latency:
+        if spec not in known:
+            known[spec] = found = measure(spec) if measure else measure_here(config, spec)
+            if found.spread > REPEATABLE:
+                print(
+                    f"latency of width {spec.width} depth {spec.depth} on {found.device} is not repeatable: "
+                    f"rounds differ {found.spread:.1f} times; measure on an idle machine",
+                    flush=True,
+                )
+        return known[spec]
+
+    return known_latency
+
+
+def measure_here(config: SelectionConfig, spec: Spec) -> Latency:
+    """Measure a spec on the device at hand."""
+    return measure_latency(
+        build(spec),
+        spec.image,
+        device=resolve_device(),
+        batch=config.latency_batch,
+        dtype=getattr(torch, config.latency_dtype),
+        threads=config.latency_threads,
+    )
+
+
+@contextmanager
+def latency_meter(config: SweepConfig) -> Iterator[Meter]:
+    """Measures where descendants run: in this process, or on the cluster, in a task with a trial's resources.
+
+    The driver of a cluster may be a head without a GPU.
+    """
+    if config.in_process or not (config.address or os.environ.get("RAY_ADDRESS")):
+        yield measured_latency(config)  # on this machine, where Ray would start its workers too
+        return
+    import ray_learngene.cluster.shared_tensors  # noqa: F401  isort:skip  (before the first Ray import)
+    import ray
+
+    from ray_learngene.cluster.session import cluster_has_gpus, ray_cluster
+
+    with ray_cluster(config.address):
+        gpus = float(cluster_has_gpus()) if config.gpus_per_trial is None else config.gpus_per_trial
+        task = ray.remote(num_cpus=config.cpus_per_trial, num_gpus=gpus, max_retries=config.max_failures)(_measure)
+
+        def measure(spec: Spec) -> Latency:
+            try:
+                return ray.get(task.remote(config, spec))  # type: ignore[no-any-return]
+            except ray.exceptions.RayError as error:
+                reason = str(error).strip().splitlines()[-1]
+                raise UserError(f"latency cannot be measured on the cluster: {reason}") from error
+
+        yield measured_latency(config, measure)
+
+
+def _measure(config: SweepConfig, spec: Spec) -> Latency:
+    from ray_learngene.cluster.session import use_assigned_gpu
+
+    use_assigned_gpu()
+    return measure_here(config, spec)
