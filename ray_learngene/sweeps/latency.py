@@ -67,7 +67,7 @@ def latency_meter(config: SweepConfig) -> Iterator[Meter]:
 
         def measure(spec: Spec) -> Latency:
             try:
-                return ray.get(task.remote(config, spec))  # type: ignore[no-any-return]
+                return ray.get(task.remote(config, spec))
             except ray.exceptions.RayError as error:
                 reason = str(error).strip().splitlines()[-1]
                 raise UserError(f"latency cannot be measured on the cluster: {reason}") from error
