@@ -1,17 +1,30 @@
 # make demo   set everything up and run the main job on real images
 # make test   set everything up and run all tests
+# make quick  the tests of configuration, methods, models and data: below two minutes on two cores
+# make docs   build the documentation into site/, and fail on a broken link
 # make test-hosts   kill parts of a local cluster of several hosts (root, about half an hour on two cores)
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-hosts lint clean
+.PHONY: demo test quick test-hosts lint docs clean
 
 demo: $(VENV)/.runtime
 	PATH="$(CURDIR)/$(BIN):$$PATH" sh jobs/demo.sh
 
 test: $(VENV)/.dev
 	$(BIN)/python -m pytest -n 2 --dist loadgroup --no-loadscope-reorder
+
+# no Ray, no S3 server, nothing that trains for seconds
+QUICK := tests/config tests/methods tests/models tests/data/formats/test_folder.py tests/data/test_batch.py \
+	tests/data/test_check.py tests/data/test_convert.py tests/data/test_decode.py tests/data/test_sampler.py \
+	tests/sweep/test_arms.py tests/sweep/test_packing.py tests/training/test_flops.py \
+	tests/training/test_objectives.py tests/compare/test_plan.py tests/compare/test_summary.py
+SLOW := tests/methods/test_every_method.py tests/methods/test_any_size.py tests/methods/test_ligo.py \
+	tests/models/test_compile.py
+
+quick: $(VENV)/.dev
+	$(BIN)/python -m pytest -n 2 --dist loadgroup $(QUICK) $(SLOW:%=--ignore=%)
 
 test-hosts: $(VENV)/.dev
 	$(BIN)/python -m pytest -v -m hosts
@@ -21,6 +34,9 @@ lint: $(VENV)/.dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo
+
+docs: $(VENV)/.docs
+	$(BIN)/mkdocs build --strict
 
 $(VENV)/.runtime: requirements.txt pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "$(PYTHON) is too old: Python 3.11 or later is needed (make PYTHON=python3.11)"; exit 1; }
@@ -37,5 +53,9 @@ $(VENV)/.dev: $(VENV)/.runtime requirements-dev.txt
 	$(BIN)/python -m pip install -q --disable-pip-version-check -r requirements-dev.txt
 	@touch $@
 
+$(VENV)/.docs: $(VENV)/.runtime requirements-docs.txt
+	$(BIN)/python -m pip install -q --disable-pip-version-check -r requirements-docs.txt
+	@touch $@
+
 clean:
-	rm -rf $(VENV)
+	rm -rf $(VENV) site

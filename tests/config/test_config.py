@@ -162,22 +162,31 @@ def test_every_flag_is_a_setting_with_help(command: str) -> None:
         assert f"--{name.replace('_', '-')}" in text or name in text
 
 
-def readme_commands() -> list[str]:
-    blocks = re.findall(r"```(?:sh|bash|console)\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+PAGES = [ROOT / "README.md", ROOT / "cluster" / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+def commands_of(page: Path) -> list[str]:
+    """Commands in a page's blocks, those of `python -m jobs.COMMAND` too; `...` stands for more flags."""
+    blocks = re.findall(r"```(?:sh|bash|console)\n(.*?)```", page.read_text(), re.DOTALL)
     lines = "\n".join(blocks).replace("\\\n", " ").splitlines()
-    return [line.strip().removeprefix("$ ") for line in lines if re.match(r"\s*(\$ )?learngene ", line)]
+    found = [
+        re.match(r"\s*(?:\$ )?(?:learngene|ray job submit .* -- +python -m jobs\.(?=\w)) *(.*)", line) for line in lines
+    ]
+    return [match[1] for match in found if match and "..." not in match[1].split()]
 
 
 def test_the_readme_has_commands() -> None:
-    assert len(readme_commands()) >= 8
+    readme = commands_of(PAGES[0])
+    assert {line.split()[0] for line in readme} >= {"ancestry", "distill", "sweep", "pull"}
+    assert sum("s3://" in line for line in readme) >= 3
 
 
-@pytest.mark.parametrize("line", readme_commands())
-def test_every_command_of_the_readme_is_valid(line: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("page", "line"), [pytest.param(page, line, id=page.stem) for page in PAGES for line in commands_of(page)]
+)
+def test_every_command_of_the_pages_is_valid(page: Path, line: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
-    words = shlex.split(line, comments=True)
-    assert words[0] == "learngene"
-    main._parse(words[1:])
+    main._parse(shlex.split(line, comments=True))
 
 
 @pytest.mark.parametrize(("siblings", "most"), [("auto", None), ("1", 1), (8, 8)])
