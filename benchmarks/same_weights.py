@@ -67,7 +67,7 @@ _ARMS = (
     ),
     *("auto-lg@auto-lg", "wave:template=16:fit=0@wave.template.16", "mimetic", "scratch"),
 )
-_BENCH = "{sws: {method: 'sws:stages=2-2'}, wave: {method: wave, source: largest}, scratch: {method: scratch}}"
+_BENCH = "{sws: {method: 'sws:stages=1-1'}, wave: {method: 'wave:fit=5', source: largest}, scratch: {method: scratch}}"
 
 
 def _name(method: str) -> str:
