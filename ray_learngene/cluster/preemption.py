@@ -42,11 +42,15 @@ class GracefulTorchConfig(TorchConfig):
 
 
 class StopPoll:
-    """Called after every step by all workers; about every two seconds they find out together whether to stop."""
+    """Poll, about every two seconds, whether to stop; called before every step by all workers, which agree.
+
+    The number of steps from one poll to the next follows the pace and at most doubles. So a pace that was measured over
+    too little, such as before the first step, cannot put a request off for long.
+    """
 
     def __init__(self, world: World, requests: Queue) -> None:
         self.world, self.requests = world, requests
-        self._steps, self._left, self._asked = 1, 1, time.monotonic()
+        self._steps, self._left, self._asked = 0, 1, time.monotonic()
 
     def __call__(self, step: int) -> bool:
         self._left -= 1
@@ -55,7 +59,8 @@ class StopPoll:
         first = self.world.rank == 0
         asked = sigterm.requested() or (first and not self.requests.empty())
         pace = self._steps / max(1e-9, time.monotonic() - self._asked)
-        steps = min(_MOST_STEPS, max(1, round(pace * _SECONDS)))  # the first worker's clock decides for all
+        most = min(_MOST_STEPS, 2 * max(1, self._steps))
+        steps = max(1, min(most, round(pace * _SECONDS)))  # the first worker's clock decides for all
         answer = torch.tensor([float(asked), float(steps if first else 0)], device=self.world.device)
         self.world.all_reduce(answer)
         self._steps = self._left = int(answer[1])
