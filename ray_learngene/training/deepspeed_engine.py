@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from ray_learngene.config import OptimizationConfig
 from ray_learngene.config.documents import parse_json
 from ray_learngene.errors import RunError, UserError
+from ray_learngene.training.deepspeed_settings import check_names
 from ray_learngene.training.engine_state import EngineState, read_state, write_state
 
 # Settings that the run's own flags determine; a user's DeepSpeed JSON must omit them.
@@ -25,6 +26,10 @@ _OURS = (
 _MOMENTS = ("exp_avg", "exp_avg_sq")  # AdamW's state, without its step count
 _NEED_NORM = {"offload_optimizer", "cpu_offload", "zenflow"}  # a user's ZeRO settings that need the gradient norm
 _WORTH_SPLITTING = 2**30  # bytes of moments
+
+
+# What DeepSpeed raises about settings besides exceptions of its own: the same in every attempt.
+_WRONG_SETTINGS = (ValueError, TypeError, AssertionError, LookupError, AttributeError, ImportError, NotImplementedError)
 
 
 def zero_stage(asked: int | None, optimizer: torch.optim.Optimizer, user: dict[str, Any]) -> int:
@@ -59,6 +64,7 @@ def deepspeed_config(
         "gradient_clipping": config.clip_grad,  # explicit: by default DeepSpeed clips at 1.0
         "zero_optimization": {"stage": zero},
         "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,  # else offload_optimizer refuses torch's AdamW, which all stages share
         "steps_per_print": 2**31,
         "timers": {"throughput": {"enabled": False}},
     }
@@ -93,6 +99,7 @@ def read_user_config(path: str) -> dict[str, Any]:
         raise UserError(f"--deepspeed {path}: zero_optimization is not a JSON object: give one, or leave it out")
     if "stage" in values.get("zero_optimization", {}):
         raise UserError(f"--deepspeed {path}: the ZeRO stage is set by --zero; remove it from the file")
+    check_names(values, f"--deepspeed {path}")
     return values
 
 
@@ -124,7 +131,13 @@ class DeepSpeedEngine:
             settings = {**settings, "gradient_clipping": 0.0}
         self._optimizer = optimizer
         self._parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-        self._engine, *_ = deepspeed.initialize(model=module, optimizer=optimizer, config=settings)
+        try:
+            self._engine, *_ = deepspeed.initialize(model=module, optimizer=optimizer, config=settings)
+        except Exception as error:
+            if not isinstance(error, _WRONG_SETTINGS) and not type(error).__module__.startswith("deepspeed"):
+                raise
+            reason = " ".join(str(error).split())[:300] or type(error).__name__
+            raise RunError(f"DeepSpeed does not start with these settings (--deepspeed, --zero): {reason}") from error
         self.module = self._engine.module
 
     def __call__(self, images: Tensor) -> Tensor:

@@ -82,6 +82,9 @@ def plain(method: str, config: OptimizationConfig) -> tuple[TorchEngine, torch.o
     return TorchEngine(module, optimizer, accumulation=config.accumulation, clip_grad=config.clip_grad), optimizer
 
 
+OFFLOAD = {"zero_optimization": {"offload_optimizer": {"device": "cpu"}}}
+
+
 def worker(rank: int, world_size: int, port: int, folder: Path, step: int) -> None:
     """Take one step of every case from the checkpoint that others wrote; two workers also train one undisturbed."""
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world_size)}
@@ -89,11 +92,13 @@ def worker(rank: int, world_size: int, port: int, folder: Path, step: int) -> No
     torch.set_num_threads(1)
     torch.distributed.init_process_group("gloo")
 
-    def create(method: str, stage: int, config: OptimizationConfig) -> tuple[DeepSpeedEngine, torch.optim.Optimizer]:
+    def create(
+        method: str, stage: int, config: OptimizationConfig, user: dict[str, Any] | None = None
+    ) -> tuple[DeepSpeedEngine, torch.optim.Optimizer]:
         module = student(method)
         optimizer = create_optimizer(module, config)
         autocast = resolve_precision(config.precision, CPU)
-        settings = deepspeed_config(config, world_size=world_size, zero=stage, autocast=autocast, user={})
+        settings = deepspeed_config(config, world_size=world_size, zero=stage, autocast=autocast, user=user or {})
         return DeepSpeedEngine(module, optimizer, settings), optimizer
 
     for number, (method, stage, config) in enumerate(CASES):
@@ -113,6 +118,12 @@ def worker(rank: int, world_size: int, port: int, folder: Path, step: int) -> No
                 engine.save(folder)
         train(engine, optimizer, BF16, range(STEPS), rank, world_size)
         engine.save(folder / f"bf16-{stage}")
+    for stage in (1, 2) if world_size == 2 else ():
+        engine, optimizer = create("sws:stages=2-2", stage, CONFIG, OFFLOAD)
+        train(engine, optimizer, CONFIG, range(STEPS), rank, world_size)
+        engine.save(folder / f"offload-{stage}")
+    with pytest.raises(RunError, match="DeepSpeed does not start with these settings .*overlap_comm"):
+        create("sws:stages=2-2", 1, CONFIG, {"zero_optimization": {"overlap_comm": "perhaps"}})
     torch.distributed.destroy_process_group()
     os._exit(0)  # gloo's threads end an interpreter that takes its time to end now and then (std::terminate)
 
@@ -124,6 +135,7 @@ def test_every_zero_stage_equals_one_plain_process_also_where_the_number_of_work
         (tmp_path / f"{number}-undisturbed").mkdir(exist_ok=True)
     for stage in range(4):
         (tmp_path / f"bf16-{stage}").mkdir()
+        (tmp_path / f"offload-{stage}").mkdir()
     for number, (method, _, config) in enumerate(CASES):
         engine, optimizer = plain(method, config)
         train(engine, optimizer, config, range(1))
@@ -149,6 +161,12 @@ def test_every_zero_stage_equals_one_plain_process_also_where_the_number_of_work
             assert one.keys() == other.keys()
             for name, tensor in one.items():
                 assert torch.equal(tensor, other[name]), f"{method} {stage} {name}"
+    alone, optimizer = plain("sws:stages=2-2", CONFIG)
+    train(alone, optimizer, CONFIG)
+    for stage in (1, 2):
+        offloaded = read_state(tmp_path / f"offload-{stage}", CPU).model
+        for name, tensor in alone.module.state_dict().items():
+            torch.testing.assert_close(offloaded[name], tensor, rtol=0, atol=5e-6, msg=f"offload {stage} {name}")
     unsplit = read_state(tmp_path / "bf16-0", CPU).model
     for stage in (1, 2, 3):  # no stage rounds what it sums up
         for name, tensor in read_state(tmp_path / f"bf16-{stage}", CPU).model.items():
@@ -177,6 +195,7 @@ def test_the_users_json_is_merged_over_ours(tmp_path: Path) -> None:
     path.write_text('{"zero_optimization": {"reduce_bucket_size": 1000}, "wall_clock_breakdown": true}')
     user = read_user_config(str(path))
     settings = deepspeed_config(CONFIG, world_size=2, zero=2, autocast=torch.bfloat16, user=user)
+    assert settings["zero_force_ds_cpu_optimizer"] is False
     assert settings["zero_optimization"] == {"stage": 2, "reduce_bucket_size": 1000}
     assert settings["wall_clock_breakdown"] is True
     assert settings["gradient_clipping"] == 1.0

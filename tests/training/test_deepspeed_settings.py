@@ -1,0 +1,45 @@
+"""The names that a DeepSpeed JSON may hold are those of the installed DeepSpeed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import deepspeed
+import pytest
+from deepspeed.runtime.zero import offload_config
+from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
+from pydantic import BaseModel
+
+from ray_learngene.errors import UserError
+from ray_learngene.training.deepspeed_settings import OFFLOAD, SECTIONS, ZERO, check_names
+
+
+def names(model: type[BaseModel]) -> set[str]:
+    aliases = {field.alias for field in model.model_fields.values() if field.alias}
+    return {*model.model_fields, *aliases}
+
+
+def test_the_settings_of_zero_are_those_of_deepspeed() -> None:
+    assert names(DeepSpeedZeroConfig) == ZERO
+    assert names(offload_config.DeepSpeedZeroOffloadOptimizerConfig) == OFFLOAD["offload_optimizer"]
+    assert names(offload_config.DeepSpeedZeroOffloadParamConfig) == OFFLOAD["offload_param"]
+
+
+def test_deepspeed_reads_every_section() -> None:
+    source = "".join(path.read_text() for path in Path(deepspeed.__file__).parent.rglob("*.py"))
+    assert [name for name in SECTIONS if f'"{name}"' not in source and f"'{name}'" not in source] == []
+
+
+@pytest.mark.parametrize(
+    ("values", "says"),
+    [
+        ({"zero_optimizations": {}}, "f: DeepSpeed has no setting 'zero_optimizations'; did you mean 'zero_optimi"),
+        ({"zero_optimization": {"overlap_com": True}}, ".* 'overlap_com'; did you mean 'overlap_comm'"),
+        ({"zero_optimization": {"offload_optimizer": {"devise": "cpu"}}}, "_optimizer: .* did you mean 'device'"),
+        ({"zero_optimization": {"offload_optimizer": "cpu"}}, "offload_optimizer: expected a JSON object"),
+        ({"elasticity": {}}, "f: DeepSpeed has no setting 'elasticity'"),
+    ],
+)  # fmt: skip
+def test_a_misspelt_setting_is_named(values: dict[str, object], says: str) -> None:
+    with pytest.raises(UserError, match=says):
+        check_names(values, "f")
