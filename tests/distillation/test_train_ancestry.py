@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from ray_learngene.config import AncestryConfig
+from ray_learngene.distillation.run import _settings
 from ray_learngene.distillation.train_ancestry import _create, train_ancestry
 from ray_learngene.errors import UserError
 
@@ -43,3 +45,11 @@ def test_a_model_that_a_folder_cannot_hold_is_refused_before_it_is_trained(tmp_p
     with pytest.raises(UserError, match="--model coat_lite_tiny: .* and .* share memory"):
         train_ancestry(AncestryConfig(**QUICK, store=str(tmp_path), model="coat_lite_tiny"))
     assert not (tmp_path / "runs").exists()
+
+
+def test_a_setting_that_came_later_does_not_make_another_run_of_what_was_made_before() -> None:
+    def settings(**more: Any) -> dict[str, Any]:
+        task: Any = SimpleNamespace(config=AncestryConfig(**QUICK, **more), identity=dict)
+        return _settings(task, {})
+
+    assert "split_column" not in settings() and settings(split_column="fold")["split_column"] == "fold"
