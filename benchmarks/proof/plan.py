@@ -1,0 +1,159 @@
+"""The plan of the proof: which models are trained, in which order, at which learning rates.
+
+A run is one model. Its key is a hash of everything that decides its weights, so a finished run is never trained again.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from ray_learngene.provenance import fingerprint
+
+PLAN = Path(__file__).with_name("plan.yaml")
+Row = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Run:
+    """One model to train.
+
+    Attributes:
+        arm: `scratch` learns from labels, `distilled` from the teacher's probabilities alone.
+        lr: At a batch of 512.
+        searching: Trained and scored on parts of the training split, to choose a learning rate.
+    """
+
+    data: str
+    arm: str
+    depth: int
+    epochs: int
+    seed: int
+    lr: float
+    searching: bool
+
+    @property
+    def batch(self) -> tuple[Any, ...]:
+        """What runs that can share one process and one data loader have in common."""
+        return self.data, self.arm, self.epochs, self.seed, self.lr, self.searching
+
+
+@dataclass(frozen=True)
+class Step:
+    """An entry of the plan: a search for learning rates (`search` epochs), or the runs of some depths and seeds."""
+
+    data: str
+    arm: str
+    search: int | None = None
+    epochs: int | None = None
+    depths: tuple[int, ...] = ()
+    seeds: tuple[int, ...] = ()
+
+
+class Plan:
+    """The plan as `plan.yaml` states it.
+
+    Attributes:
+        base: Size of the model from which the sweeps take everything but the depth.
+        images: Flags of every command that reads images.
+        settings: Flags of every sweep.
+        teacher: Flags of the ancestry model.
+    """
+
+    def __init__(self, text: str) -> None:
+        values = yaml.safe_load(text)
+        self.base: dict[str, int] = values["base"]
+        self.images: dict[str, Any] = values["images"]
+        self.settings: dict[str, Any] = values["settings"]
+        self.teacher: dict[str, Any] = values["teacher"]
+        self.search: dict[str, Any] = values["search"]
+        self.steps = [
+            Step(**{**step, "depths": tuple(step.get("depths", ())), "seeds": tuple(step.get("seeds", ()))})
+            for step in values["steps"]
+        ]
+
+    def key(self, run: Run) -> str:
+        """Hash of a run's configuration."""
+        decisive = {"base": self.base, "images": self.images, "settings": self.settings}
+        if run.searching:
+            decisive["split"] = self.search["split"]
+        if run.arm == "distilled":
+            decisive["teacher"] = self.teacher
+        return fingerprint({**asdict(run), **decisive})[:16]
+
+    def runs(self, step: Step, rows: Iterable[Row]) -> list[Run]:
+        """The runs of a step, as far as the rows decide its learning rates.
+
+        Call it again when they are finished: a search whose best rate lies at the border has more.
+        """
+        rows = list(rows)
+        if step.search:
+            rates = {depth: self._grid(step, depth, rows) for depth in self.search["depths"]}
+            return [
+                Run(step.data, step.arm, depth, step.search, self.search["seed"], lr, True)
+                for lr in sorted({lr for grid in rates.values() for lr in grid})
+                for depth in rates
+                if lr in rates[depth]
+            ]
+        assert step.epochs is not None
+        return [
+            Run(step.data, step.arm, depth, step.epochs, seed, self.rate(step, depth, rows), False)
+            for seed in step.seeds
+            for depth in step.depths
+        ]
+
+    def rate(self, step: Step, depth: int, rows: Iterable[Row]) -> float:
+        """The learning rate that the search of half as many epochs chose for the searched depth next to this one.
+
+        Raises:
+            LookupError: that search is not finished.
+        """
+        assert step.epochs is not None
+        search = Step(step.data, step.arm, search=step.epochs // 2)
+        nearest = min(self.search["depths"], key=lambda each: (abs(math.log(each / depth)), -each))
+        scores = self._scores(search, nearest, rows)
+        if not scores or set(self._grid(search, nearest, rows)) - scores.keys():
+            raise LookupError(f"the search of {search.search} epochs for {step.arm} on {step.data} is not finished")
+        return max(scores, key=lambda lr: scores[lr])
+
+    def _scores(self, step: Step, depth: int, rows: Iterable[Row]) -> dict[float, float]:
+        """Top-1 by learning rate of what a search has finished at a depth; below 0 where training diverged."""
+        scores = {}
+        for row in rows:
+            run = Run(step.data, step.arm, depth, step.search or 0, self.search["seed"], row["lr"], True)
+            if row["key"] == self.key(run):
+                scores[row["lr"]] = -1.0 if row["top1"] is None else row["top1"]
+        return scores
+
+    def _grid(self, step: Step, depth: int, rows: Iterable[Row]) -> list[float]:
+        """The learning rates of a search: the given ones, and more while the best finished one is at the border."""
+        scores = self._scores(step, depth, rows)
+        grid = sorted({*self.search["lrs"], *scores})
+        if set(grid) <= scores.keys():
+            best, factor = max(scores, key=lambda lr: scores[lr]), self.search["factor"]
+            low, high = self.search["limits"]
+            if best == grid[0] and best > low:
+                return [best / factor, *grid]
+            if best == grid[-1] and best < high:
+                return [*grid, best * factor]
+        return grid
+
+
+def read_plan(path: Path = PLAN) -> Plan:
+    return Plan(path.read_text())
+
+
+def pending(plan: Plan, rows: Iterable[Row]) -> list[Run]:
+    """The runs to train next, side by side: of the first step that is not finished, those that share a loader."""
+    rows = list(rows)
+    done = {row["key"] for row in rows}
+    for step in plan.steps:
+        left = [run for run in plan.runs(step, rows) if plan.key(run) not in done]
+        if left:
+            return [run for run in left if run.batch == left[0].batch]
+    return []

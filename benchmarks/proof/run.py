@@ -1,0 +1,157 @@
+"""python -m benchmarks.proof.run --store DIR --data-dir DIR [--rows FILE.jsonl] [--limit SECONDS] [--dry-run]
+
+Train the runs of plan.yaml in order of priority, one process with one thread, and append a row for each to the rows.
+Runs that have a row are skipped, so the same command goes on from a committed rows file on a new machine. Where the
+store is still there, it also goes on inside a run, from its last checkpoint. SIGTERM writes one first.
+
+--store holds checkpoints, models and the teacher. --data-dir holds the image sets (see README.md).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pandas
+
+from benchmarks.measure import machine
+from benchmarks.proof.commands import (
+    Interrupted,
+    Places,
+    base_commands,
+    base_name,
+    run_command,
+    sweep_command,
+    sweep_name,
+    teacher_command,
+    teacher_name,
+)
+from benchmarks.proof.plan import Plan, Run, pending, read_plan
+from ray_learngene.provenance import provenance
+
+ROWS = Path(__file__).with_name("rows.jsonl")
+COLUMNS = ("params", "macs", "steps", "images", "flops", "teacher_flops", "val_loss")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    parser.add_argument("--store", type=Path, required=True, help="folder for checkpoints, models and the teacher")
+    parser.add_argument("--data-dir", type=Path, required=True, help="folder with the image sets")
+    parser.add_argument("--rows", type=Path, default=ROWS, help="finished runs, one JSON object a line")
+    parser.add_argument("--limit", type=float, default=float("inf"), help="start nothing new after this many seconds")
+    parser.add_argument("--dry-run", action="store_true", help="print the next command and stop")
+    args = parser.parse_args()
+    plan, began = read_plan(), time.monotonic()
+    places = Places(args.store.absolute(), args.data_dir.absolute())
+    while time.monotonic() - began < args.limit and (runs := pending(plan, read_rows(args.rows))):
+        if args.dry_run:
+            return print(sys.executable, *sweep_command(plan, runs, places))
+        try:
+            rows = train(plan, runs, places)
+        except Interrupted:
+            sys.exit("interrupted: the same command goes on from the last checkpoint")
+        with args.rows.open("a") as file:
+            file.writelines(json.dumps(row) + "\n" for row in rows)
+        for row in rows:
+            print(
+                json.dumps({name: row[name] for name in ("arm", "depth", "epochs", "seed", "lr", "top1")}), flush=True
+            )
+    print("nothing left to train" if time.monotonic() - began < args.limit else "time is up")
+
+
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def train(plan: Plan, runs: Sequence[Run], places: Places) -> list[dict[str, Any]]:
+    """Train runs side by side, with what they need before that; returns their rows."""
+    data, tallies = runs[0].data, places.store / "proof"
+    if not places.has("learngenes", base_name(plan, data)):
+        for line in base_commands(plan, data, places):
+            run_command(line, tallies / "base.json")
+    teacher = _teacher(plan, data, places, tallies) if runs[0].arm == "distilled" else None
+    loads = [os.getloadavg()[0]]
+    try:
+        cost = run_command(sweep_command(plan, runs, places), tallies / f"{sweep_name(runs[0])}.json")
+    except subprocess.CalledProcessError:
+        cost = json.loads((tallies / f"{sweep_name(runs[0])}.json").read_text())
+        if not _all_settled(places.store, runs):
+            raise
+    loads.append(os.getloadavg()[0])
+    results = _results(places.store, runs[0])
+    wall = sum(results.loc[run.depth]["seconds"] or 0.0 for run in runs)
+    facts = {
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "machine": {name: value for name, value in machine().items() if name in ("cpu", "cores", "omp_num_threads")},
+        "load": loads,
+        "sweep": {"name": sweep_name(runs[0]), "models": len(runs), **cost},
+        "teacher": teacher,
+        **provenance(),
+    }
+    return [_row(plan, run, results.loc[run.depth].to_dict(), cost, wall, facts) for run in runs]
+
+
+def _row(
+    plan: Plan, run: Run, result: Mapping[str, Any], cost: Mapping[str, float], wall: float, facts: Mapping[str, Any]
+) -> dict[str, Any]:
+    """One finished run. Its CPU seconds are its part of the sweep's, by the time that it took."""
+    finished = result["status"] == "finished"
+    share = (result["seconds"] or 0.0) / wall if wall else 1 / facts["sweep"]["models"]
+    return {
+        "key": plan.key(run),
+        **asdict(run),
+        "width": plan.base["width"],
+        "status": result["status"],
+        "top1": result["top1"] if finished else None,
+        **{name: result.get(name) if finished else None for name in COLUMNS},
+        "wall_seconds": round(share * cost["wall_seconds"], 1),
+        "cpu_seconds": round(share * cost["cpu_seconds"], 1),
+        **facts,
+    }
+
+
+def _results(store: Path, run: Run) -> pandas.DataFrame:
+    """The results table of a run's sweep, by depth, with None where a value is missing."""
+    table = pandas.read_parquet(store / "sweeps" / sweep_name(run) / "results.parquet")
+    return table.astype(object).where(table.notna(), None).set_index("depth")
+
+
+def _all_settled(store: Path, runs: Sequence[Run]) -> bool:
+    """Whether every run has finished or diverged: the command fails where one of them diverged."""
+    try:
+        results = _results(store, runs[0])
+    except FileNotFoundError:
+        return False
+    depths = [run.depth for run in runs]
+    return set(depths) <= set(results.index) and set(results.loc[depths]["status"]) <= {"finished", "diverged"}
+
+
+def _teacher(plan: Plan, data: str, places: Places, tallies: Path) -> dict[str, Any]:
+    """Train the teacher where the store has none; returns what its manifest and its tally say of it."""
+    name, tally = teacher_name(data), tallies / f"teacher-{data}.json"
+    if not places.has("ancestries", name):
+        run_command(teacher_command(plan, data, places), tally)
+    manifest = json.loads((places.store / "ancestries" / name / "manifest.json").read_text())
+    weights = next(file["sha256"] for file in manifest["files"] if file["path"] == "model.safetensors")
+    metadata = manifest["metadata"]
+    return {
+        "sha256": weights,
+        "metrics": metadata["metrics"],
+        "cost": metadata["cost"],
+        **json.loads(tally.read_text()),
+    }
+
+
+if __name__ == "__main__":
+    main()
