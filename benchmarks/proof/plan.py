@@ -45,7 +45,12 @@ class Run:
 
 @dataclass(frozen=True)
 class Step:
-    """An entry of the plan: a search for learning rates (`search` epochs), or the runs of some depths and seeds."""
+    """An entry of the plan: a search for learning rates (`search` epochs), or the runs of some depths and seeds.
+
+    Attributes:
+        gain: Points of top-1 that the last doubling of epochs must have brought a depth, mean over seeds. A depth that
+            gained less has reached its plateau and is left out.
+    """
 
     data: str
     arm: str
@@ -53,6 +58,7 @@ class Step:
     epochs: int | None = None
     depths: tuple[int, ...] = ()
     seeds: tuple[int, ...] = ()
+    gain: float | None = None
 
 
 class Plan:
@@ -105,6 +111,7 @@ class Plan:
             Run(step.data, step.arm, depth, step.epochs, seed, self.rate(step, depth, rows), False)
             for seed in step.seeds
             for depth in step.depths
+            if step.gain is None or last_gain(rows, step, depth) >= step.gain
         ]
 
     def rate(self, step: Step, depth: int, rows: Iterable[Row]) -> float:
@@ -142,6 +149,20 @@ class Plan:
             if best == grid[-1] and best < high:
                 return [*grid, best * factor]
         return grid
+
+
+def last_gain(rows: Iterable[Row], step: Step, depth: int) -> float:
+    """Points that the last doubling of epochs before a step brought at a depth, mean over the seeds of both."""
+    assert step.epochs is not None
+    wanted = (step.data, step.arm, depth, False)
+    scores: dict[int, dict[int, float]] = {step.epochs // 4: {}, step.epochs // 2: {}}
+    for row in rows:
+        have = (row["data"], row["arm"], row["depth"], row["searching"])
+        if have == wanted and row["epochs"] in scores and row["top1"] is not None:
+            scores[row["epochs"]][row["seed"]] = row["top1"]
+    shorter, longer = scores.values()
+    gains = [longer[seed] - shorter[seed] for seed in shorter.keys() & longer.keys()]
+    return sum(gains) / len(gains) if gains else math.inf
 
 
 def read_plan(path: Path = PLAN) -> Plan:

@@ -81,7 +81,7 @@ def train(plan: Plan, runs: Sequence[Run], places: Places) -> list[dict[str, Any
         for line in base_commands(plan, data, places):
             run_command(line, tallies / "base.json")
     teacher = _teacher(plan, data, places, tallies) if runs[0].arm == "distilled" else None
-    loads = [os.getloadavg()[0]]
+    loads, origin = [os.getloadavg()[0]], provenance()
     try:
         cost = run_command(sweep_command(plan, runs, places), tallies / f"{sweep_name(runs[0])}.json")
     except subprocess.CalledProcessError:
@@ -97,7 +97,7 @@ def train(plan: Plan, runs: Sequence[Run], places: Places) -> list[dict[str, Any
         "load": loads,
         "sweep": {"name": sweep_name(runs[0]), "models": len(runs), **cost},
         "teacher": teacher,
-        **provenance(),
+        **origin,
     }
     return [_row(plan, run, results.loc[run.depth].to_dict(), cost, wall, facts) for run in runs]
 

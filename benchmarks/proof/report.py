@@ -1,0 +1,138 @@
+"""python -m benchmarks.proof.report [--rows FILE.jsonl]
+
+Print the fronts that the finished runs make: top-1 by depth and epochs, mean over seeds with its 95 % interval, and the
+cost of each. Then say whether size matters there, and what searches cost.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
+
+from benchmarks.proof.run import ROWS, read_rows
+
+SIZE_MATTERS = 3.0  # points from the smallest to the largest size
+STUDENT = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776}  # two-sided 95 % quantiles by degrees of freedom
+
+Row = Mapping[str, Any]
+Cell = tuple[int, int]  # depth, epochs
+
+
+def interval(values: Sequence[float]) -> float:
+    """Half the 95 % interval of a mean over seeds; not a number for one seed."""
+    if len(values) < 2:
+        return math.nan
+    return STUDENT[len(values) - 1] * stdev(values) / math.sqrt(len(values))
+
+
+def front(rows: Iterable[Row], data: str, arm: str) -> dict[Cell, list[Row]]:
+    """Finished rows of an arm by depth and epochs, searches left out."""
+    cells: dict[Cell, list[Row]] = defaultdict(list)
+    for row in rows:
+        if (row["data"], row["arm"], row["searching"], row["status"]) == (data, arm, False, "finished"):
+            cells[row["depth"], row["epochs"]].append(row)
+    return dict(sorted(cells.items()))
+
+
+def front_table(cells: Mapping[Cell, Sequence[Row]]) -> list[str]:
+    """A Markdown table of a front."""
+    lines = [
+        "| depth | epochs | seeds | top-1 % | from doubling | lr | TFLOPs | of that teacher | CPU s |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for (depth, epochs), rows in cells.items():
+        shorter = cells.get((depth, epochs // 2), ())
+        teacher = mean(row["teacher_flops"] for row in rows) / 1e12
+        own = mean(row["flops"] for row in rows) / 1e12
+        columns = (
+            depth,
+            epochs,
+            len(rows),
+            _score([row["top1"] for row in rows]),
+            _score(_paired(shorter, rows), sign="+"),
+            "/".join(f"{lr:g}" for lr in sorted({row["lr"] for row in rows})),
+            f"{own + teacher:.1f}",
+            f"{teacher:.1f}",
+            f"{mean(row['cpu_seconds'] for row in rows):,.0f}",
+        )
+        lines.append("| " + " | ".join(map(str, columns)) + " |")
+    return lines
+
+
+def size_effect(cells: Mapping[Cell, Sequence[Row]]) -> str:
+    """Say how much the largest size gains over the smallest at the longest schedule that has both."""
+    depths = sorted({depth for depth, _ in cells})
+    both = [e for depth, e in cells if depth == depths[0] and (depths[-1], e) in cells]
+    if len(depths) < 2 or not both:
+        return "No schedule has two sizes yet."
+    gains = _paired(cells[depths[0], max(both)], cells[depths[-1], max(both)])
+    if not gains:
+        return "No seed has two sizes yet."
+    verdict = "size matters" if mean(gains) >= SIZE_MATTERS else "too little to tell sizes apart"
+    return (
+        f"Depth {depths[-1]} is {_score(gains, sign='+')} points from depth {depths[0]} after {max(both)} epochs "
+        f"(needed: {SIZE_MATTERS:g}): {verdict}."
+    )
+
+
+def search_lines(rows: Iterable[Row], data: str, arm: str) -> list[str]:
+    """A line for each search: top-1 on the held-out part by learning rate, and its cost."""
+    searches: dict[Cell, list[Row]] = defaultdict(list)
+    for row in rows:
+        if (row["data"], row["arm"], row["searching"]) == (data, arm, True):
+            searches[row["epochs"], row["depth"]].append(row)
+    lines = []
+    for (epochs, depth), tried in sorted(searches.items()):
+        scores = ", ".join(f"{row['lr']:g}: {_top1(row)}" for row in sorted(tried, key=lambda row: row["lr"]))
+        tera = sum((row["flops"] or 0) + (row["teacher_flops"] or 0) for row in tried) / 1e12
+        seconds = sum(row["cpu_seconds"] for row in tried)
+        lines.append(f"- {epochs} epochs, depth {depth}: {scores} ({tera:.1f} TFLOPs, {seconds:,.0f} CPU s)")
+    return lines
+
+
+def report(rows: Sequence[Row]) -> str:
+    """All fronts as Markdown."""
+    lines = []
+    for data, arm in dict.fromkeys((row["data"], row["arm"]) for row in rows):
+        lines += [f"## {data}, {arm}", ""]
+        if cells := front(rows, data, arm):
+            lines += [*front_table(cells), "", size_effect(cells), ""]
+        if searches := search_lines(rows, data, arm):
+            lines += ["Learning-rate searches, top-1 % on held-out training images:", "", *searches, ""]
+    hours = sum(row["cpu_seconds"] for row in rows) / 3600
+    return "\n".join([*lines, f"{len(rows)} models, {hours:.2f} core-hours (CPU seconds of their processes)."])
+
+
+def _paired(shorter: Sequence[Row], longer: Sequence[Row]) -> list[float]:
+    """Differences in top-1 of the seeds that both have."""
+    before = {row["seed"]: row["top1"] for row in shorter}
+    return [row["top1"] - before[row["seed"]] for row in longer if row["seed"] in before]
+
+
+def _score(values: Sequence[float], sign: str = "") -> str:
+    if not values:
+        return ""
+    half = interval(values)
+    return f"{mean(values):{sign}.2f}" + ("" if math.isnan(half) else f" ± {half:.2f}")
+
+
+def _top1(row: Row) -> str:
+    return "diverged" if row["top1"] is None else f"{row['top1']:.2f}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    parser.add_argument("--rows", type=Path, default=ROWS, help="finished runs, one JSON object a line")
+    rows = read_rows(parser.parse_args().rows)
+    print(report(rows) if rows else "no finished runs yet")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,104 @@
+"""The plan of the proof: keys, searches that extend, rates that follow from them, plateaus that end a front."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import asdict, replace
+from typing import Any
+
+import pytest
+
+from benchmarks.proof.commands import Places, base_commands, sweep_command, teacher_command
+from benchmarks.proof.plan import PLAN, Plan, Run, pending
+
+TEXT = """
+base: {width: 8, heads: 1, patch: 8, depth: 4, image: 32}
+images: {crop_pct: 1.0}
+settings: {batch_size: 4}
+teacher: {model: resnet10t}
+search: {seed: 100, depths: [2, 4], lrs: [1, 2, 4], factor: 2, limits: [0.5, 8], split: {validate_on: holdout}}
+steps:
+  - {data: cifar10, arm: scratch, search: 1}
+  - {data: cifar10, arm: scratch, epochs: 2, depths: [2, 3, 4], seeds: [0, 1]}
+  - {data: cifar10, arm: scratch, epochs: 8, depths: [2, 4], seeds: [0], gain: 0.5}
+"""
+PLACES = {"store": "s", "data_dir": "d"}
+
+
+def row(plan: Plan, run: Run, top1: float | None) -> dict[str, Any]:
+    return {"key": plan.key(run), **asdict(run), "top1": top1}
+
+
+def searched(plan: Plan, scores: dict[int, dict[float, float | None]]) -> list[dict[str, Any]]:
+    """Rows of the first search, by depth and learning rate."""
+    return [
+        row(plan, Run("cifar10", "scratch", depth, 1, 100, lr, True), top1)
+        for depth, by_rate in scores.items()
+        for lr, top1 in by_rate.items()
+    ]
+
+
+def test_a_key_follows_from_everything_that_decides_the_weights() -> None:
+    run = Run("cifar10", "scratch", 2, 2, 0, 1.0, False)
+    keys = {Plan(TEXT).key(replace(run, **change)) for change in ({}, {"depth": 3}, {"seed": 1}, {"arm": "distilled"})}
+    other = Plan(TEXT.replace("batch_size: 4", "batch_size: 8"))
+    taught = Plan(TEXT.replace("resnet10t", "resnet18"))
+    assert len(keys) == 4
+    assert other.key(run) not in keys
+    assert taught.key(run) in keys
+    assert taught.key(replace(run, arm="distilled")) not in keys
+
+
+def test_runs_of_a_step_share_a_process_by_seed_and_rate() -> None:
+    plan = Plan(TEXT)
+    assert [(run.depth, run.lr) for run in pending(plan, [])] == [(2, 1), (4, 1)]
+    rows = searched(plan, {2: {1: 10, 2: 30, 4: 20}, 4: {1: 30, 2: 40, 4: 20}})
+    assert [(run.depth, run.seed, run.lr) for run in pending(plan, rows)] == [(2, 0, 2), (3, 0, 2), (4, 0, 2)]
+
+
+def test_a_best_rate_at_the_border_extends_the_grid() -> None:
+    plan = Plan(TEXT)
+    rows = searched(plan, {2: {1: 30, 2: 20, 4: 10}, 4: {1: 30, 2: 40, 4: None}})
+    assert [(run.depth, run.lr) for run in pending(plan, rows)] == [(2, 0.5)]
+    rows += searched(plan, {2: {0.5: 35}})  # the border of what is tried at all
+    assert [(run.depth, run.lr) for run in pending(plan, rows)] == [(2, 0.5)]
+    assert [run.lr for run in plan.runs(plan.steps[1], rows)] == [0.5, 2, 2] * 2
+
+
+def test_rates_wait_for_the_search() -> None:
+    plan = Plan(TEXT)
+    rows = searched(plan, {2: {1: 30, 2: 20, 4: 10}, 4: {1: 30, 2: 40, 4: 20}})
+    with pytest.raises(LookupError, match="search of 1 epochs"):
+        plan.runs(plan.steps[1], rows)
+
+
+@pytest.mark.parametrize(("gain", "depths"), [(0.4, [4]), (0.6, [2, 4])])
+def test_a_front_ends_where_doubling_brings_little(gain: float, depths: list[int]) -> None:
+    plan = Plan(
+        TEXT.replace("search: 1}", "search: 4}").replace("epochs: 2, depths: [2, 3, 4]", "epochs: 8, depths: []")
+    )
+    rows = [
+        {**row(plan, Run("cifar10", "scratch", depth, 4, 100, lr, True), top1)}
+        for depth in (2, 4)
+        for lr, top1 in ((1, 10), (2, 20), (4, 10))
+    ]
+    for depth, gained in ((2, gain), (4, 1.0)):
+        rows += [
+            row(plan, Run("cifar10", "scratch", depth, epochs, 0, 1, False), 50 + gained * (epochs == 4))
+            for epochs in (2, 4)
+        ]
+    assert [run.depth for run in pending(plan, rows)] == depths
+
+
+def test_the_plan_and_its_commands_are_the_products() -> None:
+    """Every flag of the plan's commands is one that the product knows."""
+    from ray_learngene.config import AncestryConfig, ExtractConfig, SweepConfig
+
+    plan, places = Plan(PLAN.read_text()), Places(*PLACES.values())  # type: ignore[arg-type]
+    sweep = sweep_command(plan, [Run("cifar10", "distilled", 3, 40, 0, 0.04, True)], places)
+    ancestry, extract = base_commands(plan, "cifar10", places)
+    teacher = teacher_command(plan, "cifar10", places)
+    configs = ((ancestry, AncestryConfig), (extract, ExtractConfig), (teacher, AncestryConfig), (sweep, SweepConfig))
+    for line, config in configs:
+        flags = {word[2:].removeprefix("no-").replace("-", "_") for word in line if re.match("--[a-z]", word)}
+        assert flags <= config.model_fields.keys()

@@ -1,0 +1,56 @@
+"""The report of the proof, on rows small enough to check by hand."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+
+from benchmarks.proof.report import front, front_table, interval, report, size_effect
+
+
+def row(depth: int, epochs: int, seed: int, top1: float | None, **changes: Any) -> dict[str, Any]:
+    return {
+        **{"data": "cifar10", "arm": "scratch", "depth": depth, "epochs": epochs, "seed": seed, "top1": top1},
+        **{"searching": False, "status": "finished", "lr": 0.04},
+        **{"flops": 2e12, "teacher_flops": 1e12, "cpu_seconds": 1800.0},
+        **changes,
+    }
+
+
+ROWS = [row(3, 20, 0, 50.0), row(3, 20, 1, 52.0), row(3, 40, 0, 51.0), row(3, 40, 1, 54.0), row(12, 40, 0, 55.0)]
+
+
+def test_interval_is_students() -> None:
+    assert interval([50.0, 52.0]) == pytest.approx(12.706)  # deviation √2 over √2
+    assert math.isnan(interval([50.0]))
+
+
+def test_front_leaves_searches_and_failures_out() -> None:
+    others = [row(3, 20, 100, 90.0, searching=True), row(3, 20, 2, None, status="diverged")]
+    assert {cell: len(rows) for cell, rows in front(ROWS + others, "cifar10", "scratch").items()} == {
+        (3, 20): 2,
+        (3, 40): 2,
+        (12, 40): 1,
+    }
+
+
+def test_doubling_is_paired_over_seeds() -> None:
+    lines = front_table(front(ROWS, "cifar10", "scratch"))
+    assert lines[2] == "| 3 | 20 | 2 | 51.00 ± 12.71 |  | 0.04 | 3.0 | 1.0 | 1,800 |"
+    assert "| +1.50 ± 6.35 |" in lines[3]
+    assert "| 12 | 40 | 1 | 55.00 |  |" in lines[4]
+
+
+def test_size_effect_uses_the_seeds_that_both_have() -> None:
+    assert "+4.00 points from depth 3 after 40 epochs (needed: 3): size matters" in size_effect(
+        front(ROWS, "cifar10", "scratch")
+    )
+    assert "No schedule" in size_effect(front(ROWS[:2], "cifar10", "scratch"))
+
+
+def test_report_names_search_and_hours() -> None:
+    text = report([*ROWS, row(3, 10, 100, None, searching=True, flops=None, teacher_flops=None)])
+    assert "- 10 epochs, depth 3: 0.04: diverged (0.0 TFLOPs, 1,800 CPU s)" in text
+    assert text.endswith("6 models, 3.00 core-hours (CPU seconds of their processes).")
