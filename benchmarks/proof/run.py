@@ -52,9 +52,12 @@ def main() -> None:
     parser.add_argument("--limit", type=float, default=float("inf"), help="start nothing new after this many seconds")
     parser.add_argument("--dry-run", action="store_true", help="print the next command and stop")
     args = parser.parse_args()
-    plan, began = read_plan(), time.monotonic()
-    places = Places(args.store.absolute(), args.data_dir.absolute())
-    while time.monotonic() - began < args.limit and (runs := pending(plan, read_rows(args.rows))):
+    places, began = Places(args.store.absolute(), args.data_dir.absolute()), time.monotonic()
+    while time.monotonic() - began < args.limit:
+        plan = read_plan()  # again, as it may have been extended meanwhile
+        runs = pending(plan, read_rows(args.rows))
+        if not runs:
+            return print("nothing left to train")
         if args.dry_run:
             return print(sys.executable, *sweep_command(plan, runs, places))
         try:
@@ -67,7 +70,7 @@ def main() -> None:
             print(
                 json.dumps({name: row[name] for name in ("arm", "depth", "epochs", "seed", "lr", "top1")}), flush=True
             )
-    print("nothing left to train" if time.monotonic() - began < args.limit else "time is up")
+    print("time is up")
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
