@@ -165,10 +165,6 @@ def last_gain(rows: Iterable[Row], step: Step, depth: int) -> float:
     return sum(gains) / len(gains) if gains else math.inf
 
 
-def read_plan(path: Path = PLAN) -> Plan:
-    return Plan(path.read_text())
-
-
 def pending(plan: Plan, rows: Iterable[Row]) -> list[Run]:
     """The runs to train next, side by side: of the first step that is not finished, those that share a loader."""
     rows = list(rows)

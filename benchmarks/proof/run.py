@@ -1,4 +1,5 @@
-"""python -m benchmarks.proof.run --store DIR --data-dir DIR [--rows FILE.jsonl] [--limit SECONDS] [--dry-run]
+"""python -m benchmarks.proof.run --store DIR --data-dir DIR [--rows FILE.jsonl] [--plan FILE.yaml]
+    [--limit SECONDS] [--dry-run]
 
 Train the runs of plan.yaml in order of priority, one process with one thread, and append a row for each to the rows.
 Runs that have a row are skipped, so the same command goes on from a committed rows file on a new machine. Where the
@@ -35,26 +36,27 @@ from benchmarks.proof.commands import (
     teacher_command,
     teacher_name,
 )
-from benchmarks.proof.plan import Plan, Run, pending, read_plan
+from benchmarks.proof.plan import PLAN, Plan, Run, pending
 from ray_learngene.provenance import provenance
 
 ROWS = Path(__file__).with_name("rows.jsonl")
 COLUMNS = ("params", "macs", "steps", "images", "flops", "teacher_flops", "val_loss")
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
     parser.add_argument("--store", type=Path, required=True, help="folder for checkpoints, models and the teacher")
     parser.add_argument("--data-dir", type=Path, required=True, help="folder with the image sets")
     parser.add_argument("--rows", type=Path, default=ROWS, help="finished runs, one JSON object a line")
+    parser.add_argument("--plan", type=Path, default=PLAN, help="another plan, to try something")
     parser.add_argument("--limit", type=float, default=float("inf"), help="start nothing new after this many seconds")
     parser.add_argument("--dry-run", action="store_true", help="print the next command and stop")
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     places, began = Places(args.store.absolute(), args.data_dir.absolute()), time.monotonic()
     while time.monotonic() - began < args.limit:
-        plan = read_plan()  # again, as it may have been extended meanwhile
+        plan = Plan(args.plan.read_text())  # again, as it may have been extended meanwhile
         runs = pending(plan, read_rows(args.rows))
         if not runs:
             return print("nothing left to train")
