@@ -62,7 +62,7 @@ def base_commands(plan: Plan, data: str, places: Places) -> list[list[str]]:
         "class_token": False,
         "global_pool": "avg",
     }
-    untrained = {"epochs": 0, "warmup_epochs": 0, "train_share": 0.05, "val_share": 0.05, "workers": 0}
+    untrained = {"epochs": 0, "warmup_epochs": 0, "batch_size": 8, "train_share": 0.05, "val_share": 0.05, "workers": 0}
     name = base_name(plan, data)
     model = {"model": "deit_small_patch16_224", "model_args": size, "image_size": base["image"]}
     source = {"source": f"store:ancestries/{name}", "method": "weight-selection"}
