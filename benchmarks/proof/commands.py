@@ -73,7 +73,7 @@ def base_commands(plan: Plan, data: str, places: Places) -> list[list[str]]:
 
 
 def teacher_name(data: str) -> str:
-    return f"teacher-{data}"
+    return f"teacher-{_slug(data)}"
 
 
 def teacher_command(plan: Plan, data: str, places: Places) -> list[str]:
@@ -104,12 +104,16 @@ def sweep_command(plan: Plan, runs: Sequence[Run], places: Places) -> list[str]:
 
 
 def base_name(plan: Plan, data: str) -> str:
-    return f"base-{data}-w{plan.base['width']}"
+    return f"base-{_slug(data)}-w{plan.base['width']}"
 
 
 def sweep_name(run: Run) -> str:
     kind = "search-" if run.searching else ""
-    return f"{kind}{run.data}-{run.arm}-e{run.epochs}-s{run.seed}-lr{run.lr:g}"
+    return f"{kind}{_slug(run.data)}-{run.arm}-e{run.epochs}-s{run.seed}-lr{run.lr:g}"
+
+
+def _slug(data: str) -> str:
+    return data.rpartition("/")[2]
 
 
 class Interrupted(Exception):

@@ -144,7 +144,8 @@ def _all_settled(store: Path, runs: Sequence[Run]) -> bool:
 
 def _teacher(plan: Plan, data: str, places: Places, tallies: Path) -> dict[str, Any]:
     """Train the teacher where the store has none; returns what its manifest and its tally say of it."""
-    name, tally = teacher_name(data), tallies / f"teacher-{data}.json"
+    name = teacher_name(data)
+    tally = tallies / f"{name}.json"
     if not places.has("ancestries", name):
         run_command(teacher_command(plan, data, places), tally)
     manifest = json.loads((places.store / "ancestries" / name / "manifest.json").read_text())
