@@ -51,7 +51,7 @@ def words(command: str, flags: Mapping[str, Any]) -> list[str]:
 
 
 def base_commands(plan: Plan, data: str, places: Places) -> list[list[str]]:
-    """Make the learngene that a sweep takes its size and preprocessing from; it is not trained."""
+    """Make the untrained learngene that gives a sweep its size and preprocessing."""
     base = plan.base
     size = {
         "img_size": base["image"],

@@ -166,7 +166,7 @@ def last_gain(rows: Iterable[Row], step: Step, depth: int) -> float:
 
 
 def pending(plan: Plan, rows: Iterable[Row]) -> list[Run]:
-    """The runs to train next, side by side: of the first step that is not finished, those that share a loader."""
+    """Pick the runs to train next: those of the first unfinished step that can share a loader."""
     rows = list(rows)
     done = {row["key"] for row in rows}
     for step in plan.steps:

@@ -80,7 +80,7 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
 
 
 def train(plan: Plan, runs: Sequence[Run], places: Places) -> list[dict[str, Any]]:
-    """Train runs side by side, with what they need before that; returns their rows."""
+    """Train runs in one sweep, after the models that it needs; returns their rows."""
     data, tallies = runs[0].data, places.store / "proof"
     if not places.has("learngenes", base_name(plan, data)):
         for line in base_commands(plan, data, places):
