@@ -17,8 +17,16 @@ class NothingWithin(UserError):
     status = 3
 
 
+class Unreachable(UserError):
+    """A cluster does not answer now; trying again later may help."""
+
+    status = 4
+
+
 class RunError(UserError):
     """A user's error that all workers of a run raise at the same step; starting the workers again would not help."""
+
+    status = 5
 
 
 class Diverged(RunError):

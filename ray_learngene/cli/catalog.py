@@ -19,7 +19,7 @@ def print_list(config: ListConfig) -> None:
     store = Store.of(config)
     store.check(write=config.rebuild)
     if config.rebuild:
-        print(f"the index of {store.uri} is made anew of {store.index.rebuild():,} manifests", flush=True)
+        print(f"the index of {store.uri} is rebuilt from {store.index.rebuild():,} manifests", flush=True)
     if config.as_json:
         listed = [
             {"kind": one.kind, "name": one.name, "version": one.version, "created": one.created, "bytes": one.size}

@@ -20,7 +20,7 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "ancestry": (
         "AncestryConfig",
         "ray_learngene.distillation.train_ancestry:train_ancestry",
-        "train an ancestry model where nobody has one",
+        "train an ancestry model, if you have none",
     ),
     "distill": (
         "DistillConfig",
@@ -30,7 +30,7 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "softlabels": (
         "SoftLabelsConfig",
         "ray_learngene.distillation.soft_labels:fill",
-        "compute the ancestry model's answers once, for many distillations",
+        "cache the ancestry model's logits, for many distillations",
     ),
     "extract": (
         "ExtractConfig",
@@ -61,7 +61,7 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     ),
     "list": ("ListConfig", "ray_learngene.cli.catalog:print_list", "what a store holds"),
     "show": ("ShowConfig", "ray_learngene.cli.show:print_artefact", "one artefact, or the leaderboard of a sweep"),
-    "gc": ("GcConfig", "ray_learngene.store.gc:gc", "what nobody needs any more in a store, and its removal"),
+    "gc": ("GcConfig", "ray_learngene.store.gc:gc", "the leftovers of a store, and their removal"),
     "data check": ("CheckConfig", "ray_learngene.cli.data:print_check", "name what is wrong with an image set"),
     "data convert": (
         "ConvertConfig",

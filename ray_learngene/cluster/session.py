@@ -19,7 +19,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from ray_learngene import sigterm
 from ray_learngene.cluster import ray_internals, shared_tensors
 from ray_learngene.device import allow_gpu
-from ray_learngene.errors import UserError
+from ray_learngene.errors import Unreachable, UserError
 
 Report = Callable[[dict[str, Any]], None]
 _CONNECT_SECONDS = 10
@@ -85,7 +85,7 @@ def require_listener(address: str) -> None:
         socket.create_connection((host.strip("[]"), int(port)), timeout=_CONNECT_SECONDS).close()
     except OSError as error:
         reason = error.strerror or "no answer"
-        raise UserError(f"no Ray cluster answers at {address}: check --address and RAY_ADDRESS ({reason})") from None
+        raise Unreachable(f"no Ray cluster answers at {address}: check --address and RAY_ADDRESS ({reason})") from None
 
 
 def _require_room(more: str = "") -> None:

@@ -13,7 +13,7 @@ from ray_learngene.config.training import DistillationConfig, PublishConfig, Sto
 
 
 class AncestryConfig(PublishConfig, StoreConfig, DataConfig, TrainingConfig, AugmentationConfig, WorkersConfig):
-    """`learngene ancestry`: train an ancestry model where nobody has one."""
+    """`learngene ancestry`: train an ancestry model, if you have none."""
 
     model: str = Field("deit_small_patch16_224", description="any timm model name, or local-dir:FOLDER")
     model_args: dict[str, Any] = Field({}, description="keyword arguments of that model, as YAML: '{depth: 6}'")

@@ -71,18 +71,18 @@ class ListConfig(OutputConfig):
     """`learngene list`: what a store holds."""
 
     rebuild: bool = Field(
-        False, description="read every manifest and make the index anew, after copying into a store or deleting by hand"
+        False, description="read every manifest and rebuild the index, after copying into a store or deleting by hand"
     )
 
 
 class GcConfig(StoreConfig):
-    """`learngene gc`: what nobody needs any more in a store, printed, and removed with --delete."""
+    """`learngene gc`: print the leftovers of a store, and remove them with --delete."""
 
     delete: bool = Field(False, description="remove what is printed; else nothing is changed")
     min_age: str = Field(
         "24h",
         validate_default=True,
-        description="leave alone what changed more recently, such as 30m, 24h or 7d: somebody may be using it",
+        description="leave alone what changed more recently, such as 30m, 24h or 7d: another process may use it",
     )
     downloads: str | None = Field(None, description="a local folder in which to look for what dead pulls left, too")
 

@@ -36,7 +36,9 @@ class SelectionConfig(StoreConfig):
         "wave@other-{seed},scratch; default: the learngene's method and scratch",
     )
     seeds: int = Field(1, ge=1, description="descendants of every size and arm, with seeds seed, seed + 1, ...")
-    lr_search: int = Field(0, ge=0, description="learning rates tried for every descendant by Optuna; 0: only lr")
+    lr_search: int = Field(
+        0, ge=0, description="learning rates tried for every descendant: ten at random, then by Optuna; 0: only lr"
+    )
     latency_batch: int = Field(1, ge=1, description="batch size at which latency is measured")
     latency_dtype: Literal["float32", "bfloat16", "float16"] = Field("float32", description="dtype of the measurement")
     latency_threads: int = Field(1, ge=1, description="CPU threads of the measurement")
@@ -48,7 +50,7 @@ class PlanConfig(SelectionConfig, DataConfig, OptimizationConfig):
     data: str = Field("", description="image set, to count the steps of the sweep; default: cost per image only")
     epochs: int = Field(10, ge=0, description="epochs of each descendant")
     warmup_epochs: float = Field(0, ge=0, description="linear warm-up, in epochs")
-    ancestry: str | None = Field(None, description="the sweep's; what it is asked is not counted")
+    ancestry: str | None = Field(None, description="the sweep's teacher; its forward passes are not counted")
 
     @model_validator(mode="before")
     @classmethod
@@ -64,8 +66,8 @@ class SiblingsConfig(Config):
 
     siblings: int | Literal["auto"] = Field(
         "auto",
-        description="descendants of one seed that one process trains side by side, from images that it reads once: at "
-        "most so many; auto: as memory allows where more are left than run at once; 1: each alone",
+        description="models trained together in one process, sharing one data loader: a number, or auto (as many as "
+        "fit in memory); 1 turns it off",
     )
 
     @field_validator("siblings", mode="before")
@@ -83,7 +85,7 @@ class SiblingsConfig(Config):
 
 
 class TrialsConfig(DataConfig, DistillationConfig, TrainingConfig, AugmentationConfig, ClusterConfig, SiblingsConfig):
-    """Many trainings beside each other."""
+    """Many trainings in parallel."""
 
     decides = "nothing"
 

@@ -25,8 +25,15 @@ class OptimizationConfig(Config):
     clip_grad: float = Field(0.0, ge=0, description="gradient norm limit; 0 is no clipping")
     accumulation: int = Field(1, ge=1, description="micro-batches summed into one optimizer step")
     drop_path: float = Field(0.1, ge=0, lt=1, description="stochastic depth rate of the last layer, linear in depth")
-    ema: float = Field(0.0, ge=0, lt=1, description="decay of the weight average that is kept beside; 0 is off")
-    precision: Literal["auto", "bf16", "fp32"] = Field("auto", description="auto: bf16 where the hardware has it")
+    ema: float = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        description="decay of the average of weights (EMA) that is published next to the last ones; 0 is off",
+    )
+    precision: Literal["auto", "bf16", "fp32"] = Field(
+        "auto", description="auto: bf16 on GPUs that compute in it, else fp32"
+    )
     compile: bool = Field(
         False,
         description="torch.compile each kind of layer once, and the ancestry model; needs g++ and Python's headers, "
@@ -89,14 +96,14 @@ class DistillationConfig(Config):
     alpha: float = Field(1.0, ge=0, le=1, description="weight of the distillation term; the label term has 1 - alpha")
     tau: float = Field(1.0, gt=0, description="temperature of soft distillation")
     soft_labels: bool = Field(
-        False, description="read the ancestry's answers from the store where they are, ask it and keep them where not"
+        False, description="read the ancestry model's cached logits from the store; compute and cache what is missing"
     )
     soft_labels_k: int = Field(
         100,
         ge=1,
-        description="highest logits that are kept of an answer, the others as one sum; at tau above 1 keep all classes",
+        description="highest logits cached for each image, the others as one sum; at tau above 1 cache all classes",
     )
-    soft_labels_dtype: Literal["float16", "float32"] = Field("float16", description="type in which they are kept")
+    soft_labels_dtype: Literal["float16", "float32"] = Field("float16", description="type in which they are cached")
 
 
 class StoreConfig(Config):
@@ -180,5 +187,5 @@ class PublishConfig(Config):
 
     name: str = Field(description="name of the artefact and of its run; the same name continues an interrupted run")
     overwrite: bool = Field(
-        False, description="start anew and replace an artefact of that name", json_schema_extra=NOTHING
+        False, description="start again and replace an artefact of that name", json_schema_extra=NOTHING
     )

@@ -85,7 +85,7 @@ def train_with_ray_train(
                 if outcome is None:
                     continue
                 if "error" in outcome:
-                    raise UserError(outcome["error"])
+                    raise RunError(outcome["error"])
                 if "interrupted" not in outcome:
                     own_checkpoints(task).remove()
                     return

@@ -30,6 +30,8 @@ from ray_learngene.io.s3_settings import KEYS, endpoint_host
 class Unavailable(UserError):
     """The storage does not answer, or fails, and did so until the time for retries was over."""
 
+    status = 4
+
     @property
     def condition(self) -> str:
         """What is the matter, without what to do about it."""

@@ -18,7 +18,7 @@ from ray_learngene.config import SweepConfig
 from ray_learngene.config.decides import require_same
 from ray_learngene.data.image_set import ImageSets
 from ray_learngene.data.pipeline import ImagePipeline, checked_image_sets
-from ray_learngene.errors import Diverged, UserError
+from ray_learngene.errors import Diverged, RunError, UserError
 from ray_learngene.methods.base import Learngene
 from ray_learngene.models.compile import require_compiler
 from ray_learngene.models.preprocessing import Preprocessing
@@ -123,7 +123,7 @@ def sweep(config: SweepConfig, *, leaderboard: bool = True) -> pandas.DataFrame:
         print(f"results: {store.uri}/sweeps/{config.name}/{RESULTS} and {PAGE}", flush=True)
     failed = [row for row in unfinished if row["status"] in ("failed", "diverged")]
     if failed:
-        kind = Diverged if all(row["status"] == "diverged" for row in failed) else UserError
+        kind = Diverged if all(row["status"] == "diverged" for row in failed) else RunError
         raise kind(
             f"{len(failed)} of {len(wanted)} descendants failed: {failed[0]['error']}; the others are published, "
             "run the sweep again to retry these"

@@ -253,7 +253,7 @@ def test_what_was_done_by_hand_is_seen_after_a_rebuild(
     # Results of a sweep never rest on the index alone.
     assert len(sweep_table(store, "s")) == 3
     print_list(ListConfig(store=store.uri, rebuild=True))
-    assert "made anew of 3 manifests" in capsys.readouterr().out
+    assert "rebuilt from 3 manifests" in capsys.readouterr().out
     assert [entry.name for entry in store.entries()] == wanted
 
 
