@@ -169,6 +169,10 @@ class Method(Config, ABC):
             UserError: the learngene cannot expand to that spec.
         """
 
+    def outside(self, learngene: Learngene | None, spec: Spec) -> str | None:
+        """Say why a spec lies outside what the learngene was trained for, such as a depth; None if it does not."""
+        return None
+
     def adapter(self, learngene: Learngene | None, spec: Spec, *, seed: int = 0) -> Adapter | None:
         """Build the module to fit to the target spec for `fit_steps` steps before it becomes a plain model.
 

@@ -250,6 +250,7 @@ class DescendantRun:
             "lr": one.lr,
             "epochs": settings.epochs,
             **costs,
+            "outside": one.arm.method.outside(self.task.stored.learngene if self.task.stored else None, one.spec),
             "data": settings.data,
             "labels": labels_key(self.images.train.classes),
             "validation": self.images.val.fingerprint[:12],

@@ -35,6 +35,7 @@ class Plan:
         arms: How many there are.
         descendants: How many there are, all arms, seeds and learning rates together.
         steps: Optimizer steps of each; None where no image set was given.
+        outside: Why sizes lie outside what their learngene was trained for.
         flops: Training FLOPs of all together, and of fitting where a method does so (of one image for each, where no
             image set was given).
     """
@@ -45,6 +46,7 @@ class Plan:
     descendants: int
     steps: int | None
     flops: float
+    outside: tuple[str, ...]
 
 
 def plan(config: PlanConfig) -> Plan:
@@ -72,12 +74,16 @@ def plan(config: PlanConfig) -> Plan:
     learngenes = load_arms(config, store, arms, selection, stored, range(config.seed, config.seed + config.seeds))
     per_arm = config.seeds * max(1, config.lr_search)
     macs = 0.0
+    outside: list[str] = []
     for arm in arms:
         for choice in selection.specs:
+            name = arm.learngene_of(choice.spec, config.seed)
+            learngene_of_arm = learngenes[name].learngene if name else None
+            if note := arm.method.outside(learngene_of_arm, choice.spec):
+                outside.append(note)
             images = 1
             if steps is not None:
-                name = arm.learngene_of(choice.spec, config.seed)
-                adapter = arm.method.adapter(learngenes[name].learngene if name else None, choice.spec)
+                adapter = arm.method.adapter(learngene_of_arm, choice.spec)
                 images = (steps + (adapter.fit_steps if adapter else 0)) * config.batch_size
             macs += choice.costs["macs"] * images
     return Plan(
@@ -87,6 +93,7 @@ def plan(config: PlanConfig) -> Plan:
         len(selection.specs) * len(arms) * per_arm,
         steps,
         2.0 * TRAINING_PASSES * macs * per_arm,
+        tuple(dict.fromkeys(outside)),
     )
 
 
@@ -121,6 +128,8 @@ def print_plan(config: PlanConfig) -> None:
         f"latency: batch {config.latency_batch}, {config.latency_dtype}, {config.latency_threads} thread(s), "
         f"{next(iter(planned.latencies.values())).device}; training memory: a micro-batch of {micro_batch} in fp32"
     )
+    for note in planned.outside:
+        print(f"note: {note}")
     counts = f"{len(selection.specs)} sizes x {planned.arms} arms x {config.seeds} seeds"
     if config.lr_search:
         counts += f" x {config.lr_search} learning rates"

@@ -15,7 +15,7 @@ from rich.table import Table
 from ray_learngene.errors import UserError
 from ray_learngene.models.budgets import format_quantity
 from ray_learngene.store.store import Store
-from ray_learngene.terminal import print_table
+from ray_learngene.terminal import one_line, print_table
 
 RESULTS, PAGE, SETTINGS = "results.parquet", "leaderboard.html", "sweep.json"
 
@@ -76,6 +76,8 @@ def leaderboard(results: pandas.DataFrame) -> pandas.DataFrame:
     for measure in _MEASURES:
         board[measure] = groups[measure].mean()
         board[f"{measure}_std"] = groups[measure].std(ddof=0)
+    notes = groups["outside"].first() if "outside" in best else [None] * len(board)  # older rows do not say
+    board["outside"] = pandas.Series([note if isinstance(note, str) else "" for note in notes], board.index)
     board["seeds"] = groups.size()
     board["trials"] = finished.groupby(size).size()
     board["seconds"] = finished.groupby(size)["seconds"].sum()
@@ -119,8 +121,15 @@ def print_leaderboard(results: pandas.DataFrame, budgets: Mapping[str, int] | No
         if budgets:
             cells.insert(0, "\n".join(text for text, params in budgets.items() if params == row["params"]))
         scores = [_score(row, measure, several) for measure in _MEASURES]
-        table.add_row(*(cells if first else [""] * len(cells)), row["arm"], *scores, f"{row['seconds']:.1f} s")
+        table.add_row(
+            *(cells if first else [""] * len(cells)),
+            f"{row['arm']}{' *' if row['outside'] else ''}",
+            *scores,
+            f"{row['seconds']:.1f} s",
+        )
     print_table(table)
+    for note in filter(None, dict.fromkeys(board["outside"])):
+        print(f"* {one_line(note)}")
 
 
 def _any_finished(results: pandas.DataFrame) -> bool:

@@ -1,0 +1,32 @@
+"""The leaderboard of rows as sweeps of this and of earlier versions wrote them."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pandas
+import pytest
+
+from ray_learngene.sweeps.results import leaderboard_page, print_leaderboard
+from tests.fixtures.write_store import OLD_STORE
+
+NOTE = "depth 1 is outside of 3 to 12, the depths that any-size was trained at"
+
+
+def old_rows() -> list[dict[str, Any]]:
+    """The rows of a sweep whose version did not say what lies outside of the trained sizes."""
+    paths = sorted((OLD_STORE / "descendants/sizes").glob("*/manifest.json"))
+    return [json.loads(path.read_text())["metadata"]["row"] for path in paths]
+
+
+@pytest.mark.parametrize("noted", [False, True])
+def test_a_size_that_was_not_trained_is_marked(noted: bool, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = old_rows()
+    if noted:
+        rows = [{**row, "outside": NOTE if row["depth"] == 1 and row["arm"] == "sws" else None} for row in rows]
+    table = pandas.DataFrame(rows)
+    print_leaderboard(table)
+    printed, page = capsys.readouterr().out, leaderboard_page(table, "sizes")
+    assert (printed.count("sws *"), printed.count(f"* {NOTE}")) == (noted, noted)
+    assert (page.count(NOTE), page.count('class="note">(')) == (noted, noted)
