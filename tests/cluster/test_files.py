@@ -9,12 +9,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import ray
 import yaml
+from ray.autoscaler.tags import TAG_RAY_CLUSTER_NAME
 
 from cluster.local import LocalCluster
 from ray_learngene.cli import main
 from ray_learngene.cluster import submit
 from ray_learngene.errors import UserError
+from tests.cluster.policy import refused
+from tests.s3_recorder import Request
 
 ROOT = Path(__file__).parents[2]
 CLUSTER = ROOT / "cluster"
@@ -25,7 +29,7 @@ IMAGE = f"REGISTRY/learngene:{RAY}"
 def test_the_image_has_the_pinned_ray_and_is_built_from_files_that_exist() -> None:
     lines = (CLUSTER / "Dockerfile").read_text().replace("\\\n", " ").splitlines()
     words = [line.split() for line in lines if line and not line.startswith("#")]
-    assert words[0] == ["FROM", f"rayproject/ray:{RAY}-py311"]
+    assert words[:2] == [["ARG", f"RAY_IMAGE=rayproject/ray:{RAY}-py311"], ["FROM", "${RAY_IMAGE}"]]
     ignored = (CLUSTER / "Dockerfile.dockerignore").read_text().splitlines()
     copied = [source for line in words if line[0] == "COPY" for source in line[1:-1] if not source.startswith("--")]
     assert {"requirements.txt", "ray_learngene", "jobs"} <= set(copied)
@@ -64,12 +68,30 @@ def test_on_aws_the_head_trains_nothing_and_the_workers_are_spot(aws: dict[str, 
     head, worker = (aws["available_node_types"][name] for name in ("head", "gpu-worker"))
     assert aws["head_node_type"] == "head" and head["resources"]["CPU"] == 0 and head["resources"][submit.DRIVER] > 0
     assert worker["node_config"]["InstanceMarketOptions"] == {"MarketType": "spot"} and worker["min_workers"] == 0
-    for node in (head, worker):
-        assert node["node_config"]["IamInstanceProfile"] == {"Name": "learngene-store"}
+    assert head["node_config"]["IamInstanceProfile"] == {"Name": "learngene-head"}
+    assert worker["node_config"]["IamInstanceProfile"] == {"Name": "learngene-store"}
     assert aws["docker"]["image"] == IMAGE
     assert "--env RAY_AUTH_MODE=token" in aws["docker"]["run_options"]
     assert aws["file_mounts"] == {"/home/ray/.ray/auth_token": "~/.ray/auth_token"}
     assert aws["idle_timeout_minutes"] > 0
+
+
+def test_the_heads_role_may_do_what_rays_autoscaler_does(aws: dict[str, Any]) -> None:
+    statements = {each["Sid"]: each for each in json.loads((CLUSTER / "head-policy.json").read_text())["Statement"]}
+    source = (Path(ray.__file__).parent / "autoscaler/_private/aws/node_provider.py").read_text()
+    for call, action, sid in (
+        ("ec2_fail_fast.create_instances(", "ec2:RunInstances", "StartWorkers"),
+        ("create_tags(", "ec2:CreateTags", "StartWorkers"),
+        ("ec2.instances.filter(", "ec2:DescribeInstances", "StartWorkers"),
+        ("ec2.describe_instance_types(", "ec2:DescribeInstanceTypes", "StartWorkers"),
+        (".describe_images(", "ec2:DescribeImages", "StartWorkers"),
+        ("client.terminate_instances", "ec2:TerminateInstances", "EndWorkers"),  # stopped ones are not kept
+    ):
+        assert call in source and action in statements[sid]["Action"], action
+    ends = statements["EndWorkers"]["Condition"]["StringEquals"]
+    assert ends == {f"aws:ResourceTag/{TAG_RAY_CLUSTER_NAME}": aws["cluster_name"]}
+    worker = aws["available_node_types"]["gpu-worker"]["node_config"]["IamInstanceProfile"]["Name"]
+    assert statements["GiveWorkersTheirRole"]["Resource"].endswith(f":role/{worker}")
 
 
 def test_ray_start_knows_every_flag_of_the_file(aws: dict[str, Any]) -> None:
@@ -130,6 +152,80 @@ def test_the_kuberay_job_is_a_valid_command_that_is_tried_again() -> None:
     main._parse(words[1:])
 
 
+def test_the_kuberay_jobs_images_are_where_the_policy_lets_it_read() -> None:
+    words = kubernetes("kuberay-job.yaml")["spec"]["entrypoint"].split()
+    data, store = (words[words.index(flag) + 1].removeprefix("s3://") for flag in ("--data", "--store"))
+    bucket, prefix = store.split("/", 1)
+    asked = [
+        Request("s3:GetObject", f"{data}/train-00000.parquet"),
+        Request("s3:ListBucket", bucket, f"{data.removeprefix(f'{bucket}/')}/"),
+    ]
+    assert refused("store-policy.json", bucket, prefix, asked) == []
+
+
+def pods() -> Iterator[Any]:
+    """Every pod of the files with the name of the securityContext of containers that the operator adds to it."""
+    for name in ("kuberay-cluster.yaml", "kuberay-job.yaml"):
+        spec = kubernetes(name)["spec"]
+        cluster = spec.get("rayClusterSpec", spec)
+        yield pytest.param(cluster["headGroupSpec"]["template"]["spec"], id=f"{name}-head")
+        yield pytest.param(cluster["workerGroupSpecs"][0]["template"]["spec"], id=f"{name}-worker")
+        if name == "kuberay-job.yaml":
+            yield pytest.param(spec["submitterPodTemplate"]["spec"], id=f"{name}-submitter")
+
+
+def restricted_container(context: dict[str, Any]) -> bool:
+    """Whether a container's securityContext meets Pod Security's restricted profile, beside what its pod says."""
+    return (
+        context.get("allowPrivilegeEscalation") is False
+        and context.get("capabilities") == {"drop": ["ALL"]}
+        and not context.get("privileged")
+        and context.get("runAsUser") != 0
+    )
+
+
+@pytest.mark.parametrize("pod", pods())
+def test_every_pod_meets_pod_security_restricted(pod: dict[str, Any]) -> None:
+    """https://kubernetes.io/docs/concepts/security/pod-security-standards/#restricted"""
+    assert not {"hostNetwork", "hostPID", "hostIPC"} & pod.keys()
+    context = pod["securityContext"]
+    assert context["runAsNonRoot"] is True and context["runAsUser"] != 0
+    assert context["seccompProfile"]["type"] in ("RuntimeDefault", "Localhost")
+    assert not {"sysctls", "seLinuxOptions", "appArmorProfile", "windowsOptions"} & context.keys()
+    for container in [*pod["containers"], *pod.get("initContainers", ())]:
+        assert restricted_container(container["securityContext"])
+        assert not any("hostPort" in port for port in container.get("ports", ()))
+    allowed = {
+        "configMap",
+        "csi",
+        "downwardAPI",
+        "emptyDir",
+        "ephemeral",
+        "persistentVolumeClaim",
+        "projected",
+        "secret",
+    }
+    for volume in pod.get("volumes", ()):
+        assert volume.keys() - {"name"} <= allowed
+
+
+@pytest.mark.parametrize("name", ["kuberay-cluster.yaml", "kuberay-job.yaml"])
+def test_a_kuberay_file_brings_its_accounts_and_workers_have_no_rights(name: str) -> None:
+    documents = list(yaml.safe_load_all((CLUSTER / name).read_text()))
+    accounts = {each["metadata"]["name"]: each for each in documents if each["kind"] == "ServiceAccount"}
+    assert accounts.keys() == {"learngene", "learngene-worker"}
+    assert accounts["learngene-worker"]["automountServiceAccountToken"] is False
+    spec = kubernetes(name)["spec"]
+    cluster = spec.get("rayClusterSpec", spec)
+    assert restricted_container(cluster["autoscalerOptions"]["securityContext"]), "of the container that is added"
+    head = cluster["headGroupSpec"]["template"]["spec"]
+    assert head["serviceAccountName"] == "learngene" and head.get("automountServiceAccountToken", True), "it scales"
+    others = [cluster["workerGroupSpecs"][0]["template"]["spec"]]
+    others += [spec["submitterPodTemplate"]["spec"]] if "submitterPodTemplate" in spec else []
+    for pod in others:
+        assert pod["serviceAccountName"] == "learngene-worker" and pod["automountServiceAccountToken"] is False
+
+
 def test_plain_ray_job_submit_has_the_same_environment_as_learngene_submit() -> None:
     plain = yaml.safe_load((ROOT / "jobs/runtime_env.yaml").read_text())
     assert plain["env_vars"] == submit.ENVIRONMENT
@@ -142,7 +238,7 @@ def test_every_file_and_command_that_is_named_exists(path: Path) -> None:
     for name in re.findall(r"\b(?:cluster|jobs|docs|tests)/[\w./-]*\w", text):
         assert (ROOT / name).exists(), name
     for name in re.findall(
-        r"(?<![\w/])(?:store-policy|pull-policy|kuberay-cluster|kuberay-job|aws)\.(?:json|yaml)", text
+        r"(?<![\w/])(?:store-policy|pull-policy|head-policy|kuberay-cluster|kuberay-job|aws)\.(?:json|yaml)", text
     ):
         assert (CLUSTER / name).exists(), name
     for command in re.findall(r"learngene ((?:submit )?[a-z]+)", text):
