@@ -38,7 +38,7 @@ from ray_learngene.distillation.extract import extract
 from ray_learngene.errors import Diverged, UserError
 from ray_learngene.models.specs import Spec
 from ray_learngene.provenance import publishable
-from ray_learngene.store.manifest import folder_of
+from ray_learngene.store.manifest import folder_of, run_name
 from ray_learngene.store.store import Store
 from ray_learngene.sweeps.sweep import sweep
 
@@ -68,6 +68,7 @@ def bench(config: BenchConfig) -> pandas.DataFrame:
     distillations = list(dict.fromkeys(d for row in arms for d in row.distillations.values() if d is not None))
     if not distillations:
         raise UserError("no arm is distilled: a benchmark compares learngenes, add one")
+    _check_names(config, arms, distillations)
     chosen = Chosen()
     folder = _folder(config.out)
     _refuse_another(config, store, {"ancestry_sha256": ancestry.sha256(), "data_sha256": sets.train.fingerprint})
@@ -85,6 +86,19 @@ def bench(config: BenchConfig) -> pandas.DataFrame:
     table = bench_table(config, store, sweeps, chosen)
     write_report(config, store, table, arms, folder)
     return table
+
+
+def _check_names(config: BenchConfig, arms: Sequence[Row], distillations: Sequence[Distillation]) -> None:
+    """Refuse a benchmark whose learngenes would have names that no store can hold, before anything is trained."""
+    seeds = range(config.seed, config.seed + config.seeds)
+    for lr in config.lrs:
+        for each in distillations:
+            for seed in seeds:
+                run_name("learngene", distill_config(config, each, lr, seed).name)
+            run_name("learngene", distill_config(config, each, lr, config.seed, search=True).name)
+        for row in arms:
+            for made in extract_configs(config, row, dict.fromkeys(distillations, lr)):
+                folder_of("learngene", made.name)
 
 
 def _refuse_failed(failed: Mapping[str, Failure]) -> None:

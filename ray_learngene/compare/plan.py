@@ -23,7 +23,7 @@ from ray_learngene.methods.pretrained import Pretrained
 from ray_learngene.methods.registry import create_method
 from ray_learngene.models.costs import macs
 from ray_learngene.models.specs import Spec, preset
-from ray_learngene.store.manifest import folder_of
+from ray_learngene.store.manifest import folder_of, shortened
 from ray_learngene.sweeps.selection import parse_numbers
 
 _PLAIN = Pretrained.name  # the method whose learngene is a whole model
@@ -279,7 +279,7 @@ def sweep_config(
             **names,
             "epochs": epochs,
             "warmup_epochs": 0 if tune == "short" else min(config.warmup_epochs, epochs / 2),
-            "name": f"{config.name}-{kind}-{size}-lr{lr_text(lr)}",
+            "name": shortened(f"{config.name}-{kind}-{size}-lr{lr_text(lr)}"),
             "learngene": learngene,
             "arms": tuple(arms),
             "widths": str(specs[0].width),

@@ -16,8 +16,9 @@ from ray_learngene.data.pipeline import ImagePipeline
 from ray_learngene.errors import UserError
 from ray_learngene.models.compile import require_compiler
 from ray_learngene.provenance import fingerprint, provenance, publishable
+from ray_learngene.store import manifest
 from ray_learngene.store.checkpoints import StoreCheckpoints
-from ray_learngene.store.manifest import Kind, folder_of
+from ray_learngene.store.manifest import Kind
 from ray_learngene.store.store import Store
 from ray_learngene.training.batches import Answers
 from ray_learngene.training.deepspeed_engine import read_user_config
@@ -65,7 +66,7 @@ def open_store(config: AncestryConfig | DistillConfig, kind: Kind) -> Store:
     Raises:
         UserError: an impossible name, a bad DeepSpeed file, or settings that exclude each other.
     """
-    folder_of(kind, config.name)
+    manifest.run_name(kind, config.name)
     if config.deepspeed:
         read_user_config(config.deepspeed)
     if config.ema and config.zero == 3:
@@ -81,7 +82,7 @@ def open_store(config: AncestryConfig | DistillConfig, kind: Kind) -> Store:
 
 def run_name(task: Task) -> str:
     """The run's folder below `runs` and the name of its checkpoints."""
-    return f"{task.kind}-{task.config.name}"
+    return manifest.run_name(task.kind, task.config.name)
 
 
 def own_checkpoints(task: Task) -> StoreCheckpoints:

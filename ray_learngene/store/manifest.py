@@ -24,7 +24,8 @@ FOLDERS: dict[str, str] = dict(
     zip(get_args(Kind), ("learngenes", "ancestries", "descendants", "checkpoints", "softlabels"), strict=True)
 )
 GROUPED = ("descendant", "checkpoint", "softlabels")  # named "sweep/name", "run/name" and "key/part"
-NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9._-]{0,127}")
+LONGEST_NAME = 128
+NAME = re.compile(rf"[a-zA-Z0-9][a-zA-Z0-9._-]{{0,{LONGEST_NAME - 1}}}")
 LONGEST_JSON = 256 * 2**20  # bytes; what reads a text reads it whole
 PICKLES = (".pkl", ".pickle", ".pt", ".pth", ".bin", ".ckpt")
 
@@ -199,6 +200,26 @@ def folder_of(kind: Kind, name: str) -> str:
         form = "GROUP/NAME" if kind in GROUPED else "NAME"
         raise UserError(
             f"{name!r} is not the name of a {kind}: write {form} in letters, digits, '.', '_' and '-', "
-            "beginning with a letter or digit, at most 128 characters"
+            f"beginning with a letter or digit, at most {LONGEST_NAME} characters"
         )
     return f"{FOLDERS[kind]}/{name}"
+
+
+def run_name(kind: Kind, name: str) -> str:
+    """What a run that publishes an artefact is called: the folder of its checkpoints and of Ray's own state.
+
+    Raises:
+        UserError: the artefact's name, or the longer one of its run, is not one that every store can hold.
+    """
+    folder_of(kind, name)
+    run = f"{kind}-{name}"
+    if len(run) > LONGEST_NAME:
+        raise UserError(f"{name!r} is too long for a {kind}: at most {LONGEST_NAME - len(kind) - 1} characters")
+    return run
+
+
+def shortened(name: str, longest: int = LONGEST_NAME) -> str:
+    """A name made of others, with a hash in place of its end if it is too long."""
+    if len(name) <= longest:
+        return name
+    return f"{name[: longest - 9]}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"

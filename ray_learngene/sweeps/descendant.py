@@ -26,6 +26,7 @@ from ray_learngene.provenance import fingerprint, provenance, publishable
 from ray_learngene.store.checkpoints import StoreCheckpoints
 from ray_learngene.store.index import labels_key
 from ray_learngene.store.learngenes import LEARNGENE_COLUMNS, StoredLearngene
+from ray_learngene.store.manifest import LONGEST_NAME
 from ray_learngene.store.store import Store
 from ray_learngene.sweeps.arms import Arm
 from ray_learngene.training.batches import Batches
@@ -78,7 +79,8 @@ class Descendant:
     @property
     def name(self) -> str:
         slug = re.sub(r"[^a-zA-Z0-9._-]+", ".", self.arm.text).strip(".")
-        return f"{slug}-w{self.spec.width}-d{self.spec.depth:02d}-s{self.seed}-{self.key}"
+        rest = f"-w{self.spec.width}-d{self.spec.depth:02d}-s{self.seed}-{self.key}"
+        return f"{slug[: LONGEST_NAME - len(rest)]}{rest}"
 
 
 def descendant(
