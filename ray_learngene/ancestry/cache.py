@@ -12,7 +12,6 @@ from __future__ import annotations
 import io
 import json
 import re
-import tempfile
 from collections import defaultdict
 from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import version
@@ -31,6 +30,7 @@ from ray_learngene.config.decides import decisive
 from ray_learngene.data.pipeline import ImagePipeline
 from ray_learngene.device import resolve_device
 from ray_learngene.errors import UserError
+from ray_learngene.io.scratch import scratch_folder
 from ray_learngene.provenance import fingerprint, provenance
 from ray_learngene.store.manifest import FOLDERS
 from ray_learngene.store.store import Store
@@ -173,7 +173,7 @@ class SoftLabelCache:
             "cost": {"images": len(labels), "teacher_flops": flops},
             **provenance(),
         }
-        with tempfile.TemporaryDirectory() as temporary:
+        with scratch_folder() as temporary:
             write_table(to_table(numbers, labels), Path(temporary) / FILE)
             try:
                 self.store.publish("softlabels", name, Path(temporary), metadata, overwrite=overwrite)

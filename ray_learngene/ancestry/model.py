@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import hashlib
-import tempfile
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
@@ -18,6 +17,7 @@ from timm.models import get_model_input_config
 from torch import Tensor, nn
 
 from ray_learngene.errors import UserError
+from ray_learngene.io.scratch import scratch_folder
 from ray_learngene.models.compile import compile_layers
 from ray_learngene.models.timm_folder import labels_of, load_timm
 from ray_learngene.store.manifest import Kind
@@ -148,7 +148,7 @@ def load_ancestry(reference: str, store: Store, flag: str = "--ancestry") -> Anc
         if folder not in _STORED:
             raise UserError(f"{flag} {reference}: write store:ancestries/NAME or store:descendants/SWEEP/NAME")
         kind: Kind = _STORED[folder]  # type: ignore[assignment]
-        with tempfile.TemporaryDirectory() as temporary:
+        with scratch_folder() as temporary:
             model = load_timm(store.download(kind, name, Path(temporary) / "model"))
     elif scheme == "local-dir":
         model = load_timm(Path(rest).expanduser())

@@ -6,7 +6,6 @@ learngene extract --source store:ancestries/vit --method weight-selection --name
 from __future__ import annotations
 
 import json
-import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from torch import nn
 from ray_learngene.ancestry.model import load_ancestry
 from ray_learngene.config import ExtractConfig
 from ray_learngene.errors import UserError
+from ray_learngene.io.scratch import scratch_folder
 from ray_learngene.methods.registry import create_method
 from ray_learngene.models.preprocessing import Preprocessing
 from ray_learngene.models.timm_folder import labels_of
@@ -64,7 +64,7 @@ def extract(config: ExtractConfig) -> Manifest:
         "cost": {**cost, "seconds": round(cost["seconds"] + time.monotonic() - began, 3)},
         **provenance(),
     }
-    with tempfile.TemporaryDirectory() as temporary:
+    with scratch_folder() as temporary:
         learngene.save(Path(temporary))
         manifest = store.publish("learngene", config.name, Path(temporary), metadata, overwrite=config.overwrite)
     print(f"published learngene {config.name} in {store.uri}: {learngene.parameters():,} parameters", flush=True)

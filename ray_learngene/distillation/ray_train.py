@@ -5,15 +5,14 @@ from __future__ import annotations
 import copy
 import os
 import shutil
-import tempfile
 import threading
 import traceback
-import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from ray_learngene.io.scratch import scratch_path
 from ray_learngene.training.batches import Batches
 from ray_learngene.training.lockstep import train
 
@@ -123,6 +122,11 @@ def _fit(task: Task, loop: dict[str, Any], use_gpu: bool) -> dict[str, Any] | No
     )
     try:
         result = trainer.fit()
+    except ray.exceptions.RayActorError as error:  # Ray Train's controller was killed, which leads the workers
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(
+            f"the process that leads the workers was lost: run the same command again to continue ({reason})"
+        ) from None
     except TrainingFailedError as error:
         noted = notes.read()
         if noted.get("halvings", 0) > halvings:
@@ -175,7 +179,7 @@ class RayCheckpoints:
     def save(self, write: Callable[[Path], None], metrics: dict[str, Any]) -> None:
         """Write a checkpoint once the one before is uploaded; Ray ends the workers if its own upload fails."""
         self._idle.wait()
-        folder = Path(tempfile.gettempdir(), f"checkpoint-{uuid.uuid4().hex}")
+        folder = scratch_path()
         try:
             write(folder)
         except BaseException:

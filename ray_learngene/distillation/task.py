@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
@@ -14,6 +13,7 @@ from torch import nn
 from ray_learngene.config import AncestryConfig, DistillConfig
 from ray_learngene.data.pipeline import ImagePipeline
 from ray_learngene.errors import UserError
+from ray_learngene.io.scratch import scratch_folder
 from ray_learngene.models.compile import require_compiler
 from ray_learngene.provenance import fingerprint, provenance, publishable
 from ray_learngene.store import manifest
@@ -114,8 +114,7 @@ def publish(
 ) -> None:
     """Write and publish the artefact of a training that has ended."""
     progress = trainer.progress
-    with tempfile.TemporaryDirectory() as temporary:
-        folder = Path(temporary)
+    with scratch_folder() as folder:
         metadata = task.write(trainer.engine.module, folder)
         if trainer.ema is not None:
             task.write(trainer.ema.module, folder / "ema")

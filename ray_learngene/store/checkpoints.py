@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import shutil
-import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from ray_learngene.errors import UserError
+from ray_learngene.io.scratch import scratch_folder
 from ray_learngene.store.manifest import Manifest
 from ray_learngene.store.store import Store
 
@@ -59,13 +58,12 @@ class StoreCheckpoints:
                 f"the checkpoint {self.name} in {self.store.uri} is of format {found!r}, and this version continues "
                 f"format {FORMAT}: go on with the version that wrote it, or take another --name"
             )
-        with tempfile.TemporaryDirectory() as folder:
+        with scratch_folder() as folder:
             yield self.store.download("checkpoint", self.name, Path(folder) / "checkpoint")
 
     def save(self, write: Callable[[Path], None], metrics: dict[str, Any]) -> None:
         """Publish what `write` puts into a folder; the checkpoint before it is then deleted."""
-        folder = Path(tempfile.mkdtemp())
-        try:
+        with scratch_folder() as folder:
             write(folder)
             self.store.publish(
                 "checkpoint",
@@ -75,8 +73,6 @@ class StoreCheckpoints:
                 overwrite=True,
                 keep_replaced=False,
             )
-        finally:
-            shutil.rmtree(folder)
 
     def remove(self) -> None:
         """Delete the checkpoint, once what it led to is published."""

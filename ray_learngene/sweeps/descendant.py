@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import json
 import re
-import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import ray_learngene.torchvision_cpu  # noqa: F401  isort:skip  (before the first timm import)
@@ -19,6 +17,7 @@ from ray_learngene.config import SweepConfig
 from ray_learngene.config.decides import DESCENDANT, TAUGHT_DESCENDANT, decisive
 from ray_learngene.data.pipeline import ImagePipeline
 from ray_learngene.device import resolve_device
+from ray_learngene.io.scratch import scratch_folder
 from ray_learngene.models.compile import compile_layers
 from ray_learngene.models.specs import Spec, build, set_drop_path, timm_arguments
 from ray_learngene.models.timm_folder import export_timm
@@ -285,8 +284,7 @@ class DescendantRun:
             **provenance(),
         }
         arguments = timm_arguments(self.task.one.spec)
-        with tempfile.TemporaryDirectory() as temporary:
-            folder = Path(temporary)
+        with scratch_folder() as folder:
             export_timm(self.model, folder, labels=labels, preprocessing=preprocessing, model_args=arguments)
             if trainer.ema is not None:
                 export_timm(

@@ -44,6 +44,7 @@ def run_with_ray_tune(
     os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")  # histories are published with each descendant
     os.environ.setdefault("TUNE_GLOBAL_CHECKPOINT_S", "60")
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # else Tune prints a banner although it is told to be quiet
+    os.environ["TUNE_PRINT_ALL_TRIAL_ERRORS"] = "0"  # a trial that is started again has not failed; see `Outcomes`
     os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"  # Tune's would end what runs without a checkpoint
     ray_internals.keep_credentials_out_of_trials()
     config = inputs.config

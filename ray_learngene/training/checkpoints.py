@@ -5,9 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import shutil
-import tempfile
 import threading
-import uuid
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
@@ -18,6 +16,7 @@ from typing import Any, Protocol, Self
 from safetensors import SafetensorError
 
 from ray_learngene.errors import RunError
+from ray_learngene.io.scratch import scratch_path
 
 
 class Uploads(Protocol):
@@ -63,7 +62,7 @@ class BackgroundCheckpoints:
             Exception: the error that ended an earlier upload, after its retries.
         """
         self._raise_error()
-        folder = Path(tempfile.gettempdir(), f"checkpoint-{uuid.uuid4().hex}")
+        folder = scratch_path()
         try:
             write(folder)
         except BaseException:

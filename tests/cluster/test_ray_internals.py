@@ -9,6 +9,7 @@ import pytest
 import ray.tune.tune
 from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 from ray.tune.execution.class_cache import _ActorClassCache
+from ray.tune.execution.tune_controller import TuneController
 from ray.tune.trainable import Trainable
 
 from ray_learngene.cluster import ray_internals
@@ -30,6 +31,7 @@ def test_ctrl_c_is_left_to_this_package_by_ray_train() -> None:
     """If this fails, Ctrl-C ends workers of a distillation without a checkpoint."""
     assert callable(DataParallelTrainer._register_sigint_handler)
     assert "self._register_sigint_handler(" in inspect.getsource(DataParallelTrainer._initialize_and_run_controller)
+    assert "TUNE_PRINT_ALL_TRIAL_ERRORS" in inspect.getsource(TuneController)
     assert "TUNE_DISABLE_SIGINT_HANDLER" in inspect.getsource(ray.tune.tune._setup_signal_catching)
 
 

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -182,3 +183,21 @@ def test_skipped_images_are_in_the_manifest(tmp_path: Path, capsys: pytest.Captu
         assert manifest.metadata["unreadable"] == ["a/1.jpg", "b/2.jpg"]
     output = capsys.readouterr().out
     assert output.count("skipped 2 unreadable images: ") == 2 and output.count("going on without") == 2
+
+
+def test_a_killed_controller_of_ray_train_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import ray
+
+    from ray_learngene.distillation import ray_train
+
+    class Killed:
+        def __init__(self, *arguments: Any, **options: Any) -> None: ...
+
+        def fit(self) -> None:
+            raise ray.exceptions.ActorDiedError
+
+    monkeypatch.setattr(ray_train, "_Trainer", Killed)
+    settings = {**SETTINGS, "workers": 1, "store": str(tmp_path)}
+    task = SimpleNamespace(kind="ancestry", config=AncestryConfig(**settings, name="led"))
+    with pytest.raises(UserError, match="^the process that leads the workers was lost: run the same command again"):
+        ray_train._fit(task, Store(str(tmp_path)), {}, use_gpu=False)  # type: ignore[arg-type]
