@@ -9,7 +9,7 @@ import pytest
 from ray_learngene.cli.main import main
 from ray_learngene.models.specs import PRESETS
 from ray_learngene.store.manifest import LONGEST_NAME, folder_of, run_name, shortened
-from ray_learngene.sweep.descendant import Descendant
+from ray_learngene.sweeps.descendant import Descendant
 
 DISTILL = ["distill", "--data", "digits", "--ancestry", "levit_384", "--preset", "nano"]
 
