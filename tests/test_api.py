@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ast
+import runpy
 import shutil
 import subprocess
 import sys
@@ -74,3 +76,11 @@ def test_pulling_imports_neither_torch_nor_ray() -> None:
     program = "import sys, ray_learngene as lg; lg.pull; print(*sys.modules)"
     loaded = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout.split()
     assert not {"torch", "timm", "ray", "pandas"} & set(loaded)
+
+
+def test_editors_see_every_keyword() -> None:
+    program = Path(__file__).parents[1] / "docs" / "api_stub.py"
+    written = runpy.run_path(str(program))
+    assert ast.dump(ast.parse(written["stub"]())) == ast.dump(ast.parse(written["STUB"].read_text())), (
+        "run `python docs/api_stub.py` and format what it writes"
+    )
