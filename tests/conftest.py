@@ -43,6 +43,7 @@ def pytest_runtest_setup() -> None:
     torch.manual_seed(0)
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Processes of one run share the files; those of one Ray stay together, and come first as they take longest."""
     rays = Path(__file__).parent / "ray_jobs"
