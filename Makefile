@@ -13,7 +13,8 @@ demo: $(VENV)/.runtime
 	PATH="$(CURDIR)/$(BIN):$$PATH" sh jobs/demo.sh
 
 test: $(VENV)/.dev
-	$(BIN)/python -m pytest -n 2 --dist loadgroup --no-loadscope-reorder
+	$(BIN)/python -m pytest -n 2 --dist loadfile --ignore tests/ray_jobs
+	$(BIN)/python -m pytest tests/ray_jobs
 
 # no Ray, no S3 server, nothing that trains for seconds
 QUICK := tests/config tests/methods tests/models tests/data/formats/test_folder.py tests/data/test_batch.py \
@@ -24,7 +25,7 @@ SLOW := tests/methods/test_every_method.py tests/methods/test_any_size.py tests/
 	tests/models/test_compile.py
 
 quick: $(VENV)/.dev
-	$(BIN)/python -m pytest -n 2 --dist loadgroup $(QUICK) $(SLOW:%=--ignore=%)
+	$(BIN)/python -m pytest -n 2 --dist loadfile $(QUICK) $(SLOW:%=--ignore=%)
 
 test-hosts: $(VENV)/.dev
 	$(BIN)/python -m pytest -v -m hosts

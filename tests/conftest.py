@@ -43,15 +43,6 @@ def pytest_runtest_setup() -> None:
     torch.manual_seed(0)
 
 
-@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Processes of one run share the files; those of one Ray stay together, and come first as they take longest."""
-    rays = Path(__file__).parent / "ray_jobs"
-    for item in items:
-        item.add_marker(pytest.mark.xdist_group("ray" if rays in item.path.parents else str(item.path)))
-    items.sort(key=lambda item: rays not in item.path.parents)
-
-
 @pytest.fixture(scope="session")
 def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
     """A SeaweedFS with authentication on loopback, for the whole session."""
