@@ -9,6 +9,7 @@ import pytest
 from ray_learngene.cli.main import main
 from ray_learngene.models.specs import PRESETS
 from ray_learngene.store.manifest import LONGEST_NAME, folder_of, run_name, shortened
+from ray_learngene.sweeps.arms import Arm
 from ray_learngene.sweeps.descendant import Descendant
 
 DISTILL = ["distill", "--data", "digits", "--ancestry", "levit_384", "--preset", "nano"]
@@ -29,11 +30,16 @@ def test_a_name_that_is_too_long_for_its_run_leaves_nothing(
 
 
 def test_descendants_of_a_learngene_with_a_long_name_have_names_that_every_store_holds() -> None:
-    one, other = (Descendant(f"sws@{'x' * 116}", PRESETS["nano"], 0, 1e-3, key) for key in ("0a1b2c3d", "3d2c1b0a"))
+    one, other = (
+        Descendant(Arm.parse(f"sws@{'x' * 116}", ""), PRESETS["nano"], 0, 1e-3, key) for key in ("0a1b2c3d", "3d2c1b0a")
+    )
     assert folder_of("descendant", f"s/{one.name}") and len(one.name) == LONGEST_NAME
     assert one.name.endswith("-0a1b2c3d") and one.name != other.name
     spec = PRESETS["nano"]
-    assert Descendant("sws", spec, 0, 1e-3, "0a1b2c3d").name == f"sws-w{spec.width}-d{spec.depth:02d}-s0-0a1b2c3d"
+    assert (
+        Descendant(Arm.parse("sws", ""), spec, 0, 1e-3, "0a1b2c3d").name
+        == f"sws-w{spec.width}-d{spec.depth:02d}-s0-0a1b2c3d"
+    )
 
 
 def test_a_name_is_shortened_only_where_it_is_too_long() -> None:

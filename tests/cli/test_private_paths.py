@@ -33,7 +33,7 @@ def test_what_an_artefact_shows_of_a_setting(setting: Any, shown: Any) -> None:
 
 
 def test_no_absolute_path_and_no_address_is_in_a_store(tmp_path: Path) -> None:
-    from ray_learngene.cli.catalog import pull
+    from ray_learngene.cli.pull import pull
     from ray_learngene.distillation.distill import distill
     from ray_learngene.distillation.extract import extract
     from ray_learngene.distillation.train_ancestry import train_ancestry

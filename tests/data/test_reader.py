@@ -55,7 +55,7 @@ def test_skipped_images_are_replaced_alike_and_counted(folder: Path, workers: in
     alone = [images_of(folder, "skip")]
     expected = batches(alone)
     assert [len(targets) for _, targets in expected] == [4, 4, 4, 4]
-    names = [str(folder / name) for name in DAMAGED]
+    names = [name.partition("/")[2] for name in DAMAGED]  # below their split: no path of this machine
     assert alone[0].readers[0].names() == names[:2]
     together = [images_of(folder, "skip", loader_workers) for _ in range(workers)]
     for one, other in zip(batches(together), expected, strict=True):
@@ -67,7 +67,7 @@ def test_skipped_images_are_replaced_alike_and_counted(folder: Path, workers: in
 def test_evaluation_leaves_them_out(folder: Path, batch_size: int) -> None:
     images = images_of(folder, "skip")
     assert sum(len(targets) for _, targets in images.validation_batches(batch_size)) == 7
-    assert images.readers[1].names() == [str(folder / DAMAGED[2])]
+    assert images.readers[1].names() == [DAMAGED[2].partition("/")[2]]
 
 
 def test_by_default_the_first_one_is_an_error_that_names_it(folder: Path) -> None:

@@ -226,8 +226,9 @@ def test_a_search_goes_on_with_the_learning_rates_that_it_had_begun(
     with monkeypatch.context() as patched, pytest.raises(Interrupted):
         patched.setattr(sigterm, "requested", lambda step: step == 3)
         seen[0].train([one], lambda *others: None, lambda *others: None)
-    assert _begun(seen[0], [other, one], ()) == [one]
-    assert _begun(seen[0], [one], [seen[0].descendant(one).name]) == []
+    left = seen[0].store.manifests("checkpoint", "searched")
+    assert _begun(seen[0], [other, one], (), left) == [one]
+    assert _begun(seen[0], [one], [seen[0].descendant(one).name], left) == []
 
 
 def test_a_sweep_that_goes_on_is_validated_on_the_same_images(

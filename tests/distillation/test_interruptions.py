@@ -182,7 +182,7 @@ def test_skipped_images_are_in_the_manifest(tmp_path: Path, capsys: pytest.Captu
         manifest = train_ancestry(AncestryConfig(**settings, name=check, check_images=check, unreadable="skip"))
         assert manifest.metadata["unreadable"] == ["a/1.jpg", "b/2.jpg"]
     output = capsys.readouterr().out
-    assert output.count("skipped 2 unreadable images: ") == 2 and output.count("going on without") == 2
+    assert output.count("skipped 2 unreadable images: ") == 2 and output.count("going on with ") == 2
 
 
 def test_a_killed_controller_of_ray_train_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -198,6 +198,7 @@ def test_a_killed_controller_of_ray_train_is_one_line(tmp_path: Path, monkeypatc
 
     monkeypatch.setattr(ray_train, "_Trainer", Killed)
     settings = {**SETTINGS, "workers": 1, "store": str(tmp_path)}
-    task = SimpleNamespace(kind="ancestry", config=AncestryConfig(**settings, name="led"))
+    config = AncestryConfig(**settings, name="led")
+    task = SimpleNamespace(kind="ancestry", config=config, store=Store(str(tmp_path)))
     with pytest.raises(UserError, match="^the process that leads the workers was lost: run the same command again"):
-        ray_train._fit(task, Store(str(tmp_path)), {}, use_gpu=False)  # type: ignore[arg-type]
+        ray_train._fit(task, {}, use_gpu=False)  # type: ignore[arg-type]

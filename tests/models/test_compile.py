@@ -131,7 +131,7 @@ def test_no_compiler_is_one_line_before_anything_starts(
     monkeypatch.setenv("CXX", "no-such-compiler")
     store = ["--store", str(tmp_path / "store"), "--data", "digits", "--name", "new", "--compile"]
     for command in (["ancestry", "--model", "vit_tiny_patch16_224", "--workers", "0"], ["sweep", "--learngene", "x"]):
-        assert main([*command, *store, *(["--in-process"] if command[0] == "sweep" else [])]) == 2
+        assert main([*command, *store, *(["--in-process"] if command[0] == "sweep" else [])]) == 5
         said = capsys.readouterr().err.strip().splitlines()
         assert len(said) == 1 and "--compile needs a C++ compiler (no-such-compiler)" in said[0]
     assert not (tmp_path / "store").exists()
