@@ -83,7 +83,7 @@ def measured_on(facts: Mapping[str, Any]) -> str:
 
 
 def _same_data(wanted: str, data: object) -> bool:
-    return isinstance(data, str) and wanted in (data, Path(data).name)
+    return isinstance(data, str) and Path(wanted).name == Path(data).name
 
 
 def _label_sets(found: Iterable[Entry]) -> dict[Hashable, list[Entry]]:

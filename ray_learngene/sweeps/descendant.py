@@ -252,7 +252,7 @@ class DescendantRun:
             "epochs": settings.epochs,
             **costs,
             "outside": one.arm.method.outside(self.task.stored.learngene if self.task.stored else None, one.spec),
-            "data": settings.data,
+            "data": publishable(settings.data),
             "labels": labels_key(self.images.train.classes),
             "validation": self.images.val.fingerprint[:12],
             "top1_untuned": history[0]["top1"],
