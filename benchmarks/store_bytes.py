@@ -40,7 +40,8 @@ from botocore.config import Config
 from benchmarks.measure import arguments, in_turn, machine, medians, publish, seconds_of
 from ray_learngene.io.filesystems import filesystem
 from ray_learngene.store.download import STREAMS
-from ray_learngene.store.store import UPLOADS, Store
+from ray_learngene.store.publish import UPLOADS
+from ray_learngene.store.store import Store
 from tests.s3_server import running_s3_server
 
 GOAL = 0.8

@@ -7,6 +7,7 @@ from collections import defaultdict
 from typing import Any
 
 from ray_learngene.config import ListConfig
+from ray_learngene.errors import UserError
 from ray_learngene.models.budgets import format_quantity
 from ray_learngene.store.manifest import FOLDERS, Manifest
 from ray_learngene.store.rows import numbers_of
@@ -41,6 +42,12 @@ def print_list(config: ListConfig) -> None:
     print(f"store {store.uri}")
     head = ("artefact", "data", "classes", "parameters", "MACs", "latency", "device", "top-1 %", "size", "made")
     print_columns(head, rows, right=(2, 3, 4, 5, 7, 8))
+    if config.check:
+        broken = store.broken()
+        if broken:
+            names = ", ".join(f"{FOLDERS[entry.kind]}/{entry.name}" for entry in broken)
+            raise UserError(f"files are missing of {names}: run the commands that made them again")
+        print("all files are there", flush=True)
 
 
 def _line(entry: Entry) -> tuple[str, ...]:

@@ -73,6 +73,7 @@ class ListConfig(OutputConfig):
     rebuild: bool = Field(
         False, description="read every manifest and rebuild the index, after copying into a store or deleting by hand"
     )
+    check: bool = Field(False, description="see whether all files of every artefact are there, with their sizes")
 
 
 class GcConfig(StoreConfig):

@@ -19,7 +19,7 @@ from ray_learngene.provenance import fingerprint, provenance, publishable
 from ray_learngene.store import manifest
 from ray_learngene.store.checkpoints import StoreCheckpoints
 from ray_learngene.store.manifest import Kind
-from ray_learngene.store.store import Store
+from ray_learngene.store.store import NameTaken, Store
 from ray_learngene.training.batches import Answers
 from ray_learngene.training.deepspeed_engine import read_user_config
 from ray_learngene.training.objectives import Objective
@@ -138,10 +138,12 @@ def publish(
             **provenance(),
         }
         store, name, overwrite = task.store, task.config.name, task.config.overwrite
-        published = store.manifest(task.kind, name).metadata if store.exists(task.kind, name) else {}
-        if overwrite or published.get("fingerprint") != metadata["fingerprint"]:
-            # else a worker died between publishing and returning, and this is its successor
+        try:
             store.publish(task.kind, name, folder, metadata, overwrite=overwrite)
+        except NameTaken:
+            # By this run, where a worker died between publishing and returning, or by another with the same settings.
+            if store.manifest(task.kind, name).metadata.get("fingerprint") != metadata["fingerprint"]:
+                raise
 
 
 def tell_where(trainer: Trainer, report: Callable[[dict[str, Any]], None]) -> None:

@@ -31,11 +31,11 @@ class StoreCheckpoints:
     """The newest checkpoint of one run, as an artefact `checkpoints/<run>/<name>` that the next one replaces whole.
 
     Args:
-        facts: What its manifest says of the run.
+        metadata: What its manifest says of the run.
     """
 
-    def __init__(self, store: Store, name: str, facts: dict[str, Any] | None = None) -> None:
-        self.store, self.name, self.facts = store, name, facts or {}
+    def __init__(self, store: Store, name: str, metadata: dict[str, Any] | None = None) -> None:
+        self.store, self.name, self.metadata = store, name, metadata or {}
 
     def exists(self) -> bool:
         """Whether there is one."""
@@ -43,15 +43,15 @@ class StoreCheckpoints:
 
     @contextmanager
     def latest(self) -> Iterator[Path | None]:
-        """A folder with the newest checkpoint, verified; None where there is none.
+        """A folder with the newest checkpoint, verified; None where there is none, or a broken one.
 
         Raises:
             UserError: It was written by a version of this package whose checkpoints this one cannot continue.
         """
-        manifest = self.store.look_up("checkpoint", self.name)
-        if manifest is None:
+        if not self.exists():
             yield None
             return
+        manifest = self.store.manifest("checkpoint", self.name)
         found = manifest.metadata.get("format", FORMAT)
         if found != FORMAT:
             raise UserError(
@@ -69,7 +69,7 @@ class StoreCheckpoints:
                 "checkpoint",
                 self.name,
                 folder,
-                {**self.facts, "format": FORMAT, "metrics": metrics},
+                {**self.metadata, "format": FORMAT, "metrics": metrics},
                 overwrite=True,
                 keep_replaced=False,
             )

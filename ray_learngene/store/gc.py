@@ -27,6 +27,7 @@ from ray_learngene.models.budgets import format_quantity
 from ray_learngene.store.download import LEFTOVERS, LOCK
 from ray_learngene.store.manifest import FOLDERS, GROUPED, MANIFEST, Kind
 from ray_learngene.store.store import Store
+from ray_learngene.store.whole import broken_text
 from ray_learngene.terminal import print_table
 
 # A run's driver writes a last state after its artefact is published; one that goes on for longer is another run.
@@ -55,6 +56,8 @@ def gc(config: GcConfig) -> list[Garbage]:
     """
     store = Store.of(config)
     store.check(write=config.delete)
+    for entry in store.broken():
+        print(broken_text(entry.kind, entry.name, store.uri), flush=True)
     before = datetime.now(UTC) - config.age
     found = [*find_garbage(store, before), *_downloads(config.downloads, before)]
     if not found:

@@ -62,6 +62,7 @@ class Entry:
     created: str
     size: int
     row: str
+    folder: str
 
     @classmethod
     def of(cls, manifest: Manifest) -> Entry:
@@ -78,6 +79,7 @@ class Entry:
             manifest.created,
             manifest.bytes,
             json.dumps({**_label_set(manifest.metadata), **row}),
+            manifest.base.rpartition("/")[2],
         )
 
     @cached_property
@@ -257,7 +259,7 @@ class Index:
             AttributeError,
             UserError,
         ) as error:
-            log.warning("%s is damaged, so all manifests are read: %s", self.objects.uri_of(path), error)
+            log.warning("%s is damaged or old, so all manifests are read: %s", self.objects.uri_of(path), error)
             return None
 
     def _advance(

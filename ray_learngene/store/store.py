@@ -16,12 +16,9 @@ from __future__ import annotations
 import difflib
 import hashlib
 import io
-import uuid
+import logging
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from datetime import UTC, datetime
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -39,24 +36,22 @@ from ray_learngene.store.download import download
 from ray_learngene.store.index import KINDS, Entry, Index
 from ray_learngene.store.manifest import (
     FOLDERS,
-    FORMAT,
     MANIFEST,
     MOST_BYTES,
     FileEntry,
     Kind,
     Manifest,
     check_relative,
-    file_entry,
     folder_of,
-    list_files,
     parse_manifest,
-    version_of,
 )
+from ray_learngene.store.publish import NameTaken, Publication
 from ray_learngene.store.rows import usable
+from ray_learngene.store.whole import Listing, broken_text, missing_file
 
-__all__ = ["Entry", "FileEntry", "Kind", "Manifest", "Store"]
+__all__ = ["Entry", "FileEntry", "Kind", "Manifest", "NameTaken", "Store"]
 
-UPLOADS = 8
+log = logging.getLogger("ray_learngene")
 
 
 class Store:
@@ -98,8 +93,17 @@ class Store:
         self.objects.check(write)
 
     def exists(self, kind: Kind, name: str) -> bool:
-        """Whether an artefact of this name is there."""
-        return self.objects.exists(f"{folder_of(kind, name)}/{MANIFEST}")
+        """Whether an artefact of this name is there, with all its files: a broken one is named, and made again."""
+        try:
+            manifest = self.look_up(kind, name)
+        except Unavailable:
+            raise
+        except UserError:  # its manifest is not to be trusted; those who read it are told
+            return self.has(f"{folder_of(kind, name)}/{MANIFEST}")
+        missing = manifest and missing_file(self.objects, manifest.base, manifest.files)
+        if missing:
+            log.warning("%s (%s)", broken_text(kind, name, self.uri), missing)
+        return manifest is not None and not missing
 
     def publish(
         self,
@@ -121,72 +125,37 @@ class Store:
             keep_replaced: Leave the files of what was replaced, which somebody may be reading; else delete them.
 
         Raises:
-            UserError: The name is taken, or another publisher took it meanwhile, or the folder cannot be published.
+            NameTaken: By an artefact that was there, or by another publisher meanwhile.
+            UserError: The folder cannot be published, or the storage refuses.
         """
-        base = folder_of(kind, name)
-        taken = f"the name {name!r} is already taken in {self.uri}: choose another {kind} name, or --overwrite"
-        paths = list_files(folder)
+        publication = Publication(self.objects, self.index, kind, name)
         if not overwrite and self.exists(kind, name):
-            raise UserError(taken)
-        before = self.objects.find(base) if overwrite and not keep_replaced else []
-        now = datetime.now(UTC)
-        place = f"{now:%Y%m%dT%H%M%S}-{uuid.uuid4().hex[:8]}"
-        note = None
-        try:
-            files = self._upload(folder, paths, f"{base}/{place}")
-            manifest = Manifest(
-                format=FORMAT,
-                kind=kind,
-                name=name,
-                version=version_of(files),
-                folder=place,
-                created=now.isoformat(),
-                files=files,
-                metadata=metadata,
-            )
-            text = manifest.model_dump_json(indent=2).encode()
-            note = self.index.note(kind, name, text)
-            if overwrite:
-                self.objects.put(f"{base}/{MANIFEST}", text)
-            # What is there may be this one: the server took it, its answer was lost, the request was repeated.
-            elif not self.objects.create(f"{base}/{MANIFEST}", text) and self._text(kind, name) != text:
-                raise UserError(taken)
-        except Unavailable:
-            raise  # nothing can be taken back now either, and the manifest may have been written
-        except (UserError, OSError, ValueError):  # the last: metadata that are no JSON
-            self._take_back([f"{base}/{place}/{path}" for path in paths], note)
-            raise
-        self.objects.delete_many(path for path in before if path != f"{base}/{MANIFEST}")
+            raise publication.taken()
+        replaced = None
+        if not keep_replaced:
+            with suppress(UserError):  # what cannot be read is left to `gc`
+                replaced = self.look_up(kind, name)
+        manifest = publication.publish(folder, metadata, overwrite)
+        if replaced:
+            self.objects.delete_many(f"{replaced.base}/{entry.path}" for entry in replaced.files)
         return manifest
 
-    def _upload(self, folder: Path, paths: Sequence[str], target: str) -> list[FileEntry]:
-        """Upload files, hash them meanwhile, and see that all have arrived."""
-        with ThreadPoolExecutor() as pool:
-            hashed = pool.map(partial(file_entry, folder), paths)
-            uploads = (partial(self.objects.upload, folder / path, f"{target}/{path}") for path in paths)
-            self.objects.each(uploads, UPLOADS)
-            entries = list(hashed)
-        arrived = {found.path: found.bytes for found in self.objects.look(target)}
-        for entry in entries:
-            if arrived.get(f"{target}/{entry.path}") != entry.bytes:
-                raise UserError(f"{self.objects.uri_of(f'{target}/{entry.path}')} did not arrive whole: publish again")
-        return entries
-
-    def _take_back(self, paths: Sequence[str], note: str | None) -> None:
-        """Delete, as far as that is possible, what a publisher wrote that failed before its artefact existed."""
-        with suppress(UserError):
-            self.objects.delete_many(paths)
-            if note:
-                self.objects.delete(note)
-
     def remove(self, kind: Kind, name: str) -> None:
-        """Delete an artefact, its manifest first, so that nobody ever sees a part of it."""
-        base = folder_of(kind, name)
-        found = self.objects.find(base)
-        if f"{base}/{MANIFEST}" in found:
-            self.index.note(kind, name, None)
-            self.objects.delete(f"{base}/{MANIFEST}")
-        self.objects.delete_many(path for path in found if path != f"{base}/{MANIFEST}")
+        """Delete an artefact, its manifest first, so that nobody ever sees a part of it.
+
+        Other files below its name stay: they are of a publisher that is at work, or that died (then `gc` finds them).
+        """
+        path = f"{folder_of(kind, name)}/{MANIFEST}"
+        text = self._text(kind, name)
+        if text is None:
+            return
+        files: list[str] = []
+        with suppress(UserError):  # a manifest that is not to be trusted names no files
+            manifest = parse_manifest(text, self.objects.uri_of(path), kind, name)
+            files = [f"{manifest.base}/{entry.path}" for entry in manifest.files]
+        self.index.note(kind, name, None)
+        self.objects.delete(path)
+        self.objects.delete_many(files)
 
     def remove_tree(self, path: str) -> None:
         """Delete every object below a path of the store, such as the state of a run."""
@@ -247,10 +216,24 @@ class Store:
 
     def rows(self, sweep: str) -> list[dict[str, Any]]:
         """The rows of the results table of all descendants of a sweep that are there, sorted by name."""
-        there: set[tuple[Kind, str]] = {("descendant", name) for name in self._names("descendant", sweep)}
-        known = self.index.completed(self.index.entries(), there) if there else {}
+        listing = Listing(self.objects, "descendant", sweep)
+        if not listing.names:
+            return []
+        known = self.index.completed(self.index.entries(), {("descendant", name) for name in listing.names})
+        for broken in listing.broken(known.values()):
+            log.warning("%s", broken_text(broken.kind, broken.name, self.uri))
+            del known[broken.kind, broken.name]
         rows = ((name, known[kind, name].facts) for kind, name in sorted(known))
         return [row for name, row in rows if usable(row, f"{FOLDERS['descendant']}/{name}")]
+
+    def broken(self) -> list[Entry]:
+        """The artefacts that `entries` knows and whose files are not all there."""
+        entries = self.entries()
+        return [
+            broken
+            for kind in KINDS
+            for broken in Listing(self.objects, kind).broken(entry for entry in entries if entry.kind == kind)
+        ]
 
     def download(self, kind: Kind, name: str, out: Path, overwrite: bool = False) -> Path:
         """Bring an artefact to the local folder `out` and return its absolute path.

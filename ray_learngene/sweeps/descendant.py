@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,7 +27,7 @@ from ray_learngene.store.checkpoints import StoreCheckpoints
 from ray_learngene.store.index import labels_key
 from ray_learngene.store.learngenes import LEARNGENE_COLUMNS, StoredLearngene
 from ray_learngene.store.manifest import LONGEST_NAME
-from ray_learngene.store.store import Store
+from ray_learngene.store.store import NameTaken, Store
 from ray_learngene.sweeps.arms import Arm
 from ray_learngene.training.batches import Batches
 from ray_learngene.training.checkpoints import BackgroundCheckpoints, Progress
@@ -230,8 +231,7 @@ class DescendantRun:
 
     def publish(self) -> None:
         """Publish the trained descendant; its checkpoint is then removed."""
-        row = self._row(self.trainer.progress)
-        self._publish(row, self.trainer)
+        row = self._publish(self._row(self.trainer.progress), self.trainer)
         self.uploads.remove()
         self.row = row
 
@@ -272,7 +272,8 @@ class DescendantRun:
             **(self.task.stored.facts() if self.task.stored else dict.fromkeys(LEARNGENE_COLUMNS)),
         }
 
-    def _publish(self, row: dict[str, Any], trainer: Trainer) -> None:
+    def _publish(self, row: dict[str, Any], trainer: Trainer) -> dict[str, Any]:
+        """Publish the descendant; its row, or that of the run which was faster."""
         progress = trainer.progress
         labels, preprocessing = self.images.train.classes, self.images.preprocessing
         metadata = {
@@ -293,7 +294,13 @@ class DescendantRun:
             row["overhead_seconds"] = round(self.clock() - (progress.seconds - progress.resumed_seconds), 3)
             (folder / "metrics.json").write_text(json.dumps(metadata, indent=2) + "\n")
             (folder / "README.md").write_text(model_card(row, self.settings))
-            self.store.publish("descendant", self.name, folder, metadata)
+            with suppress(NameTaken):
+                self.store.publish("descendant", self.name, folder, metadata)
+                return row
+        # The name says everything that decides the result, so the other one is the same.
+        self.task.report({"message": f"{self.name} was published meanwhile by another run of this sweep: it counts"})
+        published: dict[str, Any] = self.store.manifest("descendant", self.name).metadata["row"]
+        return published
 
 
 def model_card(row: dict[str, Any], config: SweepConfig) -> str:

@@ -40,6 +40,7 @@ from ray_learngene.sweeps.results import (
     write_results,
 )
 from ray_learngene.sweeps.run import run_trials
+from ray_learngene.sweeps.running import running
 from ray_learngene.sweeps.selection import (
     Selection,
     check_texts,
@@ -105,13 +106,14 @@ def sweep(config: SweepConfig, *, leaderboard: bool = True) -> pandas.DataFrame:
     text = json.dumps(settings, indent=2) + "\n"
     unfinished: list[dict[str, Any]] = []
     try:
-        run_trials(
-            inputs,
-            wanted,
-            before,
-            lambda: store.write_text(f"sweeps/{config.name}/{SETTINGS}", text),
-            unfinished.append,
-        )
+        with running(store, config.name):
+            run_trials(
+                inputs,
+                wanted,
+                before,
+                lambda: store.write_text(f"sweeps/{config.name}/{SETTINGS}", text),
+                unfinished.append,
+            )
     except BaseException:
         if unfinished:
             with suppress(UserError):  # what ended the sweep matters more

@@ -79,9 +79,8 @@ def test_a_sweep_run_again_trains_only_what_is_missing(
 def test_latency_is_measured_by_a_task_on_the_cluster(
     sweep_config: SweepConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from ray_learngene.sweep import latency
-
     from ray_learngene.models.specs import PRESETS
+    from ray_learngene.sweeps import latency
 
     monkeypatch.setattr(latency, "resolve_device", lambda: pytest.fail("measured in the driver"))
     with latency.latency_meter(sweep_config) as measure:

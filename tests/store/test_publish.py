@@ -88,7 +88,7 @@ def test_nothing_is_left_of_what_could_not_be_published(
     assert store.objects.find("learngenes") == []
 
     listed = [*list_files(folder), "gone.json"]  # deleted since
-    monkeypatch.setattr("ray_learngene.store.store.list_files", lambda folder: listed)
+    monkeypatch.setattr("ray_learngene.store.publish.list_files", lambda folder: listed)
     with pytest.raises(UserError, match=re.escape(f"nothing is at {folder / 'gone.json'}")) as error:
         store.publish("learngene", "a", folder, {})
     one_line(error)

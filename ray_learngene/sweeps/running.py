@@ -1,0 +1,30 @@
+"""Whether a sweep is running: `sweeps/<name>/running` is there while it does, and stays where it was killed."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+
+from ray_learngene.errors import UserError
+from ray_learngene.store.store import Store
+
+
+@contextmanager
+def running(store: Store, name: str) -> Iterator[None]:
+    """Leave a note while this run of a sweep goes on, and say so where another run has left one."""
+    path, mine = f"sweeps/{name}/running", uuid.uuid4().hex
+    for found in store.objects.look(f"sweeps/{name}"):
+        if found.path == path:
+            print(
+                f"another run of the sweep {name} began at {found.modified:%Y-%m-%d %H:%M} UTC and goes on, or was "
+                "killed; a descendant that it publishes counts for this run, too",
+                flush=True,
+            )
+    store.write_text(path, mine)
+    try:
+        yield
+    finally:
+        with suppress(UserError):
+            if store.read_text(path) == mine:  # else a later run's
+                store.objects.delete(path)
