@@ -7,7 +7,9 @@ import http.client
 import os
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
 from typing import Any
 
 import pyarrow
@@ -28,7 +30,13 @@ from ray_learngene.io.s3_settings import KEYS, endpoint_host
 
 
 class Unavailable(UserError):
-    """The storage does not answer, or fails, and did so until the time for retries was over."""
+    """The storage does not answer, or fails, and did so until the time for retries was over.
+
+    Attributes:
+        retry_after: Seconds that the server asked to wait; 0 where it did not say.
+    """
+
+    retry_after = 0.0
 
     status = 4
 
@@ -43,6 +51,23 @@ def client_error(error: BaseException | None) -> ClientError | None:
     while error is not None and not isinstance(error, ClientError):
         error = error.__cause__
     return error
+
+
+def _retried(answer: ClientError | None) -> bool:
+    """Whether the HTTP status of an answer says that the same request may work later."""
+    status = answer.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0) if answer else 0
+    return status in (408, 429) or (status >= 500 and status not in (501, 505, 507))
+
+
+def _retry_after(answer: ClientError | None) -> float:
+    """Seconds that the server asks to wait, by a number or by a date; 0 where it does not."""
+    headers = answer.response.get("ResponseMetadata", {}).get("HTTPHeaders", {}) if answer else {}
+    text = headers.get("retry-after", "")
+    if text.isdecimal():
+        return float(text)
+    with suppress(ValueError, TypeError):
+        return max(0.0, (parsedate_to_datetime(text) - datetime.now(UTC)).total_seconds())
+    return 0.0
 
 
 def s3_code(error: BaseException) -> str:
@@ -81,8 +106,12 @@ BY_CODE = {
     **dict.fromkeys(("ACCESSDENIED", "ALLACCESSDISABLED", "FORBIDDEN", "403"), DENIED),
     **dict.fromkeys(("EXPIREDTOKEN", "TOKENREFRESHREQUIRED"), EXPIRED),
     **dict.fromkeys(("PERMANENTREDIRECT", "AUTHORIZATIONHEADERMALFORMED", "301"), REGION),
-    **dict.fromkeys(("SLOWDOWN", "SERVICEUNAVAILABLE", "THROTTLING", "INTERNALERROR", "INTERNALFAILURE"), FAILING),
-    **dict.fromkeys(("500", "502", "503", "504"), FAILING),
+    # What AWS, GCS and Azure say to retry; a code that is not here counts by its HTTP status.
+    **dict.fromkeys(("SLOWDOWN", "SERVICEUNAVAILABLE", "SERVERBUSY", "INTERNALERROR", "INTERNALFAILURE"), FAILING),
+    **dict.fromkeys(("THROTTLING", "THROTTLINGEXCEPTION", "REQUESTTHROTTLED", "REQUESTLIMITEXCEEDED"), FAILING),
+    **dict.fromkeys(("BANDWIDTHLIMITEXCEEDED", "TOOMANYREQUESTS", "OPERATIONTIMEDOUT"), FAILING),
+    **dict.fromkeys(("OPERATIONABORTED", "CONDITIONALREQUESTCONFLICT", "409"), FAILING),
+    **dict.fromkeys(("408", "429", "500", "502", "503", "504"), FAILING),
     **dict.fromkeys(("NOSUCHKEY", "RESOURCENOTFOUND", "404"), NOTHING),
     **dict.fromkeys(("507", "INSUFFICIENTSTORAGE", "QUOTAEXCEEDED", "XMINIOSTORAGEFULL"), SERVER_FULL),
     **dict.fromkeys(("400", "BADREQUEST"), REFUSED),
@@ -115,15 +144,20 @@ STORAGE_ERRORS = (
 
 def explain(error: BaseException, uri: str) -> UserError:
     """Say in one line what went wrong at `uri` and which variable or place to change."""
-    text = BY_CODE.get(s3_code(error))
+    answer = client_error(error)
+    text = BY_CODE.get(s3_code(error)) or (FAILING if _retried(answer) else None)
     text = text or next((text for types, text in BY_TYPE if isinstance(error, types)), None)
     if text is None and isinstance(error, OSError):
         text = BY_ERRNO.get(error.errno or 0)
     if text is None:
         detail = without_secrets(" ".join(str(error).split())) or type(error).__name__
         return UserError(f"{uri} cannot be read or written: {detail[:300]}")
-    kind = Unavailable if text in (UNREACHABLE, FAILING) else UserError
-    return kind(text.format(uri=uri, endpoint=endpoint_host() if "{endpoint}" in text else ""))
+    line = text.format(uri=uri, endpoint=endpoint_host() if "{endpoint}" in text else "")
+    if text not in (UNREACHABLE, FAILING):
+        return UserError(line)
+    unavailable = Unavailable(line)
+    unavailable.retry_after = _retry_after(answer)
+    return unavailable
 
 
 def without_secrets(text: str) -> str:

@@ -48,7 +48,7 @@ class Retry:
                 if waited >= min(QUIET_SECONDS, self.seconds / 2):
                     self._tell(error)
                 # Half of the pause is random: those whom one failure stopped must not all come back at once.
-                wait = min(pause * random.uniform(0.5, 1.0), self.seconds - waited)
+                wait = min(error.retry_after + pause * random.uniform(0.5, 1.0), self.seconds - waited)
                 if self._given_up.wait(wait):
                     raise
                 pause = min(2 * pause, LONGEST_PAUSE)

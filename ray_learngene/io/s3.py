@@ -15,7 +15,8 @@ if TYPE_CHECKING:
 
 ABSENT = {"NOSUCHKEY", "404"}
 NO_UPLOAD = {"NOSUCHUPLOAD"}
-TAKEN = {"PRECONDITIONFAILED", "412", "CONDITIONALREQUESTCONFLICT", "409"}
+TAKEN = {"PRECONDITIONFAILED", "412"}
+CONFLICT = {"CONDITIONALREQUESTCONFLICT", "409"}  # another request for the same object was under way
 MARKERS = ("ContinuationToken", "KeyMarker", "UploadIdMarker")  # where the next page of a listing begins
 FINISH_SECONDS = 600.0  # that S3 may take to make one object of many parts
 
@@ -53,12 +54,10 @@ class S3Storage:
 
     def stream(self, path: str, start: int, end: int, piece_bytes: int) -> Stream:
         """The bytes `[start, end)` of an object while they arrive; none where it has none from `start` on."""
-        from ray_learngene.io.s3_client import Stream
-
-        return Stream(self.client, start, end, piece_bytes, **self._object(path))
+        return self.client.stream(start, end, piece_bytes, **self._object(path))
 
     def read(self, path: str, most: int) -> bytes | None:
-        stream = self.stream(path, 0, most, most)
+        stream = self.client.stream(0, most, most, least=most, **self._object(path))
         try:
             return b"".join(iter(stream.read, b""))
         except ClientError as error:
@@ -84,7 +83,8 @@ class S3Storage:
         try:
             self.put(path, data, IfNoneMatch="*")
         except ClientError as error:
-            if s3_code(error) in TAKEN:
+            code = s3_code(error)
+            if code in TAKEN or (code in CONFLICT and self.exists(path)):
                 return False
             raise
         return True

@@ -9,19 +9,26 @@ here a server that makes no progress for `REQUEST_SECONDS` does not answer.
 from __future__ import annotations
 
 import asyncio
+import base64
 import io
-from collections.abc import Coroutine, Iterator
+import zlib
+from collections.abc import AsyncIterator, Coroutine, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
+from datetime import datetime
 from typing import Any, TypeVar
 
 import aiohttp
+from aiobotocore.session import AioSession
+from botocore.utils import parse_timestamp
 from s3fs import S3FileSystem
 
+from ray_learngene import __version__
 from ray_learngene.io import s3_settings
 from ray_learngene.io.errors import client_error, s3_code
 
 CONNECTIONS = 32  # kept open for the next requests
+BLOCK_BYTES = 2**18
 LEAST = 2**16  # bytes that a server must send in the time that a request may take
 PAST_THE_END = {"INVALIDRANGE", "416"}
 
@@ -33,6 +40,9 @@ class S3Client:
 
     def __init__(self) -> None:
         settings = s3_settings.s3_settings()
+        session = AioSession()
+        # botocore's own takes most of the time of a long list
+        session.get_component("response_parser_factory").set_parser_defaults(timestamp_parser=_timestamp)
         self._s3 = S3FileSystem(
             endpoint_url=settings["endpoint"],
             client_kwargs={"region_name": settings["region"]},
@@ -41,17 +51,19 @@ class S3Client:
                 "read_timeout": s3_settings.REQUEST_SECONDS,
                 "retries": {"total_max_attempts": 1},
                 "max_pool_connections": CONNECTIONS,
+                "user_agent": f"ray-learngene/{__version__} s3fs",  # else botocore puts one together for each request
                 # Over https this is the default. Over http a SHA-256 of every body would be one more, next to the
                 # manifest's of the same bytes; the server sees damage on the way by a CRC.
                 "s3": {"payload_signing_enabled": False},
             },
+            session=session,
             use_listings_cache=False,
             skip_instance_cache=True,
         )
         self._s3.retries = 1
 
     def call(self, method: str, seconds: float = 0.0, **kwargs: Any) -> dict[str, Any]:
-        """Make a request without a body.
+        """Make a request whose body, if it has one, is small.
 
         Args:
             seconds: That it may take on top of the usual.
@@ -62,14 +74,18 @@ class S3Client:
 
     def send(self, method: str, data: bytes, **kwargs: Any) -> dict[str, Any]:
         """Make a request with a body. It may take as long as the server keeps taking bytes."""
+        if len(data) <= BLOCK_BYTES:  # without asking the server first whether it takes the body, as botocore does
+            return self.call(method, Body=data, **kwargs)
         with _errors_of_botocore():
-            return self.start(self._send(method, io.BytesIO(data), **kwargs)).result()
+            if self._s3.s3.meta.config.request_checksum_calculation == "when_supported":
+                kwargs["ChecksumCRC32"] = base64.b64encode(zlib.crc32(data).to_bytes(4)).decode()
+            return self.start(self._send(method, Body(data), **kwargs)).result()
 
-    async def _send(self, method: str, body: io.BytesIO, **kwargs: Any) -> dict[str, Any]:
+    async def _send(self, method: str, body: Body, **kwargs: Any) -> dict[str, Any]:
         request = asyncio.ensure_future(self._s3._call_s3(method, Body=body, **kwargs))
         taken = -1
-        while not request.done() and body.tell() != taken:
-            taken = body.tell()
+        while not request.done() and body.taken != taken:
+            taken = body.taken
             await asyncio.wait({request}, timeout=_deadline())
         if not request.done():
             request.cancel()
@@ -77,8 +93,12 @@ class S3Client:
         answer: dict[str, Any] = request.result()
         return answer
 
+    def stream(self, start: int, end: int, piece_bytes: int, least: int = LEAST, **where: str) -> Stream:
+        """Ask for the bytes `[start, end)` of an object; see `Stream`."""
+        return Stream(self, start, end, piece_bytes, least, **where)
+
     async def get(self, **kwargs: Any) -> dict[str, Any]:
-        """Ask for an object, for `start`; the body of the answer arrives later."""
+        """Ask for an object; the body of the answer arrives later."""
         answer: dict[str, Any] = await self._s3._call_s3("get_object", **kwargs)
         return answer
 
@@ -87,18 +107,45 @@ class S3Client:
         return asyncio.run_coroutine_threadsafe(method, self._s3.loop)
 
 
+class Body:
+    """Bytes that aiohttp takes piece by piece, without a copy.
+
+    Once it has taken one, it does not repeat the request unseen, as it does with bytes and files.
+
+    Attributes:
+        taken: How many bytes aiohttp has taken.
+    """
+
+    def __init__(self, data: bytes) -> None:
+        self.taken = 0
+        self._data = memoryview(data)
+        file = io.BytesIO(data)
+        self.read, self.seek, self.tell = file.read, file.seek, file.tell  # for botocore
+
+    async def __aiter__(self) -> AsyncIterator[memoryview]:
+        while self.taken < len(self._data):
+            piece = self._data[self.taken : self.taken + BLOCK_BYTES]
+            self.taken += len(piece)
+            yield piece
+
+
 class Stream:
     """The bytes `[start, end)` of an object, as they arrive; the request is made at once. One thread reads it.
 
     The next piece is received while the last one is used. An error is raised after what arrived before it.
 
+    Args:
+        piece_bytes: A piece has at most so many.
+        least: And at least so many, but for the last one.
+
     Attributes:
         total: Bytes of the whole object, known once something was read; 0 where it ends before `start`.
     """
 
-    def __init__(self, client: S3Client, start: int, end: int, piece_bytes: int, **where: str) -> None:
+    def __init__(self, client: S3Client, start: int, end: int, piece_bytes: int, least: int, **where: str) -> None:
         self.total = 0
-        self._client, self._position, self._end, self._piece_bytes = client, start, end, piece_bytes
+        self._client, self._position, self._end = client, start, end
+        self._piece_bytes, self._least = piece_bytes, least
         self._body: Any = None
         self._next: Future[bytes] | None = client.start(self._open(**where))
 
@@ -137,11 +184,11 @@ class Stream:
 
     async def _receive(self) -> bytes:
         blocks: list[bytes] = []
-        arrived, wanted = 0, min(self._piece_bytes, self._end - self._position)
+        arrived, most = 0, min(self._piece_bytes, self._end - self._position)
         try:
             async with asyncio.timeout(_deadline()):
-                while arrived < wanted:
-                    block = await self._body.read(wanted - arrived)
+                while arrived < min(most, self._least):
+                    block = await self._body.read(most - arrived)
                     if not block:
                         raise ConnectionError("the server sent less than it announced")
                     blocks.append(block)
@@ -152,7 +199,15 @@ class Stream:
         self._position += arrived
         if self._position == self._end:
             self._body.close()
-        return b"".join(blocks)
+        return blocks[0] if len(blocks) == 1 else b"".join(blocks)
+
+
+def _timestamp(text: str) -> datetime:
+    try:
+        return datetime.fromisoformat(text)
+    except ValueError:
+        found: datetime = parse_timestamp(text)  # a header's
+        return found
 
 
 def _deadline() -> float:

@@ -16,7 +16,8 @@ def s3_settings() -> dict[str, str | None]:
     """Endpoint, region and certificate bundle as the AWS variables and the profile give them, None if they do not.
 
     Raises:
-        UserError: The endpoint is not a URL of a server alone; the message does not repeat it.
+        UserError: The endpoint is not a URL of a server alone (the message does not repeat it), or there is no such
+            certificate bundle.
     """
     # Only here: sessions are slow to import, and a local path needs none.
     import botocore.configprovider
@@ -39,11 +40,14 @@ def s3_settings() -> dict[str, str | None]:
         raise UserError(f"AWS_ENDPOINT_URL holds a user name or a password: take them out, and set {KEYS}")
     if not valid:
         raise UserError("AWS_ENDPOINT_URL is no URL of a server (host names have letters, digits, - and .): mend it")
+    ca_bundle = session.get_config_variable("ca_bundle")
+    if ca_bundle and not os.path.exists(ca_bundle):
+        raise UserError("AWS_CA_BUNDLE (or ca_bundle of the profile) names a file that does not exist: correct it")
     return {
         "endpoint": endpoint,
         # botocore reads AWS_DEFAULT_REGION only; every other AWS library reads AWS_REGION, and first.
         "region": os.environ.get("AWS_REGION") or session.get_config_variable("region"),
-        "ca_bundle": session.get_config_variable("ca_bundle"),
+        "ca_bundle": ca_bundle,
     }
 
 

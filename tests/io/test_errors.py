@@ -150,6 +150,13 @@ def test_an_endpoint_that_is_no_url_is_one_line(endpoint: str, monkeypatch: pyte
     one_line(error)
 
 
+def test_a_missing_certificate_bundle_is_named(s3_env: Callable[[], str], monkeypatch: pytest.MonkeyPatch) -> None:
+    uri = s3_env()
+    monkeypatch.setenv("AWS_CA_BUNDLE", "/no/such/bundle.pem")
+    with pytest.raises(UserError, match="AWS_CA_BUNDLE .* names a file that does not exist"):
+        Store(uri).check(write=False)
+
+
 def test_an_unreachable_endpoint_is_named(
     s3_env: Callable[[], str], folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

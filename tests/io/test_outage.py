@@ -11,6 +11,7 @@ import pytest
 
 from ray_learngene.errors import UserError
 from ray_learngene.io.errors import Unavailable
+from ray_learngene.io.retry import Retry
 from ray_learngene.store.checkpoints import StoreCheckpoints
 from ray_learngene.store.store import Store
 from tests.store.folders import contents, make_folder, one_line
@@ -102,8 +103,9 @@ def test_an_outage_is_told_once_and_its_end(
 
 
 def test_patience_ends(uri: str, proxy: Proxy, folder: Path) -> None:
-    store = Store(uri, retry_seconds=0.2)
-    store.check(write=True)
+    store = Store(uri)
+    store.objects.open()
+    store.objects.retry = Retry(0.2)
     proxy.fault = lambda request: 503
     for use in (
         lambda: store.publish("learngene", "a", folder, {}),
@@ -167,7 +169,7 @@ def test_what_waiting_cannot_help_is_told_at_once(
 
 def test_a_refused_upload_leaves_nothing_behind(uri: str, proxy: Proxy, folder: Path) -> None:
     store = Store(uri)
-    proxy.fault = lambda request: 403 if request.method == "PUT" and "manifest.json" in request.path else None
+    proxy.fault = lambda request: 403 if request.method == "PUT" and "config.json" in request.path else None
     proxy.body = ERROR.format("AccessDenied").encode()
     with pytest.raises(UserError, match="is denied"):
         store.publish("learngene", "a", folder, {})

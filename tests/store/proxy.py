@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Literal
 from urllib.parse import urlsplit
 
-Fault = Literal["refuse", "hang", "cut", "lose"] | int
+Fault = Literal["refuse", "hang", "stall", "cut", "half", "lose", "late"] | int
 
 
 @dataclass(frozen=True)
@@ -29,9 +29,11 @@ class Request:
 class Proxy:
     """Passes on every request and its answer unchanged, unless `fault` says otherwise for it.
 
-    Faults: "refuse" closes the connection, "hang" never answers, "cut" breaks off in the middle of the answer, "lose"
-    lets the server do what is asked and loses the answer; a number is answered with that HTTP status.
-    `after` is called when the server has answered a request, before its answer goes back.
+    Faults: "refuse" closes the connection, "hang" never answers, "stall" asks for the body and takes none of it, "cut"
+    breaks off in the middle of the answer, "half" sends half an answer as if it were whole, "lose" lets the server do
+    what is asked and loses the answer, "late" refuses with status 403 and lets the server do it in `deliver`; a number
+    is answered with that HTTP status. `after` is called when the server has answered a request, before its answer goes
+    back.
     """
 
     def __init__(self, endpoint: str) -> None:
@@ -41,6 +43,7 @@ class Proxy:
         self.fault: Callable[[Request], Fault | None] = lambda request: None
         self.after: Callable[[Request], None] = lambda request: None
         self.body = b""
+        self._late: list[bytes] = []
         self._lock = threading.Lock()
         self._closed = threading.Event()
         self._listener = socket.create_server(("127.0.0.1", 0))
@@ -50,6 +53,17 @@ class Proxy:
     def close(self) -> None:
         self._closed.set()
         self._listener.close()
+
+    def deliver(self) -> None:
+        """Let the server do what came late, and wait until it has."""
+        for request in self._late:
+            with socket.create_connection(self._server) as server:
+                server.sendall(request)
+                answers = server.makefile("rb")
+                while (answer := _head(answers)).startswith(b"HTTP/1.1 100"):
+                    pass
+                assert answer.startswith(b"HTTP/1.1 200"), answer
+        self._late.clear()
 
     def _accept(self) -> None:
         while True:
@@ -81,10 +95,19 @@ class Proxy:
             self._closed.wait()
             return False
         waits = _header(head, b"expect") == b"100-continue"
-        if isinstance(fault, int):
+        if fault == "stall":
             if waits:
                 client.sendall(b"HTTP/1.1 100 Continue\r\n\r\n")
-            _body(head, incoming, lambda data: None)
+            self._closed.wait()
+            return False
+        if fault == "late" or isinstance(fault, int):
+            if waits:
+                client.sendall(b"HTTP/1.1 100 Continue\r\n\r\n")
+            sent = [head]
+            _body(head, incoming, sent.append)
+            if fault == "late":
+                self._late.append(b"".join(sent))
+                fault = 403
             body = b"" if method == "HEAD" else self.body
             client.sendall(f"HTTP/1.1 {fault} Fault\r\nContent-Length: {len(self.body)}\r\n\r\n".encode() + body)
             return True
@@ -104,6 +127,9 @@ class Proxy:
         if fault == "lose":
             return False
         data = b"".join(received)
+        if fault == "half":
+            answer = answer.replace(b"Content-Length: %d" % len(data), b"Content-Length: %d" % (len(data) // 2))
+            data = data[: len(data) // 2]
         client.sendall(answer + (data[: len(data) // 2] if fault == "cut" else data))
         return fault != "cut"
 
