@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -15,7 +16,13 @@ from tests.conftest import S3Server
 from tests.store.folders import contents, make_folder
 from tests.store.proxy import Fault, Proxy, Request
 
-ROW = {"row": {"top1": 1.0}}
+ROW: dict[str, Any] = {
+    "row": {
+        **{"descendant": "a", "sweep": "s", "status": "finished", "arm": "sws", "width": 8, "depth": 1, "image": 8},
+        **{"seed": 0, "lr": 1e-3, "params": 1, "macs": 1, "memory": 1, "latency": 1.0, "seconds": 1.0},
+        **{"top1": 1.0, "top1_untuned": 1.0, "top1_epoch1": 1.0},
+    }
+}
 
 
 @pytest.fixture
