@@ -35,6 +35,7 @@ _TAKEN = {
     "WholeNumbers": "str | int | Sequence[int]",
     "OptionalWholeNumbers": "str | int | Sequence[int] | None",
     "Texts": "str | Sequence[str]",
+    "License": "str | None",
 }
 HEAD = '''"""Written by `python docs/api_stub.py`: the keywords of every function, with types and defaults."""
 

@@ -95,6 +95,7 @@ def train_ancestry(
     store: Store | str = "./store",
     store_patience: float = 300.0,
     overwrite: bool = False,
+    license: str | None = None,
     model: str = "deit_small_patch16_224",
     model_args: dict[str, Any] = ...,
     pretrained: bool = False,
@@ -169,6 +170,7 @@ def distill(
     store: Store | str = "./store",
     store_patience: float = 300.0,
     overwrite: bool = False,
+    license: str | None = None,
     method: str = "sws",
     depth: int | None = None,
     width: int | None = None,
@@ -184,6 +186,7 @@ def extract(
     store: Store | str = "./store",
     store_patience: float = 300.0,
     overwrite: bool = False,
+    license: str | None = None,
 ) -> Artefact: ...
 def sweep(
     learngene: Artefact | str,
@@ -264,6 +267,7 @@ def sweep(
     lr_high: float = 0.01,
     asha: bool = False,
     max_concurrent: int = 0,
+    license: str | None = None,
     checkpoint_seconds: float = 60,
 ) -> pandas.DataFrame: ...
 def plan(

@@ -16,9 +16,11 @@ from timm.data import resolve_model_data_config
 from timm.models import get_model_input_config
 from torch import Tensor, nn
 
+from ray_learngene.ancestry.origin import origin_of, print_license
 from ray_learngene.errors import UserError
 from ray_learngene.io.scratch import scratch_folder
 from ray_learngene.models.compile import compile_layers
+from ray_learngene.models.origin import Origin
 from ray_learngene.models.timm_folder import labels_of, load_timm
 from ray_learngene.store.manifest import Kind
 from ray_learngene.store.store import Store
@@ -31,6 +33,9 @@ class Ancestry(nn.Module):
     """A frozen ancestry model: images `[B, 3, H, W]` of any size to logits `[B, K]`.
 
     Images are resized to the model's own input size where that is another, and made grey for a model of one channel.
+
+    Attributes:
+        origin: What its weights were made of, and their licence.
     """
 
     scale: Tensor | None
@@ -38,8 +43,9 @@ class Ancestry(nn.Module):
     luma: Tensor | None
     order: Tensor | None
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, origin: Origin | None = None) -> None:
         super().__init__()
+        self.origin = origin or Origin()
         self.model = model.eval().requires_grad_(False)
         settings = resolve_model_data_config(model)
         channels, *size = map(int, get_model_input_config(model)["input_size"])
@@ -159,7 +165,9 @@ def load_ancestry(reference: str, store: Store, flag: str = "--ancestry") -> Anc
     channels = get_model_input_config(model)["input_size"][0]
     if channels not in (1, 3):
         raise UserError(f"{flag} {reference}: the model takes images of {channels} channels; choose one of 3, or of 1")
-    return Ancestry(model)
+    origin = origin_of(reference, store, model.pretrained_cfg)
+    print_license(reference, origin)
+    return Ancestry(model, origin)
 
 
 def create_timm(name: str, flag: str, **arguments: Any) -> nn.Module:

@@ -14,6 +14,7 @@ from ray_learngene.models.budgets import Budget, format_quantity, parse_quantity
 from ray_learngene.store.manifest import FOLDERS, Manifest
 from ray_learngene.store.rows import numbers_of
 from ray_learngene.store.store import Entry, Store
+from ray_learngene.terminal import one_line
 
 _LIMITS = {"params": "max_params", "macs": "max_macs", "memory": "max_memory", "latency": "max_latency"}
 
@@ -166,6 +167,9 @@ def pull(config: PullConfig) -> Path:
     path = store.download(manifest.kind, manifest.name, out, overwrite=config.overwrite)
     size = format_quantity("memory", manifest.bytes)
     print(f"pulled {FOLDERS[manifest.kind]}/{manifest.name} ({size}) to {path}", flush=True)
+    origin = manifest.metadata.get("origin")
+    if isinstance(origin, dict) and origin.get("license"):
+        print(f"license: {one_line(origin['license'], 100)}")
     row = Entry.of(manifest).facts
     if numbers_of(row, "top1", *_LIMITS):  # else it has no such row: a learngene, or what a script of its own published
         print(

@@ -74,6 +74,8 @@ def _page(manifest: Manifest, store: Store) -> Iterator[tuple[str, str]]:
     scores = {**_mapping(facts.get("metrics")), **{name: row[name] for name in ("top1_untuned", "top1") if name in row}}
     if known := [f"{name} {each[name]:.4g}" for name in scores if (each := numbers_of(scores, name))]:
         yield "measured", ", ".join(known)
+    if license := _mapping(facts.get("origin")).get("license"):
+        yield "license", str(license)
     if row.get("outside"):
         yield "note", str(row["outside"])
     spent = cost or row

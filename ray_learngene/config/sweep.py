@@ -8,7 +8,7 @@ from pydantic import Field, field_validator, model_validator
 
 from ray_learngene.config.base import CHOICE, NOTHING, Config
 from ray_learngene.config.data import AugmentationConfig, DataConfig
-from ray_learngene.config.texts import OptionalWholeNumbers, Texts
+from ray_learngene.config.texts import License, OptionalWholeNumbers, Texts
 from ray_learngene.config.training import (
     ClusterConfig,
     DistillationConfig,
@@ -131,6 +131,11 @@ class SweepConfig(SelectionConfig, TrialsConfig):
         0,
         ge=0,
         description="trials at a time; 0: as many as the resources allow",
+        json_schema_extra=NOTHING,
+    )
+    license: License = Field(
+        None,
+        description="licence of the descendants, such as apache-2.0; default: that of the models they are made from",
         json_schema_extra=NOTHING,
     )
     checkpoint_seconds: float = Field(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from pydantic import BeforeValidator
+from pydantic import BeforeValidator, StringConstraints
 
 
 def _text(value: Any) -> Any:
@@ -25,3 +25,4 @@ Quantity = Annotated[str | None, BeforeValidator(_text)]
 WholeNumbers = Annotated[str, BeforeValidator(_numbers)]
 OptionalWholeNumbers = Annotated[str | None, BeforeValidator(_numbers)]
 Texts = Annotated[tuple[str, ...], BeforeValidator(_texts)]
+License = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9 .+()-]{0,99}$")] | None

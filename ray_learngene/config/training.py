@@ -8,6 +8,7 @@ from typing import Literal, Self
 from pydantic import Field, field_validator, model_validator
 
 from ray_learngene.config.base import NOTHING, RESULT, ROUNDING, Config, address
+from ray_learngene.config.texts import License
 
 
 class OptimizationConfig(Config):
@@ -188,4 +189,9 @@ class PublishConfig(Config):
     name: str = Field(description="name of the artefact and of its run; the same name continues an interrupted run")
     overwrite: bool = Field(
         False, description="start again and replace an artefact of that name", json_schema_extra=NOTHING
+    )
+    license: License = Field(
+        None,
+        description="licence of what is published, such as apache-2.0; default: that of the model it is made from",
+        json_schema_extra=NOTHING,
     )

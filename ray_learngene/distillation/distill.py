@@ -16,6 +16,7 @@ from torch import nn
 from ray_learngene.ancestry.answers import Answers
 from ray_learngene.ancestry.classes import match_classes
 from ray_learngene.ancestry.model import Ancestry, load_ancestry
+from ray_learngene.ancestry.origin import stored_origin
 from ray_learngene.config import DistillConfig
 from ray_learngene.data.image_set import ImageSets
 from ray_learngene.data.pipeline import ImagePipeline, checked_image_sets
@@ -25,6 +26,7 @@ from ray_learngene.errors import UserError
 from ray_learngene.methods.base import Learngene, Method
 from ray_learngene.methods.generated import attribute_of
 from ray_learngene.methods.registry import create_method
+from ray_learngene.models.origin import Origin, data_name
 from ray_learngene.models.preprocessing import Preprocessing
 from ray_learngene.models.specs import Spec, preset
 from ray_learngene.provenance import publishable
@@ -48,6 +50,7 @@ class DistillTask:
     labels: tuple[str, ...]
     facts: dict[str, Any]
     start: StoredLearngene | None
+    origin: Origin
     kind: Kind = field(default="learngene", init=False)
 
     def objective(self, device: torch.device, autocast: torch.dtype | None) -> Objective:
@@ -90,6 +93,9 @@ class DistillTask:
         metadata = json.loads(json.dumps(learngene.description())) | {"ancestry": publishable(self.config.ancestry)}
         return metadata | ({"start": self.start.facts()} if self.start else {})
 
+    def card(self, metadata: dict[str, Any]) -> None:
+        return None
+
 
 def distill(config: DistillConfig) -> Manifest:
     """Distil an ancestry model into a learngene and publish it in the store.
@@ -119,7 +125,9 @@ def distill(config: DistillConfig) -> Manifest:
     facts: dict[str, Any] = {"data_sha256": sets.train.fingerprint, "ancestry_sha256": ancestry.sha256()}
     if start:
         facts["start_version"] = start.manifest.version
-    return run(DistillTask(config, store, images, module, method, ancestry, labels, facts, start))
+    sources = [ancestry.origin, *([stored_origin(start.manifest, store)] if start else [])]
+    origin = Origin.join(sources, data=data_name(config.data), stated=config.license)
+    return run(DistillTask(config, store, images, module, method, ancestry, labels, facts, start, origin))
 
 
 def check_depth(module: nn.Module, depth: int, method: str) -> None:

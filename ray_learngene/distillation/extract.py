@@ -14,10 +14,12 @@ import torch
 from torch import nn
 
 from ray_learngene.ancestry.model import load_ancestry
+from ray_learngene.ancestry.origin import print_license_kept, stored_origin
 from ray_learngene.config import ExtractConfig
 from ray_learngene.errors import UserError
 from ray_learngene.io.scratch import scratch_folder
 from ray_learngene.methods.registry import create_method
+from ray_learngene.models.origin import Origin
 from ray_learngene.models.preprocessing import Preprocessing
 from ray_learngene.models.timm_folder import labels_of
 from ray_learngene.provenance import fingerprint, provenance, publishable
@@ -43,6 +45,7 @@ def extract(config: ExtractConfig) -> Manifest:
     store.check(write=True)
     began = time.monotonic()
     model, labels, preprocessing, facts = _source(config.source, store)
+    origin = Origin.join([facts["origin"]], stated=config.license)
     settings = {"method": method.name, **method.model_dump(mode="json"), "source_sha256": facts["sha256"]}
     if not config.overwrite and store.exists("learngene", config.name):
         manifest = store.manifest("learngene", config.name)
@@ -52,6 +55,7 @@ def extract(config: ExtractConfig) -> Manifest:
                 "choose another --name, or --overwrite to replace it"
             )
         print(f"learngene {config.name} is already in {store.uri}, made with these settings: nothing to do", flush=True)
+        print_license_kept(manifest, config.license)
         return manifest
     learngene = method.extract(model).describe(labels=labels, preprocessing=preprocessing.model_dump(mode="json"))
     cost = {**_NO_COST, "seconds": 0.0, **facts["cost"]}
@@ -62,6 +66,7 @@ def extract(config: ExtractConfig) -> Manifest:
         "source": publishable(config.source),
         "metrics": facts["metrics"],
         "cost": {**cost, "seconds": round(cost["seconds"] + time.monotonic() - began, 3)},
+        "origin": origin.model_dump(mode="json"),
         **provenance(),
     }
     with scratch_folder() as temporary:
@@ -87,8 +92,10 @@ def _source(reference: str, store: Store) -> tuple[nn.Module, tuple[str, ...], P
         spent = stored.facts()  # with that of the learngene that it started from
         cost = {name: spent.get(f"learngene_{name}") or value for name, value in metadata["cost"].items()}
         facts = {"sha256": stored.manifest.version, "cost": cost, "metrics": metadata["metrics"]}
+        facts["origin"] = stored_origin(stored.manifest, store)
         return model, learngene.labels, Preprocessing(**learngene.preprocessing), facts
     ancestry = load_ancestry(reference, store, flag="--source")
     trained = ancestry.model
     preprocessing = Preprocessing.of(trained, f"--source {reference}")
-    return trained, labels_of(trained), preprocessing, {"sha256": ancestry.sha256(), "cost": {}, "metrics": {}}
+    facts = {"sha256": ancestry.sha256(), "cost": {}, "metrics": {}, "origin": ancestry.origin}
+    return trained, labels_of(trained), preprocessing, facts

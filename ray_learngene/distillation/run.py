@@ -10,6 +10,7 @@ import json
 from typing import Any
 
 from ray_learngene import sigterm
+from ray_learngene.ancestry.origin import print_license_kept
 from ray_learngene.config import AncestryConfig, DistillConfig
 from ray_learngene.config.decides import RUN, decisive, require_same
 from ray_learngene.device import gpu_allowed, resolve_device
@@ -91,6 +92,7 @@ def _finished(task: Task, settings: dict[str, Any]) -> Manifest | None:
             f"choose another --name, or --overwrite to replace it"
         )
     print(f"{task.kind} {name} is already in {store.uri}, made with these settings: nothing to do", flush=True)
+    print_license_kept(manifest, task.config.license)
     return manifest
 
 

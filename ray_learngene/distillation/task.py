@@ -15,6 +15,7 @@ from ray_learngene.data.pipeline import ImagePipeline
 from ray_learngene.errors import UserError
 from ray_learngene.io.scratch import scratch_folder
 from ray_learngene.models.compile import require_compiler
+from ray_learngene.models.origin import Origin
 from ray_learngene.provenance import fingerprint, provenance, publishable
 from ray_learngene.store import manifest
 from ray_learngene.store.checkpoints import StoreCheckpoints
@@ -33,6 +34,7 @@ class Task(Protocol):
     images: ImagePipeline
     module: nn.Module
     store: Store
+    origin: Origin
 
     @property
     def config(self) -> AncestryConfig | DistillConfig: ...
@@ -57,6 +59,10 @@ class Task(Protocol):
 
     def write(self, module: nn.Module, folder: Path) -> dict[str, Any]:
         """Write the artefact's files; returns its metadata."""
+        ...
+
+    def card(self, metadata: dict[str, Any]) -> str | None:
+        """The artefact's README.md; None for one that only this package reads."""
         ...
 
 
@@ -135,8 +141,11 @@ def publish(
                 **flops,
                 "teacher_flops": flops["teacher_flops"] * asked // max(1, seen),
             },
+            "origin": task.origin.model_dump(mode="json"),
             **provenance(),
         }
+        if (card := task.card(metadata)) is not None:
+            (folder / "README.md").write_text(card)
         store, name, overwrite = task.store, task.config.name, task.config.overwrite
         try:
             store.publish(task.kind, name, folder, metadata, overwrite=overwrite)

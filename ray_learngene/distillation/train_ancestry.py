@@ -13,11 +13,14 @@ import torch
 from torch import nn
 
 from ray_learngene.ancestry.model import create_timm
+from ray_learngene.ancestry.origin import origin_of, print_license
 from ray_learngene.config import AncestryConfig
 from ray_learngene.data.pipeline import ImagePipeline, checked_image_sets
 from ray_learngene.distillation.run import run
 from ray_learngene.distillation.task import open_store
 from ray_learngene.errors import UserError
+from ray_learngene.models.card import model_card
+from ray_learngene.models.origin import Origin, data_name
 from ray_learngene.models.preprocessing import Preprocessing
 from ray_learngene.models.timm_folder import export_timm
 from ray_learngene.provenance import publishable
@@ -37,6 +40,7 @@ class AncestryTask:
     module: nn.Module
     labels: tuple[str, ...]
     facts: dict[str, Any]
+    origin: Origin
     kind: Kind = field(default="ancestry", init=False)
 
     def objective(self, device: torch.device, autocast: torch.dtype | None) -> Objective:
@@ -59,13 +63,33 @@ class AncestryTask:
         return self.facts
 
     def write(self, module: nn.Module, folder: Path) -> dict[str, Any]:
-        export_timm(module, folder, labels=self.labels, preprocessing=self.images.preprocessing)
+        export_timm(
+            module,
+            folder,
+            labels=self.labels,
+            preprocessing=self.images.preprocessing,
+            tag=self.config.name,
+            origin=self.origin,
+        )
         return {
             "model": publishable(self.config.model),
             "model_args": publishable(self.config.model_args),
             "labels": list(self.labels),
             "parameters": sum(parameter.numel() for parameter in module.parameters()),
         }
+
+    def card(self, metadata: dict[str, Any]) -> str:
+        metrics = metadata["metrics"]
+        averaged = {"top-1 of the averaged weights": metrics["ema_top1"]} if "ema_top1" in metrics else {}
+        return model_card(
+            "ancestry_card.md",
+            name=self.config.name,
+            origin=self.origin,
+            data=data_name(self.config.data),
+            split=self.config.validate_on,
+            metrics={"top-1": metrics["top1"], **averaged},
+            metadata=metadata,
+        )
 
 
 def _create(config: AncestryConfig, classes: int) -> nn.Module:
@@ -117,4 +141,9 @@ def train_ancestry(config: AncestryConfig) -> Manifest:
         **changes,
     )
     images = ImagePipeline.of(sets, preprocessing, config)
-    return run(AncestryTask(config, store, images, module, sets.train.classes, {"data_sha256": sets.train.fingerprint}))
+    sources = [origin_of(config.model, store, module.pretrained_cfg)] if config.pretrained else []
+    for source in sources:
+        print_license(config.model, source)
+    origin = Origin.join(sources, data=data_name(config.data), stated=config.license)
+    facts = {"data_sha256": sets.train.fingerprint}
+    return run(AncestryTask(config, store, images, module, sets.train.classes, facts, origin))

@@ -13,7 +13,12 @@ from timm.models import save_for_hf
 from torch import nn
 
 from ray_learngene.errors import UserError
+from ray_learngene.models.origin import Origin
 from ray_learngene.models.preprocessing import Preprocessing
+
+# what timm's settings say of where an architecture's own weights come from
+_SOURCE_FACTS = ("tag", "license", "description", "origin_url", "paper_name", "paper_ids", "notes")
+_DESCRIPTION = "Trained with ray_learngene; README.md says from what and on which images."
 
 
 def export_timm(
@@ -23,10 +28,16 @@ def export_timm(
     labels: Sequence[str],
     preprocessing: Preprocessing,
     model_args: dict[str, Any] | None = None,
+    tag: str | None = None,
+    origin: Origin | None = None,
 ) -> None:
     """Write a model so that `timm.create_model("local-dir:FOLDER", pretrained=True)` gives equal logits.
 
     The preprocessing and the class names go into `config.json`, where timm's data configuration finds them.
+
+    Args:
+        tag: What timm calls these weights of the architecture, such as the artefact's name.
+        origin: Of the weights; its licence goes into `config.json`.
     """
     data_config = {
         "input_size": (3, preprocessing.image_size, preprocessing.image_size),
@@ -36,10 +47,16 @@ def export_timm(
         "crop_mode": "center",  # even if the model that training started from has another one
         "interpolation": preprocessing.interpolation,
     }
+    provenance = {
+        **dict.fromkeys(_SOURCE_FACTS),  # else timm copies those of the architecture's own weights
+        "tag": tag,
+        "license": origin.license if origin else None,
+        "description": _DESCRIPTION,
+    }
     save_for_hf(
         model,
         str(folder),
-        model_config={"label_names": list(labels)},
+        model_config={"label_names": list(labels), "pretrained_cfg": provenance},
         model_args=model_args,
         safe_serialization=True,
         data_config=data_config,

@@ -7,19 +7,21 @@ import re
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import ray_learngene.torchvision_cpu  # noqa: F401  isort:skip  (before the first timm import)
-from jinja2 import Environment, PackageLoader, StrictUndefined
-
 from ray_learngene.ancestry.answers import Answers, LiveAnswers
 from ray_learngene.ancestry.model import Ancestry
+from ray_learngene.ancestry.origin import stored_origin
 from ray_learngene.config import SweepConfig
 from ray_learngene.config.decides import DESCENDANT, TAUGHT_DESCENDANT, decisive
 from ray_learngene.data.pipeline import ImagePipeline
 from ray_learngene.device import resolve_device
 from ray_learngene.io.scratch import scratch_folder
+from ray_learngene.models.card import model_card
 from ray_learngene.models.compile import compile_layers
+from ray_learngene.models.origin import Origin, data_name
 from ray_learngene.models.specs import Spec, build, set_drop_path, timm_arguments
 from ray_learngene.models.timm_folder import export_timm
 from ray_learngene.provenance import fingerprint, provenance, publishable
@@ -172,6 +174,9 @@ class DescendantRun:
         self.autocast = resolve_precision(settings.precision, clock.device)
         self.uploads = StoreCheckpoints(self.store, self.name, {"lr": task.one.lr})
         self.checkpoints = BackgroundCheckpoints(self.uploads)
+        sources = [stored_origin(task.stored.manifest, self.store)] if task.stored else []
+        sources += [self.ancestry.origin] if self.ancestry else []
+        self.origin = Origin.join(sources, data=data_name(settings.data), stated=settings.license)
 
     def expand(self) -> None:
         """Make the untuned descendant, or what is to be fitted to its size; nothing where it is published already."""
@@ -282,18 +287,24 @@ class DescendantRun:
             "config": publishable(self.settings.model_dump(mode="json")),
             **({"unreadable": progress.unreadable} if progress.unreadable else {}),
             "labels": list(labels),
+            "origin": self.origin.model_dump(mode="json"),
             **provenance(),
         }
-        arguments = timm_arguments(self.task.one.spec)
+        export = partial(
+            export_timm,
+            labels=labels,
+            preprocessing=preprocessing,
+            model_args=timm_arguments(self.task.one.spec),
+            tag=self.task.one.name,
+            origin=self.origin,
+        )
         with scratch_folder() as folder:
-            export_timm(self.model, folder, labels=labels, preprocessing=preprocessing, model_args=arguments)
+            export(self.model, folder)
             if trainer.ema is not None:
-                export_timm(
-                    trainer.ema.module, folder / "ema", labels=labels, preprocessing=preprocessing, model_args=arguments
-                )
+                export(trainer.ema.module, folder / "ema")
             row["overhead_seconds"] = round(self.clock() - (progress.seconds - progress.resumed_seconds), 3)
             (folder / "metrics.json").write_text(json.dumps(metadata, indent=2) + "\n")
-            (folder / "README.md").write_text(model_card(row, self.settings))
+            (folder / "README.md").write_text(self._card(row))
             with suppress(NameTaken):
                 self.store.publish("descendant", self.name, folder, metadata)
                 return row
@@ -302,8 +313,15 @@ class DescendantRun:
         published: dict[str, Any] = self.store.manifest("descendant", self.name).metadata["row"]
         return published
 
-
-def model_card(row: dict[str, Any], config: SweepConfig) -> str:
-    """README.md of a descendant: what it is, how to load it, how good it is, where it comes from."""
-    environment = Environment(loader=PackageLoader("ray_learngene"), undefined=StrictUndefined, trim_blocks=True)
-    return environment.get_template("model_card.md").render(row=row, config=publishable(config.model_dump(mode="json")))
+    def _card(self, row: dict[str, Any]) -> str:
+        averaged = {} if row["ema_top1"] is None else {"top-1 of the averaged weights": row["ema_top1"]}
+        return model_card(
+            "descendant_card.md",
+            name=row["descendant"],
+            origin=self.origin,
+            data=data_name(row["data"]),
+            split=self.settings.validate_on,
+            metrics={"top-1": row["top1"], "top-1 before tuning": row["top1_untuned"], **averaged},
+            row=row,
+            config=publishable(self.settings.model_dump(mode="json")),
+        )

@@ -1,0 +1,113 @@
+"""The origin of ancestry models and of artefacts in a store."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import ray_learngene.torchvision_cpu  # noqa: F401  isort:skip  (before the first timm import)
+from huggingface_hub import ModelCard
+from pydantic import ValidationError
+from timm.models import get_pretrained_cfg
+
+from ray_learngene.errors import UserError
+from ray_learngene.models.origin import Origin, data_name, origin_of_settings
+from ray_learngene.store.manifest import Kind, Manifest
+from ray_learngene.store.store import Store
+from ray_learngene.terminal import one_line
+
+_KINDS: dict[str, Kind] = {"ancestries": "ancestry", "descendants": "descendant", "learngenes": "learngene"}
+_LONGEST_CHAIN = 20  # models made of models made of models
+
+log = logging.getLogger(__name__)
+
+
+def origin_of(reference: str, store: Store, settings: Any = None, *, chain: int = 0) -> Origin:
+    """The origin of the model that a reference of `load_ancestry` names; it may be a learngene of the store too.
+
+    Args:
+        settings: timm's settings of the model, if it is loaded.
+        chain: How many models were made of this one.
+    """
+    scheme, _, rest = reference.partition(":")
+    if scheme == "store":
+        folder, _, name = rest.partition("/")
+        manifest = store.look_up(_KINDS[folder], name) if folder in _KINDS and chain < _LONGEST_CHAIN else None
+        return stored_origin(manifest, store, chain=chain + 1) if manifest else Origin()
+    if scheme == "local-dir":
+        return _with_card(Path(rest).expanduser() / "README.md", origin_of_settings(settings or {}))
+    if scheme == "hf-hub":
+        return _with_card(rest, Origin(base_models=(rest.partition("@")[0],)))
+    known = get_pretrained_cfg(reference, allow_unregistered=True)
+    return origin_of_settings(known.to_dict()) if known else Origin()
+
+
+def stored_origin(manifest: Manifest, store: Store, *, chain: int = 0) -> Origin:
+    """The origin of an artefact; of one from an earlier version, what follows from the models that it names."""
+    metadata = manifest.metadata
+    if "origin" in metadata:
+        try:
+            return Origin.model_validate(metadata["origin"])
+        except ValidationError:
+            return Origin()
+    config, row, start = (_mapping(metadata.get(name)) for name in ("config", "row", "start"))
+    sources = [metadata.get("ancestry"), metadata.get("source"), config.get("ancestry")]
+    if config.get("pretrained"):
+        sources.append(config.get("model"))
+    learngenes = (row.get("learngene"), start.get("learngene"))
+    sources += [f"store:learngenes/{name}" for name in learngenes if isinstance(name, str)]
+    references = dict.fromkeys(text for text in sources if isinstance(text, str))
+    try:
+        found = [
+            Origin() if reference.startswith("local-dir:") else origin_of(reference, store, chain=chain)
+            for reference in references  # of a folder, an artefact holds the name without the path
+        ]
+    except UserError:  # a name that no store can hold
+        found = [Origin()]
+    data = config.get("data")
+    return Origin.join(found, data=data_name(data) if isinstance(data, str) else None)
+
+
+def print_license(what: str, origin: Origin) -> None:
+    """Say so if the licence of a model may forbid some use of what is made of it."""
+    if origin.restricted:
+        print(
+            f"note: {what} is licensed under {origin.license}, which restricts its use: "
+            "what is trained from it inherits that licence",
+            flush=True,
+        )
+
+
+def print_license_kept(manifest: Manifest, stated: str | None) -> None:
+    """Say so if a finished artefact has another licence than the one that is stated now."""
+    kept = _mapping(manifest.metadata.get("origin")).get("license")
+    if stated and stated != kept:
+        print(f"its licence stays {one_line(kept or 'not stated')}: --overwrite makes it again", flush=True)
+
+
+def _with_card(card: str | Path, origin: Origin) -> Origin:
+    """What a model card states: its licence decides, and that of settings counts where a card is not ours.
+
+    timm copies the licence of an architecture's own weights into the settings of any weights of that architecture.
+    """
+    if isinstance(card, Path) and not card.is_file():
+        return origin
+    try:
+        data = ModelCard.load(card, ignore_metadata_errors=True).data
+        tags, base, license = data.tags or [], data.base_model or [], data.get("license_name") or data.license
+        ours = "learngene" in tags
+    except Exception as error:  # the hub client's many errors, and a card that is no YAML
+        log.debug("no licence is known of %s: %s", card, error)
+        return origin
+    stated = license if isinstance(license, str) and license not in ("other", "unknown") else None
+    return Origin(
+        license=stated or (None if ours else origin.license),
+        base_models=origin.base_models or tuple(map(str, [base] if isinstance(base, str) else base)),
+        datasets=tuple(map(str, data.datasets or ())) if ours and isinstance(data.datasets, list) else (),
+    )
+
+
+def _mapping(value: object) -> Mapping[str, Any]:
+    return value if isinstance(value, dict) else {}

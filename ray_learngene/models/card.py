@@ -1,0 +1,48 @@
+"""The model card of a published timm folder: README.md, with the metadata that the Hugging Face Hub reads."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from huggingface_hub import EvalResult, ModelCardData
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from ray_learngene.models.origin import Origin
+
+
+def model_card(
+    template: str, *, name: str, origin: Origin, data: str, split: str, metrics: dict[str, float], **values: Any
+) -> str:
+    """Render a template of `templates/`; it gets the metadata as `card_data`, `origin` and `values`.
+
+    Args:
+        data: Name of the image set that `metrics` were measured on.
+        metrics: Top-1 in percent by what it is called.
+    """
+    results = [
+        EvalResult(
+            task_type="image-classification",
+            dataset_type=data,
+            dataset_name=data,
+            dataset_split=split,
+            metric_type="accuracy",
+            metric_value=round(value / 100, 6),
+            metric_name=label,
+        )
+        for label, value in metrics.items()
+    ]
+    card_data = ModelCardData(
+        model_name=name,
+        library_name="timm",
+        pipeline_tag="image-classification",
+        tags=["image-classification", "timm", "learngene"],
+        base_model=list(origin.base_models) or None,
+        datasets=list(origin.datasets) or None,
+        metrics=["accuracy"],
+        eval_results=results,
+        **origin.card_license(),  # type: ignore[arg-type]
+    )
+    environment = Environment(loader=PackageLoader("ray_learngene"), undefined=StrictUndefined, trim_blocks=True)
+    return environment.get_template(template).render(
+        card_data=card_data.to_yaml(), name=name, origin=origin, data=data, **values
+    )

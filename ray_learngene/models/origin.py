@@ -1,0 +1,84 @@
+"""Where weights come from: the models and images that they were made of, and the licence that follows."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, Self
+
+from pydantic import BaseModel, ConfigDict
+
+# licences that allow every use; each other one restricts what is derived, or may do so
+_PERMISSIVE = frozenset({"apache-2.0", "mit", "bsd-2-clause", "bsd-3-clause", "isc", "cc-by-4.0", "cc0-1.0"})
+# identifiers of the Hugging Face Hub besides Creative Commons' own; a card names each other licence as "other"
+_ON_HUB = _PERMISSIVE | {"apple-amlr", "apple-ascl", "gemma", "other"}
+_UNKNOWN = (None, "", "unknown")
+
+
+class Origin(BaseModel):
+    """What weights were made of.
+
+    Attributes:
+        license: Licence of the weights, as the Hugging Face Hub names it; None if nobody stated one.
+        base_models: Models on the Hugging Face Hub.
+        datasets: Image sets, by name.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    license: str | None = None
+    base_models: tuple[str, ...] = ()
+    datasets: tuple[str, ...] = ()
+
+    @classmethod
+    def join(cls, sources: Iterable[Origin], *, data: str | None = None, stated: str | None = None) -> Self:
+        """The origin of weights that were trained on `data` from or with these sources.
+
+        A restrictive licence of one source stays. A permissive one stays if every source has a licence.
+
+        Args:
+            stated: The licence that the user stated, which overrides what follows from the sources.
+        """
+        sources = list(sources)
+        licenses = {source.license for source in sources}
+        restrictive = {license for license in licenses if license and license not in _PERMISSIVE}
+        kept = restrictive or (set() if None in licenses else licenses)
+        return cls(
+            license=stated or " AND ".join(sorted(filter(None, kept))) or None,
+            base_models=_distinct(name for source in sources for name in source.base_models),
+            datasets=_distinct([*(n for source in sources for n in source.datasets), *([data] if data else [])]),
+        )
+
+    @property
+    def restricted(self) -> bool:
+        """Whether the licence is known and may forbid some use."""
+        return self.license is not None and self.license not in _PERMISSIVE
+
+    def card_license(self) -> dict[str, str]:
+        """The licence as fields of a model card; none if it is not known."""
+        if self.license is None:
+            return {}
+        if self.license in _ON_HUB or (self.license.startswith("cc-") and " " not in self.license):
+            return {"license": self.license}
+        return {"license": "other", "license_name": self.license}
+
+
+def origin_of_settings(pretrained_cfg: dict[str, Any]) -> Origin:
+    """The origin that timm's settings of pretrained weights state."""
+    license, hub = pretrained_cfg.get("license"), pretrained_cfg.get("hf_hub_id")
+    return Origin(
+        license=license if isinstance(license, str) and license not in _UNKNOWN else None,
+        base_models=(hub,) if isinstance(hub, str) else (),
+    )
+
+
+def data_name(data: str) -> str:
+    """The name of an image set in a card: of `hfds/NAME` and `torch/NAME` the name, of a path its last part."""
+    for scheme in ("hfds/", "torch/"):
+        if data.startswith(scheme):
+            return data.removeprefix(scheme)
+    return Path(data.rstrip("/")).name or data
+
+
+def _distinct(names: Iterable[str]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(names))
