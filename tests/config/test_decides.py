@@ -27,7 +27,9 @@ def fields(cls: type[Config], what: frozenset[Decides]) -> set[str]:
 
 
 def test_a_run_is_continued_under_all_settings_that_decide_its_result() -> None:
-    operational = {*ELSEWHERE, "overwrite", *SpeedConfig.model_fields, *WorkersConfig.model_fields} - {"zero"}
+    operational = {*ELSEWHERE, "overwrite", "license", *SpeedConfig.model_fields, *WorkersConfig.model_fields} - {
+        "zero"
+    }
     for cls in (AncestryConfig, DistillConfig):
         later = {name for name, field in cls.model_fields.items() if "later" in (field.json_schema_extra or {})}
         assert fields(cls, RUN) == cls.model_fields.keys() - operational - later
