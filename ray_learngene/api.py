@@ -156,7 +156,7 @@ def sweep(learngene: Artefact | str, **settings: Any) -> pandas.DataFrame:
     from ray_learngene.config import SweepConfig
     from ray_learngene.sweeps.sweep import sweep
 
-    return sweep(_configure(SweepConfig, _of_learngene(learngene, settings)), leaderboard=False)
+    return sweep(_configure(SweepConfig, _of_learngene(learngene, settings)))
 
 
 def plan(learngene: Artefact | str, **settings: Any) -> Plan:

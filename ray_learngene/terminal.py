@@ -2,45 +2,33 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 import time
 from collections.abc import Collection, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
-if TYPE_CHECKING:  # specs import torch, which the terminal does without
-    pass
+log = logging.getLogger(__name__)
 
 _SECONDS = 5.0  # between lines of a training run
 _WIDTH = 160  # of a table that goes to a file or another program
 
 
 class ProgressPrinter:
-    """Prints what a training run reports: the first and the last epoch, and between them a line every few seconds.
-
-    What has a `message` is printed as it is.
-    """
+    """Logs what a training run reports: the first and the last epoch, and between them a line every few seconds."""
 
     def __init__(self, seconds: float = _SECONDS) -> None:
         self.seconds = seconds
         self._printed = float("-inf")
 
     def __call__(self, metrics: Mapping[str, Any]) -> None:
-        if "message" in metrics:
-            print_message(metrics)
-            return
         now = time.monotonic()
         if now - self._printed >= self.seconds or metrics["step"] == metrics["total_steps"]:
-            print(progress_line(metrics), flush=True)
+            log.info(progress_line(metrics))
             self._printed = now
-
-
-def print_message(metrics: Mapping[str, Any]) -> None:
-    """Print what a training run has to say besides its progress."""
-    if "message" in metrics:
-        print(metrics["message"], flush=True)
 
 
 def progress_line(metrics: Mapping[str, Any]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Sequence
 from typing import get_args
@@ -20,6 +21,8 @@ from ray_learngene.data.pipeline import validation_batches
 from ray_learngene.device import gpu_allowed
 from ray_learngene.errors import UserError
 from ray_learngene.models.preprocessing import Preprocessing
+
+log = logging.getLogger(__name__)
 
 _IMAGES = 256  # on which top-1 is measured
 _DEVIATIONS = 3  # of what chance explains
@@ -61,9 +64,7 @@ def match_classes(ancestry: Ancestry, reference: str, data: str, sets: ImageSets
             return
         if order is not None:
             ancestry.reorder(order, classes)
-            print(
-                f"--ancestry {reference} has the classes of --data {data} in another order: mapped by name", flush=True
-            )
+            log.info(f"--ancestry {reference} has the classes of --data {data} in another order: mapped by name")
             return
         first = next(
             index for index, pair in enumerate(zip(ancestry.labels, classes, strict=True)) if pair[0] != pair[1]
@@ -80,7 +81,7 @@ def match_classes(ancestry: Ancestry, reference: str, data: str, sets: ImageSets
     if problem and labelled:
         raise UserError(problem)
     if problem:
-        print(f"{problem} (the labels are left out: going on)", flush=True)
+        log.warning(f"{problem} (the labels are left out: going on)")
 
 
 def _numbered(names: Sequence[str]) -> bool:
@@ -95,7 +96,7 @@ def _measure(ancestry: Ancestry, odd: str, images: ImageSet) -> str | None:
     right = decisions == labels
     chance = _chance(decisions, labels)
     measured = f"{odd}: top-1 {_percent(right)} on {len(labels)} validation images in the order of --data"
-    print(f"{measured} (chance: {100 * chance:.1f} %)", flush=True)
+    log.info(f"{measured} (chance: {100 * chance:.1f} %)")
     near_chance = _near(right, chance)
     if timms is not None:
         there = timms[decisions]

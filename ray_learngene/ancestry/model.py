@@ -16,7 +16,7 @@ from timm.data import resolve_model_data_config
 from timm.models import get_model_input_config
 from torch import Tensor, nn
 
-from ray_learngene.ancestry.origin import origin_of, print_license
+from ray_learngene.ancestry.origin import log_license, origin_of
 from ray_learngene.errors import UserError
 from ray_learngene.io.scratch import scratch_folder
 from ray_learngene.models.compile import compile_layers
@@ -166,7 +166,7 @@ def load_ancestry(reference: str, store: Store, flag: str = "--ancestry") -> Anc
     if channels not in (1, 3):
         raise UserError(f"{flag} {reference}: the model takes images of {channels} channels; choose one of 3, or of 1")
     origin = origin_of(reference, store, model.pretrained_cfg)
-    print_license(reference, origin)
+    log_license(reference, origin)
     return Ancestry(model, origin)
 
 

@@ -70,21 +70,20 @@ def stored_origin(manifest: Manifest, store: Store, *, chain: int = 0) -> Origin
     return Origin.join(found, data=data_name(data) if isinstance(data, str) else None)
 
 
-def print_license(what: str, origin: Origin) -> None:
-    """Say so if the licence of a model may forbid some use of what is made of it."""
+def log_license(what: str, origin: Origin) -> None:
+    """Log whether the licence of a model may forbid some use of what is made of it."""
     if origin.restricted:
-        print(
+        log.info(
             f"note: {what} is licensed under {origin.license}, which restricts its use: "
-            "what is trained from it inherits that licence",
-            flush=True,
+            "what is trained from it inherits that licence"
         )
 
 
-def print_license_kept(manifest: Manifest, stated: str | None) -> None:
-    """Say so if a finished artefact has another licence than the one that is stated now."""
+def log_license_kept(manifest: Manifest, stated: str | None) -> None:
+    """Log whether a finished artefact has another licence than the one that is stated now."""
     kept = _mapping(manifest.metadata.get("origin")).get("license")
     if stated and stated != kept:
-        print(f"its licence stays {one_line(kept or 'not stated')}: --overwrite makes it again", flush=True)
+        log.info(f"its licence stays {one_line(kept or 'not stated')}: --overwrite makes it again")
 
 
 def _with_card(card: str | Path, origin: Origin) -> Origin:

@@ -39,10 +39,14 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     ),
     "plan": (
         "PlanConfig",
-        "ray_learngene.sweeps.plan:print_plan",
+        "ray_learngene.cli.plan:print_plan",
         "which sizes meet which budget, and what a sweep will cost",
     ),
-    "sweep": ("SweepConfig", "ray_learngene.sweeps.sweep:sweep", "train descendants of many sizes from one learngene"),
+    "sweep": (
+        "SweepConfig",
+        "ray_learngene.cli.sweep:print_sweep",
+        "train descendants of many sizes from one learngene",
+    ),
     "bench": (
         "BenchConfig",
         "ray_learngene.compare.compare:bench",
@@ -111,6 +115,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parsed = _parse(list(sys.argv[1:] if arguments is None else arguments))
         if parsed is not None:
             target, *configured = parsed
+            from ray_learngene.cli.output import show_log
+
+            show_log()
             module, function = target.split(":")
             getattr(importlib.import_module(module), function)(*configured)
         sys.stdout.flush()

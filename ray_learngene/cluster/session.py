@@ -1,14 +1,17 @@
-"""Connecting to Ray, and carrying progress from its workers to the terminal."""
+"""Connecting to Ray, and carrying progress and messages from its workers to the driver."""
 
 from __future__ import annotations
 
 import errno
+import logging
 import os
 import shutil
 import socket
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
+from logging.handlers import QueueHandler
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +24,6 @@ from ray_learngene.cluster import ray_internals, shared_tensors
 from ray_learngene.device import allow_gpu
 from ray_learngene.errors import Unreachable, UserError
 
-Report = Callable[[dict[str, Any]], None]
 _CONNECT_SECONDS = 10
 _ROOM = 64 * 10**6  # bytes; a session's logs grow slowly
 
@@ -189,9 +191,36 @@ def queue_here() -> Queue:
     return Queue(actor_options={"num_cpus": 0, "scheduling_strategy": here})
 
 
+@dataclass(frozen=True)
+class Driver:
+    """The driver, as its workers see it. A worker never waits for it."""
+
+    queue: Queue
+
+    def report(self, metrics: dict[str, Any]) -> None:
+        """Show metrics in the driver."""
+        self.queue.actor.put_nowait.remote(metrics)  # type: ignore[attr-defined]
+
+    @contextmanager
+    def logs(self) -> Iterator[None]:
+        """Log this worker's messages in the driver."""
+        handler, log = _DriverHandler(self.queue), logging.getLogger("ray_learngene")
+        log.addHandler(handler)
+        log.setLevel(logging.INFO)
+        try:
+            yield
+        finally:
+            log.removeHandler(handler)
+
+
+class _DriverHandler(QueueHandler):
+    def enqueue(self, record: logging.LogRecord) -> None:
+        self.queue.actor.put_nowait.remote(record)  # type: ignore[attr-defined]
+
+
 @contextmanager
-def progress_channel(show: Report) -> Iterator[Report]:
-    """A function that workers anywhere may call, whose argument is shown in this process, in order."""
+def from_workers(show: Callable[[dict[str, Any]], None]) -> Iterator[Driver]:
+    """Log the messages of workers in this process, and show their metrics, in order."""
     queue = queue_here()
     done = threading.Event()
 
@@ -199,7 +228,11 @@ def progress_channel(show: Report) -> Iterator[Report]:
         while True:
             finishing = done.is_set()
             try:
-                show(queue.get(timeout=0.2))
+                told = queue.get(timeout=0.2)
+                if not isinstance(told, logging.LogRecord):
+                    show(told)
+                elif (log := logging.getLogger(told.name)).isEnabledFor(told.levelno):
+                    log.handle(told)
             except Empty:
                 if finishing:
                     return
@@ -209,7 +242,7 @@ def progress_channel(show: Report) -> Iterator[Report]:
     thread = threading.Thread(target=drain, name="progress", daemon=True)
     thread.start()
     try:
-        yield queue.put
+        yield Driver(queue)
     finally:
         done.set()
         thread.join()

@@ -31,6 +31,8 @@ from ray_learngene.provenance import REVISION_VARIABLE, fingerprint, git_revisio
 if TYPE_CHECKING:
     from ray.job_submission import JobDetails, JobSubmissionClient
 
+log = logging.getLogger(__name__)
+
 ENVIRONMENT = {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}  # as in jobs/runtime_env.yaml
 PASSED_ON = ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_REGION", "AWS_DEFAULT_REGION")
 SECRETS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "RAY_AUTH_TOKEN", "HF_TOKEN")
@@ -61,7 +63,7 @@ def submit(command: str, config: Config, settings: SubmitConfig) -> None:
     if settings.follow:
         _follow(client, job)
     else:
-        print(f"stop it: ray job stop {job} {again}; follow it: submit it again", flush=True)
+        log.info(f"stop it: ray job stop {job} {again}; follow it: submit it again")
 
 
 def _refuse_what_stays_here(command: str, config: Config) -> None:
@@ -70,7 +72,7 @@ def _refuse_what_stays_here(command: str, config: Config) -> None:
     if "store" not in values:
         raise UserError("--store is required: the cluster does not see this machine's folders; give s3://bucket/prefix")
     if "://" not in values["store"]:
-        print(f"the store {values['store']} has to be a folder that all nodes of the cluster share", flush=True)
+        log.warning(f"the store {values['store']} has to be a folder that all nodes of the cluster share")
     for name in ("data", "data_dir", "ancestry", "source", "model"):
         value = values.get(name)
         path = value.removeprefix("local-dir:") if isinstance(value, str) else "/"
@@ -177,7 +179,7 @@ def _running(client: JobSubmissionClient, command: str, config: Config) -> str |
                 f"job {job.submission_id} is doing {command} under this name with other settings: wait for it, "
                 f"stop it (ray job stop {job.submission_id}), or choose another --name"
             )
-        print(f"job {job.submission_id} is running already: following it", flush=True)
+        log.info(f"job {job.submission_id} is running already: following it")
         return str(job.submission_id)
     return None
 
@@ -209,7 +211,7 @@ def _start(client: JobSubmissionClient, command: str, config: Config, runtime_en
                 raise
             return started
     earlier = f", attempt {max(attempts) + 1}: it continues what is in the store" if attempts else ""
-    print(f"submitted job {job} to {client.get_address()}{earlier}", flush=True)
+    log.info(f"submitted job {job} to {client.get_address()}{earlier}")
     return job
 
 

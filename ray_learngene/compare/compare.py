@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
@@ -17,7 +18,7 @@ import pandas
 from ray_learngene import sigterm
 from ray_learngene.ancestry.classes import match_classes
 from ray_learngene.ancestry.model import load_ancestry
-from ray_learngene.compare.distillations import Failure, distill_all, quietly
+from ray_learngene.compare.distillations import Failure, distill_all, quiet
 from ray_learngene.compare.plan import (
     Distillation,
     Row,
@@ -42,6 +43,8 @@ from ray_learngene.store.manifest import folder_of, run_name
 from ray_learngene.store.store import Store
 from ray_learngene.sweeps.sweep import sweep
 
+log = logging.getLogger(__name__)
+
 
 def bench(config: BenchConfig) -> pandas.DataFrame:
     """Search learning rates, distil and tune every arm at every size and seed, and write the tables and plots.
@@ -64,7 +67,7 @@ def bench(config: BenchConfig) -> pandas.DataFrame:
     arms = rows(config, ancestry.classes)
     for row in arms:
         for reason in dict.fromkeys(row.refused.values()):
-            print(f"{row.name}: {reason}", flush=True)
+            log.warning(f"{row.name}: {reason}")
     distillations = list(dict.fromkeys(d for row in arms for d in row.distillations.values() if d is not None))
     if not distillations:
         raise UserError("no arm is distilled: a benchmark compares learngenes, add one")
@@ -79,7 +82,8 @@ def bench(config: BenchConfig) -> pandas.DataFrame:
         _refuse_failed(distill_all(config, store, wanted, "distil"))
         for row in arms:
             for each in extract_configs(config, row, chosen.distill):
-                quietly(lambda each=each: extract(each))  # type: ignore[misc]
+                with quiet():
+                    extract(each)
         base = wanted[0].name  # all descendants share its preprocessing and head size
         _search_tuning(config, store, arms, base, chosen)
         sweeps = _final_sweeps(config, arms, base, chosen)
@@ -195,7 +199,7 @@ def _search_tuning(config: BenchConfig, store: Store, arms: Sequence[Row], base:
         for lr in grid if len(grid) > 1 else ():
             run = sweep_config(config, some[0], list(texts.values()), base, lr, [spec], search=True)
             try:
-                sweep(run, leaderboard=False)
+                sweep(run)
             except Diverged as error:  # rules this learning rate out for the arms that diverged
                 why = str(error)
             for row in some:
@@ -217,6 +221,6 @@ def _final_sweeps(config: BenchConfig, arms: Sequence[Row], base: str, chosen: C
     for (_, _, lr, specs), some_rows in groups.items():
         texts = [arm_text(config, row, chosen.distill) for row in some_rows]
         run = sweep_config(config, some_rows[0], texts, base, lr, specs, search=False)
-        sweep(run, leaderboard=False)
+        sweep(run)
         sweeps[run.name] = some_rows
     return sweeps

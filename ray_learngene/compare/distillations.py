@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
+import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -19,6 +19,8 @@ from ray_learngene.store.store import Store
 
 if TYPE_CHECKING:
     from ray.util.queue import Queue
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -41,11 +43,11 @@ def distill_all(config: BenchConfig, store: Store, runs: Sequence[DistillConfig]
     """
     runs = list({run.name: run for run in runs}.values())
     left = [run for run in runs if not _is_done(store, run)]
-    print(f"{what}: {len(left)} distillations to run, {len(runs) - len(left)} done", flush=True)
+    log.info(f"{what}: {len(left)} distillations to run, {len(runs) - len(left)} done")
     found = ((run.name, store.look_up("checkpoint", f"learngene-{run.name}/state")) for run in left)
     for name, manifest in found:
         if manifest is not None:
-            print(f"{name} continues from step {steps_of([manifest])[manifest.name]}", flush=True)
+            log.info(f"{name} continues from step {steps_of([manifest])[manifest.name]}")
     failed: dict[str, Failure] = {}
 
     def tell(number: int, run: DistillConfig, failure: Failure | None) -> None:
@@ -55,7 +57,7 @@ def distill_all(config: BenchConfig, store: Store, runs: Sequence[DistillConfig]
         else:
             text = f"top-1 {store.manifest('learngene', run.name).metadata['metrics']['top1']:6.2f} %"
         begin = f"[{number:{len(str(len(left)))}}/{len(left)}] {what} {run.name:40} lr {run.lr:.1e}"
-        print(f"{begin}   {text}   {time.monotonic() - began:6.0f} s since the start", flush=True)
+        log.info(f"{begin}   {text}   {time.monotonic() - began:6.0f} s since the start")
 
     began = time.monotonic()
     if config.in_process:
@@ -136,13 +138,20 @@ def _distill_task(run: DistillConfig, threads: int, requests: Queue) -> Failure 
 def _distil(run: DistillConfig) -> Failure | None:
     """Run one distillation; return a failure that a retry would not fix, raise any other."""
     try:
-        quietly(lambda: distill(run))
+        with quiet():
+            distill(run)
     except UserError as error:
         return Failure(str(error), diverged=isinstance(error, Diverged))
     return None
 
 
-def quietly(action: Callable[[], object]) -> None:
-    """Run an action without its output, because the benchmark prints one line per run itself."""
-    with contextlib.redirect_stdout(io.StringIO()):
-        action()
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Log warnings only, because the benchmark logs one line per run itself."""
+    package = logging.getLogger("ray_learngene")
+    before = package.level
+    package.setLevel(logging.WARNING)
+    try:
+        yield
+    finally:
+        package.setLevel(before)

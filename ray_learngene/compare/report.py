@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,6 +19,8 @@ from ray_learngene.models.budgets import format_quantity
 from ray_learngene.provenance import publishable
 from ray_learngene.store.store import Store
 
+log = logging.getLogger(__name__)
+
 RESULTS, PAGE, PLOTS = "results.parquet", "results.md", ("accuracy.svg", "break-even.svg")
 
 
@@ -30,7 +33,7 @@ def write_report(config: BenchConfig, store: Store, table: pandas.DataFrame, arm
     names = [row.name for row in arms]
     for figure, name in zip((accuracy_plot(table, names), break_even_plot(table, names)), PLOTS, strict=True):
         figure.savefig(folder / name)
-    print(f"benchmark {config.name}: {len(table)} descendants; see {folder / PAGE}", flush=True)
+    log.info(f"benchmark {config.name}: {len(table)} descendants; see {folder / PAGE}")
 
 
 def page(config: BenchConfig, table: pandas.DataFrame, arms: Sequence[Row]) -> str:

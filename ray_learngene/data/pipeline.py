@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal
@@ -22,6 +23,8 @@ from ray_learngene.data.loader import Batch, eval_loader, train_loader
 from ray_learngene.data.open import open_image_sets
 from ray_learngene.data.reader import Policy, Reader
 from ray_learngene.models.preprocessing import Preprocessing
+
+log = logging.getLogger(__name__)
 
 Trains = AncestryConfig | DistillConfig | SweepConfig
 
@@ -130,7 +133,7 @@ def checked_image_sets(config: DataConfig) -> ImageSets:
     """
     sets = open_image_sets(config)
     if sets.note:
-        print(sets.note, flush=True)
+        log.warning(sets.note)
     for part in (sets.train, sets.val):
         try:
             check_images(part, config.check_images)
@@ -138,5 +141,5 @@ def checked_image_sets(config: DataConfig) -> ImageSets:
             if config.unreadable == "fail":
                 raise
             left = f"{error.readable:,} of {len(part):,} images"
-            print(f"{error} (--unreadable skip: going on with {left})", flush=True)
+            log.warning(f"{error} (--unreadable skip: going on with {left})")
     return sets

@@ -6,6 +6,7 @@ learngene distill --data digits --ancestry store:ancestries/digits --preset nano
 from __future__ import annotations
 
 import json
+import logging
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,8 @@ from ray_learngene.store.manifest import Kind, Manifest
 from ray_learngene.store.store import Store
 from ray_learngene.training.flops import forward_flops, training_flops
 from ray_learngene.training.objectives import DistillationLoss, DistillationObjective, Objective
+
+log = logging.getLogger(__name__)
 
 
 @dataclass
@@ -111,7 +114,7 @@ def distill(config: DistillConfig) -> Manifest:
     sets = checked_image_sets(config)
     labels = sets.train.classes if config.labels else ancestry.labels
     if not config.labels:
-        print("no labels: top-1 is the agreement with the ancestry model's decisions", flush=True)
+        log.info("no labels: top-1 is the agreement with the ancestry model's decisions")
     match_classes(ancestry, config.ancestry, config.data, sets, labelled=config.labels)
     spec = preset(config.preset, **changes, classes=ancestry.classes)
     torch.manual_seed(config.seed)

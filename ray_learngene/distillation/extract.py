@@ -6,6 +6,7 @@ learngene extract --source store:ancestries/vit --method weight-selection --name
 from __future__ import annotations
 
 import json
+import logging
 import time
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ import torch
 from torch import nn
 
 from ray_learngene.ancestry.model import load_ancestry
-from ray_learngene.ancestry.origin import print_license_kept, stored_origin
+from ray_learngene.ancestry.origin import log_license_kept, stored_origin
 from ray_learngene.config import ExtractConfig
 from ray_learngene.errors import UserError
 from ray_learngene.io.scratch import scratch_folder
@@ -26,6 +27,8 @@ from ray_learngene.provenance import fingerprint, provenance, publishable
 from ray_learngene.store.learngenes import StoredLearngene
 from ray_learngene.store.manifest import Manifest, folder_of
 from ray_learngene.store.store import Store
+
+log = logging.getLogger(__name__)
 
 _NO_COST = {"steps": 0, "images": 0, "flops": 0, "teacher_flops": 0}
 
@@ -54,8 +57,8 @@ def extract(config: ExtractConfig) -> Manifest:
                 f"the learngene {config.name!r} is already in {store.uri}, made with other settings: "
                 "choose another --name, or --overwrite to replace it"
             )
-        print(f"learngene {config.name} is already in {store.uri}, made with these settings: nothing to do", flush=True)
-        print_license_kept(manifest, config.license)
+        log.info(f"learngene {config.name} is already in {store.uri}, made with these settings: nothing to do")
+        log_license_kept(manifest, config.license)
         return manifest
     learngene = method.extract(model).describe(labels=labels, preprocessing=preprocessing.model_dump(mode="json"))
     cost = {**_NO_COST, "seconds": 0.0, **facts["cost"]}
@@ -72,7 +75,7 @@ def extract(config: ExtractConfig) -> Manifest:
     with scratch_folder() as temporary:
         learngene.save(Path(temporary))
         manifest = store.publish("learngene", config.name, Path(temporary), metadata, overwrite=config.overwrite)
-    print(f"published learngene {config.name} in {store.uri}: {learngene.parameters():,} parameters", flush=True)
+    log.info(f"published learngene {config.name} in {store.uri}: {learngene.parameters():,} parameters")
     return manifest
 
 

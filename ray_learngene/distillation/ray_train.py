@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import copy
+import logging
 import os
 import shutil
 import threading
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -29,9 +30,8 @@ from ray_learngene import sigterm
 from ray_learngene.cluster import ray_internals
 from ray_learngene.cluster.preemption import GracefulTorchConfig, StopPoll, stop_requests
 from ray_learngene.cluster.session import (
-    Report,
     cluster_has_gpus,
-    progress_channel,
+    from_workers,
     ray_cluster,
     require_resources,
     use_assigned_gpu,
@@ -42,10 +42,10 @@ from ray_learngene.distillation.task import (
     Task,
     checkpoint_due,
     claim_run,
+    log_continuation,
     own_checkpoints,
     publish,
     run_name,
-    tell_where,
 )
 from ray_learngene.errors import Interrupted, RunError, UserError
 from ray_learngene.models.compile import compile_layers
@@ -57,6 +57,8 @@ from ray_learngene.training.optimizers import create_optimizer
 from ray_learngene.training.out_of_memory import smaller_text, with_smaller_micro_batch
 from ray_learngene.training.trainer import Trainer
 from ray_learngene.training.world import World
+
+log = logging.getLogger(__name__)
 
 
 def train_with_ray_train(
@@ -78,9 +80,9 @@ def train_with_ray_train(
         claim_run(task, settings)
         RunNotes(store, run_name(task)).clear()
         loop = {"task": ray.put(task), "settings": settings, "flops": flops, "deepspeed": user_deepspeed}
-        with progress_channel(ProgressPrinter()) as report, stop_requests() as requests:
+        with from_workers(ProgressPrinter()) as driver, stop_requests() as requests:
             while True:
-                outcome = _fit(task, {**loop, "report": report, "requests": requests}, use_gpu)
+                outcome = _fit(task, {**loop, "driver": driver, "requests": requests}, use_gpu)
                 if outcome is None:
                     continue
                 if "error" in outcome:
@@ -91,7 +93,7 @@ def train_with_ray_train(
                 if sigterm.requested():
                     raise Interrupted(*outcome["interrupted"])
                 step, total_steps = outcome["interrupted"]
-                print(f"workers are taken away: moving on from step {step} of {total_steps}", flush=True)
+                log.info(f"workers are taken away: moving on from step {step} of {total_steps}")
 
 
 def _fit(task: Task, loop: dict[str, Any], use_gpu: bool) -> dict[str, Any] | None:
@@ -212,7 +214,13 @@ class RayCheckpoints:
 
 
 def _worker(loop: dict[str, Any]) -> dict[str, Any]:
-    """One training worker. What ends all workers at the same step is returned, not retried."""
+    """One training worker; the first one's messages reach the driver."""
+    with loop["driver"].logs() if ray.train.get_context().get_world_rank() == 0 else nullcontext():
+        return _train(loop)
+
+
+def _train(loop: dict[str, Any]) -> dict[str, Any]:
+    """Train on one worker. What ends all workers at the same step is returned, not retried."""
     use_assigned_gpu()
     context = ray.train.get_context()
     task: Task = ray.get(loop["task"])
@@ -221,7 +229,7 @@ def _worker(loop: dict[str, Any]) -> dict[str, Any]:
     world = World(device, context.get_world_rank(), world_size, torch.distributed.all_reduce)
     torch.set_num_threads(max(1, int(os.environ.get("OMP_NUM_THREADS", "1"))))
     try:
-        config = _within_memory(task, world_size, world.rank, loop["report"])
+        config = _within_memory(task, world_size)
         autocast = resolve_precision(config.precision, device)
         module = copy.deepcopy(task.module).to(device)  # what Ray sent is shared with others on this host
         if config.compile:
@@ -242,7 +250,7 @@ def _worker(loop: dict[str, Any]) -> dict[str, Any]:
             world=world,
             checkpoints=RayCheckpoints(own_checkpoints(task)),
             checkpoint_due=checkpoint_due(config.checkpoint_every),
-            report=loop["report"],
+            report=loop["driver"].report,
             label_model=task.label_model(device, autocast),
             autocast=autocast,
             whole_evaluation=stage == 3,
@@ -250,8 +258,7 @@ def _worker(loop: dict[str, Any]) -> dict[str, Any]:
         batches = Batches(
             task.images, config, world, task.answers(device, autocast), whole_evaluation=trainer.whole_evaluation
         )
-        if world.rank == 0:
-            tell_where(trainer, loop["report"])
+        log_continuation(trainer)
         train([trainer], batches, stop=StopPoll(world, loop["requests"]))
     except RunError as error:
         return {"error": str(error)}
@@ -264,7 +271,7 @@ def _worker(loop: dict[str, Any]) -> dict[str, Any]:
     return {}
 
 
-def _within_memory(task: Task, world_size: int, rank: int, report: Report) -> AncestryConfig | DistillConfig:
+def _within_memory(task: Task, world_size: int) -> AncestryConfig | DistillConfig:
     """The configuration, with what workers before these have noted.
 
     Raises:
@@ -276,6 +283,6 @@ def _within_memory(task: Task, world_size: int, rank: int, report: Report) -> An
     config = task.config
     for _ in range(notes.get("halvings", 0)):
         config = with_smaller_micro_batch(config, world_size)
-    if rank == 0 and config.accumulation > task.config.accumulation:
-        report({"message": smaller_text(config, world_size)})
+    if config.accumulation > task.config.accumulation:
+        log.info(smaller_text(config, world_size))
     return config

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import copy
 import json
+import logging
 from typing import Any
 
 from ray_learngene import sigterm
-from ray_learngene.ancestry.origin import print_license_kept
+from ray_learngene.ancestry.origin import log_license_kept
 from ray_learngene.config import AncestryConfig, DistillConfig
 from ray_learngene.config.decides import RUN, decisive, require_same
 from ray_learngene.device import gpu_allowed, resolve_device
@@ -20,16 +21,16 @@ from ray_learngene.distillation.task import (
     _settings_path,
     checkpoint_due,
     claim_run,
+    log_continuation,
     own_checkpoints,
     publish,
     run_name,
-    tell_where,
 )
 from ray_learngene.errors import UserError
 from ray_learngene.models.compile import compile_layers
 from ray_learngene.provenance import fingerprint, publishable
 from ray_learngene.store.manifest import Manifest
-from ray_learngene.terminal import ProgressPrinter, print_message, unreadable_text
+from ray_learngene.terminal import ProgressPrinter, unreadable_text
 from ray_learngene.training.batches import Batches
 from ray_learngene.training.checkpoints import BackgroundCheckpoints
 from ray_learngene.training.deepspeed_engine import read_user_config
@@ -39,6 +40,8 @@ from ray_learngene.training.optimizers import create_optimizer
 from ray_learngene.training.out_of_memory import within_memory
 from ray_learngene.training.trainer import Trainer
 from ray_learngene.training.world import World
+
+log = logging.getLogger(__name__)
 
 
 def run(task: Task) -> Manifest:
@@ -66,13 +69,12 @@ def run(task: Task) -> Manifest:
 
         train_with_ray_train(task, settings, flops, user_deepspeed)
     manifest = store.manifest(task.kind, config.name)
-    print(
+    log.info(
         f"published {task.kind} {config.name} in {store.uri}: {manifest.metadata['parameters']:,} parameters, "
-        f"top-1 {manifest.metadata['metrics']['top1']:.2f} %",
-        flush=True,
+        f"top-1 {manifest.metadata['metrics']['top1']:.2f} %"
     )
     if manifest.metadata.get("unreadable"):
-        print(unreadable_text(manifest.metadata["unreadable"]), flush=True)
+        log.warning(unreadable_text(manifest.metadata["unreadable"]))
     return manifest
 
 
@@ -91,8 +93,8 @@ def _finished(task: Task, settings: dict[str, Any]) -> Manifest | None:
             f"the {task.kind} {name!r} is already in {store.uri}, made with other settings: "
             f"choose another --name, or --overwrite to replace it"
         )
-    print(f"{task.kind} {name} is already in {store.uri}, made with these settings: nothing to do", flush=True)
-    print_license_kept(manifest, task.config.license)
+    log.info(f"{task.kind} {name} is already in {store.uri}, made with these settings: nothing to do")
+    log_license_kept(manifest, task.config.license)
     return manifest
 
 
@@ -108,7 +110,7 @@ def _check_run(task: Task, settings: dict[str, Any]) -> None:
         f"the run {task.config.name!r} in {store.uri}",
         ", or --overwrite to start it again",
     )
-    print(f"continuing the run {task.config.name} in {store.uri}", flush=True)
+    log.info(f"continuing the run {task.config.name} in {store.uri}")
 
 
 def _train_here(task: Task, settings: dict[str, Any], flops: dict[str, int]) -> None:
@@ -148,9 +150,9 @@ def _train_here(task: Task, settings: dict[str, Any], flops: dict[str, int]) -> 
                 autocast=autocast,
             )
             batches = Batches(task.images, config, world, task.answers(device, autocast))
-            tell_where(trainer, print_message)
+            log_continuation(trainer)
             train([trainer], batches, stop=sigterm.requested)
         publish(task, settings, flops, trainer)
 
-    within_memory(attempt, task.config, tell=lambda text: print(text, flush=True))
+    within_memory(attempt, task.config, tell=log.info)
     stored.remove()

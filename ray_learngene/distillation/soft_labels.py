@@ -9,6 +9,7 @@ again.
 
 from __future__ import annotations
 
+import logging
 import os
 import time
 from collections.abc import Iterator
@@ -31,6 +32,8 @@ from ray_learngene.models.compile import require_compiler
 from ray_learngene.models.specs import preset
 from ray_learngene.store.store import Store
 from ray_learngene.training.engine import resolve_precision
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -195,15 +198,15 @@ def _follow(key: str, filling: Filling, shards: list[Shard], computed: Iterator[
     """
     name = f"soft labels {key} in {filling.store.uri}"
     if not shards:
-        print(f"{name} are complete: nothing to do", flush=True)
+        log.info(f"{name} are complete: nothing to do")
         return
-    print(f"{name}: {len(shards)} parts of epochs to compute", flush=True)
+    log.info(f"{name}: {len(shards)} parts of epochs to compute")
     began = time.monotonic()
     each = filling.views // filling.parts
     number = 0
     for number, shard in enumerate(computed, start=1):
         rate = number * each / (time.monotonic() - began)
         where = f"epoch {shard.epoch} part {shard.part + 1} of {filling.parts}"
-        print(f"[{number:{len(str(len(shards)))}}/{len(shards)}] {where}   {rate:,.0f} images/s", flush=True)
+        log.info(f"[{number:{len(str(len(shards)))}}/{len(shards)}] {where}   {rate:,.0f} images/s")
     if number < len(shards):
         raise Interrupted(number, len(shards), "parts of epochs")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
@@ -25,6 +26,8 @@ from ray_learngene.training.batches import Answers
 from ray_learngene.training.deepspeed_engine import read_user_config
 from ray_learngene.training.objectives import Objective
 from ray_learngene.training.trainer import Trainer
+
+log = logging.getLogger(__name__)
 
 
 class Task(Protocol):
@@ -155,10 +158,10 @@ def publish(
                 raise
 
 
-def tell_where(trainer: Trainer, report: Callable[[dict[str, Any]], None]) -> None:
-    """Say at which step a run continues that was interrupted."""
+def log_continuation(trainer: Trainer) -> None:
+    """Log the step at which an interrupted run continues."""
     if trainer.step:
-        report({"message": f"continuing from step {trainer.step} of {trainer.total_steps}"})
+        log.info(f"continuing from step {trainer.step} of {trainer.total_steps}")
 
 
 def checkpoint_due(every: int) -> Callable[[int, int, float], bool]:

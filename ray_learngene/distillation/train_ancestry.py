@@ -5,6 +5,7 @@ learngene ancestry --data photos --model levit_384 --pretrained --name photos --
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ import torch
 from torch import nn
 
 from ray_learngene.ancestry.model import create_timm
-from ray_learngene.ancestry.origin import origin_of, print_license
+from ray_learngene.ancestry.origin import log_license, origin_of
 from ray_learngene.config import AncestryConfig
 from ray_learngene.data.pipeline import ImagePipeline, checked_image_sets
 from ray_learngene.distillation.run import run
@@ -28,6 +29,8 @@ from ray_learngene.store.manifest import Kind, Manifest
 from ray_learngene.store.store import Store
 from ray_learngene.training.flops import training_flops
 from ray_learngene.training.objectives import LabelObjective, Objective
+
+log = logging.getLogger(__name__)
 
 
 @dataclass
@@ -104,7 +107,7 @@ def _create(config: AncestryConfig, classes: int) -> nn.Module:
             if "drop_path_rate" in ours and "drop_path_rate" in str(error):
                 del settings["drop_path_rate"]  # a model without paths to drop
                 if config.drop_path and "drop_path" in config.model_fields_set:
-                    print(f"{config.model} has no stochastic depth: --drop-path is left out", flush=True)
+                    log.warning(f"{config.model} has no stochastic depth: --drop-path is left out")
             elif "img_size" in ours and config.image_size:
                 del settings["img_size"]  # a model of no fixed input size
             else:
@@ -143,7 +146,7 @@ def train_ancestry(config: AncestryConfig) -> Manifest:
     images = ImagePipeline.of(sets, preprocessing, config)
     sources = [origin_of(config.model, store, module.pretrained_cfg)] if config.pretrained else []
     for source in sources:
-        print_license(config.model, source)
+        log_license(config.model, source)
     origin = Origin.join(sources, data=data_name(config.data), stated=config.license)
     facts = {"data_sha256": sets.train.fingerprint}
     return run(AncestryTask(config, store, images, module, sets.train.classes, facts, origin))

@@ -37,7 +37,7 @@ UNSUPPORTED = {"NOTIMPLEMENTED", "501"}
 
 T = TypeVar("T")
 
-log = logging.getLogger("ray_learngene")
+log = logging.getLogger(__name__)
 
 
 class Objects:

@@ -20,7 +20,7 @@ QUIET_SECONDS = 2.0  # a hiccup that is over sooner is not worth a line
 P = ParamSpec("P")
 T = TypeVar("T")
 
-log = logging.getLogger("ray_learngene")
+log = logging.getLogger(__name__)
 
 
 class Retry:

@@ -24,7 +24,7 @@ MOST_BEHIND = 16  # pieces of a file, of at most 1 MiB, that have arrived and ar
 LOCK = ".pull-lock"
 LEFTOVERS = (".partial", ".replaced")  # what a pull that died leaves beside its target
 
-log = logging.getLogger("ray_learngene")
+log = logging.getLogger(__name__)
 
 
 def download(objects: Objects, manifest: Manifest, out: Path, overwrite: bool) -> Path:

@@ -33,7 +33,7 @@ from ray_learngene.terminal import print_table
 # A run's driver writes a last state after its artefact is published; one that goes on for longer is another run.
 LAST_WORDS = timedelta(hours=1)
 
-log = logging.getLogger("ray_learngene")
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)

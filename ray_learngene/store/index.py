@@ -49,7 +49,7 @@ MANY_NOTES = 64
 FORGOTTEN = timedelta(days=1)
 REBUILDS = 5
 
-log = logging.getLogger("ray_learngene")
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)

@@ -38,7 +38,7 @@ from ray_learngene.store.whole import missing_file
 
 UPLOADS = 8
 
-log = logging.getLogger("ray_learngene")
+log = logging.getLogger(__name__)
 
 
 class NameTaken(UserError):

@@ -51,7 +51,7 @@ from ray_learngene.store.whole import Listing, broken_text, missing_file
 
 __all__ = ["Entry", "FileEntry", "Kind", "Manifest", "NameTaken", "Store"]
 
-log = logging.getLogger("ray_learngene")
+log = logging.getLogger(__name__)
 
 
 class Store:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import re
 from collections.abc import Callable
 from contextlib import suppress
@@ -41,6 +42,8 @@ from ray_learngene.training.objectives import DistillationLoss, DistillationObje
 from ray_learngene.training.optimizers import create_optimizer
 from ray_learngene.training.trainer import Trainer
 from ray_learngene.training.world import World
+
+log = logging.getLogger(__name__)
 
 
 def decisive_settings(config: SweepConfig, ancestry: Ancestry | None) -> dict[str, Any]:
@@ -119,7 +122,7 @@ class DescendantTask:
     Attributes:
         stored: The learngene it is expanded from; None where its method needs none.
         costs: Its parameters, MACs, memory and measured latency.
-        report: Called with the metrics of every epoch, the untuned model's first; or with a `message` for the user.
+        report: Called with the metrics of every epoch, the untuned model's first.
     """
 
     one: Descendant
@@ -309,7 +312,7 @@ class DescendantRun:
                 self.store.publish("descendant", self.name, folder, metadata)
                 return row
         # The name says everything that decides the result, so the other one is the same.
-        self.task.report({"message": f"{self.name} was published meanwhile by another run of this sweep: it counts"})
+        log.info(f"{self.name} was published meanwhile by another run of this sweep: it counts")
         published: dict[str, Any] = self.store.manifest("descendant", self.name).metadata["row"]
         return published
 

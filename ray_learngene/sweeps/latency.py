@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -14,6 +15,8 @@ from ray_learngene.errors import UserError
 from ray_learngene.models.costs import REPEATABLE, Latency, measure_latency
 from ray_learngene.models.specs import Spec, build
 
+log = logging.getLogger(__name__)
+
 Meter = Callable[[Spec], Latency]
 
 
@@ -25,10 +28,9 @@ def measured_latency(config: SelectionConfig, measure: Meter | None = None) -> M
         if spec not in known:
             known[spec] = found = measure(spec) if measure else measure_here(config, spec)
             if found.spread > REPEATABLE:
-                print(
+                log.warning(
                     f"latency of width {spec.width} depth {spec.depth} on {found.device} is not repeatable: "
-                    f"rounds differ {found.spread:.1f} times; measure on an idle machine",
-                    flush=True,
+                    f"rounds differ {found.spread:.1f} times; measure on an idle machine"
                 )
         return known[spec]
 

@@ -4,13 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from rich.table import Table
-
 from ray_learngene.config import PlanConfig
 from ray_learngene.data.open import open_image_sets
 from ray_learngene.errors import UserError
-from ray_learngene.models.budgets import format_quantity
-from ray_learngene.models.costs import Latency, training_memory
+from ray_learngene.models.costs import Latency
 from ray_learngene.models.specs import Spec
 from ray_learngene.store.store import Store
 from ray_learngene.sweeps.latency import measured_latency
@@ -22,7 +19,6 @@ from ray_learngene.sweeps.selection import (
     parse_arms,
     select,
 )
-from ray_learngene.terminal import print_table
 from ray_learngene.training.flops import TRAINING_PASSES
 
 
@@ -95,51 +91,3 @@ def plan(config: PlanConfig) -> Plan:
         2.0 * TRAINING_PASSES * macs * per_arm,
         tuple(dict.fromkeys(outside)),
     )
-
-
-def print_plan(config: PlanConfig) -> None:
-    """Print which specs are within which budget, which of them a sweep trains, and what it will cost."""
-    planned = plan(config)
-    selection, micro_batch = planned.selection, config.batch_size // config.accumulation
-    table = Table(title=f"sizes from learngene {config.learngene}", title_justify="left", title_style="bold")
-    for name in ("width", "depth", "parameters", "MACs", "inference memory", "training memory", "latency", "p90"):
-        table.add_column(name, justify="right")
-    for text in selection.chosen:
-        limits = text.split(",")
-        table.add_column("\n".join(limits), justify="center", min_width=max(map(len, limits)))
-    for candidate in selection.candidates:
-        latency = planned.latencies.get(candidate.spec)
-        cells = [
-            str(candidate.spec.width),
-            str(candidate.spec.depth),
-            format_quantity("params", candidate.costs["params"]),
-            format_quantity("macs", candidate.costs["macs"]),
-            format_quantity("memory", candidate.costs["memory"]),
-            format_quantity("memory", training_memory(candidate.spec, micro_batch)),
-            format_quantity("latency", latency.median_ms if latency else candidate.costs.get("latency")),
-            format_quantity("latency", latency.p90_ms if latency else None),
-        ]
-        within = selection.admitting(candidate)
-        for text, chosen in selection.chosen.items():
-            cells.append("trained" if chosen is candidate else "✓" if text in within else "")
-        table.add_row(*cells, style=None if latency else "dim")
-    print_table(table)
-    print(
-        f"latency: batch {config.latency_batch}, {config.latency_dtype}, {config.latency_threads} thread(s), "
-        f"{next(iter(planned.latencies.values())).device}; training memory: a micro-batch of {micro_batch} in fp32"
-    )
-    for note in planned.outside:
-        print(f"note: {note}")
-    counts = f"{len(selection.specs)} sizes x {planned.arms} arms x {config.seeds} seeds"
-    if config.lr_search:
-        counts += f" x {config.lr_search} learning rates"
-    if planned.steps is None:
-        cost = f"together about {planned.flops:.3g} training FLOPs an image (give --data)"
-    else:
-        cost = (
-            f"each {config.epochs} epochs = {planned.steps:,} steps = {planned.steps * config.batch_size:,} images; "
-            f"together about {planned.flops:.3g} training FLOPs"
-        )
-    if config.ancestry:
-        cost += ", without those of the ancestry model that teaches"
-    print(f"{planned.descendants} descendants ({counts}), {cost}")

@@ -15,11 +15,18 @@ from ray.util.queue import Queue
 from ray_learngene import sigterm
 from ray_learngene.cluster import ray_internals
 from ray_learngene.cluster.preemption import CatchesSigterm, stop_requests, watching
-from ray_learngene.cluster.session import cluster_has_gpus, ray_cluster, require_resources, use_assigned_gpu
+from ray_learngene.cluster.session import (
+    Driver,
+    cluster_has_gpus,
+    from_workers,
+    ray_cluster,
+    require_resources,
+    use_assigned_gpu,
+)
 from ray_learngene.errors import Diverged, Interrupted, RunError
 from ray_learngene.sweeps import tune_callbacks
 from ray_learngene.sweeps.capacity import cluster_place
-from ray_learngene.sweeps.trials import Known, Outcomes, SweepInputs, Trial, print_packs
+from ray_learngene.sweeps.trials import Known, Outcomes, SweepInputs, Trial, log_packs
 from ray_learngene.sweeps.tune_search import GroupedASHA, LearningRateSearch
 
 
@@ -55,14 +62,15 @@ def run_with_ray_tune(
         require_resources(config.address, 1, config.cpus_per_trial, gpus, "trials")
         on_start()
         packs = inputs.packs(left, cluster_place(config.cpus_per_trial, gpus, config.max_concurrent))
-        print_packs(packs)
+        log_packs(packs)
         search = LearningRateSearch(packs, following, known, config) if config.lr_search else None
         storage_path, storage_filesystem = inputs.store.ray_storage(f"sweep-{config.name}")
         resources = {"CPU": config.cpus_per_trial, "GPU": gpus}
         _train.__mixins__ = (CatchesSigterm,)  # type: ignore[attr-defined]  # how Tune extends a function's actor
-        with stop_requests(asked) as requests:
+        with from_workers(lambda metrics: None) as driver, stop_requests(asked) as requests:
+            trained = tune.with_parameters(_train, inputs=inputs, driver=driver, requests=requests)
             tune.Tuner(
-                tune.with_resources(tune.with_parameters(_train, inputs=inputs, requests=requests), resources),
+                tune.with_resources(trained, resources),
                 param_space={} if search else {"one": tune.grid_search([{"pack": trials} for trials in packs])},
                 tune_config=tune.TuneConfig(
                     num_samples=len(packs) + len(following) if search else 1,
@@ -88,7 +96,7 @@ def run_with_ray_tune(
             raise Interrupted(outcomes.ended, outcomes.total, "descendants")
 
 
-def _train(one: dict[str, Any], inputs: SweepInputs, requests: Queue) -> None:
+def _train(one: dict[str, Any], inputs: SweepInputs, driver: Driver, requests: Queue) -> None:
     """One Tune trial: the trials of a pack. What trying again would not help is reported, not raised."""
     use_assigned_gpu()
     config = inputs.config
@@ -112,7 +120,7 @@ def _train(one: dict[str, Any], inputs: SweepInputs, requests: Queue) -> None:
 
     at_once = one.get("at_once") or max(1, len(left))
     try:
-        with watching(requests):
+        with watching(requests), driver.logs():
             if sigterm.requested():  # else it would score the untuned models first
                 raise Interrupted(0, 0)
             for first in range(0, len(left), at_once):

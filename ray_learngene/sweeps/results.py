@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import pandas
 import pyarrow
 from jinja2 import Environment, PackageLoader, StrictUndefined
-from rich.table import Table
 
 from ray_learngene.errors import UserError
 from ray_learngene.models.budgets import format_quantity
 from ray_learngene.store.store import Store
-from ray_learngene.terminal import one_line, print_table
 
 RESULTS, PAGE, SETTINGS = "results.parquet", "leaderboard.html", "sweep.json"
 
@@ -57,7 +55,7 @@ def write_results(store: Store, name: str, unfinished: Sequence[dict[str, Any]] 
     return table
 
 
-_MEASURES = ("top1_untuned", "top1_epoch1", "top1")
+MEASURES = ("top1_untuned", "top1_epoch1", "top1")
 
 
 def leaderboard(results: pandas.DataFrame) -> pandas.DataFrame:
@@ -73,7 +71,7 @@ def leaderboard(results: pandas.DataFrame) -> pandas.DataFrame:
     best = finished.loc[finished.groupby([*size, "seed"])["top1"].idxmax()]
     groups = best.groupby(size, sort=False)
     board = groups[["params", "macs", "memory", "latency"]].first()
-    for measure in _MEASURES:
+    for measure in MEASURES:
         board[measure] = groups[measure].mean()
         board[f"{measure}_std"] = groups[measure].std(ddof=0)
     notes = groups["outside"].first() if "outside" in best else [None] * len(board)  # older rows do not say
@@ -85,66 +83,16 @@ def leaderboard(results: pandas.DataFrame) -> pandas.DataFrame:
     return board.sort_values(["params", "arm"], ascending=[False, True], kind="stable", ignore_index=True)
 
 
-def print_leaderboard(results: pandas.DataFrame, budgets: Mapping[str, int] | None = None) -> None:
-    """Print the leaderboard of a results table.
-
-    Args:
-        budgets: Budgets with the parameters of the size that each chose, shown beside the sizes.
-    """
-    if not _any_finished(results):
-        print("no descendant has finished yet")
-        return
-    board = leaderboard(results)
-    several = bool((board["seeds"] > 1).any())
-    table = Table(title=f"sweep {results['sweep'].iloc[0]}", title_justify="left", title_style="bold")
-    if budgets:
-        table.add_column("budget")
-    for name in ("width", "depth", "parameters", "MACs", "latency"):
-        table.add_column(name, justify="right")
-    table.add_column("arm")
-    for name in ("untuned", "epoch 1", "final top-1 %"):
-        table.add_column(name, justify="right")
-    table.add_column("training", justify="right")
-    previous = None
-    for row in board.to_dict("records"):
-        first = row["params"] != previous
-        if first and previous is not None:
-            table.add_section()
-        previous = row["params"]
-        cells = [
-            str(row["width"]),
-            str(row["depth"]),
-            format_quantity("params", row["params"]),
-            format_quantity("macs", row["macs"]),
-            format_quantity("latency", row["latency"]),
-        ]
-        if budgets:
-            cells.insert(0, "\n".join(text for text, params in budgets.items() if params == row["params"]))
-        scores = [_score(row, measure, several) for measure in _MEASURES]
-        table.add_row(
-            *(cells if first else [""] * len(cells)),
-            f"{row['arm']}{' *' if row['outside'] else ''}",
-            *scores,
-            f"{row['seconds']:.1f} s",
-        )
-    print_table(table)
-    for note in filter(None, dict.fromkeys(board["outside"])):
-        print(f"* {one_line(note)}")
-
-
-def _any_finished(results: pandas.DataFrame) -> bool:
+def any_finished(results: pandas.DataFrame) -> bool:
+    """Check whether a results table has a finished descendant."""
     return not results.empty and bool((results["status"] == "finished").any())
-
-
-def _score(row: Mapping[str, Any], measure: str, several: bool) -> str:
-    return f"{row[measure]:.2f} ± {row[f'{measure}_std']:.2f}" if several else f"{row[measure]:.2f}"
 
 
 def leaderboard_page(results: pandas.DataFrame, name: str) -> str:
     """The leaderboard as one HTML page that needs nothing else: a plot and the table."""
     environment = Environment(loader=PackageLoader("ray_learngene"), undefined=StrictUndefined, autoescape=True)
     environment.filters["quantity"] = lambda value, quantity: format_quantity(quantity, value)
-    board = leaderboard(results) if _any_finished(results) else pandas.DataFrame()
+    board = leaderboard(results) if any_finished(results) else pandas.DataFrame()
     return environment.get_template("leaderboard.html").render(
         name=name,
         rows=board.to_dict("records"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 from typing import Any
@@ -9,8 +10,9 @@ from typing import Any
 from ray_learngene.errors import Diverged, Interrupted, RunError
 from ray_learngene.store.checkpoints import continuing_text, steps_of
 from ray_learngene.store.manifest import Manifest
-from ray_learngene.sweeps.trials import Known, Outcomes, SweepInputs, Trial, print_packs
-from ray_learngene.terminal import print_message
+from ray_learngene.sweeps.trials import Known, Outcomes, SweepInputs, Trial, log_packs
+
+log = logging.getLogger(__name__)
 
 
 def run_trials(
@@ -41,11 +43,11 @@ def run_trials(
     left = [trial for trial in every if inputs.descendant(trial).name not in settled]
     total, count = len(wanted) * max(1, config.lr_search), len(left) + len(following)
     done = f", {total - count} already finished" if count < total else ""
-    print(f"sweep {config.name}: {count} descendants to train{done}", flush=True)
+    log.info(f"sweep {config.name}: {count} descendants to train{done}")
     steps = {name.removeprefix(f"{config.name}/"): step for name, step in steps_of(checkpoints).items()}
     if begun := {name: steps[name] for trial in left if (name := inputs.descendant(trial).name) in steps}:
         total_steps = config.epochs * (len(inputs.images.train) // config.batch_size)
-        print(continuing_text(begun, total_steps), flush=True)
+        log.info(continuing_text(begun, total_steps))
     outcomes = Outcomes(inputs, count, keep)
     if count and not config.in_process:
         from ray_learngene.sweeps.ray_tune import run_with_ray_tune
@@ -67,10 +69,10 @@ def _train_here(inputs: SweepInputs, left: Sequence[Trial], outcomes: Outcomes) 
             outcomes.finished(trial, outcome)
 
     packs = inputs.packs(left, own_place()) if left else []
-    print_packs(packs)
+    log_packs(packs)
     try:
         for trials in packs:
-            inputs.train(trials, lambda trial, metrics: print_message(metrics), ended)
+            inputs.train(trials, lambda trial, metrics: None, ended)
     except Interrupted:
         raise Interrupted(outcomes.ended, outcomes.total, "descendants") from None
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
 from ray_learngene.errors import UserError
 from ray_learngene.store.store import Store
+
+log = logging.getLogger(__name__)
 
 
 @contextmanager
@@ -16,10 +19,9 @@ def running(store: Store, name: str) -> Iterator[None]:
     path, mine = f"sweeps/{name}/running", uuid.uuid4().hex
     for found in store.objects.look(f"sweeps/{name}"):
         if found.path == path:
-            print(
+            log.warning(
                 f"another run of the sweep {name} began at {found.modified:%Y-%m-%d %H:%M} UTC and goes on, or was "
-                "killed; a descendant that it publishes counts for this run, too",
-                flush=True,
+                "killed; a descendant that it publishes counts for this run, too"
             )
     store.write_text(path, mine)
     try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from typing import Any
@@ -14,6 +15,8 @@ from ray_learngene.sweeps.descendant import DescendantRun, DescendantTask, Sweep
 from ray_learngene.training.clock import Clock
 from ray_learngene.training.lockstep import Group, train
 from ray_learngene.training.out_of_memory import is_out_of_memory, release_memory, within_memory
+
+log = logging.getLogger(__name__)
 
 Row = dict[str, Any]
 Ended = Callable[[DescendantTask, Row | RunError], None]
@@ -37,7 +40,7 @@ def train_descendant(task: DescendantTask, shared: SweepContext) -> Row:
         with sigterm.graceful():
             _train([run], shared, settings, lambda run, row: rows.append(row))
 
-    within_memory(attempt, task.settings(shared.config), tell=lambda text: task.report({"message": text}))
+    within_memory(attempt, task.settings(shared.config), tell=lambda text: log.info(f"{task.one.name}: {text}"))
     return rows[0]
 
 

@@ -6,6 +6,7 @@ learngene sweep --learngene digits --name digits --data digits --budgets "params
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any
@@ -31,11 +32,8 @@ from ray_learngene.sweeps.arms import Arm
 from ray_learngene.sweeps.descendant import decisive_settings
 from ray_learngene.sweeps.latency import latency_meter
 from ray_learngene.sweeps.results import (
-    PAGE,
-    RESULTS,
     SETTINGS,
     earlier_rows,
-    print_leaderboard,
     read_settings,
     write_results,
 )
@@ -52,9 +50,11 @@ from ray_learngene.sweeps.selection import (
 )
 from ray_learngene.sweeps.trials import SweepInputs, Trial
 
+log = logging.getLogger(__name__)
 
-def sweep(config: SweepConfig, *, leaderboard: bool = True) -> pandas.DataFrame:
-    """Train every descendant that is not finished yet, publish each as it finishes, and print the leaderboard.
+
+def sweep(config: SweepConfig) -> pandas.DataFrame:
+    """Train every descendant that is not finished yet, and publish each as it finishes.
 
     Returns:
         The results table, one row per descendant, as written to `sweeps/<name>/results.parquet`.
@@ -120,9 +120,6 @@ def sweep(config: SweepConfig, *, leaderboard: bool = True) -> pandas.DataFrame:
                 _settle(store, config.name, before, unfinished)
         raise
     table = _settle(store, config.name, before, unfinished)
-    if leaderboard:
-        print_leaderboard(table, budgets_of(selection))
-        print(f"results: {store.uri}/sweeps/{config.name}/{RESULTS} and {PAGE}", flush=True)
     failed = [row for row in unfinished if row["status"] in ("failed", "diverged")]
     if failed:
         kind = Diverged if all(row["status"] == "diverged" for row in failed) else RunError
@@ -200,10 +197,13 @@ def _refuse_another(store: Store, name: str, settings: dict[str, Any]) -> None:
     if earlier is None:
         return
     before, now = earlier["common"], settings["common"]
-    if "validation" not in before:
-        print(f"the sweep {name} was begun by an earlier version: take care that its validation images are the same")
+    comparable = "validation" in before
     for one, other in ((before, now), (now, before)):
         # arms that are expanded from it may be added later; an earlier version did not say what it validated on
         for key in {"learngene", "validation"} & other.keys():
             one.setdefault(key, other[key])
     require_same(before, now, f"the sweep {name!r} in {store.uri}", "")
+    if not comparable:
+        log.warning(
+            f"the sweep {name} was begun by an earlier version: take care that its validation images are the same"
+        )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,6 +15,8 @@ from ray_learngene.sweeps.arms import Arm
 from ray_learngene.sweeps.descendant import Descendant, DescendantTask, SweepContext, descendant
 from ray_learngene.sweeps.packing import Load, Place, pack
 from ray_learngene.sweeps.siblings import train_siblings
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -114,22 +117,22 @@ class Outcomes:
 
     def finished(self, trial: Trial, row: dict[str, Any]) -> None:
         """It is in the store."""
-        self._print(trial, finished_text(row))
+        self._log(trial, finished_text(row))
 
     def failed(self, trial: Trial, error: str, metrics: dict[str, Any], *, diverged: bool = False) -> None:
         """`metrics` are the last that it reported, if any."""
-        self._print(trial, f"failed: {error}")
+        self._log(trial, f"failed: {error}")
         self._keep(trial, "diverged" if diverged else "failed", error, metrics)
 
     def stopped(self, trial: Trial, metrics: dict[str, Any]) -> None:
         """Early, by the scheduler; not an error."""
         epoch, top1 = metrics.get("epoch", 0), metrics.get("top1", 0)
-        self._print(trial, f"stopped early at epoch {epoch:g} with top-1 {top1:.2f} %")
+        self._log(trial, f"stopped early at epoch {epoch:g} with top-1 {top1:.2f} %")
         self._keep(trial, "stopped", None, metrics)
 
-    def _print(self, trial: Trial, text: str) -> None:
+    def _log(self, trial: Trial, text: str) -> None:
         self.ended += 1
-        print(trial_line(self.ended, self.total, trial, text), flush=True)
+        log.info(trial_line(self.ended, self.total, trial, text))
 
     def _keep(self, trial: Trial, status: str, error: str | None, metrics: dict[str, Any]) -> None:
         self.keep(
@@ -151,10 +154,10 @@ class Outcomes:
         )
 
 
-def print_packs(packs: Sequence[Sequence[Trial]]) -> None:
+def log_packs(packs: Sequence[Sequence[Trial]]) -> None:
     """Say which trials share their images, if any do."""
     if largest := max((len(trials) for trials in packs if len(trials) > 1), default=0):
-        print(f"up to {largest} of them train side by side, on images that are read once (--siblings)", flush=True)
+        log.info(f"up to {largest} of them train side by side, on images that are read once (--siblings)")
 
 
 def trial_line(number: int, total: int, trial: Trial, text: str) -> str:

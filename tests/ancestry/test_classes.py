@@ -87,7 +87,7 @@ def test_timms_order_without_names_is_refused_and_named(capsys: pytest.CaptureFi
     assert "label_names" in str(error.value) and "--no-labels" in str(error.value) and "\n" not in str(error.value)
     assert "chance: 8.3 %" in capsys.readouterr().out
     assert matched(NATURAL, None, OURS, labelled=False) < 0.2
-    assert "going on" in capsys.readouterr().out
+    assert "going on" in capsys.readouterr().err
 
 
 def test_our_order_without_names_is_measured_and_taken(capsys: pytest.CaptureFixture[str]) -> None:

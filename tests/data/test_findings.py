@@ -74,7 +74,7 @@ def test_convert_and_training_count_as_the_check_does(tmp_path: Path, capsys: py
     written = convert(ConvertConfig(out="", **options), str(tmp_path / "out"))
     assert (written["train"], written["val"]) == (inspection.training.images, inspection.validation.images)
     sets = checked_image_sets(CheckConfig(**options))
-    assert f"going on with {inspection.training.images} of {len(sets.train)} images" in capsys.readouterr().out
+    assert f"going on with {inspection.training.images} of {len(sets.train)} images" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("odd", ["a float image", "a 32-bit image"])

@@ -190,7 +190,7 @@ def test_a_teacher_is_given_images_as_it_normalises_them(store: str, monkeypatch
     seen: list[SweepInputs] = []
     monkeypatch.setattr("ray_learngene.sweeps.sweep.run_trials", lambda inputs, *others: seen.append(inputs))
     monkeypatch.setattr("ray_learngene.sweeps.sweep.write_results", lambda *others: pandas.DataFrame())
-    sweep(quick_sweep(store, name="taught", depths="2", ancestry="store:ancestries/dark"), leaderboard=False)
+    sweep(quick_sweep(store, name="taught", depths="2", ancestry="store:ancestries/dark"))
     (inputs,) = seen
     assert inputs.ancestry is not None
     own, pixels = inputs.images.preprocessing, torch.rand(5, 3, 8, 8)
@@ -221,7 +221,7 @@ def test_a_search_goes_on_with_the_learning_rates_that_it_had_begun(
     monkeypatch.setattr("ray_learngene.sweeps.sweep.run_trials", lambda inputs, *others: seen.append(inputs))
     monkeypatch.setattr("ray_learngene.sweeps.sweep.write_results", lambda *others: pandas.DataFrame())
     config = quick_sweep(store, name="searched", depths="1,2", arms=("scratch",), epochs=2, checkpoint_seconds=0)
-    sweep(config, leaderboard=False)
+    sweep(config)
     one, other = (Trial(Arm.parse("scratch", ""), spec, 0, 1.234567890123e-4) for spec in seen[0].costs)
     with monkeypatch.context() as patched, pytest.raises(Interrupted):
         patched.setattr(sigterm, "requested", lambda step: step == 3)
@@ -247,4 +247,4 @@ def test_a_sweep_that_goes_on_is_validated_on_the_same_images(
     del settings["common"]["validation"]
     Store(store).write_text(path, json.dumps(settings))
     assert len(sweep(config.model_copy(update={"depths": "1,2"}))) == 2
-    assert "begun by an earlier version: take care that its validation images are the same" in capsys.readouterr().out
+    assert "begun by an earlier version: take care that its validation images are the same" in capsys.readouterr().err

@@ -32,7 +32,7 @@ def test_any_model_can_be_an_ancestry(
     config = AncestryConfig(**QUICK, store=str(tmp_path), model=model, model_args=arguments, drop_path=0.2)
     manifest = train_ancestry(config)
     assert manifest.metadata["cost"]["flops"] > 0
-    assert ("has no stochastic depth: --drop-path is left out" in capsys.readouterr().out) == told
+    assert ("has no stochastic depth: --drop-path is left out" in capsys.readouterr().err) == told
 
 
 def test_no_stochastic_depth_is_none_also_for_a_model_with_some_of_its_own(tmp_path: Path) -> None:

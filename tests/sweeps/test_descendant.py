@@ -141,18 +141,16 @@ def test_another_label_set_gets_a_fresh_head_that_the_seed_decides(tmp_path: Pat
     assert torch.equal(one.blocks[0].attn.qkv.weight, learngene.tensors["blocks.0.attn.qkv.weight"])
 
 
-def test_two_runs_of_one_descendant_at_once_both_end_well(tmp_path: Path) -> None:
+def test_two_runs_of_one_descendant_at_once_both_end_well(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     other: list[dict[str, Any]] = []
-    said: list[str] = []
 
     def report(metrics: dict[str, Any]) -> None:
-        said.extend([metrics["message"]] if "message" in metrics else [])
         if metrics.get("epoch") == 2:  # the last one: the other run overtakes this one here
             other.append(run(tmp_path / "store")[1])
 
     one, row = run(tmp_path / "store", report=report)
     assert [row] == other
-    assert said == [f"s/{one.name} was published meanwhile by another run of this sweep: it counts"]
+    assert caplog.messages == [f"s/{one.name} was published meanwhile by another run of this sweep: it counts"]
     store = Store(str(tmp_path / "store"))
     assert store.exists("descendant", f"s/{one.name}") and not store.exists("checkpoint", f"s/{one.name}")
     assert store.broken() == []

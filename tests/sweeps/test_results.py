@@ -8,7 +8,8 @@ from typing import Any
 import pandas
 import pytest
 
-from ray_learngene.sweeps.results import leaderboard_page, print_leaderboard
+from ray_learngene.cli.sweep import print_leaderboard
+from ray_learngene.sweeps.results import leaderboard_page
 from tests.fixtures.write_store import OLD_STORE
 
 NOTE = "depth 1 is outside of 3 to 12, the depths that any-size was trained at"

@@ -13,11 +13,11 @@ def test_another_run_is_said_until_it_has_ended(tmp_path: Path, capsys: pytest.C
     with running(store, "s"):
         with running(store, "t"):
             pass
-        assert capsys.readouterr().out == ""
+        assert capsys.readouterr().err == ""
         with running(store, "s"):
-            assert "another run of the sweep s began at" in capsys.readouterr().out
+            assert "another run of the sweep s began at" in capsys.readouterr().err
     with running(store, "s"):
-        assert capsys.readouterr().out == ""
+        assert capsys.readouterr().err == ""
     assert store.objects.find("sweeps") == []
 
 
