@@ -40,6 +40,7 @@ _TAKEN = {
 HEAD = '''"""Written by `python docs/api_stub.py`: the keywords of every function, with types and defaults."""
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -72,6 +73,8 @@ class Artefact:
 class Model:
     path: Path
     def load(self) -> tuple[nn.Module, Callable[..., Any]]: ...
+
+def shown_log() -> AbstractContextManager[None]: ...
 
 '''
 

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
         extract,
         plan,
         pull,
+        shown_log,
         sweep,
         train_ancestry,
     )
@@ -38,6 +39,7 @@ __all__ = [
     "extract",
     "plan",
     "pull",
+    "shown_log",
     "sweep",
     "train_ancestry",
 ]

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from ray_learngene.cli.output import shown_log
 from ray_learngene.config.base import Config, load_config
 from ray_learngene.errors import Diverged, Interrupted, UserError
 from ray_learngene.store.manifest import Manifest
@@ -44,6 +45,7 @@ __all__ = [
     "extract",
     "plan",
     "pull",
+    "shown_log",
     "sweep",
     "train_ancestry",
 ]

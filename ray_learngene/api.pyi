@@ -1,6 +1,7 @@
 """Written by `python docs/api_stub.py`: the keywords of every function, with types and defaults."""
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -34,6 +35,7 @@ class Model:
     path: Path
     def load(self) -> tuple[nn.Module, Callable[..., Any]]: ...
 
+def shown_log() -> AbstractContextManager[None]: ...
 def train_ancestry(
     *,
     data: Path | str,

@@ -23,7 +23,7 @@ import torch
 from hypothesis import HealthCheck, settings
 
 import ray_learngene.torchvision_cpu  # noqa: F401  (tests import plain timm)
-from ray_learngene.cli.output import show_log
+from ray_learngene.cli.output import shown_log
 from tests.s3_server import S3Server, free_ports, running_s3_server
 
 __all__ = ["S3Server", "free_ports"]
@@ -34,7 +34,6 @@ settings.register_profile(
 )
 settings.load_profile("tests")
 
-show_log()  # tests read what a terminal would show
 torch.set_num_threads(1)
 torch.manual_seed(0)  # torch seeds a process at random; this is for what test modules draw when they are imported
 
@@ -43,6 +42,13 @@ torch.manual_seed(0)  # torch seeds a process at random; this is for what test m
 def pytest_runtest_setup() -> None:
     """The same draws in every run, whichever other tests run: a bound on rounding is never missed now and then."""
     torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def log_is_shown() -> Iterator[None]:
+    """Tests read what a terminal would show."""
+    with shown_log():
+        yield
 
 
 @pytest.fixture(scope="session")

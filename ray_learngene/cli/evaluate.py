@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Iterator
 from pathlib import Path
 
 import ray_learngene.torchvision_cpu  # noqa: F401  isort:skip  (before the first timm import)
@@ -18,8 +20,12 @@ from ray_learngene.device import resolve_device
 from ray_learngene.errors import UserError
 from ray_learngene.models.preprocessing import Preprocessing
 from ray_learngene.models.timm_folder import labels_of, load_timm
+from ray_learngene.progress import Progress
 from ray_learngene.terminal import unreadable_text
 from ray_learngene.training.evaluation import Scores, evaluate
+from ray_learngene.training.step import Batch
+
+log = logging.getLogger(__name__)
 
 
 def evaluate_model(config: EvaluateConfig) -> Scores:
@@ -50,9 +56,16 @@ def evaluate_model(config: EvaluateConfig) -> Scores:
         reader=reader,
         crop_mode=data["crop_mode"],
     )
-    scores = evaluate(model.to(device), batches, device=device)
+    with Progress(f"evaluate {config.model}", len(images), "images") as progress:
+
+        def counted() -> Iterator[Batch]:
+            for batch in batches:
+                yield batch
+                progress.advance(len(batch[0]))
+
+        scores = evaluate(model.to(device), counted(), device=device)
     if reader.names():
-        print(unreadable_text(reader.names()), flush=True)
+        log.warning(unreadable_text(reader.names()))
     return scores
 
 

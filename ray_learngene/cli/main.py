@@ -115,11 +115,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parsed = _parse(list(sys.argv[1:] if arguments is None else arguments))
         if parsed is not None:
             target, *configured = parsed
-            from ray_learngene.cli.output import show_log
+            from ray_learngene.cli.output import shown_log
 
-            show_log()
             module, function = target.split(":")
-            getattr(importlib.import_module(module), function)(*configured)
+            with shown_log():
+                getattr(importlib.import_module(module), function)(*configured)
         sys.stdout.flush()
         return 0
     except ModuleNotFoundError as error:

@@ -193,11 +193,16 @@ def queue_here() -> Queue:
 
 @dataclass(frozen=True)
 class Driver:
-    """The driver, as its workers see it. A worker never waits for it."""
+    """The driver, as its workers see it. A worker never waits for it.
+
+    Attributes:
+        level: Of the messages that the driver shows.
+    """
 
     queue: Queue
+    level: int
 
-    def report(self, metrics: dict[str, Any]) -> None:
+    def report(self, metrics: object) -> None:
         """Show metrics in the driver."""
         self.queue.actor.put_nowait.remote(metrics)  # type: ignore[attr-defined]
 
@@ -206,7 +211,7 @@ class Driver:
         """Log this worker's messages in the driver."""
         handler, log = _DriverHandler(self.queue), logging.getLogger("ray_learngene")
         log.addHandler(handler)
-        log.setLevel(logging.INFO)
+        log.setLevel(self.level)
         try:
             yield
         finally:
@@ -219,7 +224,7 @@ class _DriverHandler(QueueHandler):
 
 
 @contextmanager
-def from_workers(show: Callable[[dict[str, Any]], None]) -> Iterator[Driver]:
+def from_workers(show: Callable[[Any], None]) -> Iterator[Driver]:
     """Log the messages of workers in this process, and show their metrics, in order."""
     queue = queue_here()
     done = threading.Event()
@@ -242,7 +247,7 @@ def from_workers(show: Callable[[dict[str, Any]], None]) -> Iterator[Driver]:
     thread = threading.Thread(target=drain, name="progress", daemon=True)
     thread.start()
     try:
-        yield Driver(queue)
+        yield Driver(queue, logging.getLogger("ray_learngene").getEffectiveLevel())
     finally:
         done.set()
         thread.join()

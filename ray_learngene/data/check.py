@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
@@ -13,12 +13,11 @@ from PIL import Image
 from ray_learngene.data.decode import readable, to_rgb
 from ray_learngene.data.image_set import ImageSet
 from ray_learngene.errors import UserError
+from ray_learngene.progress import Progress
 
 _FULL_CHECK_IMAGES = 10_000
 _CHUNK = 512
 _NAMED = 5
-
-Progress = Callable[[int, int], None]  # is called with the number of images checked so far and of all images
 
 
 class ImageFacts(NamedTuple):
@@ -37,7 +36,7 @@ def is_full(mode: str, images: int) -> bool:
     return mode == "full" or (mode == "auto" and images <= _FULL_CHECK_IMAGES)
 
 
-def image_facts(image_set: ImageSet, mode: str, progress: Progress | None = None) -> Iterator[ImageFacts]:
+def image_facts(image_set: ImageSet, mode: str) -> Iterator[ImageFacts]:
     """Read every image of a set, in its order.
 
     Args:
@@ -58,12 +57,12 @@ def image_facts(image_set: ImageSet, mode: str, progress: Progress | None = None
         except UserError as error:
             return ImageFacts(str(error))
 
-    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as threads:
+    progress = Progress("check", len(image_set), "images")
+    with progress, ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as threads:
         for start in range(0, len(image_set), _CHUNK):
-            chunk = range(start, min(start + _CHUNK, len(image_set)))
-            yield from threads.map(facts, chunk)
-            if progress is not None:
-                progress(chunk.stop, len(image_set))
+            for each in threads.map(facts, range(start, min(start + _CHUNK, len(image_set)))):
+                progress.advance()
+                yield each
 
 
 def _frames(image: Image.Image) -> int:
@@ -73,7 +72,7 @@ def _frames(image: Image.Image) -> int:
         return 1
 
 
-def check_images(image_set: ImageSet, mode: str, progress: Progress | None = None) -> None:
+def check_images(image_set: ImageSet, mode: str) -> None:
     """Read every image of a set.
 
     Args:
@@ -84,7 +83,7 @@ def check_images(image_set: ImageSet, mode: str, progress: Progress | None = Non
     """
     if mode == "off":
         return
-    complaints = [facts.complaint for facts in image_facts(image_set, mode, progress) if facts.complaint]
+    complaints = [facts.complaint for facts in image_facts(image_set, mode) if facts.complaint]
     if complaints:
         raise UnreadableImages(complaints, len(image_set))
 

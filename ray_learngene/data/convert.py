@@ -7,7 +7,7 @@ import itertools
 import json
 import os
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from types import TracebackType
@@ -27,6 +27,7 @@ from ray_learngene.data.open import open_image_sets
 from ray_learngene.errors import UserError
 from ray_learngene.io.errors import clear_errors
 from ray_learngene.io.filesystems import filesystem
+from ray_learngene.progress import Progress
 
 _CHUNK = 256
 
@@ -38,7 +39,6 @@ def convert(
     short_side: int | None = None,
     quality: int = 90,
     shard_bytes: int = 128 * 2**20,
-    progress: Callable[[str, int], None] | None = None,
 ) -> dict[str, Any]:
     """Write both splits of an image set as `train-00000.parquet`, …, `val-00000.parquet`, … into an empty folder.
 
@@ -50,7 +50,6 @@ def convert(
         short_side: Short side in pixels of what is larger; None resizes nothing.
         quality: JPEG quality of resized images.
         shard_bytes: Encoded images in a shard, about.
-        progress: Called with the split and the number of its images read so far.
 
     Returns:
         `train` and `val` (numbers of images), `shards`, `bytes`, `skipped` (one line per image left out), `note`.
@@ -63,13 +62,14 @@ def convert(
         _require_empty(target, folder, out)
     note = None
     if config.data.startswith("wds/"):
-        splits = open_webdataset(config.data.removeprefix("wds/"))
+        splits, total = open_webdataset(config.data.removeprefix("wds/")), 0  # tar files do not say
         schema = pa.schema([("image", pa.binary()), ("label", pa.int64()), ("name", pa.string())])
     else:
         sets = open_image_sets(config, labelled=False)  # perhaps for a distillation without them
         note = sets.note
         if twice := [name for name, count in Counter(sets.train.classes).items() if count > 1]:
             raise UserError(f"{config.data} has two classes {twice[0]!r}: shards tell them by name; rename one")
+        total = len(sets.train) + len(sets.val)
         splits = {"train": _items(sets.train), "val": _items(sets.val)}
         metadata = {CLASSES_KEY: json.dumps(sets.train.classes)}
         schema = pa.schema([("image", pa.binary()), ("label", pa.string()), ("name", pa.string())], metadata)
@@ -89,22 +89,21 @@ def convert(
     counts = {"train": 0, "val": 0}
     unlabelled = 0
     skipped: list[str] = []
-    with clear_errors(out), Shards(target, folder, schema, shard_bytes) as shards:
+    progress = Progress(f"convert {config.data}", total, "images")
+    with clear_errors(out), Shards(target, folder, schema, shard_bytes) as shards, progress:
         with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as threads:
             for split, items in splits.items():
-                read = 0
                 while chunk := list(itertools.islice(items, _CHUNK)):
                     labelled = [item for item in chunk if item.label != UNLABELLED]
                     unlabelled += len(chunk) - len(labelled)
                     for row in threads.map(encode, labelled):
+                        progress.advance()
                         if isinstance(row, str):
                             skipped.append(row)
                         else:
                             shards.add(split, row)
                             counts[split] += 1
-                    read += len(chunk)
-                    if progress is not None:
-                        progress(split, read)
+                    progress.advance(len(chunk) - len(labelled))
         shards.publish()
     if unlabelled:
         note = f"left out {unlabelled:,} images of the test split of {config.data}, which have no labels"

@@ -123,6 +123,12 @@ def validation_batches(
     )
 
 
+def images_text(images: ImagePipeline) -> str:
+    """Return what a run logs about its images."""
+    train = images.train
+    return f"{len(train):,} training and {len(images.val):,} validation images of {len(train.classes)} classes"
+
+
 def checked_image_sets(config: DataConfig) -> ImageSets:
     """Open an image set, say what the user should know about it, and refuse it where images cannot be read.
 

@@ -49,8 +49,8 @@ from ray_learngene.distillation.task import (
 )
 from ray_learngene.errors import Interrupted, RunError, UserError
 from ray_learngene.models.compile import compile_layers
+from ray_learngene.progress import TrainingProgress
 from ray_learngene.store.checkpoints import StoreCheckpoints
-from ray_learngene.terminal import ProgressPrinter
 from ray_learngene.training.deepspeed_engine import DeepSpeedEngine, deepspeed_config, zero_stage
 from ray_learngene.training.engine import resolve_precision
 from ray_learngene.training.optimizers import create_optimizer
@@ -80,7 +80,7 @@ def train_with_ray_train(
         claim_run(task, settings)
         RunNotes(store, run_name(task)).clear()
         loop = {"task": ray.put(task), "settings": settings, "flops": flops, "deepspeed": user_deepspeed}
-        with from_workers(ProgressPrinter()) as driver, stop_requests() as requests:
+        with from_workers(TrainingProgress(config.name)) as driver, stop_requests() as requests:
             while True:
                 outcome = _fit(task, {**loop, "driver": driver, "requests": requests}, use_gpu)
                 if outcome is None:

@@ -10,10 +10,13 @@ import json
 import logging
 from typing import Any
 
+import torch
+
 from ray_learngene import sigterm
 from ray_learngene.ancestry.origin import log_license_kept
 from ray_learngene.config import AncestryConfig, DistillConfig
 from ray_learngene.config.decides import RUN, decisive, require_same
+from ray_learngene.data.pipeline import images_text
 from ray_learngene.device import gpu_allowed, resolve_device
 from ray_learngene.distillation.task import (
     Task,
@@ -28,9 +31,10 @@ from ray_learngene.distillation.task import (
 )
 from ray_learngene.errors import UserError
 from ray_learngene.models.compile import compile_layers
+from ray_learngene.progress import TrainingProgress
 from ray_learngene.provenance import fingerprint, publishable
 from ray_learngene.store.manifest import Manifest
-from ray_learngene.terminal import ProgressPrinter, unreadable_text
+from ray_learngene.terminal import unreadable_text
 from ray_learngene.training.batches import Batches
 from ray_learngene.training.checkpoints import BackgroundCheckpoints
 from ray_learngene.training.deepspeed_engine import read_user_config
@@ -59,6 +63,7 @@ def run(task: Task) -> Manifest:
     if done is not None:
         return done
     _check_run(task, settings)
+    _log_beginning(task)
     # counted before training, which puts hooks and compiled code into the module
     flops = task.flops(config.epochs * (len(task.images.train) // config.batch_size))
     if config.workers == 0:
@@ -76,6 +81,23 @@ def run(task: Task) -> Manifest:
     if manifest.metadata.get("unreadable"):
         log.warning(unreadable_text(manifest.metadata["unreadable"]))
     return manifest
+
+
+def _log_beginning(task: Task) -> None:
+    config, images = task.config, task.images
+    steps = len(images.train) // config.batch_size
+    if config.workers == 0:
+        device = resolve_device()
+        precision = str(resolve_precision(config.precision, device) or torch.float32).removeprefix("torch.")
+        where = f"in this process on {device.type}, {precision}"
+    else:
+        least = f"{config.least_workers} to " if config.least_workers < config.most_workers else ""
+        where = f"on {least}{config.most_workers} workers of {config.cpus_per_worker:g} CPUs"
+    log.info(
+        f"{task.kind} {config.name}: {images_text(images)}, {config.epochs} epochs of {steps:,} steps of "
+        f"{config.batch_size} images, {sum(each.numel() for each in task.module.parameters()):,} parameters to train, "
+        f"{where}"
+    )
 
 
 def _settings(task: Task, user_deepspeed: dict[str, Any]) -> dict[str, Any]:
@@ -145,7 +167,7 @@ def _train_here(task: Task, settings: dict[str, Any], flops: dict[str, int]) -> 
                 world=world,
                 checkpoints=checkpoints,
                 checkpoint_due=checkpoint_due(config.checkpoint_every),
-                report=ProgressPrinter(),
+                report=TrainingProgress(config.name),
                 label_model=task.label_model(device, autocast),
                 autocast=autocast,
             )

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import logging
 import os
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -30,6 +29,7 @@ from ray_learngene.distillation.distill import images_for
 from ray_learngene.errors import Interrupted, UserError
 from ray_learngene.models.compile import require_compiler
 from ray_learngene.models.specs import preset
+from ray_learngene.progress import Progress
 from ray_learngene.store.store import Store
 from ray_learngene.training.engine import resolve_precision
 
@@ -201,12 +201,10 @@ def _follow(key: str, filling: Filling, shards: list[Shard], computed: Iterator[
         log.info(f"{name} are complete: nothing to do")
         return
     log.info(f"{name}: {len(shards)} parts of epochs to compute")
-    began = time.monotonic()
     each = filling.views // filling.parts
     number = 0
-    for number, shard in enumerate(computed, start=1):
-        rate = number * each / (time.monotonic() - began)
-        where = f"epoch {shard.epoch} part {shard.part + 1} of {filling.parts}"
-        log.info(f"[{number:{len(str(len(shards)))}}/{len(shards)}] {where}   {rate:,.0f} images/s")
+    with Progress("soft labels", len(shards) * each, "images") as progress:
+        for number, shard in enumerate(computed, start=1):
+            progress.at(number * each, f"epoch {shard.epoch} part {shard.part + 1} of {filling.parts}")
     if number < len(shards):
         raise Interrupted(number, len(shards), "parts of epochs")

@@ -66,7 +66,7 @@ class Transfer:
             for each in ranges:
                 each.close()
 
-    def send(self, source: Path) -> None:
+    def send(self, source: Path, sent: Callable[[int], object] = lambda size: None) -> None:
         """Upload a file in parts, replacing what was there as a whole."""
         size = source.stat().st_size
         part_bytes = max(PART_BYTES, math.ceil(size / MOST_PARTS))
@@ -76,7 +76,9 @@ class Transfer:
             with clear_errors(str(source)), source.open("rb") as file:
                 file.seek((number - 1) * part_bytes)
                 data = file.read(part_bytes)
-            return self._retrying(lambda: self.storage.upload_part(self.path, upload, number, data))
+            part = self._retrying(lambda: self.storage.upload_part(self.path, upload, number, data))
+            sent(len(data))
+            return part
 
         pool = ThreadPoolExecutor(PARTS)
         try:

@@ -136,14 +136,19 @@ class Objects:
         with clear_errors(self.uri_of(path)):
             self.storage.put(path, data)
 
-    def upload(self, source: Path, path: str) -> None:
-        """Copy a local file to an object, replacing what was there as a whole."""
+    def upload(self, source: Path, path: str, sent: Callable[[int], object] = lambda size: None) -> None:
+        """Copy a local file to an object, replacing what was there as a whole.
+
+        Args:
+            sent: Called with the number of bytes that have arrived since the last call; from any thread.
+        """
         with clear_errors(str(source)), source.open("rb") as file:  # what is wrong with it is not said of the object
-            large = file.seek(0, io.SEEK_END) > PART_BYTES
-        if isinstance(self.storage, S3Storage) and large:
-            self._transfer(self.storage, path).send(source)
+            size = file.seek(0, io.SEEK_END)
+        if isinstance(self.storage, S3Storage) and size > PART_BYTES:
+            self._transfer(self.storage, path).send(source, sent)
         else:
             self._upload(source, path)
+            sent(size)
 
     @retrying
     def _upload(self, source: Path, path: str) -> None:

@@ -17,6 +17,7 @@ from pathlib import Path
 from ray_learngene.errors import UserError
 from ray_learngene.io.errors import clear_errors
 from ray_learngene.io.objects import Objects
+from ray_learngene.progress import Progress
 from ray_learngene.store.manifest import FileEntry, Manifest
 
 STREAMS = 4
@@ -59,8 +60,10 @@ def download(objects: Objects, manifest: Manifest, out: Path, overwrite: bool) -
                 _check_free(out, manifest, overwrite)
             _remove_others(partial, manifest)
             _check_space(partial, manifest)
-            fetch = functools.partial(_fetch, objects, manifest.base, partial)
-            objects.each([functools.partial(fetch, entry) for entry in manifest.files], STREAMS)
+            with Progress(f"pull of {manifest.kind} {manifest.name}", manifest.bytes / 1e6, "MB") as progress:
+                progress.at(_bytes_in(partial) / 1e6)
+                fetch = functools.partial(_fetch, objects, manifest.base, partial, progress)
+                objects.each([functools.partial(fetch, entry) for entry in manifest.files], STREAMS)
             shutil.rmtree(replaced, ignore_errors=True)
             if os.path.lexists(out):
                 _check_free(out, manifest, overwrite)  # again: it may have come into being meanwhile
@@ -108,8 +111,7 @@ def _others(folder: Path, manifest: Manifest) -> list[Path]:
 
 def _check_space(partial: Path, manifest: Manifest) -> None:
     """Refuse at once what cannot fit, instead of filling the disk with a part of it."""
-    there = sum(path.stat().st_size for path in partial.rglob("*") if path.is_file())
-    missing, free = manifest.bytes - there, shutil.disk_usage(partial).free
+    missing, free = manifest.bytes - _bytes_in(partial), shutil.disk_usage(partial).free
     if missing > free:
         raise UserError(
             f"{manifest.kind} {manifest.name} needs {missing / 1e6:,.1f} MB more, and the disk of {partial.parent} has "
@@ -117,25 +119,29 @@ def _check_space(partial: Path, manifest: Manifest) -> None:
         )
 
 
+def _bytes_in(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+
+
 def _remove_others(partial: Path, manifest: Manifest) -> None:
     for path in _others(partial, manifest):
         path.unlink()
 
 
-def _fetch(objects: Objects, folder: str, partial: Path, entry: FileEntry) -> None:
+def _fetch(objects: Objects, folder: str, partial: Path, progress: Progress, entry: FileEntry) -> None:
     """Bring one file, continuing what an interrupted pull left of it."""
     source, target = f"{folder}/{entry.path}", partial / entry.path
     target.parent.mkdir(parents=True, exist_ok=True)
-    if target.exists() and _complete(objects, source, entry, target):
+    if target.exists() and _complete(objects, source, entry, target, progress):
         return
     # What was there was of another version or damaged here, so only a fresh copy tells whether the store's is sound.
     target.unlink(missing_ok=True)
-    if not _complete(objects, source, entry, target):
+    if not _complete(objects, source, entry, target, progress):
         target.unlink(missing_ok=True)
         raise UserError(f"{objects.uri_of(source)} does not match its manifest (size or SHA-256): publish it again")
 
 
-def _complete(objects: Objects, source: str, entry: FileEntry, target: Path) -> bool:
+def _complete(objects: Objects, source: str, entry: FileEntry, target: Path, progress: Progress) -> bool:
     """Append what is missing of `target`; whether it is then exactly what the manifest says."""
     with target.open("a+b") as file:
         file.seek(0)
@@ -146,6 +152,7 @@ def _complete(objects: Objects, source: str, entry: FileEntry, target: Path) -> 
                 for chunk in objects.chunks(source, file.tell()):
                     behind.append(hasher.submit(digest.update, chunk))
                     file.write(chunk)
+                    progress.advance(len(chunk) / 1e6)
                     if file.tell() > entry.bytes:
                         return False
                     if len(behind) > MOST_BEHIND:

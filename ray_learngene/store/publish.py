@@ -20,6 +20,7 @@ from typing import Any
 
 from ray_learngene.errors import UserError
 from ray_learngene.io.objects import Objects
+from ray_learngene.progress import Progress
 from ray_learngene.store.index import Index
 from ray_learngene.store.manifest import (
     FORMAT,
@@ -96,9 +97,15 @@ class Publication:
 
     def _upload(self, folder: Path, paths: Sequence[str]) -> list[FileEntry]:
         """Upload files, hash them meanwhile, and see that all have arrived."""
-        with ThreadPoolExecutor() as pool:
+        total = sum((folder / path).stat().st_size for path in paths)
+        progress = Progress(f"upload of {self.kind} {self.name}", total / 1e6, "MB")
+        with progress, ThreadPoolExecutor() as pool:
+
+            def upload(path: str) -> None:
+                self.objects.upload(folder / path, f"{self.target}/{path}", lambda size: progress.advance(size / 1e6))
+
             hashed = pool.map(partial(file_entry, folder), paths)
-            uploads = (partial(self.objects.upload, folder / path, f"{self.target}/{path}") for path in paths)
+            uploads = (partial(upload, path) for path in paths)
             self.objects.each(uploads, UPLOADS)
             entries = list(hashed)
         if (missing := missing_file(self.objects, self.target, entries)) is not None:

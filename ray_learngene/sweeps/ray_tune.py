@@ -67,7 +67,7 @@ def run_with_ray_tune(
         storage_path, storage_filesystem = inputs.store.ray_storage(f"sweep-{config.name}")
         resources = {"CPU": config.cpus_per_trial, "GPU": gpus}
         _train.__mixins__ = (CatchesSigterm,)  # type: ignore[attr-defined]  # how Tune extends a function's actor
-        with from_workers(lambda metrics: None) as driver, stop_requests(asked) as requests:
+        with from_workers(lambda told: outcomes.status.report(*told)) as driver, stop_requests(asked) as requests:
             trained = tune.with_parameters(_train, inputs=inputs, driver=driver, requests=requests)
             tune.Tuner(
                 tune.with_resources(trained, resources),
@@ -110,6 +110,8 @@ def _train(one: dict[str, Any], inputs: SweepInputs, driver: Driver, requests: Q
     def report(trial: Trial, metrics: dict[str, Any]) -> None:
         if "top1" in metrics:  # Tune refuses a result without what it compares, such as one in mid-epoch
             tune.report({**metrics, "member": trials.index(trial)})
+        else:
+            driver.report((trial, metrics))
 
     def ended(trial: Trial, outcome: dict[str, Any] | RunError) -> None:
         if isinstance(outcome, RunError):

@@ -7,6 +7,7 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 from typing import Any
 
+from ray_learngene.data.pipeline import images_text
 from ray_learngene.errors import Diverged, Interrupted, RunError
 from ray_learngene.store.checkpoints import continuing_text, steps_of
 from ray_learngene.store.manifest import Manifest
@@ -48,7 +49,9 @@ def run_trials(
     if begun := {name: steps[name] for trial in left if (name := inputs.descendant(trial).name) in steps}:
         total_steps = config.epochs * (len(inputs.images.train) // config.batch_size)
         log.info(continuing_text(begun, total_steps))
-    outcomes = Outcomes(inputs, count, keep)
+    if count:
+        _log_beginning(inputs, [*left, *following])
+    outcomes = Outcomes(inputs, [*left, *following], keep)
     if count and not config.in_process:
         from ray_learngene.sweeps.ray_tune import run_with_ray_tune
 
@@ -56,6 +59,17 @@ def run_trials(
     else:
         on_start()
         _train_here(inputs, left, outcomes)
+
+
+def _log_beginning(inputs: SweepInputs, trials: Sequence[Trial]) -> None:
+    config, images = inputs.config, inputs.images
+    sizes = sorted(inputs.costs[trial.spec]["params"] for trial in trials)
+    steps = len(images.train) // config.batch_size
+    where = "in this process" if config.in_process else f"by Ray on {config.cpus_per_trial:g} CPUs each"
+    log.info(
+        f"{images_text(images)}, {config.epochs} epochs of {steps:,} steps of {config.batch_size} images, "
+        f"{sizes[0]:,.0f} to {sizes[-1]:,.0f} parameters, {where}"
+    )
 
 
 def _train_here(inputs: SweepInputs, left: Sequence[Trial], outcomes: Outcomes) -> None:
@@ -72,7 +86,7 @@ def _train_here(inputs: SweepInputs, left: Sequence[Trial], outcomes: Outcomes) 
     log_packs(packs)
     try:
         for trials in packs:
-            inputs.train(trials, lambda trial, metrics: None, ended)
+            inputs.train(trials, outcomes.status.report, ended)
     except Interrupted:
         raise Interrupted(outcomes.ended, outcomes.total, "descendants") from None
 

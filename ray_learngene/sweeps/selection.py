@@ -13,6 +13,7 @@ from ray_learngene.methods.base import Learngene
 from ray_learngene.models.budgets import Budget, Candidate, candidates, largest_within
 from ray_learngene.models.costs import Latency, costs, training_memory
 from ray_learngene.models.specs import Spec, first_message
+from ray_learngene.progress import Progress
 from ray_learngene.store.learngenes import StoredLearngene
 from ray_learngene.store.store import Store
 from ray_learngene.sweeps.arms import Arm
@@ -103,9 +104,11 @@ def select(
     with_latency = any(budget.needs_latency for budget in budgets)
 
     def cost(spec: Spec) -> dict[str, float]:
+        progress.advance()
         return {**costs(spec), **({"latency": measure(spec).median_ms} if with_latency else {})}
 
-    choices = candidates(specs, cost)
+    with Progress("costs of sizes", len(specs), "sizes") as progress:
+        choices = candidates(specs, cost)
     if not budgets:
         return Selection(tuple(choices), tuple(choices), {})
     chosen = {budget.text: largest_within(budget, choices) for budget in budgets}

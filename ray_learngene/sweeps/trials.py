@@ -15,6 +15,7 @@ from ray_learngene.sweeps.arms import Arm
 from ray_learngene.sweeps.descendant import Descendant, DescendantTask, SweepContext, descendant
 from ray_learngene.sweeps.packing import Load, Place, pack
 from ray_learngene.sweeps.siblings import train_siblings
+from ray_learngene.sweeps.status import SweepStatus
 
 log = logging.getLogger(__name__)
 
@@ -109,11 +110,17 @@ class Outcomes:
     """What becomes of the trials of a sweep: a line for each in the terminal, a row for each that did not finish.
 
     Args:
+        trials: All that are to be trained.
         keep: Called with those rows.
+
+    Attributes:
+        status: Is told the epochs of every trial.
     """
 
-    def __init__(self, inputs: SweepInputs, total: int, keep: Callable[[dict[str, Any]], None]) -> None:
-        self.inputs, self.total, self.keep, self.ended = inputs, total, keep, 0
+    def __init__(self, inputs: SweepInputs, trials: Sequence[Trial], keep: Callable[[dict[str, Any]], None]) -> None:
+        self.inputs, self.total, self.keep, self.ended = inputs, len(trials), keep, 0
+        work = sum(macs(trial.spec) for trial in trials)
+        self.status = SweepStatus(inputs.config.name, self.total, work)
 
     def finished(self, trial: Trial, row: dict[str, Any]) -> None:
         """It is in the store."""
@@ -132,6 +139,7 @@ class Outcomes:
 
     def _log(self, trial: Trial, text: str) -> None:
         self.ended += 1
+        self.status.end(trial)
         log.info(trial_line(self.ended, self.total, trial, text))
 
     def _keep(self, trial: Trial, status: str, error: str | None, metrics: dict[str, Any]) -> None:

@@ -27,6 +27,7 @@ from ray_learngene.training.step import Batch, Step, Stepper
 from ray_learngene.training.world import World
 
 REPORT_SECONDS = 30  # interval of reports within a long epoch
+TICK_SECONDS = 1  # interval of reports of the step alone, which cost no synchronisation with a device
 
 
 class TrainingEngine(Engine, Protocol):
@@ -42,7 +43,7 @@ class Trainer:
     Args:
         checkpoint_due: Called with (step, steps per epoch, seconds since the last checkpoint). A checkpoint always
             follows the last step.
-        report: Called on rank 0 with the metrics of every epoch.
+        report: Called on rank 0 with the metrics of every epoch, and about every second with the step alone.
         label_model: Model whose predictions replace the labels in evaluation.
         whole_evaluation: Every rank scores the whole split (partitioned weights need equal numbers of passes).
         evaluate_first: Score the untrained model as epoch 0.
@@ -91,7 +92,7 @@ class Trainer:
         )
         self._resumed_at, self._seconds_before, self._began = self.progress.step, self.progress.seconds, self.clock()
         self._answers_before, self._answers_read = self.progress.answers_read, 0
-        self._checkpointed = self._reported = time.monotonic()
+        self._checkpointed = self._reported = self._ticked = time.monotonic()
         self._unscored: tuple[Step, dict[str, Any]] | None = None
         if (evaluate_first or self.total_steps == 0) and not self.progress.history:
             self._begin_score(Step(0, {}, 0.0))
@@ -122,6 +123,8 @@ class Trainer:
             self._begin_score(step)
         elif time.monotonic() - self._reported > REPORT_SECONDS:
             self._tell(self._metrics(step))
+        elif time.monotonic() - self._ticked > TICK_SECONDS:
+            self._tick(step)
 
     def score(self, batch: Batch) -> None:
         """Add a batch of the validation split to the scores of the model and, with `ema`, of its average."""
@@ -214,7 +217,14 @@ class Trainer:
     def _tell(self, metrics: dict[str, Any]) -> None:
         if self.world.rank == 0:
             self.report({**metrics, "epochs": self.config.epochs, "total_steps": self.total_steps})
-        self._reported = time.monotonic()
+        self._reported = self._ticked = time.monotonic()
+
+    def _tick(self, step: Step) -> None:
+        if self.world.rank == 0:
+            epoch = round(step.number / self.steps_per_epoch, 4)
+            of = {"epochs": self.config.epochs, "total_steps": self.total_steps}
+            self.report({"epoch": epoch, "step": step.number, **of})
+        self._ticked = time.monotonic()
 
     def _checkpoint(self) -> None:
         progress = self.progress

@@ -1,5 +1,6 @@
 """The check names every unreadable image at once."""
 
+import logging
 from pathlib import Path
 
 import pytest
@@ -23,10 +24,14 @@ def damage(images: ImageSet, index: int, keep: int) -> str:
     return str(path)
 
 
-def test_a_good_set_passes_and_reports_progress(images: ImageSet) -> None:
-    seen: list[tuple[int, int]] = []
-    check_images(images, "auto", lambda done, total: seen.append((done, total)))
-    assert seen == [(19, 19)]
+def test_a_good_set_passes_and_reports_progress(
+    images: ImageSet, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("ray_learngene.progress.LINE_SECONDS", 0)
+    with caplog.at_level(logging.INFO, "ray_learngene"):
+        check_images(images, "auto")
+    assert len(caplog.messages) == 19
+    assert caplog.messages[-1].startswith("check: 19 of 19 images   ")
 
 
 def test_full_decodes_and_headers_only_open(images: ImageSet) -> None:

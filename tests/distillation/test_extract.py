@@ -204,7 +204,7 @@ def test_what_was_stopped_early_is_kept_however_a_sweep_ends(
     store: str, end: BaseException, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def interrupted(inputs: SweepInputs, wanted: Any, before: Any, on_start: Any, keep: Any) -> None:
-        Outcomes(inputs, 2, keep).stopped(wanted[0], {"epoch": 1, "top1": 12.5})
+        Outcomes(inputs, wanted, keep).stopped(wanted[0], {"epoch": 1, "top1": 12.5})
         raise end
 
     config = quick_sweep(store, name=f"cut-{type(end).__name__}", depths="1,2", arms=("scratch",))

@@ -24,10 +24,10 @@ from ray_learngene.distillation import ray_train
 from ray_learngene.distillation import train_ancestry as ancestry_training
 from ray_learngene.distillation.train_ancestry import AncestryTask, train_ancestry
 from ray_learngene.errors import UserError
+from ray_learngene.progress import TrainingProgress
 from ray_learngene.store.store import Store
 from ray_learngene.sweeps import tune_callbacks
 from ray_learngene.sweeps.sweep import sweep
-from ray_learngene.terminal import ProgressPrinter
 from ray_learngene.training.engine import Engine
 from ray_learngene.training.engine_state import STATE_FILE
 from ray_learngene.training.objectives import Objective
@@ -123,7 +123,7 @@ def second(cluster: Nodes) -> Iterator[str]:
         time.sleep(0.1)
 
 
-class AtStep(ProgressPrinter):
+class AtStep(TrainingProgress):
     """Lets something happen, once, when a run has got so far."""
 
     step: int
@@ -143,7 +143,7 @@ def at_step(monkeypatch: pytest.MonkeyPatch) -> Callable[[int, Callable[[], Any]
     def set_up(step: int, act: Callable[[], Any]) -> list[dict[str, Any]]:
         seen: list[dict[str, Any]] = []
         printer = type("Printer", (AtStep,), {"step": step, "act": staticmethod(act), "seen": seen})
-        monkeypatch.setattr(ray_train, "ProgressPrinter", printer)
+        monkeypatch.setattr(ray_train, "TrainingProgress", printer)
         return seen
 
     return set_up

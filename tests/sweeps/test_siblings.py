@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import logging
 import os
 import signal
 import time
@@ -31,6 +32,7 @@ from ray_learngene.sweeps.arms import Arm
 from ray_learngene.sweeps.descendant import DescendantTask, SweepContext, descendant
 from ray_learngene.sweeps.selection import cost_columns
 from ray_learngene.sweeps.siblings import train_descendant, train_siblings
+from ray_learngene.sweeps.sweep import sweep
 from ray_learngene.training.clock import Clock, shared_by
 from tests.sweeps.test_descendant import PREPROCESSING, SPEC, inputs, weights
 
@@ -324,3 +326,17 @@ def test_the_seconds_of_siblings_are_shares_of_what_was_spent(monkeypatch: pytes
         assert one() == 3 + 1  # from 6 to 7
     # until 8
     assert (one(), other()) == (3 + 2, 3)
+
+
+def test_each_models_epochs_are_logged_as_they_come(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("ray_learngene.progress.LINE_SECONDS", 0)
+    config, _, _ = inputs(tmp_path / "store")
+    words = {"depths": "1,2", "arms": ("scratch",), "epochs": 2, "in_process": True}
+    with caplog.at_level(logging.INFO, "ray_learngene"):
+        sweep(config.model_copy(update=words))
+    lines = [text for text in caplog.messages if text.startswith(f"sweep {config.name}: ") and "top-1" in text]
+    for depth in (1, 2):
+        for epoch in (1, 2):
+            assert any(f" d{depth} s0 " in text and f"epoch {epoch} of 2 top-1 " in text for text in lines)

@@ -1,0 +1,168 @@
+"""How far long work has come: log records, which a terminal may show as bars."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+LINE_SECONDS = 10.0  # between lines
+BAR_SECONDS = 0.5  # between two states of a bar
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Bar:
+    """What a terminal draws instead of a record's text.
+
+    Attributes:
+        what: Names the work; a later bar of the same name replaces this one.
+        done: From 0 to 1; 1 ends the bar.
+        text: Shown after the bar.
+    """
+
+    what: str
+    done: float
+    text: str
+
+
+class Progress:
+    """Logs how far one piece of work is, at most every ten seconds, and more often for a bar.
+
+    Args:
+        total: Of the unit; 0 where it is not known.
+        unit: Empty to show neither number nor rate.
+        quiet: Log bars only, because the work logs lines of its own.
+    """
+
+    def __init__(self, what: str, total: float, unit: str, *, quiet: bool = False) -> None:
+        self.what, self.total, self.unit, self.quiet = what, total, unit, quiet
+        self.done = 0.0
+        self._began = self._drawn = self._told = time.monotonic()
+        self._first: float | None = None  # done before this run
+        self._lock = threading.Lock()
+
+    def advance(self, by: float = 1, note: str = "") -> None:
+        """Add what was done since the last call; from any thread."""
+        with self._lock:
+            self._at(self.done + by, note)
+
+    def at(self, done: float, note: str = "", more: str = "") -> None:
+        """Set what is done; the first call starts the clock. `more` is for a line, a bar has no room for it."""
+        with self._lock:
+            if self._first is None:
+                self._first, self._began = done, time.monotonic()
+            self._at(done, note, more)
+
+    def _at(self, done: float, note: str, more: str = "") -> None:
+        self.done, now = done, time.monotonic()
+        told = not self.quiet and now - self._told >= LINE_SECONDS
+        if told or now - self._drawn >= BAR_SECONDS:
+            self._drawn = now
+            text = "   ".join(filter(None, [self._count(), note, *self._pace()]))
+            line = "   ".join(filter(None, [text, more]))
+            bar = Bar(self.what, min(done / self.total, 0.999) if self.total else 0.0, text)
+            log.log(logging.INFO if told else logging.DEBUG, "%s: %s", self.what, line, extra={"bar": bar})
+        if told:
+            self._told = now
+
+    def _pace(self) -> Iterator[str]:
+        rate = self.rate()
+        if rate and self.unit:
+            yield rate_text(rate, self.unit)
+        if rate and self.total:
+            yield f"{duration_text(max(0.0, self.total - self.done) / rate)} left"
+
+    def rate(self) -> float:
+        """Units a second in this run; 0 where it is not known yet."""
+        seconds = time.monotonic() - self._began
+        return (self.done - (self._first or 0)) / seconds if seconds > 0 else 0.0
+
+    def _count(self) -> str:
+        of = f" of {self._number(self.total)}" if self.total else ""
+        return f"{self._number(self.done)}{of} {self.unit}" if self.unit else ""
+
+    def _number(self, value: float) -> str:
+        return f"{value:,.1f}" if self.unit == "MB" else f"{value:,.0f}"
+
+    def end(self) -> None:
+        """Remove the bar."""
+        log.debug("%s: ended", self.what, extra={"bar": Bar(self.what, 1, "")})
+
+    def __enter__(self) -> Progress:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.end()
+
+
+class TrainingProgress:
+    """Logs what a trainer reports: the first and the last epoch, between them a line every few seconds, and a bar."""
+
+    def __init__(self, what: str, seconds: float = 5.0) -> None:
+        self.what, self.seconds = what, seconds
+        self._printed = float("-inf")
+        self._bar: Progress | None = None
+        self._expected = False
+
+    def __call__(self, metrics: Mapping[str, Any]) -> None:
+        if self._bar is None:
+            self._bar = Progress(self.what, metrics["total_steps"], "steps", quiet=True)
+        bar, now, last = self._bar, time.monotonic(), metrics["step"] == metrics["total_steps"]
+        bar.at(metrics["step"], f"epoch {metrics['epoch']:.2f} of {metrics['epochs']}")
+        left = "" if last else self._left(metrics["step"])
+        if not self._expected and left and now - bar._began >= self.seconds:
+            self._expected = True
+            log.info(f"{self.what}: about {left} to go")
+        if "lr" in metrics and (now - self._printed >= self.seconds or last):
+            log.info(progress_line(metrics) + (f"   {left} left" if left else ""))
+            self._printed = now
+        if last:
+            bar.end()
+
+    def _left(self, step: int) -> str:
+        assert self._bar is not None
+        rate = self._bar.rate()
+        return duration_text((self._bar.total - step) / rate) if rate else ""
+
+
+def progress_line(metrics: Mapping[str, Any]) -> str:
+    """One line for the end of an epoch, or a step on the way there."""
+    parts = [f"epoch {metrics['epoch']:6.2f} / {metrics['epochs']}"]
+    for name in ("loss", "distill_loss", "label_loss"):
+        if name in metrics:
+            parts.append(f"{name.replace('_', ' ')} {metrics[name]:.4f}")
+    if metrics["step"]:
+        parts.append(f"lr {metrics['lr']:.2e}")
+    if "top1" in metrics:
+        parts.append(f"top-1 {metrics['top1']:6.2f} %")
+    if "ema_top1" in metrics:
+        parts.append(f"average's top-1 {metrics['ema_top1']:6.2f} %")
+    if metrics["step"]:
+        parts.append(f"{metrics['images_per_second']:,.0f} images/s")
+    return "   ".join(parts)
+
+
+def duration_text(seconds: float) -> str:
+    """A duration in its two largest units, as `1 h 20 min`."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min" + (f" {whole % 60} s" if whole < 600 else "")
+    minutes = round(seconds / 60)
+    if minutes < 48 * 60:
+        return f"{minutes // 60} h {minutes % 60} min"
+    return f"{round(minutes / 1440)} days"
+
+
+def rate_text(rate: float, unit: str) -> str:
+    """A rate in the time in which at least one is done."""
+    for each, name in ((1, "s"), (60, "min"), (3600, "h")):
+        if rate * each >= 1:
+            return f"{rate * each:,.0f} {unit}/{name}"
+    return f"{rate * 86400:,.1f} {unit}/day"

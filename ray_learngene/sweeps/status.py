@@ -1,0 +1,77 @@
+"""How far the trials of a sweep are: a bar for the sweep and one for each model, and the accuracy of each epoch."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+from ray_learngene.models.costs import macs
+from ray_learngene.models.specs import Spec
+from ray_learngene.progress import Progress
+from ray_learngene.sweeps.arms import Arm
+
+_SHOWN = 6  # models in a line
+
+
+class Trial(Protocol):
+    """What is trained; `trials.Trial`."""
+
+    @property
+    def arm(self) -> Arm: ...
+    @property
+    def spec(self) -> Spec: ...
+    @property
+    def seed(self) -> int: ...
+    @property
+    def lr(self) -> float: ...
+
+
+class SweepStatus:
+    """Logs how far a sweep is; a trial counts as much as its MACs."""
+
+    def __init__(self, name: str, trials: int, work: float) -> None:
+        self.trials = trials
+        self._ended: set[Trial] = set()
+        self._all = Progress(f"sweep {name}", work, "")
+        self._done = 0.0  # by trials that have ended
+        self._models: dict[Trial, Progress] = {}
+        self._scores: dict[Trial, str] = {}  # the last to report comes last
+        self._lock = threading.Lock()
+
+    def report(self, trial: Trial, metrics: Mapping[str, Any]) -> None:
+        """A trial's epoch or step; from any thread."""
+        with self._lock:
+            if trial in self._ended:  # its worker's messages take another way than its result
+                return
+            name, total = trial_name(trial), max(1, metrics["total_steps"])
+            model = self._models.setdefault(trial, Progress(name, total, "steps", quiet=True))
+            epoch = f"epoch {metrics['epoch']:.4g} of {metrics['epochs']}"
+            if "top1" in metrics:
+                self._scores.pop(trial, None)
+                self._scores[trial] = f"{epoch} top-1 {metrics['top1']:.2f} %"
+            model.at(metrics["step"], self._scores.get(trial, epoch))
+            self._show()
+
+    def end(self, trial: Trial) -> None:
+        """A trial has ended, in whatever way."""
+        with self._lock:
+            self._ended.add(trial)
+            self._done += macs(trial.spec)
+            self._scores.pop(trial, None)
+            if model := self._models.pop(trial, None):
+                model.end()
+            if len(self._ended) >= self.trials:
+                self._all.end()
+            else:
+                self._show()
+
+    def _show(self) -> None:
+        running = sum(macs(trial.spec) * model.done / model.total for trial, model in self._models.items())
+        last = [f"{trial_name(trial)} {text}" for trial, text in list(self._scores.items())[-_SHOWN:]]
+        self._all.at(self._done + running, f"{len(self._ended)} of {self.trials} descendants ended", ", ".join(last))
+
+
+def trial_name(trial: Trial) -> str:
+    """A short name of a trial, for one line of several."""
+    return f"{trial.arm.text} w{trial.spec.width} d{trial.spec.depth} s{trial.seed} lr {trial.lr:.1e}"
