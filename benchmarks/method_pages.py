@@ -11,7 +11,7 @@ from pathlib import Path
 import pandas
 
 from ray_learngene.compare.plan import Row, rows
-from ray_learngene.compare.report import PAGE, PLOTS, RESULTS, break_even_plot, page
+from ray_learngene.compare.report import PAGE, PLOTS, RESULTS, RUNS, break_even_plot, page, runs_page
 from ray_learngene.config import BenchConfig, load_config
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -28,6 +28,7 @@ def main() -> None:
     for name in RECIPES:
         config, table, arms = read(name)
         (folder(name) / PAGE).write_text(page(config, table, arms))
+        (folder(name) / RUNS).write_text(runs_page(config, table))
         break_even_plot(table, [row.name for row in arms]).savefig(folder(name) / PLOTS[1])
         print(folder(name) / PAGE)
 

@@ -390,7 +390,10 @@ def bench(
     tune_epochs: int = 5,
     lrs: Sequence[float] = (0.0005,),
     tune_lrs: Sequence[float] = (5e-05,),
-    search_epochs: int = 10,
+    search_epochs: int | None = None,
+    search_more: int = 4,
+    front: int = 8,
+    front_gain: float = 0.5,
     out: Path | str = "./bench",
 ) -> pandas.DataFrame: ...
 def pull(

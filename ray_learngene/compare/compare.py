@@ -12,31 +12,33 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
 import pandas
 
 from ray_learngene import sigterm
 from ray_learngene.ancestry.classes import match_classes
 from ray_learngene.ancestry.model import load_ancestry
-from ray_learngene.compare.distillations import Failure, distill_all, quiet
+from ray_learngene.compare.distillations import distill_all, quiet, refuse_failed
+from ray_learngene.compare.front import longer, still_gaining
 from ray_learngene.compare.plan import (
     Distillation,
     Row,
     arm_text,
     distill_config,
     extract_configs,
-    learning_rates,
     rows,
     sweep_config,
     tuning_epochs,
 )
 from ray_learngene.compare.report import write_report
-from ray_learngene.compare.table import Chosen, bench_table, current_descendants
+from ray_learngene.compare.searches import search_distillation, search_tuning
+from ray_learngene.compare.table import Chosen, bench_table
 from ray_learngene.config import BenchConfig
 from ray_learngene.config.decides import BENCHMARK, decisive, require_same
 from ray_learngene.data.pipeline import checked_image_sets
 from ray_learngene.distillation.extract import extract
-from ray_learngene.errors import Diverged, UserError
+from ray_learngene.errors import UserError
 from ray_learngene.models.specs import Spec
 from ray_learngene.provenance import publishable
 from ray_learngene.store.manifest import folder_of, run_name
@@ -73,23 +75,65 @@ def bench(config: BenchConfig) -> pandas.DataFrame:
         raise UserError("no arm is distilled: a benchmark compares learngenes, add one")
     _check_names(config, arms, distillations)
     chosen = Chosen()
+    seen = {
+        "same_images": _same_images(config, store, sets.train.fingerprint),
+        "test_images": len(sets.val),
+    }
     folder = _folder(config.out)
     _refuse_another(config, store, {"ancestry_sha256": ancestry.sha256(), "data_sha256": sets.train.fingerprint})
     with _engine(config), sigterm.graceful():
         seeds = range(config.seed, config.seed + config.seeds)
-        _search_distillation(config, store, distillations, chosen)
+        search_distillation(config, store, distillations, chosen)
         wanted = [distill_config(config, d, chosen.distill[d], seed) for seed in seeds for d in distillations]
-        _refuse_failed(distill_all(config, store, wanted, "distil"))
+        refuse_failed(distill_all(config, store, wanted, "distil"))
         for row in arms:
             for each in extract_configs(config, row, chosen.distill):
                 with quiet():
                     extract(each)
         base = wanted[0].name  # all descendants share its preprocessing and head size
-        _search_tuning(config, store, arms, base, chosen)
+        search_tuning(config, store, arms, base, chosen)
         sweeps = _final_sweeps(config, arms, base, chosen)
-    table = bench_table(config, store, sweeps, chosen)
+        arms = [*arms, *_train_front(config, store, arms, base, chosen, sweeps, seen)]
+    table = bench_table(config, store, sweeps, chosen, seen)
     write_report(config, store, table, arms, folder)
     return table
+
+
+def _train_front(
+    config: BenchConfig,
+    store: Store,
+    arms: Sequence[Row],
+    base: str,
+    chosen: Chosen,
+    sweeps: dict[str, list[Row]],
+    seen: Mapping[str, Any],
+) -> list[Row]:
+    """Train the reference longer and longer, every size until doubling brings little; add to `sweeps`.
+
+    Only a reference that trains in full from no learngene has a front.
+    """
+    reference = next(row for row in arms if row.name == config.reference)
+    if reference.arm.tune != "full" or reference.method.needs_learngene:
+        return []
+    rows, left, times = [], reference.specs, 2
+    while left and times <= config.front:
+        row = longer(config, reference, times, left)
+        search_tuning(config, store, [row], base, chosen)
+        sweeps |= _final_sweeps(config, [row], base, chosen)
+        rows.append(row)
+        left = still_gaining(config, bench_table(config, store, sweeps, chosen, seen), row, times)
+        times *= 2
+    return rows
+
+
+def _same_images(config: BenchConfig, store: Store, fingerprint: str) -> bool | None:
+    """Check whether the ancestry was trained on the benchmark's training images; None if the store does not know."""
+    scheme, _, path = config.ancestry.partition(":")
+    kind, _, name = path.partition("/")
+    if (scheme, kind) != ("store", "ancestries"):
+        return None
+    trained_on = store.manifest("ancestry", name).metadata.get("data_sha256")
+    return None if trained_on is None else bool(trained_on == fingerprint)
 
 
 def _check_names(config: BenchConfig, arms: Sequence[Row], distillations: Sequence[Distillation]) -> None:
@@ -103,14 +147,6 @@ def _check_names(config: BenchConfig, arms: Sequence[Row], distillations: Sequen
         for row in arms:
             for made in extract_configs(config, row, dict.fromkeys(distillations, lr)):
                 folder_of("learngene", made.name)
-
-
-def _refuse_failed(failed: Mapping[str, Failure]) -> None:
-    if failed:
-        name, failure = next(iter(failed.items()))
-        raise UserError(
-            f"{len(failed)} distillations failed: {name}: {failure.reason}; the others are stored, run it again"
-        )
 
 
 def _folder(out: str) -> Path:
@@ -145,69 +181,6 @@ def _engine(config: BenchConfig) -> contextlib.AbstractContextManager[None]:
     from ray_learngene.cluster.session import ray_cluster
 
     return ray_cluster(config.address)
-
-
-def _search_distillation(
-    config: BenchConfig, store: Store, distillations: Sequence[Distillation], chosen: Chosen
-) -> None:
-    """Choose the best learning rate of every distillation on images held out of the training split.
-
-    A family searches at its largest size. A learning rate that diverges is ruled out. Any other failure ends the
-    search, because it would choose among fewer rates than reported.
-    """
-    searched: dict[str, Distillation] = {}
-    for one in sorted(distillations, key=lambda one: (one.spec.width, one.spec.depth)):
-        searched[one.family] = one
-    grid = config.lrs if len(config.lrs) > 1 else ()
-    runs = {
-        (one, lr): distill_config(config, one, lr, config.seed, search=True) for lr in grid for one in searched.values()
-    }
-    failed = distill_all(config, store, list(runs.values()), "search")
-    _refuse_failed({name: failure for name, failure in failed.items() if not failure.diverged})
-    for one in distillations:
-        owner = chosen.searched[one] = searched[one.family]
-        losses = {
-            lr: store.manifest("learngene", runs[owner, lr].name).metadata["metrics"]["val_loss"]
-            for lr in grid
-            if runs[owner, lr].name not in failed
-        }
-        chosen.distill[one] = _best(config.lrs, losses, next((each.reason for each in failed.values()), ""))
-
-
-def _best(grid: Sequence[float], losses: Mapping[float, float], why: str) -> float:
-    """Return the learning rate with the smallest loss, or the only learning rate of the grid."""
-    if len(grid) == 1:
-        return grid[0]
-    if not losses:
-        raise UserError(f"none of the learning rates {', '.join(f'{lr:g}' for lr in grid)} works: {why}")
-    return min(losses, key=lambda lr: losses[lr])
-
-
-def _search_tuning(config: BenchConfig, store: Store, arms: Sequence[Row], base: str, chosen: Chosen) -> None:
-    """Choose the best learning rate of every arm at its middle size, on the held-out training images.
-
-    The learngenes were distilled on these images too; their labels were used only if alpha is below 1.
-    """
-    groups: dict[tuple[str, int, Spec], list[Row]] = defaultdict(list)
-    for row in arms:
-        groups[row.arm.tune, tuning_epochs(config, row), row.middle].append(row)
-    for (_, _, spec), some in groups.items():
-        texts = {row.name: arm_text(config, row, chosen.distill) for row in some}
-        grid = learning_rates(config, some[0])
-        losses: dict[str, dict[float, float]] = defaultdict(dict)
-        why = ""
-        for lr in grid if len(grid) > 1 else ():
-            run = sweep_config(config, some[0], list(texts.values()), base, lr, [spec], search=True)
-            try:
-                sweep(run)
-            except Diverged as error:  # rules this learning rate out for the arms that diverged
-                why = str(error)
-            for row in some:
-                for one in current_descendants(store, run.name):
-                    if one.metadata["row"]["arm"] == texts[row.name]:
-                        losses[row.name][lr] = one.metadata["row"]["val_loss"]
-        for row in some:
-            chosen.tune[row.name] = _best(grid, losses[row.name], why)
 
 
 def _final_sweeps(config: BenchConfig, arms: Sequence[Row], base: str, chosen: Chosen) -> dict[str, list[Row]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -155,3 +155,11 @@ def quiet() -> Iterator[None]:
         yield
     finally:
         package.setLevel(before)
+
+
+def refuse_failed(failed: Mapping[str, Failure]) -> None:
+    if failed:
+        name, failure = next(iter(failed.items()))
+        raise UserError(
+            f"{len(failed)} distillations failed: {name}: {failure.reason}; the others are stored, run it again"
+        )

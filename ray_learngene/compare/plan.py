@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -107,6 +108,8 @@ def _check_names(config: BenchConfig) -> None:
         folder_of("learngene", f"{config.name}-{name}")  # raises if the name is invalid in a store
         if name.startswith("model-"):
             raise UserError(f"arm {name!r}: names that begin with model- are for plain models; choose another")
+        if re.fullmatch(rf"{re.escape(config.reference)}-x\d+", name):
+            raise UserError(f"arm {name!r}: that is the reference's name in a longer training; choose another")
 
 
 def _check_distinct(config: BenchConfig, made: Sequence[Row]) -> None:
@@ -191,7 +194,7 @@ def distill_config(
         "warmup_epochs": min(config.warmup_epochs, epochs / 2),
     }
     if search:
-        changes = {"name": f"{name}-search", **_search(config)}
+        changes = {"name": f"{name}-search", **_search(config, epochs)}
     return DistillConfig(
         **{
             **_shared(config, DistillConfig),
@@ -270,7 +273,8 @@ def sweep_config(
     epochs = tuning_epochs(config, first)
     changes: dict[str, Any] = {"seeds": config.seeds}
     if search:
-        changes = {**_search(config), "seeds": 1, **({"epochs": epochs, "warmup_epochs": 0} if tune == "short" else {})}
+        short = {"epochs": epochs, "warmup_epochs": 0} if tune == "short" else {}
+        changes = {**_search(config, epochs), "seeds": 1, **short}
     depths = ",".join(str(spec.depth) for spec in specs)
     kind = f"{'search' if search else 'final'}-{tune}-e{epochs}"
     size = f"w{specs[0].width}-d{depths.replace(',', '.')}"
@@ -292,9 +296,14 @@ def sweep_config(
     )
 
 
-def _search(config: BenchConfig) -> dict[str, Any]:
+def search_epochs(config: BenchConfig, epochs: int) -> int:
+    """Return the length of a search that decides runs of so many epochs: half of it, unless the recipe says it."""
+    return config.search_epochs or max(1, math.ceil(epochs / 2))
+
+
+def _search(config: BenchConfig, decides: int) -> dict[str, Any]:
     """Return the settings of a search; it never chooses by the images that the benchmark reports."""
-    epochs = config.search_epochs
+    epochs = search_epochs(config, decides)
     return {
         "validate_on": "holdout",
         "epochs": epochs,

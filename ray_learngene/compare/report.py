@@ -12,7 +12,11 @@ import pandas
 import pyarrow
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from ray_learngene.compare.front import Front, schedules
 from ray_learngene.compare.plan import Row, learning_rates, sizes
+from ray_learngene.compare.rules import rules
+from ray_learngene.compare.searches import at_border
+from ray_learngene.compare.significance import Difference, paired
 from ray_learngene.compare.summary import MEASURES, Cost, cost, summarise
 from ray_learngene.config import BenchConfig
 from ray_learngene.models.budgets import format_quantity
@@ -21,15 +25,16 @@ from ray_learngene.store.store import Store
 
 log = logging.getLogger(__name__)
 
-RESULTS, PAGE, PLOTS = "results.parquet", "results.md", ("accuracy.svg", "break-even.svg")
+RESULTS, PAGE, RUNS, PLOTS = "results.parquet", "results.md", "runs.md", ("accuracy.svg", "break-even.svg")
 
 
 def write_report(config: BenchConfig, store: Store, table: pandas.DataFrame, arms: Sequence[Row], folder: Path) -> None:
-    """Write the table to the store; write the table, the page and the plots to a folder."""
+    """Write the table to the store; write the table, the pages and the plots to a folder."""
     rows = pyarrow.Table.from_pandas(table, preserve_index=False)
     store.write_table(f"benches/{config.name}/{RESULTS}", rows)
     table.to_parquet(folder / RESULTS, index=False)
     (folder / PAGE).write_text(page(config, table, arms))
+    (folder / RUNS).write_text(runs_page(config, table))
     names = [row.name for row in arms]
     for figure, name in zip((accuracy_plot(table, names), break_even_plot(table, names)), PLOTS, strict=True):
         figure.savefig(folder / name)
@@ -47,15 +52,23 @@ def page(config: BenchConfig, table: pandas.DataFrame, arms: Sequence[Row]) -> s
     environment.filters["flops"] = lambda flops: _known(flops, f"{flops:.2e}")
     environment.filters["times"] = lambda ratio: "-" if ratio is None else _known(ratio, f"{ratio:.1f}")
     environment.filters["count"] = _count
+    environment.filters["bounded"] = lambda pair: f"{pair[1].replace('=', '')}{pair[0]:.1f}" if pair else "-"
+    environment.filters["interval"] = _interval
     specs = [spec for spec in sizes(config, 1) if len(_at(table, spec.width, spec.depth))]
+    arms = [row for row in arms if len(table[table["arm"] == row.name])]
     return environment.get_template("bench.md").render(
         config=publishable(config.model_dump()),
         rows=summarise(table, [row.name for row in arms], config.reference),
+        rules=rules(config, table, arms),
+        front=_front_rows(config, table),
+        against=_against_front(config, table, arms),
         measures=MEASURES,
         specs=specs,
         several_widths=len({spec.width for spec in specs}) > 1,
         cell=lambda arm, measure, spec: _cell(table, arm, measure, spec.width, spec.depth),
-        grids={row.name: learning_rates(config, row) for row in arms},
+        arms={row.name: row for row in arms},
+        grids={row.name: _tried(table, row.name, "lrs", learning_rates(config, row)) for row in arms},
+        distill_grids={row.name: _tried(table, row.name, "distill_lrs", config.lrs) for row in arms},
         refused={row.name: next(iter(row.refused.values())) for row in arms if row.refused},
         devices=sorted(table["latency_device"].unique()),
         torch=sorted(table["torch"].unique()),
@@ -65,15 +78,85 @@ def page(config: BenchConfig, table: pandas.DataFrame, arms: Sequence[Row]) -> s
     )
 
 
+def _tried(table: pandas.DataFrame, arm: str, column: str, otherwise: Sequence[float]) -> Sequence[float]:
+    """The learning rates that an arm's search tried; a table of an earlier version does not say them."""
+    tried = table.loc[table["arm"] == arm, column].iloc[0] if column in table else None
+    return otherwise if tried is None else list(tried)
+
+
+def _front_rows(config: BenchConfig, table: pandas.DataFrame) -> list[dict[str, Any]]:
+    """Every schedule of the reference at every size, with what the latest doubling brought."""
+    if len(schedules(table, config.reference)) < 2:
+        return []
+    flops, seconds = (Front(table, config.reference, unit).points for unit in ("flops", "seconds"))
+    rows = []
+    for size, points in flops.items():
+        for before, point, timed in zip([None, *points], points, seconds[size], strict=False):
+            gain = None if before is None else point.top1 - before.top1
+            rows.append({"size": size, "point": point, "seconds": timed.cost, "gain": gain})
+    return rows
+
+
+def _against_front(config: BenchConfig, table: pandas.DataFrame, arms: Sequence[Row]) -> list[dict[str, Any]]:
+    """Every other arm against the reference's front: cost at equal accuracy, accuracy against its end."""
+    longer = schedules(table, config.reference)
+    flops, seconds = (Front(table, config.reference, unit) for unit in ("flops", "seconds"))
+    plateau = flops.plateau(table, config.reference)
+    found = []
+    for row in arms:
+        arm = table[table["arm"] == row.name]
+        if row.name not in {one["arm"].iloc[0] for one in longer.values()} and (less := flops.saving(arm)) is not None:
+            found.append(
+                {
+                    "arm": row.name,
+                    "flops": less,
+                    "seconds": seconds.saving(arm, "seconds"),
+                    "difference": paired(arm, plateau),
+                }
+            )
+    return found
+
+
+def runs_page(config: BenchConfig, table: pandas.DataFrame) -> str:
+    """Render the page that every cell of a table of sizes links to: the descendants it averages, in the store."""
+    environment = Environment(
+        loader=PackageLoader("ray_learngene"), undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    cells = [
+        {
+            "arm": arm,
+            "width": width,
+            "depth": depth,
+            "anchor": anchor(arm, width, depth),
+            "rows": rows.to_dict("records"),
+        }
+        for (arm, width, depth), rows in table.groupby(["arm", "width", "depth"], sort=False)
+    ]
+    return environment.get_template("bench_runs.md").render(config=publishable(config.model_dump()), cells=cells)
+
+
+def anchor(arm: str, width: int, depth: int) -> str:
+    """Name the part of the page of runs that lists one arm at one size."""
+    return f"{arm}-w{width}-d{depth}".lower().replace(".", "-").replace("_", "-")
+
+
 def _known(value: float, text: str) -> str:
     return "unknown" if math.isnan(value) else text
+
+
+def _interval(difference: Difference | None) -> str:
+    """Format a paired difference with its 95 % interval; a star marks one that the interval tells from zero."""
+    if difference is None:
+        return "-"
+    half = "unknown (one seed)" if math.isinf(difference.half) else f"{difference.half:.1f}"
+    return f"{difference.mean:+.1f} ± {half}{' *' if difference.significant else ''}"
 
 
 def _rate(lr: float | None, grid: Sequence[float]) -> str:
     """Format a learning rate, with a star if it is the smallest or largest of the searched grid."""
     if lr is None or math.isnan(lr):
         return "-"
-    return f"{lr:.1e}{' *' if len(grid) > 1 and lr in (min(grid), max(grid)) else ''}"
+    return f"{lr:.1e}{' *' if at_border(lr, grid) else ''}"
 
 
 def _count(descendants: float | None) -> str:
@@ -91,7 +174,8 @@ def _cell(table: pandas.DataFrame, arm: str, measure: str, width: int, depth: in
     values = _at(table[table["arm"] == arm], width, depth)[measure]
     if not len(values):
         return "-"
-    return f"{values.mean():.1f} ± {values.std(ddof=1):.1f}" if len(values) > 1 else f"{values.mean():.1f}"
+    text = f"{values.mean():.1f} ± {values.std(ddof=1):.1f}" if len(values) > 1 else f"{values.mean():.1f}"
+    return f"[{text}]({RUNS}#{anchor(arm, width, depth)})"
 
 
 def _style(index: int) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from typing import Any
 
 import pandas
 
-from ray_learngene.compare.plan import Distillation, Row, arm_text, distill_config, learning_rates, sweep_config
+from ray_learngene.compare.plan import Distillation, Row, arm_text, distill_config, sweep_config
 from ray_learngene.config import BenchConfig
 from ray_learngene.store.manifest import Manifest
 from ray_learngene.store.store import Store
@@ -23,15 +23,21 @@ class Chosen:
 
     Attributes:
         searched: For each distillation, the one at whose size its learning rate was searched.
+        distill: Of each distillation.
+        tune: Of each arm's tuning, by the arm's name.
+        distill_tried: Every rate that the search tried.
+        tried: The same of tuning.
     """
 
     searched: dict[Distillation, Distillation] = field(default_factory=dict)
     distill: dict[Distillation, float] = field(default_factory=dict)
     tune: dict[str, float] = field(default_factory=dict)
+    distill_tried: dict[Distillation, tuple[float, ...]] = field(default_factory=dict)
+    tried: dict[str, tuple[float, ...]] = field(default_factory=dict)
 
 
 def bench_table(
-    config: BenchConfig, store: Store, sweeps: Mapping[str, Sequence[Row]], chosen: Chosen
+    config: BenchConfig, store: Store, sweeps: Mapping[str, Sequence[Row]], chosen: Chosen, seen: Mapping[str, Any]
 ) -> pandas.DataFrame:
     """Read every descendant of the final sweeps from the store.
 
@@ -39,11 +45,13 @@ def bench_table(
 
     - `arm` (the row's name), `method`, `tune`, `per_size` (every size has its own learngene);
     - `torch` and `revision` (the versions that trained it), `history` (top-1 by epoch, the untuned model first);
+    - `lrs`, `distill_lrs` (the learning rates that were tried, one if there was no search);
     - costs `tune_*` (with adapter fitting), `learngene_*`, `search_*`: images, FLOPs, teacher FLOPs, seconds;
     - costs of the ancestry model's training as `ancestry_*`, empty if unknown.
 
     Args:
         sweeps: The arms of each sweep, by the sweep's name.
+        seen: Columns that are the same in every row.
     """
     search = {row.name: _search_cost(config, store, row, chosen) for some in sweeps.values() for row in some}
     ancestry = _ancestry_cost(config, store)
@@ -65,13 +73,16 @@ def bench_table(
                     "torch": manifest.metadata["versions"]["torch"],
                     "revision": (manifest.metadata["git_revision"] or "unknown")[:12],
                     "history": [entry["top1"] for entry in manifest.metadata["history"]],
-                    "distill_lr": _distill_lr(row, one, chosen),
+                    "distill_lr": _distilled(row, one, chosen.distill),
+                    "lrs": chosen.tried[row.name],
+                    "distill_lrs": _distilled(row, one, chosen.distill_tried),
                     "tune_images": one["images"] + one["fit_images"],
                     "tune_flops": one["flops"] + one["fit_flops"],
                     "tune_teacher_flops": one["teacher_flops"],
                     "tune_seconds": one["seconds"] + one["fit_seconds"],
                     **{f"search_{cost}": search[row.name][cost] for cost in COSTS},
                     **{f"ancestry_{cost}": ancestry.get(cost) for cost in ("images", "flops", "seconds")},
+                    **seen,
                 }
             )
     return pandas.DataFrame(table)
@@ -91,10 +102,11 @@ def current_descendants(store: Store, sweep: str) -> Iterator[Manifest]:
             yield manifest
 
 
-def _distill_lr(row: Row, one: dict[str, Any], chosen: Chosen) -> float | None:
+def _distilled(row: Row, one: dict[str, Any], chosen: Mapping[Distillation, Any]) -> Any:
+    """What was chosen for the distillation that made a descendant's learngene; None if it has none."""
     for spec, distillation in row.distillations.items():
         if distillation is not None and (spec.width, spec.depth) == (one["width"], one["depth"]):
-            return chosen.distill[distillation]
+            return chosen[distillation]
     return None
 
 
@@ -114,15 +126,15 @@ def _search_cost(config: BenchConfig, store: Store, row: Row, chosen: Chosen) ->
     total = dict.fromkeys(COSTS, 0.0)
     owners = {chosen.searched[d] for spec in row.specs if (d := row.distillations[spec]) is not None}
     for owner in owners:
-        for lr in config.lrs if len(config.lrs) > 1 else ():
+        rates = chosen.distill_tried[owner]
+        for lr in rates if len(rates) > 1 else ():
             name = distill_config(config, owner, lr, config.seed, search=True).name
             if not store.exists("learngene", name):  # it diverged and stopped early
                 continue
             cost = store.manifest("learngene", name).metadata["cost"]
             for key in COSTS:
                 total[key] += cost[key]
-    grid = learning_rates(config, row)
-    for lr in grid if len(grid) > 1 else ():
+    for lr in chosen.tried[row.name] if len(chosen.tried[row.name]) > 1 else ():
         name = sweep_config(config, row, (), "any", lr, [row.middle], search=True).name
         for manifest in current_descendants(store, name):
             one = manifest.metadata["row"]

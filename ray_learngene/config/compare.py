@@ -84,7 +84,27 @@ class BenchConfig(StoreConfig, TrialsConfig):
     tune_lrs: tuple[LearningRate, ...] = Field(
         (5e-5,), min_length=1, description="learning rates searched for tuning", json_schema_extra=CHOICE
     )
-    search_epochs: int = Field(10, ge=1, description="epochs of each distillation or full training of the search")
+    search_epochs: int | None = Field(
+        None,
+        ge=1,
+        description="epochs of each distillation or full training of a search; default: half of what it decides",
+    )
+    search_more: int = Field(
+        4,
+        ge=0,
+        description="learning rates added at most to a grid whose best one is at its border",
+        json_schema_extra=CHOICE,
+    )
+    front: int = Field(
+        8,
+        ge=1,
+        description="train a full reference for 1, 2, 4, ... times its epochs, at most this many, each size until "
+        "doubling brings less than front_gain; 1: once",
+        json_schema_extra=CHOICE,
+    )
+    front_gain: float = Field(
+        0.5, ge=0, description="points of top-1 below which doubling is not worth it", json_schema_extra=CHOICE
+    )
     out: str = Field(
         "./bench",
         description="folder for the table (Parquet, Markdown) and the plots",

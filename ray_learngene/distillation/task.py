@@ -133,6 +133,7 @@ def publish(
         metadata |= {
             "fingerprint": fingerprint(settings),
             "config": publishable(task.config.model_dump(mode="json")),
+            **task.identity(),
             "metrics": {name: final[name] for name in ("top1", "val_loss", "ema_top1") if name in final},
             "history": progress.history,
             "accumulation": trainer.config.accumulation,  # more than the task's where memory did not suffice

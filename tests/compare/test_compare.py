@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +54,8 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> BenchConfig:
         tune_epochs=1,
         search_epochs=1,
         lrs=(1e-2, 2e-2),
+        search_more=1,
+        front=2,
         tune_lrs=(1e-3,),
         in_process=True,
     )
@@ -60,11 +63,11 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> BenchConfig:
 
 def test_a_benchmark_writes_its_tables_and_plots(config: BenchConfig, capsys: pytest.CaptureFixture[str]) -> None:
     table = bench(config)
-    assert len(table) == 4 * 2 * 2  # arms, sizes, seeds
+    assert len(table) == 5 * 2 * 2  # arms and the reference for twice its epochs, sizes, seeds
     assert (table["status"] == "finished").all()
     out = Path(config.out)
     assert {path.name for path in out.iterdir()} == {
-        *("results.parquet", "results.md", "accuracy.svg", "break-even.svg")
+        *("results.parquet", "results.md", "runs.md", "accuracy.svg", "break-even.svg")
     }
     pandas.testing.assert_frame_equal(
         pandas.read_parquet(out / "results.parquet")[["arm", "top1"]], table[["arm", "top1"]]
@@ -74,13 +77,20 @@ def test_a_benchmark_writes_its_tables_and_plots(config: BenchConfig, capsys: py
     assert (by_arm["tune_flops"] > 0).all() and (by_arm["search_flops"] > 0).all()
     assert by_arm["learngene_flops"]["scratch"] == 0 and by_arm["fit_steps"]["ligo"] == 4
     # two distillations and two sizes of tuning at every learning rate were chosen from
-    page = (out / "results.md").read_text()
-    for arm in config.arms:
+    assert (table.loc[table["arm"] == "scratch-x2", "epochs"] == 2).all()
+    assert table["same_images"].all() and (table["test_images"] == 359).all()
+    assert {len(tried) for tried in table["lrs"]} == {1, 3}  # the rate at the border added one
+    page, runs = (out / "results.md").read_text(), (out / "runs.md").read_text()
+    for arm in table["arm"].unique():
         assert f"\n| {arm} |" in page
-    assert "\n\n\n\n" not in page and page.count("\n|---") == 7
+    assert "\n\n\n\n" not in page and page.count("\n|---") == 10
+    assert "| the ancestry saw the images that the rivals saw | yes |" in page
+    linked = {target for _, target in re.findall(r"\]\((runs\.md#([\w-]+))\)", page)}
+    assert linked == set(re.findall(r"^## ([\w-]+)$", runs, re.MULTILINE)) and len(linked) == 10
+    assert all(f"`descendants/{row.sweep}/{row.descendant}`" in runs for row in table.itertuples())
     again = bench(config)
     said = capsys.readouterr().out
-    assert said.count("0 distillations to run") == 2 and "0 descendants to train" in said
+    assert said.count("0 distillations to run") == 3 and "0 descendants to train" in said
     pandas.testing.assert_frame_equal(table, again)
 
 
@@ -92,7 +102,7 @@ def test_another_recipe_under_the_same_name_is_refused(config: BenchConfig) -> N
 
 def test_a_learning_rate_that_diverges_is_never_chosen(config: BenchConfig, tmp_path: Path) -> None:
     arms = {name: config.arms[name] for name in ("any-size", "scratch")}
-    some = {"arms": arms, "seeds": 1, "depths": "2", "out": str(tmp_path)}
+    some = {"arms": arms, "seeds": 1, "depths": "2", "out": str(tmp_path), "front": 1, "search_more": 0}
     table = bench(config.model_copy(update={**some, "lrs": (1e-2, 1e30), "tune_lrs": (1e-3, 1e30)}))
     assert set(table["lr"]) == {1e-2, 1e-3} and (table[table["arm"] == "any-size"]["distill_lr"] == 1e-2).all()
 
@@ -101,7 +111,8 @@ def test_a_search_that_fails_for_another_reason_chooses_nothing(
     config: BenchConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     arms = {name: config.arms[name] for name in ("any-size", "scratch")}
-    some = config.model_copy(update={"name": "c", "arms": arms, "seeds": 1, "depths": "2", "out": str(tmp_path)})
+    once = {"seeds": 1, "depths": "2", "front": 1, "search_more": 0}
+    some = config.model_copy(update={"name": "c", "arms": arms, "out": str(tmp_path), **once})
 
     def full(run: DistillConfig) -> None:
         if run.lr == 2e-2:
@@ -117,14 +128,14 @@ def test_a_search_that_fails_for_another_reason_chooses_nothing(
         raise UserError("1 of 2 descendants failed: the disk is full")
 
     with monkeypatch.context() as patched, pytest.raises(UserError, match="descendants failed: the disk is full"):
-        patched.setattr("ray_learngene.compare.compare.sweep", unreadable)
+        patched.setattr("ray_learngene.compare.searches.sweep", unreadable)
         bench(two)
     assert set(bench(two)["status"]) == {"finished"}
 
 
 def test_a_row_is_of_the_learngene_that_is_there_now(config: BenchConfig) -> None:
     """A replaced learngene's descendants stay in the store, and out of the table."""
-    config = config.model_copy(update={"tune_lrs": (1e-3, 2e-3)})
+    config = config.model_copy(update={"tune_lrs": (1e-3, 2e-3), "front": 1, "search_more": 0})
     before = bench(config)
     name = next(name for name in before["learngene"].dropna() if "any-size" in name and name.endswith("s0"))
     made = Store(config.store).manifest("learngene", name).metadata["config"]

@@ -5,13 +5,15 @@ from __future__ import annotations
 import pytest
 
 from benchmarks.method_pages import RECIPES, folder, read
-from ray_learngene.compare.report import PAGE, page
+from ray_learngene.compare.report import PAGE, RUNS, page, runs_page
 from ray_learngene.compare.summary import summarise
 
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_a_committed_page_is_written_from_its_table(name: str) -> None:
-    assert (folder(name) / PAGE).read_text() == page(*read(name)), "run python -m benchmarks.method_pages"
+    config, table, arms = read(name)
+    assert (folder(name) / PAGE).read_text() == page(config, table, arms), "run python -m benchmarks.method_pages"
+    assert (folder(name) / RUNS).read_text() == runs_page(config, table)
 
 
 def test_every_committed_table_has_a_page() -> None:

@@ -1,0 +1,56 @@
+"""Differences between arms, paired over seeds, with the intervals that so few seeds allow."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import fmean, stdev
+
+import pandas
+from scipy.stats import t as student
+
+_CONFIDENCE = 0.95
+
+
+@dataclass(frozen=True)
+class Difference:
+    """The mean of paired differences, in points of top-1, and half of its 95 % interval (Student's t over seeds).
+
+    The interval covers what a seed decides: initialisation, order and views. All models see the same test images.
+    """
+
+    mean: float
+    half: float
+    seeds: int
+
+    @property
+    def significant(self) -> bool:
+        return abs(self.mean) > self.half
+
+    @classmethod
+    def of(cls, values: Sequence[float]) -> Difference:
+        """One value per seed; the interval of a single one is infinite."""
+        if len(values) < 2:
+            return cls(fmean(values), math.inf, len(values))
+        quantile = float(student.ppf((1 + _CONFIDENCE) / 2, len(values) - 1))
+        return cls(fmean(values), quantile * stdev(values) / math.sqrt(len(values)), len(values))
+
+
+def paired(arm: pandas.DataFrame, other: pandas.DataFrame) -> Difference | None:
+    """Compare two arms at the sizes and seeds that both have; sizes of one seed are averaged before the test.
+
+    Returns:
+        None if they share no size and seed.
+    """
+    on = ["width", "depth", "seed"]
+    both = arm[[*on, "top1"]].merge(other[[*on, "top1"]], on=on, suffixes=("", "_other"))
+    if not len(both):
+        return None
+    return Difference.of(list((both["top1"] - both["top1_other"]).groupby(both["seed"]).mean()))
+
+
+def sampling_half(top1: float, images: int) -> float:
+    """Return half of the 95 % interval of one accuracy (in percent) that comes from the number of test images."""
+    share = top1 / 100
+    return 100 * 1.96 * math.sqrt(share * (1 - share) / images)
