@@ -27,6 +27,8 @@ FUNCTIONS: dict[str, tuple[type[Config], str, set[str], str]] = {
         {"store", "artefact"},
         "Model",
     ),
+    "expand": (config.ExpandConfig, "learngene: Artefact | str, ", {"learngene"}, "Model"),
+    "expand_all": (config.ExpandConfig, "learngene: Artefact | str, ", {"learngene"}, "list[Model]"),
     "evaluate": (config.EvaluateConfig, "model: Model | str | Path, ", {"model"}, "Scores"),
 }
 _FROM_LEARNGENE = {"name", "data"}  # of a sweep: an `Artefact` gives them

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     import pandas
     from torch import nn
 
+    from ray_learngene.config import ExpandConfig
     from ray_learngene.sweeps.plan import Plan
     from ray_learngene.training.evaluation import Scores
 
@@ -42,6 +43,8 @@ __all__ = [
     "bench",
     "distill",
     "evaluate",
+    "expand",
+    "expand_all",
     "extract",
     "plan",
     "pull",
@@ -77,7 +80,7 @@ class Artefact:
 
 @dataclass(frozen=True)
 class Model:
-    """A model folder that was pulled from a store.
+    """A model folder that was pulled from a store or expanded from a learngene.
 
     Attributes:
         path: The folder, in timm's own format.
@@ -204,17 +207,55 @@ def pull(store: Store | str, artefact: str | None = None, **settings: Any) -> Mo
     return Model(pull(_configure(PullConfig, {"store": store, "artefact": artefact, **settings})))
 
 
+def expand(learngene: Artefact | str, **settings: Any) -> Model:
+    """Make a model of one size from a learngene, without training, as `learngene expand` does.
+
+        model, transform = lg.expand(gene, max_params="3.2M").load()
+
+    Args:
+        learngene: What `distill` or `extract` returned, or its name in the store.
+
+    Raises:
+        UserError: the learngene or the settings do not allow it, or name several sizes (then use `expand_all`).
+        NothingWithin: no size is within the limits.
+    """
+    config = _configure_expand(learngene, settings)
+    if config.many:
+        raise UserError("depths and widths name several sizes: use expand_all, or give depth and width")
+    return _expanded(config)[0]
+
+
+def expand_all(learngene: Artefact | str, **settings: Any) -> list[Model]:
+    """Make a model of every size that `depths` and `widths` name; the learngene is read once."""
+    return _expanded(_configure_expand(learngene, settings))
+
+
 def evaluate(model: Model | str | Path, **settings: Any) -> Scores:
     """Measure a pulled model on the validation split of an image set, as `learngene evaluate` does.
 
     Raises:
         UserError: it is no timm model folder, or its classes are not those of the images.
     """
-    from ray_learngene.cli.evaluate import evaluate_model
     from ray_learngene.config import EvaluateConfig
+    from ray_learngene.delivery.evaluate import evaluate_model
 
     path = model.path if isinstance(model, Model) else model
     return evaluate_model(_configure(EvaluateConfig, {"model": path, **settings}))
+
+
+def _configure_expand(learngene: Artefact | str, settings: dict[str, Any]) -> ExpandConfig:
+    from ray_learngene.config import ExpandConfig
+
+    given: dict[str, Any] = {"learngene": learngene}
+    if isinstance(learngene, Artefact):
+        given = {"store": learngene.store, "learngene": learngene.name}
+    return _configure(ExpandConfig, {**given, **settings})
+
+
+def _expanded(config: ExpandConfig) -> list[Model]:
+    from ray_learngene.delivery.expand import expand
+
+    return [Model(one.path) for one in expand(config)]
 
 
 def _of_learngene(learngene: Artefact | str, settings: dict[str, Any]) -> dict[str, Any]:

@@ -53,6 +53,11 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
         "compare methods under one recipe, and what each costs",
     ),
     "pull": ("PullConfig", "ray_learngene.cli.pull:pull", "download the best model within a budget, verified"),
+    "expand": (
+        "ExpandConfig",
+        "ray_learngene.cli.expand:print_expansions",
+        "make a model of any size from a learngene, without training",
+    ),
     "submit": (
         "SubmitConfig",
         "ray_learngene.cluster.submit:submit",
@@ -60,7 +65,7 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     ),
     "evaluate": (
         "EvaluateConfig",
-        "ray_learngene.cli.evaluate:print_evaluation",
+        "ray_learngene.delivery.evaluate:print_evaluation",
         "measure a pulled model with plain timm",
     ),
     "list": ("ListConfig", "ray_learngene.cli.catalog:print_list", "what a store holds"),
@@ -81,7 +86,7 @@ _TRAINING_PACKAGES = {
     "torchvision",
 }
 # fields that are given without a flag
-_POSITIONAL = {"pull": "artefact", "show": "artefact", "evaluate": "model"}
+_POSITIONAL = {"pull": "artefact", "show": "artefact", "evaluate": "model", "expand": "learngene"}
 # what users of timm and Ray type for the same field
 _ALIASES = {
     "as_json": ("--json",),  # pydantic has a `json` of its own

@@ -49,10 +49,12 @@ def _best(known: list[Entry], config: PullConfig, limits: list[Budget], uri: str
         if numbers_of(one.facts, "top1", *_LIMITS)
         and config.arm in (None, one.facts.get("arm"))
         and (config.data is None or _same_data(config.data, one.facts.get("data")))
+        and (config.learngene is None or config.learngene == one.facts.get("learngene"))
     ]
     if not found:
         where = f"sweep {config.sweep!r} in {uri}" if config.sweep else uri
-        which = f"{f' of arm {config.arm!r}' if config.arm else ''}{f' on {config.data}' if config.data else ''}"
+        wanted = {"of arm": config.arm, "on": config.data, "of learngene": config.learngene}
+        which = "".join(f" {word} {value!r}" for word, value in wanted.items() if value)
         raise NothingWithin(f"no descendants{which} in {where}: see `learngene list`")
     _require_one(_label_sets(found), f"the descendants in {uri} have different label sets", "--sweep or --data")
     if config.max_latency:
@@ -140,10 +142,10 @@ def _nearest(found: list[Entry], limits: list[Budget]) -> str:
 
 
 def pull(config: PullConfig) -> Path:
-    """Bring an artefact to a local folder, every file verified against its hash.
+    """Bring an artefact to a local folder, every file verified against its hash; or expand a learngene to it.
 
     Returns:
-        The folder. Of a descendant or an ancestry it is a timm model folder.
+        The folder. Of a descendant, an ancestry or an expansion it is a timm model folder.
 
     Raises:
         UserError: see the message; the folder is then as it was.
@@ -151,7 +153,7 @@ def pull(config: PullConfig) -> Path:
     store = Store.of(config)
     store.check(write=False)
     if config.artefact:
-        if any(getattr(config, flag) for flag in _LIMITS.values()) or config.sweep or config.arm or config.data:
+        if config.limits or config.sweep or config.arm or config.data or config.learngene:
             raise UserError(
                 f"pull {config.artefact}: a named artefact takes no limits; leave out the name or the limits"
             )
@@ -161,6 +163,13 @@ def pull(config: PullConfig) -> Path:
         if folder == "sweeps":
             raise UserError("a sweep is not pulled whole: pull one of its descendants, or read its results.parquet")
         manifest = store.manifest(KINDS[folder], name)
+    elif config.learngene:
+        chosen = _trained_or_expanded(config, store)
+        if isinstance(chosen, Path):
+            return chosen
+        manifest = chosen
+    elif config.expand:
+        raise UserError("--expand needs --learngene NAME: there is no other way to know which one")
     else:
         manifest = select_descendant(config, store)
     out = Path(config.out or manifest.name.split("/")[-1])
@@ -179,3 +188,53 @@ def pull(config: PullConfig) -> Path:
         if row.get("outside"):
             print(f"note: {row['outside']}")
     return path
+
+
+def _trained_or_expanded(config: PullConfig, store: Store) -> Manifest | Path:
+    """Print the best trained descendant and the largest expansion within the limits, and choose one.
+
+    Returns:
+        The descendant, or the folder of the expansion.
+    """
+    trained: Manifest | None = None
+    try:
+        trained = select_descendant(config, store)
+        print(f"trained    {_trained_text(trained)}", flush=True)
+    except NothingWithin as nothing:
+        print(f"trained    {nothing}", flush=True)
+    try:
+        from ray_learngene.delivery.expand import UNKNOWN, Expander, size_text
+        from ray_learngene.delivery.folders import local_path
+        from ray_learngene.models.sizes import size_name
+    except ModuleNotFoundError:
+        if trained is None or config.expand:
+            raise
+        print("expanded   (what can be expanded is only known where torch and timm are installed)")
+        return trained
+    expander = Expander.open(store, str(config.learngene))
+    try:
+        spec = expander.largest(config.limits, expander.sizes())
+    except NothingWithin as nothing:
+        if trained is None or config.expand:
+            raise
+        print(f"expanded   {nothing}")
+        return trained
+    print(f"expanded   {size_text(spec)}, {expander.accuracy(spec) or UNKNOWN}", flush=True)
+    for note in expander.notes(spec):
+        print(f"           note: {note}")
+    if trained is not None and not config.expand:
+        print("taking the trained one (--expand takes the other)", flush=True)
+        return trained
+    out = local_path(config.out or f"{config.learngene}-{size_name(spec)}")
+    made = expander.write(spec, out, overwrite=config.overwrite)
+    print(f"expanded {config.learngene} to {made.path}", flush=True)
+    return made.path
+
+
+def _trained_text(manifest: Manifest) -> str:
+    row = Entry.of(manifest).facts
+    costs = {name: format_quantity(name, row[name]) for name in ("params", "macs", "memory")}
+    return (
+        f"{manifest.name}: {costs['params']} parameters, {costs['macs']} MACs, {costs['memory']} to run, "
+        f"top-1 {row['top1']:.2f} % on {row.get('data')}"
+    )

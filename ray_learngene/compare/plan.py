@@ -23,9 +23,9 @@ from ray_learngene.methods.base import Method
 from ray_learngene.methods.pretrained import Pretrained
 from ray_learngene.methods.registry import create_method
 from ray_learngene.models.costs import macs
+from ray_learngene.models.sizes import parse_numbers
 from ray_learngene.models.specs import Spec, preset
 from ray_learngene.store.manifest import folder_of, shortened
-from ray_learngene.sweeps.selection import parse_numbers
 
 _PLAIN = Pretrained.name  # the method whose learngene is a whole model
 

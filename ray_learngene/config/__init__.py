@@ -7,6 +7,7 @@ A configuration is validated before anything starts, is read from YAML (`--confi
 from ray_learngene.config.base import Config, load_config, read_recipe
 from ray_learngene.config.compare import BenchArm, BenchConfig
 from ray_learngene.config.data import AugmentationConfig, DataConfig
+from ray_learngene.config.delivery import ExpandConfig, ExportConfig, LimitsConfig
 from ray_learngene.config.distillation import AncestryConfig, DistillConfig, ExtractConfig, SoftLabelsConfig
 from ray_learngene.config.store import (
     CheckConfig,
@@ -43,8 +44,11 @@ __all__ = [
     "DistillConfig",
     "DistillationConfig",
     "EvaluateConfig",
+    "ExpandConfig",
+    "ExportConfig",
     "ExtractConfig",
     "GcConfig",
+    "LimitsConfig",
     "ListConfig",
     "OptimizationConfig",
     "PlanConfig",

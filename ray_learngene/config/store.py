@@ -10,26 +10,28 @@ from pydantic import Field, field_validator
 
 from ray_learngene.config.base import address
 from ray_learngene.config.data import DataConfig
-from ray_learngene.config.texts import Quantity
+from ray_learngene.config.delivery import LimitsConfig
 from ray_learngene.config.training import StoreConfig
 
 
-class PullConfig(StoreConfig):
+class PullConfig(LimitsConfig, StoreConfig):
     """`learngene pull`: the most accurate descendant within limits, or an artefact by name, verified."""
 
     artefact: str | None = Field(
         None, description="KIND/NAME, e.g. learngenes/x; default: the best descendant within the limits"
     )
-    max_params: Quantity = Field(None, description="limit on parameters, e.g. 3M")
-    max_macs: Quantity = Field(None, description="limit on multiply-accumulates, e.g. 500M")
-    max_memory: Quantity = Field(None, description="limit on estimated inference memory, e.g. 64MB")
-    max_latency: Quantity = Field(None, description="limit on the latency measured in the sweep, e.g. 8ms")
     device: str | None = Field(
         None, description="only latencies measured on a device whose name has this in it; needs max_latency"
     )
     data: str | None = Field(None, description="only descendants trained on this image set")
     sweep: str | None = Field(None, description="only descendants of this sweep")
     arm: str | None = Field(None, description="only descendants of this arm")
+    learngene: str | None = Field(
+        None,
+        description="a learngene that may also be expanded to the largest size within the limits; a trained descendant "
+        "of it is taken where there is one",
+    )
+    expand: bool = Field(False, description="expand the learngene although a trained descendant is within the limits")
     out: str | None = Field(None, description="target folder; default: the artefact's name in the current folder")
     overwrite: bool = Field(False, description="replace the target folder")
 

@@ -173,6 +173,15 @@ class Method(Config, ABC):
         """Say why a spec lies outside what the learngene was trained for, such as a depth; None if it does not."""
         return None
 
+    def trained_widths(self, learngene: Learngene) -> tuple[int, ...]:
+        """Return the widths that a learngene was trained at: its own, and those of the method's option `widths`."""
+        return tuple(sorted({learngene.spec.width, *learngene.options.get("widths", ())}))
+
+    @property
+    def fitting_steps(self) -> int:
+        """Steps for which `adapter` is fitted; 0 if `expand` alone initialises a descendant."""
+        return 0
+
     def adapter(self, learngene: Learngene | None, spec: Spec, *, seed: int = 0) -> Adapter | None:
         """Build the module to fit to the target spec for `fit_steps` steps before it becomes a plain model.
 

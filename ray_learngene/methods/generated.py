@@ -20,7 +20,7 @@ from torch.func import functional_call
 from ray_learngene.errors import UserError
 from ray_learngene.methods.base import Learngene, Method
 from ray_learngene.models.compile import compile_layers
-from ray_learngene.models.specs import Spec, build, set_drop_path
+from ray_learngene.models.specs import Spec, build, build_with, set_drop_path
 
 Genes = Mapping[str, Tensor]
 State = dict[str, Tensor]
@@ -145,9 +145,7 @@ class GeneratingMethod(Method):
     def expand(self, learngene: Learngene | None, spec: Spec, *, seed: int = 0) -> VisionTransformer:
         made = self.as_made(learngene)
         assert learngene is not None
-        model = build(spec, seed=seed)
-        model.load_state_dict({**model.state_dict(), **made.generate(learngene.tensors, learngene.spec, spec)})
-        return model
+        return build_with(spec, made.generate(learngene.tensors, learngene.spec, spec), seed=seed)
 
 
 class Generator:

@@ -109,6 +109,10 @@ class LiGO(SourceMethod):
         """Build the larger model from the initial growth, without fitting."""
         return self._growing(learngene, spec, seed).materialise()
 
+    @property
+    def fitting_steps(self) -> int:
+        return self.fit
+
     def adapter(self, learngene: Learngene | None, spec: Spec, *, seed: int = 0) -> GrowingVisionTransformer | None:
         """Build the larger model whose growth is to be fitted, with a fresh head if the classes differ."""
         growing = self._growing(learngene, spec, seed)

@@ -35,7 +35,7 @@ from ray_learngene.methods.kronecker import (
     tile,
 )
 from ray_learngene.methods.shared_weights import require_head_size, require_same, singletons
-from ray_learngene.models.specs import Spec, build, spec_of
+from ray_learngene.models.specs import Spec, build, build_with, spec_of
 
 # Order of the numbers in the options `counts` and `template`.
 MATRICES = ("qkv", "proj", "fc1", "fc2")
@@ -296,9 +296,11 @@ class Wave(GeneratingMethod):
 
     def expand(self, learngene: Learngene | None, spec: Spec, *, seed: int = 0) -> VisionTransformer:
         """Build the target without fitting its scalers."""
-        model = build(spec, seed=seed)
-        model.load_state_dict(assemble(self._target(learngene, spec, seed), spec))
-        return model
+        return build_with(spec, assemble(self._target(learngene, spec, seed), spec), seed=seed)
+
+    @property
+    def fitting_steps(self) -> int:
+        return self.fit
 
     def adapter(self, learngene: Learngene | None, spec: Spec, *, seed: int = 0) -> ScalerAdapter | None:
         genes = self._target(learngene, spec, seed)

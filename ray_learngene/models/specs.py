@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import ray_learngene.torchvision_cpu  # noqa: F401  isort:skip  (before the first timm import)
@@ -118,6 +118,22 @@ def build(spec: Spec, *, seed: int | None = None) -> VisionTransformer:
             torch.manual_seed(seed)
         model = timm.create_model(architecture, num_classes=spec.classes, **timm_arguments(spec))
     assert isinstance(model, VisionTransformer)
+    return model
+
+
+def build_with(spec: Spec, state: Mapping[str, torch.Tensor], *, seed: int = 0) -> VisionTransformer:
+    """Build the plain timm model of a spec with these parameters, copied; the seed initialises those that are missing.
+
+    Nothing is initialised only to be overwritten, which would take longer than all else for a large model.
+    """
+    with torch.device("meta"):
+        model = build(spec)
+    computed = any(module._non_persistent_buffers_set for module in model.modules())
+    if computed or model.state_dict().keys() - state.keys():
+        model = build(spec, seed=seed)
+        model.load_state_dict({**model.state_dict(), **state})
+    else:
+        model.load_state_dict({name: tensor.detach().clone() for name, tensor in state.items()}, assign=True)
     return model
 
 

@@ -23,6 +23,7 @@ from ray_learngene.io.scratch import scratch_folder
 from ray_learngene.models.card import model_card
 from ray_learngene.models.compile import compile_layers
 from ray_learngene.models.origin import Origin, data_name
+from ray_learngene.models.sizes import size_name
 from ray_learngene.models.specs import Spec, build, set_drop_path, timm_arguments
 from ray_learngene.models.timm_folder import export_timm
 from ray_learngene.provenance import fingerprint, provenance, publishable
@@ -84,7 +85,7 @@ class Descendant:
     @property
     def name(self) -> str:
         slug = re.sub(r"[^a-zA-Z0-9._-]+", ".", self.arm.text).strip(".")
-        rest = f"-w{self.spec.width}-d{self.spec.depth:02d}-s{self.seed}-{self.key}"
+        rest = f"-{size_name(self.spec)}-s{self.seed}-{self.key}"
         return f"{slug[: LONGEST_NAME - len(rest)]}{rest}"
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -12,7 +11,8 @@ from ray_learngene.errors import UserError
 from ray_learngene.methods.base import Learngene
 from ray_learngene.models.budgets import Budget, Candidate, candidates, largest_within
 from ray_learngene.models.costs import Latency, costs, training_memory
-from ray_learngene.models.specs import Spec, first_message
+from ray_learngene.models.sizes import parse_numbers, sizes_of
+from ray_learngene.models.specs import Spec
 from ray_learngene.progress import Progress
 from ray_learngene.store.learngenes import StoredLearngene
 from ray_learngene.store.store import Store
@@ -38,22 +38,6 @@ class Selection:
 def load_learngene(config: SelectionConfig, store: Store) -> StoredLearngene:
     """The learngene whose sizes are varied and whose preprocessing descendants inherit."""
     return StoredLearngene.load(store, config.learngene)
-
-
-def parse_numbers(flag: str, text: str) -> list[int]:
-    """`6-15` or `4,6,8` or a mix, as sorted distinct numbers.
-
-    Raises:
-        UserError: the text is neither.
-    """
-    numbers: set[int] = set()
-    for part in text.split(","):
-        match = re.fullmatch(r"\s*(\d+)\s*(?:-\s*(\d+)\s*)?", part)
-        first, last = (int(match[1]), int(match[2] or match[1])) if match else (0, 0)
-        if not 1 <= first <= last <= 100_000 or last - first > 1000:
-            raise UserError(f"--{flag} {text}: cannot read {part.strip()!r}; write 6-15 or 4,6,8 (from 1 up)")
-        numbers.update(range(first, last + 1))
-    return sorted(numbers)
 
 
 def check_texts(config: SelectionConfig) -> None:
@@ -85,22 +69,8 @@ def select(
         UserError: a budget cannot be read, or nothing meets it.
     """
     budgets = [Budget.parse(text) for text in config.budgets]
-    source = learngene.spec
-    depths = parse_numbers("depths", config.depths) if config.depths else list(range(1, source.depth + 1))
-    widths = parse_numbers("widths", config.widths) if config.widths else [source.width]
-    head_size = source.width // source.heads
-    odd = next((width for width in widths if width % head_size), None)
-    if odd:
-        raise UserError(f"--widths {config.widths}: {odd} is not a multiple of the learngene's head size, {head_size}")
-    changes: dict[str, Any] = {"classes": classes, **({"image": config.image_size} if config.image_size else {})}
-    try:
-        specs = [
-            source.replace(depth=depth, width=width, heads=width // head_size, **changes)
-            for width in widths
-            for depth in depths
-        ]
-    except ValueError as error:
-        raise UserError(f"--image-size {config.image_size}: {first_message(error)}") from None
+    changes = {"classes": classes, "image": config.image_size}
+    specs = sizes_of(learngene.spec, depths=config.depths, widths=config.widths, changes=changes)
     with_latency = any(budget.needs_latency for budget in budgets)
 
     def cost(spec: Spec) -> dict[str, float]:

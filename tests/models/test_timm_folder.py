@@ -14,9 +14,9 @@ import torch.nn.functional as F
 from timm.data import create_transform, resolve_model_data_config
 
 from ray_learngene.ancestry.model import create_timm
-from ray_learngene.cli.evaluate import evaluate_model
 from ray_learngene.config import EvaluateConfig
 from ray_learngene.data.open import open_image_sets
+from ray_learngene.delivery.evaluate import evaluate_model
 from ray_learngene.errors import UserError
 from ray_learngene.methods.base import Learngene
 from ray_learngene.methods.registry import create_method

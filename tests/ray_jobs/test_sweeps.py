@@ -14,9 +14,9 @@ from typing import Any
 import pytest
 import timm
 
-from ray_learngene.cli.evaluate import evaluate_model
 from ray_learngene.cli.pull import pull
 from ray_learngene.config import EvaluateConfig, PullConfig, SweepConfig
+from ray_learngene.delivery.evaluate import evaluate_model
 from ray_learngene.errors import Interrupted
 from ray_learngene.store.store import Store
 from tests.ray_jobs.conftest import RAY, ROOT

@@ -1,0 +1,126 @@
+"""The commands that deliver: expand, export and measure."""
+
+from __future__ import annotations
+
+from typing import Literal, Self
+
+from pydantic import Field, field_validator, model_validator
+
+from ray_learngene.config.base import LATER, Config
+from ray_learngene.config.data import DataConfig
+from ray_learngene.config.texts import OptionalWholeNumbers, Quantity, Texts
+from ray_learngene.config.training import StoreConfig
+
+
+class LimitsConfig(Config):
+    """Limits that a model must be within."""
+
+    decides = "choice"
+
+    max_params: Quantity = Field(None, description="limit on parameters, e.g. 3M")
+    max_macs: Quantity = Field(None, description="limit on multiply-accumulates, e.g. 500M")
+    max_memory: Quantity = Field(None, description="limit on estimated inference memory, e.g. 64MB")
+    max_latency: Quantity = Field(None, description="limit on the latency of one image, e.g. 8ms")
+
+    @property
+    def limits(self) -> dict[str, str]:
+        """The limits that were given, by quantity."""
+        given = {name: getattr(self, f"max_{name}") for name in ("params", "macs", "memory", "latency")}
+        return {name: text for name, text in given.items() if text}
+
+
+class ExpandConfig(LimitsConfig, StoreConfig, DataConfig):
+    """`learngene expand`: timm models of any size from a learngene alone, in a second and without training."""
+
+    learngene: str = Field(description="name of the learngene in the store")
+    method: str | None = Field(
+        None, description="how it is expanded, e.g. sws:expansion=random; default: as the learngene was made"
+    )
+    depth: int | None = Field(None, ge=1, description="layers of the model; default: the learngene's")
+    width: int | None = Field(None, ge=1, description="width of the model; default: the learngene's")
+    depths: OptionalWholeNumbers = Field(
+        None, description="many depths, 6-15 or 4,6,8; with a limit: those to choose from, default 1 to the learngene's"
+    )
+    widths: OptionalWholeNumbers = Field(
+        None, description="many widths, e.g. 192,384; with a limit: those to choose from, default what was trained"
+    )
+    image_size: int | None = Field(None, ge=1, description="input size in pixels; default: the learngene's")
+    seed: int = Field(0, description="seed of what the learngene does not determine")
+    data: str = Field("", description="image set on whose validation split to measure the models; default: none")
+    batch_size: int = Field(256, ge=1, description="images at a time with --data")
+    out: str | None = Field(
+        None, description="folder of the model, or of one folder per size; default: LEARNGENE-SIZE, or LEARNGENE-sizes"
+    )
+    overwrite: bool = Field(False, description="replace folders of models")
+
+    @model_validator(mode="after")
+    def _one_way_to_say_a_size(self) -> Self:
+        for one, many in (("depth", self.depths), ("width", self.widths)):
+            if getattr(self, one) and many:
+                raise ValueError(f"give {one} or {one}s, not both")
+            if getattr(self, one) and self.limits:
+                raise ValueError(f"a limit chooses the size: leave out {one}, or give {one}s to choose from")
+        return self
+
+    @property
+    def many(self) -> bool:
+        """Whether every size that was named is expanded."""
+        return bool(self.depths or self.widths) and not self.limits
+
+
+class QuantizationConfig(Config):
+    """How int8 exports are made, and which are refused."""
+
+    decides = "nothing"
+
+    int8: Literal["dynamic", "static"] = Field(
+        "dynamic",
+        description="int8 activations are scaled anew for every image (dynamic), or as on training images (static)",
+        json_schema_extra=LATER,
+    )
+    calibration_images: int = Field(
+        256, ge=1, description="training images for int8 static, evenly spaced", json_schema_extra=LATER
+    )
+    min_agreement: float = Field(
+        95.0,
+        ge=0,
+        le=100,
+        description="refuse an int8 file that decides as the timm model on fewer validation images, in percent",
+        json_schema_extra=LATER,
+    )
+
+
+class ExportConfig(QuantizationConfig, DataConfig):
+    """`learngene export`: a file that a runtime loads, compared with the timm model before it appears."""
+
+    model: str = Field(description="folder of a timm model, pulled or expanded")
+    format: Texts = Field(("onnx",), description="onnx, int8 (ONNX in 8 bits) and torch (torch.export), one or several")
+    uint8_input: bool = Field(False, description="the file takes uint8 images [N, H, W, 3] and normalises them itself")
+    data: str = Field("", description="image set to compare on, and to calibrate with; default: a few random images")
+    batch_size: int = Field(64, ge=1, description="images at a time in the comparison")
+    out: str | None = Field(
+        None, description="folder for the file; of several formats one folder each in it; default: MODEL-FORMAT"
+    )
+    overwrite: bool = Field(False, description="replace folders of earlier exports")
+
+    @field_validator("format")
+    @classmethod
+    def _formats(cls, formats: tuple[str, ...]) -> tuple[str, ...]:
+        return known_formats(formats, EXPORT_FORMATS)
+
+
+EXPORT_FORMATS = ("onnx", "int8", "torch")
+
+
+def known_formats(formats: tuple[str, ...], known: tuple[str, ...]) -> tuple[str, ...]:
+    """Formats without repetitions.
+
+    Raises:
+        ValueError: one is unknown.
+    """
+    found = tuple(dict.fromkeys(part.strip() for text in formats for part in text.split(",") if part.strip()))
+    if unknown := [one for one in found if one not in known]:
+        raise ValueError(f"unknown format {unknown[0]!r}; choose {', '.join(known)}")
+    if not found and EXPORT_FORMATS is known:
+        raise ValueError(f"give one of {', '.join(known)}")
+    return found

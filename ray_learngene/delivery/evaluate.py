@@ -1,0 +1,109 @@
+"""Measure a model folder the way anyone would use it: plain timm, its own preprocessing."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from timm.data import resolve_model_data_config
+from torch import nn
+from torch.utils.data import DataLoader
+
+from ray_learngene.ancestry.classes import order_of
+from ray_learngene.config import DataConfig, EvaluateConfig
+from ray_learngene.data.image_set import ImageSet, relabelled
+from ray_learngene.data.loader import Batch
+from ray_learngene.data.open import open_image_sets
+from ray_learngene.data.pipeline import validation_batches
+from ray_learngene.data.reader import Reader
+from ray_learngene.device import resolve_device
+from ray_learngene.errors import UserError
+from ray_learngene.models.preprocessing import Preprocessing
+from ray_learngene.models.timm_folder import labels_of, load_timm
+from ray_learngene.progress import Progress
+from ray_learngene.terminal import unreadable_text
+from ray_learngene.training.evaluation import Scores, evaluate
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class ModelImages:
+    """An image set as a model sees it: its preprocessing, and labels in the order of its head."""
+
+    train: ImageSet
+    val: ImageSet
+    preprocessing: Preprocessing
+    crop_mode: str
+    config: DataConfig
+
+    @classmethod
+    def open(cls, model: nn.Module, where: str, config: DataConfig) -> ModelImages:
+        """Open the image set of a configuration for a timm model.
+
+        Args:
+            where: What the model is called in a message.
+
+        Raises:
+            UserError: its classes are not those of the images, or it takes no square RGB images.
+        """
+        sets = open_image_sets(config)
+        labels = labels_of(model)
+        order = order_of(sets.val.classes, labels) if labels else list(range(len(sets.val.classes)))
+        if model.num_classes != len(sets.val.classes) or order is None:
+            raise UserError(
+                f"{where} has {model.num_classes} classes ({', '.join(labels[:3])}, ...), --data {config.data} has "
+                f"{len(sets.val.classes)} ({', '.join(sets.val.classes[:3])}, ...): they are not the same label set"
+            )
+        data = resolve_model_data_config(model)
+        preprocessing = Preprocessing.of(model, where, input_size=data["input_size"])
+        train, val = (relabelled(part, np.argsort(order), labels or part.classes) for part in (sets.train, sets.val))
+        return cls(train, val, preprocessing, data["crop_mode"], config)
+
+    def batches(self, images: ImageSet, batch_size: int, reader: Reader | None = None) -> DataLoader[Batch]:
+        """Batches of one of the two splits in order, resized and cropped as in evaluation."""
+        return validation_batches(
+            images,
+            self.preprocessing,
+            batch_size,
+            workers=self.config.loader_workers,
+            reader=reader or Reader(images, self.config.unreadable),
+            crop_mode=self.crop_mode,
+        )
+
+
+def evaluate_folder(folder: str | Path, config: DataConfig, batch_size: int) -> Scores:
+    """Score a timm model folder on the validation split of an image set; unreadable images as `unreadable` says.
+
+    Raises:
+        UserError: it is no timm model folder, or its classes are not those of the images.
+    """
+    model = load_timm(Path(folder).expanduser())
+    images = ModelImages.open(model, str(folder), config)
+    reader = Reader(images.val, config.unreadable)
+    device = resolve_device()
+    with Progress(f"evaluate {folder}", len(images.val), "images") as progress:
+
+        def counted() -> Iterator[Batch]:
+            for batch in images.batches(images.val, batch_size, reader):
+                yield batch
+                progress.advance(len(batch[0]))
+
+        scores = evaluate(model.to(device), counted(), device=device)
+    if reader.names():
+        log.warning(unreadable_text(reader.names()))
+    return scores
+
+
+def evaluate_model(config: EvaluateConfig) -> Scores:
+    """Score the model folder of a configuration; see `evaluate_folder`."""
+    return evaluate_folder(config.model, config, config.batch_size)
+
+
+def print_evaluation(config: EvaluateConfig) -> None:
+    """Print the accuracy of a model folder."""
+    scores = evaluate_model(config)
+    print(f"{config.model}: top-1 {scores.top1:.2f} % on {int(scores.images):,} images, loss {scores.mean_loss:.4f}")

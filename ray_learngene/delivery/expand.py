@@ -1,0 +1,254 @@
+"""Expand a learngene to plain timm folders of any size: no training, no Ray, no images."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from ray_learngene.ancestry.origin import stored_origin
+from ray_learngene.config import DataConfig, ExpandConfig
+from ray_learngene.delivery.accuracy import UNKNOWN, Accuracy, known_accuracy
+from ray_learngene.delivery.evaluate import evaluate_folder
+from ray_learngene.delivery.folders import check_free, local_path, new_folder
+from ray_learngene.device import resolve_device
+from ray_learngene.errors import NothingWithin, UserError
+from ray_learngene.methods.base import Method
+from ray_learngene.methods.registry import create_method
+from ray_learngene.models.budgets import Budget, candidates, format_quantity, largest_within, parse_quantity
+from ray_learngene.models.card import model_card
+from ray_learngene.models.costs import costs, measure_latency
+from ray_learngene.models.origin import Origin, data_name
+from ray_learngene.models.preprocessing import Preprocessing
+from ray_learngene.models.sizes import size_name, sizes_of
+from ray_learngene.models.specs import Spec, build, timm_arguments
+from ray_learngene.models.timm_folder import export_timm
+from ray_learngene.provenance import provenance
+from ray_learngene.store.learngenes import StoredLearngene
+from ray_learngene.store.store import Store
+
+MARK = "config.json"  # what every model folder has
+FACTS = "metrics.json"
+
+
+@dataclass(frozen=True)
+class Expansion:
+    """A model folder that was expanded.
+
+    Attributes:
+        facts: What its `metrics.json` says: size, costs, where it comes from and what is known of its accuracy.
+    """
+
+    path: Path
+    spec: Spec
+    facts: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Expander:
+    """A learngene that was read once, and the method that expands it.
+
+    Attributes:
+        rows: Rows of the store's descendants, for what is known of the accuracy of each size.
+        origin: What the learngene was made of.
+    """
+
+    stored: StoredLearngene
+    method: Method
+    rows: Sequence[Mapping[str, Any]] = ()
+    origin: Origin = field(default_factory=Origin)
+
+    @classmethod
+    def open(cls, store: Store, name: str, method: str | None = None) -> Expander:
+        """Read a learngene and what its store knows of its descendants.
+
+        Raises:
+            UserError: there is no such learngene, or the method cannot expand it.
+        """
+        stored = StoredLearngene.load(store, name)
+        chosen = create_method(method or stored.learngene.method)
+        chosen.as_made(stored.learngene)
+        rows = [entry.facts for entry in store.entries(["descendant"]) if entry.facts.get("learngene") == name]
+        return cls(stored, chosen, rows, stored_origin(stored.manifest, store))
+
+    @property
+    def name(self) -> str:
+        return self.stored.manifest.name
+
+    @cached_property
+    def _labels(self) -> tuple[str, ...]:
+        learngene = self.stored.learngene
+        return learngene.labels or tuple(str(index) for index in range(learngene.spec.classes))
+
+    def sizes(self, depths: str | None = None, widths: str | None = None, image_size: int | None = None) -> list[Spec]:
+        """The sizes of these depths and widths, by default of every depth and of the widths that were trained."""
+        widths = widths or ",".join(map(str, self.method.trained_widths(self.stored.learngene)))
+        return sizes_of(self.stored.learngene.spec, depths=depths, widths=widths, changes={"image": image_size})
+
+    def largest(self, limits: Mapping[str, str], choices: Sequence[Spec]) -> Spec:
+        """The largest size within limits; of several, one that the learngene was trained for.
+
+        Latency is measured on the device at hand, from the largest size within the other limits downwards.
+
+        Raises:
+            NothingWithin: there is none; says by how much the nearest one exceeds each limit.
+            UserError: a limit cannot be read.
+        """
+        budgets = {quantity: parse_quantity(quantity, text) for quantity, text in limits.items()}
+        latency = budgets.pop("latency", None)
+        found = candidates(choices, costs)
+        try:
+            if budgets:
+                text = ",".join(map(str, budgets.values()))
+                budget = Budget(text, tuple(limit for one in budgets.values() for limit in one.limits))
+                largest_within(budget, found)
+                found = [one for one in found if budget.admits(one.costs)]
+            found = [one for one in found if not self.method.outside(self.stored.learngene, one.spec)] or found
+            for one in found if latency else found[:1]:
+                timed = {**one.costs, **({"latency": _latency(one.spec)} if latency else {})}
+                if latency is None or latency.admits(timed):
+                    return one.spec
+        except UserError as error:
+            raise NothingWithin(str(error)) from None
+        raise NothingWithin(
+            f"budget {latency}: nothing meets it; the smallest size takes "
+            f"{format_quantity('latency', timed['latency'])} here"
+        )
+
+    def notes(self, spec: Spec) -> list[str]:
+        """What a user should know of an expansion to this size."""
+        found = []
+        if note := self.method.outside(self.stored.learngene, spec):
+            found.append(note)
+        if steps := self.method.fitting_steps:
+            found.append(
+                f"in a sweep {self.method.name} fits the model to its size for {steps} steps, which needs images: "
+                "this one is not fitted"
+            )
+        return found
+
+    def accuracy(self, spec: Spec) -> Accuracy | None:
+        """What the store knows of the accuracy of an expansion to this size."""
+        return known_accuracy(self.rows, self.stored, self.method, spec)
+
+    def expand(self, spec: Spec, seed: int = 0) -> nn.Module:
+        """The plain timm model of a size.
+
+        Raises:
+            UserError: the method cannot expand the learngene to it.
+        """
+        return self.method.expand(self.stored.learngene, spec, seed=seed)
+
+    def write(self, spec: Spec, out: Path, *, seed: int = 0, overwrite: bool = False) -> Expansion:
+        """Expand to a timm model folder, which appears when it is whole.
+
+        Raises:
+            UserError: see `expand`, or the folder is there and stays.
+        """
+        model, accuracy, learngene = self.expand(spec, seed), self.accuracy(spec), self.stored.learngene
+        settings = {**learngene.preprocessing, "image_size": spec.image}
+        facts = {
+            "learngene": self.name,
+            "learngene_version": self.stored.manifest.version,
+            "method": self.method.name,
+            "options": self.method.as_made(learngene).model_dump(mode="json"),
+            "spec": spec.model_dump(mode="json"),
+            "seed": seed,
+            **costs(spec),
+            "tuned": False,
+            "top1_untuned": accuracy and accuracy.top1,
+            "top1_untuned_error": accuracy and accuracy.error,
+            "accuracy": str(accuracy) if accuracy else UNKNOWN,
+            "notes": self.notes(spec),
+            "origin": self.origin.model_dump(mode="json"),
+            **provenance(),
+        }
+        with new_folder(out, overwrite, MARK) as folder:
+            export_timm(
+                model,
+                folder,
+                labels=self._labels,
+                preprocessing=Preprocessing(**settings),
+                model_args=timm_arguments(spec),
+                tag=f"{self.name}-{size_name(spec)}",
+                origin=self.origin,
+            )
+            write_facts(folder, facts)
+        return Expansion(out, spec, facts)
+
+
+def write_facts(folder: Path, facts: Mapping[str, Any], measured: Mapping[str, str] | None = None) -> None:
+    """Write `metrics.json` and the card of an expanded model.
+
+    Args:
+        measured: The image set and the split that its accuracy was measured on.
+    """
+    (folder / FACTS).write_text(json.dumps(facts, indent=2) + "\n")
+    card = model_card(
+        "expanded_card.md",
+        name=f"{facts['learngene']}-w{facts['spec']['width']}-d{facts['spec']['depth']:02d}",
+        origin=Origin(**facts["origin"]),
+        data=measured["data"] if measured else "",
+        split=measured["split"] if measured else "",
+        metrics={"top-1 without training": facts["top1_untuned"]} if measured else {},
+        row=facts,
+    )
+    (folder / "README.md").write_text(card)
+
+
+def expand(config: ExpandConfig) -> list[Expansion]:
+    """Expand a learngene to one size, to the largest within limits, or to every size that is named.
+
+    Raises:
+        UserError: the learngene, a size or a folder does not allow it; folders that were written stay whole.
+        NothingWithin: no size is within the limits.
+    """
+    store = Store.of(config)
+    store.check(write=False)
+    expander = Expander.open(store, config.learngene, config.method)
+    source = expander.stored.learngene.spec
+    if config.limits:
+        choices = expander.sizes(config.depths, config.widths, config.image_size)
+        specs = [expander.largest(config.limits, choices)]
+    else:
+        depths = config.depths or str(config.depth or source.depth)
+        widths = config.widths or str(config.width or source.width)
+        specs = expander.sizes(depths, widths, config.image_size)
+    default = f"{config.learngene}-{'sizes' if config.many else size_name(specs[0])}"
+    out = local_path(config.out or default)
+    outs = {spec: out / size_name(spec) if config.many else out for spec in specs}
+    for path in outs.values():
+        check_free(path, config.overwrite, MARK)
+    made = [expander.write(spec, path, seed=config.seed, overwrite=config.overwrite) for spec, path in outs.items()]
+    return [_measured(one, config, config.batch_size) for one in made] if config.data else made
+
+
+def _measured(one: Expansion, config: DataConfig, batch_size: int) -> Expansion:
+    scores = evaluate_folder(one.path, config, batch_size)
+    accuracy = Accuracy(scores.top1, 0.0, f"measured on {int(scores.images):,} images of {data_name(config.data)}")
+    facts = {**one.facts, "top1_untuned": scores.top1, "top1_untuned_error": 0.0, "accuracy": str(accuracy)}
+    write_facts(one.path, facts, {"data": data_name(config.data), "split": config.validate_on})
+    return Expansion(one.path, one.spec, facts)
+
+
+def _latency(spec: Spec) -> float:
+    return measure_latency(build(spec), spec.image, device=resolve_device()).median_ms
+
+
+def size_text(spec: Spec) -> str:
+    """A size and its costs in a few words."""
+    known = costs(spec)
+    return (
+        f"width {spec.width}, depth {spec.depth}: {format_quantity('params', known['params'])} parameters, "
+        f"{format_quantity('macs', known['macs'])} MACs, {format_quantity('memory', known['memory'])} to run"
+    )
+
+
+def notes_of(made: Iterable[Expansion]) -> list[str]:
+    """The notes of several expansions, each once."""
+    return list(dict.fromkeys(note for one in made for note in one.facts["notes"]))

@@ -1,0 +1,78 @@
+"""Folders on this machine that appear whole or not at all."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from ray_learngene.errors import UserError
+from ray_learngene.io.errors import clear_errors
+
+
+def local_path(text: str | Path, flag: str = "--out") -> Path:
+    """The absolute path of a local folder.
+
+    Raises:
+        UserError: its home directory is unknown, or it is the root.
+    """
+    try:
+        path = Path(os.path.abspath(Path(text).expanduser()))
+    except RuntimeError as error:
+        raise UserError(f"{flag} {text}: {error}") from None
+    if not path.name:
+        raise UserError(f"{flag} {text}: name a folder below it")
+    return path
+
+
+def check_free(out: Path, overwrite: bool, mark: str) -> None:
+    """Refuse a target that is there, unless it may be replaced and holds the file `mark` of an earlier call.
+
+    Raises:
+        UserError: it is there and stays.
+    """
+    if not os.path.lexists(out):
+        return
+    if not overwrite:
+        raise UserError(f"{out} exists: choose another folder, or --overwrite")
+    if out.is_symlink() or not (out / mark).is_file():
+        raise UserError(f"{out} has no {mark}, so it is not replaced: choose another folder")
+
+
+@contextmanager
+def new_folder(out: Path, overwrite: bool, mark: str) -> Iterator[Path]:
+    """A folder to fill, which has the name `out` at the end and is removed where an error ends it.
+
+    Args:
+        mark: A file that every such folder has; a folder without it is never replaced.
+
+    Raises:
+        UserError: `out` is there and stays, or the disk refuses.
+    """
+    check_free(out, overwrite, mark)
+    with clear_errors(str(out)):
+        out.parent.mkdir(parents=True, exist_ok=True)
+        made = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
+        made.chmod(0o777 & ~_umask())
+    try:
+        yield made
+        with clear_errors(str(out)):
+            check_free(out, overwrite, mark)  # again: it may have come into being meanwhile
+            if out.exists():
+                replaced = made.with_name(f"{made.name}-replaced")
+                os.rename(out, replaced)
+                os.rename(made, out)
+                shutil.rmtree(replaced, ignore_errors=True)
+            else:
+                os.rename(made, out)
+    finally:
+        shutil.rmtree(made, ignore_errors=True)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

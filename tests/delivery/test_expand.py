@@ -1,0 +1,161 @@
+"""Any size from a learngene alone: the same weights as the method's own, whole folders, honest about accuracy."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+
+import ray_learngene as lg
+from ray_learngene.delivery import expand as module
+from ray_learngene.delivery.expand import Expander
+from ray_learngene.models.budgets import Budget
+from ray_learngene.models.costs import costs, parameters
+from ray_learngene.store.learngenes import StoredLearngene
+from ray_learngene.store.store import Store
+from tests.command_line import learngene
+from tests.delivery.stores import DIGITS, SPEC, publish_descendant, publish_learngene
+
+
+@pytest.fixture
+def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Store:
+    monkeypatch.chdir(tmp_path)
+    return publish_learngene(tmp_path)
+
+
+def test_an_expanded_folder_is_plain_timm_with_the_methods_weights(store: Store, tmp_path: Path) -> None:
+    made = lg.expand("gene", depth=4, store=store, out=tmp_path / "four")
+    expander = Expander.open(store, "gene")
+    expected = expander.expand(SPEC.replace(depth=4)).state_dict()
+    model = timm.create_model(f"local-dir:{made.path}", pretrained=True)
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in model.state_dict().items())
+    assert model.pretrained_cfg["label_names"] == list(DIGITS) and model.pretrained_cfg["mean"] == [0.4] * 3
+    facts = json.loads((made.path / "metrics.json").read_text())
+    assert facts["params"] == parameters(SPEC.replace(depth=4)) and facts["top1_untuned"] is None
+    assert "not trained after that (accuracy unknown" in (made.path / "README.md").read_text()
+
+
+@pytest.mark.parametrize("limits", [{"max_params": "150k"}, {"max_macs": "2M", "max_memory": "900kB"}])
+def test_the_largest_size_within_the_limits_is_expanded(limits: dict[str, str], store: Store, tmp_path: Path) -> None:
+    made = lg.expand("gene", store=store, out=tmp_path / "best", **limits)
+    depth = json.loads((made.path / "metrics.json").read_text())["spec"]["depth"]
+    budget = Budget.parse(",".join(f"{name.removeprefix('max_')}<={text}" for name, text in limits.items()))
+    within = [one for one in range(1, 7) if budget.admits(costs(SPEC.replace(depth=one)))]
+    assert depth == max(within) and 1 < depth < 6
+
+
+def test_many_sizes_read_the_learngene_once(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[str] = []
+    load = StoredLearngene.load
+    monkeypatch.setattr(StoredLearngene, "load", lambda *args: read.append(args[1]) or load(*args))
+    made = lg.expand_all("gene", store=store, depths="3-5", widths=[32, 48], out=tmp_path / "sizes")
+    assert read == ["gene"]
+    assert sorted(one.path.name for one in made) == [f"w{w}-d0{d}" for w in (32, 48) for d in (3, 4, 5)]
+    assert all(one.load()[0](torch.zeros(1, 3, 8, 8)).shape == (1, 10) for one in made)
+
+
+def test_images_measure_what_was_expanded(
+    store: Store, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LEARNGENE_STORE", store.uri)
+    assert learngene("expand gene --depth 3 --data digits --val-share 0.2 --out three") == 0
+    facts = json.loads((tmp_path / "three" / "metrics.json").read_text())
+    scores = lg.evaluate("three", data="digits", val_share=0.2)
+    assert facts["top1_untuned"] == scores.top1
+    assert f"top-1 {scores.top1:.2f} % untuned, measured on" in capsys.readouterr().out
+
+
+def test_accuracy_is_measured_or_interpolated_or_unknown(store: Store, tmp_path: Path) -> None:
+    manifest = store.manifest("learngene", "gene")
+    for depth, top1 in ((2, 40.0), (4, 60.0), (5, 62.0)):
+        publish_descendant(store, manifest, SPEC.replace(depth=depth), "any-size", tmp_path, top1_untuned=top1)
+    publish_descendant(store, manifest, SPEC.replace(depth=3), "scratch", tmp_path, top1_untuned=9.0, learngene=None)
+    known = Expander.open(store, "gene").accuracy
+    measured, between, outside = (known(SPEC.replace(depth=depth)) for depth in (4, 3, 6))
+    assert (measured.top1, measured.error, measured.source) == (60.0, 0.0, "measured")
+    # depth 4 itself would be interpolated from 2 and 5 as 54.67, half of the difference is 10
+    assert (between.top1, between.error, between.source) == (50.0, 10.0, "interpolated from depths 2 and 4")
+    assert outside is None
+
+
+def test_a_new_version_of_the_learngene_knows_nothing_of_the_old_ones_descendants(store: Store, tmp_path: Path) -> None:
+    manifest = store.manifest("learngene", "gene")
+    publish_descendant(store, manifest, SPEC, "any-size", tmp_path, learngene_version="another")
+    assert Expander.open(store, "gene").accuracy(SPEC) is None
+
+
+def test_pull_offers_both_and_takes_the_trained_one(
+    store: Store, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LEARNGENE_STORE", store.uri)
+    manifest = store.manifest("learngene", "gene")
+    publish_descendant(store, manifest, SPEC.replace(depth=2), "any-size", tmp_path, top1_untuned=40.0)
+    assert learngene("pull --learngene gene --max-params 150k --out a") == 0
+    said = capsys.readouterr().out
+    assert "trained    sizes/any-size-w48-d02: 58.5 k parameters" in said and "top-1 90.00 %" in said
+    assert "expanded   width 48, depth 5: 143 k parameters" in said and "accuracy unknown" in said
+    assert len(lg.Model(tmp_path / "a").load()[0].blocks) == 2
+    assert learngene("pull --learngene gene --max-params 150k --expand --out b") == 0
+    assert len(lg.Model(tmp_path / "b").load()[0].blocks) == 5
+    assert learngene("pull --learngene gene --max-params 40k --out c") == 0  # nothing trained is within
+    assert len(lg.Model(tmp_path / "c").load()[0].blocks) == 1
+
+
+def test_a_method_that_fits_says_that_it_did_not(tmp_path: Path) -> None:
+    store = publish_learngene(tmp_path, "wave:fit=7", "waves")
+    expander = Expander.open(store, "waves", "wave:fit=7")
+    assert any("fits the model to its size for 7 steps" in note for note in expander.notes(SPEC))
+    assert Expander.open(store, "waves", "wave:fit=0").notes(SPEC) == []
+
+
+def test_sizes_outside_the_training_are_said_and_chosen_last(store: Store, tmp_path: Path) -> None:
+    expander = Expander.open(store, "gene")
+    assert expander.largest({"params": "400k"}, expander.sizes("1-12")) == SPEC  # depth 6, although 12 fits
+    assert expander.notes(SPEC.replace(depth=12)) == [
+        "depth 12 is outside of 3 to 6, the depths that any-size was trained at"
+    ]
+    assert expander.largest({"params": "100k"}, expander.sizes("1-2")).depth == 2  # there is nothing else
+
+
+@pytest.mark.parametrize(
+    ("command", "message"),
+    [
+        ("expand gene --max-params 3", "nothing meets it; the nearest spec is depth 1"),
+        ("expand gene --depth 3 --depths 4-5", "give depth or depths, not both"),
+        ("expand gene --width 50", "50 is not a multiple of the learngene's head size, 16"),
+        ("expand gene --method sws", "cannot expand a learngene of method 'any-size'"),
+        ("expand nobody", "no learngene 'nobody'"),
+        ("expand gene --out made", "made has no config.json, so it is not replaced"),
+        ("pull --expand", "--expand needs --learngene"),
+    ],
+)
+def test_a_mistake_is_one_line_and_leaves_nothing(
+    command: str,
+    message: str,
+    store: Store,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("LEARNGENE_STORE", store.uri)
+    before = sorted(tmp_path.rglob("*"))
+    assert learngene(command, "--overwrite") in (2, 3)
+    error = capsys.readouterr().err
+    assert message in error and error.count("\n") == 1
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_write_that_fails_leaves_the_folder_as_it_was(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expander = Expander.open(store, "gene")
+    expander.write(SPEC, tmp_path / "x")
+    before = (tmp_path / "x" / "model.safetensors").read_bytes()
+    monkeypatch.setattr(module, "write_facts", lambda *_: (_ for _ in ()).throw(OSError("disk full")))
+    with pytest.raises(OSError):
+        expander.write(SPEC.replace(depth=2), tmp_path / "x", overwrite=True)
+    assert (tmp_path / "x" / "model.safetensors").read_bytes() == before
+    assert not list(tmp_path.glob(".x-*"))
