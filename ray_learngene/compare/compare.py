@@ -44,6 +44,7 @@ from ray_learngene.provenance import publishable
 from ray_learngene.store.manifest import folder_of, run_name
 from ray_learngene.store.store import Store
 from ray_learngene.sweeps.sweep import sweep
+from ray_learngene.training.optimizers import traits_of
 
 log = logging.getLogger(__name__)
 
@@ -61,6 +62,7 @@ def bench(config: BenchConfig) -> pandas.DataFrame:
         UserError: the settings are invalid and nothing was trained, or runs failed and the store has all others.
     """
     folder_of("learngene", config.name)
+    traits_of(config)  # refuses an optimizer that does not work
     store = Store.of(config)
     store.check(write=True)
     ancestry = load_ancestry(config.ancestry, store)

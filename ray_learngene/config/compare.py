@@ -45,6 +45,7 @@ class BenchConfig(StoreConfig, TrialsConfig):
 
     refused: ClassVar[dict[str, str]] = {  # settings of trials that a benchmark makes itself
         "lr": "learning rates are searched: give lrs and tune_lrs",
+        "layer_decay": "auxiliary models share their layers",
         "soft_labels": "what came first would pay the ancestry model for all others",
         "validate_on": "searches validate on held-out training images, the table on the validation split",
     }

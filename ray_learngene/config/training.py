@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import os
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from ray_learngene.config.base import NOTHING, RESULT, ROUNDING, Config, address
+from ray_learngene.config.base import LATER, NOTHING, RESULT, ROUNDING, Config, address
 from ray_learngene.config.texts import License
 
 
@@ -22,7 +22,23 @@ class OptimizationConfig(Config):
         5, ge=0, description="linear warm-up, in epochs; by default half of a run that is no longer than the warm-up"
     )
     warmup_lr: float = Field(1e-6, ge=0, description="learning rate at the start of the warm-up, as it is (not scaled)")
-    weight_decay: float = Field(0.05, ge=0, description="AdamW weight decay (not on biases, norms and embeddings)")
+    opt: str = Field(
+        "adamw", description="optimizer: a name of timm, e.g. adamw, lion, nadamw or lamb", json_schema_extra=LATER
+    )
+    opt_args: dict[str, Any] = Field(
+        {},
+        description="arguments of that optimizer, as YAML: '{betas: [0.9, 0.95]}'; default: its own",
+        json_schema_extra=LATER,
+    )
+    layer_decay: float = Field(
+        1.0,
+        gt=0,
+        le=1,
+        description="each layer's learning rate is this share of the next one's, as tuning of pretrained models needs; "
+        "1 is off",
+        json_schema_extra=LATER,
+    )
+    weight_decay: float = Field(0.05, ge=0, description="weight decay (not on biases, norms and embeddings)")
     clip_grad: float = Field(0.0, ge=0, description="gradient norm limit; 0 is no clipping")
     accumulation: int = Field(1, ge=1, description="micro-batches summed into one optimizer step")
     drop_path: float = Field(0.1, ge=0, lt=1, description="stochastic depth rate of the last layer, linear in depth")
@@ -49,6 +65,14 @@ class OptimizationConfig(Config):
     @classmethod
     def _timms_words(cls, precision: object) -> object:
         return {"bfloat16": "bf16", "float32": "fp32"}.get(str(precision), precision)
+
+    @field_validator("opt_args")
+    @classmethod
+    def _flags_of_their_own(cls, opt_args: dict[str, Any]) -> dict[str, Any]:
+        for name in ("lr", "weight_decay", "layer_decay"):
+            if name in opt_args:
+                raise ValueError(f"{name} is a flag of its own: leave it out")
+        return opt_args
 
     @property
     def seed_of_views(self) -> int:

@@ -53,7 +53,7 @@ from ray_learngene.progress import TrainingProgress
 from ray_learngene.store.checkpoints import StoreCheckpoints
 from ray_learngene.training.deepspeed_engine import DeepSpeedEngine, deepspeed_config, zero_stage
 from ray_learngene.training.engine import resolve_precision
-from ray_learngene.training.optimizers import create_optimizer
+from ray_learngene.training.optimizers import create_optimizer, traits_of
 from ray_learngene.training.out_of_memory import smaller_text, with_smaller_micro_batch
 from ray_learngene.training.trainer import Trainer
 from ray_learngene.training.world import World
@@ -235,7 +235,7 @@ def _train(loop: dict[str, Any]) -> dict[str, Any]:
         if config.compile:
             compile_layers(module)
         optimizer = create_optimizer(module, config)
-        stage = zero_stage(config.zero, optimizer, loop["deepspeed"])
+        stage = zero_stage(config.zero, optimizer, loop["deepspeed"], traits_of(config))
         engine = DeepSpeedEngine(
             module,
             optimizer,

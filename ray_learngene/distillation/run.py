@@ -57,6 +57,7 @@ def run(task: Task) -> Manifest:
     config = task.config
     user_deepspeed = read_user_config(config.deepspeed) if config.deepspeed else {}
     task.images.training_batches(config, world_size=max(1, config.most_workers))  # refuses too small a batch
+    create_optimizer(task.module, config)  # refuses layer decay of shared layers
     store = task.store
     settings = _settings(task, user_deepspeed)
     done = _finished(task, settings)

@@ -25,6 +25,7 @@ from ray_learngene.store.store import NameTaken, Store
 from ray_learngene.training.batches import Answers
 from ray_learngene.training.deepspeed_engine import read_user_config
 from ray_learngene.training.objectives import Objective
+from ray_learngene.training.optimizers import traits_of
 from ray_learngene.training.trainer import Trainer
 
 log = logging.getLogger(__name__)
@@ -73,11 +74,15 @@ def open_store(config: AncestryConfig | DistillConfig, kind: Kind) -> Store:
     """The store to publish in, after all that can be refused before images are read and weights are fetched.
 
     Raises:
-        UserError: an impossible name, a bad DeepSpeed file, or settings that exclude each other.
+        UserError: an impossible name, a bad DeepSpeed file or optimizer, or settings that exclude each other.
     """
     manifest.run_name(kind, config.name)
-    if config.deepspeed:
-        read_user_config(config.deepspeed)
+    user_deepspeed = read_user_config(config.deepspeed) if config.deepspeed else {}
+    if not traits_of(config).elementwise and (config.zero or "zero_optimization" in user_deepspeed):
+        raise UserError(
+            f"--opt {config.opt}: its step needs whole parameters, ZeRO splits them: use --zero 0 and no ZeRO settings "
+            "in --deepspeed, or choose another optimizer"
+        )
     if config.ema and config.zero == 3:
         raise UserError("--ema keeps whole weights, ZeRO-3 splits them: use --zero 2, or --ema 0")
     if config.compile and config.zero == 3:

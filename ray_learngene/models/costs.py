@@ -56,9 +56,9 @@ def activation_memory(spec: Spec, batch: int, bytes_per_value: int = 4) -> int:
     return bytes_per_value * batch * spec.tokens * spec.depth * block
 
 
-def kept_memory(spec: Spec, averaged: bool = False) -> int:
-    """Count the bytes that AdamW training holds between steps, in fp32: weights, two moments, `averaged` weights."""
-    return (4 if averaged else 3) * _BYTES * parameters(spec)
+def kept_memory(spec: Spec, averaged: bool = False, moments: float = 2) -> int:
+    """Count the bytes that training holds between steps, in fp32: weights, AdamW's two moments, `averaged` weights."""
+    return round((1 + moments + averaged) * _BYTES * parameters(spec))
 
 
 def step_memory(spec: Spec, batch: int, bytes_per_value: int = 4) -> int:

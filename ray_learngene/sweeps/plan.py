@@ -20,6 +20,7 @@ from ray_learngene.sweeps.selection import (
     select,
 )
 from ray_learngene.training.flops import TRAINING_PASSES
+from ray_learngene.training.optimizers import traits_of
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,7 @@ def plan(config: PlanConfig) -> Plan:
         UserError: a budget that nothing meets (says by how much), or whatever a sweep would refuse.
     """
     check_texts(config)
+    traits_of(config)  # refuses what a sweep would
     store = Store.of(config)
     store.check(write=False)
     stored = load_learngene(config, store)

@@ -49,6 +49,7 @@ from ray_learngene.sweeps.selection import (
     select,
 )
 from ray_learngene.sweeps.trials import SweepInputs, Trial
+from ray_learngene.training.optimizers import traits_of
 
 log = logging.getLogger(__name__)
 
@@ -66,6 +67,7 @@ def sweep(config: SweepConfig) -> pandas.DataFrame:
     """
     folder_of("descendant", f"{config.name}/x")  # refuses a name that no store can hold
     check_texts(config)
+    traits_of(config)  # refuses an optimizer that does not work
     if config.compile and config.in_process:  # else it is a matter of the hosts that train
         require_compiler()
     store = Store.of(config)

@@ -16,6 +16,7 @@ from ray_learngene.sweeps.descendant import Descendant, DescendantTask, SweepCon
 from ray_learngene.sweeps.packing import Load, Place, pack
 from ray_learngene.sweeps.siblings import train_siblings
 from ray_learngene.sweeps.status import SweepStatus
+from ray_learngene.training.optimizers import traits_of
 
 log = logging.getLogger(__name__)
 
@@ -96,7 +97,7 @@ class SweepInputs(SweepContext):
                 trial,
                 trial.seed if config.view_seed is None else config.view_seed,
                 macs(trial.spec),
-                kept_memory(trial.spec, averaged=config.ema > 0),
+                kept_memory(trial.spec, averaged=config.ema > 0, moments=traits_of(config).moments),
                 step_memory(trial.spec, micro_batch),
             )
             for trial in trials

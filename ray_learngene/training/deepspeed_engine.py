@@ -16,34 +16,38 @@ from ray_learngene.config import OptimizationConfig
 from ray_learngene.config.documents import parse_json
 from ray_learngene.errors import RunError, UserError
 from ray_learngene.training.deepspeed_settings import check_names
-from ray_learngene.training.engine_state import EngineState, read_state, write_state
+from ray_learngene.training.engine_state import EngineState, counters_of, read_state, write_state
+from ray_learngene.training.optimizers import ADAMW_TRAITS, Traits
 
 # Settings that the run's own flags determine; a user's DeepSpeed JSON must omit them.
 _OURS = (
     *("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps", "gradient_clipping"),
     *("managed_gradient_accumulation", "optimizer", "scheduler", "bf16", "fp16", "torch_autocast"),
 )
-_MOMENTS = ("exp_avg", "exp_avg_sq")  # AdamW's state, without its step count
 _NEED_NORM = {"offload_optimizer", "cpu_offload", "zenflow"}  # a user's ZeRO settings that need the gradient norm
-_WORTH_SPLITTING = 2**30  # bytes of moments
+_WORTH_SPLITTING = 2**30  # bytes of the optimizer's state
 
 
 # What DeepSpeed raises about settings besides exceptions of its own: the same in every attempt.
 _WRONG_SETTINGS = (ValueError, TypeError, AssertionError, LookupError, AttributeError, ImportError, NotImplementedError)
 
 
-def zero_stage(asked: int | None, optimizer: torch.optim.Optimizer, user: dict[str, Any]) -> int:
+def zero_stage(
+    asked: int | None, optimizer: torch.optim.Optimizer, user: dict[str, Any], traits: Traits = ADAMW_TRAITS
+) -> int:
     """Choose the ZeRO stage of a run; `asked` is the user's, if any.
 
-    Stage 1 partitions AdamW's moments over the ranks, with five collectives a step; stage 0 has one. Small moments do
-    not justify stage 1, unless the user's DeepSpeed configuration has ZeRO settings.
+    Stage 1 partitions the optimizer's state over the ranks, with five collectives a step; stage 0 has one. A small
+    state does not justify stage 1, unless the user's DeepSpeed configuration has ZeRO settings.
     """
     if asked is not None:
         return asked
+    if not traits.elementwise:
+        return 0
     if "zero_optimization" in user:
         return 1
     trained = sum(parameter.numel() for group in optimizer.param_groups for parameter in group["params"])
-    return int(len(_MOMENTS) * 4 * trained >= _WORTH_SPLITTING)
+    return int(traits.moments * 4 * trained >= _WORTH_SPLITTING)
 
 
 def deepspeed_config(
@@ -178,7 +182,7 @@ class DeepSpeedEngine:
             model = {name: x.cpu().clone() for name, x in self.module.state_dict().items()} if first else {}
         moments = {index: each for index, each in self._gather_moments() if first}
         if first:
-            write_state(folder, EngineState(model, moments))
+            write_state(folder, EngineState(model, moments, counters_of(self._optimizer.param_groups)))
 
     def load(self, folder: Path) -> None:
         """Load a state that any number of ranks saved, at any ZeRO stage."""
@@ -186,19 +190,18 @@ class DeepSpeedEngine:
         with self.gathered(write=True):
             self.module.load_state_dict(state.model)
         if self._stage == 0:
-            groups = self._optimizer.state_dict()["param_groups"]
-            self._optimizer.load_state_dict({"state": state.moments, "param_groups": groups})
+            state.restore(self._optimizer)
         else:
             self._engine.optimizer.refresh_fp32_params()
             self._scatter_moments(state.moments)
 
     def _flat_parameters(self) -> list[Tensor]:
-        """Return this rank's fp32 partition of the weights, one flat tensor per group, which ZeRO's AdamW updates."""
+        """Return this rank's fp32 partition of the weights, one flat tensor per group, which ZeRO's steps update."""
         zero = self._engine.optimizer
         return zero.single_partition_of_fp32_groups if self._stage < 3 else zero.fp32_partitioned_groups_flat
 
     def _gather_moments(self) -> Iterator[tuple[int, dict[str, Tensor]]]:
-        """Yield the whole moments of every parameter, on the CPU. All ranks iterate in lockstep.
+        """Yield the optimizer's whole state of every parameter, on the CPU. All ranks iterate in lockstep.
 
         Raises:
             RunError: ZeRO has skipped every step so far, because it measured non-finite gradients.
@@ -207,26 +210,34 @@ class DeepSpeedEngine:
             yield from self._optimizer.state_dict()["state"].items()
             return
         self._link_moments()
-        step = self._engine.optimizer.optimizer.state[self._flat_parameters()[0]].get("step")
-        if step is None:
+        flat = self._flat_parameters()[0]
+        state = self._engine.optimizer.optimizer.state.get(flat)
+        if state is None:
             raise RunError(
                 "the gradients were not finite in any step, although the loss was: lower --lr, lengthen "
                 "--warmup-epochs or train with --precision fp32"
             )
+        # sorted: every rank gathers the same one at a time
+        moments = sorted(key for key, value in state.items() if isinstance(value, Tensor) and value.shape == flat.shape)
+        counts = {key: value for key, value in state.items() if key not in moments}
         for index, parameter in enumerate(self._parameters):
             get = self._deepspeed.utils.safe_get_full_optimizer_state
-            yield index, {"step": step.cpu().clone(), **{key: get(parameter, key).cpu() for key in _MOMENTS}}
+            yield index, {**_copied(counts), **{key: get(parameter, key).cpu() for key in moments}}
 
     def _scatter_moments(self, moments: dict[int, dict[str, Tensor]]) -> None:
-        """Load this rank's partition of the moments."""
+        """Load this rank's partition of the optimizer's state."""
+        if not moments:
+            return
         zero = self._engine.optimizer
-        step = max((each["step"] for each in moments.values()), key=Tensor.item)  # one count for a whole group
+        latest = max(moments.values(), key=lambda each: float(each.get("step", 0)))  # one count for a whole group
+        whole = sorted(key for key, value in latest.items() if isinstance(value, Tensor) and value.ndim)
         for flat in self._flat_parameters():
-            zeros = {key: torch.zeros_like(flat) for key in _MOMENTS}
-            zero.optimizer.state[flat] = {"step": step.to(flat.device, copy=True), **zeros}
+            zeros = {key: torch.zeros_like(flat) for key in whole}
+            counts = {key: value for key, value in latest.items() if key not in whole}
+            zero.optimizer.state[flat] = {**_copied(counts, flat.device), **zeros}
         self._link_moments()
         for index, each in moments.items():
-            for key in _MOMENTS:
+            for key in whole:
                 self._set_moment(self._parameters[index], each[key], key)
 
     def _link_moments(self) -> None:
@@ -244,3 +255,8 @@ class DeepSpeedEngine:
         padded = nn.functional.pad(whole.flatten(), (0, size * torch.distributed.get_world_size() - whole.numel()))
         share = padded.narrow(0, size * torch.distributed.get_rank(), size)
         self._deepspeed.utils.safe_set_local_optimizer_state(parameter, share, key)
+
+
+def _copied(values: dict[str, Any], device: torch.device | str = "cpu") -> dict[str, Any]:
+    """Copy the tensors among some values."""
+    return {key: value.to(device, copy=True) if isinstance(value, Tensor) else value for key, value in values.items()}

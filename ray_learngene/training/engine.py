@@ -71,14 +71,13 @@ class TorchEngine:
 
     def save(self, folder: Path) -> None:
         """Write weights and optimizer state."""
-        write_state(folder, EngineState(self.module.state_dict(), self.optimizer.state_dict()["state"]))
+        write_state(folder, EngineState.of(self.module, self.optimizer))
 
     def load(self, folder: Path) -> None:
         """Load a state that `save` wrote; the optimizer settings of this run stay in force."""
         state = read_state(folder, self.device)
         self.module.load_state_dict(state.model)
-        groups = self.optimizer.state_dict()["param_groups"]
-        self.optimizer.load_state_dict({"state": state.moments, "param_groups": groups})
+        state.restore(self.optimizer)
 
 
 def resolve_precision(precision: str, device: torch.device) -> torch.dtype | None:

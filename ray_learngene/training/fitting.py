@@ -19,7 +19,7 @@ from ray_learngene.training.engine import TorchEngine
 from ray_learngene.training.finite_guard import FiniteGuard, NonFiniteLoss
 from ray_learngene.training.flops import training_flops
 from ray_learngene.training.objectives import LabelObjective
-from ray_learngene.training.optimizers import create_optimizer, create_schedule
+from ray_learngene.training.optimizers import ADAMW, create_optimizer, create_schedule
 from ray_learngene.training.step import Batch, Stepper
 
 
@@ -64,8 +64,8 @@ class Fitting:
         self._began = clock()
         self._interrupted = Interrupted(0, config.epochs * max(1, len(images.train) // config.batch_size))
         settings = config.model_copy(
-            update={"epochs": 1, "lr": adapter.fit_lr * 512 / config.batch_size, "warmup_epochs": 0}
-        )
+            update={"epochs": 1, "lr": adapter.fit_lr * 512 / config.batch_size, "warmup_epochs": 0, **ADAMW}
+        )  # `fit_lr` is one of AdamW
         self._flops = training_flops(
             adapter, images.preprocessing.image_size, batch=config.batch_size, steps=adapter.fit_steps, seed=config.seed
         )

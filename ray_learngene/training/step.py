@@ -15,6 +15,7 @@ from ray_learngene.methods.elastic import draw_step
 from ray_learngene.training.engine import Engine
 from ray_learngene.training.finite_guard import FiniteGuard
 from ray_learngene.training.objectives import Objective
+from ray_learngene.training.optimizers import current_rate
 from ray_learngene.training.soft_labels import SoftLabels
 
 # images, targets and, if the ancestry model's logits come with the batch, soft labels
@@ -71,7 +72,7 @@ class Stepper:
         torch.manual_seed(int(np.random.SeedSequence([self.seed, self.rank, step]).generate_state(1)[0]))
         if self.schedule is not None:
             self.schedule.step_update(step)
-        lr = self.optimizer.param_groups[0]["lr"]
+        lr = current_rate(self.optimizer)
         draw_step(engine.module, self.seed, step, self.total_steps)
         read = 0
         for images, targets, *taught in micro_batches:

@@ -22,7 +22,7 @@ from ray_learngene.training.engine import Engine
 from ray_learngene.training.evaluation import Scores, score
 from ray_learngene.training.finite_guard import FiniteGuard, NonFiniteLoss
 from ray_learngene.training.objectives import Objective
-from ray_learngene.training.optimizers import create_schedule
+from ray_learngene.training.optimizers import create_schedule, current_rate
 from ray_learngene.training.step import Batch, Step, Stepper
 from ray_learngene.training.world import World
 
@@ -228,7 +228,7 @@ class Trainer:
 
     def _checkpoint(self) -> None:
         progress = self.progress
-        self.guard.check(progress.step, self.optimizer.param_groups[0]["lr"])
+        self.guard.check(progress.step, current_rate(self.optimizer))
         self._share_unreadable()
         progress.seconds = self._seconds_before + self.clock() - self._began
         progress.answers_read = self._answers_before + self._total_answers_read()

@@ -57,6 +57,21 @@ def test_a_method_through_learngene_expansion_and_timm(name: str, tmp_path: Path
     assert tuple(loaded.pretrained_cfg["label_names"]) == LABELS
 
 
+def test_a_folder_gives_features_as_any_timm_model_does(tmp_path: Path) -> None:
+    model = create_method("scratch").expand(None, NANO.replace(depth=3)).eval()
+    arguments = timm_arguments(NANO.replace(depth=3))
+    export_timm(model, tmp_path / "model", labels=LABELS, preprocessing=PREPROCESSING, model_args=arguments)
+    folder, images = f"local-dir:{tmp_path / 'model'}", torch.randn(2, 3, 8, 8)
+    loaded = timm.create_model(folder, pretrained=True).eval()
+    last, maps = loaded.forward_intermediates(images, norm=True)
+    assert torch.equal(loaded.forward_head(last), model(images)) and len(maps) == 3
+    assert torch.equal(maps[-1], last.transpose(1, 2).unflatten(2, (4, 4)))
+    backbone = timm.create_model(folder, pretrained=True, features_only=True, out_indices=(0, 2)).eval()
+    assert backbone.feature_info.channels() == [48, 48]
+    features, expected = backbone(images), loaded.forward_intermediates(images, indices=[0, 2], intermediates_only=True)
+    assert all(torch.equal(one, other) for one, other in zip(features, expected, strict=True))
+
+
 @pytest.mark.parametrize("name", ["sws", "scratch"])
 def test_the_same_seed_expands_to_the_same_model(name: str) -> None:
     method = create_method(name)

@@ -40,6 +40,9 @@ CASES = [
     *(("sws:stages=2-2", stage, CONFIG) for stage in range(4)),
     *(("any-size:stages=5", stage, CONFIG.model_copy(update={"batch_size": 48})) for stage in (1, 3)),
     ("wave", 3, CONFIG),
+    # state besides AdamW's moments, and many groups; an optimizer that ZeRO cannot split
+    ("pretrained", 3, CONFIG.model_copy(update={"opt": "laprop", "layer_decay": 0.7})),
+    ("sws:stages=2-2", 0, CONFIG.model_copy(update={"opt": "lamb"})),
 ]
 # A shared block's gradient is a sum, in fp32, of gradients that autocast has rounded.
 BF16 = CONFIG.model_copy(update={"precision": "bf16", "clip_grad": 0.0})
