@@ -3,11 +3,12 @@
 # make quick  the tests of configuration, methods, models and data: below two minutes on two cores
 # make docs   build the documentation into site/, and fail on a broken link
 # make test-hosts   kill parts of a local cluster of several hosts (root, about half an hour on two cores)
+# make test-browser   open the page of a sweep in Chromium (installs Debian's with apt-get)
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test quick test-hosts lint docs clean
+.PHONY: demo test quick test-hosts test-browser lint docs clean
 
 demo: $(VENV)/.runtime
 	PATH="$(CURDIR)/$(BIN):$$PATH" sh jobs/demo.sh
@@ -29,6 +30,9 @@ quick: $(VENV)/.dev
 
 test-hosts: $(VENV)/.dev
 	$(BIN)/python -m pytest -v -m hosts
+
+test-browser: $(VENV)/.browser
+	$(BIN)/python -m pytest -v -m browser
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
@@ -52,6 +56,11 @@ $(VENV)/.runtime: requirements.txt pyproject.toml
 $(VENV)/.dev: $(VENV)/.runtime requirements-dev.txt
 	@command -v g++ >/dev/null || { apt-get update -q && apt-get install -qy g++ python3-dev; }
 	$(BIN)/python -m pip install -q --disable-pip-version-check -r requirements-dev.txt
+	@touch $@
+
+$(VENV)/.browser: $(VENV)/.dev requirements-browser.txt
+	@command -v chromium >/dev/null || { apt-get update -q && apt-get install -qy --no-install-recommends chromium; }
+	$(BIN)/python -m pip install -q --disable-pip-version-check -r requirements-browser.txt
 	@touch $@
 
 $(VENV)/.docs: $(VENV)/.runtime requirements-docs.txt

@@ -29,6 +29,7 @@ FUNCTIONS: dict[str, tuple[type[Config], str, set[str], str]] = {
     ),
     "expand": (config.ExpandConfig, "learngene: Artefact | str, ", {"learngene"}, "Model"),
     "expand_all": (config.ExpandConfig, "learngene: Artefact | str, ", {"learngene"}, "list[Model]"),
+    "page": (config.PageConfig, "store: Store | str, ", {"store"}, "Path"),
     "evaluate": (config.EvaluateConfig, "model: Model | str | Path, ", {"model"}, "Scores"),
 }
 _FROM_LEARNGENE = {"name", "data"}  # of a sweep: an `Artefact` gives them

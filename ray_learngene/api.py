@@ -46,6 +46,7 @@ __all__ = [
     "expand",
     "expand_all",
     "extract",
+    "page",
     "plan",
     "pull",
     "shown_log",
@@ -228,6 +229,24 @@ def expand(learngene: Artefact | str, **settings: Any) -> Model:
 def expand_all(learngene: Artefact | str, **settings: Any) -> list[Model]:
     """Make a model of every size that `depths` and `widths` name; the learngene is read once."""
     return _expanded(_configure_expand(learngene, settings))
+
+
+def page(store: Store | str, **settings: Any) -> Path:
+    """Write a page to choose a model by, of all sweeps of a store, as `learngene page` does.
+
+    Args:
+        store: The store, or its URI.
+
+    Returns:
+        The path of the HTML file.
+
+    Raises:
+        UserError: a sweep is not there, or the file cannot be written.
+    """
+    from ray_learngene.config import PageConfig
+    from ray_learngene.pages.page import write_page
+
+    return write_page(_configure(PageConfig, {"store": store, **settings}))
 
 
 def evaluate(model: Model | str | Path, **settings: Any) -> Scores:

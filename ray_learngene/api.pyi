@@ -494,6 +494,13 @@ def expand_all(
     out: Path | str | None = None,
     overwrite: bool = False,
 ) -> list[Model]: ...
+def page(
+    store: Store | str,
+    *,
+    store_patience: float = 300.0,
+    sweeps: str | Sequence[str] = (),
+    out: Path | str = "models.html",
+) -> Path: ...
 def evaluate(
     model: Model | str | Path,
     *,

@@ -70,6 +70,11 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     ),
     "list": ("ListConfig", "ray_learngene.cli.catalog:print_list", "what a store holds"),
     "show": ("ShowConfig", "ray_learngene.cli.show:print_artefact", "one artefact, or the leaderboard of a sweep"),
+    "page": (
+        "PageConfig",
+        "ray_learngene.cli.page:print_page",
+        "a page to choose a model by, of the sweeps of a store",
+    ),
     "gc": ("GcConfig", "ray_learngene.store.gc:gc", "the leftovers of a store, and their removal"),
     "data check": ("CheckConfig", "ray_learngene.cli.data:print_check", "name what is wrong with an image set"),
     "data convert": (
@@ -80,7 +85,7 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
 }
 # commands that `learngene submit` takes
 JOBS = ("ancestry", "distill", "softlabels", "extract", "sweep", "bench", "pull")
-# packages of the extra [train]; the thin client, without them, lists, shows and pulls
+# packages of the extra [train]; the thin client, without them, lists, shows, pulls and makes pages
 _TRAINING_PACKAGES = {
     *("deepspeed", "jinja2", "matplotlib", "optuna", "pandas", "PIL", "ray", "safetensors", "sklearn", "timm", "torch"),
     "torchvision",
@@ -132,7 +137,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise
         print(
             f"learngene: error: this command needs {error.name}: pip install 'ray_learngene[train]' "
-            "(list, show and pull need no more than is installed)",
+            "(list, show, page and pull need no more than is installed)",
             file=sys.stderr,
         )
         return UserError.status

@@ -12,7 +12,7 @@ from ray_learngene.config import PullConfig
 from ray_learngene.errors import NothingWithin, UserError
 from ray_learngene.models.budgets import Budget, format_quantity, parse_quantity
 from ray_learngene.store.manifest import FOLDERS, Manifest
-from ray_learngene.store.rows import numbers_of
+from ray_learngene.store.rows import measured_on, numbers_of
 from ray_learngene.store.store import Entry, Store
 from ray_learngene.terminal import one_line
 
@@ -74,15 +74,6 @@ def _best(known: list[Entry], config: PullConfig, limits: list[Budget], uri: str
     # sizes that the learngene was not trained for are taken where nothing else is within the limits
     within = [one for one in within if not one.facts.get("outside")] or within
     return max(within, key=lambda one: (one.facts["top1"], -one.facts["params"]))
-
-
-def measured_on(facts: Mapping[str, Any]) -> str:
-    """The device and the conditions of a latency, in a few words."""
-    threads = facts.get("latency_threads")
-    return (
-        f"{facts.get('latency_device')}, batch {facts.get('latency_batch')}, {facts.get('latency_dtype')}"
-        f"{'' if threads is None else f', {threads} thread(s)'}"
-    )
 
 
 def _same_data(wanted: str, data: object) -> bool:

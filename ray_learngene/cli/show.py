@@ -93,7 +93,8 @@ def _mapping(value: object) -> Mapping[str, Any]:
 
 def _print_sweep(store: Store, name: str, *, as_json: bool) -> None:
     from ray_learngene.cli.sweep import print_leaderboard
-    from ray_learngene.sweeps.results import read_settings, sweep_table
+    from ray_learngene.store.sweeps import read_settings
+    from ray_learngene.sweeps.results import sweep_table
 
     settings = read_settings(store, name)
     if settings is None:

@@ -12,7 +12,8 @@ from ray_learngene.config import SweepConfig
 from ray_learngene.errors import RunError
 from ray_learngene.models.budgets import format_quantity
 from ray_learngene.store.store import Store
-from ray_learngene.sweeps.results import MEASURES, PAGE, RESULTS, any_finished, leaderboard, read_settings, sweep_table
+from ray_learngene.store.sweeps import PAGE, RESULTS, read_settings
+from ray_learngene.sweeps.results import MEASURES, any_finished, leaderboard, sweep_table
 from ray_learngene.sweeps.sweep import sweep
 from ray_learngene.terminal import one_line, print_table
 

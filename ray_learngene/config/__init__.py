@@ -15,6 +15,7 @@ from ray_learngene.config.store import (
     EvaluateConfig,
     GcConfig,
     ListConfig,
+    PageConfig,
     PullConfig,
     ShowConfig,
 )
@@ -51,6 +52,7 @@ __all__ = [
     "LimitsConfig",
     "ListConfig",
     "OptimizationConfig",
+    "PageConfig",
     "PlanConfig",
     "PublishConfig",
     "PullConfig",

@@ -11,6 +11,7 @@ from pydantic import Field, field_validator
 from ray_learngene.config.base import address
 from ray_learngene.config.data import DataConfig
 from ray_learngene.config.delivery import LimitsConfig
+from ray_learngene.config.texts import Texts
 from ray_learngene.config.training import StoreConfig
 
 
@@ -101,6 +102,13 @@ class GcConfig(StoreConfig):
         """`min_age` as a duration."""
         unit = {"m": "minutes", "h": "hours", "d": "days"}[self.min_age[-1]]
         return timedelta(**{unit: int(self.min_age[:-1])})
+
+
+class PageConfig(StoreConfig):
+    """`learngene page`: a page to choose a model by, of all sweeps of a store; one HTML file without a network."""
+
+    sweeps: Texts = Field((), description="only these sweeps; default: all of the store")
+    out: str = Field("models.html", description="the file to write")
 
 
 class ShowConfig(OutputConfig):

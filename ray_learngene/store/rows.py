@@ -48,6 +48,15 @@ def numbers_of(row: Mapping[str, Any], *names: str) -> dict[str, float] | None:
     return found if len(found) == len(names) and all(abs(value) < float("inf") for value in found.values()) else None
 
 
+def measured_on(facts: Mapping[str, Any]) -> str:
+    """The device and the conditions of a latency, in a few words."""
+    threads = facts.get("latency_threads")
+    return (
+        f"{facts.get('latency_device')}, batch {facts.get('latency_batch')}, {facts.get('latency_dtype')}"
+        f"{'' if threads is None else f', {threads} thread(s)'}"
+    )
+
+
 def usable(row: Mapping[str, Any], where: str) -> bool:
     """Whether a row can stand in a results table; if not, says so in one line."""
     try:

@@ -216,6 +216,10 @@ class Store:
 
     def rows(self, sweep: str) -> list[dict[str, Any]]:
         """The rows of the results table of all descendants of a sweep that are there, sorted by name."""
+        return [entry.facts for entry in self.finished(sweep)]
+
+    def finished(self, sweep: str) -> list[Entry]:
+        """All descendants of a sweep that are there with a row of the results table, sorted by name."""
         listing = Listing(self.objects, "descendant", sweep)
         if not listing.names:
             return []
@@ -223,8 +227,8 @@ class Store:
         for broken in listing.broken(known.values()):
             log.warning("%s", broken_text(broken.kind, broken.name, self.uri))
             del known[broken.kind, broken.name]
-        rows = ((name, known[kind, name].facts) for kind, name in sorted(known))
-        return [row for name, row in rows if usable(row, f"{FOLDERS['descendant']}/{name}")]
+        entries = (entry for _, entry in sorted(known.items()))
+        return [entry for entry in entries if usable(entry.facts, f"{FOLDERS['descendant']}/{entry.name}")]
 
     def broken(self) -> list[Entry]:
         """The artefacts that `entries` knows and whose files are not all there."""

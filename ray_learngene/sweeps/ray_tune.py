@@ -67,7 +67,7 @@ def run_with_ray_tune(
         storage_path, storage_filesystem = inputs.store.ray_storage(f"sweep-{config.name}")
         resources = {"CPU": config.cpus_per_trial, "GPU": gpus}
         _train.__mixins__ = (CatchesSigterm,)  # type: ignore[attr-defined]  # how Tune extends a function's actor
-        with from_workers(lambda told: outcomes.status.report(*told)) as driver, stop_requests(asked) as requests:
+        with from_workers(lambda told: outcomes.reported(*told)) as driver, stop_requests(asked) as requests:
             trained = tune.with_parameters(_train, inputs=inputs, driver=driver, requests=requests)
             tune.Tuner(
                 tune.with_resources(trained, resources),

@@ -1,38 +1,17 @@
-"""The results table of a sweep: derived from the manifests of its descendants, so that it can always be made anew."""
+"""The results table of a sweep: derived from the manifests of its descendants, so it can always be made again."""
 
 from __future__ import annotations
 
-import io
-import json
 from collections.abc import Sequence
 from typing import Any
 
 import pandas
 import pyarrow
-from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from ray_learngene.errors import UserError
-from ray_learngene.models.budgets import format_quantity
+from ray_learngene.pages.columns import record
+from ray_learngene.pages.page import SweepPage
 from ray_learngene.store.store import Store
-
-RESULTS, PAGE, SETTINGS = "results.parquet", "leaderboard.html", "sweep.json"
-
-
-def read_settings(store: Store, name: str) -> dict[str, Any] | None:
-    """What sweep.json says of a sweep: what its descendants have in `common` and its `budgets`; None without one.
-
-    Raises:
-        UserError: it is damaged.
-    """
-    path = f"sweeps/{name}/{SETTINGS}"
-    text = store.read_text(path)
-    if text is None:
-        return None
-    try:
-        settings = json.loads(text)
-        return {**settings, **{key: dict(settings.get(key, {})) for key in ("common", "budgets")}}
-    except (ValueError, TypeError, AttributeError):
-        raise UserError(f"{store.objects.uri_of(path)} is damaged: delete it, the sweep makes it anew") from None
+from ray_learngene.store.sweeps import PAGE, RESULTS, sweep_file
 
 
 def sweep_table(store: Store, name: str, unfinished: Sequence[dict[str, Any]] = ()) -> pandas.DataFrame:
@@ -42,16 +21,18 @@ def sweep_table(store: Store, name: str, unfinished: Sequence[dict[str, Any]] = 
 
 def earlier_rows(store: Store, name: str) -> list[dict[str, Any]]:
     """What earlier runs of a sweep settled: its published descendants, and trials that were stopped early."""
-    path = f"sweeps/{name}/{RESULTS}"
+    path = sweep_file(name, RESULTS)
     table = store.read_table(path).to_pylist() if store.has(path) else []
     return store.rows(name) + [row for row in table if row["status"] == "stopped"]
 
 
 def write_results(store: Store, name: str, unfinished: Sequence[dict[str, Any]] = ()) -> pandas.DataFrame:
     """Write the table and the page of a sweep."""
-    table = sweep_table(store, name, unfinished)
-    store.write_table(f"sweeps/{name}/{RESULTS}", pyarrow.Table.from_pandas(table, preserve_index=False))
-    store.write_text(f"sweeps/{name}/{PAGE}", leaderboard_page(table, name))
+    found = store.finished(name)
+    table = pandas.DataFrame([*(entry.facts for entry in found), *unfinished])
+    store.write_table(sweep_file(name, RESULTS), pyarrow.Table.from_pandas(table, preserve_index=False))
+    page = SweepPage(store, name).text([record(entry.facts, entry.folder) for entry in found], unfinished)
+    store.write_text(sweep_file(name, PAGE), page)
     return table
 
 
@@ -86,52 +67,3 @@ def leaderboard(results: pandas.DataFrame) -> pandas.DataFrame:
 def any_finished(results: pandas.DataFrame) -> bool:
     """Check whether a results table has a finished descendant."""
     return not results.empty and bool((results["status"] == "finished").any())
-
-
-def leaderboard_page(results: pandas.DataFrame, name: str) -> str:
-    """The leaderboard as one HTML page that needs nothing else: a plot and the table."""
-    environment = Environment(loader=PackageLoader("ray_learngene"), undefined=StrictUndefined, autoescape=True)
-    environment.filters["quantity"] = lambda value, quantity: format_quantity(quantity, value)
-    board = leaderboard(results) if any_finished(results) else pandas.DataFrame()
-    return environment.get_template("leaderboard.html").render(
-        name=name,
-        rows=board.to_dict("records"),
-        plot=_plot(board) if len(board) else "",
-        unfinished=results[results["status"] != "finished"].to_dict("records") if len(results) else [],
-        first=results[results["status"] == "finished"].bfill().iloc[0].to_dict() if len(board) else {},
-    )
-
-
-def _plot(board: pandas.DataFrame) -> str:
-    """Accuracy against parameters, a line per arm, as SVG."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(7.2, 4.2), layout="constrained")
-    axes = figure.subplots()
-    for index, (arm, rows) in enumerate(board.sort_values("params").groupby("arm")):
-        color = f"C{index}"
-        axes.errorbar(
-            rows["params"] / 1e6,
-            rows["top1"],
-            yerr=rows["top1_std"],
-            marker="o",
-            color=color,
-            capsize=3,
-            label=f"{arm}, tuned",
-        )
-        axes.plot(
-            rows["params"] / 1e6,
-            rows["top1_untuned"],
-            marker=".",
-            linestyle=":",
-            color=color,
-            label=f"{arm}, before tuning",
-        )
-    axes.set_xlabel("parameters (millions)")
-    axes.set_ylabel("top-1 on the validation split (%)")
-    axes.grid(alpha=0.3)
-    axes.legend(fontsize="small")
-    buffer = io.StringIO()
-    figure.savefig(buffer, format="svg")
-    text = buffer.getvalue()
-    return text[text.index("<svg") :]

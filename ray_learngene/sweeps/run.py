@@ -11,7 +11,7 @@ from ray_learngene.data.pipeline import images_text
 from ray_learngene.errors import Diverged, Interrupted, RunError
 from ray_learngene.store.checkpoints import continuing_text, steps_of
 from ray_learngene.store.manifest import Manifest
-from ray_learngene.sweeps.trials import Known, Outcomes, SweepInputs, Trial, log_packs
+from ray_learngene.sweeps.trials import Follower, Known, Outcomes, SweepInputs, Trial, log_packs
 
 log = logging.getLogger(__name__)
 
@@ -22,12 +22,14 @@ def run_trials(
     before: Sequence[dict[str, Any]],
     on_start: Callable[[], None],
     keep: Callable[[dict[str, Any]], None],
+    followers: Sequence[Follower] = (),
 ) -> None:
     """Train what is wanted and not among the rows from before, on the cluster or in this process.
 
     Args:
         on_start: Called once the cluster has answered, before the first trial.
         keep: Called with a row for each trial that failed or was stopped early; those that finished are in the store.
+        followers: Are told what happens to every trial.
 
     Raises:
         Interrupted: this process was asked to end.
@@ -51,7 +53,7 @@ def run_trials(
         log.info(continuing_text(begun, total_steps))
     if count:
         _log_beginning(inputs, [*left, *following])
-    outcomes = Outcomes(inputs, [*left, *following], keep)
+    outcomes = Outcomes(inputs, [*left, *following], keep, followers)
     if count and not config.in_process:
         from ray_learngene.sweeps.ray_tune import run_with_ray_tune
 
@@ -86,7 +88,7 @@ def _train_here(inputs: SweepInputs, left: Sequence[Trial], outcomes: Outcomes) 
     log_packs(packs)
     try:
         for trials in packs:
-            inputs.train(trials, outcomes.status.report, ended)
+            inputs.train(trials, outcomes.reported, ended)
     except Interrupted:
         raise Interrupted(outcomes.ended, outcomes.total, "descendants") from None
 

@@ -28,15 +28,12 @@ from ray_learngene.store.checkpoints import StoreCheckpoints
 from ray_learngene.store.learngenes import StoredLearngene
 from ray_learngene.store.manifest import folder_of
 from ray_learngene.store.store import Store
+from ray_learngene.store.sweeps import SETTINGS, read_settings, sweep_file
 from ray_learngene.sweeps.arms import Arm
 from ray_learngene.sweeps.descendant import decisive_settings
 from ray_learngene.sweeps.latency import latency_meter
-from ray_learngene.sweeps.results import (
-    SETTINGS,
-    earlier_rows,
-    read_settings,
-    write_results,
-)
+from ray_learngene.sweeps.live_page import LivePage
+from ray_learngene.sweeps.results import earlier_rows, write_results
 from ray_learngene.sweeps.run import run_trials
 from ray_learngene.sweeps.running import running
 from ray_learngene.sweeps.selection import (
@@ -107,15 +104,15 @@ def sweep(config: SweepConfig) -> pandas.DataFrame:
     before = earlier_rows(store, config.name)
     text = json.dumps(settings, indent=2) + "\n"
     unfinished: list[dict[str, Any]] = []
+    page = LivePage(store, config.name, before, len(wanted) * max(1, config.lr_search))
+
+    def on_start() -> None:
+        store.write_text(sweep_file(config.name, SETTINGS), text)
+        page.started()
+
     try:
-        with running(store, config.name):
-            run_trials(
-                inputs,
-                wanted,
-                before,
-                lambda: store.write_text(f"sweeps/{config.name}/{SETTINGS}", text),
-                unfinished.append,
-            )
+        with running(store, config.name), page:
+            run_trials(inputs, wanted, before, on_start, unfinished.append, [page])
     except BaseException:
         if unfinished:
             with suppress(UserError):  # what ended the sweep matters more

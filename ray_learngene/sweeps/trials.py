@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 from ray_learngene.errors import RunError
 from ray_learngene.models.costs import kept_memory, macs, step_memory
@@ -107,25 +107,53 @@ class SweepInputs(SweepContext):
         return [[load.trial for load in each.loads] for each in packs]
 
 
+class Follower(Protocol):
+    """Is told in the driver, from any thread, what happens to the trials of a sweep. Returns at once, never raises."""
+
+    def reported(self, trial: Trial, metrics: Mapping[str, Any]) -> None:
+        """A trial has reached an epoch, or a step on the way there; this may come late, after its end."""
+
+    def finished(self, trial: Trial, row: Mapping[str, Any]) -> None:
+        """A trial's descendant is in the store."""
+
+    def unfinished(self, trial: Trial, row: Mapping[str, Any]) -> None:
+        """A trial ended otherwise; its row says how."""
+
+
 class Outcomes:
     """What becomes of the trials of a sweep: a line for each in the terminal, a row for each that did not finish.
 
     Args:
         trials: All that are to be trained.
         keep: Called with those rows.
+        followers: Are told everything.
 
     Attributes:
-        status: Is told the epochs of every trial.
+        status: Logs how far the sweep is.
     """
 
-    def __init__(self, inputs: SweepInputs, trials: Sequence[Trial], keep: Callable[[dict[str, Any]], None]) -> None:
-        self.inputs, self.total, self.keep, self.ended = inputs, len(trials), keep, 0
+    def __init__(
+        self,
+        inputs: SweepInputs,
+        trials: Sequence[Trial],
+        keep: Callable[[dict[str, Any]], None],
+        followers: Sequence[Follower] = (),
+    ) -> None:
+        self.inputs, self.total, self.keep, self.followers, self.ended = inputs, len(trials), keep, followers, 0
         work = sum(macs(trial.spec) for trial in trials)
         self.status = SweepStatus(inputs.config.name, self.total, work)
+
+    def reported(self, trial: Trial, metrics: dict[str, Any]) -> None:
+        """It has reached an epoch, or a step on the way there; from any thread."""
+        self.status.report(trial, metrics)
+        for follower in self.followers:
+            follower.reported(trial, metrics)
 
     def finished(self, trial: Trial, row: dict[str, Any]) -> None:
         """It is in the store."""
         self._log(trial, finished_text(row))
+        for follower in self.followers:
+            follower.finished(trial, row)
 
     def failed(self, trial: Trial, error: str, metrics: dict[str, Any], *, diverged: bool = False) -> None:
         """`metrics` are the last that it reported, if any."""
@@ -144,23 +172,24 @@ class Outcomes:
         log.info(trial_line(self.ended, self.total, trial, text))
 
     def _keep(self, trial: Trial, status: str, error: str | None, metrics: dict[str, Any]) -> None:
-        self.keep(
-            {
-                "descendant": self.inputs.descendant(trial).name,
-                "sweep": self.inputs.config.name,
-                "status": status,
-                "error": error,
-                "arm": trial.arm.text,
-                "width": trial.spec.width,
-                "depth": trial.spec.depth,
-                "seed": trial.seed,
-                "lr": trial.lr,
-                "epochs": self.inputs.config.epochs,
-                "top1": metrics.get("top1"),
-                "steps": metrics.get("step"),
-                "seconds": metrics.get("seconds"),
-            }
-        )
+        row = {
+            "descendant": self.inputs.descendant(trial).name,
+            "sweep": self.inputs.config.name,
+            "status": status,
+            "error": error,
+            "arm": trial.arm.text,
+            "width": trial.spec.width,
+            "depth": trial.spec.depth,
+            "seed": trial.seed,
+            "lr": trial.lr,
+            "epochs": self.inputs.config.epochs,
+            "top1": metrics.get("top1"),
+            "steps": metrics.get("step"),
+            "seconds": metrics.get("seconds"),
+        }
+        self.keep(row)
+        for follower in self.followers:
+            follower.unfinished(trial, row)
 
 
 def log_packs(packs: Sequence[Sequence[Trial]]) -> None:

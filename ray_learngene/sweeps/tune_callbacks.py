@@ -56,7 +56,7 @@ class SweepProgress(Callback):
             self._end(trial, member, row=result)
         else:
             self._metrics[trial.trial_id, member] = result
-            self.outcomes.status.report(_config(trial)["pack"][member], result)
+            self.outcomes.reported(_config(trial)["pack"][member], result)
 
     def on_trial_complete(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         if trial.trial_id not in self._interrupted:

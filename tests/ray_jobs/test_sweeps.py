@@ -19,6 +19,7 @@ from ray_learngene.config import EvaluateConfig, PullConfig, SweepConfig
 from ray_learngene.delivery.evaluate import evaluate_model
 from ray_learngene.errors import Interrupted
 from ray_learngene.store.store import Store
+from tests.pages.rows import data_of, models_of
 from tests.ray_jobs.conftest import RAY, ROOT
 
 
@@ -36,7 +37,10 @@ def test_a_sweep_publishes_every_descendant_and_its_table(sweep_config: SweepCon
         *saved
     }
     assert (saved["steps"] == 11).all() and (saved["images"] == 11 * 128).all()
-    assert store.read_text("sweeps/digits/leaderboard.html").count("<tr>") == 5
+    page = store.read_text("sweeps/digits/leaderboard.html") or ""
+    assert {model["name"] for model in models_of(page)} == {*saved["descendant"]}
+    assert data_of(page)["sweeps"]["digits"]["running"] is None
+    assert [one["name"] for one in data_of(page)["ancestries"]] == ["digits"]
     # the untuned three-layer descendant has the auxiliary's own layout: it is the auxiliary
     gene = store.manifest("learngene", "digits").metadata
     same = saved[(saved["arm"] == "sws") & (saved["depth"] == 3)].iloc[0]

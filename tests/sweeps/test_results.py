@@ -9,8 +9,9 @@ import pandas
 import pytest
 
 from ray_learngene.cli.sweep import print_leaderboard
-from ray_learngene.sweeps.results import leaderboard_page
+from ray_learngene.store.store import Store
 from tests.fixtures.write_store import OLD_STORE
+from tests.pages.rows import models_of, page_of
 
 NOTE = "depth 1 is outside of 3 to 12, the depths that any-size was trained at"
 
@@ -28,6 +29,6 @@ def test_a_size_that_was_not_trained_is_marked(noted: bool, capsys: pytest.Captu
         rows = [{**row, "outside": NOTE if row["depth"] == 1 and row["arm"] == "sws" else None} for row in rows]
     table = pandas.DataFrame(rows)
     print_leaderboard(table)
-    printed, page = capsys.readouterr().out, leaderboard_page(table, "sizes")
+    printed, models = capsys.readouterr().out, models_of(page_of(Store(str(OLD_STORE)), rows, "sizes"))
     assert (printed.count("sws *"), printed.count(f"* {NOTE}")) == (noted, noted)
-    assert (page.count(NOTE), page.count('class="note">(')) == (noted, noted)
+    assert [(one["arm"], one["size"]) for one in models if one["outside"] == NOTE] == [("sws", "16×1")] * noted

@@ -1,0 +1,1 @@
+"""The page to choose a model by. Light: neither torch, pandas nor Ray."""

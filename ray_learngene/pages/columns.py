@@ -1,0 +1,129 @@
+"""From rows of results tables to what the page carries of each model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from ray_learngene.provenance import publishable
+from ray_learngene.store.rows import measured_on, numbers_of
+
+Record = dict[str, Any]  # what the page shows of one descendant
+
+_DIGITS = 6  # of a number that is no integer
+# what a model costs in all, its learngene included; a column that a row does not have costs nothing
+_SECONDS = ("seconds", "fit_seconds", "overhead_seconds", "learngene_seconds")
+_FLOPS = ("flops", "teacher_flops", "fit_flops", "learngene_flops", "learngene_teacher_flops")
+_OWN_SECONDS = ("seconds", "fit_seconds")
+_NOT_SHOWN = ("device", "latency", "labels", "images_of_set", "set_name")  # but used to make columns
+
+
+def record(row: Mapping[str, Any], folder: str | None = None) -> Record:
+    """What the page shows of a finished descendant.
+
+    Args:
+        folder: The folder of its files in the store, where it is known.
+    """
+    images = publishable(_text(row, "data"))  # rows of earlier versions hold a path of their machine
+    labels = label_set(row)
+    return {
+        "sweep": _text(row, "sweep"),
+        "name": _text(row, "descendant"),
+        "arm": _text(row, "arm"),
+        "size": size_of(row),
+        "folder": folder,
+        "images": images,
+        "learngene": _text(row, "learngene"),
+        "version": _text(row, "learngene_version"),
+        "outside": _text(row, "outside"),
+        "top1": _number(row, "top1"),
+        "untuned": _number(row, "top1_untuned"),
+        "epoch1": _number(row, "top1_epoch1"),
+        "seconds": _sum(row, _SECONDS),
+        "own": _sum(row, _OWN_SECONDS),
+        "flops": _sum(row, _FLOPS),
+        **{name: _number(row, name) for name in ("image", "seed", "lr", "params", "macs", "memory", "latency")},
+        "device": measured_on(row),
+        "labels": labels,
+        "images_of_set": f"{labels} {row.get('validation') or ''}".strip(),  # what makes accuracies comparable
+        "set_name": f"{images or 'images'}, {row.get('classes')} classes",
+    }
+
+
+def size_of(row: Mapping[str, Any]) -> str:
+    """A size as people write it: 48×6."""
+    return f"{row.get('width')}×{row.get('depth')}"
+
+
+def label_set(facts: Mapping[str, Any]) -> str:
+    """What tells the classes of a model from others."""
+    return str(facts.get("labels") or facts.get("classes"))
+
+
+def model_columns(records: Sequence[Record]) -> dict[str, Any]:
+    """The columns of all models, the devices of their latencies, and the image sets of their accuracies."""
+    devices = _distinct(one["device"] for one in records if one["latency"] is not None)
+    order = numbered_sets(records)
+    sets = {one["images_of_set"]: one["set_name"] for one in records}
+    names = [sets[each] if [*sets.values()].count(sets[each]) == 1 else f"{sets[each]} ({each})" for each in order]
+    shown = [name for name in records[0] if name not in _NOT_SHOWN] if records else []
+    columns = {name: [one[name] for one in records] for name in shown}
+    columns["set"] = [order[one["images_of_set"]] for one in records]
+    for index, device in enumerate(devices):
+        columns[f"latency{index}"] = [one["latency"] if one["device"] == device else None for one in records]
+    return {
+        "models": {"rows": len(records), "columns": {name: _packed(values) for name, values in columns.items()}},
+        "devices": devices,
+        "sets": names,
+    }
+
+
+def numbered_sets(records: Iterable[Record]) -> dict[str, int]:
+    """The number of every image set on the page."""
+    return {image_set: number for number, image_set in enumerate(_distinct(one["images_of_set"] for one in records))}
+
+
+def unfinished_models(rows: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """What became of descendants that did not finish."""
+    return [
+        {
+            "arm": _text(row, "arm"),
+            "size": size_of(row),
+            "seed": row.get("seed"),
+            "lr": _number(row, "lr") or 0,
+            "status": _text(row, "status"),
+            "error": _text(row, "error"),
+        }
+        for row in rows
+    ]
+
+
+def _distinct(texts: Iterable[str]) -> list[str]:
+    return list(dict.fromkeys(texts))
+
+
+def _text(row: Mapping[str, Any], name: str) -> str | None:
+    value = row.get(name)
+    return value if isinstance(value, str) and value else None
+
+
+def _number(row: Mapping[str, Any], name: str) -> float | int | None:
+    found = numbers_of(row, name)
+    if found is None:
+        return None
+    value = found[name]
+    return int(value) if value.is_integer() else float(f"{value:.{_DIGITS}g}")
+
+
+def _sum(row: Mapping[str, Any], names: Iterable[str]) -> float | None:
+    known = [value for name in names if (value := _number(row, name)) is not None]
+    return float(f"{sum(known):.4g}") if known else None
+
+
+def _packed(values: Sequence[Any]) -> Any:
+    """A column as it is, or as numbers of its distinct values where those are few."""
+    distinct = list(dict.fromkeys(values))
+    if len(values) < 4 or len(distinct) > len(values) / 2:
+        return list(values)
+    position = {value: index for index, value in enumerate(distinct)}
+    return {"distinct": distinct, "index": [position[value] for value in values]}

@@ -1,0 +1,107 @@
+"""The page of a sweep, and that of a whole store."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from ray_learngene import __version__
+from ray_learngene.config import PageConfig
+from ray_learngene.errors import UserError
+from ray_learngene.io.objects import Objects
+from ray_learngene.pages.ancestries import Ancestries
+from ray_learngene.pages.columns import Record, model_columns, record, unfinished_models
+from ray_learngene.pages.html import assemble
+from ray_learngene.store.manifest import FOLDERS
+from ray_learngene.store.rows import usable
+from ray_learngene.store.store import Store
+from ray_learngene.store.sweeps import read_settings
+
+
+class SweepPage:
+    """The page of one sweep, which lies next to its results table."""
+
+    def __init__(self, store: Store, name: str) -> None:
+        self.store, self.name = store, name
+        self._ancestries = Ancestries(store)
+
+    def text(
+        self,
+        records: Sequence[Record],
+        unfinished: Sequence[Mapping[str, Any]] = (),
+        running: Mapping[str, Any] | None = None,
+    ) -> str:
+        """The HTML file.
+
+        Args:
+            records: Its descendants that have finished.
+            unfinished: Rows of others that ended.
+            running: While the sweep runs, how many descendants are `done` of the `total`, and what is trained `now`.
+        """
+        facts = _settings(self.store, self.name)
+        sweep = {**facts, "unfinished": unfinished_models(unfinished), "running": running}
+        return _page(self.store, records, {self.name: sweep}, self._ancestries, root="../../")
+
+
+def write_page(config: PageConfig) -> Path:
+    """Write the page of all sweeps of a store, or of some, to a local file, and return its path.
+
+    Raises:
+        UserError: a sweep is not there, or the file cannot be written.
+    """
+    if "://" in config.out:
+        raise UserError(f"--out {config.out}: the page is written to a local file; copy it to where it shall be read")
+    store = Store.of(config)
+    store.check(write=False)
+    records = [
+        record(entry.facts, entry.folder)
+        for entry in store.entries(["descendant"])
+        if usable(entry.facts, f"{FOLDERS[entry.kind]}/{entry.name}")
+    ]
+    there = list(dict.fromkeys(one["sweep"] for one in records))
+    for name in config.sweeps:
+        if name not in there:
+            near = f"there is {', '.join(there[:5])}" if there else "there is no descendant at all"
+            raise UserError(f"--sweeps {name}: no descendant of that sweep in {store.uri}: {near}")
+    sweeps = {name: _settings(store, name) for name in there if not config.sweeps or name in config.sweeps}
+    out = Path(config.out).expanduser().absolute()
+    root = f"{Path(os.path.relpath(store.uri, out.parent)).as_posix()}/" if store.objects.is_local else None
+    records = [one for one in records if one["sweep"] in sweeps]
+    text = _page(store, records, sweeps, Ancestries(store), root=root)
+    Objects(str(out.parent)).put(out.name, text.encode())
+    return out
+
+
+def _settings(store: Store, name: str) -> dict[str, Any]:
+    """What the page says of a sweep besides its descendants."""
+    settings = read_settings(store, name)
+    return {"budgets": list(settings["budgets"]) if settings else []}
+
+
+def _page(
+    store: Store,
+    records: Sequence[Record],
+    sweeps: Mapping[str, Mapping[str, Any]],
+    ancestries: Ancestries,
+    *,
+    root: str | None,
+) -> str:
+    """A page of some sweeps.
+
+    Args:
+        root: The relative address of the store from where the page will be; None where a browser cannot go there.
+    """
+    data = {
+        "store": None if store.objects.is_local else store.uri,
+        "root": root,
+        "written": datetime.now(UTC).isoformat(timespec="seconds"),
+        "by": __version__,
+        "sweeps": sweeps,
+        "ancestries": ancestries.lines(records),
+        **model_columns(records),
+    }
+    title = f"{next(iter(sweeps))}: choose a model" if len(sweeps) == 1 else "Choose a model"
+    return assemble(data, title)

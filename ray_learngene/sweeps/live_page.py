@@ -1,0 +1,123 @@
+"""The page of a sweep while it runs, written again in the background, at most every half minute."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Iterable, Mapping
+from types import TracebackType
+from typing import Any, Self
+
+from ray_learngene.errors import UserError
+from ray_learngene.pages.columns import Record, record, size_of
+from ray_learngene.pages.page import SweepPage
+from ray_learngene.store.store import Store
+from ray_learngene.store.sweeps import PAGE, sweep_file
+from ray_learngene.sweeps.trials import Trial
+
+SECONDS = 30.0  # between two writings
+_MAKING = 0.15  # seconds: a page that takes longer to make is made less often, in proportion
+
+log = logging.getLogger("ray_learngene")
+
+
+class LivePage:
+    """Follows the trials of a sweep, and writes its page until the sweep ends.
+
+    A page that cannot be written is told once, and ends nothing.
+
+    Args:
+        before: Rows of descendants that earlier runs settled.
+        total: Descendants of the sweep.
+    """
+
+    def __init__(
+        self, store: Store, name: str, before: Iterable[Mapping[str, Any]], total: int, seconds: float = SECONDS
+    ) -> None:
+        self.store, self.name, self.total, self.seconds = store, name, total, seconds
+        self._page = SweepPage(store, name)
+        self._lock = threading.Lock()
+        self._now: dict[Trial, dict[str, Any]] = {}
+        self._ended: set[Trial] = set()
+        self._records: list[Record] = []
+        self._unfinished: list[Mapping[str, Any]] = []
+        for row in before:
+            if row["status"] == "finished":
+                self._records.append(record(row))
+            else:
+                self._unfinished.append(row)
+        self._changed, self._ending, self._failed = threading.Event(), threading.Event(), False
+        self._thread = threading.Thread(target=self._write_while_running, name="sweep-page", daemon=True)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._ending.set()
+        self._changed.set()
+        self._thread.join()
+        if error is not None:  # else the results are written next, and the page with them
+            self._write(running=False)
+
+    def started(self) -> None:
+        """The first trial is about to start."""
+        self._changed.set()
+
+    def reported(self, trial: Trial, metrics: Mapping[str, Any]) -> None:
+        """A trial has reached an epoch, or a step on the way there; this may come late, after its end."""
+        with self._lock:
+            if trial in self._ended:
+                return
+            self._now[trial] = {
+                "arm": trial.arm.text,
+                "size": size_of(trial.spec.model_dump()),
+                "seed": trial.seed,
+                "epoch": metrics["epoch"],
+                "epochs": metrics.get("epochs"),
+                "top1": metrics.get("top1", self._now.get(trial, {}).get("top1")),
+            }
+        self._changed.set()
+
+    def finished(self, trial: Trial, row: Mapping[str, Any]) -> None:
+        """A trial's descendant is in the store."""
+        with self._lock:
+            self._end(trial)
+            self._records.append(record(row))
+        self._changed.set()
+
+    def unfinished(self, trial: Trial, row: Mapping[str, Any]) -> None:
+        """A trial ended otherwise."""
+        with self._lock:
+            self._end(trial)
+            self._unfinished.append(row)
+        self._changed.set()
+
+    def _end(self, trial: Trial) -> None:
+        self._now.pop(trial, None)
+        self._ended.add(trial)
+
+    def _write_while_running(self) -> None:
+        while True:
+            self._changed.wait()
+            if self._ending.is_set():
+                return
+            self._changed.clear()
+            began = time.monotonic()
+            self._write(running=True)
+            if self._ending.wait(self.seconds * max(1.0, (time.monotonic() - began) / _MAKING)):
+                return
+
+    def _write(self, running: bool) -> None:
+        with self._lock:
+            records, unfinished, now = list(self._records), list(self._unfinished), list(self._now.values())
+        state = {"done": len(records) + len(unfinished), "total": self.total, "now": now} if running else None
+        try:
+            self.store.write_text(sweep_file(self.name, PAGE), self._page.text(records, unfinished, state))
+        except UserError as error:
+            if not self._failed:
+                log.warning("the page of the running sweep is not written: %s", error)
+            self._failed = True
