@@ -1,11 +1,12 @@
 """python -m benchmarks.store_clients --before CHECKOUT [--mib 64] [--rounds 15] [--quick] [--out FILE.json]
 
 What a change of the S3 client costs: the store of this checkout against that of another one, such as
-`git worktree add CHECKOUT 7faed75`, the last revision with botocore's own client. Each side is a process that opens
+`git worktree add CHECKOUT 71184e2`, whose client is botocore's own. Each side is a process that opens
 its store once; the sides take turns on one SeaweedFS on loopback that is started for them, in a new order every round.
 
-A row says how long the other checkout takes over how long this one does, by the clock and by the CPU time of the client
-alone, which other programs on the machine disturb less. Goal: at least 0.95 by the clock, and no more requests.
+A row says how long the other checkout takes over how long this one does, as the median over the rounds: by the clock,
+and by the CPU time of the client alone, which other programs on the machine disturb less. Goal: at least 0.95 by the
+clock, and no more requests.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from benchmarks.measure import arguments, in_turn, machine, medians, publish
@@ -87,22 +89,26 @@ def _row(what: str, before: Ask, now: Ask, counted: dict[str, dict[str, int]], r
     for used in cpu.values():
         used.clear()
     clock = in_turn(asked, rounds, shuffle=True)
-    seconds, used = medians(clock), medians(cpu)
-    ratio = seconds["before"] / seconds["now"]
-    print(what, f"{ratio:.2f} {used['before'] / used['now']:.2f}", file=sys.stderr, flush=True)
+    seconds, (ratio, cpu_ratio) = medians(clock), map(_ratio, (clock, cpu))
+    print(what, f"{ratio:.2f} {cpu_ratio:.2f}", file=sys.stderr, flush=True)
     return {
         "what": what,
         "before (s)": seconds["before"],
         "now (s)": seconds["now"],
         "ratio": ratio,
         "of the fastest": min(clock["before"]) / min(clock["now"]),
-        "CPU ratio": used["before"] / used["now"],
+        "CPU ratio": cpu_ratio,
         "requests before": counted["before"][what],
         "requests now": counted["now"][what],
         "goal": f">= {GOAL:g} ({'met' if ratio >= GOAL else 'missed'})",
         "raw_seconds": clock,
         "raw_cpu_seconds": cpu,
     }
+
+
+def _ratio(numbers: dict[str, list[float]]) -> float:
+    """The median of what the rounds say: each has both sides one right after the other."""
+    return median(before / now for before, now in zip(numbers["before"], numbers["now"], strict=True))
 
 
 @contextmanager
@@ -144,7 +150,10 @@ def _requests(checkout: Path, bucket: str, folder: Path, proxy: Proxy) -> dict[s
 
 def serve(uri: str, folder: Path) -> None:
     """Do what the lines of the standard input name."""
-    from ray_learngene.store.store import Store
+    try:
+        from ray_learngene.store.store import Store
+    except ImportError:  # a revision before the folder of that name
+        from ray_learngene.store import Store
 
     store = Store(uri)
     prepare(store, folder)
