@@ -4,11 +4,12 @@
 # make docs   build the documentation into site/, and fail on a broken link
 # make test-hosts   kill parts of a local cluster of several hosts (root, about half an hour on two cores)
 # make test-browser   open the page of a sweep in Chromium (installs Debian's with apt-get)
+# make test-clouds   stores and image sets on emulators of Google Cloud Storage and Azure (two minutes; needs npm)
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test quick test-hosts test-browser lint docs clean
+.PHONY: demo test quick test-hosts test-browser test-clouds lint docs clean
 
 demo: $(VENV)/.runtime
 	PATH="$(CURDIR)/$(BIN):$$PATH" sh jobs/demo.sh
@@ -33,6 +34,9 @@ test-hosts: $(VENV)/.dev
 
 test-browser: $(VENV)/.browser
 	$(BIN)/python -m pytest -v -m browser
+
+test-clouds: $(VENV)/.clouds
+	$(BIN)/python -m pytest -m clouds
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
@@ -61,6 +65,12 @@ $(VENV)/.dev: $(VENV)/.runtime requirements-dev.txt
 $(VENV)/.browser: $(VENV)/.dev requirements-browser.txt
 	@command -v chromium >/dev/null || { apt-get update -q && apt-get install -qy --no-install-recommends chromium; }
 	$(BIN)/python -m pip install -q --disable-pip-version-check -r requirements-browser.txt
+	@touch $@
+
+$(VENV)/.clouds: $(VENV)/.dev requirements-clouds.txt
+	@command -v npm >/dev/null || { apt-get update -q && apt-get install -qy npm; }
+	$(BIN)/python -m pip install -q --disable-pip-version-check -r requirements-clouds.txt
+	npm install --silent --no-audit --no-fund --prefix $(VENV)/azurite azurite@3.37.0
 	@touch $@
 
 $(VENV)/.docs: $(VENV)/.runtime requirements-docs.txt

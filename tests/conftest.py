@@ -2,6 +2,7 @@
 
 import os
 import tempfile
+import uuid
 
 # Before torch, ray or deepspeed are imported anywhere: they read these once. Compiled code is of this process alone:
 # what another that was killed left half-written would not load.
@@ -24,6 +25,7 @@ from hypothesis import HealthCheck, settings
 
 import ray_learngene.torchvision_cpu  # noqa: F401  (tests import plain timm)
 from ray_learngene.cli.output import shown_log
+from tests.clouds import Cloud, running_azurite, running_gcs
 from tests.s3_server import S3Server, free_ports, running_s3_server
 
 __all__ = ["S3Server", "free_ports"]
@@ -70,10 +72,34 @@ def s3_env(monkeypatch: pytest.MonkeyPatch, s3_server: S3Server, tmp_path: Path)
     return lambda: f"s3://{s3_server.new_bucket()}"
 
 
-@pytest.fixture(params=["local", "s3"])
-def store_uri(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    """The URI of a fresh, empty store: a local folder, then a bucket prefix."""
+@pytest.fixture(scope="session")
+def gs_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cloud]:
+    with running_gcs(tmp_path_factory.mktemp("gcs")) as cloud:
+        yield cloud
+
+
+@pytest.fixture(scope="session")
+def abfs_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cloud]:
+    with running_azurite(tmp_path_factory.mktemp("azurite")) as cloud:
+        yield cloud
+
+
+@pytest.fixture(
+    params=[
+        *("local", "s3", "memory"),
+        *(pytest.param(scheme, marks=pytest.mark.clouds) for scheme in ("gs", "abfs")),
+    ]
+)
+def store_uri(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The URI of a fresh, empty store: a local folder, a bucket prefix, and the same below other schemes."""
     if request.param == "local":
         return str(tmp_path / "store")
-    new_bucket: Callable[[], str] = request.getfixturevalue("s3_env")
-    return f"{new_bucket()}/team/store"
+    if request.param == "memory":
+        return f"memory://{uuid.uuid4().hex}/store"
+    if request.param == "s3":
+        new_bucket: Callable[[], str] = request.getfixturevalue("s3_env")
+        return f"{new_bucket()}/team/store"
+    cloud: Cloud = request.getfixturevalue(f"{request.param}_server")
+    for name, value in cloud.environment().items():
+        monkeypatch.setenv(name, value)
+    return f"{cloud.new_place()}/team/store"

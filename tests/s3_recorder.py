@@ -53,10 +53,12 @@ class Recorder:
     Attributes:
         endpoint: Its URL.
         requests: What was asked for so far, without repetition.
+        headers: Of every request, in lower case, with its method.
     """
 
     def __init__(self, endpoint: str) -> None:
         self.requests: set[Request] = set()
+        self.headers: list[tuple[str, dict[str, str]]] = []
         upstream, recorder = urlsplit(endpoint).netloc, self
 
         class Handler(BaseHTTPRequestHandler):
@@ -65,6 +67,8 @@ class Recorder:
             def _pass_on(self) -> None:
                 body = self._body()
                 recorder.requests.update(permissions(self.command, self.path, body))
+                sent = {name.lower(): value for name, value in self.headers.items()}
+                recorder.headers.append((self.command, sent))
                 connection = http.client.HTTPConnection(upstream, timeout=60)
                 connection.putrequest(self.command, self.path, skip_host=True, skip_accept_encoding=True)
                 for name, value in self.headers.items():  # with the host that the client has signed

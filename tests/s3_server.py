@@ -24,6 +24,9 @@ STOP_SECONDS = 5
 PORTS = [f"{part}.port{kind}" for part in ("master", "volume", "filer", "s3") for kind in ("", ".grpc")]
 
 
+PUBLIC, BY_NAME = "public-bucket", "public-by-name"
+
+
 @dataclass(frozen=True)
 class S3Server:
     """A running S3 server, the key that may do everything there and the one that may only read."""
@@ -54,9 +57,9 @@ class S3Server:
             "AWS_DEFAULT_REGION": "us-east-1",
         }
 
-    def new_bucket(self) -> str:
+    def new_bucket(self, bucket: str | None = None) -> str:
         """Create an empty bucket and return its name."""
-        bucket = f"test-{uuid.uuid4().hex[:12]}"
+        bucket = bucket or f"test-{uuid.uuid4().hex[:12]}"
         self.client().create_bucket(Bucket=bucket)
         return bucket
 
@@ -110,6 +113,9 @@ def running_s3_server(folder: Path, volume_mb: int = 128) -> Iterator[S3Server]:
             ("writer", server.access_key, server.secret, ["Admin", "Read", "List", "Tagging", "Write"]),
             ("reader", server.reader_key, server.reader_secret, ["Read", "List"]),
         )
+    ] + [
+        # Buckets that everybody may read: one by name alone, one with lists.
+        {"name": "anonymous", "actions": [f"Read:{BY_NAME}", f"Read:{PUBLIC}", f"List:{PUBLIC}"]}
     ]
     (folder / "s3.json").write_text(json.dumps({"identities": identities}))
     (folder / "data").mkdir()

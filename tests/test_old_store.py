@@ -162,5 +162,5 @@ def test_settings_that_changed_are_still_refused(store: Path, capsys: pytest.Cap
 
 def test_gc_removes_nothing_that_is_needed(store: Path) -> None:
     before = manifests(store)
-    assert learngene("gc --min-age 0m --delete", "--store", store) == 0
+    assert learngene("gc --min-age 0m --force --delete", "--store", store) == 0
     assert manifests(store) == before

@@ -23,6 +23,7 @@ from ray_learngene import sigterm
 from ray_learngene.cluster import ray_internals, shared_tensors
 from ray_learngene.device import allow_gpu
 from ray_learngene.errors import Unreachable, UserError
+from ray_learngene.io.options import VARIABLE as STORAGE_OPTIONS
 
 _CONNECT_SECONDS = 10
 _ROOM = 64 * 10**6  # bytes; a session's logs grow slowly
@@ -51,6 +52,8 @@ def ray_cluster(address: str | None) -> Iterator[None]:
     if address is None:
         settings["include_dashboard"] = False
         _require_room()  # else Ray waits half a minute for a file that cannot be written
+    elif (options := os.environ.get(STORAGE_OPTIONS)) and "RAY_JOB_CONFIG_JSON_ENV_VAR" not in os.environ:
+        settings["runtime_env"] = {"env_vars": {STORAGE_OPTIONS: options}}  # a submitted job has them already
     try:
         ray.init(**settings)
     except Exception as error:  # a bare one, too, is what Ray raises

@@ -34,8 +34,14 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 ENVIRONMENT = {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}  # as in jobs/runtime_env.yaml
-PASSED_ON = ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_REGION", "AWS_DEFAULT_REGION")
-SECRETS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "RAY_AUTH_TOKEN", "HF_TOKEN")
+PASSED_ON = (
+    *("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_REGION", "AWS_DEFAULT_REGION"),
+    *("LEARNGENE_STORAGE_OPTIONS", "AZURE_STORAGE_ACCOUNT_NAME", "STORAGE_EMULATOR_HOST"),
+)
+SECRETS = (
+    *("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "RAY_AUTH_TOKEN", "HF_TOKEN"),
+    *("AZURE_STORAGE_ACCOUNT_KEY", "AZURE_STORAGE_CONNECTION_STRING", "AZURE_STORAGE_SAS_TOKEN"),
+)
 DRIVER = "driver"  # a resource that clusters of ours give to their heads: see cluster/
 SILENCE_SECONDS = 15  # of the log, after which the job's status is asked for
 GONE_SECONDS = 60  # without an answer, after which the head is given up
@@ -103,7 +109,7 @@ def _runtime_env(settings: SubmitConfig) -> dict[str, Any]:
         raise UserError(f"{settings.runtime_env}: env_vars: expected 'NAME: value' lines")
     variables = {**ENVIRONMENT, **passed_on, **own}
     for name in PASSED_ON:
-        if "@" in str(variables.get(name, "")):
+        if name != "LEARNGENE_STORAGE_OPTIONS" and "@" in str(variables.get(name, "")):
             raise UserError(f"{name} holds a password, and a job's environment is shown to all: put it into a profile")
     for name in SECRETS:
         if name in variables:

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import difflib
+import json
 import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from ray_learngene.config.documents import parse_yaml
 from ray_learngene.errors import UserError
+from ray_learngene.provenance import without_password
 
 ConfigT = TypeVar("ConfigT", bound="Config")
 
@@ -30,6 +32,57 @@ class Config(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
     decides: ClassVar[str] = "result"  # what a class's own fields decide; see decides.py
+
+
+_SECRET = re.compile(
+    r"key|(aws_)?secret(_access_key)?|password|passwd|.*(account|access)_key|.*(token|secret|credential)"
+)
+_NO_SECRETS = ("anon", "cache", "cloud", "google_default", "browser")  # words that gcsfs takes as a token
+
+
+class StorageConfig(Config):
+    """How stores and image sets at a URI are reached."""
+
+    decides = "nothing"
+
+    storage_options: dict[str, Any] = Field(
+        {},
+        description="options of s3fs, gcsfs or adlfs by the beginning of a URI: a YAML file, or YAML such as "
+        "'{s3://public-images: {anon: true}}'; secrets belong into variables or profiles",
+        json_schema_extra=LATER,
+    )
+
+    @field_validator("storage_options", mode="before")
+    @classmethod
+    def _from_file(cls, given: Any) -> Any:
+        if isinstance(given, str):
+            if not given:
+                return {}
+            try:
+                given = parse_yaml(Path(given).read_text() if not given.lstrip().startswith("{") else given)
+            except OSError as error:
+                raise ValueError(f"{error.strerror or error}: give a YAML file, or YAML in braces") from None
+        for place, options in given.items() if isinstance(given, dict) else ():
+            if "://" not in str(place) or not isinstance(options, dict):
+                raise ValueError("write the beginning of a URI and its options, such as {s3://bucket: {anon: true}}")
+            _refuse_secrets(options, place)
+        return given
+
+
+def _refuse_secrets(options: dict[str, Any], place: str) -> None:
+    for name, value in options.items():
+        if isinstance(value, dict):
+            _refuse_secrets(value, place)
+        elif isinstance(value, str) and (
+            re.search("://[^/]*@", value)
+            or (_SECRET.fullmatch(name) and value not in _NO_SECRETS and not value.endswith(".json"))
+            or name == "connection_string"
+        ):
+            # no ValueError, whose value would be repeated
+            raise UserError(
+                f"--storage-options: {without_password(str(place))}: {name} is a secret, and options are shown to "
+                "others: use variables or a profile"
+            )
 
 
 def load_config(
@@ -63,9 +116,13 @@ def load_config(
             values[key], origin[key] = os.environ[variable], variable
     origin |= {key: key if keywords else f"--{key.replace('_', '-')}" for key in flags}
     try:
-        return cls(**{**values, **flags})
+        config = cls(**{**values, **flags})
     except ValidationError as error:
         raise UserError(_explain(error, cls, origin, keywords)) from None
+    if isinstance(config, StorageConfig) and config.storage_options:
+        # where the clients look for them, and those of the processes that this one starts
+        os.environ["LEARNGENE_STORAGE_OPTIONS"] = json.dumps(config.storage_options)
+    return config
 
 
 def what_decides(cls: type[Config], field: str) -> str:

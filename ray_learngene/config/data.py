@@ -7,19 +7,19 @@ from typing import Literal
 
 from pydantic import Field, ValidationInfo, field_validator
 
-from ray_learngene.config.base import LATER, NOTHING, RESULT, Config, address
+from ray_learngene.config.base import LATER, NOTHING, RESULT, Config, StorageConfig, address
 
 Interpolation = Literal["bicubic", "bilinear", "nearest", "box", "hamming", "lanczos"]  # timm's
 
 
-class DataConfig(Config):
+class DataConfig(StorageConfig):
     """Which images, and how they are checked and read."""
 
     decides = "images"
 
     data: str = Field(
-        description="image set: digits, cifar10, a folder of class folders, Parquet files at any URI, "
-        "torch/NAME, wds/PATH or hfds/NAME"
+        description="image set: digits, cifar10, a folder of class folders or Parquet files at any URI, torch/NAME, "
+        "wds/PATH or hfds/NAME"
     )
     data_dir: str | None = Field(
         None,
@@ -66,7 +66,7 @@ class DataConfig(Config):
     cache_gb: float = Field(
         0,
         ge=0,
-        description="GB that local copies of Parquet sets may take on a host (in ~/.cache/ray_learngene); those unused "
+        description="GB that local copies of image sets may take on a host (in ~/.cache/ray_learngene); those unused "
         "for longest are removed first; 0: no limit",
         json_schema_extra=NOTHING,
     )

@@ -14,6 +14,8 @@ from ray_learngene.config.delivery import LimitsConfig
 from ray_learngene.config.texts import Texts
 from ray_learngene.config.training import StoreConfig
 
+PUBLISHING = timedelta(hours=1)
+
 
 class PullConfig(LimitsConfig, StoreConfig):
     """`learngene pull`: the most accurate descendant within limits, or an artefact by name, verified."""
@@ -86,7 +88,11 @@ class GcConfig(StoreConfig):
     min_age: str = Field(
         "24h",
         validate_default=True,
-        description="leave alone what changed more recently, such as 30m, 24h or 7d: another process may use it",
+        description="leave alone what changed more recently, such as 24h or 7d: another process may use it; 1h or more",
+    )
+    force: bool = Field(
+        False,
+        description="allow less than an hour, when nothing is being published: files that a publisher wrote go, too",
     )
     downloads: str | None = Field(None, description="a local folder in which to look for what dead pulls left, too")
 
@@ -99,9 +105,10 @@ class GcConfig(StoreConfig):
 
     @property
     def age(self) -> timedelta:
-        """`min_age` as a duration."""
+        """`min_age` as a duration; without `force` at least the time in which a publisher may still be at work."""
         unit = {"m": "minutes", "h": "hours", "d": "days"}[self.min_age[-1]]
-        return timedelta(**{unit: int(self.min_age[:-1])})
+        age = timedelta(**{unit: int(self.min_age[:-1])})
+        return age if self.force else max(age, PUBLISHING)
 
 
 class PageConfig(StoreConfig):

@@ -7,7 +7,7 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from ray_learngene.config.base import LATER, NOTHING, RESULT, ROUNDING, Config, address
+from ray_learngene.config.base import LATER, NOTHING, RESULT, ROUNDING, Config, StorageConfig, address
 from ray_learngene.config.texts import License
 
 
@@ -131,7 +131,7 @@ class DistillationConfig(Config):
     soft_labels_dtype: Literal["float16", "float32"] = Field("float16", description="type in which they are cached")
 
 
-class StoreConfig(Config):
+class StoreConfig(StorageConfig):
     """Where artefacts live."""
 
     decides = "nothing"
@@ -139,7 +139,7 @@ class StoreConfig(Config):
     store: str = Field(
         "./store",
         validate_default=True,
-        description="the store: a folder, or s3://bucket/prefix (standard AWS variables)",
+        description="the store: a folder, s3://bucket/prefix (standard AWS variables), gs:// or abfs://",
     )
     store_patience: float = Field(
         300.0, ge=0, description="seconds for which a bucket that stops answering is waited for, in one operation"

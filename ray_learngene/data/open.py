@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,13 +11,14 @@ from ray_learngene.config import DataConfig
 from ray_learngene.data.formats.builtin import open_cifar10, open_digits
 from ray_learngene.data.formats.files import left_out
 from ray_learngene.data.formats.folder import open_folder
-from ray_learngene.data.formats.parquet import open_parquet
+from ray_learngene.data.formats.parquet import NoParquet, open_parquet
+from ray_learngene.data.formats.remote_folder import local_copy
 from ray_learngene.data.formats.split_names import split_of
 from ray_learngene.data.formats.timm_sets import open_timm_sets
 from ray_learngene.data.image_set import ImageSets, Report, check_splits, hold_out, refuse, share_of
 from ray_learngene.errors import UserError
 
-KINDS = "digits, cifar10, a folder of class folders, Parquet files at any URI, torch/NAME, hfds/NAME or wds/PATH"
+KINDS = "digits, cifar10, a folder of class folders or Parquet files at any URI, torch/NAME, hfds/NAME or wds/PATH"
 
 
 def open_image_sets(config: DataConfig, report: Report = refuse, *, labelled: bool | None = None) -> ImageSets:
@@ -72,7 +74,13 @@ def _open(config: DataConfig, report: Report) -> ImageSets:
             f"{data} is a stream without random access: run `learngene data convert --data {data} --out FOLDER`"
         )
     path = os.path.abspath(os.path.expanduser(data))  # workers run in other folders
-    if "://" in data or data.endswith(".parquet") or _holds_parquet(Path(path)):
+    if "://" in data:
+        with suppress(NoParquet):
+            return open_parquet(config)
+        copy, note = local_copy(data, config.cache_gb * 1e9)
+        sets = open_folder(str(copy), config.holdout, validate=validate, report=report)
+        return replace(sets, note="\n".join(filter(None, (sets.note, note))) or None)
+    if data.endswith(".parquet") or _holds_parquet(Path(path)):
         return open_parquet(config)
     if os.path.isdir(path):
         return open_folder(path, config.holdout, validate=validate, report=report)

@@ -6,6 +6,7 @@ import errno
 import http.client
 import os
 import re
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
@@ -26,7 +27,9 @@ from botocore.exceptions import ConnectionError as NoConnection
 from botocore.parsers import ResponseParserError
 
 from ray_learngene.errors import UserError
-from ray_learngene.io.s3_settings import KEYS, endpoint_host
+from ray_learngene.io.options import options_for
+from ray_learngene.io.s3_settings import endpoint_host
+from ray_learngene.io.schemes import SCHEMES, words_of
 
 
 class Unavailable(UserError):
@@ -44,6 +47,10 @@ class Unavailable(UserError):
     def condition(self) -> str:
         """What is the matter, without what to do about it."""
         return str(self).partition(": ")[0]
+
+
+class Denied(UserError):
+    """These credentials, or none, may not do this."""
 
 
 def client_error(error: BaseException | None) -> ClientError | None:
@@ -82,18 +89,22 @@ def _plain(code: Any) -> str:
     return str(code).replace("_", "").upper()
 
 
-SECRET_VARIABLES = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN")
-REJECTED = f"the S3 server does not accept the credentials for {{uri}}: set {KEYS}"
-DENIED = f"access to {{uri}} is denied: check {KEYS}, and that this key may list, read and write there"
+SECRET_VARIABLES = (
+    *("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN"),
+    *("AZURE_STORAGE_ACCOUNT_KEY", "AZURE_STORAGE_CONNECTION_STRING", "AZURE_STORAGE_SAS_TOKEN", "HF_TOKEN"),
+)
+REJECTED = "{server} does not accept the credentials for {uri}: set {keys}"
+DENIED = "access to {uri} is denied: check {keys}, and that this key may list, read and write there"
 EXPIRED = "the credentials for {uri} have expired: renew them (AWS_SESSION_TOKEN, AWS_PROFILE)"
-NO_KEYS = f"no S3 credentials for {{uri}}: set {KEYS}"
-NO_BUCKET = "the bucket of {uri} does not exist: create it, or correct the name or AWS_ENDPOINT_URL"
+NO_KEYS = "no S3 credentials for {uri}: set {keys}"
+NO_LOGIN = "no credentials for {uri}: set {keys}"
+NO_BUCKET = "the bucket of {uri} does not exist: create it, or correct the name or {address}"
 REGION = "the bucket of {uri} is in another region: set AWS_REGION"
-UNREACHABLE = "no answer from the S3 server {endpoint} for {uri}: check AWS_ENDPOINT_URL and the network"
-FAILING = "the S3 server of {uri} is overloaded or failing: run the command again later"
-REFUSED = f"the S3 server refuses a request for {{uri}} (status 400): the credentials may have expired; check {KEYS}"
-SERVER_FULL = "the S3 server has no space left for {uri}: free some, or use another bucket"
-CLOCK = "the S3 server of {uri} refuses this machine's clock: set the time"
+UNREACHABLE = "no answer from {server}{endpoint} for {uri}: check {address} and the network"
+FAILING = "{server} of {uri} is overloaded or failing: run the command again later"
+REFUSED = "{server} refuses a request for {uri} (status 400): the credentials may have expired; check {keys}"
+SERVER_FULL = "{server} has no space left for {uri}: free some, or use another bucket"
+CLOCK = "{server} of {uri} refuses this machine's clock: set the time"
 NOTHING = "nothing is at {uri}: check the name"
 FORBIDDEN = "no permission for {uri}: choose another place or change the permissions"
 FULL = "the disk of {uri} is full: free space and run the command again"
@@ -116,7 +127,9 @@ BY_CODE = {
     **dict.fromkeys(("507", "INSUFFICIENTSTORAGE", "QUOTAEXCEEDED", "XMINIOSTORAGEFULL"), SERVER_FULL),
     **dict.fromkeys(("400", "BADREQUEST"), REFUSED),
     "MISSINGAUTHENTICATIONTOKEN": NO_KEYS,
-    "NOSUCHBUCKET": NO_BUCKET,
+    **dict.fromkeys(("NOSUCHBUCKET", "CONTAINERNOTFOUND"), NO_BUCKET),
+    **dict.fromkeys(("AUTHENTICATIONFAILED", "INVALIDAUTHENTICATIONINFO"), REJECTED),  # Azure's
+    **dict.fromkeys(("NOAUTHENTICATIONINFORMATION", "PUBLICACCESSNOTPERMITTED"), NO_LOGIN),
     "NETWORKCONNECTION": UNREACHABLE,
     "REQUESTTIMEOUT": UNREACHABLE,
     "REQUESTTIMETOOSKEWED": CLOCK,
@@ -136,25 +149,60 @@ BY_ERRNO = {
     errno.ENOTEMPTY: IN_THE_WAY,
     errno.EROFS: FORBIDDEN,
 }
-STORAGE_ERRORS = (
-    *(OSError, pyarrow.ArrowException),
-    *(BotoCoreError, ClientError, ResponseParserError, http.client.HTTPException),
-)
+# What the clients of other schemes raise, by module; the clients are imported only where a URI needs them.
+OTHERS = {
+    "gcsfs.retry": (("HttpError", None), ("ChecksumError", UNREACHABLE)),
+    "google.auth.exceptions": (("TransportError", UNREACHABLE), ("GoogleAuthError", NO_LOGIN)),
+    "azure.core.exceptions": (
+        *(("ServiceRequestError", UNREACHABLE), ("ServiceResponseError", UNREACHABLE), ("AzureError", None)),
+        ("ClientAuthenticationError", NO_LOGIN),
+    ),
+    "requests.exceptions": (("ConnectionError", UNREACHABLE), ("Timeout", UNREACHABLE)),
+    "httpx": (("TransportError", UNREACHABLE), ("HTTPError", None)),
+    "aiohttp": (("ClientError", UNREACHABLE),),
+}
+
+
+def storage_errors() -> tuple[type[BaseException], ...]:
+    """All that the storage libraries in use and the operating system raise."""
+    ours = (OSError, pyarrow.ArrowException, BotoCoreError, ClientError, ResponseParserError, http.client.HTTPException)
+    return ours + tuple(kind for kind, _ in _others())
+
+
+def _others() -> Iterator[tuple[type[BaseException], str | None]]:
+    for module, named in OTHERS.items():
+        if loaded := sys.modules.get(module):
+            yield from ((getattr(loaded, name), text) for name, text in named)
+
+
+def status_of(error: BaseException) -> int:
+    """The HTTP status that the client of another scheme than S3 hands on; 0 where it does not."""
+    found = getattr(error, "status_code", None) or getattr(error, "code", None) or getattr(error, "status", None)
+    found = found or getattr(getattr(error, "response", None), "status_code", None)
+    if isinstance(error, OSError) and str(error).startswith("Forbidden:"):  # gcsfs
+        return 403
+    return int(str(found)) if str(found).isdecimal() else 0
 
 
 def explain(error: BaseException, uri: str) -> UserError:
     """Say in one line what went wrong at `uri` and which variable or place to change."""
     answer = client_error(error)
-    text = BY_CODE.get(s3_code(error)) or (FAILING if _retried(answer) else None)
+    code = s3_code(error) or _plain(getattr(error, "error_code", None) or "")
+    text = BY_CODE.get(code) or (FAILING if _retried(answer) else None)
+    if text is None and (status := status_of(error)):
+        text = BY_CODE.get(str(status))
+    text = text or next((text for kind, text in _others() if text and isinstance(error, kind)), None)
     text = text or next((text for types, text in BY_TYPE if isinstance(error, types)), None)
     if text is None and isinstance(error, OSError):
         text = BY_ERRNO.get(error.errno or 0)
     if text is None:
         detail = without_secrets(" ".join(str(error).split())) or type(error).__name__
         return UserError(f"{uri} cannot be read or written: {detail[:300]}")
-    line = text.format(uri=uri, endpoint=endpoint_host() if "{endpoint}" in text else "")
+    words = words_of(uri, error)
+    endpoint = f" {endpoint_host(options_for(uri))}" if "{endpoint}" in text and words is SCHEMES["s3"] else ""
+    line = text.format(uri=uri, server=words.server, keys=words.keys, address=words.address, endpoint=endpoint)
     if text not in (UNREACHABLE, FAILING):
-        return UserError(line)
+        return (Denied if text in (DENIED, NO_KEYS, NO_LOGIN) else UserError)(line)
     unavailable = Unavailable(line)
     unavailable.retry_after = _retry_after(answer)
     return unavailable
@@ -173,5 +221,5 @@ def clear_errors(uri: str) -> Iterator[None]:
     """Turn whatever the storage libraries and the operating system raise inside into a UserError about `uri`."""
     try:
         yield
-    except STORAGE_ERRORS as error:
+    except storage_errors() as error:
         raise explain(error, uri) from error

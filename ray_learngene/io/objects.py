@@ -1,7 +1,7 @@
-"""The bytes below a store's root: read, write, create if absent, upload, list and delete, locally and on S3 alike.
+"""The bytes below a store's root: read, write, create if absent, upload, list and delete, alike in every place.
 
-Nothing here is ever seen half written: locally a file gets its name only when it is complete, and S3 shows an object
-only when its upload is. A server that does not answer or fails is asked again for a while; what waiting cannot
+Nothing here is ever seen half written: locally a file gets its name only when it is complete, and a bucket shows an
+object only when its upload is. A server that does not answer or fails is asked again for a while; what waiting cannot
 help (no permission, no bucket, no space) is told at once.
 """
 
@@ -13,18 +13,20 @@ import logging
 import uuid
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from functools import cached_property, partial
 from pathlib import Path
 from typing import TypeVar
 
 from ray_learngene.errors import UserError
 from ray_learngene.io.backend import TEMPORARY, Found, IncompleteUpload
-from ray_learngene.io.errors import STORAGE_ERRORS, clear_errors, explain, s3_code
-from ray_learngene.io.filesystems import locate
+from ray_learngene.io.errors import Denied, clear_errors, explain, s3_code, storage_errors
+from ray_learngene.io.fsspec_backend import FsspecStorage, receive
 from ray_learngene.io.local import LocalStorage
 from ray_learngene.io.multipart import PART_BYTES, Transfer
 from ray_learngene.io.retry import RETRY_SECONDS, Retry, retrying
 from ray_learngene.io.s3 import S3Storage
+from ray_learngene.io.schemes import locate
 
 __all__ = ["PROBES", "TEMPORARY", "Found", "IncompleteUpload", "Objects"]
 
@@ -44,12 +46,16 @@ class Objects:
     """The objects below one URI; paths are relative to it. Every method raises UserError where the storage refuses."""
 
     def __init__(self, uri: str, retry_seconds: float = RETRY_SECONDS) -> None:
-        scheme, self.root = locate(uri)
-        self.is_local = scheme == "file"
-        self.uri = self.root if self.is_local else f"s3://{self.root}"
-        self.storage: LocalStorage | S3Storage = LocalStorage(self.root)
-        if not self.is_local:
+        self.scheme, self.root = locate(uri)
+        self.is_local = self.scheme == "file"
+        self.uri = self.root if self.is_local else f"{self.scheme}://{self.root}"
+        self.storage: LocalStorage | S3Storage | FsspecStorage
+        if self.is_local:
+            self.storage = LocalStorage(self.root)
+        elif self.scheme == "s3":
             self.storage = S3Storage(self.root)
+        else:
+            self.storage = FsspecStorage(self.scheme, self.root)
         self.retry = Retry(retry_seconds)
 
     @retrying
@@ -70,13 +76,23 @@ class Objects:
         """Find out now, without retries, whether the store can be listed and read, and, if `write`, written."""
         retry, self.retry = self.retry, Retry(0)
         try:
-            with clear_errors(self.uri):
-                self.storage.check(write)
-            self.read(ABOUT)
+            try:
+                with clear_errors(self.uri):
+                    self.storage.check(write)
+                self.read(ABOUT)
+            except Denied:  # whoever may read, but not list, can pull what is known by name
+                about = None
+                with suppress(UserError):
+                    about = None if write or self.is_local else self.read(ABOUT)
+                if about is None:
+                    raise
             if write:
-                probe = f"{PROBES[0]}{uuid.uuid4().hex}"
+                probe = f"{PROBES[0]}{uuid.uuid4().hex}/check"
                 self.put(probe, b"check")
+                listed = not isinstance(self.storage, FsspecStorage) or self.storage.lists_at_once(probe)
                 self.delete(probe)
+                if not listed:
+                    raise UserError(f"{self.uri} does not list what was just written: keep the store elsewhere")
         finally:
             self.retry = retry
 
@@ -124,8 +140,21 @@ class Objects:
         if isinstance(self.storage, S3Storage):
             yield from self._transfer(self.storage, path).receive(offset)
             return
+        if isinstance(self.storage, FsspecStorage):
+            yield from receive(self._size(self.storage, path), offset, partial(self._range, self.storage, path))
+            return
         with clear_errors(self.uri_of(path)):
             yield from self.storage.pieces(path, offset)
+
+    @retrying
+    def _size(self, storage: FsspecStorage, path: str) -> int:
+        with clear_errors(self.uri_of(path)):
+            return storage.size(path)
+
+    @retrying
+    def _range(self, storage: FsspecStorage, path: str, start: int, end: int) -> bytes:
+        with clear_errors(self.uri_of(path)):
+            return storage.range(path, start, end)
 
     def _transfer(self, storage: S3Storage, path: str) -> Transfer:
         return Transfer(storage, path, self.uri_of(path), self.retry)
@@ -200,7 +229,7 @@ class Objects:
         self.put(probe, b"first")
         try:
             return not self._create(probe, b"second")
-        except STORAGE_ERRORS as error:
+        except storage_errors() as error:
             # Locally: a filesystem without hard links. S3: a server that knows no conditions, and says so.
             if self.is_local or s3_code(error) in UNSUPPORTED:
                 return False

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from ray_learngene.io.backend import Found, IncompleteUpload
 from ray_learngene.io.errors import ClientError, s3_code
+from ray_learngene.io.options import options_for
 
 if TYPE_CHECKING:
     from ray_learngene.io.s3_client import S3Client, Stream
@@ -26,15 +27,20 @@ class S3Storage:
 
     def __init__(self, root: str) -> None:
         self.bucket, _, self.prefix = root.partition("/")
+        self.options = options_for(f"s3://{root}")
 
     @cached_property
     def client(self) -> S3Client:
-        """The S3 client, once the bucket is known to exist: some servers create a mistyped one on the first write."""
+        """The S3 client, for reading: it asks for nothing that was not asked of it."""
         from ray_learngene.io.s3_client import S3Client  # only here: s3fs takes a second, and a local path needs none
 
-        client = S3Client()
-        self._list_one(client)
-        return client
+        return S3Client(self.options)
+
+    @cached_property
+    def writer(self) -> S3Client:
+        """The same, once the bucket is known to exist: some servers create a mistyped one on the first write."""
+        self._list_one(self.client)
+        return self.client
 
     def check(self, write: bool) -> None:
         self._list_one(self.client)
@@ -74,7 +80,7 @@ class S3Storage:
         return any(one["Key"] == key for one in found.get("Contents", ()))
 
     def put(self, path: str, data: bytes, **conditions: str) -> None:
-        self.client.send("put_object", data, **self._object(path), **conditions)
+        self.writer.send("put_object", data, **self._object(path), **conditions)
 
     def upload(self, source: Path, path: str) -> None:
         self.put(path, source.read_bytes())
@@ -111,21 +117,21 @@ class S3Storage:
 
     def delete(self, paths: list[str]) -> None:
         if len(paths) == 1:
-            self.client.call("delete_object", **self._object(paths[0]))
+            self.writer.call("delete_object", **self._object(paths[0]))
             return
         keys = [{"Key": self._key(path)} for path in paths]
-        answer = self.client.call("delete_objects", Bucket=self.bucket, Delete={"Objects": keys, "Quiet": True})
+        answer = self.writer.call("delete_objects", Bucket=self.bucket, Delete={"Objects": keys, "Quiet": True})
         for error in answer.get("Errors", ()):
             raise ClientError({"Error": error}, "DeleteObjects")
 
     def begin_upload(self, path: str) -> str:
         """Begin a multipart upload and return its id."""
-        upload: str = self.client.call("create_multipart_upload", **self._object(path))["UploadId"]
+        upload: str = self.writer.call("create_multipart_upload", **self._object(path))["UploadId"]
         return upload
 
     def upload_part(self, path: str, upload: str, number: int, data: bytes) -> dict[str, Any]:
         """Send a part, counted from 1, and return what `finish_upload` must be told of it."""
-        sent = self.client.send("upload_part", data, **self._object(path), UploadId=upload, PartNumber=number)
+        sent = self.writer.send("upload_part", data, **self._object(path), UploadId=upload, PartNumber=number)
         return {"PartNumber": number, "ETag": sent["ETag"]}
 
     def finish_upload(self, path: str, upload: str, parts: list[dict[str, Any]]) -> None:

@@ -12,7 +12,7 @@ import asyncio
 import base64
 import io
 import zlib
-from collections.abc import AsyncIterator, Coroutine, Iterator
+from collections.abc import AsyncIterator, Coroutine, Iterator, Mapping
 from concurrent.futures import Future
 from contextlib import contextmanager
 from datetime import datetime
@@ -20,7 +20,9 @@ from typing import Any, TypeVar
 
 import aiohttp
 from aiobotocore.session import AioSession
+from botocore.exceptions import NoCredentialsError
 from botocore.utils import parse_timestamp
+from fsspec.asyn import get_loop, sync
 from s3fs import S3FileSystem
 
 from ray_learngene import __version__
@@ -30,6 +32,22 @@ from ray_learngene.io.errors import client_error, s3_code
 CONNECTIONS = 32  # kept open for the next requests
 BLOCK_BYTES = 2**18
 LEAST = 2**16  # bytes that a server must send in the time that a request may take
+_DECIDED_HERE = {
+    *(
+        "anon",
+        "endpoint_url",
+        "profile",
+        "client_kwargs",
+        "config_kwargs",
+        "session",
+        "retries",
+        "asynchronous",
+        "loop",
+    ),
+    *("use_listings_cache", "skip_instance_cache", "version_aware"),
+}
+EXPIRED = {"EXPIREDTOKEN", "TOKENREFRESHREQUIRED"}
+REFUSED = {"ACCESSDENIED", "FORBIDDEN", "403"}
 PAST_THE_END = {"INVALIDRANGE", "416"}
 
 T = TypeVar("T")
@@ -38,29 +56,78 @@ T = TypeVar("T")
 class S3Client:
     """Requests to an S3 server. Threads share a client; a forked process makes its own."""
 
-    def __init__(self) -> None:
-        settings = s3_settings.s3_settings()
-        session = AioSession()
+    def __init__(self, options: Mapping[str, Any]) -> None:
+        """Find the credentials, by botocore's chain.
+
+        Args:
+            options: Arguments of `S3FileSystem`, on top of the standard variables and profiles.
+        """
+        self._options = options
+        self._session, self._credentials = self._log_in()
+        self.anonymous = bool(options.get("anon")) or self._credentials is None
+        self._s3 = self._open()
+
+    def _log_in(self) -> tuple[AioSession, Any]:
+        session = AioSession(profile=self._options.get("profile"))
         # botocore's own takes most of the time of a long list
         session.get_component("response_parser_factory").set_parser_defaults(timestamp_parser=_timestamp)
-        self._s3 = S3FileSystem(
+        found = None if self._options.get("anon") else sync(get_loop(), session.get_credentials)
+        return session, found and sync(get_loop(), found.get_frozen_credentials)
+
+    def _open(self) -> S3FileSystem:
+        options, settings = self._options, s3_settings.s3_settings(self._options)
+        client, config = options.get("client_kwargs") or {}, options.get("config_kwargs") or {}
+        s3 = S3FileSystem(
+            **{name: value for name, value in options.items() if name not in _DECIDED_HERE},
+            anon=self.anonymous,
             endpoint_url=settings["endpoint"],
-            client_kwargs={"region_name": settings["region"]},
+            client_kwargs={
+                **{name: value for name, value in client.items() if name != "endpoint_url"},
+                "region_name": settings["region"],
+            },
             config_kwargs={
+                "max_pool_connections": CONNECTIONS,
+                "user_agent": f"ray-learngene/{__version__} s3fs",  # else botocore puts one together for each request
+                **config,
                 "connect_timeout": s3_settings.CONNECT_SECONDS,
                 "read_timeout": s3_settings.REQUEST_SECONDS,
                 "retries": {"total_max_attempts": 1},
-                "max_pool_connections": CONNECTIONS,
-                "user_agent": f"ray-learngene/{__version__} s3fs",  # else botocore puts one together for each request
                 # Over https this is the default. Over http a SHA-256 of every body would be one more, next to the
                 # manifest's of the same bytes; the server sees damage on the way by a CRC.
-                "s3": {"payload_signing_enabled": False},
+                "s3": {"payload_signing_enabled": False, **(config.get("s3") or {})},
             },
-            session=session,
+            session=self._session,
             use_listings_cache=False,
             skip_instance_cache=True,
         )
-        self._s3.retries = 1
+        s3.retries = 1
+        return s3
+
+    def _renewed(self) -> bool:
+        """Whether variables or profile have other credentials than those in use; they are used from now on."""
+        session, found = self._log_in()
+        if found in (None, self._credentials):
+            return False
+        self._session, self._credentials = session, found
+        self._s3 = self._open()
+        return True
+
+    @contextmanager
+    def errors(self) -> Iterator[None]:
+        """Raise botocore's error where s3fs raises a translation of it, and Python's where aiohttp raises its own."""
+        try:
+            yield
+        except aiohttp.ClientError as error:
+            raise ConnectionError(str(error)) from error
+        except OSError as error:
+            if (answer := client_error(error)) is None:
+                raise
+            code = s3_code(answer)
+            if code in EXPIRED and self._renewed():
+                raise ConnectionError("the credentials have been renewed: make the request again") from None
+            if code in REFUSED and self.anonymous:
+                raise NoCredentialsError() from None
+            raise answer from None
 
     def call(self, method: str, seconds: float = 0.0, **kwargs: Any) -> dict[str, Any]:
         """Make a request whose body, if it has one, is small.
@@ -68,7 +135,7 @@ class S3Client:
         Args:
             seconds: That it may take on top of the usual.
         """
-        with _errors_of_botocore():
+        with self.errors():
             answer: dict[str, Any] = self._s3.call_s3(method, timeout=_deadline() + seconds, **kwargs)
         return answer
 
@@ -76,7 +143,7 @@ class S3Client:
         """Make a request with a body. It may take as long as the server keeps taking bytes."""
         if len(data) <= BLOCK_BYTES:  # without asking the server first whether it takes the body, as botocore does
             return self.call(method, Body=data, **kwargs)
-        with _errors_of_botocore():
+        with self.errors():
             if self._s3.s3.meta.config.request_checksum_calculation == "when_supported":
                 kwargs["ChecksumCRC32"] = base64.b64encode(zlib.crc32(data).to_bytes(4)).decode()
             return self.start(self._send(method, Body(data), **kwargs)).result()
@@ -153,7 +220,7 @@ class Stream:
         """The next bytes; none at the end."""
         if self._next is None:
             return b""
-        with _errors_of_botocore():
+        with self._client.errors():
             piece = self._next.result()
         self._next = self._client.start(self._receive()) if self._position < self._end else None
         return piece
@@ -212,16 +279,3 @@ def _timestamp(text: str) -> datetime:
 
 def _deadline() -> float:
     return s3_settings.CONNECT_SECONDS + s3_settings.REQUEST_SECONDS
-
-
-@contextmanager
-def _errors_of_botocore() -> Iterator[None]:
-    """Raise botocore's error where s3fs raises a translation of it, and Python's where aiohttp raises its own."""
-    try:
-        yield
-    except aiohttp.ClientError as error:
-        raise ConnectionError(str(error)) from error
-    except OSError as error:
-        if (answer := client_error(error)) is None:
-            raise
-        raise answer from None

@@ -2,7 +2,8 @@
 
 Everything is left alone that changed less than `--min-age` ago, because somebody may be publishing or reading it: the
 files of a replaced artefact from when they were replaced. Publishers write into folders of their own, so what is older
-than that and named by no manifest never becomes part of an artefact.
+than that and named by no manifest never becomes part of an artefact. An hour is the least, since a publisher may be at
+work for so long, unless `--force` says that none is.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from pathlib import Path
 from rich.table import Table
 
 from ray_learngene.config import GcConfig
+from ray_learngene.config.store import PUBLISHING
 from ray_learngene.errors import UserError
 from ray_learngene.io.errors import Unavailable, clear_errors
 from ray_learngene.io.objects import PROBES, TEMPORARY, Found, IncompleteUpload
@@ -59,9 +61,11 @@ def gc(config: GcConfig) -> list[Garbage]:
     for entry in store.broken():
         print(broken_text(entry.kind, entry.name, store.uri), flush=True)
     before = datetime.now(UTC) - config.age
+    if config.age == PUBLISHING and config.min_age not in ("1h", "60m"):
+        print(f"--min-age {config.min_age} counts as 1h: a publisher may be at work (--force if none is)", flush=True)
     found = [*find_garbage(store, before), *_downloads(config.downloads, before)]
     if not found:
-        print(f"nothing to remove in {store.uri}: all of it is in use, or younger than {config.min_age}")
+        print(f"nothing to remove in {store.uri}: all of it is in use, or younger than {_text(config.age)}")
         return found
     table = Table("what", "where", "size", "last changed", title=f"not needed in {store.uri}", title_justify="left")
     table.columns[2].justify = "right"
@@ -77,6 +81,11 @@ def gc(config: GcConfig) -> list[Garbage]:
         f"{len(found)} removed, {size}" if config.delete else f"{len(found)} to remove, {size}: add --delete to do so"
     )
     return found
+
+
+def _text(age: timedelta) -> str:
+    minutes = int(age.total_seconds() // 60)
+    return f"{minutes // 60}h" if minutes and minutes % 60 == 0 else f"{minutes}m"
 
 
 def find_garbage(store: Store, before: datetime) -> Iterator[Garbage]:
@@ -104,9 +113,9 @@ def _incomplete_uploads(store: Store) -> list[IncompleteUpload]:
 
 def _temporary(store: Store, everything: Iterable[Found], before: datetime) -> Iterator[Garbage]:
     for one in everything:
-        folder, _, name = one.path.rpartition("/")
+        name = one.path.rpartition("/")[2]
         temporary = name.startswith(".") and name.endswith(TEMPORARY)
-        if (temporary or (not folder and name.startswith(PROBES))) and one.modified < before:
+        if (temporary or one.path.startswith(PROBES)) and one.modified < before:
             yield _of("temporary file", one.path, [one], partial(store.objects.delete, one.path))
 
 

@@ -1,4 +1,4 @@
-"""The store: where learngenes, ancestries, descendants and sweeps are kept, in a local folder or below an S3 prefix.
+"""The store: where learngenes, ancestries, descendants and sweeps are kept, in a local folder or in a bucket.
 
     <store>/<kind>/<name>/manifest.json             what the artefact is; it exists when this does
     <store>/<kind>/<name>/<folder>/<files ...>      its files; every publisher writes into a folder of its own
@@ -29,8 +29,8 @@ import pyarrow.parquet
 from ray_learngene.config import StoreConfig
 from ray_learngene.errors import UserError
 from ray_learngene.io.errors import Unavailable, clear_errors
-from ray_learngene.io.filesystems import filesystem
 from ray_learngene.io.objects import Objects
+from ray_learngene.io.ray_filesystems import ray_filesystem, require_agreement
 from ray_learngene.io.retry import RETRY_SECONDS
 from ray_learngene.store.download import download
 from ray_learngene.store.index import KINDS, Entry, Index
@@ -320,11 +320,12 @@ class Store:
     def ray_storage(self, name: str) -> tuple[str, pyarrow.fs.FileSystem | None]:
         """`storage_path` and `storage_filesystem` of Ray's RunConfig for the run `name`, kept in runs/<name>."""
         folder_of("learngene", name)  # the same rule for names
-        runs = self.objects.full("runs")
         if self.objects.is_local:
-            return runs, None
+            return self.objects.full("runs"), None
         self.objects.open()
-        return runs, filesystem(self.uri, self.objects.retry.seconds)[0]
+        storage, path = ray_filesystem(self.uri, self.objects.retry.seconds)
+        require_agreement(self.uri, storage, path)
+        return f"{path}/runs", storage
 
 
 def check_path(path: str) -> str:

@@ -38,7 +38,7 @@ def test_the_policies_allow_what_the_store_asks_for_and_no_more(
         store.create_text("runs/z/settings.json", "{}")
         store.remove_tree("runs/z")
         store.remove("learngene", "y")
-        gc(GcConfig(store=uri, min_age="0m", delete=True))
+        gc(GcConfig(store=uri, min_age="0m", force=True, delete=True))
     with recorded(s3_server.endpoint) as reading:
         monkeypatch.setenv("AWS_ENDPOINT_URL", reading.endpoint)
         print_list(ListConfig(store=uri))

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from ray_learngene.io import filesystems, retry, s3_settings
+from ray_learngene.io import ray_filesystems, retry, s3_settings
 from tests.conftest import S3Server
 from tests.store.conftest import files, folder, store
 from tests.store.proxy import Proxy
@@ -20,7 +20,7 @@ def proxy(s3_env: Callable[[], str], s3_server: S3Server, monkeypatch: pytest.Mo
     monkeypatch.setattr(retry, "QUIET_SECONDS", 0.0)
     monkeypatch.setattr(s3_settings, "CONNECT_SECONDS", 1)
     monkeypatch.setattr(s3_settings, "REQUEST_SECONDS", 1)
-    monkeypatch.setattr(filesystems, "ATTEMPTS", 1)
+    monkeypatch.setattr(ray_filesystems, "ATTEMPTS", 1)
     made = Proxy(s3_server.endpoint)
     monkeypatch.setenv("AWS_ENDPOINT_URL", made.endpoint)
     yield made

@@ -3,6 +3,7 @@
 import os
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -64,10 +65,11 @@ def test_what_is_left_over_is_found_and_nothing_young(full: Store) -> None:
 def test_only_delete_deletes(full: Store, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     before = full.objects.find("")
     wanted = expected(full)
-    time.sleep(0)
     assert {one.path for one in gc(GcConfig(store=full.uri, min_age="24h"))} == set()
     assert "nothing to remove in" in capsys.readouterr().out
-    config = GcConfig(store=full.uri, min_age="0m")
+    assert gc(GcConfig(store=full.uri, min_age="0m", delete=True)) == []
+    assert "--min-age 0m counts as 1h: a publisher may be at work" in capsys.readouterr().out
+    config = GcConfig(store=full.uri, min_age="0m", force=True)
     assert {one.path for one in gc(config)} <= set(wanted)  # S3 tells whole seconds, and the newest is of this one
     assert full.objects.find("") == before
     for one in find_garbage(full, datetime.now(UTC) + SOON):
@@ -93,6 +95,17 @@ def test_an_artefact_published_again_meanwhile_is_left_alone(full: Store, folder
 def test_a_manifest_that_cannot_be_read_protects_its_files(full: Store) -> None:
     full.write_text("learngenes/x/manifest.json", "{")
     assert not [path for path in garbage(full) if path.startswith("learngenes/x/")]
+
+
+def test_publishers_at_work_lose_nothing_to_a_gc_in_a_hurry(store: Store, folder: Path, tmp_path: Path) -> None:
+    """What one wrote before its manifest looks like what a dead one left."""
+    names = [f"s/{n}" for n in range(12)]
+    with ThreadPoolExecutor(3) as pool:
+        publishing = [pool.submit(store.publish, "descendant", name, folder, {}) for name in names]
+        while not all(each.done() for each in publishing):
+            gc(GcConfig(store=store.uri, min_age="0m", delete=True))
+    for name in names:
+        assert contents(store.download("descendant", name, tmp_path / name)) == contents(folder)
 
 
 def test_abandoned_multipart_uploads_go(s3_env: Callable[[], str], s3_server: S3Server) -> None:

@@ -25,6 +25,10 @@ from ray_learngene.io.errors import clear_errors
 from ray_learngene.io.filesystems import filesystem
 
 
+class NoParquet(UserError):
+    """There are no Parquet files at an address."""
+
+
 class Rows:
     """The memory-mapped rows of some files. Pickled, it is their address: where it arrives, they are mapped again."""
 
@@ -83,7 +87,7 @@ def open_parquet(config: DataConfig) -> ImageSets:
         found = find_files(source, root, ".parquet")
         single = source.get_file_info(root).is_file
     if not found:
-        raise UserError(f"no *.parquet files at {uri}: check the address (image files must be in a local folder)")
+        raise NoParquet(f"no *.parquet files at {uri}: check the address")
     if single:
         address, groups = os.path.dirname(address), {"train": found}  # a set of its own, whatever its name says
     elif config.split_column:

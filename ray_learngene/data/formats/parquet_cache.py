@@ -12,7 +12,8 @@ import hashlib
 import itertools
 import json
 import os
-from collections.abc import Iterator, Sequence
+import shutil
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -31,6 +32,7 @@ from ray_learngene.io.filesystems import filesystem
 
 CLASSES_KEY = b"ray_learngene.classes"
 UNLABELLED = {-1, ""}  # what stands for the label of an image that has none
+COPIES = ".images"  # ending of local copies of image folders; see remote_folder.py
 _BATCH_ROWS = 256
 _FORMAT = 1
 
@@ -70,27 +72,41 @@ def cached_rows(source: Source, limit: float = 0) -> Path:
         if not file.is_file:
             raise UserError(f"{name} is not in {source.uri} on this machine: put the set where all machines see it")
     state = [_FORMAT, source.state(), [(file.size, file.mtime_ns) for file in files]]
-    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ray_learngene"
+    folder = cache_folder()
     path = folder / f"{hashlib.sha256(json.dumps(state).encode()).hexdigest()[:32]}.arrow"
+
+    def write() -> None:
+        partial = path.with_suffix(".partial")
+        try:
+            _write(partial, _batches(place, [file.path for file in files], source), Room(folder, limit))
+            os.replace(partial, path)
+        finally:
+            partial.unlink(missing_ok=True)
+
+    return cached(path, write)
+
+
+def cache_folder() -> Path:
+    """Where local copies of image sets lie."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ray_learngene"
+
+
+def cached(path: Path, write: Callable[[], object]) -> Path:
+    """A path of the cache; written first where it is not there yet, by one process of a host."""
     _opened.add(path)
     with suppress(FileNotFoundError):
         os.utime(path)
         return path
-    with clear_errors(str(folder)):
-        folder.mkdir(parents=True, exist_ok=True)
+    with clear_errors(str(path.parent)):
+        path.parent.mkdir(parents=True, exist_ok=True)
         with path.with_suffix(".lock").open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)  # the workers of one host stream the source once
+            fcntl.flock(lock, fcntl.LOCK_EX)
             if not path.exists():
-                partial = path.with_suffix(".partial")
-                try:
-                    _write(partial, _batches(place, [file.path for file in files], source), _Room(folder, limit))
-                    os.replace(partial, path)
-                finally:
-                    partial.unlink(missing_ok=True)
+                write()
     return path
 
 
-def _write(path: Path, batches: Iterator[pa.RecordBatch], room: _Room) -> None:
+def _write(path: Path, batches: Iterator[pa.RecordBatch], room: Room) -> None:
     first = next(batches)
     with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, first.schema) as writer:
         for batch in itertools.chain([first], batches):
@@ -101,32 +117,37 @@ def _write(path: Path, batches: Iterator[pa.RecordBatch], room: _Room) -> None:
 _opened: set[Path] = set()  # files of this process, which would only be written again
 
 
-class _Room:
-    """Removes files of the cache, those opened longest ago first, as a growing one needs their place."""
+class Room:
+    """Removes copies from the cache, those opened longest ago first, as a growing one needs their place."""
 
     def __init__(self, folder: Path, limit: float) -> None:
         self.limit = limit
         self.folder = folder
-        self.others = [(path.stat(), path) for path in folder.glob("*.arrow")] if limit else []
-        self.others.sort(key=lambda each: each[0].st_mtime_ns, reverse=True)
-        self.taken = sum(stat.st_size for stat, _ in self.others)
+        paths = [*folder.glob("*.arrow"), *folder.glob(f"*{COPIES}")] if limit else []
+        self.others = sorted(((path.stat().st_mtime_ns, _size(path), path) for path in paths), reverse=True)
+        self.taken = sum(size for _, size, _ in self.others)
 
     def make(self, size: int) -> None:
-        """Make room for a file of so many bytes.
+        """Make room for a copy of so many bytes.
 
         Raises:
             UserError: There is not enough that can be removed.
         """
         while self.limit and self.taken + size > self.limit:
-            stat, oldest = next((each for each in reversed(self.others) if each[1] not in _opened), (None, None))
-            if stat is None or oldest is None:
+            oldest = next((each for each in reversed(self.others) if each[2] not in _opened), None)
+            if oldest is None:
                 raise UserError(
                     f"the local copies of this image set do not fit into --cache-gb {self.limit / 1e9:g} "
                     f"({self.folder}): allow more, or convert it with a smaller --short-side"
                 )
-            oldest.unlink(missing_ok=True)
-            self.others.remove((stat, oldest))
-            self.taken -= stat.st_size
+            _, freed, path = oldest
+            path.unlink(missing_ok=True) if path.is_file() else shutil.rmtree(path, ignore_errors=True)
+            self.others.remove(oldest)
+            self.taken -= freed
+
+
+def _size(path: Path) -> int:
+    return sum(each.stat().st_size for each in ([path] if path.is_file() else path.rglob("*")) if each.is_file())
 
 
 def _batches(place: FileSystem, paths: Sequence[str], source: Source) -> Iterator[pa.RecordBatch]:
