@@ -6,7 +6,7 @@ import sys
 from collections.abc import Collection, Sequence
 
 from rich.console import Console
-from rich.table import Table
+from rich.table import Table as RichTable
 
 _WIDTH = 160  # of a table that goes to a file or another program
 
@@ -17,14 +17,23 @@ def unreadable_text(names: Sequence[str]) -> str:
     return f"skipped {len(names)} unreadable images: {', '.join(names[:3])}{more}"
 
 
+class Table(RichTable):
+    """rich's, whose rows may have text from outside."""
+
+    def add_row(self, *cells: Any, **options: Any) -> None:
+        super().add_row(*(printable(cell) if isinstance(cell, str) else cell for cell in cells), **options)
+
+
 def print_table(table: Table) -> None:
-    """Print a table, whole also where the output is no terminal."""
-    console = Console(highlight=False)
-    (console if console.is_terminal else Console(highlight=False, width=_WIDTH)).print(table)
+    """Print a table, whole also where the output is no terminal; brackets in it are text, not markup."""
+    console = Console(highlight=False, markup=False, emoji=False)
+    wide = Console(highlight=False, markup=False, emoji=False, width=_WIDTH)
+    (console if console.is_terminal else wide).print(table)
 
 
 def print_columns(head: Sequence[str], rows: Sequence[Sequence[str]], right: Collection[int] = ()) -> None:
     """Print aligned columns without a frame, those numbered `right` to the right: ten thousand rows in no time."""
+    rows = [tuple(map(printable, row)) for row in rows]
     widths = [max(len(row[column]) for row in (head, *rows)) for column in range(len(head))]
     for row in (head, *rows):
         cells = [
@@ -35,8 +44,18 @@ def print_columns(head: Sequence[str], rows: Sequence[Sequence[str]], right: Col
     sys.stdout.flush()
 
 
+def printable(text: str) -> str:
+    """Text from outside without what a terminal takes for a command."""
+    return "".join(each if each.isprintable() or each in "\n\t" else "�" for each in text)
+
+
 def one_line(text: object, longest: int = 200) -> str:
     """Text from outside, such as a name in a store, safe to print: no control characters, one line, not too long."""
     shown = "" if text is None else str(text)
     shown = "".join(each if each.isprintable() else "�" for each in shown) or "-"
     return shown if len(shown) <= longest else f"{shown[: longest - 1]}…"
+
+
+def plot_label(text: object) -> str:
+    """Text from outside, safe as a label of a plot: matplotlib takes what stands between dollars for a formula."""
+    return one_line(text).replace("$", r"\$")

@@ -142,7 +142,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         )
         return UserError.status
     except UserError as error:
-        print(f"learngene: error: {error}", file=sys.stderr)
+        from ray_learngene.terminal import printable
+
+        print(f"learngene: error: {printable(str(error))}", file=sys.stderr)
         return error.status
     except Interrupted as interrupted:
         how = "interrupted" if sigterm.by_ctrl_c() else "stopped by SIGTERM"

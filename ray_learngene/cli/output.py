@@ -21,7 +21,7 @@ _MOST_BARS = 8
 
 
 class TerminalHandler(logging.Handler):
-    """Prints each message as it is; draws the bars of work that goes on, if standard output is a terminal."""
+    """Prints each message, but for what a terminal takes for a command; draws the bars of work that goes on, if standard output is a terminal."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -34,7 +34,10 @@ class TerminalHandler(logging.Handler):
         if isinstance(bar, Bar) and sys.stdout.isatty() and os.environ.get("TERM", "dumb") != "dumb":
             self._draw(bar)
         elif record.levelno >= logging.INFO:
-            print(self.format(record), file=sys.stderr if record.levelno >= logging.WARNING else sys.stdout, flush=True)
+            from ray_learngene.terminal import printable  # rich is slow to import, and --help needs none
+
+            stream = sys.stderr if record.levelno >= logging.WARNING else sys.stdout
+            print(printable(self.format(record)), file=stream, flush=True)
 
     def _draw(self, bar: Bar) -> None:
         if bar.done >= 1:

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from rich.table import Table
-
 from ray_learngene.config import PlanConfig
 from ray_learngene.models.budgets import format_quantity
 from ray_learngene.models.costs import training_memory
 from ray_learngene.sweeps.plan import plan
-from ray_learngene.terminal import print_table
+from ray_learngene.terminal import Table, print_table
 
 
 def print_plan(config: PlanConfig) -> None:

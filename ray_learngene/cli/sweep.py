@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from typing import Any
 
 import pandas
-from rich.table import Table
 
 from ray_learngene.config import SweepConfig
 from ray_learngene.errors import RunError
@@ -15,7 +14,7 @@ from ray_learngene.store.store import Store
 from ray_learngene.store.sweeps import PAGE, RESULTS, read_settings
 from ray_learngene.sweeps.results import MEASURES, any_finished, leaderboard, sweep_table
 from ray_learngene.sweeps.sweep import sweep
-from ray_learngene.terminal import one_line, print_table
+from ray_learngene.terminal import Table, one_line, print_table
 
 
 def print_sweep(config: SweepConfig) -> None:

@@ -22,6 +22,7 @@ from ray_learngene.config import BenchConfig
 from ray_learngene.models.budgets import format_quantity
 from ray_learngene.provenance import publishable
 from ray_learngene.store.store import Store
+from ray_learngene.terminal import plot_label
 
 log = logging.getLogger(__name__)
 
@@ -190,7 +191,7 @@ def accuracy_plot(table: pandas.DataFrame, names: Sequence[str]) -> Any:
     panels = figure.subplots(1, len(MEASURES), sharey=True)
     for axes, (measure, title) in zip(panels, MEASURES.items(), strict=True):
         for index, name in enumerate(names):
-            label: str | None = name
+            label: str | None = plot_label(name)
             for _, some in table[table["arm"] == name].groupby("width"):
                 groups = some.groupby("params")[measure]
                 mean, spread = groups.mean(), groups.std(ddof=1).fillna(0)
@@ -225,7 +226,7 @@ def break_even_plot(table: pandas.DataFrame, names: Sequence[str], most: int = 1
             if len(arm):
                 spent: Cost = cost(arm, unit, ancestry=everything)
                 totals = [spent.total(count, search=everything) for count in counts]
-                axes.plot(counts, totals, marker=".", label=name, **_style(index))
+                axes.plot(counts, totals, marker=".", label=plot_label(name), **_style(index))
         axes.set_title(title)
         axes.set_xlabel("descendants delivered")
         axes.set_xticks(list(counts))

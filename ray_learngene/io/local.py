@@ -2,19 +2,39 @@
 
 from __future__ import annotations
 
+import errno
 import glob
 import os
 import shutil
+import stat
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import IO
 
 from ray_learngene.errors import UserError
 from ray_learngene.io.backend import TEMPORARY, Found
 
 PIECE_BYTES = 2**20
+
+
+def open_file(path: str, buffering: int = -1) -> IO[bytes]:
+    """Open a file for reading.
+
+    Raises:
+        UserError: It is a pipe or a device, for which one could wait for ever.
+        OSError: What the operating system says.
+    """
+    file = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    mode = os.fstat(file).st_mode
+    if stat.S_ISREG(mode):
+        return os.fdopen(file, "rb", buffering)
+    os.close(file)
+    if stat.S_ISDIR(mode):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), path)
+    raise UserError(f"{path} is a pipe or a device, not a file: remove it")
 
 
 class LocalStorage:
@@ -35,14 +55,14 @@ class LocalStorage:
 
     def read(self, path: str, most: int) -> bytes | None:
         try:
-            with open(self._full(path), "rb") as file:
+            with open_file(self._full(path)) as file:
                 return file.read(min(most, os.fstat(file.fileno()).st_size + 1))  # as much is allocated beforehand
         except FileNotFoundError:
             return None
 
     def pieces(self, path: str, offset: int) -> Iterator[bytes]:
         """The content of a file from a byte offset on."""
-        with open(self._full(path), "rb", buffering=0) as file:
+        with open_file(self._full(path), buffering=0) as file:
             file.seek(offset)
             while piece := file.read(PIECE_BYTES):
                 yield piece
@@ -90,12 +110,13 @@ class LocalStorage:
                 yield from self.look(path)
                 continue
             with suppress(FileNotFoundError):
-                stat = entry.stat()
-                yield Found(path, stat.st_size, datetime.fromtimestamp(stat.st_mtime, UTC))
+                found = entry.stat()
+                if stat.S_ISREG(found.st_mode):  # a pipe or a device is no object
+                    yield Found(path, found.st_size, datetime.fromtimestamp(found.st_mtime, UTC))
 
     def named(self, folder: str, name: str, depth: int) -> list[str]:
         found = glob.glob("*/" * depth + name, root_dir=self._full(folder))
-        return [f"{folder}/{path}" for path in found]
+        return [f"{folder}/{path}" for path in found if self.exists(f"{folder}/{path}")]
 
     def delete(self, paths: list[str]) -> None:
         for path in map(self._full, paths):

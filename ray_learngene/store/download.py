@@ -8,11 +8,13 @@ import hashlib
 import logging
 import os
 import shutil
+import stat
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
+from typing import IO
 
 from ray_learngene.errors import UserError
 from ray_learngene.io.errors import clear_errors
@@ -92,6 +94,8 @@ def _check_free(out: Path, manifest: Manifest, overwrite: bool) -> None:
 
 def _check_ours(folder: Path, manifest: Manifest) -> None:
     """Refuse to clear away a folder that no pull has left beside its target."""
+    if folder.is_symlink():
+        raise UserError(f"{folder} is a link, and in the way of the pull: move it, or choose another folder")
     others = [] if (folder / LOCK).exists() else _others(folder, manifest)
     if others:
         raise UserError(
@@ -101,12 +105,20 @@ def _check_ours(folder: Path, manifest: Manifest) -> None:
 
 
 def _others(folder: Path, manifest: Manifest) -> list[Path]:
-    """The files below a local folder that the manifest does not name."""
+    """What is below a local folder, but for folders, and is not named by the manifest; links to folders, too."""
     return [
         path
         for path in sorted(folder.rglob("*"))
-        if not path.is_dir() and path != folder / LOCK and manifest.entry(path.relative_to(folder).as_posix()) is None
+        if (path.is_symlink() or not path.is_dir())
+        and path != folder / LOCK
+        and manifest.entry(path.relative_to(folder).as_posix()) is None
     ]
+
+
+def _is_own(path: Path) -> bool:
+    """Whether a path is a file or folder by itself: writing there reaches nothing that has another name, too."""
+    found = path.lstat()
+    return stat.S_ISDIR(found.st_mode) or (stat.S_ISREG(found.st_mode) and found.st_nlink == 1)
 
 
 def _check_space(partial: Path, manifest: Manifest) -> None:
@@ -126,6 +138,9 @@ def _bytes_in(folder: Path) -> int:
 def _remove_others(partial: Path, manifest: Manifest) -> None:
     for path in _others(partial, manifest):
         path.unlink()
+    for path in partial.rglob("*"):
+        if not _is_own(path):
+            path.unlink()
 
 
 def _fetch(objects: Objects, folder: str, partial: Path, progress: Progress, entry: FileEntry) -> None:
@@ -162,10 +177,15 @@ def _complete(objects: Objects, source: str, entry: FileEntry, target: Path, pro
         return file.tell() == entry.bytes and digest.hexdigest() == entry.sha256
 
 
+def open_lock(folder: Path, flags: int = 0) -> IO[bytes]:
+    """Open the file by which a pull locks its folder; what is there in its place is neither followed nor waited for."""
+    return os.fdopen(os.open(folder / LOCK, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | flags, 0o666), "r+b", 0)
+
+
 @contextmanager
 def _locked(partial: Path) -> Iterator[None]:
     """Keep a second pull out of the folder; the lock ends with the process, however that ends."""
-    with (partial / LOCK).open("w") as lock:
+    with open_lock(partial, os.O_CREAT) as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

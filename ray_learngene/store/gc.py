@@ -18,19 +18,17 @@ from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
 
-from rich.table import Table
-
 from ray_learngene.config import GcConfig
 from ray_learngene.config.store import PUBLISHING
 from ray_learngene.errors import UserError
 from ray_learngene.io.errors import Unavailable, clear_errors
 from ray_learngene.io.objects import PROBES, TEMPORARY, Found, IncompleteUpload
 from ray_learngene.models.budgets import format_quantity
-from ray_learngene.store.download import LEFTOVERS, LOCK
+from ray_learngene.store.download import LEFTOVERS, LOCK, open_lock
 from ray_learngene.store.manifest import FOLDERS, GROUPED, MANIFEST, Kind
 from ray_learngene.store.store import Store
 from ray_learngene.store.whole import broken_text
-from ray_learngene.terminal import print_table
+from ray_learngene.terminal import Table, print_table
 
 # A run's driver writes a last state after its artefact is published; one that goes on for longer is another run.
 LAST_WORDS = timedelta(hours=1)
@@ -212,10 +210,9 @@ def _downloads(folder: str | None, before: datetime) -> Iterator[Garbage]:
 
 def _unlocked(partial: Path) -> bool:
     """Whether no pull is running into a folder."""
-    lock = partial / LOCK
-    if not lock.exists():
+    if not (partial / LOCK).exists():
         return True
-    with lock.open() as file:
+    with open_lock(partial) as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:

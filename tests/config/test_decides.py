@@ -17,7 +17,16 @@ from ray_learngene.config import (
 from ray_learngene.config.base import Config, what_decides
 from ray_learngene.config.decides import BENCHMARK, DESCENDANT, RUN, TAUGHT_DESCENDANT, Decides
 
-ELSEWHERE = {"store", "store_patience", "check_images", "unreadable", "loader_workers", "cache_gb", "data_dir"}
+ELSEWHERE = {
+    "store",
+    "store_patience",
+    "storage_options",
+    "check_images",
+    "unreadable",
+    "loader_workers",
+    "cache_gb",
+    "data_dir",
+}
 
 
 def later(cls: type[Config]) -> set[str]:

@@ -186,3 +186,18 @@ def test_rays_own_storage_is_as_patient(uri: str, proxy: Proxy) -> None:
     with storage.open_output_stream(f"{path}/run/state.json") as stream:
         stream.write(b"{}")
     assert Store(uri).read_text("runs/run/state.json") == "{}"
+
+
+def test_a_server_that_drips_does_not_answer(uri: str, proxy: Proxy, folder: Path, tmp_path: Path) -> None:
+    Store(uri).publish("learngene", "a", folder, {})
+    proxy.fault = lambda request: "drip"
+    for use in (
+        lambda store: store.objects.find(""),
+        lambda store: store.manifest("learngene", "a"),
+        lambda store: store.objects.put("x", b"x" * 2**20),
+    ):
+        with pytest.raises(Unavailable, match="no answer from the S3 server"):
+            use(Store(uri, retry_seconds=0))
+    proxy.fault = lambda request: "drip" if request.path.endswith("model.safetensors") else None
+    with pytest.raises(Unavailable, match="no answer from the S3 server"):
+        Store(uri, retry_seconds=0).download("learngene", "a", tmp_path / "out")

@@ -10,7 +10,9 @@ from dataclasses import dataclass
 from typing import Literal
 from urllib.parse import urlsplit
 
-Fault = Literal["refuse", "hang", "stall", "cut", "half", "lose", "late"] | int
+DRIP_SECONDS = 0.3
+
+Fault = Literal["refuse", "hang", "stall", "cut", "half", "drip", "lose", "late"] | int
 
 
 @dataclass(frozen=True)
@@ -29,11 +31,11 @@ class Request:
 class Proxy:
     """Passes on every request and its answer unchanged, unless `fault` says otherwise for it.
 
-    Faults: "refuse" closes the connection, "hang" never answers, "stall" asks for the body and takes none of it, "cut"
-    breaks off in the middle of the answer, "half" sends half an answer as if it were whole, "lose" lets the server do
-    what is asked and loses the answer, "late" refuses with status 403 and lets the server do it in `deliver`; a number
-    is answered with that HTTP status. `after` is called when the server has answered a request, before its answer goes
-    back.
+    Faults: "refuse" closes the connection, "hang" never answers, "stall" asks for the body and takes none of it,
+    "cut" breaks off in the middle of the answer, "drip" sends it byte by byte with pauses, "half" sends half an
+    answer as if it were whole, "lose" lets the server do what is asked and loses the answer, "late" refuses with
+    status 403 and lets the server do it in `deliver`; a number is answered with that HTTP status. `after` is called
+    when the server has answered a request, before its answer goes back.
     """
 
     def __init__(self, endpoint: str) -> None:
@@ -127,6 +129,13 @@ class Proxy:
         if fault == "lose":
             return False
         data = b"".join(received)
+        if fault == "drip":
+            client.sendall(answer)
+            for byte in data:
+                if self._closed.wait(DRIP_SECONDS):
+                    break
+                client.sendall(bytes([byte]))
+            return False
         if fault == "half":
             answer = answer.replace(b"Content-Length: %d" % len(data), b"Content-Length: %d" % (len(data) // 2))
             data = data[: len(data) // 2]

@@ -192,3 +192,57 @@ def test_a_checkpoint_of_another_format_is_refused_by_name(store: Store, folder:
     with pytest.raises(UserError, match="the checkpoint run/state in .* is of format 7") as error:
         StoreCheckpoints(store, "run/state").latest().__enter__()
     one_line(error)
+
+
+@pytest.mark.parametrize("kind", ["symlink", "hard link", "folder", "pipe", "lock"])
+def test_a_pull_writes_through_no_link_and_waits_for_no_pipe(
+    store: Store, folder: Path, files: dict[str, bytes], tmp_path: Path, kind: str
+) -> None:
+    store.publish("learngene", "a", folder, {})
+    mine = make_folder(tmp_path / "mine", {"thesis.tex": b"years", "a.svg": b"a drawing"})
+    partial = make_folder(tmp_path / "out.partial", {".pull-lock": b""})
+    if kind == "symlink":
+        (partial / "model.safetensors").symlink_to(mine / "thesis.tex")
+    elif kind == "hard link":
+        os.link(mine / "thesis.tex", partial / "model.safetensors")
+    elif kind == "folder":
+        (partial / "plots").symlink_to(mine)
+    elif kind == "pipe":
+        os.mkfifo(partial / "config.json")
+    else:
+        (partial / ".pull-lock").unlink()
+        (partial / ".pull-lock").symlink_to(mine / "thesis.tex")
+    if kind == "lock":
+        with pytest.raises(UserError) as error:
+            store.download("learngene", "a", tmp_path / "out")
+        one_line(error)
+    else:
+        assert contents(store.download("learngene", "a", tmp_path / "out")) == files
+    assert contents(mine) == {"thesis.tex": b"years", "a.svg": b"a drawing"}
+
+
+def test_a_partial_folder_that_is_a_link_is_refused(store: Store, folder: Path, tmp_path: Path) -> None:
+    store.publish("learngene", "a", folder, {})
+    mine = make_folder(tmp_path / "mine", {".pull-lock": b"", "thesis.tex": b"years"})
+    (tmp_path / "out.partial").symlink_to(mine)
+    with pytest.raises(UserError, match="out.partial is a link, and in the way of the pull") as error:
+        store.download("learngene", "a", tmp_path / "out")
+    one_line(error)
+    assert (mine / "thesis.tex").read_bytes() == b"years"
+
+
+def test_pipes_and_devices_in_a_store_are_no_objects(folder: Path, tmp_path: Path) -> None:
+    store = Store(str(tmp_path / "store"))
+    manifest = store.publish("learngene", "a", folder, {})
+    (tmp_path / "store" / "learngenes" / "pipe").mkdir()
+    os.mkfifo(tmp_path / "store" / "learngenes" / "pipe" / "manifest.json")
+    assert [entry.name for entry in store.entries()] == ["a"]
+    with pytest.raises(UserError, match="manifest.json is a pipe or a device, not a file: remove it") as error:
+        store.manifest("learngene", "pipe")
+    one_line(error)
+    weights = tmp_path / "store" / manifest.base / "model.safetensors"
+    weights.unlink()
+    weights.symlink_to("/dev/zero")
+    with pytest.raises(UserError, match="model.safetensors is a pipe or a device"):
+        store.download("learngene", "a", tmp_path / "out")
+    assert not store.exists("learngene", "a")

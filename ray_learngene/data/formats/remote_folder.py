@@ -13,13 +13,16 @@ import posixpath
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ray_learngene.data.formats.files import EXTENSIONS, Files, is_system, not_read
 from ray_learngene.data.formats.parquet_cache import COPIES, Room, cache_folder, cached
 from ray_learngene.errors import UserError
 from ray_learngene.io.backend import Found
 from ray_learngene.io.errors import clear_errors
-from ray_learngene.io.objects import Objects
+
+if TYPE_CHECKING:
+    from ray_learngene.io.objects import Objects
 
 
 def local_copy(uri: str, limit: float) -> tuple[Path, str | None]:
@@ -31,6 +34,8 @@ def local_copy(uri: str, limit: float) -> tuple[Path, str | None]:
     Raises:
         UserError: There are no images, they do not fit, or the storage or the disk refuses.
     """
+    from ray_learngene.io.objects import Objects  # only here: other image sets need no client of a storage
+
     objects = Objects(uri)
     if objects.is_local:
         return Path(objects.root), None
