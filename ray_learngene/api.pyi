@@ -438,6 +438,7 @@ def pull(
 def expand(
     learngene: Artefact | str,
     *,
+    storage_options: dict[str, Any] = ...,
     data: Path | str = "",
     data_dir: Path | str | None = None,
     image_column: str = "image",
@@ -471,6 +472,7 @@ def expand(
 def expand_all(
     learngene: Artefact | str,
     *,
+    storage_options: dict[str, Any] = ...,
     data: Path | str = "",
     data_dir: Path | str | None = None,
     image_column: str = "image",
@@ -504,6 +506,7 @@ def expand_all(
 def page(
     store: Store | str,
     *,
+    storage_options: dict[str, Any] = ...,
     store_patience: float = 300.0,
     sweeps: str | Sequence[str] = (),
     out: Path | str = "models.html",

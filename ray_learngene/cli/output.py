@@ -21,7 +21,10 @@ _MOST_BARS = 8
 
 
 class TerminalHandler(logging.Handler):
-    """Prints each message, but for what a terminal takes for a command; draws the bars of work that goes on, if standard output is a terminal."""
+    """Prints each message, but for what a terminal takes for a command.
+
+    If standard output is a terminal, the bars of work that goes on are drawn.
+    """
 
     def __init__(self) -> None:
         super().__init__()
