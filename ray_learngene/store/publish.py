@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from ray_learngene.errors import UserError
+from ray_learngene.io.errors import clear_errors
 from ray_learngene.io.objects import Objects
 from ray_learngene.progress import Progress
 from ray_learngene.store.index import Index
@@ -97,7 +98,7 @@ class Publication:
 
     def _upload(self, folder: Path, paths: Sequence[str]) -> list[FileEntry]:
         """Upload files, hash them meanwhile, and see that all have arrived."""
-        total = sum((folder / path).stat().st_size for path in paths)
+        total = sum(_bytes(folder / path) for path in paths)
         progress = Progress(f"upload of {self.kind} {self.name}", total / 1e6, "MB")
         with progress, ThreadPoolExecutor() as pool:
 
@@ -154,3 +155,8 @@ class Publication:
             self.objects.delete_many(f"{self.target}/{path}" for path in paths)
             if note:
                 self.objects.delete(note)
+
+
+def _bytes(path: Path) -> int:
+    with clear_errors(str(path)):
+        return path.stat().st_size
