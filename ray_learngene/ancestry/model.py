@@ -20,6 +20,7 @@ from ray_learngene.ancestry.origin import log_license, origin_of
 from ray_learngene.errors import UserError
 from ray_learngene.io.scratch import scratch_folder
 from ray_learngene.models.compile import compile_layers
+from ray_learngene.models.features import Read, gives_features
 from ray_learngene.models.origin import Origin
 from ray_learngene.models.timm_folder import labels_of, load_timm
 from ray_learngene.store.manifest import Kind
@@ -76,13 +77,16 @@ class Ancestry(nn.Module):
         """Answer with these of its classes, in this order, and these names."""
         self.order, self.labels, self._rounded = torch.tensor(order), labels, None
 
-    def forward(self, images: Tensor) -> Tensor:
+    def forward(self, images: Tensor, read: Read | None = None) -> Any:
+        """Return logits `[B, K]`, or what `read` reads of the model."""
         if self.scale is not None and self.shift is not None:
             images = images * self.scale + self.shift
         if self.luma is not None:  # its mean and deviation are one for all channels, and the weights sum to 1
             images = (images * self.luma).sum(dim=1, keepdim=True)
         if images.shape[-2:] != self.input_size:
             images = F.interpolate(images, self.input_size, mode="bicubic", antialias=True)
+        if read is not None:
+            return read(self.model, images)
         logits = self.model(images)
         return logits if self.order is None else logits.index_select(-1, self.order)
 
@@ -138,15 +142,16 @@ def _per_channel(values: Sequence[float], grey: bool) -> tuple[float, ...]:
     return tuple(values)
 
 
-def load_ancestry(reference: str, store: Store, flag: str = "--ancestry") -> Ancestry:
+def load_ancestry(reference: str, store: Store, flag: str = "--ancestry", *, features: bool = False) -> Ancestry:
     """Load the ancestry model of `--ancestry`, or of another flag with the same references.
 
     Args:
         reference: A timm name (pretrained weights from the hub), `local-dir:FOLDER`, or `store:ancestries/NAME` or
             `store:descendants/SWEEP/NAME`.
+        features: It teaches features, and needs no classification head.
 
     Raises:
-        UserError: there is no such model, its weights cannot be fetched, or it has no classification head.
+        UserError: there is no such model, its weights cannot be fetched, or it cannot teach.
     """
     scheme, _, rest = reference.partition(":")
     if scheme == "store":
@@ -160,8 +165,13 @@ def load_ancestry(reference: str, store: Store, flag: str = "--ancestry") -> Anc
         model = load_timm(Path(rest).expanduser())
     else:
         model = create_timm(reference, flag, pretrained=True)
-    if not getattr(model, "num_classes", 0):
-        raise UserError(f"{flag} {reference}: the model has no classification head")
+    if features and not gives_features(model):
+        raise UserError(f"{flag} {reference}: timm gives no feature maps of a {type(model).__name__}")
+    if not features and not getattr(model, "num_classes", 0):
+        raise UserError(
+            f"{flag} {reference}: the model has no classification head; a model of features teaches with "
+            "`learngene distill --teach features`"
+        )
     channels = get_model_input_config(model)["input_size"][0]
     if channels not in (1, 3):
         raise UserError(f"{flag} {reference}: the model takes images of {channels} channels; choose one of 3, or of 1")

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from ray_learngene.config.base import NOTHING
+from ray_learngene.config.base import LATER, NOTHING, Config
 from ray_learngene.config.data import AugmentationConfig, DataConfig
 from ray_learngene.config.presets import PRESET_NAMES
 from ray_learngene.config.training import DistillationConfig, PublishConfig, StoreConfig, TrainingConfig, WorkersConfig
@@ -33,8 +33,48 @@ class AncestryConfig(PublishConfig, StoreConfig, DataConfig, TrainingConfig, Aug
         return model_args
 
 
+class FeaturesConfig(Config):
+    """What the ancestry model teaches: its logits or its features."""
+
+    teach: Literal["logits", "features"] = Field(
+        "logits",
+        description="logits, or features: maps and the pooled vector, of any model and any images, without labels",
+        json_schema_extra=LATER,
+    )
+    feature_layers: int = Field(
+        1,
+        ge=1,
+        description="feature maps to teach, evenly spaced over the layers, the last layer's among them",
+        json_schema_extra=LATER,
+    )
+    feature_loss: Literal["cosine+smooth-l1", "cosine", "smooth-l1", "mse"] = Field(
+        "cosine+smooth-l1",
+        description="distance of projected features from the teacher's standardised ones",
+        json_schema_extra=LATER,
+    )
+    feature_vector: float = Field(
+        1.0, ge=0, description="weight of the vector's loss next to that of the maps", json_schema_extra=LATER
+    )
+
+    @model_validator(mode="after")
+    def _of_what_is_taught(self) -> Self:
+        other = FeaturesConfig if self.teach == "logits" else DistillationConfig
+        for name in other.model_fields.keys() - {"soft_labels"}:
+            if getattr(self, name) != other.model_fields[name].default and name != "teach":
+                needs = "features" if self.teach == "logits" else "logits"
+                raise ValueError(f"{name} is for --teach {needs}: leave it out")
+        return self
+
+
 class DistillConfig(
-    PublishConfig, StoreConfig, DataConfig, DistillationConfig, TrainingConfig, AugmentationConfig, WorkersConfig
+    PublishConfig,
+    StoreConfig,
+    DataConfig,
+    FeaturesConfig,
+    DistillationConfig,
+    TrainingConfig,
+    AugmentationConfig,
+    WorkersConfig,
 ):
     """`learngene distill`: ancestry model and images to a learngene."""
 
@@ -50,7 +90,11 @@ class DistillConfig(
     )
     image_size: int | None = Field(None, ge=1, description="input size in pixels; default: the preset's")
     start: str | None = Field(None, description="learngene in the store that the auxiliary model starts from")
-    labels: bool = Field(True, description="the images' labels are the ancestry's classes; off: labels are never read")
+    labels: bool = Field(
+        True,
+        description="the images' labels are the ancestry's classes; off: labels are never read. With --teach features "
+        "they only measure",
+    )
 
     @model_validator(mode="after")
     def _labels_needed(self) -> DistillConfig:
@@ -60,8 +104,8 @@ class DistillConfig(
 
     @property
     def reads_labels(self) -> bool:
-        """Off without labels: a folder of images of no class is enough then."""
-        return self.labels
+        """Off without labels, and where features are taught: a folder of images of no class is enough then."""
+        return self.labels and self.teach == "logits"
 
 
 class SoftLabelsConfig(DistillConfig):
@@ -69,6 +113,12 @@ class SoftLabelsConfig(DistillConfig):
 
     name: str = Field("", description="not used: soft labels are found by what they depend on")
     overwrite: bool = Field(False, description="compute also what is there, and replace it", json_schema_extra=NOTHING)
+
+    @model_validator(mode="after")
+    def _logits_alone(self) -> Self:
+        if self.teach == "features":
+            raise ValueError("teach: features are not cached, only logits are: distil without softlabels")
+        return self
 
 
 class ExtractConfig(PublishConfig, StoreConfig):

@@ -10,7 +10,7 @@ from pathlib import Path
 from ray_learngene.config import DataConfig
 from ray_learngene.data.formats.builtin import open_cifar10, open_digits
 from ray_learngene.data.formats.files import left_out
-from ray_learngene.data.formats.folder import open_folder
+from ray_learngene.data.formats.folder import open_any_folder, open_folder
 from ray_learngene.data.formats.parquet import NoParquet, open_parquet
 from ray_learngene.data.formats.remote_folder import local_copy
 from ray_learngene.data.formats.split_names import split_of
@@ -31,7 +31,8 @@ def open_image_sets(config: DataConfig, report: Report = refuse, *, labelled: bo
     Raises:
         UserError: there is no such set, or its labels or splits are not usable; one line that names the place.
     """
-    sets = _open(config, report)
+    labelled = config.reads_labels if labelled is None else labelled
+    sets = _open(config, report, labelled)
     notes = [_hidden_by_a_name(config.data), sets.note]
     if config.validate_on == "holdout":
         notes.append(
@@ -40,7 +41,6 @@ def open_image_sets(config: DataConfig, report: Report = refuse, *, labelled: bo
         sets = hold_out(sets.train, config.holdout)
     train, val = share_of(sets.train, config.train_share), share_of(sets.val, config.val_share)
     sets = replace(sets, train=train, val=val, note="\n".join(filter(None, notes)) or None)
-    labelled = config.reads_labels if labelled is None else labelled
     check_splits(sets, config.data, labelled=labelled, report=report)
     return sets
 
@@ -53,7 +53,7 @@ def _hidden_by_a_name(data: str) -> str | None:
     return f"--data {data} is the known set of that name, not the folder {data} here: write ./{data} for the folder"
 
 
-def _open(config: DataConfig, report: Report) -> ImageSets:
+def _open(config: DataConfig, report: Report, labelled: bool) -> ImageSets:
     data = config.data
     validate = config.validate_on == "val"
     if data == "digits":
@@ -78,13 +78,20 @@ def _open(config: DataConfig, report: Report) -> ImageSets:
         with suppress(NoParquet):
             return open_parquet(config)
         copy, note = local_copy(data, config.cache_gb * 1e9)
-        sets = open_folder(str(copy), config.holdout, validate=validate, report=report)
+        sets = _open_folder(str(copy), config, report, labelled)
         return replace(sets, note="\n".join(filter(None, (sets.note, note))) or None)
     if data.endswith(".parquet") or _holds_parquet(Path(path)):
         return open_parquet(config)
     if os.path.isdir(path):
-        return open_folder(path, config.holdout, validate=validate, report=report)
+        return _open_folder(path, config, report, labelled)
     raise UserError(f"no image set {data!r}: give {KINDS}")
+
+
+def _open_folder(path: str, config: DataConfig, report: Report, labelled: bool) -> ImageSets:
+    validate = config.validate_on == "val"
+    if not labelled:
+        return open_any_folder(path, config.holdout, validate=validate)
+    return open_folder(path, config.holdout, validate=validate, report=report)
 
 
 def _holds_parquet(folder: Path) -> bool:

@@ -5,99 +5,33 @@ learngene distill --data digits --ancestry store:ancestries/digits --preset nano
 
 from __future__ import annotations
 
-import json
 import logging
-from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from ray_learngene.ancestry.answers import Answers
 from ray_learngene.ancestry.classes import match_classes
 from ray_learngene.ancestry.model import Ancestry, load_ancestry
 from ray_learngene.ancestry.origin import stored_origin
 from ray_learngene.config import DistillConfig
 from ray_learngene.data.image_set import ImageSets
 from ray_learngene.data.pipeline import ImagePipeline, checked_image_sets
+from ray_learngene.distillation.distill_task import DistillTask
+from ray_learngene.distillation.features import FeatureTask, feature_student, refuse_cache
 from ray_learngene.distillation.run import run
 from ray_learngene.distillation.task import open_store
 from ray_learngene.errors import UserError
-from ray_learngene.methods.base import Learngene, Method
+from ray_learngene.methods.base import Learngene
 from ray_learngene.methods.generated import attribute_of
 from ray_learngene.methods.registry import create_method
 from ray_learngene.models.origin import Origin, data_name
 from ray_learngene.models.preprocessing import Preprocessing
 from ray_learngene.models.specs import Spec, preset
-from ray_learngene.provenance import publishable
 from ray_learngene.store.learngenes import StoredLearngene
-from ray_learngene.store.manifest import Kind, Manifest
-from ray_learngene.store.store import Store
-from ray_learngene.training.flops import forward_flops, training_flops
-from ray_learngene.training.objectives import DistillationLoss, DistillationObjective, Objective
+from ray_learngene.store.manifest import Manifest
 
 log = logging.getLogger(__name__)
-
-
-@dataclass
-class DistillTask:
-    """Distillation of an auxiliary model."""
-
-    config: DistillConfig
-    store: Store
-    images: ImagePipeline
-    module: nn.Module
-    method: Method
-    ancestry: Ancestry
-    labels: tuple[str, ...]
-    facts: dict[str, Any]
-    start: StoredLearngene | None
-    origin: Origin
-    kind: Kind = field(default="learngene", init=False)
-
-    def objective(self, device: torch.device, autocast: torch.dtype | None) -> Objective:
-        loss = DistillationLoss(self.config.distillation, self.config.alpha, self.config.tau)
-        return DistillationObjective(
-            None if self.config.soft_labels else self._ancestry(device, autocast),
-            loss,
-            smoothing=self.config.smoothing,
-            labels=self.config.labels,
-            autocast=autocast,
-        )
-
-    def answers(self, device: torch.device, autocast: torch.dtype | None) -> Answers | None:
-        if not self.config.soft_labels:
-            return None
-        return Answers.create(self.config, self.config, self.images, self.ancestry, self.store, device, autocast)
-
-    def label_model(self, device: torch.device, autocast: torch.dtype | None) -> nn.Module | None:
-        return None if self.config.labels else self._ancestry(device, autocast)
-
-    def _ancestry(self, device: torch.device, autocast: torch.dtype | None) -> Ancestry:
-        return self.ancestry.ready(device, compiled=self.config.compile, autocast=autocast)
-
-    def flops(self, steps: int) -> dict[str, int]:
-        image, batch = self.images.preprocessing.image_size, self.config.batch_size
-        return {
-            "flops": training_flops(self.module, image, batch=batch, steps=steps, seed=self.config.seed),
-            "teacher_flops": steps * forward_flops(self.ancestry, image, batch),
-        }
-
-    def identity(self) -> dict[str, Any]:
-        return self.facts
-
-    def write(self, module: nn.Module, folder: Path) -> dict[str, Any]:
-        learngene = self.method.extract(module)
-        learngene = learngene.describe(
-            labels=self.labels, preprocessing=self.images.preprocessing.model_dump(mode="json")
-        )
-        learngene.save(folder)
-        metadata = json.loads(json.dumps(learngene.description())) | {"ancestry": publishable(self.config.ancestry)}
-        return metadata | ({"start": self.start.facts()} if self.start else {})
-
-    def card(self, metadata: dict[str, Any]) -> None:
-        return None
 
 
 def distill(config: DistillConfig) -> Manifest:
@@ -110,13 +44,16 @@ def distill(config: DistillConfig) -> Manifest:
     changes = {"depth": config.depth, "width": config.width, "image": config.image_size}
     preset(config.preset, **changes)
     store = open_store(config, "learngene")
-    ancestry = load_ancestry(config.ancestry, store)
+    features = config.teach == "features"
+    ancestry = load_ancestry(config.ancestry, store, features=features)
     sets = checked_image_sets(config)
-    labels = sets.train.classes if config.labels else ancestry.labels
-    if not config.labels:
-        log.info("no labels: top-1 is the agreement with the ancestry model's decisions")
-    match_classes(ancestry, config.ancestry, config.data, sets, labelled=config.labels)
-    spec = preset(config.preset, **changes, classes=ancestry.classes)
+    labels: tuple[str, ...] = ()
+    if not features:
+        labels = sets.train.classes if config.labels else ancestry.labels
+        if not config.labels:
+            log.info("no labels: top-1 is the agreement with the ancestry model's decisions")
+        match_classes(ancestry, config.ancestry, config.data, sets, labelled=config.labels)
+    spec = preset(config.preset, **changes, classes=0 if features else ancestry.classes)
     torch.manual_seed(config.seed)
     module = method.auxiliary(spec, drop_path=config.drop_path)
     start = StoredLearngene.load(store, config.start) if config.start else None
@@ -130,7 +67,11 @@ def distill(config: DistillConfig) -> Manifest:
         facts["start_version"] = start.manifest.version
     sources = [ancestry.origin, *([stored_origin(start.manifest, store)] if start else [])]
     origin = Origin.join(sources, data=data_name(config.data), stated=config.license)
-    return run(DistillTask(config, store, images, module, method, ancestry, labels, facts, start, origin))
+    task = DistillTask
+    if features:
+        refuse_cache(config, ancestry, images)
+        task, module = FeatureTask, feature_student(config, module, ancestry, spec.image)
+    return run(task(config, store, images, module, method, ancestry, labels, facts, start, origin))
 
 
 def check_depth(module: nn.Module, depth: int, method: str) -> None:
@@ -160,7 +101,11 @@ def _start_from(module: nn.Module, learngene: Learngene, config: DistillConfig) 
     """Load a learngene of the same method and shape into an auxiliary model; a head of other classes stays fresh."""
     state = module.state_dict()
     given = {attribute_of(name) if attribute_of(name) in state else name: x for name, x in learngene.tensors.items()}
-    heads = {name for name in given if name.startswith("head") and given[name].shape != state[name].shape}
+    heads = {
+        name
+        for name in given
+        if name.startswith("head") and (name not in state or given[name].shape != state[name].shape)
+    }
     given = {name: tensor for name, tensor in given.items() if name not in heads}
     odd = [name for name in given if name not in state or given[name].shape != state[name].shape]
     missing = {name for name in state if not name.startswith("head")} - given.keys()

@@ -251,7 +251,7 @@ def _train(loop: dict[str, Any]) -> dict[str, Any]:
             checkpoints=RayCheckpoints(own_checkpoints(task)),
             checkpoint_due=checkpoint_due(config.checkpoint_every),
             report=loop["driver"].report,
-            label_model=task.label_model(device, autocast),
+            scorer=task.scorer(device, autocast),
             autocast=autocast,
             whole_evaluation=stage == 3,
         )

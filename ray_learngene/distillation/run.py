@@ -31,7 +31,7 @@ from ray_learngene.distillation.task import (
 )
 from ray_learngene.errors import UserError
 from ray_learngene.models.compile import compile_layers
-from ray_learngene.progress import TrainingProgress
+from ray_learngene.progress import TrainingProgress, scores_text
 from ray_learngene.provenance import fingerprint, publishable
 from ray_learngene.store.manifest import Manifest
 from ray_learngene.terminal import unreadable_text
@@ -77,7 +77,7 @@ def run(task: Task) -> Manifest:
     manifest = store.manifest(task.kind, config.name)
     log.info(
         f"published {task.kind} {config.name} in {store.uri}: {manifest.metadata['parameters']:,} parameters, "
-        f"top-1 {manifest.metadata['metrics']['top1']:.2f} %"
+        + scores_text(manifest.metadata["metrics"])
     )
     if manifest.metadata.get("unreadable"):
         log.warning(unreadable_text(manifest.metadata["unreadable"]))
@@ -169,7 +169,7 @@ def _train_here(task: Task, settings: dict[str, Any], flops: dict[str, int]) -> 
                 checkpoints=checkpoints,
                 checkpoint_due=checkpoint_due(config.checkpoint_every),
                 report=TrainingProgress(config.name),
-                label_model=task.label_model(device, autocast),
+                scorer=task.scorer(device, autocast),
                 autocast=autocast,
             )
             batches = Batches(task.images, config, world, task.answers(device, autocast))

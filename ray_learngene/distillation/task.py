@@ -24,6 +24,7 @@ from ray_learngene.store.manifest import Kind
 from ray_learngene.store.store import NameTaken, Store
 from ray_learngene.training.batches import Answers
 from ray_learngene.training.deepspeed_engine import read_user_config
+from ray_learngene.training.evaluation import SCORES, Scorer
 from ray_learngene.training.objectives import Objective
 from ray_learngene.training.optimizers import traits_of
 from ray_learngene.training.trainer import Trainer
@@ -49,8 +50,8 @@ class Task(Protocol):
         """What the objective is given with every batch; None where it needs no more."""
         ...
 
-    def label_model(self, device: torch.device, autocast: torch.dtype | None) -> nn.Module | None:
-        """Model whose decisions stand in for labels in evaluation."""
+    def scorer(self, device: torch.device, autocast: torch.dtype | None) -> Scorer:
+        """What scores the module on the validation split."""
         ...
 
     def flops(self, steps: int) -> dict[str, int]:
@@ -139,7 +140,7 @@ def publish(
             "fingerprint": fingerprint(settings),
             "config": publishable(task.config.model_dump(mode="json")),
             **task.identity(),
-            "metrics": {name: final[name] for name in ("top1", "val_loss", "ema_top1") if name in final},
+            "metrics": {name: final[name] for name in SCORES if name in final},
             "history": progress.history,
             "accumulation": trainer.config.accumulation,  # more than the task's where memory did not suffice
             **({"unreadable": progress.unreadable} if task.images.unreadable == "skip" else {}),

@@ -27,6 +27,7 @@ from ray_learngene.models.timm_folder import export_timm
 from ray_learngene.provenance import publishable
 from ray_learngene.store.manifest import Kind, Manifest
 from ray_learngene.store.store import Store
+from ray_learngene.training.evaluation import LabelScorer, Scorer
 from ray_learngene.training.flops import training_flops
 from ray_learngene.training.objectives import LabelObjective, Objective
 
@@ -52,8 +53,8 @@ class AncestryTask:
     def answers(self, device: torch.device, autocast: torch.dtype | None) -> None:
         return None
 
-    def label_model(self, device: torch.device, autocast: torch.dtype | None) -> nn.Module | None:
-        return None
+    def scorer(self, device: torch.device, autocast: torch.dtype | None) -> Scorer:
+        return LabelScorer(device, autocast)
 
     def flops(self, steps: int) -> dict[str, int]:
         image = self.images.preprocessing.image_size

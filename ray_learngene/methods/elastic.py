@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Mapping
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from ray_learngene.errors import UserError
 from ray_learngene.methods.generated import GeneratedVisionTransformer, GeneratingMethod, Generator
 from ray_learngene.methods.shared_weights import require_head_size
+from ray_learngene.models.features import VECTOR, Read
 from ray_learngene.models.specs import Spec
 
 
@@ -44,24 +45,29 @@ class ElasticVisionTransformer(GeneratedVisionTransformer):
             for first, spec in enumerate(self.drawn)
         )
 
-    def forward(self, images: Tensor) -> Tensor | tuple[Tensor, ...]:  # type: ignore[override]
-        """Return logits `[B, classes]`; in training without `split`, one such tensor for each sampled spec."""
+    def forward(self, images: Tensor, read: Read | None = None) -> Any:
+        """Return logits `[B, classes]`, or features; in training without `split`, one such value per sampled spec."""
         if not self.training:
-            return super().forward(images)
+            return super().forward(images, read)
         if not self.method.split:
-            first, *others = (self.forward_as(spec, images) for spec in self.drawn)
+            first, *others = (self.forward_as(spec, images, read) for spec in self.drawn)
             return self._with_all_parameters(first), *others
         # every n-th image: if micro-batches are multiples of n, an image goes to the same size on any number of ranks
         indices, count = torch.arange(len(images), device=images.device), len(self.drawn)
         parts = [indices[first::count] for first in range(count)]
-        logits = [self.forward_as(spec, images[part]) for spec, part in zip(self.drawn, parts, strict=True)]
-        return self._with_all_parameters(torch.cat(logits)[torch.cat(parts).argsort()])
+        found = [self.forward_as(spec, images[part], read) for spec, part in zip(self.drawn, parts, strict=True)]
+        order = torch.cat(parts).argsort()
+        if read is None:
+            return self._with_all_parameters(torch.cat(found)[order])
+        return self._with_all_parameters({name: torch.cat([each[name] for each in found])[order] for name in found[0]})
 
-    def _with_all_parameters(self, logits: Tensor) -> Tensor:
-        """Make the logits depend on every parameter, so that parameters of no sampled spec get a gradient of 0.
+    def _with_all_parameters(self, logits: Any) -> Any:
+        """Make logits, or features, depend on every parameter, so that those of no sampled spec get a gradient of 0.
 
         Without a gradient ZeRO-3 reuses that of an earlier step, and a single-process optimizer skips the parameter.
         """
+        if isinstance(logits, dict):
+            return {**logits, VECTOR: self._with_all_parameters(logits[VECTOR])}
         return logits + 0 * torch.stack([parameter.sum() for parameter in self.parameters()]).sum()
 
 

@@ -20,6 +20,7 @@ from torch.func import functional_call
 from ray_learngene.errors import UserError
 from ray_learngene.methods.base import Learngene, Method
 from ray_learngene.models.compile import compile_layers
+from ray_learngene.models.features import Read, Reading
 from ray_learngene.models.specs import Spec, build, build_with, set_drop_path
 
 Genes = Mapping[str, Tensor]
@@ -94,17 +95,19 @@ class GeneratedVisionTransformer(nn.Module):
         """Compile the layers of all models generated from now on; their sizes may differ."""
         self.compiled = True
 
-    def forward(self, images: Tensor) -> Tensor:
-        return self.forward_as(self.spec, images)
+    def forward(self, images: Tensor, read: Read | None = None) -> Any:
+        return self.forward_as(self.spec, images, read)
 
-    def forward_as(self, spec: Spec, images: Tensor) -> Tensor:
-        """Return the logits `[B, classes]` of the generated model of another spec."""
-        model = prototype(spec, self.drop_path, self.compiled)
+    def forward_as(self, spec: Spec, images: Tensor, read: Read | None = None) -> Any:
+        """Return the logits `[B, classes]` of the generated model of another spec, or what `read` reads of it."""
+        model: nn.Module = prototype(spec, self.drop_path, self.compiled)
         model.train(self.training)
         device = images.device.type
         # under autocast, matrix products would round norms and biases to its precision
         with torch.autocast(device, enabled=False) if torch.amp.is_autocast_available(device) else nullcontext():
             state = self.generate(self.genes(), spec)
+        if read is not None:
+            model, state = Reading(model, read), {f"model.{name}": tensor for name, tensor in state.items()}
         return functional_call(model, state, (images,), strict=True)
 
     @torch.no_grad()

@@ -92,6 +92,7 @@ class StageSharedVisionTransformer(VisionTransformer):
         self.spec = spec.replace(depth=sum(layout))
         self.layout = layout
         self.stage_of_layer = tuple(stage for stage, layers in enumerate(layout) for _ in range(layers))
+        self.feature_info = [self.feature_info[stage] for stage in self.stage_of_layer]
         self.drop_path_rates: list[float] = calculate_drop_path_rates(drop_path_rate, self.spec.depth)  # type: ignore[assignment]
 
     def forward_features(self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
@@ -103,6 +104,17 @@ class StageSharedVisionTransformer(VisionTransformer):
             else:
                 x = self._apply_block(self.blocks[stage], x, rate)
         return x
+
+    def forward_intermediates(  # type: ignore[override]
+        self, x: Tensor, indices: list[int], norm: bool = False, output_fmt: str = "NCHW"
+    ) -> tuple[Tensor, list[Tensor]]:
+        """Return the last tokens and the maps `[B, width, H, W]` after some layers, counted as applied."""
+        x, maps = self._pos_embed(self.patch_embed(x)), []
+        for layer, (stage, rate) in enumerate(zip(self.stage_of_layer, self.drop_path_rates, strict=True)):
+            x = self._apply_block(self.blocks[stage], x, rate)
+            if layer in indices:
+                maps.append(x.transpose(1, 2).unflatten(2, self.patch_embed.grid_size))
+        return x, maps
 
     def _apply_block(self, block: Any, x: Tensor, rate: float) -> Tensor:
         # timm's Block.forward, with the drop-path rate of this application: timm's block has one fixed rate

@@ -29,7 +29,7 @@ class Spec(Config):
     heads: int = Field(ge=1, description="attention heads; width / heads is the head size")
     image: int = Field(ge=1, description="input height and width in pixels")
     patch: int = Field(ge=1, description="patch height and width in pixels")
-    classes: int = Field(ge=1, description="size of the label set")
+    classes: int = Field(ge=0, description="size of the label set; 0: a model of features, without a head")
     mlp_ratio: float = Field(4.0, gt=0, description="hidden width of the MLP over the width")
 
     @model_validator(mode="after")

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from ray_learngene.training.engine_state import EngineState, read_state, write_state
 
-# `[B, classes]`, or one such tensor per sub-model of an elastic auxiliary model
-Logits = Tensor | tuple[Tensor, ...]
+# logits `[B, classes]` or features by name, or a tuple of one such value per sub-model of an elastic auxiliary model
+Output = Tensor | dict[str, Tensor] | tuple[Any, ...]
 
 
 class Engine(Protocol):
@@ -22,7 +22,7 @@ class Engine(Protocol):
 
     module: nn.Module
 
-    def __call__(self, images: Tensor) -> Logits: ...
+    def __call__(self, images: Tensor) -> Output: ...
     def backward(self, loss: Tensor) -> Any: ...
     def step(self) -> Any: ...
     def train(self, mode: bool = True) -> Any: ...
@@ -46,7 +46,7 @@ class TorchEngine:
         self.device = next(module.parameters()).device
         self._micro_batches = 0
 
-    def __call__(self, images: Tensor) -> Logits:
+    def __call__(self, images: Tensor) -> Output:
         with torch.autocast(self.device.type, self.autocast, enabled=self.autocast is not None):
             return self.module(images)
 

@@ -5,12 +5,63 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
 from ray_learngene.training.objectives import label_loss
 from ray_learngene.training.step import Batch
+
+# every score of a model, as metrics and manifests name them
+SCORES = ("top1", "knn", "linear", "val_loss", "ema_top1", "ema_knn", "ema_linear")
+
+
+class Scorer(Protocol):
+    """Scores a model on the validation split.
+
+    Attributes:
+        width: Number of summands of a batch; those of all batches and ranks add up.
+    """
+
+    width: int
+
+    def begin(self, models: Iterable[nn.Module]) -> None:
+        """Prepare to score models, which are in evaluation mode."""
+        ...
+
+    def score(self, model: nn.Module, batch: Batch) -> Tensor:
+        """Score one batch; return its summands, float64 `[width]` on the device."""
+        ...
+
+    def metrics(self, row: list[float]) -> dict[str, float]:
+        """Turn the sums into metrics, `val_loss` among them."""
+        ...
+
+
+class LabelScorer:
+    """Top-1 and cross-entropy.
+
+    Args:
+        ancestry: See `score`.
+    """
+
+    width = 3
+
+    def __init__(
+        self, device: torch.device, autocast: torch.dtype | None = None, ancestry: nn.Module | None = None
+    ) -> None:
+        self.device, self.autocast, self.ancestry = device, autocast, ancestry
+
+    def begin(self, models: Iterable[nn.Module]) -> None:
+        return None
+
+    def score(self, model: nn.Module, batch: Batch) -> Tensor:
+        return score(model, batch, device=self.device, autocast=self.autocast, ancestry=self.ancestry)
+
+    def metrics(self, row: list[float]) -> dict[str, float]:
+        scores = Scores(*row)
+        return {"top1": scores.top1, "val_loss": scores.mean_loss}
 
 
 @dataclass

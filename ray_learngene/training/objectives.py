@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ray_learngene.training.engine import Engine, Logits
+from ray_learngene.training.engine import Engine
 from ray_learngene.training.soft_labels import SoftLabels
 
 
@@ -21,9 +21,9 @@ class Objective(Protocol):
     ) -> dict[str, Tensor]: ...
 
 
-def mean_loss(logits: Logits, loss: Callable[[Tensor], dict[str, Tensor]]) -> dict[str, Tensor]:
-    """Compute the loss of logits; average it over several logits."""
-    if isinstance(logits, Tensor):
+def mean_loss(logits: Any, loss: Callable[[Any], dict[str, Tensor]]) -> dict[str, Tensor]:
+    """Compute the loss of logits, or of features; average it over those of several sub-models."""
+    if not isinstance(logits, tuple):
         return loss(logits)
     losses = [loss(one) for one in logits]
     return {name: torch.stack([each[name] for each in losses]).mean() for name in losses[0]}

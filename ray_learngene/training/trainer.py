@@ -19,7 +19,7 @@ from ray_learngene.errors import Interrupted, RunError
 from ray_learngene.training.checkpoints import EMA_FILE, Checkpoints, Progress, clear_disk_errors
 from ray_learngene.training.clock import Clock
 from ray_learngene.training.engine import Engine
-from ray_learngene.training.evaluation import Scores, score
+from ray_learngene.training.evaluation import LabelScorer, Scorer
 from ray_learngene.training.finite_guard import FiniteGuard, NonFiniteLoss
 from ray_learngene.training.objectives import Objective
 from ray_learngene.training.optimizers import create_schedule, current_rate
@@ -44,7 +44,7 @@ class Trainer:
         checkpoint_due: Called with (step, steps per epoch, seconds since the last checkpoint). A checkpoint always
             follows the last step.
         report: Called on rank 0 with the metrics of every epoch, and about every second with the step alone.
-        label_model: Model whose predictions replace the labels in evaluation.
+        scorer: Scores the validation split; by default top-1 and cross-entropy with the labels.
         whole_evaluation: Every rank scores the whole split (partitioned weights need equal numbers of passes).
         evaluate_first: Score the untrained model as epoch 0.
         clock: Measures the seconds of this run.
@@ -62,7 +62,7 @@ class Trainer:
         checkpoints: Checkpoints,
         checkpoint_due: Callable[[int, int, float], bool],
         report: Callable[[dict[str, Any]], None],
-        label_model: nn.Module | None = None,
+        scorer: Scorer | None = None,
         autocast: torch.dtype | None = None,
         whole_evaluation: bool = False,
         evaluate_first: bool = False,
@@ -70,7 +70,7 @@ class Trainer:
     ) -> None:
         self.engine, self.optimizer, self.images, self.config = engine, optimizer, images, config
         self.world, self.checkpoints, self.checkpoint_due, self.report = world, checkpoints, checkpoint_due, report
-        self.label_model, self.autocast, self.clock = label_model, autocast, clock or Clock(world.device)
+        self.scorer, self.clock = scorer or LabelScorer(world.device, autocast), clock or Clock(world.device)
         self.whole_evaluation = whole_evaluation
         self.steps_per_epoch = len(images.train) // config.batch_size
         self.total_steps = config.epochs * self.steps_per_epoch
@@ -129,7 +129,7 @@ class Trainer:
     def score(self, batch: Batch) -> None:
         """Add a batch of the validation split to the scores of the model and, with `ema`, of its average."""
         for row, model in zip(self._sums, self._scored_models(), strict=True):
-            row += score(model, batch, device=self.world.device, autocast=self.autocast, ancestry=self.label_model)
+            row += self.scorer.score(model, batch)
 
     def end_score(self) -> None:
         """Report the scores and add them to the history.
@@ -142,14 +142,14 @@ class Trainer:
         self._unscored = None
         if not self.whole_evaluation:
             self.world.all_reduce(self._sums)
-        scores = [Scores(*row) for row in self._sums.tolist()]
-        if not math.isfinite(scores[0].mean_loss):  # a finite training loss can have a non-finite gradient
+        scores, *averages = (self.scorer.metrics(row) for row in self._sums.tolist())
+        if not math.isfinite(scores["val_loss"]):  # a finite training loss can have a non-finite gradient
             raise NonFiniteLoss(
                 f"the validation loss is not finite at step {step.number}: lower --lr or set --clip-grad 1"
             )
-        metrics |= {"top1": scores[0].top1, "val_loss": scores[0].mean_loss}
-        if self.ema is not None:
-            metrics["ema_top1"] = scores[1].top1
+        metrics |= scores
+        for average in averages:
+            metrics |= {f"ema_{name}": value for name, value in average.items() if name != "val_loss"}
         self.progress.history.append(metrics)
         self._tell(metrics)
 
@@ -196,9 +196,10 @@ class Trainer:
         self._share_statistics()
         self._unscored = step, self._metrics(step)
         models = self._scored_models()
-        self._sums = torch.zeros(len(models), 3, dtype=torch.float64, device=self.world.device)
+        self._sums = torch.zeros(len(models), self.scorer.width, dtype=torch.float64, device=self.world.device)
         for model in models:
             model.eval()
+        self.scorer.begin(models)
 
     def _scored_models(self) -> list[nn.Module]:
         return [self.engine.module, *([self.ema.module] if self.ema is not None else [])]

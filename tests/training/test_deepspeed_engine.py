@@ -17,14 +17,16 @@ from ray_learngene.data.open import open_image_sets
 from ray_learngene.data.pipeline import ImagePipeline
 from ray_learngene.errors import RunError, UserError
 from ray_learngene.methods.registry import create_method
+from ray_learngene.models.features import FeatureReader, feature_shapes, readable
 from ray_learngene.models.preprocessing import Preprocessing
-from ray_learngene.models.specs import PRESETS
+from ray_learngene.models.specs import PRESETS, build
 from ray_learngene.training.batches import Batches
 from ray_learngene.training.deepspeed_engine import DeepSpeedEngine, deepspeed_config, read_user_config, zero_stage
 from ray_learngene.training.engine import Engine, TorchEngine, resolve_precision
 from ray_learngene.training.engine_state import STATE_FILE, read_state
+from ray_learngene.training.features import FeatureLoss, FeatureObjective, FeatureStudent
 from ray_learngene.training.finite_guard import FiniteGuard
-from ray_learngene.training.objectives import LabelObjective
+from ray_learngene.training.objectives import LabelObjective, Objective
 from ray_learngene.training.optimizers import create_optimizer, create_schedule
 from ray_learngene.training.step import Stepper
 from ray_learngene.training.world import World
@@ -32,6 +34,7 @@ from tests.conftest import free_ports
 
 CPU = torch.device("cpu")
 STEPS = 4
+FEATURES = "features of "
 CONFIG = OptimizationConfig(epochs=1, batch_size=64, accumulation=2, lr=1e-2, warmup_epochs=0, clip_grad=1.0, seed=1)
 # Blocks applied repeatedly, in micro-batches that three workers cannot have alike; generated parameters, some of
 # which a step may leave out, with a batch that divides, as which image goes through which of the sizes depends on the
@@ -43,14 +46,31 @@ CASES = [
     # state besides AdamW's moments, and many groups; an optimizer that ZeRO cannot split
     ("pretrained", 3, CONFIG.model_copy(update={"opt": "laprop", "layer_decay": 0.7})),
     ("sws:stages=2-2", 0, CONFIG.model_copy(update={"opt": "lamb"})),
+    # students of features: the projectors are parameters of the module too
+    *((f"features of {method}", 3, CONFIG.model_copy(update={"batch_size": 48})) for method in ("any-size", "tleg")),
 ]
 # A shared block's gradient is a sum, in fp32, of gradients that autocast has rounded.
 BF16 = CONFIG.model_copy(update={"precision": "bf16", "clip_grad": 0.0})
 
 
+READER = FeatureReader()
+
+
 def student(method: str) -> torch.nn.Module:
     torch.manual_seed(0)
-    return create_method(method).auxiliary(PRESETS["nano"].replace(depth=4))
+    spec = PRESETS["nano"].replace(depth=4)
+    if method.startswith(FEATURES):
+        shapes = feature_shapes(build(spec, seed=7), READER, torch.zeros(1, 3, 8, 8))
+        auxiliary = create_method(method.removeprefix(FEATURES)).auxiliary(spec.replace(classes=0))
+        return FeatureStudent(auxiliary, READER, shapes, 8)
+    return create_method(method).auxiliary(spec)
+
+
+def objective_of(module: torch.nn.Module) -> Objective:
+    if not isinstance(module, FeatureStudent):
+        return LabelObjective()
+    teacher = readable(build(PRESETS["nano"].replace(depth=4), seed=7))
+    return FeatureObjective(teacher, READER, FeatureLoss())
 
 
 def train(
@@ -66,7 +86,7 @@ def train(
     images = ImagePipeline(sets.train, sets.val, preprocessing, AugmentationConfig(scale=(0.8, 1.0), mixup=0.5))
     stepper = Stepper(
         engine,
-        LabelObjective(),
+        objective_of(engine.module),
         optimizer,
         create_schedule(optimizer, config, len(sets.train) // config.batch_size),
         STEPS,

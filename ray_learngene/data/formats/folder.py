@@ -83,6 +83,43 @@ def open_folder(root: str, holdout: float, *, validate: bool = True, report: Rep
         return ImageSets(opened, second, "\n".join(filter(None, (note, more))) or None)
 
 
+UNLABELLED = ("images",)  # the one class of images without classes
+
+
+def open_any_folder(root: str, holdout: float, *, validate: bool = True) -> ImageSets:
+    """Open a folder whose labels are not needed: class folders where there are any, else every image below it.
+
+    Images of a flat folder are split by `train/` and `val/` (or `test/`) where those exist; else some are held out.
+
+    Raises:
+        UserError: there are no images.
+    """
+    problems: list[str] = []
+    try:
+        sets = open_folder(root, holdout, validate=validate, report=problems.append)
+        if not problems:
+            return sets
+    except UserError as error:
+        problems.append(str(error))
+    root = os.path.abspath(root)
+    with clear_errors(root):
+        named = {name: split for name in subfolders(root) if (split := split_of(name))}
+        train = the_one(root, named, "train") if "train" in named.values() else None
+        val = (the_one(root, named, "val") or the_one(root, named, "test")) if train else None
+        whole = _flat(os.path.join(root, train or ""))
+        note = f"read without classes, as labels are not needed ({problems[0]})"
+        if val is None:
+            return hold_out_noted(whole, holdout, root, note)
+        return ImageSets(whole, _flat(os.path.join(root, val)) if validate else whole, note)
+
+
+def _flat(folder: str) -> FolderSet:
+    images = find_images(folder).images
+    if not images:
+        raise UserError(f"{folder} has no images ({', '.join(EXTENSIONS)}): add some")
+    return FolderSet(folder, images, np.zeros(len(images), dtype=np.int64), UNLABELLED)
+
+
 def _training(root: str, folders: Sequence[str], named: Mapping[str, str], splits: Mapping[str, str]) -> str | None:
     """The folder of the training split; None where the folders are those of classes, perhaps called like splits."""
     others = {"val", "test"} & set(splits.values())

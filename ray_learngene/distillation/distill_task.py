@@ -1,0 +1,85 @@
+"""What a distillation of logits trains and publishes."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from ray_learngene.ancestry.answers import Answers
+from ray_learngene.ancestry.model import Ancestry
+from ray_learngene.config import DistillConfig
+from ray_learngene.data.pipeline import ImagePipeline
+from ray_learngene.methods.base import Method
+from ray_learngene.models.origin import Origin
+from ray_learngene.provenance import publishable
+from ray_learngene.store.learngenes import StoredLearngene
+from ray_learngene.store.manifest import Kind
+from ray_learngene.store.store import Store
+from ray_learngene.training.evaluation import LabelScorer, Scorer
+from ray_learngene.training.flops import forward_flops, training_flops
+from ray_learngene.training.objectives import DistillationLoss, DistillationObjective, Objective
+
+
+@dataclass
+class DistillTask:
+    """Distillation of an auxiliary model."""
+
+    config: DistillConfig
+    store: Store
+    images: ImagePipeline
+    module: nn.Module
+    method: Method
+    ancestry: Ancestry
+    labels: tuple[str, ...]
+    facts: dict[str, Any]
+    start: StoredLearngene | None
+    origin: Origin
+    kind: Kind = field(default="learngene", init=False)
+
+    def objective(self, device: torch.device, autocast: torch.dtype | None) -> Objective:
+        loss = DistillationLoss(self.config.distillation, self.config.alpha, self.config.tau)
+        return DistillationObjective(
+            None if self.config.soft_labels else self._ancestry(device, autocast),
+            loss,
+            smoothing=self.config.smoothing,
+            labels=self.config.labels,
+            autocast=autocast,
+        )
+
+    def answers(self, device: torch.device, autocast: torch.dtype | None) -> Answers | None:
+        if not self.config.soft_labels:
+            return None
+        return Answers.create(self.config, self.config, self.images, self.ancestry, self.store, device, autocast)
+
+    def scorer(self, device: torch.device, autocast: torch.dtype | None) -> Scorer:
+        return LabelScorer(device, autocast, None if self.config.labels else self._ancestry(device, autocast))
+
+    def _ancestry(self, device: torch.device, autocast: torch.dtype | None) -> Ancestry:
+        return self.ancestry.ready(device, compiled=self.config.compile, autocast=autocast)
+
+    def flops(self, steps: int) -> dict[str, int]:
+        image, batch = self.images.preprocessing.image_size, self.config.batch_size
+        return {
+            "flops": training_flops(self.module, image, batch=batch, steps=steps, seed=self.config.seed),
+            "teacher_flops": steps * forward_flops(self.ancestry, image, batch),
+        }
+
+    def identity(self) -> dict[str, Any]:
+        return self.facts
+
+    def write(self, module: nn.Module, folder: Path) -> dict[str, Any]:
+        learngene = self.method.extract(module)
+        learngene = learngene.describe(
+            labels=self.labels, preprocessing=self.images.preprocessing.model_dump(mode="json")
+        )
+        learngene.save(folder)
+        metadata = json.loads(json.dumps(learngene.description())) | {"ancestry": publishable(self.config.ancestry)}
+        return metadata | ({"start": self.start.facts()} if self.start else {})
+
+    def card(self, metadata: dict[str, Any]) -> None:
+        return None
