@@ -33,6 +33,7 @@ FUNCTIONS: dict[str, tuple[type[Config], str, set[str], str]] = {
     "evaluate": (config.EvaluateConfig, "model: Model | str | Path, ", {"model"}, "Scores"),
 }
 _FROM_LEARNGENE = {"name", "data"}  # of a sweep: an `Artefact` gives them
+_CALLBACKS = {"train_ancestry": "UserCallback", "distill": "UserCallback", "sweep": "Callback"}  # Ray's
 _TAKEN = {
     "Quantity": "str | float | None",
     "WholeNumbers": "str | int | Sequence[int]",
@@ -49,6 +50,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 import pandas
+from ray.train import UserCallback
+from ray.tune import Callback
 from torch import nn
 
 from ray_learngene.config import BenchArm
@@ -122,6 +125,8 @@ def stub() -> str:
             for name in (*required, *(name for name in names if name not in required))
         ]
         first = "".join(f"    {part},\n" for part in before.rstrip(", ").split(", ") if part)
+        if function in _CALLBACKS:
+            lines.append(f"    callbacks: Sequence[{_CALLBACKS[function]}] = (),\n")
         parts.append(f"def {function}(\n{first}    *,\n{''.join(lines)}) -> {returns}: ...\n")
     return "".join(parts)
 

@@ -14,7 +14,7 @@ Every keyword is a flag of the command of the same name; `api.pyi` lists them wi
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -27,6 +27,8 @@ from ray_learngene.store.store import Store
 
 if TYPE_CHECKING:
     import pandas
+    from ray.train import UserCallback
+    from ray.tune import Callback
     from torch import nn
 
     from ray_learngene.config import ExpandConfig
@@ -104,8 +106,11 @@ class Model:
         return model, transform_of(model)
 
 
-def train_ancestry(**settings: Any) -> Artefact:
+def train_ancestry(*, callbacks: Sequence[UserCallback] = (), **settings: Any) -> Artefact:
     """Train an ancestry model and publish it, as `learngene ancestry` does.
+
+    Args:
+        callbacks: Ray Train's, as of `distill`.
 
     Raises:
         UserError: a setting is wrong; nothing has been trained then.
@@ -115,11 +120,14 @@ def train_ancestry(**settings: Any) -> Artefact:
     from ray_learngene.distillation.train_ancestry import train_ancestry
 
     config = _configure(AncestryConfig, settings)
-    return Artefact(Store.of(config), train_ancestry(config))
+    return Artefact(Store.of(config), train_ancestry(config, callbacks))
 
 
-def distill(**settings: Any) -> Artefact:
+def distill(*, callbacks: Sequence[UserCallback] = (), **settings: Any) -> Artefact:
     """Distil an ancestry model into a learngene and publish it, as `learngene distill` does.
+
+    Args:
+        callbacks: Ray Train's (`ray.train.UserCallback`), which run in its controller; only with workers.
 
     Raises:
         UserError: a setting is wrong; nothing has been trained then.
@@ -129,7 +137,7 @@ def distill(**settings: Any) -> Artefact:
     from ray_learngene.distillation.distill import distill
 
     config = _configure(DistillConfig, settings)
-    return Artefact(Store.of(config), distill(config))
+    return Artefact(Store.of(config), distill(config, callbacks))
 
 
 def extract(**settings: Any) -> Artefact:
@@ -145,12 +153,14 @@ def extract(**settings: Any) -> Artefact:
     return Artefact(Store.of(config), extract(config))
 
 
-def sweep(learngene: Artefact | str, **settings: Any) -> pandas.DataFrame:
+def sweep(learngene: Artefact | str, *, callbacks: Sequence[Callback] = (), **settings: Any) -> pandas.DataFrame:
     """Train descendants of a learngene and publish each, as `learngene sweep` does.
 
     Args:
         learngene: What `distill` or `extract` returned, or its name in the store. Of the former the store, the image
             set and the name of the sweep follow, where the settings do not say otherwise.
+        callbacks: Ray Tune's (`ray.tune.Callback`), which run in this process. With `siblings=1` every descendant is a
+            trial of its own.
 
     Returns:
         The results table: one row per descendant.
@@ -162,7 +172,7 @@ def sweep(learngene: Artefact | str, **settings: Any) -> pandas.DataFrame:
     from ray_learngene.config import SweepConfig
     from ray_learngene.sweeps.sweep import sweep
 
-    return sweep(_configure(SweepConfig, _of_learngene(learngene, settings)))
+    return sweep(_configure(SweepConfig, _of_learngene(learngene, settings)), callbacks)
 
 
 def plan(learngene: Artefact | str, **settings: Any) -> Plan:

@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 import pandas
+from ray.train import UserCallback
+from ray.tune import Callback
 from torch import nn
 
 from ray_learngene.config import BenchArm
@@ -106,6 +108,7 @@ def train_ancestry(
     model_args: dict[str, Any] = ...,
     pretrained: bool = False,
     image_size: int | None = None,
+    callbacks: Sequence[UserCallback] = (),
 ) -> Artefact: ...
 def distill(
     *,
@@ -191,6 +194,7 @@ def distill(
     image_size: int | None = None,
     start: str | None = None,
     labels: bool = True,
+    callbacks: Sequence[UserCallback] = (),
 ) -> Artefact: ...
 def extract(
     *,
@@ -288,6 +292,7 @@ def sweep(
     max_concurrent: int = 0,
     license: str | None = None,
     checkpoint_seconds: float = 60,
+    callbacks: Sequence[Callback] = (),
 ) -> pandas.DataFrame: ...
 def plan(
     learngene: Artefact | str,

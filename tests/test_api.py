@@ -64,6 +64,10 @@ def test_from_an_ancestry_to_a_table(store: lg.Store, tmp_path: Path) -> None:
             r"^epoch: no such .* mean epochs",
         ),
         (lambda: lg.pull("s3:/bucket", max_params="1M"), r"^store: write s3://bucket"),
+        (
+            lambda: lg.sweep("gene", data="digits", name="x", in_process=True, callbacks=[object()]),
+            "^callbacks are Ray Tune's: leave in_process out",
+        ),
     ],
 )
 def test_a_mistake_is_one_line_that_names_the_keyword(call: object, message: str) -> None:

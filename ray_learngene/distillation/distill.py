@@ -6,7 +6,8 @@ learngene distill --data digits --ancestry store:ancestries/digits --preset nano
 from __future__ import annotations
 
 import logging
-from typing import Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -31,11 +32,17 @@ from ray_learngene.models.specs import Spec, preset
 from ray_learngene.store.learngenes import StoredLearngene
 from ray_learngene.store.manifest import Manifest
 
+if TYPE_CHECKING:
+    from ray.train import UserCallback
+
 log = logging.getLogger(__name__)
 
 
-def distill(config: DistillConfig) -> Manifest:
+def distill(config: DistillConfig, callbacks: Sequence[UserCallback] = ()) -> Manifest:
     """Distil an ancestry model into a learngene and publish it in the store.
+
+    Args:
+        callbacks: Ray Train's (`ray.train.UserCallback`), which run in its controller.
 
     Raises:
         UserError: see the message; nothing has been trained then.
@@ -67,11 +74,7 @@ def distill(config: DistillConfig) -> Manifest:
         facts["start_version"] = start.manifest.version
     sources = [ancestry.origin, *([stored_origin(start.manifest, store)] if start else [])]
     origin = Origin.join(sources, data=data_name(config.data), stated=config.license)
-    task = DistillTask
-    if features:
-        refuse_cache(config, ancestry, images)
-        task, module = FeatureTask, feature_student(config, module, ancestry, spec.image)
-    return run(task(config, store, images, module, method, ancestry, labels, facts, start, origin))
+def distill(config: DistillConfig, callbacks: Sequence[UserCallback] = ()) -> Manifest:
 
 
 def check_depth(module: nn.Module, depth: int, method: str) -> None:

@@ -8,7 +8,7 @@ import os
 import shutil
 import threading
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ import ray
 import ray.train
 import ray.train.torch
 import torch
-from ray.train import Checkpoint, CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
+from ray.train import Checkpoint, CheckpointConfig, FailureConfig, RunConfig, ScalingConfig, UserCallback
 from ray.train.torch import TorchTrainer
 from ray.train.v2.api.exceptions import TrainingFailedError
 
@@ -62,7 +62,11 @@ log = logging.getLogger(__name__)
 
 
 def train_with_ray_train(
-    task: Task, settings: dict[str, Any], flops: dict[str, int], user_deepspeed: dict[str, Any]
+    task: Task,
+    settings: dict[str, Any],
+    flops: dict[str, int],
+    user_deepspeed: dict[str, Any],
+    callbacks: Sequence[UserCallback],
 ) -> None:
     """Train with Ray Train workers and publish.
 
@@ -82,7 +86,7 @@ def train_with_ray_train(
         loop = {"task": ray.put(task), "settings": settings, "flops": flops, "deepspeed": user_deepspeed}
         with from_workers(TrainingProgress(config.name)) as driver, stop_requests() as requests:
             while True:
-                outcome = _fit(task, {**loop, "driver": driver, "requests": requests}, use_gpu)
+                outcome = _fit(task, {**loop, "driver": driver, "requests": requests}, use_gpu, callbacks)
                 if outcome is None:
                     continue
                 if "error" in outcome:
@@ -96,7 +100,7 @@ def train_with_ray_train(
                 log.info(f"workers are taken away: moving on from step {step} of {total_steps}")
 
 
-def _fit(task: Task, loop: dict[str, Any], use_gpu: bool) -> dict[str, Any] | None:
+def _fit(task: Task, loop: dict[str, Any], use_gpu: bool, callbacks: Sequence[UserCallback]) -> dict[str, Any] | None:
     """What the workers returned; None where they are to be started again, with smaller micro-batches."""
     config, store = task.config, task.store
     notes = RunNotes(store, run_name(task))
@@ -119,7 +123,7 @@ def _fit(task: Task, loop: dict[str, Any], use_gpu: bool) -> dict[str, Any] | No
             storage_filesystem=storage_filesystem,
             failure_config=FailureConfig(max_failures=config.max_failures),
             checkpoint_config=CheckpointConfig(num_to_keep=2),
-            callbacks=[NoteFailures(notes)],  # type: ignore[list-item]
+            callbacks=[NoteFailures(notes), *callbacks],  # type: ignore[list-item]
         ),
     )
     try:

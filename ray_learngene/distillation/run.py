@@ -8,7 +8,8 @@ from __future__ import annotations
 import copy
 import json
 import logging
-from typing import Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -45,16 +46,24 @@ from ray_learngene.training.out_of_memory import within_memory
 from ray_learngene.training.trainer import Trainer
 from ray_learngene.training.world import World
 
+if TYPE_CHECKING:
+    from ray.train import UserCallback
+
 log = logging.getLogger(__name__)
 
 
-def run(task: Task) -> Manifest:
+def run(task: Task, callbacks: Sequence[UserCallback] = ()) -> Manifest:
     """Train a task and publish its artefact; continue where an interrupted run of the same name stopped.
+
+    Args:
+        callbacks: Ray Train's (`ray.train.UserCallback`), which run in its controller.
 
     Raises:
         UserError: the name is taken by an artefact or a run with other settings.
     """
     config = task.config
+    if callbacks and config.workers == 0:
+        raise UserError("callbacks are Ray Train's: give workers=1 or more")
     user_deepspeed = read_user_config(config.deepspeed) if config.deepspeed else {}
     task.images.training_batches(config, world_size=max(1, config.most_workers))  # refuses too small a batch
     create_optimizer(task.module, config)  # refuses layer decay of shared layers
@@ -73,7 +82,7 @@ def run(task: Task) -> Manifest:
     else:
         from ray_learngene.distillation.ray_train import train_with_ray_train
 
-        train_with_ray_train(task, settings, flops, user_deepspeed)
+        train_with_ray_train(task, settings, flops, user_deepspeed, callbacks)
     manifest = store.manifest(task.kind, config.name)
     log.info(
         f"published {task.kind} {config.name} in {store.uri}: {manifest.metadata['parameters']:,} parameters, "

@@ -6,9 +6,10 @@ learngene ancestry --data photos --model levit_384 --pretrained --name photos --
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -30,6 +31,9 @@ from ray_learngene.store.store import Store
 from ray_learngene.training.evaluation import LabelScorer, Scorer
 from ray_learngene.training.flops import training_flops
 from ray_learngene.training.objectives import LabelObjective, Objective
+
+if TYPE_CHECKING:
+    from ray.train import UserCallback
 
 log = logging.getLogger(__name__)
 
@@ -126,8 +130,11 @@ def _refuse_shared_memory(model: nn.Module, name: str) -> None:
             )
 
 
-def train_ancestry(config: AncestryConfig) -> Manifest:
+def train_ancestry(config: AncestryConfig, callbacks: Sequence[UserCallback] = ()) -> Manifest:
     """Train an ancestry model on labelled images and publish it in the store.
+
+    Args:
+        callbacks: Ray Train's (`ray.train.UserCallback`), which run in its controller.
 
     Raises:
         UserError: see the message; nothing has been trained then.
@@ -150,4 +157,4 @@ def train_ancestry(config: AncestryConfig) -> Manifest:
         log_license(config.model, source)
     origin = Origin.join(sources, data=data_name(config.data), stated=config.license)
     facts = {"data_sha256": sets.train.fingerprint}
-    return run(AncestryTask(config, store, images, module, sets.train.classes, facts, origin))
+    return run(AncestryTask(config, store, images, module, sets.train.classes, facts, origin), callbacks)

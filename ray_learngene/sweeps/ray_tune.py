@@ -37,6 +37,7 @@ def run_with_ray_tune(
     known: Known,
     outcomes: Outcomes,
     on_start: Callable[[], None],
+    callbacks: Sequence[tune.Callback],
 ) -> None:
     """Train what is left, and tell what becomes of it.
 
@@ -48,7 +49,7 @@ def run_with_ray_tune(
     Raises:
         Interrupted: this process was asked to end; what ran has written its checkpoints.
     """
-    os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")  # histories are published with each descendant
+    os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")  # Tune's own; histories are published
     os.environ.setdefault("TUNE_GLOBAL_CHECKPOINT_S", "60")
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # else Tune prints a banner although it is told to be quiet
     os.environ["TUNE_PRINT_ALL_TRIAL_ERRORS"] = "0"  # a trial that is started again has not failed; see `Outcomes`
@@ -87,7 +88,7 @@ def run_with_ray_tune(
                     storage_path=storage_path,
                     storage_filesystem=storage_filesystem,
                     failure_config=tune.FailureConfig(max_failures=config.max_failures),
-                    callbacks=[progress],
+                    callbacks=[progress, *callbacks],
                     stop=tune_callbacks.StopsWhenAsked(progress),
                     verbose=0,
                 ),

@@ -5,13 +5,16 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ray_learngene.data.pipeline import images_text
 from ray_learngene.errors import Diverged, Interrupted, RunError
 from ray_learngene.store.checkpoints import continuing_text, steps_of
 from ray_learngene.store.manifest import Manifest
 from ray_learngene.sweeps.trials import Follower, Known, Outcomes, SweepInputs, Trial, log_packs
+
+if TYPE_CHECKING:
+    from ray.tune import Callback
 
 log = logging.getLogger(__name__)
 
@@ -23,6 +26,7 @@ def run_trials(
     on_start: Callable[[], None],
     keep: Callable[[dict[str, Any]], None],
     followers: Sequence[Follower] = (),
+    callbacks: Sequence[Callback] = (),
 ) -> None:
     """Train what is wanted and not among the rows from before, on the cluster or in this process.
 
@@ -30,6 +34,7 @@ def run_trials(
         on_start: Called once the cluster has answered, before the first trial.
         keep: Called with a row for each trial that failed or was stopped early; those that finished are in the store.
         followers: Are told what happens to every trial.
+        callbacks: Ray Tune's.
 
     Raises:
         Interrupted: this process was asked to end.
@@ -57,7 +62,7 @@ def run_trials(
     if count and not config.in_process:
         from ray_learngene.sweeps.ray_tune import run_with_ray_tune
 
-        run_with_ray_tune(inputs, left, following, known, outcomes, on_start)
+        run_with_ray_tune(inputs, left, following, known, outcomes, on_start, callbacks)
     else:
         on_start()
         _train_here(inputs, left, outcomes)

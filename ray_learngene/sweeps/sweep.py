@@ -9,7 +9,7 @@ import json
 import logging
 from collections.abc import Sequence
 from contextlib import suppress
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pandas
 
@@ -48,11 +48,18 @@ from ray_learngene.sweeps.selection import (
 from ray_learngene.sweeps.trials import SweepInputs, Trial
 from ray_learngene.training.optimizers import traits_of
 
+if TYPE_CHECKING:
+    from ray.tune import Callback
+
 log = logging.getLogger(__name__)
 
 
-def sweep(config: SweepConfig) -> pandas.DataFrame:
+def sweep(config: SweepConfig, callbacks: Sequence[Callback] = ()) -> pandas.DataFrame:
     """Train every descendant that is not finished yet, and publish each as it finishes.
+
+    Args:
+        callbacks: Ray Tune's (`ray.tune.Callback`), which run in this process. A Tune trial trains one descendant where
+            `siblings` is 1, else several; `member` of a result says which.
 
     Returns:
         The results table, one row per descendant, as written to `sweeps/<name>/results.parquet`.
@@ -62,6 +69,8 @@ def sweep(config: SweepConfig) -> pandas.DataFrame:
         Interrupted: this process was asked to end; the same call continues.
         UserError: see the message; nothing has been trained then, or (some failed) the others are published.
     """
+    if callbacks and config.in_process:
+        raise UserError("callbacks are Ray Tune's: leave in_process out")
     folder_of("descendant", f"{config.name}/x")  # refuses a name that no store can hold
     check_texts(config)
     traits_of(config)  # refuses an optimizer that does not work
@@ -112,7 +121,7 @@ def sweep(config: SweepConfig) -> pandas.DataFrame:
 
     try:
         with running(store, config.name), page:
-            run_trials(inputs, wanted, before, on_start, unfinished.append, [page])
+            run_trials(inputs, wanted, before, on_start, unfinished.append, [page], callbacks)
     except BaseException:
         if unfinished:
             with suppress(UserError):  # what ended the sweep matters more

@@ -203,7 +203,7 @@ def test_a_teacher_is_given_images_as_it_normalises_them(store: str, monkeypatch
 def test_what_was_stopped_early_is_kept_however_a_sweep_ends(
     store: str, end: BaseException, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def interrupted(inputs: SweepInputs, wanted: Any, before: Any, on_start: Any, keep: Any) -> None:
+    def interrupted(inputs: SweepInputs, wanted: Any, before: Any, on_start: Any, keep: Any, *more: Any) -> None:
         Outcomes(inputs, wanted, keep).stopped(wanted[0], {"epoch": 1, "top1": 12.5})
         raise end
 

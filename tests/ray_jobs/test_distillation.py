@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
+from typing import Any
 
 import pytest
 import safetensors.torch
@@ -74,17 +76,27 @@ def test_two_workers_and_one_plain_process_distil_the_same_learngene(learngene: 
 
 
 def test_workers_go_on_with_what_one_plain_process_has_begun(
-    learngene: DistillConfig, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    learngene: DistillConfig, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
+    from ray.train import UserCallback
+
     from ray_learngene.distillation.distill import distill
     from ray_learngene.errors import Interrupted, UserError
+
+    class Steps(UserCallback):  # runs in Ray Train's controller, another process
+        def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any) -> None:
+            with (tmp_path / "steps").open("a") as file:
+                print(metrics[0]["step"], file=file)
 
     store, alone = Store(learngene.store), learngene.model_copy(update={"workers": 0, "name": "begun"})
     with monkeypatch.context() as patched, pytest.raises(Interrupted):
         patched.setattr(sigterm, "requested", lambda step: step == 20)
         distill(alone)
     first = json.loads(store.read_bytes("checkpoint", "learngene-begun/state", "progress.json"))["history"][0]
-    manifest = distill(alone.model_copy(update={"workers": 2}))
+    with pytest.raises(UserError, match="^callbacks are Ray Train's: give workers=1 or more"):
+        distill(alone, [Steps()])
+    manifest = distill(alone.model_copy(update={"workers": 2}), [Steps()])
+    assert (tmp_path / "steps").read_text().split()[-1] == "33"
     assert "continuing the run begun" in capsys.readouterr().out
     history = manifest.metadata["history"]
     assert history[0] == first and [entry["step"] for entry in history] == [11, 22, 33], "its seconds too"

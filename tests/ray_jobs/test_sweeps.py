@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import timm
@@ -24,9 +24,19 @@ from tests.ray_jobs.conftest import RAY, ROOT
 
 
 def test_a_sweep_publishes_every_descendant_and_its_table(sweep_config: SweepConfig, tmp_path: Path) -> None:
+    from ray import tune
+
     from ray_learngene.sweeps.sweep import sweep
 
-    table = sweep(sweep_config)
+    class Results(tune.Callback):
+        seen: ClassVar[list[dict[str, Any]]] = []
+
+        def on_trial_result(self, iteration: int, trials: Any, trial: Any, result: dict[str, Any], **info: Any) -> None:
+            self.seen.append(result)
+
+    table = sweep(sweep_config, [Results()])
+    finished = [result for result in Results.seen if result.get("finished")]
+    assert {result["descendant"] for result in finished} == set(table["descendant"])  # the caller's callback ran
     store = Store(sweep_config.store)
     manifests = store.manifests("descendant", under="digits")
     assert sorted(table["depth"]) == [2, 2, 3, 3] and set(table["arm"]) == {"sws", "scratch"}
