@@ -8,7 +8,7 @@ import os
 import platform
 import re
 import subprocess
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import PackageNotFoundError, entry_points, version
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +18,14 @@ REVISION_VARIABLE = "LEARNGENE_GIT_REVISION"  # travels with a submitted job, wh
 _LOCAL_PATH = re.compile(r"(?P<kind>local-dir:|wds/|hfds/|torch/)?(?:file://)?(?P<path>[/~].*)", re.DOTALL)
 _PASSWORD = re.compile(r"^([a-zA-Z][a-zA-Z0-9+.-]*://)?[^/?#]*:[^/?#]*@")
 _PACKAGES = ("torch", "timm", "ray", "deepspeed", "numpy", "pyarrow")
+METHODS_GROUP = "ray_learngene.methods"  # entry points of packages that offer methods
 
 
 def provenance() -> dict[str, Any]:
     """Versions of what did the work, and the git revision of this package where it runs from a checkout."""
     versions = {"python": platform.python_version(), "ray_learngene": __version__}
+    offering = (point.dist for point in entry_points(group=METHODS_GROUP))
+    versions |= {package.name: package.version for package in offering if package is not None}
     for package in _PACKAGES:
         try:
             versions[package] = version(package)

@@ -1,7 +1,12 @@
-"""The methods by name, and the text form of a method with options."""
+"""The methods by name, those of other packages too, and the text form of a method with options.
+
+Another package offers a method by an entry point of the group `ray_learngene.methods`; examples/method is one.
+"""
 
 from __future__ import annotations
 
+from functools import cache
+from importlib.metadata import EntryPoint, entry_points
 from typing import Any
 
 from pydantic import ValidationError
@@ -20,6 +25,7 @@ from ray_learngene.methods.sws import SWS
 from ray_learngene.methods.tleg import TLEG
 from ray_learngene.methods.wave import Wave
 from ray_learngene.methods.weight_selection import WeightSelection
+from ray_learngene.provenance import METHODS_GROUP
 
 _CLASSES: tuple[type[Method], ...] = (
     AnySize,
@@ -36,7 +42,34 @@ _CLASSES: tuple[type[Method], ...] = (
     Mimetic,
     Scratch,
 )
-METHODS: dict[str, type[Method]] = {method.name: method for method in _CLASSES}
+METHODS: dict[str, type[Method]] = {method.name: method for method in _CLASSES}  # of this package
+
+
+@cache
+def method_class(name: str) -> type[Method]:
+    """Return the method of a name, from this package or another one.
+
+    Raises:
+        UserError: there is none, or what another package offers cannot be imported or is no method.
+    """
+    if name in METHODS:
+        return METHODS[name]
+    offered = {point.name: point for point in entry_points(group=METHODS_GROUP)}
+    if name not in offered:
+        raise UserError(f"unknown method {name!r}: choose one of {', '.join([*METHODS, *offered])}")
+    return _load(offered[name])
+
+
+def _load(point: EntryPoint) -> type[Method]:
+    package = point.dist.name if point.dist else point.module
+    try:
+        method = point.load()
+    except Exception as error:
+        reason = f"{type(error).__name__}: {error}".splitlines()[0]
+        raise UserError(f"method {point.name!r} of the package {package} cannot be imported: {reason}") from error
+    if not (isinstance(method, type) and issubclass(method, Method)) or getattr(method, "name", None) != point.name:
+        raise UserError(f"{point.value} of the package {package} is no method with the name {point.name!r}")
+    return method
 
 
 def create_method(text: str, **options: Any) -> Method:
@@ -49,9 +82,7 @@ def create_method(text: str, **options: Any) -> Method:
         UserError: unknown method, unknown option or bad value.
     """
     name, *pairs = text.strip().split(":")
-    if name not in METHODS:
-        raise UserError(f"unknown method {name!r}: choose one of {', '.join(METHODS)}")
-    method = METHODS[name]
+    method = method_class(name)
     for pair in pairs:
         key, equals, value = pair.partition("=")
         if not equals or key not in method.model_fields:
