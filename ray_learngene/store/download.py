@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import fcntl
+import errno
 import functools
 import hashlib
 import logging
@@ -12,9 +12,10 @@ import stat
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import IO
+
+from filelock import FileLock, Timeout
 
 from ray_learngene.errors import UserError
 from ray_learngene.io.errors import clear_errors
@@ -177,19 +178,17 @@ def _complete(objects: Objects, source: str, entry: FileEntry, target: Path, pro
         return file.tell() == entry.bytes and digest.hexdigest() == entry.sha256
 
 
-def open_lock(folder: Path, flags: int = 0) -> IO[bytes]:
-    """Open the file by which a pull locks its folder; what is there in its place is neither followed nor waited for."""
-    return os.fdopen(os.open(folder / LOCK, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | flags, 0o666), "r+b", 0)
-
-
 @contextmanager
 def _locked(partial: Path) -> Iterator[None]:
     """Keep a second pull out of the folder; the lock ends with the process, however that ends."""
-    with open_lock(partial, os.O_CREAT) as lock:
+    with ExitStack() as locked:
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+            locked.enter_context(FileLock(partial / LOCK, timeout=0))
+        except Timeout:
             raise UserError(f"another pull into {partial} is running: wait for it or choose another folder") from None
-        except OSError as error:
+        except OSError as error:  # of what is no file in its place too: it is neither followed nor waited for
+            if error.errno not in (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP):
+                raise
+            (partial / LOCK).touch()
             log.debug("no lock on %s, so a second pull into it is not noticed: %s", partial, error)
         yield

@@ -8,7 +8,6 @@ work for so long, unless `--force` says that none is.
 
 from __future__ import annotations
 
-import fcntl
 import logging
 import shutil
 from collections import defaultdict
@@ -18,13 +17,15 @@ from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
 
+from filelock import FileLock
+
 from ray_learngene.config import GcConfig
 from ray_learngene.config.store import PUBLISHING
 from ray_learngene.errors import UserError
 from ray_learngene.io.errors import Unavailable, clear_errors
 from ray_learngene.io.objects import PROBES, TEMPORARY, Found, IncompleteUpload
 from ray_learngene.models.budgets import format_quantity
-from ray_learngene.store.download import LEFTOVERS, LOCK, open_lock
+from ray_learngene.store.download import LEFTOVERS, LOCK
 from ray_learngene.store.manifest import FOLDERS, GROUPED, MANIFEST, Kind
 from ray_learngene.store.store import Store
 from ray_learngene.store.whole import broken_text
@@ -212,12 +213,11 @@ def _unlocked(partial: Path) -> bool:
     """Whether no pull is running into a folder."""
     if not (partial / LOCK).exists():
         return True
-    with open_lock(partial) as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            return False
-    return True
+    try:
+        with FileLock(partial / LOCK, timeout=0):
+            return True
+    except OSError:
+        return False
 
 
 def _remove_folder(path: Path) -> None:

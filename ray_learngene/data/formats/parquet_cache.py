@@ -7,7 +7,6 @@ Where the cache has a limit, the files that were opened longest ago make room fo
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import itertools
 import json
@@ -23,6 +22,7 @@ from urllib.parse import unquote
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from filelock import FileLock
 from pyarrow.fs import FileSystem
 
 from ray_learngene.data.formats.split_names import split_of
@@ -99,8 +99,7 @@ def cached(path: Path, write: Callable[[], object]) -> Path:
         return path
     with clear_errors(str(path.parent)):
         path.parent.mkdir(parents=True, exist_ok=True)
-        with path.with_suffix(".lock").open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
+        with FileLock(path.with_suffix(".lock")):
             if not path.exists():
                 write()
     return path
