@@ -2,6 +2,7 @@
 # make test   set everything up and run all tests
 # make quick  the tests of configuration, methods, models and data: below two minutes on two cores
 # make docs   build the documentation into site/, and fail on a broken link
+# make test-client   install the thin client, without torch and Ray, into an environment of its own and use it
 # make test-hosts   kill parts of a local cluster of several hosts (root, about half an hour on two cores)
 # make test-browser   open the page of a sweep in Chromium (installs Debian's with apt-get)
 # make test-clouds   stores and image sets on emulators of Google Cloud Storage and Azure (two minutes; needs npm)
@@ -9,7 +10,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test quick test-hosts test-browser test-clouds lint docs clean
+.PHONY: demo test quick test-client test-hosts test-browser test-clouds lint docs clean
 
 demo: $(VENV)/.runtime
 	PATH="$(CURDIR)/$(BIN):$$PATH" sh jobs/demo.sh
@@ -28,6 +29,9 @@ SLOW := tests/methods/test_every_method.py tests/methods/test_any_size.py tests/
 
 quick: $(VENV)/.dev
 	$(BIN)/python -m pytest -n 2 --dist loadfile $(QUICK) $(SLOW:%=--ignore=%)
+
+test-client: $(VENV)/.dev
+	$(BIN)/python -m pytest -m client
 
 test-hosts: $(VENV)/.dev
 	$(BIN)/python -m pytest -v -m hosts

@@ -52,6 +52,13 @@ def test_the_command_line_imports_nothing_heavy(module: str) -> None:
     assert not loaded_by(f"import {module}") & {"torch", "timm", "ray", "pyarrow", "pandas", "pydantic", "numpy"}
 
 
+def test_the_thin_client_needs_nothing_that_only_unix_has() -> None:
+    unix = ("fcntl", "grp", "pwd", "resource", "termios")
+    others = "import filelock, s3fs, pyarrow.fs, rich.progress"  # know what to do without
+    commands = ", ".join(f"ray_learngene.cli.{name}" for name in ("main", "pull", "catalog", "show", "output"))
+    loaded_by(f"{others}; sys.modules.update(dict.fromkeys({unix})); import {commands}")
+
+
 def test_the_configurations_import_no_torch() -> None:
     assert "torch" not in loaded_by("import ray_learngene.config")
 

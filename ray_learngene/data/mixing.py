@@ -1,16 +1,15 @@
-"""What is drawn at random for images, by timm, before any pixel is touched: rectangles to erase, pairs to mix."""
+"""What timm samples for images before any pixel is touched: rectangles to erase, pairs to mix."""
 
 from __future__ import annotations
 
 from typing import NamedTuple
 
-import torch
 from timm.data import Mixup
-from timm.data.mixup import cutmix_bbox_and_lam
 from timm.data.random_erasing import RandomErasing
 from torch import Tensor
 
 from ray_learngene.config import AugmentationConfig
+from ray_learngene.data.timm_internals import erased, mixing_parameters
 
 
 class Patch(NamedTuple):
@@ -38,25 +37,7 @@ class Erasing:
     def draw(self) -> list[Patch]:
         if self.erase is None:
             return []
-        canvas = _Canvas(self.size)
-        self.erase(canvas)
-        return canvas.patches
-
-
-class _Canvas:
-    """Stands for an image in timm's `RandomErasing`, and keeps what would be written into it."""
-
-    dtype = torch.float32
-
-    def __init__(self, side: int) -> None:
-        self.side = side
-        self.patches: list[Patch] = []
-
-    def size(self) -> tuple[int, int, int]:
-        return 3, self.side, self.side
-
-    def __setitem__(self, where: tuple[slice, slice, slice], noise: Tensor) -> None:
-        self.patches.append(Patch(where[1].start, where[2].start, noise))
+        return [Patch(*rectangle) for rectangle in erased(self.erase, self.size)]
 
 
 class Mixing(Mixup):
@@ -72,9 +53,4 @@ class Mixing(Mixup):
         self.shape = 2, 3, size, size
 
     def draw(self) -> Mix:
-        share, cut = self._params_per_batch()
-        if not cut or share == 1.0:
-            return Mix(float(share), None)
-        box, share = cutmix_bbox_and_lam(self.shape, share, correct_lam=self.correct_lam)
-        top, bottom, left, right = map(int, box)
-        return Mix(float(share), (top, bottom, left, right))
+        return Mix(*mixing_parameters(self, self.shape))

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageOps
-from timm.data import auto_augment, create_transform
+from PIL import Image
+from timm.data import create_transform
 from torchvision.transforms import Compose
 
 from ray_learngene.config import AugmentationConfig
+from ray_learngene.data.timm_internals import mend_posterize
 from ray_learngene.errors import UserError
 
 Transform = Callable[[Image.Image], npt.NDArray[np.uint8]]
@@ -70,9 +70,4 @@ def _pixels(transform: Compose) -> Transform:
     return Compose([*transform.transforms[:-1], np.array])
 
 
-def _posterize(image: Image.Image, bits: int, **_: Any) -> Image.Image:
-    # timm's strongest level keeps 0 bits, which made a black image; Pillow 13 refuses to and would end training.
-    return ImageOps.posterize(image, min(bits, 8)) if bits > 0 else Image.new(image.mode, image.size)
-
-
-auto_augment.NAME_TO_OP.update(dict.fromkeys(("Posterize", "PosterizeIncreasing", "PosterizeOriginal"), _posterize))
+mend_posterize()

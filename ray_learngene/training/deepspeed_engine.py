@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from ray_learngene.config import OptimizationConfig
 from ray_learngene.config.documents import parse_json
 from ray_learngene.errors import RunError, UserError
+from ray_learngene.training import deepspeed_internals
 from ray_learngene.training.deepspeed_settings import check_names
 from ray_learngene.training.engine_state import EngineState, counters_of, read_state, write_state
 from ray_learngene.training.optimizers import ADAMW_TRAITS, Traits
@@ -125,8 +126,8 @@ class DeepSpeedEngine:
         import deepspeed
 
         logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
-        if on_cpu:  # otherwise the first run compiles a shared-memory op for minutes, or fails without a compiler
-            deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+        if on_cpu:
+            deepspeed_internals.without_shared_memory_op(deepspeed)
         self._deepspeed = deepspeed
         self._stage = settings["zero_optimization"]["stage"]
         self._clip_grad = 0.0
@@ -196,9 +197,7 @@ class DeepSpeedEngine:
             self._scatter_moments(state.moments)
 
     def _flat_parameters(self) -> list[Tensor]:
-        """Return this rank's fp32 partition of the weights, one flat tensor per group, which ZeRO's steps update."""
-        zero = self._engine.optimizer
-        return zero.single_partition_of_fp32_groups if self._stage < 3 else zero.fp32_partitioned_groups_flat
+        return deepspeed_internals.flat_parameters(self._engine.optimizer, self._stage)
 
     def _gather_moments(self) -> Iterator[tuple[int, dict[str, Tensor]]]:
         """Yield the optimizer's whole state of every parameter, on the CPU. All ranks iterate in lockstep.
@@ -241,17 +240,14 @@ class DeepSpeedEngine:
                 self._set_moment(self._parameters[index], each[key], key)
 
     def _link_moments(self) -> None:
-        """Link parameters to their moments again; DeepSpeed does so only after the first step of the first group."""
-        if self._stage < 3:
-            self._engine.optimizer._hp_optimizer_states_linked = False
-            self._engine.optimizer._lazy_init_hp_params_optimizer_state()
+        deepspeed_internals.link_moments(self._engine.optimizer, self._stage)
 
     def _set_moment(self, parameter: nn.Parameter, whole: Tensor, key: str) -> None:
         if self._stage < 3:
             self._deepspeed.utils.safe_set_full_optimizer_state(parameter, whole, key)
             return
         # set this rank's padded partition here: DeepSpeed's function for whole tensors omits the padding
-        size = parameter.ds_tensor.numel()  # type: ignore[attr-defined]
+        size = deepspeed_internals.partition_size(parameter)
         padded = nn.functional.pad(whole.flatten(), (0, size * torch.distributed.get_world_size() - whole.numel()))
         share = padded.narrow(0, size * torch.distributed.get_rank(), size)
         self._deepspeed.utils.safe_set_local_optimizer_state(parameter, share, key)
