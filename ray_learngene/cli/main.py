@@ -94,7 +94,6 @@ _TRAINING_PACKAGES = {
 _POSITIONAL = {"pull": "artefact", "show": "artefact", "evaluate": "model", "expand": "learngene"}
 # what users of timm and Ray type for the same field
 _ALIASES = {
-    "as_json": ("--json",),  # pydantic has a `json` of its own
     "accumulation": ("--grad-accum-steps",),
     "auto_augment": ("--aa",),
     "ema": ("--model-ema-decay",),
@@ -106,6 +105,8 @@ _ALIASES = {
 }
 # fields whose words may also be joined by commas
 _COMMA_SEPARATED = {"arms"}
+# fields whose flag has another name; the field's own name works too
+_NAMES = {"as_json": "json"}  # pydantic has a `json` of its own
 
 
 class _Parser(argparse.ArgumentParser):
@@ -309,6 +310,9 @@ def _add_argument(group: argparse._ArgumentGroup, name: str, field: Any, *, posi
     if positional or hidden:
         help_text = argparse.SUPPRESS
     flags = [f"--{name.replace('_', '-')}", *_ALIASES.get(name, ())]
+    if name in _NAMES:
+        group.add_argument(f"--{_NAMES[name]}", dest=name, help=field.description, action="store_true")
+        help_text = argparse.SUPPRESS
     group.add_argument(*flags, dest=name, help=help_text, **_argument(name, field.annotation))
 
 
@@ -320,8 +324,11 @@ def _show(default: Any) -> str:
 
 def _argument(name: str, annotation: Any) -> dict[str, Any]:
     """How a field is taken from the command line; conversion and limits are the configuration's business."""
+    while typing.get_origin(annotation) is typing.Annotated:
+        annotation = typing.get_args(annotation)[0]
     members = typing.get_args(annotation) if typing.get_origin(annotation) in (typing.Union, types.UnionType) else ()
     kinds = [kind for kind in members if kind is not type(None)] or [annotation]
+    kinds = [typing.get_args(kind)[0] if typing.get_origin(kind) is typing.Annotated else kind for kind in kinds]
     kind = kinds[0]
     if kind is bool:
         return {"action": argparse.BooleanOptionalAction}

@@ -18,8 +18,8 @@ class DataConfig(StorageConfig):
     decides = "images"
 
     data: str = Field(
-        description="image set: digits, cifar10, a folder of class folders or Parquet files at any URI, torch/NAME, "
-        "wds/PATH or hfds/NAME"
+        description="image set: digits, cifar10, a folder of class folders or Parquet files at any URI, torch/NAME or "
+        "hfds/NAME; for WebDataset tar files see `learngene data convert`"
     )
     data_dir: str | None = Field(
         None,
@@ -38,13 +38,20 @@ class DataConfig(StorageConfig):
         0.1,
         gt=0,
         lt=1,
-        description="share held out per class where the set has no validation split, or by validate_on",
+        description="share of each class held out for validation, if there is no validation split or "
+        "validate_on asks for it",
         json_schema_extra=RESULT,
     )
     train_share: float = Field(
         1.0, gt=0, le=1, description="share of the training images that is used, per class, evenly spaced"
     )
-    val_share: float = Field(1.0, gt=0, le=1, description="the same of the validation images", json_schema_extra=RESULT)
+    val_share: float = Field(
+        1.0,
+        gt=0,
+        le=1,
+        description="share of the validation images that is used, per class, evenly spaced",
+        json_schema_extra=RESULT,
+    )
     validate_on: Literal["val", "holdout"] = Field(
         "val",
         description="validate on the validation split, or on the share held out of the training split",
@@ -52,12 +59,13 @@ class DataConfig(StorageConfig):
     )
     check_images: Literal["auto", "full", "headers", "off"] = Field(
         "auto",
-        description="check before training: decode every image (full), read headers, or off; auto: full up to 10,000",
+        description="check images before training: full decodes all, headers reads their headers; "
+        "auto: full up to 10,000 images",
         json_schema_extra=NOTHING,
     )
     unreadable: Literal["fail", "skip"] = Field(
         "fail",
-        description="an image that cannot be read: end with its name, or take the next one in its place and count it",
+        description="an image that cannot be read: fail ends with its name, skip takes the next image and counts it",
         json_schema_extra=NOTHING,
     )
     loader_workers: int = Field(
@@ -66,8 +74,8 @@ class DataConfig(StorageConfig):
     cache_gb: float = Field(
         0,
         ge=0,
-        description="GB that local copies of image sets may take on a host (in ~/.cache/ray_learngene); those unused "
-        "for longest are removed first; 0: no limit",
+        description="most GB of local copies of image sets on a host (~/.cache/ray_learngene); the least recently "
+        "used are removed first; 0: no limit",
         json_schema_extra=NOTHING,
     )
 

@@ -76,7 +76,7 @@ class DistillConfig(
     AugmentationConfig,
     WorkersConfig,
 ):
-    """`learngene distill`: ancestry model and images to a learngene."""
+    """`learngene distill`: distil an ancestry model into a learngene."""
 
     ancestry: str = Field(
         description="the ancestry model: a timm name (pretrained weights from the hub), local-dir:FOLDER, "
@@ -92,8 +92,8 @@ class DistillConfig(
     start: str | None = Field(None, description="learngene in the store that the auxiliary model starts from")
     labels: bool = Field(
         True,
-        description="the images' labels are the ancestry's classes; off: labels are never read. With --teach features "
-        "they only measure",
+        description="use the images' labels, which must be the ancestry model's classes; off: labels are never read. "
+        "With --teach features they only measure",
     )
 
     @model_validator(mode="after")
@@ -109,10 +109,12 @@ class DistillConfig(
 
 
 class SoftLabelsConfig(DistillConfig):
-    """`learngene softlabels`: compute the soft labels that a distillation with these very settings will read."""
+    """`learngene softlabels`: compute and cache the soft labels of a distillation with the same settings."""
 
     name: str = Field("", description="not used: soft labels are found by what they depend on")
-    overwrite: bool = Field(False, description="compute also what is there, and replace it", json_schema_extra=NOTHING)
+    overwrite: bool = Field(
+        False, description="compute what is cached again, and replace it", json_schema_extra=NOTHING
+    )
 
     @model_validator(mode="after")
     def _logits_alone(self) -> Self:

@@ -47,7 +47,12 @@ class EvaluateConfig(DataConfig):
 
 
 class ConvertConfig(DataConfig):
-    """`learngene data convert`: any image set to resized Parquet shards."""
+    """`learngene data convert`: convert any image set to resized Parquet shards."""
+
+    data: str = Field(
+        description="image set: digits, cifar10, a folder of class folders or Parquet files at any URI, torch/NAME, "
+        "hfds/NAME, or wds/PATH (WebDataset tar files)"
+    )
 
     out: str = Field(description="empty target folder, at any URI")
     short_side: int | None = Field(256, ge=1, description="resize to this short side in pixels (never enlarged)")
@@ -62,8 +67,12 @@ class ConvertConfig(DataConfig):
 class CheckConfig(DataConfig):
     """`learngene data check`: read an image set and name what is wrong with it."""
 
-    check_images: Literal["auto", "full", "headers", "off"] = Field("full", description="decode all, or read headers")
-    as_json: bool = Field(False, description="print JSON (also as --json)")
+    check_images: Literal["auto", "full", "headers", "off"] = Field(
+        "full",
+        description="full decodes every image, headers reads their headers; auto: full up to 10,000 images; off: "
+        "look at folders and labels only",
+    )
+    as_json: bool = Field(False, description="print JSON")
 
 
 class OutputConfig(StoreConfig):
@@ -78,7 +87,7 @@ class ListConfig(OutputConfig):
     rebuild: bool = Field(
         False, description="read every manifest and rebuild the index, after copying into a store or deleting by hand"
     )
-    check: bool = Field(False, description="see whether all files of every artefact are there, with their sizes")
+    check: bool = Field(False, description="check that all files of every artefact are there, with their sizes")
 
 
 class GcConfig(StoreConfig):
@@ -94,7 +103,7 @@ class GcConfig(StoreConfig):
         False,
         description="allow less than an hour, when nothing is being published: files that a publisher wrote go, too",
     )
-    downloads: str | None = Field(None, description="a local folder in which to look for what dead pulls left, too")
+    downloads: str | None = Field(None, description="local folder to search for leftovers of pulls too")
 
     @field_validator("min_age")
     @classmethod

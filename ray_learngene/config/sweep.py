@@ -19,7 +19,7 @@ from ray_learngene.config.training import (
 
 
 class SelectionConfig(StoreConfig):
-    """Which descendants: budgets, depths and widths become specs."""
+    """Sizes and methods of the descendants."""
 
     decides = "choice"
 
@@ -45,7 +45,7 @@ class SelectionConfig(StoreConfig):
 
 
 class PlanConfig(SelectionConfig, DataConfig, OptimizationConfig):
-    """`learngene plan`: which specs meet which budget and what the sweep will cost."""
+    """`learngene plan`: print which sizes meet which budget, and what the sweep will cost."""
 
     data: str = Field("", description="image set, to count the steps of the sweep; default: cost per image only")
     epochs: int = Field(10, ge=0, description="epochs of each descendant")
@@ -60,7 +60,7 @@ class PlanConfig(SelectionConfig, DataConfig, OptimizationConfig):
 
 
 class SiblingsConfig(Config):
-    """Descendants that are trained side by side."""
+    """Several descendants in one process."""
 
     decides = "nothing"
 
@@ -85,7 +85,7 @@ class SiblingsConfig(Config):
 
 
 class TrialsConfig(DataConfig, DistillationConfig, TrainingConfig, AugmentationConfig, ClusterConfig, SiblingsConfig):
-    """Many trainings in parallel."""
+    """Resources of each training."""
 
     decides = "nothing"
 
@@ -105,7 +105,7 @@ class TrialsConfig(DataConfig, DistillationConfig, TrainingConfig, AugmentationC
 
 
 class SweepConfig(SelectionConfig, TrialsConfig):
-    """`learngene sweep`: many descendants in parallel from one learngene."""
+    """`learngene sweep`: train many descendants of one learngene in parallel."""
 
     name: str = Field(
         description="name of the sweep; run again, it trains only what is not finished",
@@ -141,7 +141,7 @@ class SweepConfig(SelectionConfig, TrialsConfig):
     checkpoint_seconds: float = Field(
         60,
         ge=0,
-        description="at most one checkpoint of a descendant in this time; of N siblings, in √N times this",
+        description="least seconds between checkpoints of a descendant; √N times as many for N siblings",
         json_schema_extra=NOTHING,
     )
 

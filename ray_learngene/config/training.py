@@ -49,7 +49,7 @@ class OptimizationConfig(Config):
         description="decay of the average of weights (EMA) that is published next to the last ones; 0 is off",
     )
     precision: Literal["auto", "bf16", "fp32"] = Field(
-        "auto", description="auto: bf16 on GPUs that compute in it, else fp32"
+        "auto", description="auto is bf16 on GPUs that support it, else fp32"
     )
     compile: bool = Field(
         False,
@@ -92,19 +92,19 @@ class OptimizationConfig(Config):
 
 
 class SpeedConfig(Config):
-    """What makes training faster and changes no number. Switched off, it is easier to see what is at fault."""
+    """Speed, without any change of results."""
 
     decides = "nothing"
 
     finish_batches: Literal["device", "loader"] = Field(
         "device",
-        description="training batches are normalised, erased and mixed on the device, or by the loader processes",
+        description="where training batches are normalised, erased and mixed: on the device or in the loader processes",
     )
     checkpoint_uploads: Literal["background", "wait"] = Field(
-        "background", description="training goes on while a checkpoint is uploaded, or waits until it is in the store"
+        "background", description="upload checkpoints while training goes on, or wait until each is in the store"
     )
     loss_check_steps: int = Field(
-        50, ge=1, description="steps from one look for a loss that is not finite to the next, on GPUs or many workers"
+        50, ge=1, description="steps between checks for a loss that is not finite, on GPUs or several workers"
     )
 
 
@@ -117,7 +117,9 @@ class DistillationConfig(Config):
 
     decides = "teaching"
 
-    distillation: Literal["soft", "hard"] = Field("soft", description="ancestry's probabilities, or its decision")
+    distillation: Literal["soft", "hard"] = Field(
+        "soft", description="learn the ancestry model's probabilities (soft), or its top class (hard)"
+    )
     alpha: float = Field(1.0, ge=0, le=1, description="weight of the distillation term; the label term has 1 - alpha")
     tau: float = Field(1.0, gt=0, description="temperature of soft distillation")
     soft_labels: bool = Field(
@@ -142,7 +144,7 @@ class StoreConfig(StorageConfig):
         description="the store: a folder, s3://bucket/prefix (standard AWS variables), gs:// or abfs://",
     )
     store_patience: float = Field(
-        300.0, ge=0, description="seconds for which a bucket that stops answering is waited for, in one operation"
+        300.0, ge=0, description="seconds to retry an operation while the bucket does not answer"
     )
 
     @field_validator("store")
@@ -159,7 +161,7 @@ class ClusterConfig(Config):
     decides = "nothing"
 
     address: str | None = Field(None, description="Ray cluster to connect to; default: RAY_ADDRESS, else this machine")
-    max_failures: int = Field(3, ge=0, description="times that a failed worker or trial is started again")
+    max_failures: int = Field(3, ge=0, description="restarts of a failed worker or trial")
 
 
 class WorkersConfig(ClusterConfig):
@@ -169,10 +171,10 @@ class WorkersConfig(ClusterConfig):
 
     workers: int | str = Field(
         1,
-        description="training workers, one per GPU or CPU process; 2:8 starts with what is there and takes more when "
-        "it comes; 0: this process, without Ray",
+        description="training workers, each with its GPU or CPUs; 2:8 starts with 2 to 8, as there is room, and grows; "
+        "0: this process, without Ray. DataLoader processes: --loader-workers",
     )
-    resize_seconds: float = Field(60, gt=0, description="how often --workers 2:8 looks for more workers")
+    resize_seconds: float = Field(60, gt=0, description="seconds between looks for more workers, with --workers 2:8")
     cpus_per_worker: float = Field(1, gt=0, description="CPUs reserved for each worker (data loading included)")
     use_gpu: bool | None = Field(None, description="one GPU for each worker; default: where there are GPUs")
     zero: Literal[0, 1, 2, 3] | None = Field(
@@ -184,7 +186,7 @@ class WorkersConfig(ClusterConfig):
     checkpoint_every: int = Field(
         0,
         ge=0,
-        description="optimizer steps between checkpoints, longer where an upload takes longer; 0: once an epoch",
+        description="optimizer steps between checkpoints, more if an upload takes longer; 0: once an epoch",
     )
 
     @field_validator("workers", mode="before")

@@ -74,7 +74,12 @@ def distill(config: DistillConfig, callbacks: Sequence[UserCallback] = ()) -> Ma
         facts["start_version"] = start.manifest.version
     sources = [ancestry.origin, *([stored_origin(start.manifest, store)] if start else [])]
     origin = Origin.join(sources, data=data_name(config.data), stated=config.license)
-def distill(config: DistillConfig, callbacks: Sequence[UserCallback] = ()) -> Manifest:
+    task = DistillTask
+    if features:
+        refuse_cache(config, ancestry, images)
+        task, module = FeatureTask, feature_student(config, module, ancestry, spec.image)
+    made = task(config, store, images, module, method, ancestry, labels, facts, start, origin)
+    return run(made, callbacks)
 
 
 def check_depth(module: nn.Module, depth: int, method: str) -> None:

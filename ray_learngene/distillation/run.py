@@ -102,7 +102,7 @@ def _log_beginning(task: Task) -> None:
         where = f"in this process on {device.type}, {precision}"
     else:
         least = f"{config.least_workers} to " if config.least_workers < config.most_workers else ""
-        where = f"on {least}{config.most_workers} workers of {config.cpus_per_worker:g} CPUs"
+        where = f"by Ray: workers {least}{config.most_workers}, CPUs of each {config.cpus_per_worker:g}"
     log.info(
         f"{task.kind} {config.name}: {images_text(images)}, {config.epochs} epochs of {steps:,} steps of "
         f"{config.batch_size} images, {sum(each.numel() for each in task.module.parameters()):,} parameters to train, "

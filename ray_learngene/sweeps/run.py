@@ -72,7 +72,7 @@ def _log_beginning(inputs: SweepInputs, trials: Sequence[Trial]) -> None:
     config, images = inputs.config, inputs.images
     sizes = sorted(inputs.costs[trial.spec]["params"] for trial in trials)
     steps = len(images.train) // config.batch_size
-    where = "in this process" if config.in_process else f"by Ray on {config.cpus_per_trial:g} CPUs each"
+    where = "in this process" if config.in_process else f"by Ray: CPUs of each training {config.cpus_per_trial:g}"
     log.info(
         f"{images_text(images)}, {config.epochs} epochs of {steps:,} steps of {config.batch_size} images, "
         f"{sizes[0]:,.0f} to {sizes[-1]:,.0f} parameters, {where}"

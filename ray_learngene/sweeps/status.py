@@ -46,10 +46,10 @@ class SweepStatus:
                 return
             name, total = trial_name(trial), max(1, metrics["total_steps"])
             model = self._models.setdefault(trial, Progress(name, total, "steps", quiet=True))
-            epoch = f"epoch {metrics['epoch']:.4g} of {metrics['epochs']}"
+            epoch = f"epoch {metrics['epoch']:.3g}/{metrics['epochs']}"
             if "top1" in metrics:
                 self._scores.pop(trial, None)
-                self._scores[trial] = f"{epoch} top-1 {metrics['top1']:.2f} %"
+                self._scores[trial] = f"{epoch} {metrics['top1']:.2f} %"
             model.at(metrics["step"], self._scores.get(trial, epoch))
             self._show()
 
@@ -69,9 +69,10 @@ class SweepStatus:
     def _show(self) -> None:
         running = sum(macs(trial.spec) * model.done / model.total for trial, model in self._models.items())
         last = [f"{trial_name(trial)} {text}" for trial, text in list(self._scores.items())[-_SHOWN:]]
-        self._all.at(self._done + running, f"{len(self._ended)} of {self.trials} descendants ended", ", ".join(last))
+        more = f"top-1: {', '.join(last)}" if last else ""
+        self._all.at(self._done + running, f"{len(self._ended)} of {self.trials} descendants ended", more)
 
 
 def trial_name(trial: Trial) -> str:
     """A short name of a trial, for one line of several."""
-    return f"{trial.arm.text} w{trial.spec.width} d{trial.spec.depth} s{trial.seed} lr {trial.lr:.1e}"
+    return f"{trial.arm.text} w{trial.spec.width} d{trial.spec.depth} s{trial.seed} lr {trial.lr:.0e}"

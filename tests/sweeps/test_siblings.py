@@ -339,4 +339,4 @@ def test_each_models_epochs_are_logged_as_they_come(
     lines = [text for text in caplog.messages if text.startswith(f"sweep {config.name}: ") and "top-1" in text]
     for depth in (1, 2):
         for epoch in (1, 2):
-            assert any(f" d{depth} s0 " in text and f"epoch {epoch} of 2 top-1 " in text for text in lines)
+            assert any(f" d{depth} s0 " in text and f" epoch {epoch}/2 " in text for text in lines)
