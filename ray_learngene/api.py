@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from ray_learngene.config import ExpandConfig
+    from ray_learngene.delivery.features import FeatureScores
     from ray_learngene.sweeps.plan import Plan
     from ray_learngene.training.evaluation import Scores
 
@@ -259,8 +260,10 @@ def page(store: Store | str, **settings: Any) -> Path:
     return write_page(_configure(PageConfig, {"store": store, **settings}))
 
 
-def evaluate(model: Model | str | Path, **settings: Any) -> Scores:
+def evaluate(model: Model | str | Path, **settings: Any) -> Scores | FeatureScores:
     """Measure a pulled model on the validation split of an image set, as `learngene evaluate` does.
+
+    A model without a head is measured by k nearest neighbours and a linear probe.
 
     Raises:
         UserError: it is no timm model folder, or its classes are not those of the images.

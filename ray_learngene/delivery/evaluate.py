@@ -19,6 +19,7 @@ from ray_learngene.data.loader import Batch
 from ray_learngene.data.open import open_image_sets
 from ray_learngene.data.pipeline import validation_batches
 from ray_learngene.data.reader import Reader
+from ray_learngene.delivery.features import FeatureScores, evaluate_features
 from ray_learngene.device import resolve_device
 from ray_learngene.errors import UserError
 from ray_learngene.models.preprocessing import Preprocessing
@@ -26,6 +27,7 @@ from ray_learngene.models.timm_folder import labels_of, load_timm
 from ray_learngene.progress import Progress
 from ray_learngene.terminal import unreadable_text
 from ray_learngene.training.evaluation import Scores, evaluate
+from ray_learngene.training.feature_scores import bank_of
 
 log = logging.getLogger(__name__)
 
@@ -52,15 +54,18 @@ class ModelImages:
         """
         sets = open_image_sets(config)
         labels = labels_of(model)
-        order = order_of(sets.val.classes, labels) if labels else list(range(len(sets.val.classes)))
-        if model.num_classes != len(sets.val.classes) or order is None:
+        given = labels and model.num_classes  # a model of features has no order of classes
+        order = order_of(sets.val.classes, labels) if given else list(range(len(sets.val.classes)))
+        if (model.num_classes and model.num_classes != len(sets.val.classes)) or order is None:
             raise UserError(
                 f"{where} has {model.num_classes} classes ({', '.join(labels[:3])}, ...), --data {config.data} has "
                 f"{len(sets.val.classes)} ({', '.join(sets.val.classes[:3])}, ...): they are not the same label set"
             )
         data = resolve_model_data_config(model)
         preprocessing = Preprocessing.of(model, where, input_size=data["input_size"])
-        train, val = (relabelled(part, np.argsort(order), labels or part.classes) for part in (sets.train, sets.val))
+        train, val = (
+            relabelled(part, np.argsort(order), labels if given else part.classes) for part in (sets.train, sets.val)
+        )
         return cls(train, val, preprocessing, data["crop_mode"], config)
 
     def batches(self, images: ImageSet, batch_size: int, reader: Reader | None = None) -> DataLoader[Batch]:
@@ -75,8 +80,10 @@ class ModelImages:
         )
 
 
-def evaluate_folder(folder: str | Path, config: DataConfig, batch_size: int) -> Scores:
+def evaluate_folder(folder: str | Path, config: DataConfig, batch_size: int) -> Scores | FeatureScores:
     """Score a timm model folder on the validation split of an image set; unreadable images as `unreadable` says.
+
+    A model without a head is scored by its vectors; see `FeatureScores`.
 
     Raises:
         UserError: it is no timm model folder, or its classes are not those of the images.
@@ -92,13 +99,18 @@ def evaluate_folder(folder: str | Path, config: DataConfig, batch_size: int) -> 
                 yield batch
                 progress.advance(len(batch[0]))
 
-        scores = evaluate(model.to(device), counted(), device=device)
+        scores: Scores | FeatureScores
+        if model.num_classes:
+            scores = evaluate(model.to(device), counted(), device=device)
+        else:
+            bank, classes = images.batches(bank_of(images.train), batch_size), len(images.train.classes)
+            scores = evaluate_features(model.to(device), bank, counted(), classes, device)
     if reader.names():
         log.warning(unreadable_text(reader.names()))
     return scores
 
 
-def evaluate_model(config: EvaluateConfig) -> Scores:
+def evaluate_model(config: EvaluateConfig) -> Scores | FeatureScores:
     """Score the model folder of a configuration; see `evaluate_folder`."""
     return evaluate_folder(config.model, config, config.batch_size)
 
@@ -106,4 +118,7 @@ def evaluate_model(config: EvaluateConfig) -> Scores:
 def print_evaluation(config: EvaluateConfig) -> None:
     """Print the accuracy of a model folder."""
     scores = evaluate_model(config)
+    if isinstance(scores, FeatureScores):
+        print(f"{config.model}: {scores} on {scores.images:,} images")
+        return
     print(f"{config.model}: top-1 {scores.top1:.2f} % on {int(scores.images):,} images, loss {scores.mean_loss:.4f}")

@@ -15,6 +15,7 @@ from ray_learngene.ancestry.origin import stored_origin
 from ray_learngene.config import DataConfig, ExpandConfig
 from ray_learngene.delivery.accuracy import UNKNOWN, Accuracy, known_accuracy
 from ray_learngene.delivery.evaluate import evaluate_folder
+from ray_learngene.delivery.features import FeatureScores
 from ray_learngene.delivery.folders import check_free, local_path, new_folder
 from ray_learngene.device import resolve_device
 from ray_learngene.errors import NothingWithin, UserError
@@ -182,6 +183,13 @@ class Expander:
         return Expansion(out, spec, facts)
 
 
+_MEASURED = {
+    "top1_untuned": "top-1 without training",
+    "knn": "top-1 of nearest images, without training",
+    "linear": "top-1 of a linear probe, without training",
+}
+
+
 def write_facts(folder: Path, facts: Mapping[str, Any], measured: Mapping[str, str] | None = None) -> None:
     """Write `metrics.json` and the card of an expanded model.
 
@@ -195,7 +203,8 @@ def write_facts(folder: Path, facts: Mapping[str, Any], measured: Mapping[str, s
         origin=Origin(**facts["origin"]),
         data=measured["data"] if measured else "",
         split=measured["split"] if measured else "",
-        metrics={"top-1 without training": facts["top1_untuned"]} if measured else {},
+        metrics={title: facts[name] for name, title in _MEASURED.items() if facts.get(name) is not None and measured},
+        task="image-classification" if facts["spec"]["classes"] else "image-feature-extraction",
         row=facts,
     )
     (folder / "README.md").write_text(card)
@@ -230,6 +239,11 @@ def expand(config: ExpandConfig) -> list[Expansion]:
 
 def _measured(one: Expansion, config: DataConfig, batch_size: int) -> Expansion:
     scores = evaluate_folder(one.path, config, batch_size)
+    if isinstance(scores, FeatureScores):
+        text = f"{scores} untuned, measured on {scores.images:,} images of {data_name(config.data)}"
+        facts = {**one.facts, "knn": scores.knn, "linear": scores.linear, "accuracy": text}
+        write_facts(one.path, facts, {"data": data_name(config.data), "split": config.validate_on})
+        return Expansion(one.path, one.spec, facts)
     accuracy = Accuracy(scores.top1, 0.0, f"measured on {int(scores.images):,} images of {data_name(config.data)}")
     facts = {**one.facts, "top1_untuned": scores.top1, "top1_untuned_error": 0.0, "accuracy": str(accuracy)}
     write_facts(one.path, facts, {"data": data_name(config.data), "split": config.validate_on})

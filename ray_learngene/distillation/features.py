@@ -13,20 +13,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 
 from ray_learngene.ancestry.model import Ancestry
 from ray_learngene.config import DistillConfig
-from ray_learngene.data.image_set import Subset
 from ray_learngene.data.pipeline import ImagePipeline, validation_batches
 from ray_learngene.data.reader import Reader
 from ray_learngene.distillation.distill_task import DistillTask
 from ray_learngene.errors import UserError
 from ray_learngene.models.budgets import format_quantity
 from ray_learngene.models.features import FeatureReader, feature_shapes
-from ray_learngene.training.feature_scores import BANK_IMAGES, FeatureScorer
+from ray_learngene.training.feature_scores import FeatureScorer, bank_of
 from ray_learngene.training.features import FeatureLoss, FeatureObjective, FeatureStudent
 from ray_learngene.training.flops import TRAINING_PASSES, forward_flops, training_flops
 from ray_learngene.training.step import Batch
@@ -52,9 +50,9 @@ class FeatureTask(DistillTask):
         return FeatureScorer(self.objective(device, autocast), device, autocast, bank, classes)
 
     def _bank(self) -> Iterable[Batch]:
-        """The training images on which vectors are classified, evenly spaced, as evaluation sees images."""
-        images, count = self.images, min(BANK_IMAGES, len(self.images.train))
-        some = Subset(images.train, np.arange(count) * len(images.train) // count)
+        """The training images that classifiers are fitted to, as evaluation sees images."""
+        images = self.images
+        some = bank_of(images.train)
         return validation_batches(
             some,
             images.preprocessing,

@@ -11,13 +11,22 @@ from ray_learngene.models.origin import Origin
 
 
 def model_card(
-    template: str, *, name: str, origin: Origin, data: str, split: str, metrics: dict[str, float], **values: Any
+    template: str,
+    *,
+    name: str,
+    origin: Origin,
+    data: str,
+    split: str,
+    metrics: dict[str, float],
+    task: str = "image-classification",
+    **values: Any,
 ) -> str:
     """Render a template of `templates/`; it gets the metadata as `card_data`, `origin` and `values`.
 
     Args:
         data: Name of the image set that `metrics` were measured on.
         metrics: Top-1 in percent by what it is called.
+        task: The hub's name of what the model is for.
     """
     results = [
         EvalResult(
@@ -34,8 +43,8 @@ def model_card(
     card_data = ModelCardData(
         model_name=name,
         library_name="timm",
-        pipeline_tag="image-classification",
-        tags=["image-classification", "timm", "learngene"],
+        pipeline_tag=task,
+        tags=[task, "timm", "learngene"],
         base_model=list(origin.base_models) or None,
         datasets=list(origin.datasets) or None,
         metrics=["accuracy"],

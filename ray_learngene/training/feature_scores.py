@@ -10,15 +10,23 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ray_learngene.data.image_set import ImageSet, Subset
 from ray_learngene.training.features import OWN, FeatureObjective
 from ray_learngene.training.step import Batch
 
 NEIGHBOURS, TEMPERATURE, RIDGE = 20, 0.07, 0.1
 BANK_IMAGES = 2048  # training images, evenly spaced over the split
+
+
+def bank_of(images: ImageSet) -> ImageSet:
+    """Choose the training images that classifiers are fitted to."""
+    count = min(BANK_IMAGES, len(images))
+    return Subset(images, np.arange(count) * len(images) // count)
 
 
 class Probes:

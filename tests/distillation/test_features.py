@@ -14,9 +14,21 @@ from PIL import Image
 from timm.models import save_for_hf
 
 from ray_learngene.cli.pull import pull
-from ray_learngene.config import DataConfig, DistillConfig, PullConfig, SoftLabelsConfig, SweepConfig, load_config
+from ray_learngene.config import (
+    DataConfig,
+    DistillConfig,
+    EvaluateConfig,
+    ExpandConfig,
+    PullConfig,
+    SoftLabelsConfig,
+    SweepConfig,
+    load_config,
+)
 from ray_learngene.config.decides import RUN, decisive
 from ray_learngene.data.open import open_image_sets
+from ray_learngene.delivery.evaluate import evaluate_model
+from ray_learngene.delivery.expand import expand
+from ray_learngene.delivery.features import FeatureScores
 from ray_learngene.distillation.distill import distill
 from ray_learngene.errors import UserError
 from ray_learngene.store.learngenes import StoredLearngene
@@ -66,6 +78,14 @@ def test_a_headless_teacher_makes_a_learngene_whose_descendants_classify(tmp_pat
     assert distill(config) == manifest  # a finished run is found again
     learngene = StoredLearngene.load(Store(config.store), "features").learngene
     assert learngene.preprocessing["mean"] == [0.5, 0.5, 0.5]
+    expanded = expand(
+        ExpandConfig(store=config.store, learngene="features", depth=2, out=str(tmp_path / "e"), data="digits")
+    )
+    assert {name for name in ("knn", "linear") if expanded[0].facts[name] > 10} == {"knn", "linear"}
+    assert timm.create_model(f"local-dir:{tmp_path / 'e'}", pretrained=True).num_classes == 0
+    assert "image-feature-extraction" in (tmp_path / "e" / "README.md").read_text()
+    scores = evaluate_model(EvaluateConfig(model=str(tmp_path / "e"), data="digits"))
+    assert isinstance(scores, FeatureScores) and scores.knn == expanded[0].facts["knn"]
     table = sweep(
         SweepConfig(
             learngene="features", name="s", in_process=True, depths="3", arms="any-size", epochs=1,
