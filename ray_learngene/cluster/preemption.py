@@ -1,4 +1,4 @@
-"""Workers that are asked to stop: by SIGTERM to one of them or to the driver, or because Ray drains a node."""
+"""Stop workers with a checkpoint: after SIGTERM to one of them or to the driver, or if Ray drains a node."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _MOST_STEPS = 1000
 
 
 class GracefulBackend(TorchConfig().backend_cls):  # type: ignore[misc]  # the class is private, the property is not
-    """Ray Train's torch backend; SIGTERM to a worker is a request."""
+    """Ray Train's torch backend that makes SIGTERM to a worker a stop request."""
 
     def on_start(self, worker_group: Any, backend_config: TorchConfig) -> None:
         super().on_start(worker_group, backend_config)
@@ -42,10 +42,10 @@ class GracefulTorchConfig(TorchConfig):
 
 
 class StopPoll:
-    """Poll, about every two seconds, whether to stop; called before every step by all workers, which agree.
+    """Check about every two seconds whether to stop. All ranks call it before every step and agree.
 
-    The number of steps from one poll to the next follows the pace and at most doubles. So a pace that was measured over
-    too little, such as before the first step, cannot put a request off for long.
+    The number of steps between two checks follows the measured pace, and at most doubles: a wrong first measurement
+    cannot delay a stop for long.
     """
 
     def __init__(self, world: World, requests: Queue) -> None:
@@ -71,7 +71,7 @@ class StopPoll:
 
 @contextmanager
 def stop_requests(asked: threading.Event | None = None) -> Iterator[Queue]:
-    """A queue that holds something once this process, the driver, has been asked to end; `asked` is set after that."""
+    """Yield a queue that gets an item when the driver is asked to stop; then `asked` is set."""
     requests = queue_here()
     over = threading.Event()
 
@@ -95,9 +95,9 @@ def stop_requests(asked: threading.Event | None = None) -> Iterator[Queue]:
 
 @contextmanager
 def watching(requests: Queue) -> Iterator[None]:
-    """Make what the driver was asked (`stop_requests`) a request of this process, from before the first step on.
+    """Pass the driver's stop request (`stop_requests`) on to this process, from before the first step on.
 
-    Only the thread calls Ray: the main thread of a task that waits for Ray gives up its CPU, to one task too many.
+    Only a thread calls Ray. If a task's main thread waits for Ray, Ray gives its CPU to another task.
     """
     over, answered = threading.Event(), threading.Event()
 
@@ -122,7 +122,7 @@ def watching(requests: Queue) -> Iterator[None]:
 
 
 class CatchesSigterm:
-    """Mixin of Tune trials: SIGTERM to one is a request, and so is the draining of its node."""
+    """Mixin of Tune trials: SIGTERM or a draining node is a stop request."""
 
     def setup(self, config: dict[str, Any]) -> None:  # in the main thread, unlike the trial's function
         sigterm.catch()

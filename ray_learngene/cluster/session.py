@@ -1,4 +1,4 @@
-"""Connecting to Ray, and carrying progress and messages from its workers to the driver."""
+"""Connect to Ray, and carry progress and messages from its workers to the driver."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _ROOM = 64 * 10**6  # bytes; a session's logs grow slowly
 
 @contextmanager
 def ray_cluster(address: str | None) -> Iterator[None]:
-    """Connect to a cluster, or start Ray on this machine; undone at the end unless Ray was running in this process.
+    """Connect to a cluster, or start Ray on this machine; disconnect at the end, unless Ray was running before.
 
     The address is the one given, else RAY_ADDRESS (set inside `ray job submit`), else this machine.
 
@@ -73,7 +73,7 @@ def ray_cluster(address: str | None) -> Iterator[None]:
 
 
 def require_listener(address: str) -> None:
-    """Find out at once whether anything listens there: Ray itself goes on trying for minutes.
+    """Check that a cluster listens at the address; Ray itself would retry for minutes.
 
     Raises:
         UserError: nothing does, or the address holds a password, which Ray would show to all users of the cluster.
@@ -94,7 +94,7 @@ def require_listener(address: str) -> None:
 
 
 def _require_room(more: str = "") -> None:
-    """Refuse to go on where the disk of Ray's own files, its sockets, logs and states, is full.
+    """Check the free space of Ray's own files: sockets, logs and states.
 
     Raises:
         UserError: it is; the message ends with `more`.
@@ -111,10 +111,10 @@ def _require_room(more: str = "") -> None:
 
 
 def _require_node(address: str) -> None:
-    """Ask the head who belongs to the cluster.
+    """Check that this machine is a node of the cluster.
 
-    Ray itself ends a process on a machine that does not, with a C++ trace, and takes a refused token for a network that
-    fails.
+    On another machine Ray would end the process with a C++ trace. It would also take a refused token for a network
+    failure.
     """
     import grpc
 
@@ -136,7 +136,7 @@ def _require_node(address: str) -> None:
 
 
 def _is_here(address: str) -> bool:
-    """Whether an address is this machine's: only then can a socket be bound to it."""
+    """Check whether an address is this machine's, by binding a socket to it."""
     try:
         socket.create_server((address, 0), family=socket.AF_INET6 if ":" in address else socket.AF_INET).close()
     except OSError:
@@ -154,7 +154,7 @@ def _explain(error: Exception, address: str | None) -> str:
 
 
 def token_missing(address: str) -> str:
-    """What to do where a cluster refuses the token, or the lack of one."""
+    """Return the message about a missing or refused token."""
     return (
         f"Ray at {address} wants its token: export RAY_AUTH_MODE=token and RAY_AUTH_TOKEN_PATH=FILE "
         "(or RAY_AUTH_TOKEN) with the token of the cluster's head"
@@ -167,12 +167,12 @@ def cluster_has_gpus() -> bool:
 
 
 def use_assigned_gpu() -> None:
-    """Let a Ray worker compute on a GPU only if it was given one: Ray hides none from a worker that asked for none."""
+    """Allow this worker a GPU only if Ray assigned one; Ray hides none from workers without a GPU."""
     allow_gpu(bool(ray.get_runtime_context().get_accelerator_ids()["GPU"]))
 
 
 def require_resources(address: str | None, count: int, cpus: float, gpus: float, what: str) -> None:
-    """Refuse what this machine alone will never schedule; a cluster may grow and is given the benefit of the doubt.
+    """Refuse what this machine can never schedule. A cluster may grow, so nothing is refused there.
 
     Raises:
         UserError: says what is asked for and what there is.
@@ -189,7 +189,7 @@ def require_resources(address: str | None, count: int, cpus: float, gpus: float,
 
 
 def queue_here() -> Queue:
-    """A queue for workers anywhere that lives on this host: it must not end with one that only works."""
+    """Create a queue on this host, so that it does not end with another node."""
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     return Queue(actor_options={"num_cpus": 0, "scheduling_strategy": here})
 

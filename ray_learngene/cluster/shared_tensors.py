@@ -1,7 +1,7 @@
-"""Imports Ray so that tensors it sends are held once per host, in its object store, and read there by all workers.
+"""Import Ray so that a tensor it sends is stored once per host and read by all workers without a copy.
 
-What writes to a tensor that it received, as training does to weights, copies it first.
-RAY_ENABLE_ZERO_COPY_TORCH_TENSORS=0 switches this off.
+Code that writes to a received tensor, as training does, copies it first. RAY_ENABLE_ZERO_COPY_TORCH_TENSORS=0 switches
+this off.
 """
 
 import os

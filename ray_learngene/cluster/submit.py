@@ -1,9 +1,9 @@
-"""A command as a job on a Ray cluster, which goes on when this machine is switched off.
+"""Run a command as a job on a Ray cluster; it goes on when this machine is switched off.
 
     learngene submit --address http://head:8265 distill --config recipe.yaml --store s3://bucket/store
 
-`ray job submit` with what people forget: the recipe, this version of the package and the store's endpoint travel with
-the job; the same command submitted twice is one job; the log is followed, and the job's exit status is the command's.
+The recipe, this version of the package and the store's endpoint travel with the job. Submitting the same command twice
+gives one job. The command follows the job's log and ends with its exit status.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ def submit(command: str, config: Config, settings: SubmitConfig) -> None:
 
 
 def _refuse_what_stays_here(command: str, config: Config) -> None:
-    """The cluster's nodes see the store, and folders at the same place on all of them; not this machine's."""
+    """Refuse folders of this machine that the cluster's nodes do not see."""
     values = config.model_dump(exclude_unset=True)
     if "store" not in values:
         raise UserError("--store is required: the cluster does not see this machine's folders; give s3://bucket/prefix")
@@ -157,7 +157,7 @@ def _errors_of(address: str) -> Iterator[None]:
 
 
 def _key(command: str, config: Config) -> str:
-    """Prefix of submission ids: what runs under one name into one store is the same work."""
+    """Return the prefix of submission ids; the same name and store are the same work."""
     values = config.model_dump(mode="json")
     name = values.get("name") or values.get("artefact") or {"pull": "best"}.get(command, "views")
     # a pull and soft labels have no name: their settings tell one from another
@@ -170,13 +170,13 @@ def _decisive(config: Config) -> dict[str, Any]:
 
 
 def _attempts(client: JobSubmissionClient, key: str) -> dict[int, JobDetails]:
-    """Jobs of one key that the cluster knows, by the number at the end of their submission ids."""
+    """Return the cluster's jobs of a key, by the number at the end of their ids."""
     jobs = ((re.fullmatch(rf"{key}\.(\d+)", job.submission_id or ""), job) for job in client.list_jobs())
     return {int(match[1]): job for match, job in jobs if match}
 
 
 def _running(client: JobSubmissionClient, command: str, config: Config) -> str | None:
-    """The job that is doing this work now."""
+    """Return the id of the job that does this work now."""
     for job in _attempts(client, _key(command, config)).values():
         if job.status in _ENDED:
             continue
@@ -222,7 +222,7 @@ def _start(client: JobSubmissionClient, command: str, config: Config, runtime_en
 
 
 def _driver_share(address: str) -> dict[str, float] | None:
-    """One of the drivers that the head takes at a time, where the cluster limits them.
+    """Return the resource that limits the drivers on the head, if the cluster has it.
 
     Without it Ray starts drivers on the head too, but any number of them.
     """
@@ -273,7 +273,7 @@ def _follow(client: JobSubmissionClient, job: str) -> None:
 
 
 async def _print_log(client: JobSubmissionClient, job: str) -> JobDetails | None:
-    """Print a job's log to its end; returns how it ended, None where the cluster has forgotten it."""
+    """Print a job's log to its end; return its details, or None if the cluster no longer knows it."""
     import aiohttp
 
     printed = 0
@@ -299,7 +299,7 @@ async def _print_log(client: JobSubmissionClient, job: str) -> JobDetails | None
 
 
 def _status(client: JobSubmissionClient, job: str) -> JobDetails | None:
-    """What the cluster knows of a job, None where it has forgotten it or is gone."""
+    """Return a job's details, or None if the cluster no longer knows it or does not answer."""
     deadline = time.monotonic() + GONE_SECONDS
     while True:
         try:

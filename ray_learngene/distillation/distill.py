@@ -83,7 +83,7 @@ def distill(config: DistillConfig, callbacks: Sequence[UserCallback] = ()) -> Ma
 
 
 def check_depth(module: nn.Module, depth: int, method: str) -> None:
-    """Refuse an auxiliary model whose method decides its depth, where another one is asked for.
+    """Refuse a depth that the method does not give its auxiliary model.
 
     Raises:
         UserError: the depths differ.
@@ -94,7 +94,7 @@ def check_depth(module: nn.Module, depth: int, method: str) -> None:
 
 
 def images_for(config: DistillConfig, sets: ImageSets, spec: Spec, ancestry: Ancestry) -> ImagePipeline:
-    """The images as the auxiliary model and the ancestry model see them."""
+    """Return the images with the preprocessing of the ancestry model."""
     preprocessing = Preprocessing(
         image_size=spec.image,
         mean=ancestry.mean,
@@ -106,7 +106,7 @@ def images_for(config: DistillConfig, sets: ImageSets, spec: Spec, ancestry: Anc
 
 
 def _start_from(module: nn.Module, learngene: Learngene, config: DistillConfig) -> None:
-    """Load a learngene of the same method and shape into an auxiliary model; a head of other classes stays fresh."""
+    """Load a learngene of the same method and shape into an auxiliary model; a head of other classes stays as it is."""
     state = module.state_dict()
     given = {attribute_of(name) if attribute_of(name) in state else name: x for name, x in learngene.tensors.items()}
     heads = {

@@ -1,4 +1,4 @@
-"""A learngene from a trained model, without distillation.
+"""Take a learngene from a trained model, without distillation.
 
 learngene extract --source store:ancestries/vit --method weight-selection --name vit-selected
 """
@@ -36,8 +36,7 @@ _NO_COST = {"steps": 0, "images": 0, "flops": 0, "teacher_flops": 0}
 def extract(config: ExtractConfig) -> Manifest:
     """Take a learngene from a trained vision transformer and publish it in the store.
 
-    Its cost is that of a source learngene (one that determines a whole model, such as `pretrained`) or nothing where
-    the model was there already, plus the seconds of taking it.
+    The cost is the seconds of the extraction. A source learngene, such as `pretrained`, adds its own cost.
 
     Raises:
         UserError: the method takes none from a trained model, the model is none it can use, or the name is taken.
@@ -80,7 +79,7 @@ def extract(config: ExtractConfig) -> Manifest:
 
 
 def _source(reference: str, store: Store) -> tuple[nn.Module, tuple[str, ...], Preprocessing, dict[str, Any]]:
-    """The trained model, its labels and preprocessing, and what is known of its cost."""
+    """Load the trained model, its labels, its preprocessing and its cost as far as it is known."""
     if reference.startswith("store:learngenes/"):
         stored = StoredLearngene.load(store, reference.removeprefix("store:learngenes/"))
         learngene, metadata = stored.learngene, stored.manifest.metadata

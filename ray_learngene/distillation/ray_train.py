@@ -1,4 +1,4 @@
-"""Training on Ray Train and DeepSpeed: workers that may fail, be taken away, be too small, or become more."""
+"""Train on Ray Train and DeepSpeed; workers may fail, be preempted, run out of memory or become more."""
 
 from __future__ import annotations
 
@@ -70,8 +70,8 @@ def train_with_ray_train(
 ) -> None:
     """Train with Ray Train workers and publish.
 
-    Workers that fail are started again by Ray Train, `max_failures` times. What is no failure starts anew from here:
-    a node that is taken away, and memory that needs smaller micro-batches.
+    Ray Train restarts failed workers, `max_failures` times. This function restarts them after a preemption, or with
+    smaller micro-batches if memory ran out.
 
     Raises:
         Interrupted: this process was asked to end.
@@ -101,7 +101,7 @@ def train_with_ray_train(
 
 
 def _fit(task: Task, loop: dict[str, Any], use_gpu: bool, callbacks: Sequence[UserCallback]) -> dict[str, Any] | None:
-    """What the workers returned; None where they are to be started again, with smaller micro-batches."""
+    """Run the workers once and return their result; None if they must restart with smaller micro-batches."""
     config, store = task.config, task.store
     notes = RunNotes(store, run_name(task))
     halvings = notes.read().get("halvings", 0)
@@ -144,7 +144,7 @@ def _fit(task: Task, loop: dict[str, Any], use_gpu: bool, callbacks: Sequence[Us
 
 
 class _Trainer(TorchTrainer):
-    """Ray's, but for two private parts: see tests/cluster/test_ray_internals.py."""
+    """Ray's trainer with two private methods replaced: see tests/cluster/test_ray_internals.py."""
 
     def _create_default_callbacks(self) -> list[Any]:
         callbacks: list[Any] = super()._create_default_callbacks()  # type: ignore[misc]  # mypy sees Train V1
@@ -155,18 +155,18 @@ class _Trainer(TorchTrainer):
 
 
 def _cause(error: TrainingFailedError) -> str:
-    """The last line of what a worker raised."""
+    """Return the last line of the error that a worker raised."""
     failures = getattr(error, "worker_failures", None) or {0: error}
     return "".join(traceback.format_exception_only(next(iter(failures.values())))).strip().splitlines()[-1]
 
 
 class RayCheckpoints:
-    """Checkpoints of cluster workers, written by the first, uploaded while training goes on, one at a time.
+    """Checkpoints of Ray Train workers: rank 0 writes them, and one upload runs while training goes on.
 
-    Every worker calls every function.
+    All ranks call every method.
 
     Args:
-        before: Of the process without Ray that began the run, if one did; where Ray has none of its own yet.
+        before: Checkpoints of a process without Ray that began the run; read until Ray has its own.
     """
 
     def __init__(self, before: StoreCheckpoints) -> None:
@@ -177,13 +177,13 @@ class RayCheckpoints:
 
     @contextmanager
     def latest(self) -> Iterator[Path | None]:
-        """A folder with the newest checkpoint; None where there is none."""
+        """Yield a folder with the newest checkpoint, or None."""
         checkpoint = ray.train.get_checkpoint()
         with self.before.latest() if checkpoint is None else checkpoint.as_directory() as folder:
             yield folder and Path(folder)
 
     def save(self, write: Callable[[Path], None], metrics: dict[str, Any]) -> None:
-        """Write a checkpoint once the one before is uploaded; Ray ends the workers if its own upload fails."""
+        """Write a checkpoint after the upload of the previous one; Ray ends the workers if its upload fails."""
         self._idle.wait()
         folder = scratch_path()
         try:
@@ -206,7 +206,7 @@ class RayCheckpoints:
         self._idle.wait()
 
     def busy(self) -> bool:
-        """Whether this worker's last checkpoint is still being uploaded."""
+        """Check whether the last checkpoint is still being uploaded."""
         return not self._idle.is_set()
 
     def _upload(self, checkpoint: Checkpoint, name: str) -> Checkpoint:
@@ -218,13 +218,13 @@ class RayCheckpoints:
 
 
 def _worker(loop: dict[str, Any]) -> dict[str, Any]:
-    """One training worker; the first one's messages reach the driver."""
+    """Run one training worker; rank 0's messages reach the driver."""
     with loop["driver"].logs() if ray.train.get_context().get_world_rank() == 0 else nullcontext():
         return _train(loop)
 
 
 def _train(loop: dict[str, Any]) -> dict[str, Any]:
-    """Train on one worker. What ends all workers at the same step is returned, not retried."""
+    """Train on one rank. An error that ends all ranks at the same step is returned, so that Ray does not retry it."""
     use_assigned_gpu()
     context = ray.train.get_context()
     task: Task = ray.get(loop["task"])
@@ -276,10 +276,10 @@ def _train(loop: dict[str, Any]) -> dict[str, Any]:
 
 
 def _within_memory(task: Task, world_size: int) -> AncestryConfig | DistillConfig:
-    """The configuration, with what workers before these have noted.
+    """Apply the notes of earlier workers to the configuration.
 
     Raises:
-        RunError: they noted that starting again is of no use.
+        RunError: a restart would fail in the same way.
     """
     notes = RunNotes(task.store, run_name(task)).read()
     if "error" in notes:

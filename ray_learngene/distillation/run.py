@@ -1,6 +1,6 @@
-"""One run of `distill` or `ancestry`: continued under its name after an interruption, published at its end.
+"""Run `distill` or `ancestry`: resume an interrupted run of the same name, train, publish.
 
-A task says what is trained and what is published; it trains in this process or, by `cluster_training`, on Ray.
+A task says what is trained and published. It trains in this process or, by `ray_train`, on Ray.
 """
 
 from __future__ import annotations
@@ -131,7 +131,7 @@ def _finished(task: Task, settings: dict[str, Any]) -> Manifest | None:
 
 
 def _check_run(task: Task, settings: dict[str, Any]) -> None:
-    """Refuse a name under which something else was started; say so where it continues."""
+    """Refuse the name of a run with other settings; log that an interrupted run continues."""
     store = task.store
     text = store.read_text(_settings_path(task))
     if text is None or task.config.overwrite:
@@ -146,7 +146,7 @@ def _check_run(task: Task, settings: dict[str, Any]) -> None:
 
 
 def _train_here(task: Task, settings: dict[str, Any], flops: dict[str, int]) -> None:
-    """One plain torch process, neither Ray nor DeepSpeed."""
+    """Train in this process, without Ray and DeepSpeed."""
     claim_run(task, settings)
     store = task.store
     if any("/checkpoint_" in path for path in store.objects.find(f"runs/{run_name(task)}")):

@@ -1,7 +1,7 @@
-"""What workers of a run leave for those that are started in their place.
+"""Notes of failed workers for the workers that replace them.
 
-A worker that fails alone cannot tell the others, which wait for it in a collective operation: Ray Train ends them all
-and starts them again. The notes say what to do differently then.
+A failed worker cannot reach the others, because they wait in a collective operation. Ray Train restarts all of them.
+The notes say what the new workers must do differently.
 """
 
 from __future__ import annotations
@@ -19,8 +19,7 @@ from ray_learngene.training.out_of_memory import is_out_of_memory
 class RunNotes:
     """`runs/<run>/notes.json`.
 
-    `halvings` is how often the micro-batch must be halved to fit into memory; `error` is what starting again will not
-    mend.
+    `halvings`: how often to halve the micro-batch. `error`: an error that a restart would not mend.
     """
 
     def __init__(self, store: Store, run: str) -> None:
@@ -40,7 +39,7 @@ class RunNotes:
 
 
 class NoteFailures(UserCallback):
-    """Sees, in Ray Train's controller, why workers have failed, and notes what can be done about it."""
+    """Notes, in Ray Train's controller, why workers failed."""
 
     def __init__(self, notes: RunNotes) -> None:
         self.notes = notes

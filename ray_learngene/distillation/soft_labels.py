@@ -1,10 +1,9 @@
-"""Computing soft labels beforehand, spread over a Ray cluster: no training, only the ancestry model.
+"""Compute and cache soft labels before a distillation, in parallel on a Ray cluster.
 
 learngene softlabels --config jobs/recipes/digits-distill.yaml --store ./store
 
-Takes the settings of the distillation that will read them; what does not decide its views is not used. The shards are
-those that its workers would write, so what was computed before an interruption, or by a training run, is not computed
-again.
+It takes the settings of the distillation. The shards are those that the distillation's workers would write, so shards
+of an interrupted or earlier run are reused.
 """
 
 from __future__ import annotations
@@ -38,7 +37,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Shard:
-    """One worker's part of one epoch."""
+    """The part of an epoch that one worker computes."""
 
     epoch: int
     part: int
@@ -46,7 +45,7 @@ class Shard:
 
 @dataclass(frozen=True)
 class Filling:
-    """What all shards have in common. It is sent to every worker."""
+    """What all shards share; sent to every worker."""
 
     config: SoftLabelsConfig
     store: Store
@@ -70,7 +69,7 @@ class Filling:
         )
 
     def missing(self) -> tuple[str, list[Shard]]:
-        """The cache's key, and the shards that are still to be computed."""
+        """Return the cache's key and the missing shards."""
         cache: SoftLabelCache = self.answers().cache
         epochs = min(self.config.epochs, self.config.view_epochs or self.config.epochs)
         every = [Shard(epoch, part) for epoch in range(epochs) for part in range(self.parts)]
@@ -85,7 +84,7 @@ class Filling:
         ]
 
     def compute(self, shard: Shard) -> None:
-        """Ask the ancestry model about every view of a shard; its answers are then in the store."""
+        """Run the ancestry model on every view of a shard, and cache its logits."""
         steps = len(self.images.train) // self.config.batch_size
         config = self.config.model_copy(update={"epochs": shard.epoch + 1, "view_epochs": 0})
         loader = self.images.training_batches(
@@ -96,7 +95,7 @@ class Filling:
 
 
 def fill(config: SoftLabelsConfig) -> None:
-    """Compute the soft labels of every epoch of a distillation that are not in the store yet.
+    """Compute the soft labels of a distillation that are not cached yet.
 
     Raises:
         UserError: see the message.
@@ -191,7 +190,7 @@ def _prepare() -> None:
 
 
 def _follow(key: str, filling: Filling, shards: list[Shard], computed: Iterator[Shard]) -> None:
-    """Say what is computed. A part that was begun before the process was asked to end is finished.
+    """Log the progress. A shard that was begun before an interruption is finished.
 
     Raises:
         Interrupted: it was asked to.

@@ -1,4 +1,4 @@
-"""What a run of `distill` or `ancestry` trains and publishes, and the name that it is continued under."""
+"""What a run of `distill` or `ancestry` trains and publishes, and its name in the store."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ log = logging.getLogger(__name__)
 
 
 class Task(Protocol):
-    """What is trained and published. It is sent to every worker."""
+    """What is trained and published; sent to every worker."""
 
     kind: Kind
     images: ImagePipeline
@@ -47,7 +47,7 @@ class Task(Protocol):
     def objective(self, device: torch.device, autocast: torch.dtype | None) -> Objective: ...
 
     def answers(self, device: torch.device, autocast: torch.dtype | None) -> Answers | None:
-        """What the objective is given with every batch; None where it needs no more."""
+        """Return what adds the teacher's logits to every batch; None if the objective needs none."""
         ...
 
     def scorer(self, device: torch.device, autocast: torch.dtype | None) -> Scorer:
@@ -55,11 +55,11 @@ class Task(Protocol):
         ...
 
     def flops(self, steps: int) -> dict[str, int]:
-        """FLOPs of so many optimizer steps: `flops` of what is trained, `teacher_flops` of what is asked each time."""
+        """Count the FLOPs of optimizer steps: `flops` of the trained model, `teacher_flops` of the teacher."""
         ...
 
     def identity(self) -> dict[str, Any]:
-        """What besides the configuration decides the result, such as hashes of its inputs."""
+        """Return what else decides the result, such as hashes of the inputs."""
         ...
 
     def write(self, module: nn.Module, folder: Path) -> dict[str, Any]:
@@ -72,7 +72,7 @@ class Task(Protocol):
 
 
 def open_store(config: AncestryConfig | DistillConfig, kind: Kind) -> Store:
-    """The store to publish in, after all that can be refused before images are read and weights are fetched.
+    """Open the store, after the checks that need neither images nor weights.
 
     Raises:
         UserError: an impossible name, a bad DeepSpeed file or optimizer, or settings that exclude each other.
@@ -101,12 +101,12 @@ def run_name(task: Task) -> str:
 
 
 def own_checkpoints(task: Task) -> StoreCheckpoints:
-    """Where one plain process keeps its checkpoints; cluster workers go on from the newest if they have none."""
+    """Return the checkpoints of a process without Ray; Ray's workers resume from them if they have none."""
     return StoreCheckpoints(task.store, f"{run_name(task)}/state")
 
 
 def claim_run(task: Task, settings: dict[str, Any]) -> None:
-    """Remember the run's settings under its name; `--overwrite` forgets what was there."""
+    """Store the run's settings under its name; `--overwrite` removes an earlier run first."""
     if task.config.overwrite:
         task.store.remove_tree(f"runs/{run_name(task)}")
         own_checkpoints(task).remove()
@@ -127,7 +127,7 @@ def publish(
     flops: dict[str, int],
     trainer: Trainer,
 ) -> None:
-    """Write and publish the artefact of a training that has ended."""
+    """Write and publish the artefact of a finished training."""
     progress = trainer.progress
     with scratch_folder() as folder:
         metadata = task.write(trainer.engine.module, folder)

@@ -1,4 +1,4 @@
-"""Training an ancestry model where nobody has one.
+"""Train an ancestry model.
 
 learngene ancestry --data photos --model levit_384 --pretrained --name photos --epochs 20 --workers 1
 """
@@ -101,7 +101,7 @@ class AncestryTask:
 
 
 def _create(config: AncestryConfig, classes: int) -> nn.Module:
-    """The untrained or pretrained model, with what it takes of the input size and of stochastic depth."""
+    """Create the model; the input size and stochastic depth are left out if it takes none."""
     settings = {"img_size": config.image_size, "drop_path_rate": config.drop_path, **config.model_args}
     while True:
         torch.manual_seed(config.seed)
@@ -120,7 +120,7 @@ def _create(config: AncestryConfig, classes: int) -> nn.Module:
 
 
 def _refuse_shared_memory(model: nn.Module, name: str) -> None:
-    """Refuse what safetensors, and with it timm's model folders, would refuse when all is trained."""
+    """Refuse weights that share memory: safetensors would refuse them after training."""
     seen: dict[int, str] = {}
     for part, tensor in model.state_dict().items():
         if tensor.numel() and (first := seen.setdefault(tensor.data_ptr(), part)) != part:
