@@ -1,8 +1,8 @@
-"""Let `import torchvision` (hence timm) work where a CUDA build of torchvision stands beside a CPU-only torch.
+"""Let `import torchvision` (hence timm) work with a CUDA build of torchvision next to a CPU-only torch.
 
-Package registries carry CUDA builds of torchvision only. Beside a CPU-only torch their compiled operators do not
-load, and the import fails with "operator torchvision::nms does not exist". Declaring the two operator schemas before
-the first import cures that; `torchvision.ops.nms` itself stays unusable there. A torchvision that works is left alone.
+Package registries carry CUDA builds of torchvision only. Next to a CPU-only torch their compiled operators do not load,
+and the import fails with "operator torchvision::nms does not exist". Declaring the two operator schemas before the
+first import cures that; `torchvision.ops.nms` itself stays unusable there. A torchvision that works is left alone.
 """
 
 import torch

@@ -42,7 +42,7 @@ def print_leaderboard(results: pandas.DataFrame, budgets: Mapping[str, int] | No
     """Print the leaderboard of a results table.
 
     Args:
-        budgets: Budgets with the parameters of the size that each chose, shown beside the sizes.
+        budgets: Budgets with the parameters of the size that each chose, shown next to the sizes.
     """
     if not any_finished(results):
         print("no descendant has finished yet")

@@ -1,6 +1,6 @@
-"""What a place of objects can do, a local folder or a bucket prefix, in its own words and with its own errors.
+"""The operations of a storage: a local folder, a bucket prefix or another scheme. Errors are the library's own.
 
-`Objects` is what the rest of the package uses: it adds retries and one clear line for every error.
+The rest of the package uses `Objects`, which adds retries and one-line errors.
 """
 
 from __future__ import annotations
@@ -33,16 +33,16 @@ class IncompleteUpload:
 
 
 class Storage(Protocol):
-    """Paths are relative to a root. An object is seen whole or not at all.
+    """Paths are relative to a root. Readers see an object whole or not at all.
 
-    Every method raises what the operating system or the S3 client raises, and does no harm when it is repeated.
+    Every method raises the errors of the operating system or the client, and may be repeated.
     """
 
     def check(self, write: bool) -> None:
-        """Make sure that the root is there and can be listed; a local one that is to be written is made."""
+        """Check that the root exists and can be listed; create a local root that will be written."""
 
     def read(self, path: str, most: int) -> bytes | None:
-        """Up to `most` bytes of an object from its start, None where there is none."""
+        """Return at most `most` bytes of an object, or None if it does not exist."""
 
     def exists(self, path: str) -> bool: ...
 
@@ -53,13 +53,13 @@ class Storage(Protocol):
         """Copy a local file to an object, replacing what was there."""
 
     def create(self, path: str, data: bytes) -> bool:
-        """Write an object if there is none; False where there is one."""
+        """Create an object; return False if it exists."""
 
     def look(self, folder: str) -> Iterator[Found]:
-        """All objects below a folder; none where there is no such folder."""
+        """Return all objects below a folder; none if the folder does not exist."""
 
     def named(self, folder: str, name: str, depth: int) -> list[str]:
-        """The paths of the objects called `name` so many folders below a folder."""
+        """Return the paths of the objects called `name`, `depth` folders below a folder."""
 
     def delete(self, paths: list[str]) -> None:
-        """Delete objects; nothing happens where there are none."""
+        """Delete objects; missing ones are ignored."""

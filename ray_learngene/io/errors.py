@@ -1,4 +1,4 @@
-"""From the errors of the storage libraries to one clear line, and whether waiting can help."""
+"""Turn errors of the storage libraries into one line, and tell whether a retry can help."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from ray_learngene.io.schemes import SCHEMES, words_of
 
 
 class Unavailable(UserError):
-    """The storage does not answer, or fails, and did so until the time for retries was over.
+    """The storage did not answer, or failed, until the time for retries was over.
 
     Attributes:
         retry_after: Seconds that the server asked to wait; 0 where it did not say.
@@ -50,7 +50,7 @@ class Unavailable(UserError):
 
 
 class Denied(UserError):
-    """These credentials, or none, may not do this."""
+    """The credentials do not allow the request."""
 
 
 def client_error(error: BaseException | None) -> ClientError | None:
@@ -61,7 +61,7 @@ def client_error(error: BaseException | None) -> ClientError | None:
 
 
 def _retried(answer: ClientError | None) -> bool:
-    """Whether the HTTP status of an answer says that the same request may work later."""
+    """Check whether an HTTP status allows a retry."""
     status = answer.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0) if answer else 0
     return status in (408, 429) or (status >= 500 and status not in (501, 505, 507))
 
@@ -185,7 +185,7 @@ def status_of(error: BaseException) -> int:
 
 
 def explain(error: BaseException, uri: str) -> UserError:
-    """Say in one line what went wrong at `uri` and which variable or place to change."""
+    """Return one line: what went wrong at `uri`, and which variable or place to change."""
     answer = client_error(error)
     code = s3_code(error) or _plain(getattr(error, "error_code", None) or "")
     text = BY_CODE.get(code) or (FAILING if _retried(answer) else None)
@@ -218,7 +218,7 @@ def without_secrets(text: str) -> str:
 
 @contextmanager
 def clear_errors(uri: str) -> Iterator[None]:
-    """Turn whatever the storage libraries and the operating system raise inside into a UserError about `uri`."""
+    """Turn errors of the storage libraries and the operating system into a UserError about `uri`."""
     try:
         yield
     except storage_errors() as error:

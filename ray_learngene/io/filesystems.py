@@ -1,4 +1,4 @@
-"""From a URI to a filesystem of pyarrow, from which image sets read tables and tar files."""
+"""Return pyarrow's filesystem of a URI; image sets read tables and tar files from it."""
 
 from __future__ import annotations
 

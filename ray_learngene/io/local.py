@@ -1,4 +1,4 @@
-"""Objects as files below a local folder: written under a temporary name, and put in their place when complete."""
+"""Objects as files below a local folder: written under a temporary name and renamed when complete."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ class LocalStorage:
             return None
 
     def pieces(self, path: str, offset: int) -> Iterator[bytes]:
-        """The content of a file from a byte offset on."""
+        """Yield the content of a file from a byte offset on."""
         with open_file(self._full(path), buffering=0) as file:
             file.seek(offset)
             while piece := file.read(PIECE_BYTES):
@@ -84,7 +84,7 @@ class LocalStorage:
         return True
 
     def _write(self, path: str, write: Callable[[Path], object], place: Callable[[Path, str], None]) -> None:
-        """Write a file under a temporary name beside its own, and put it in its place."""
+        """Write a file under a temporary name in its folder, then move it to its name."""
         target = Path(self._full(path))
         temporary = target.with_name(f".{uuid.uuid4().hex}{TEMPORARY}")
         for attempt in (1, 2, 3):
@@ -125,7 +125,7 @@ class LocalStorage:
             self._tidy(os.path.dirname(path))
 
     def _tidy(self, folder: str) -> None:
-        """Remove folders that are empty now; one that is not stays."""
+        """Remove the folders that are empty."""
         with suppress(OSError):
             while folder != self.root:
                 os.rmdir(folder)

@@ -1,8 +1,8 @@
-"""Large files to and from S3: several requests at once, and each repeated by itself where the server fails.
+"""Transfer large files to and from S3 in parallel requests; each is retried by itself.
 
-A single connection reaches a fraction of what a server and a network give. Received bytes come in order all the same:
-the next ranges are asked for early, and each waits with its first piece. So a file is hashed and written while it is
-being received, and what is on the disk of an interrupted download is its beginning.
+One connection uses a fraction of the bandwidth. Bytes arrive in order all the same: the next ranges are requested
+early, and each waits with its first piece. So a file is hashed and written while it arrives, and an interrupted
+download leaves the beginning of the file.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class Transfer:
         return self.retry.wait_for(attempt)
 
     def receive(self, offset: int) -> Iterator[bytes]:
-        """The content from a byte offset on, in pieces; nothing where it ends before the offset."""
+        """Yield the content from a byte offset on, in pieces; nothing if it ends before the offset."""
         ranges = deque([_Range(self.storage, self.path, offset)])
         piece = self._retrying(ranges[0].piece)  # with it comes the size of the object
         later = iter(range(offset + RANGE_BYTES, ranges[0].total, RANGE_BYTES))
@@ -94,7 +94,7 @@ class Transfer:
 
 
 class _Range:
-    """A part of an object. After an error it is asked for again from where it broke off."""
+    """A range of an object. After an error the rest of it is requested again."""
 
     def __init__(self, storage: S3Storage, path: str, start: int) -> None:
         self.storage, self.path, self.position, self.end = storage, path, start, start + RANGE_BYTES

@@ -1,8 +1,8 @@
-"""The bytes below a store's root: read, write, create if absent, upload, list and delete, alike in every place.
+"""Read, write, create, upload, list and delete the objects below a store's root, the same for every storage.
 
-Nothing here is ever seen half written: locally a file gets its name only when it is complete, and a bucket shows an
-object only when its upload is. A server that does not answer or fails is asked again for a while; what waiting cannot
-help (no permission, no bucket, no space) is told at once.
+Readers never see half an object: a local file gets its name when it is complete, and a bucket shows an object when its
+upload is. Requests to a server that does not answer or fails are retried for a while. Errors that a retry cannot mend
+(no permission, no bucket, no space) are raised at once.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ log = logging.getLogger(__name__)
 
 
 class Objects:
-    """The objects below one URI; paths are relative to it. Every method raises UserError where the storage refuses."""
+    """The objects below one URI; paths are relative to it. Every method raises UserError if the storage refuses."""
 
     def __init__(self, uri: str, retry_seconds: float = RETRY_SECONDS) -> None:
         self.scheme, self.root = locate(uri)
@@ -73,7 +73,7 @@ class Objects:
         return f"{self.uri}/{path}" if path else self.uri
 
     def check(self, write: bool) -> None:
-        """Find out now, without retries, whether the store can be listed and read, and, if `write`, written."""
+        """Check, without retries, that the store can be listed and read, and with `write` written."""
         retry, self.retry = self.retry, Retry(0)
         try:
             try:
@@ -112,7 +112,7 @@ class Objects:
 
     @retrying
     def read(self, path: str, most: int = MOST_BYTES) -> bytes | None:
-        """The content of an object, None where there is none.
+        """Return the content of an object, or None if it does not exist.
 
         Raises:
             UserError: It has more than `most` bytes.
@@ -136,7 +136,7 @@ class Objects:
             return self.storage.exists(path)
 
     def chunks(self, path: str, offset: int) -> Iterator[bytes]:
-        """The content of an object from a byte offset on, in pieces; nothing where it ends before the offset."""
+        """Yield the content of an object from a byte offset on, in pieces; nothing if it ends before the offset."""
         if isinstance(self.storage, S3Storage):
             yield from self._transfer(self.storage, path).receive(offset)
             return
@@ -186,10 +186,9 @@ class Objects:
 
     @retrying
     def create(self, path: str, data: bytes) -> bool:
-        """Write an object if there is none; False, and nothing written, where there is one.
+        """Create an object; return False, and write nothing, if it exists.
 
-        A request that the server carried out although its answer was lost is repeated and then finds an object: who
-        must tell that from another's compares the contents.
+        A retried create can find its own object. Callers that care compare contents.
         """
         with clear_errors(self.uri_of(path)):
             if self.creates_once:
@@ -204,7 +203,7 @@ class Objects:
 
     @cached_property
     def creates_once(self) -> bool:
-        """Whether this storage can create an object only if it is absent: tried once per store and remembered in it."""
+        """Check whether the storage can create an object only if it is absent; tried once per store and noted in it."""
         about = self.read(ABOUT)
         if about is None:
             answer = self._probe()
@@ -238,7 +237,7 @@ class Objects:
             self.delete(probe)
 
     def find(self, folder: str) -> list[str]:
-        """The paths of all objects below a folder, sorted; none where there is no such folder."""
+        """Return the sorted paths of all objects below a folder; none if the folder does not exist."""
         return [found.path for found in self.look(folder)]
 
     @retrying
@@ -249,18 +248,18 @@ class Objects:
 
     @retrying
     def look(self, folder: str) -> list[Found]:
-        """All objects below a folder, sorted by path; none where there is no such folder."""
+        """Return all objects below a folder, sorted by path; none if the folder does not exist."""
         with clear_errors(self.uri_of(folder)):
             return sorted(self.storage.look(folder), key=lambda one: one.path)
 
     @retrying
     def delete(self, path: str) -> None:
-        """Delete an object; nothing happens where there is none."""
+        """Delete an object, if it exists."""
         with clear_errors(self.uri_of(path)):
             self.storage.delete([path])
 
     def delete_many(self, paths: Iterable[str]) -> None:
-        """Delete objects, many in one request; nothing happens where there are none."""
+        """Delete objects, many in one request; missing ones are ignored."""
         todo = list(paths)
         for start in range(0, len(todo), DELETED_AT_ONCE):
             self._delete_batch(todo[start : start + DELETED_AT_ONCE])

@@ -1,4 +1,4 @@
-"""Waiting for a storage that does not answer or fails, with growing random pauses, as long as there is hope."""
+"""Retry requests to a storage that does not answer or fails, with growing random pauses."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ log = logging.getLogger(__name__)
 
 
 class Retry:
-    """Repeats what raises `Unavailable` until it works or the time is over. Shared by the threads of one store."""
+    """Retries what raises `Unavailable` until it works or the time is over; shared by the threads of one store."""
 
     def __init__(self, seconds: float = RETRY_SECONDS) -> None:
         self.seconds = seconds
@@ -57,7 +57,7 @@ class Retry:
                 return result
 
     def give_up(self) -> None:
-        """End all waiting, because what is waited for is of no use any more."""
+        """End all waiting: the results are no longer needed."""
         self._given_up.set()
 
     def resume(self) -> None:
@@ -85,7 +85,7 @@ H = TypeVar("H", bound=HasRetry)
 
 
 def retrying(method: Callable[Concatenate[H, P], T]) -> Callable[Concatenate[H, P], T]:
-    """Repeat a method as its object's `retry` says; it must do no harm when it is repeated."""
+    """Retry a method as its object's `retry` says; the method must be safe to repeat."""
 
     @functools.wraps(method)
     def repeated(self: H, *args: P.args, **kwargs: P.kwargs) -> T:

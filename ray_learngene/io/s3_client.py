@@ -1,4 +1,4 @@
-"""s3fs as a store uses it: each request is made once, ends in a bounded time, and raises what botocore says of it.
+"""s3fs as a store uses it: every request is made once, ends in bounded time and raises botocore's errors.
 
 s3fs opens the connections, signs, and runs the requests of all threads on one thread of its own. Three of its habits
 are changed. It retries in silence: here `Retry` does, and says so. It turns errors into Python's: here they are

@@ -1,4 +1,4 @@
-"""`learngene gc`: find what nobody needs any more in a store, and delete it when asked to.
+"""`learngene gc`: find what a store no longer needs, and delete it with --delete.
 
 Everything is left alone that changed less than `--min-age` ago, because somebody may be publishing or reading it: the
 files of a replaced artefact from when they were replaced. Publishers write into folders of their own, so what is older
@@ -39,7 +39,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Garbage:
-    """Something that nobody needs any more."""
+    """Something that the store no longer needs."""
 
     what: str
     path: str
@@ -50,7 +50,7 @@ class Garbage:
 
 
 def gc(config: GcConfig) -> list[Garbage]:
-    """Print what nobody needs any more, and delete it where the configuration says so.
+    """Print what the store no longer needs, and delete it if the configuration says so.
 
     Raises:
         UserError: The store cannot be read, or may not be written.
@@ -88,7 +88,7 @@ def _text(age: timedelta) -> str:
 
 
 def find_garbage(store: Store, before: datetime) -> Iterator[Garbage]:
-    """What nobody needs any more and has not changed since `before`."""
+    """Yield what the store no longer needs and has not changed since `before`."""
     everything = store.objects.look("")
     yield from _temporary(store, everything, before)
     for kind in FOLDERS:

@@ -131,7 +131,7 @@ def digest(manifest: bytes | None) -> str:
 
 
 class Index:
-    """The index of one store. Every method raises UserError where the storage refuses."""
+    """The index of one store. Every method raises UserError if the storage refuses."""
 
     def __init__(self, objects: Objects) -> None:
         self.objects = objects

@@ -1,4 +1,4 @@
-"""Learngenes as a store holds them."""
+"""Learngenes in a store."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ LEARNGENE_COLUMNS = (
 
 @dataclass(frozen=True)
 class StoredLearngene:
-    """A learngene, verified, and its manifest."""
+    """A verified learngene and its manifest."""
 
     learngene: Learngene
     manifest: Manifest

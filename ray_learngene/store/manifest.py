@@ -1,7 +1,6 @@
-"""What an artefact in a store is called and what it consists of.
+"""The name and the files of an artefact in a store.
 
-Everything that comes out of a store passes through here first: no path leads outside its folder, and no pickle is ever
-named, so none is ever read.
+Everything read from a store is checked here first: no path leads outside its folder, and no pickle can be named.
 """
 
 from __future__ import annotations
@@ -71,7 +70,7 @@ class FileEntry(ListedFile):
 
 
 class Manifest(BaseModel):
-    """What an artefact is: it exists where this is, and consists of exactly these files."""
+    """An artefact exists if its manifest does, and consists of exactly these files."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -206,7 +205,7 @@ def folder_of(kind: Kind, name: str) -> str:
 
 
 def run_name(kind: Kind, name: str) -> str:
-    """What a run that publishes an artefact is called: the folder of its checkpoints and of Ray's own state.
+    """Return the name of an artefact's run: the folder of its checkpoints and of Ray's state.
 
     Raises:
         UserError: the artefact's name, or the longer one of its run, is not one that every store can hold.
@@ -219,7 +218,7 @@ def run_name(kind: Kind, name: str) -> str:
 
 
 def shortened(name: str, longest: int = LONGEST_NAME) -> str:
-    """A name made of others, with a hash in place of its end if it is too long."""
+    """Shorten a name that is too long: a hash replaces its end."""
     if len(name) <= longest:
         return name
     return f"{name[: longest - 9]}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"

@@ -1,9 +1,8 @@
-"""Publish a folder: its files first, its manifest last, and nothing is taken back that may be part of an artefact.
+"""Publish a folder: files first, the manifest last. Files that may belong to an artefact are never deleted.
 
-A manifest may be written although the server said that it is not: the answer is lost, and the request is made again and
-refused. Or it is written later, because the first request is still on its way. So after an error what is there decides:
-this manifest, and the artefact is published; another's where this one was to be created only if absent, and the files
-go; anything else, and the files stay for `learngene gc`.
+A manifest may be written although its request failed: the answer was lost, or the request arrives late. So after an
+error the manifest in the store decides. If it is this one, the artefact is published. If it is another publisher's,
+these files are deleted. Otherwise they stay for `learngene gc`.
 """
 
 from __future__ import annotations
@@ -48,7 +47,7 @@ class NameTaken(UserError):
 
 
 class Publication:
-    """One artefact on its way into a store, whose files lie in a folder of their own."""
+    """The publication of one artefact; its files lie in a folder of their own."""
 
     def __init__(self, objects: Objects, index: Index, kind: Kind, name: str) -> None:
         self.objects, self.index, self.kind, self.name = objects, index, kind, name
@@ -97,7 +96,7 @@ class Publication:
         return manifest
 
     def _upload(self, folder: Path, paths: Sequence[str]) -> list[FileEntry]:
-        """Upload files, hash them meanwhile, and see that all have arrived."""
+        """Upload files, hash them meanwhile, and check that all have arrived."""
         total = sum(_bytes(folder / path) for path in paths)
         progress = Progress(f"upload of {self.kind} {self.name}", total / 1e6, "MB")
         with progress, ThreadPoolExecutor() as pool:
@@ -114,7 +113,7 @@ class Publication:
         return entries
 
     def _write_manifest(self, text: bytes, overwrite: bool) -> bool:
-        """Make the artefact exist; False where another's manifest is there, so that this one is never written.
+        """Write the manifest; return False if another publisher's is there.
 
         Raises:
             UserError: What is there does not show whether it was or will be written.
@@ -150,7 +149,7 @@ class Publication:
         return missing_file(self.objects, manifest.base, manifest.files) is not None
 
     def _take_back(self, paths: Sequence[str], note: str | None) -> None:
-        """Delete, as far as that is possible, what was written of an artefact that will never exist."""
+        """Delete, as far as possible, the files of an artefact that will never exist."""
         with suppress(UserError):
             self.objects.delete_many(f"{self.target}/{path}" for path in paths)
             if note:

@@ -1,4 +1,4 @@
-"""Rows of results tables: validated where they are read, because a store can hold anything."""
+"""Rows of results tables, validated when they are read, because a store can hold anything."""
 
 from __future__ import annotations
 

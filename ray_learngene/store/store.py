@@ -55,10 +55,10 @@ log = logging.getLogger(__name__)
 
 
 class Store:
-    """A store at a URI. Opens nothing before it is used, and pickles as its URI alone.
+    """A store at a URI. It connects when it is first used, and pickles as its URI.
 
-    What an S3 server does not answer is asked again, for at most `retry_seconds` in one operation. Every method raises
-    UserError, in one line, for a name or path that no store can hold, and for whatever the storage refuses.
+    Requests that fail are retried for at most `retry_seconds` in one operation. Every method raises UserError, in one
+    line, for an impossible name or path and for errors of the storage.
     """
 
     def __init__(self, uri: str, retry_seconds: float = RETRY_SECONDS) -> None:
@@ -68,7 +68,7 @@ class Store:
 
     @classmethod
     def of(cls, config: StoreConfig) -> Store:
-        """The store of a command, which opens it once and hands it down."""
+        """Open the store of a command, once; the command hands it down."""
         return cls(config.store, config.store_patience)
 
     @property
@@ -83,7 +83,7 @@ class Store:
         return f"Store({self.uri!r})"
 
     def check(self, write: bool) -> None:
-        """Find out before any work is done, without retries, whether the store can be read and, if `write`, written.
+        """Check before any work, without retries, that the store can be read and with `write` written.
 
         A local store that is to be written is created.
 
@@ -93,7 +93,7 @@ class Store:
         self.objects.check(write)
 
     def exists(self, kind: Kind, name: str) -> bool:
-        """Whether an artefact of this name is there, with all its files: a broken one is named, and made again."""
+        """Check whether an artefact exists with all its files. A broken one is logged, so that it is made again."""
         try:
             manifest = self.look_up(kind, name)
         except Unavailable:
@@ -114,7 +114,7 @@ class Store:
         overwrite: bool = False,
         keep_replaced: bool = True,
     ) -> Manifest:
-        """Put every file below a local folder into the store under a name.
+        """Publish every file below a local folder under a name.
 
         Args:
             kind: What it is.
@@ -122,7 +122,8 @@ class Store:
             folder: The local folder.
             metadata: What the manifest shall say about it; plain JSON values.
             overwrite: Replace what has that name already.
-            keep_replaced: Leave the files of what was replaced, which somebody may be reading; else delete them.
+            keep_replaced: Keep the files of the replaced artefact, because other processes may read them; else delete
+                them.
 
         Raises:
             NameTaken: By an artefact that was there, or by another publisher meanwhile.
@@ -141,9 +142,9 @@ class Store:
         return manifest
 
     def remove(self, kind: Kind, name: str) -> None:
-        """Delete an artefact, its manifest first, so that nobody ever sees a part of it.
+        """Delete an artefact, its manifest first, so that readers never see a part of it.
 
-        Other files below its name stay: they are of a publisher that is at work, or that died (then `gc` finds them).
+        Other files below its name stay: they belong to a running publisher, or to one that died (`gc` finds them).
         """
         path = f"{folder_of(kind, name)}/{MANIFEST}"
         text = self._text(kind, name)
@@ -176,7 +177,7 @@ class Store:
         return found
 
     def look_up(self, kind: Kind, name: str) -> Manifest | None:
-        """What the store knows about an artefact, None where there is none.
+        """Return the manifest of an artefact, or None.
 
         Raises:
             UserError: Its manifest is not to be trusted.

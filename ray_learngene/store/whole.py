@@ -1,6 +1,6 @@
-"""Whether artefacts have all their files: one whose files were deleted by hand, or lost on the way, is broken.
+"""Find broken artefacts: their files were deleted by hand or lost.
 
-A broken artefact is named, and made again by the command that made it. Sizes are compared here; `pull` compares hashes.
+The command that made a broken artefact makes it again. Sizes are compared here; `pull` compares hashes.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Arms of a sweep: what is compared at every size, each a method and the learngene that it expands."""
+"""Arms of a sweep: the methods compared at every size, each with the learngene that it expands."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How many processes a cluster, or this machine, runs at once, and how much memory each of them may take."""
+"""Count the processes that a cluster or this machine runs at once, and the memory of each."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from ray_learngene.sweeps.packing import Place
 
 
 def cluster_place(cpus: float, gpus: float, most: int) -> Place:
-    """What the connected cluster offers to processes with so many CPUs and GPUs each.
+    """Return the place of processes with so many CPUs and GPUs each on the connected cluster.
 
-    Nodes that it may still start are counted. Memory is that of a GPU, measured on one of them, or else what Ray
-    shares out on the node with the least for each process, less what such a process takes without any model.
+    Nodes that it may still start count. Memory is that of a GPU, measured on one. Without GPUs it is the least share of
+    a node's memory in Ray, less what a process takes without a model.
 
     Args:
         most: Processes at once; 0: as many as there is room for.
@@ -39,7 +39,7 @@ def cluster_place(cpus: float, gpus: float, most: int) -> Place:
 
 
 def own_place() -> Place:
-    """What this process has for itself."""
+    """Return the place of this process."""
     if resolve_device().type == "cuda":
         return Place(1, _gpu_memory(1))
     from ray_learngene.cluster.ray_internals import available_memory

@@ -48,7 +48,7 @@ log = logging.getLogger(__name__)
 
 
 def decisive_settings(config: SweepConfig, ancestry: Ancestry | None) -> dict[str, Any]:
-    """The settings that decide what descendants become, as JSON values."""
+    """Return the settings that decide the results of descendants, as JSON values."""
     settings = decisive(config, TAUGHT_DESCENDANT if ancestry else DESCENDANT)
     settings = {name: value for name, value in settings.items() if name not in ("lr", "seed")}  # a trial's own
     if ancestry:
@@ -74,7 +74,7 @@ class SweepContext:
 
 @dataclass(frozen=True)
 class Descendant:
-    """What one trial trains, and its name in the store, which ends in a hash of everything that decides the result."""
+    """What one trial trains. Its name in the store ends in a hash of everything that decides the result."""
 
     arm: Arm
     spec: Spec
@@ -118,7 +118,7 @@ Report = Callable[[dict[str, Any]], None]
 
 @dataclass(frozen=True, eq=False)
 class DescendantTask:
-    """One descendant that is to be trained, and what only it needs.
+    """One descendant to train, with what only it needs.
 
     Attributes:
         stored: The learngene it is expanded from; None where its method needs none.
@@ -183,7 +183,7 @@ class DescendantRun:
         self.origin = Origin.join(sources, data=data_name(settings.data), stated=settings.license)
 
     def expand(self) -> None:
-        """Make the untuned descendant, or what is to be fitted to its size; nothing where it is published already."""
+        """Build the untuned descendant, or the adapter to fit to its size; do nothing if it is published."""
         one, settings = self.task.one, self.settings
         if self.store.exists("descendant", self.name):  # the process died then; the name says that it is the same
             self.uploads.remove()
@@ -205,7 +205,7 @@ class DescendantRun:
         )
 
     def open_trainer(self) -> None:
-        """Prepare tuning: the model, on its device, as its last checkpoint has it."""
+        """Prepare tuning: move the model to its device and load its last checkpoint."""
         if self.fitting is not None:
             self.model, fit = self.fitting.result()
         settings, model = self.settings, self.model
@@ -245,7 +245,7 @@ class DescendantRun:
         self.row = row
 
     def _row(self, progress: Progress) -> dict[str, Any]:
-        """All columns, of which `overhead_seconds` is filled in when everything is written."""
+        """Return all columns; `overhead_seconds` is filled in later."""
         one, costs, settings, history = self.task.one, self.task.costs, self.settings, progress.history
         seen = progress.step * settings.batch_size
         asked = forward_flops(self.ancestry, self.images.preprocessing.image_size) if self.ancestry else 0
@@ -282,7 +282,7 @@ class DescendantRun:
         }
 
     def _publish(self, row: dict[str, Any], trainer: Trainer) -> dict[str, Any]:
-        """Publish the descendant; its row, or that of the run which was faster."""
+        """Publish the descendant; return its row, or the row of another run that was faster."""
         progress = trainer.progress
         labels, preprocessing = self.images.train.classes, self.images.preprocessing
         metadata = {

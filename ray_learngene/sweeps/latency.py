@@ -21,7 +21,7 @@ Meter = Callable[[Spec], Latency]
 
 
 def measured_latency(config: SelectionConfig, measure: Meter | None = None) -> Meter:
-    """Measures each spec once, by default on the device at hand; says where a measurement is not repeatable."""
+    """Measure each spec once, by default on this process's device; warn if a measurement is not repeatable."""
     known: dict[Spec, Latency] = {}
 
     def known_latency(spec: Spec) -> Latency:
@@ -51,7 +51,7 @@ def measure_here(config: SelectionConfig, spec: Spec) -> Latency:
 
 @contextmanager
 def latency_meter(config: SweepConfig) -> Iterator[Meter]:
-    """Measures where descendants run: in this process, or on the cluster, in a task with a trial's resources.
+    """Measure where descendants run: in this process, or in a task on the cluster with a trial's resources.
 
     The driver of a cluster may be a head without a GPU.
     """

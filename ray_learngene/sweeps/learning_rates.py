@@ -1,4 +1,4 @@
-"""The learning rates that a search tries first."""
+"""Sample the first learning rates of a search."""
 
 from __future__ import annotations
 

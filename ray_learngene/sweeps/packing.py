@@ -1,4 +1,4 @@
-"""Who is trained beside whom: trials that see the same views, in packs that fit into memory and keep places busy."""
+"""Group trials with the same views into packs that one process trains together, within its memory."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _SLACK = 1.05  # how much later than separate trials packs may end, by predictio
 
 @dataclass(frozen=True)
 class Load:
-    """What one trial asks of the process that trains it.
+    """What one trial needs of its process.
 
     Attributes:
         trial: What it is the load of.
@@ -33,7 +33,7 @@ class Load:
 
 @dataclass(frozen=True)
 class Place:
-    """What of a cluster, or of this machine, the trials may take.
+    """The processes and the memory for the trials.
 
     Attributes:
         count: How many processes run at once.
@@ -46,7 +46,7 @@ class Place:
 
 @dataclass
 class Pack:
-    """Loads that one process trains side by side, with their sums (of the steps, the largest)."""
+    """Loads that one process trains together, with their sums (of the steps, the largest)."""
 
     loads: list[Load] = field(default_factory=list)
     work: float = 0.0

@@ -1,4 +1,4 @@
-"""The plan of a sweep, before anything is trained."""
+"""Plan a sweep, before anything is trained."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from ray_learngene.training.optimizers import traits_of
 
 @dataclass(frozen=True)
 class Plan:
-    """What a sweep with these settings would train.
+    """What a sweep would train.
 
     Attributes:
         latencies: Of every spec to train.

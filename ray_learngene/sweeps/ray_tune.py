@@ -1,4 +1,4 @@
-"""The trials of a sweep on Ray Tune: a plain single process for each pack of descendants that share their images."""
+"""Run the trials of a sweep on Ray Tune: one process for each pack of descendants, which share their images."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def run_with_ray_tune(
     on_start: Callable[[], None],
     callbacks: Sequence[tune.Callback],
 ) -> None:
-    """Train what is left, and tell what becomes of it.
+    """Train the remaining trials and record their outcomes.
 
     Args:
         following: Trials after those, whose learning rates follow from the results of others.
@@ -98,7 +98,7 @@ def run_with_ray_tune(
 
 
 def _train(one: dict[str, Any], inputs: SweepInputs, driver: Driver, requests: Queue) -> None:
-    """One Tune trial: the trials of a pack. What trying again would not help is reported, not raised."""
+    """Run one Tune trial, which trains a pack. Errors that a retry would not mend are reported, not raised."""
     use_assigned_gpu()
     config = inputs.config
     torch.set_num_threads(max(1, int(config.cpus_per_trial)))

@@ -1,4 +1,4 @@
-"""The results table of a sweep: derived from the manifests of its descendants, so it can always be made again."""
+"""The results table of a sweep, derived from the manifests of its descendants."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The trials of a sweep: every descendant that is not finished yet, side by side with others where that is good."""
+"""Run the trials of a sweep: every descendant that is not finished, several in one process if that pays."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def run_trials(
     followers: Sequence[Follower] = (),
     callbacks: Sequence[Callback] = (),
 ) -> None:
-    """Train what is wanted and not among the rows from before, on the cluster or in this process.
+    """Train the wanted trials that have no row yet, on the cluster or in this process.
 
     Args:
         on_start: Called once the cluster has answered, before the first trial.
@@ -80,7 +80,7 @@ def _log_beginning(inputs: SweepInputs, trials: Sequence[Trial]) -> None:
 
 
 def _train_here(inputs: SweepInputs, left: Sequence[Trial], outcomes: Outcomes) -> None:
-    """One pack after another in this process."""
+    """Train one pack after another in this process."""
     from ray_learngene.sweeps.capacity import own_place
 
     def ended(trial: Trial, outcome: dict[str, Any] | RunError) -> None:
@@ -99,7 +99,7 @@ def _train_here(inputs: SweepInputs, left: Sequence[Trial], outcomes: Outcomes) 
 
 
 def _known(inputs: SweepInputs, wanted: Sequence[Trial], before: Sequence[dict[str, Any]]) -> Known:
-    """What earlier runs of the sweep tried."""
+    """Return the learning rates that earlier runs tried, and their scores."""
     known: Known = {trial.group: [] for trial in wanted}
     by_name = {row["descendant"]: row for row in before}
     for trial in wanted:
@@ -112,7 +112,7 @@ def _known(inputs: SweepInputs, wanted: Sequence[Trial], before: Sequence[dict[s
 def _begun(
     inputs: SweepInputs, wanted: Sequence[Trial], settled: Collection[str], checkpoints: Sequence[Manifest]
 ) -> list[Trial]:
-    """What earlier runs of the sweep have not settled and left with a checkpoint, at whatever learning rate."""
+    """Return the trials that earlier runs left with a checkpoint, at any learning rate."""
     config = inputs.config
     left = {
         manifest.name.removeprefix(f"{config.name}/"): manifest.metadata["lr"]

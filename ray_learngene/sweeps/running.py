@@ -1,4 +1,4 @@
-"""Whether a sweep is running: `sweeps/<name>/running` is there while it does, and stays where it was killed."""
+"""Mark a running sweep: the object `sweeps/<name>/running` exists while it runs, and stays if it is killed."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ log = logging.getLogger(__name__)
 
 @contextmanager
 def running(store: Store, name: str) -> Iterator[None]:
-    """Leave a note while this run of a sweep goes on, and say so where another run has left one."""
+    """Keep the mark while this run of a sweep goes on, and warn if another run has left one."""
     path, mine = f"sweeps/{name}/running", uuid.uuid4().hex
     for found in store.objects.look(f"sweeps/{name}"):
         if found.path == path:

@@ -1,4 +1,4 @@
-"""From learngenes, budgets, depths and widths to specs with their costs: what `plan` prints and `sweep` trains."""
+"""Select specs from learngenes, budgets, depths and widths: `plan` prints them and `sweep` trains them."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ def load_arms(
 ) -> dict[str, StoredLearngene]:
     """The learngenes of all arms by name, each expanded once at every size it is for.
 
-    So what a method cannot do is said before anything starts.
+    So an impossible expansion is refused before anything starts.
 
     Raises:
         UserError: a learngene is missing or was made by another method, or cannot become one of the specs.

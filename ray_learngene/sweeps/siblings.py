@@ -1,4 +1,4 @@
-"""Descendants in this process: one alone, or several that train in lockstep on the same views. Knows nothing of Ray."""
+"""Train descendants in this process: one alone, or several in lockstep on the same views. No Ray here."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def train_siblings(tasks: Sequence[DescendantTask], shared: SweepContext, ended:
 def _together(
     tasks: Sequence[DescendantTask], shared: SweepContext, ended: Ended, unexpected: list[Exception]
 ) -> list[DescendantTask]:
-    """Train descendants in lockstep; returns those that need the memory for themselves."""
+    """Train descendants in lockstep; return those that ran out of memory, to be trained alone."""
     # a checkpoint of all costs so many times that of one; the best time between two grows by the root (Young, 1974)
     config = shared.config
     seconds = config.checkpoint_seconds * len(tasks) ** 0.5

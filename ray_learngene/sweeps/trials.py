@@ -85,7 +85,7 @@ class SweepInputs(SweepContext):
         train_siblings(list(trial_of), self, lambda tuning, outcome: ended(trial_of[tuning], outcome))
 
     def packs(self, trials: Sequence[Trial], place: Place) -> list[list[Trial]]:
-        """Who is trained beside whom on places of a kind."""
+        """Group trials into packs for places of a kind."""
         config = self.config
         micro_batch = config.batch_size // config.accumulation
         image = 4 * 3 * self.images.preprocessing.image_size**2

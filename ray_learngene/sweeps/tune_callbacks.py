@@ -1,4 +1,4 @@
-"""What Ray Tune tells of the trials of a sweep: how each member of each pack ends, and why a process had to."""
+"""Callbacks of Ray Tune: record how every member of a pack ends, and why a process was ended."""
 
 from __future__ import annotations
 
