@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from ray_learngene import sigterm
 from ray_learngene.config import BenchConfig, DistillConfig
+from ray_learngene.config.compare import ARM_SETTINGS
 from ray_learngene.distillation.distill import distill
 from ray_learngene.errors import Diverged, Interrupted, UserError
 from ray_learngene.methods.registry import create_method
@@ -109,16 +111,19 @@ def _is_done(store: Store, run: DistillConfig) -> bool:
     """Check whether a run's learngene is in the store.
 
     Raises:
-        UserError: the learngene of that name was made by another method, with other options, or in other epochs.
+        UserError: the learngene of that name was made by another method or with other settings.
     """
     if not store.exists("learngene", run.name):
         return False
     made = store.manifest("learngene", run.name).metadata["config"]
-    if (create_method(made["method"]), made["epochs"]) != (create_method(run.method), run.epochs):
-        raise UserError(
-            f"the learngene {run.name!r} in {store.uri} was made by {made['method']!r} in {made['epochs']:g} epochs, "
-            f"not by {run.method!r} in {run.epochs:g}: give the arm another name"
-        )
+    before = DistillConfig.model_construct(**made)  # a setting that came later has its default
+    for name in ("method", "epochs", *sorted(ARM_SETTINGS)):
+        then, now = (json.dumps(getattr(config, name)) for config in (before, run))
+        if then != now and (name != "method" or create_method(before.method) != create_method(run.method)):
+            raise UserError(
+                f"the learngene {run.name!r} in {store.uri} was made with {name} {then}, not {now}: "
+                "give the arm another name"
+            )
     return True
 
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
+
+from pydantic import ValidationError
 
 from ray_learngene.config import (
     BenchArm,
@@ -24,7 +27,8 @@ from ray_learngene.methods.pretrained import Pretrained
 from ray_learngene.methods.registry import create_method
 from ray_learngene.models.costs import macs
 from ray_learngene.models.sizes import parse_numbers
-from ray_learngene.models.specs import Spec, preset
+from ray_learngene.models.specs import Spec, first_message, preset
+from ray_learngene.provenance import fingerprint
 from ray_learngene.store.manifest import folder_of, shortened
 
 _PLAIN = Pretrained.name  # the method whose learngene is a whole model
@@ -36,6 +40,7 @@ class Distillation:
 
     Attributes:
         family: Distillations of one family share a learning rate search: an arm, or the plain models of one source.
+        settings: Settings that differ from the recipe's, as JSON.
     """
 
     label: str
@@ -43,6 +48,7 @@ class Distillation:
     spec: Spec
     family: str
     epochs: int
+    settings: str = "{}"
 
 
 @dataclass(frozen=True)
@@ -120,9 +126,10 @@ def _check_distinct(config: BenchConfig, made: Sequence[Row]) -> None:
                 raise UserError(f"arm {row.name!r} is the same as {other.name!r}: give each arm once")
 
 
-def _trained(config: BenchConfig, row: Row) -> tuple[Method, str, str, int]:
+def _trained(config: BenchConfig, row: Row) -> tuple[Any, ...]:
     """Return everything that determines an arm's results, with defaults filled in."""
-    return row.method, row.arm.source or row.method.source, row.arm.tune, row.arm.epochs or config.epochs
+    source, epochs = row.arm.source or row.method.source, row.arm.epochs or config.epochs
+    return row.method, source, row.arm.tune, epochs, row.arm.settings
 
 
 def _row(config: BenchConfig, name: str, arm: BenchArm, specs: list[Spec], auxiliary: Spec) -> Row:
@@ -134,9 +141,13 @@ def _row(config: BenchConfig, name: str, arm: BenchArm, specs: list[Spec], auxil
     source = arm.source or method.source
     if arm.source and not method.needs_learngene:
         raise UserError(f"arm {name!r}: {method.name!r} starts from no model, leave out its source")
+    if arm.settings and not method.needs_learngene:
+        raise UserError(f"arm {name!r}: {method.name!r} is not distilled, leave out its settings")
     if method.needs_learngene:
         distillations = {spec: _distillation(config, name, arm, source, spec, specs, auxiliary) for spec in specs}
     extracted = method.needs_learngene and source != "auxiliary" and method.name != _PLAIN
+    for distillation in filter(None, set(distillations.values())):
+        distill_config(config, distillation, config.lrs[0], config.seed)  # raises if a setting is wrong
     refused = _refused(method, distillations, extracted)
     if len(refused) == len(specs):
         raise UserError(f"arm {name!r} can make none of the sizes: {refused[specs[0]]}")
@@ -146,14 +157,17 @@ def _row(config: BenchConfig, name: str, arm: BenchArm, specs: list[Spec], auxil
 def _distillation(
     config: BenchConfig, name: str, arm: BenchArm, source: str, spec: Spec, specs: list[Spec], auxiliary: Spec
 ) -> Distillation:
-    epochs = arm.epochs or config.epochs
+    epochs, settings = arm.epochs or config.epochs, json.dumps(arm.settings, sort_keys=True)
     if source == "auxiliary":
-        return Distillation(name, arm.method, auxiliary, name, epochs)
+        return Distillation(name, arm.method, auxiliary, name, epochs, settings)
     # the largest plain model is as deep as the auxiliary models, so that all learngenes come from the same depth
     largest = auxiliary.replace(depth=max(auxiliary.depth, specs[-1].depth))
     chosen = {"largest": largest, "smallest": specs[0], "each": spec}[source]
     kind = "model" if epochs == config.epochs else f"model-e{epochs}"
-    return Distillation(f"{kind}-w{chosen.width}-d{chosen.depth}", _PLAIN, chosen, f"{kind}-{source}", epochs)
+    if arm.settings:
+        kind += f"-{fingerprint(arm.settings)[:6]}"
+    label = f"{kind}-w{chosen.width}-d{chosen.depth}"
+    return Distillation(label, _PLAIN, chosen, f"{kind}-{source}", epochs, settings)
 
 
 def _refused(method: Method, distillations: dict[Spec, Distillation | None], extracted: bool) -> dict[Spec, str]:
@@ -187,27 +201,28 @@ def distill_config(
 ) -> DistillConfig:
     """Configure one single-process distillation; for a search, a shorter one validated on held-out training images."""
     name = learngene_name(config, distillation.label, lr, seed)
-    epochs = distillation.epochs
-    changes: dict[str, Any] = {
-        "name": name,
-        "epochs": epochs,
-        "warmup_epochs": min(config.warmup_epochs, epochs / 2),
-    }
+    own = json.loads(distillation.settings)
+    changes: dict[str, Any] = {"name": name, "epochs": distillation.epochs}
     if search:
-        changes = {"name": f"{name}-search", **_search(config, epochs)}
-    return DistillConfig(
-        **{
-            **_shared(config, DistillConfig),
-            "preset": config.preset,
-            "width": distillation.spec.width,
-            "depth": distillation.spec.depth,
-            "method": distillation.method,
-            "lr": lr,
-            "seed": seed,
-            "workers": 0,
-            **changes,
-        }
-    )
+        changes = {"name": f"{name}-search", **_search(config, distillation.epochs)}
+    warmup = min(own.get("warmup_epochs", config.warmup_epochs), changes["epochs"] / 2)
+    values: dict[str, Any] = {
+        **_shared(config, DistillConfig),
+        **own,
+        "preset": config.preset,
+        "width": distillation.spec.width,
+        "depth": distillation.spec.depth,
+        "method": distillation.method,
+        "lr": lr,
+        "seed": seed,
+        "workers": 0,
+        **changes,
+        "warmup_epochs": warmup,
+    }
+    try:
+        return DistillConfig(**values)
+    except ValidationError as error:  # the recipe was checked before, so it is a setting of the arm's own
+        raise UserError(f"{distillation.label}: {first_message(error)}") from None
 
 
 def extract_configs(config: BenchConfig, row: Row, lrs: Mapping[Distillation, float]) -> Iterator[ExtractConfig]:

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from ray_learngene.config.base import CHOICE, NOTHING, Config
+from ray_learngene.config.data import AugmentationConfig
 from ray_learngene.config.presets import PRESET_NAMES
 from ray_learngene.config.sweep import TrialsConfig
 from ray_learngene.config.texts import OptionalWholeNumbers, WholeNumbers
-from ray_learngene.config.training import StoreConfig
+from ray_learngene.config.training import DistillationConfig, OptimizationConfig, StoreConfig
+
+# what one arm's distillation may have otherwise; learning rates, seeds and lengths are the benchmark's
+ARM_SETTINGS = frozenset(
+    {*DistillationConfig.model_fields, *OptimizationConfig.model_fields, *AugmentationConfig.model_fields}
+    - {"lr", "seed", "epochs", "batch_size", "soft_labels", "soft_labels_k", "soft_labels_dtype"}
+)
 
 LearningRate = Annotated[float, Field(gt=0)]
 
@@ -32,6 +39,19 @@ class BenchArm(Config):
     epochs: int | None = Field(
         None, ge=1, description="epochs of its distillation, or of its full training; default: the recipe's"
     )
+
+    settings: dict[str, Any] = Field(
+        default_factory=dict,
+        description="settings of its distillation that differ from the recipe's, such as {alpha: 0.5}",
+    )
+
+    @field_validator("settings")
+    @classmethod
+    def _of_a_distillation(cls, settings: dict[str, Any]) -> dict[str, Any]:
+        for name in settings:
+            if name not in ARM_SETTINGS:
+                raise ValueError(f"{name} is none of an arm's own settings: {', '.join(sorted(ARM_SETTINGS))}")
+        return settings
 
     @model_validator(mode="after")
     def _epochs_are_its_own(self) -> BenchArm:

@@ -148,12 +148,18 @@ def test_a_row_is_of_the_learngene_that_is_there_now(config: BenchConfig) -> Non
 
 
 @pytest.mark.parametrize(
-    "arm", [BenchArm(method="any-size:shallowest=1:step=1"), BenchArm(method="any-size:shallowest=1", epochs=2)]
+    ("arm", "says"),
+    [
+        (BenchArm(method="any-size:shallowest=1:step=1"), 'method "any-size:shallowest=1", not "any-size:shallow'),
+        (BenchArm(method="any-size:shallowest=1", epochs=2), "epochs 1, not 2"),
+        (BenchArm(method="any-size:shallowest=1", settings={"alpha": 0.5}), "alpha 1.0, not 0.5"),
+    ],
 )
-def test_an_arm_that_keeps_its_name_but_not_what_it_is_is_refused(config: BenchConfig, arm: BenchArm) -> None:
+def test_an_arm_that_keeps_its_name_but_not_what_it_is_is_refused(
+    config: BenchConfig, arm: BenchArm, says: str
+) -> None:
     arms = {**config.arms, "any-size": arm}
-    says = "was made by 'any-size:shallowest=1' in 1 epochs, not by .*: give the arm another name"
-    with pytest.raises(UserError, match=says):
+    with pytest.raises(UserError, match=f"was made with {says}.*: give the arm another name"):
         bench(config.model_copy(update={"arms": arms}))
 
 

@@ -189,3 +189,31 @@ def test_an_arm_whose_method_decides_another_depth_is_refused_at_once() -> None:
     says = r"arm 'sws' can make none of the sizes: --depth 6 and --method sws:stages=1-1 \(2 layers\) disagree"
     with pytest.raises(UserError, match=says):
         rows(config(arms=arms), 10)
+
+
+def test_an_arm_has_settings_of_its_own_for_its_distillation() -> None:
+    own = {"alpha": 0.5, "warmup_epochs": 9}
+    arms = {
+        **{"wave": {"method": "wave", "settings": own}, "heur-lg": {"method": "heur-lg", "settings": own}},
+        **{"auto-lg": {"method": "auto-lg"}, "scratch": {"method": "scratch", "tune": "full"}},
+    }
+    wave, heur, auto, _ = rows(config(arms=arms), 10)
+    made = [one for row in (wave, heur, auto) for one in set(row.distillations.values()) if one]
+    configs = [distill_config(config(), one, 0.1, 0) for one in made]
+    assert [(each.alpha, each.warmup_epochs) for each in configs] == [(0.5, 6), (0.5, 6), (1.0, 5)]
+    labels = [one.label for one in made]
+    assert labels[0] == "wave" and labels[1].startswith("model-") and labels[2] == "model-w48-d6" != labels[1]
+    assert distill_config(config(), made[0], 0.1, 0, search=True).warmup_epochs == 3  # half of the search's
+
+
+@pytest.mark.parametrize(
+    ("arm", "says"),
+    [
+        ({"method": "wave", "settings": {"lr": 1}}, "lr is none of an arm's own settings: accumulation"),
+        ({"method": "wave", "settings": {"alpha": 2}}, "a: Input should be less than or equal to 1"),
+        ({"method": "mimetic", "settings": {"alpha": 0.5}}, "'mimetic' is not distilled, leave out its settings"),
+    ],
+)
+def test_settings_that_an_arm_cannot_have_are_refused(arm: dict[str, Any], says: str) -> None:
+    with pytest.raises((UserError, ValueError), match=says):
+        rows(config(arms={"a": arm, "scratch": {"method": "scratch"}}), 10)
