@@ -191,11 +191,11 @@ def create_timm(name: str, flag: str, **arguments: Any) -> nn.Module:
         return timm.create_model(name, **arguments)
     except UserError:
         raise
-    except (TypeError, ValueError, AssertionError) as error:
-        raise UserError(f"{flag} {name}: {' '.join(str(error).split())[:300]}; see --model-args") from error
-    except Exception as error:  # the hub client's many errors
-        if not pretrained and not on_hub:
-            raise
+    except Exception as error:  # timm's of arguments that do not fit, and the hub client's many
+        arguments_alone = isinstance(error, (TypeError, ValueError, AssertionError))
+        if arguments_alone or not (pretrained or on_hub):
+            kind = "" if arguments_alone else f"{type(error).__name__}: "
+            raise UserError(f"{flag} {name}: {kind}{' '.join(str(error).split())[:300]}; see --model-args") from error
         raise UserError(f"{flag} {name}: {_not_fetched(error)}") from error
 
 

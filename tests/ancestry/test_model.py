@@ -145,3 +145,17 @@ def test_a_gated_model_is_told_about_the_token(
     for pretrained in (True, False):
         with pytest.raises(UserError, match=says):
             create_timm("hf-hub:team/model", "--ancestry", pretrained=pretrained)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ({"depths": [1, 1, 1, 1], "dims": [8, 8]}, "IndexError: list index out of range"),
+        ({"depths": 3}, "requires depths to be a list"),
+        ({"nothing": 1}, "unexpected keyword argument 'nothing'"),
+    ],
+)
+def test_arguments_that_timm_cannot_build_from_are_one_line(arguments: dict[str, object], says: str) -> None:
+    with pytest.raises(UserError, match=f"^--model convnext_atto: .*{says}") as caught:
+        create_timm("convnext_atto", "--model", **arguments)
+    assert "see --model-args" in str(caught.value) and "\n" not in str(caught.value)

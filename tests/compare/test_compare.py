@@ -61,8 +61,14 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> BenchConfig:
     )
 
 
-def test_a_benchmark_writes_its_tables_and_plots(config: BenchConfig, capsys: pytest.CaptureFixture[str]) -> None:
-    table = bench(config)
+@pytest.fixture(scope="module")
+def table(config: BenchConfig) -> pandas.DataFrame:
+    return bench(config)
+
+
+def test_a_benchmark_writes_its_tables_and_plots(
+    config: BenchConfig, table: pandas.DataFrame, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert len(table) == 5 * 2 * 2  # arms and the reference for twice its epochs, sizes, seeds
     assert (table["status"] == "finished").all()
     out = Path(config.out)
@@ -94,8 +100,8 @@ def test_a_benchmark_writes_its_tables_and_plots(config: BenchConfig, capsys: py
     pandas.testing.assert_frame_equal(table, again)
 
 
+@pytest.mark.usefixtures("table")
 def test_another_recipe_under_the_same_name_is_refused(config: BenchConfig) -> None:
-    bench(config)
     with pytest.raises(UserError, match="the benchmark 'b' in .* was made with epochs 1, not 2: choose another --name"):
         bench(config.model_copy(update={"epochs": 2}))
 
@@ -147,6 +153,7 @@ def test_a_row_is_of_the_learngene_that_is_there_now(config: BenchConfig) -> Non
     assert searched[0] == searched[1] > 0  # the search of the replaced one is not counted too
 
 
+@pytest.mark.usefixtures("table")
 @pytest.mark.parametrize(
     ("arm", "says"),
     [
