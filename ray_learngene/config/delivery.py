@@ -75,7 +75,7 @@ class QuantizationConfig(Config):
 
     int8: Literal["dynamic", "static"] = Field(
         "dynamic",
-        description="int8 activations are scaled anew for every image (dynamic), or as on training images (static)",
+        description="int8 activations are scaled for every image (dynamic), or as on training images (static)",
         json_schema_extra=LATER,
     )
     calibration_images: int = Field(

@@ -68,7 +68,7 @@ def image_facts(image_set: ImageSet, mode: str) -> Iterator[ImageFacts]:
 def _frames(image: Image.Image) -> int:
     try:
         return 1 if image.format == "MPO" else getattr(image, "n_frames", 1)  # a phone's photo with its preview
-    except Exception:  # later frames are damaged, and nobody reads them
+    except Exception:  # later frames are damaged, and are never read
         return 1
 
 

@@ -29,7 +29,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
     """Decode an opened image, turn it as its EXIF orientation says and convert it to RGB.
 
     Transparency is dropped, as timm's and torchvision's own readers do. 16-bit grey is scaled to 8 bits. Raises
-    whatever Pillow raises for damaged files, and ValueError for pixels whose range nobody knows; see `readable`.
+    whatever Pillow raises for damaged files, and ValueError for pixels of unknown range; see `readable`.
     """
     image.load()
     if image.mode == "F":  # Pillow clips at 0 and 255, so that images from 0 to 1 would be black
@@ -56,7 +56,7 @@ def _upright(image: Image.Image) -> Image.Image:
     try:
         orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
         turn = _UPRIGHT.get(orientation)
-    except Exception:  # EXIF that nobody can parse says nothing about the pixels, which are read
+    except Exception:  # damaged EXIF says nothing about the pixels, which are read
         return image
     return image if turn is None else image.transpose(turn)
 

@@ -146,7 +146,7 @@ def _generators_kept() -> Iterator[None]:
 
 
 def _seed_generators(*key: int, numpy: bool = True) -> None:
-    """Let what is drawn next be a function of the key; seeding NumPy's generator, where nobody draws, is left out."""
+    """Seed the random generators from the key, except NumPy's, from which nothing is sampled."""
     words = np.random.SeedSequence(key).generate_state(4)
     random.seed(words.tobytes())
     if numpy:

@@ -31,7 +31,7 @@ Trains = AncestryConfig | DistillConfig | SweepConfig
 
 @dataclass(frozen=True)
 class ImagePipeline:
-    """What to train and to validate on, and how. It is sent to workers; mapped files are opened anew there."""
+    """What to train and to validate on, and how. It is sent to workers; mapped files are opened again there."""
 
     train: ImageSet
     val: ImageSet

@@ -14,10 +14,10 @@ from ray_learngene.errors import UserError
 
 
 class Sample(NamedTuple):
-    """One view of one image: what its augmentation is drawn from, beside the seed."""
+    """One view of one image: with the seed it decides the augmentation."""
 
     epoch: int
-    index: int  # type: ignore[assignment]  # the field hides tuple.index, which nobody needs
+    index: int  # type: ignore[assignment]  # the field hides tuple.index, which is not needed
     repeat: int
 
 

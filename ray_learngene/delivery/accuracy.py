@@ -1,4 +1,4 @@
-"""What a store knows of the accuracy of a size that nobody has trained: measured, interpolated, or nothing.
+"""The accuracy of a size without a trained descendant: measured, interpolated, or unknown.
 
 Descendants record their accuracy before training. That is the accuracy of an expansion of the same learngene to the
 same size.

@@ -152,7 +152,7 @@ def _train_here(task: Task, settings: dict[str, Any], flops: dict[str, int]) -> 
     if any("/checkpoint_" in path for path in store.objects.find(f"runs/{run_name(task)}")):
         raise UserError(
             f"the run {task.config.name!r} in {store.uri} has checkpoints of workers on Ray: go on with --workers 1 or "
-            "more, or --overwrite to start it anew"
+            "more, or --overwrite to start again"
         )
     stored = own_checkpoints(task)
     device = resolve_device()

@@ -93,7 +93,7 @@ class LocalStorage:
                 write(temporary)
                 place(temporary, str(target))
                 return
-            except FileNotFoundError:  # the folder was empty, and somebody who deleted its last file deleted it too
+            except FileNotFoundError:  # another process deleted the folder with its last file
                 if attempt == 3:
                     raise
             finally:

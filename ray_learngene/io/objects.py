@@ -80,7 +80,7 @@ class Objects:
                 with clear_errors(self.uri):
                     self.storage.check(write)
                 self.read(ABOUT)
-            except Denied:  # whoever may read, but not list, can pull what is known by name
+            except Denied:  # a user who may read, but not list, can pull by name
                 about = None
                 with suppress(UserError):
                     about = None if write or self.is_local else self.read(ABOUT)
@@ -221,7 +221,7 @@ class Objects:
         try:
             return json.loads(about)["conditional_create"] is True
         except (ValueError, KeyError, TypeError, RecursionError) as error:
-            raise UserError(f"{self.uri_of(ABOUT)} is damaged: delete it, it is made anew") from error
+            raise UserError(f"{self.uri_of(ABOUT)} is damaged: delete it, and it is made again") from error
 
     def _probe(self) -> bool:
         probe = f"{PROBES[1]}{uuid.uuid4().hex}"

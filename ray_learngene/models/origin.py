@@ -19,7 +19,7 @@ class Origin(BaseModel):
     """What weights were made of.
 
     Attributes:
-        license: Licence of the weights, as the Hugging Face Hub names it; None if nobody stated one.
+        license: Licence of the weights, as the Hugging Face Hub names it; None if none is stated.
         base_models: Models on the Hugging Face Hub.
         datasets: Image sets, by name.
     """

@@ -26,7 +26,7 @@ from ray_learngene.store.manifest import FileEntry, Manifest
 STREAMS = 4
 MOST_BEHIND = 16  # pieces of a file, of at most 1 MiB, that have arrived and are not hashed
 LOCK = ".pull-lock"
-LEFTOVERS = (".partial", ".replaced")  # what a pull that died leaves beside its target
+LEFTOVERS = (".partial", ".replaced")  # what a pull that died leaves next to its target
 
 log = logging.getLogger(__name__)
 
@@ -94,7 +94,7 @@ def _check_free(out: Path, manifest: Manifest, overwrite: bool) -> None:
 
 
 def _check_ours(folder: Path, manifest: Manifest) -> None:
-    """Refuse to clear away a folder that no pull has left beside its target."""
+    """Refuse to remove a folder that no pull has left."""
     if folder.is_symlink():
         raise UserError(f"{folder} is a link, and in the way of the pull: move it, or choose another folder")
     others = [] if (folder / LOCK).exists() else _others(folder, manifest)

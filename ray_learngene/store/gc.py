@@ -1,9 +1,8 @@
 """`learngene gc`: find what a store no longer needs, and delete it with --delete.
 
-Everything is left alone that changed less than `--min-age` ago, because somebody may be publishing or reading it: the
-files of a replaced artefact from when they were replaced. Publishers write into folders of their own, so what is older
-than that and named by no manifest never becomes part of an artefact. An hour is the least, since a publisher may be at
-work for so long, unless `--force` says that none is.
+What changed less than `--min-age` ago stays, because other processes may publish or read it. The age of a replaced
+artefact's files counts from their replacement. Publishers write into folders of their own, so an older folder that no
+manifest names never becomes part of an artefact. The least age is an hour, unless `--force` says that nothing publishes.
 """
 
 from __future__ import annotations

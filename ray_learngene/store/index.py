@@ -44,7 +44,7 @@ from ray_learngene.store.manifest import (
 
 FOLDER = "index"
 NOTES, SNAPSHOTS = f"{FOLDER}/notes", f"{FOLDER}/snapshots"
-KINDS: tuple[Kind, ...] = ("learngene", "ancestry", "descendant")  # checkpoints come and go, and nobody lists them
+KINDS: tuple[Kind, ...] = ("learngene", "ancestry", "descendant")  # checkpoints come and go, and are not listed
 MANY_NOTES = 64
 FORGOTTEN = timedelta(days=1)
 REBUILDS = 5
@@ -225,7 +225,7 @@ class Index:
             try:
                 folder_of(kinds[folder], name)
             except (KeyError, UserError):
-                continue  # somebody else's file
+                continue  # no file of this package
             becomes = "" if becomes.startswith("removed-") else becomes
             notes.append(Note(found.path, (kinds[folder], name), becomes, found.modified))
         return notes

@@ -78,7 +78,7 @@ class Manifest(BaseModel):
     kind: Kind
     name: str
     version: str = Field(description="a hash of the files")
-    folder: str = Field("", description="where the files lie, beside the manifest: no other publisher writes there")
+    folder: str = Field("", description="where the files lie, next to the manifest; no other publisher writes there")
     created: str = Field(description="ISO 8601, UTC")
     files: list[FileEntry] = Field(min_length=1)
     metadata: dict[str, Any]

@@ -6,9 +6,8 @@
     <store>/runs/<name>/                            Ray's own state
 
 Object stores have no rename, so the manifest is written last, and only if there is none. A folder of files never
-changes: publishing over a name swaps one manifest, and whoever reads sees the old artefact or the new one, whole.
-Replaced files stay where they are, because somebody may be reading them, until `learngene gc` removes them, unless the
-publisher says otherwise.
+changes: publishing over a name replaces one manifest, and readers see the old artefact or the new one, whole. Replaced
+files stay until `learngene gc` removes them, because other processes may read them; a publisher can delete them at once.
 """
 
 from __future__ import annotations

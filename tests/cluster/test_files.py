@@ -175,7 +175,7 @@ def pods() -> Iterator[Any]:
 
 
 def restricted_container(context: dict[str, Any]) -> bool:
-    """Whether a container's securityContext meets Pod Security's restricted profile, beside what its pod says."""
+    """Whether a container's securityContext meets Pod Security's restricted profile, with what its pod says."""
     return (
         context.get("allowPrivilegeEscalation") is False
         and context.get("capabilities") == {"drop": ["ALL"]}

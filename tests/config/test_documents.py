@@ -1,4 +1,4 @@
-"""YAML 1.2's scalars, and documents that nobody writes by hand."""
+"""YAML 1.2's scalars, and documents that are not written by hand."""
 
 from __future__ import annotations
 

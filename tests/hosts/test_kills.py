@@ -69,7 +69,7 @@ def distill(site: Site, recipe: Path) -> Distill:
 
 @pytest.fixture(scope="module")
 def quiet(site: Site, distill: Distill) -> str:
-    """Weights of the run that nobody disturbs."""
+    """Weights of the undisturbed run."""
     distill("quiet").wait()
     return site.weights("quiet")
 
@@ -215,7 +215,7 @@ def sweep(site: Site, recipe: Path, quiet: str) -> Callable[[str], Job]:
 
 @pytest.fixture(scope="module")
 def quiet_sweep(site: Site, sweep: Callable[[str], Job]) -> dict[str, str]:
-    """Weights of the descendants that nobody disturbs."""
+    """Weights of the undisturbed descendants."""
     all_on(site)
     sweep("quiet").wait()
     return {name: weights for name, (_, weights) in site.descendants("quiet").items()}

@@ -88,7 +88,7 @@ def test_a_folder_needs_no_code_of_ours(tmp_path: Path) -> None:
     export_timm(model, tmp_path / "model", labels=LABELS, preprocessing=PREPROCESSING, model_args=timm_arguments(NANO))
     images = torch.linspace(-1, 1, 192).reshape(1, 3, 8, 8)
     program = (
-        # torchvision's CUDA build beside a CPU-only torch cannot be imported without its operators' schemas
+        # torchvision's CUDA build next to a CPU-only torch cannot be imported without its operators' schemas
         "import torch; library = torch.library.Library('torchvision', 'DEF')\n"
         "for name in ('nms', 'qnms'):\n"
         "    try: library.define(f'{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor')\n"

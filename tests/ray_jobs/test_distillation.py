@@ -107,7 +107,7 @@ def test_workers_go_on_with_what_one_plain_process_has_begun(
     )
     for name, tensor in undisturbed.items():
         torch.testing.assert_close(begun[name], tensor, rtol=0, atol=2e-4)
-    # the other way round the process without Ray says that it cannot, and trains nothing anew
+    # the other way round the process without Ray says that it cannot, and trains nothing
     store.remove("learngene", "begun")
     with pytest.raises(UserError, match="'begun' in .* has checkpoints of workers on Ray: go on with --workers 1"):
         distill(alone)

@@ -72,7 +72,7 @@ def test_results_on_a_full_disk(disk: Callable[[str], Path]) -> None:
 def test_pulling_to_a_full_disk(
     disk: Callable[[str], Path], folder: Path, tmp_path: Path, known: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Whether the space is missing before, or is taken by somebody else meanwhile."""
+    """Whether the space is missing before, or is taken by another process meanwhile."""
     store = Store(str(tmp_path / "store"))
     store.publish("learngene", "a", folder, {})
     out = disk("1m") / "out"

@@ -1,4 +1,4 @@
-"""`learngene gc` finds what nobody needs, says so, and removes it only when asked; what is in use stays."""
+"""`learngene gc` finds what is no longer needed, and removes it only with --delete; what is in use stays."""
 
 import os
 import time

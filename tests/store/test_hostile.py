@@ -150,7 +150,7 @@ def test_swapped_objects_are_refused(store: Store, tmp_path: Path) -> None:
 
 
 class Evil:
-    """Whoever unpickles it makes a folder."""
+    """Unpickling it makes a folder."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder

@@ -251,7 +251,7 @@ def test_one_that_runs_out_of_memory_is_trained_alone_afterwards(alone: Family, 
 
 
 def test_what_ends_one_leaves_the_others_as_they_are(tmp_path: Path, alone: Family) -> None:
-    """A loss that is not finite, a store that refuses a checkpoint, and an error that nobody foresaw."""
+    """A loss that is not finite, a store that refuses a checkpoint, and an unforeseen error."""
     made = family(tmp_path / "store", [("sws", 2, 1e30), *MEMBERS], checkpoint_seconds=0)
     nan, refused, broken, *others = made.names
     taken = Path(made.config.store) / "checkpoints" / "s" / refused

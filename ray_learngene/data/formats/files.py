@@ -11,7 +11,7 @@ EXTENSIONS = (
     *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".avif", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"),
     *(".pbm", ".pnm", ".jp2"),
 )
-# Folders and files of file systems and programs, which are nobody's images.
+# Folders and files of file systems and programs, which are no images of a set.
 _SYSTEM = {
     *("@eadir", "#recycle", "@recycle", "$recycle.bin", "lost+found", "__macosx", "system volume information"),
     *("thumbs.db", "desktop.ini", "__pycache__"),

@@ -1,4 +1,4 @@
-"""WebDataset shards (`wds/PATH`, at any URI): tar files of `KEY.jpg` beside `KEY.cls`; a stream for `convert`."""
+"""WebDataset shards (`wds/PATH`, at any URI): tar files of `KEY.jpg` next to `KEY.cls`; a stream for `convert`."""
 
 from __future__ import annotations
 
