@@ -2,7 +2,7 @@
 
 What changed less than `--min-age` ago stays, because other processes may publish or read it. The age of a replaced
 artefact's files counts from their replacement. Publishers write into folders of their own, so an older folder that no
-manifest names never becomes part of an artefact. The least age is an hour, unless `--force` says that nothing publishes.
+manifest names never becomes part of an artefact. The least age is an hour, unless `--force` says that none publishes.
 """
 
 from __future__ import annotations

@@ -7,7 +7,7 @@
 
 Object stores have no rename, so the manifest is written last, and only if there is none. A folder of files never
 changes: publishing over a name replaces one manifest, and readers see the old artefact or the new one, whole. Replaced
-files stay until `learngene gc` removes them, because other processes may read them; a publisher can delete them at once.
+files stay until `learngene gc` removes them, because other processes may read them, or a publisher deletes them.
 """
 
 from __future__ import annotations
