@@ -4,13 +4,14 @@
 # make docs   build the documentation into site/, and fail on a broken link
 # make test-client   install the thin client, without torch and Ray, into an environment of its own and use it
 # make test-hosts   kill parts of a local cluster of several hosts (root, about half an hour on two cores)
+# make test-trackers   track runs with MLflow, W&B and TensorBoard, and read them back
 # make test-browser   open the page of a sweep in Chromium (installs Debian's with apt-get)
 # make test-clouds   stores and image sets on emulators of Google Cloud Storage and Azure (two minutes; needs npm)
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test quick test-client test-hosts test-browser test-clouds lint docs clean
+.PHONY: demo test quick test-client test-hosts test-browser test-trackers test-clouds lint docs clean
 
 demo: $(VENV)/.runtime
 	PATH="$(CURDIR)/$(BIN):$$PATH" sh jobs/demo.sh
@@ -38,6 +39,9 @@ test-hosts: $(VENV)/.dev
 
 test-browser: $(VENV)/.browser
 	$(BIN)/python -m pytest -v -m browser
+
+test-trackers: $(VENV)/.trackers
+	$(BIN)/python -m pytest -v -m trackers
 
 test-clouds: $(VENV)/.clouds
 	$(BIN)/python -m pytest -m clouds
@@ -69,6 +73,10 @@ $(VENV)/.dev: $(VENV)/.runtime requirements-dev.txt
 $(VENV)/.browser: $(VENV)/.dev requirements-browser.txt
 	@command -v chromium >/dev/null || { apt-get update -q && apt-get install -qy --no-install-recommends chromium; }
 	$(BIN)/python -m pip install -q --disable-pip-version-check -r requirements-browser.txt
+	@touch $@
+
+$(VENV)/.trackers: $(VENV)/.dev requirements-trackers.txt
+	$(BIN)/python -m pip install -q --disable-pip-version-check -r requirements-trackers.txt
 	@touch $@
 
 $(VENV)/.clouds: $(VENV)/.dev requirements-clouds.txt

@@ -130,26 +130,26 @@ class TrainingProgress:
         return duration_text((self._bar.total - step) / rate) if rate else ""
 
 
-_LOSSES = ("loss", "distill_loss", "label_loss", "map_loss", "vector_loss")
-_SCORES = {"top1": "top-1", "knn": "kNN", "linear": "linear probe"}
+LOSSES = ("loss", "distill_loss", "label_loss", "map_loss", "vector_loss")
+SCORES = {"top1": "top-1", "knn": "kNN", "linear": "linear probe"}
 
 
 def scores_text(metrics: Mapping[str, float]) -> str:
     """The scores of a model in a few words."""
-    scores = [f"{title} {metrics[name]:.2f} %" for name, title in _SCORES.items() if name in metrics]
+    scores = [f"{title} {metrics[name]:.2f} %" for name, title in SCORES.items() if name in metrics]
     return ", ".join(scores) or f"validation loss {metrics['val_loss']:.4f}"
 
 
 def progress_line(metrics: Mapping[str, Any]) -> str:
     """One line for the end of an epoch, or a step on the way there."""
     parts = [f"epoch {metrics['epoch']:6.2f} / {metrics['epochs']}"]
-    parts += [f"{name.replace('_', ' ')} {metrics[name]:.4f}" for name in _LOSSES if name in metrics]
+    parts += [f"{name.replace('_', ' ')} {metrics[name]:.4f}" for name in LOSSES if name in metrics]
     if metrics["step"]:
         parts.append(f"lr {metrics['lr']:.2e}")
-    parts += [f"{title} {metrics[name]:6.2f} %" for name, title in _SCORES.items() if name in metrics]
+    parts += [f"{title} {metrics[name]:6.2f} %" for name, title in SCORES.items() if name in metrics]
     parts += [
         f"average's {title} {metrics[f'ema_{name}']:6.2f} %"
-        for name, title in _SCORES.items()
+        for name, title in SCORES.items()
         if f"ema_{name}" in metrics
     ]
     if metrics["step"]:

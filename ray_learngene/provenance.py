@@ -55,14 +55,14 @@ def fingerprint(facts: Any) -> str:
     return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()
 
 
-_PRIVATE = ("address", "storage_options")
+_PRIVATE = ("address", "storage_options", "track")
 
 
 def publishable(settings: Any) -> Any:
     """Settings as an artefact may show them to everybody who reads the store.
 
-    Of a local path only the last part stays. A URI loses its password. A Ray cluster's address and storage options
-    are left out.
+    Of a local path only the last part stays. A URI loses its password. The addresses of a Ray cluster and of trackers,
+    and storage options, are left out.
     """
     if isinstance(settings, dict):
         return {key: publishable(value) for key, value in settings.items() if key not in _PRIVATE}

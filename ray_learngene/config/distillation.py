@@ -9,10 +9,13 @@ from pydantic import Field, field_validator, model_validator
 from ray_learngene.config.base import LATER, NOTHING, Config
 from ray_learngene.config.data import AugmentationConfig, DataConfig
 from ray_learngene.config.presets import PRESET_NAMES
+from ray_learngene.config.tracking import TrackingConfig
 from ray_learngene.config.training import DistillationConfig, PublishConfig, StoreConfig, TrainingConfig, WorkersConfig
 
 
-class AncestryConfig(PublishConfig, StoreConfig, DataConfig, TrainingConfig, AugmentationConfig, WorkersConfig):
+class AncestryConfig(
+    PublishConfig, StoreConfig, DataConfig, TrainingConfig, AugmentationConfig, WorkersConfig, TrackingConfig
+):
     """`learngene ancestry`: train an ancestry model, if you have none."""
 
     model: str = Field("deit_small_patch16_224", description="any timm model name, or local-dir:FOLDER")
@@ -75,6 +78,7 @@ class DistillConfig(
     TrainingConfig,
     AugmentationConfig,
     WorkersConfig,
+    TrackingConfig,
 ):
     """`learngene distill`: distil an ancestry model into a learngene."""
 

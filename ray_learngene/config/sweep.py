@@ -9,6 +9,7 @@ from pydantic import Field, field_validator, model_validator
 from ray_learngene.config.base import CHOICE, NOTHING, Config
 from ray_learngene.config.data import AugmentationConfig, DataConfig
 from ray_learngene.config.texts import License, OptionalWholeNumbers, Texts
+from ray_learngene.config.tracking import TrackingConfig
 from ray_learngene.config.training import (
     ClusterConfig,
     DistillationConfig,
@@ -84,7 +85,9 @@ class SiblingsConfig(Config):
         return None if self.siblings == "auto" else self.siblings
 
 
-class TrialsConfig(DataConfig, DistillationConfig, TrainingConfig, AugmentationConfig, ClusterConfig, SiblingsConfig):
+class TrialsConfig(
+    DataConfig, DistillationConfig, TrainingConfig, AugmentationConfig, ClusterConfig, SiblingsConfig, TrackingConfig
+):
     """Resources of each training."""
 
     decides = "nothing"

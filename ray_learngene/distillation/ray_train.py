@@ -8,7 +8,7 @@ import os
 import shutil
 import threading
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -49,7 +49,6 @@ from ray_learngene.distillation.task import (
 )
 from ray_learngene.errors import Interrupted, RunError, UserError
 from ray_learngene.models.compile import compile_layers
-from ray_learngene.progress import TrainingProgress
 from ray_learngene.store.checkpoints import StoreCheckpoints
 from ray_learngene.training.deepspeed_engine import DeepSpeedEngine, deepspeed_config, zero_stage
 from ray_learngene.training.engine import resolve_precision
@@ -67,11 +66,15 @@ def train_with_ray_train(
     flops: dict[str, int],
     user_deepspeed: dict[str, Any],
     callbacks: Sequence[UserCallback],
+    report: Callable[[Mapping[str, Any]], None],
 ) -> None:
     """Train with Ray Train workers and publish.
 
     Ray Train restarts failed workers, `max_failures` times. This function restarts them after a preemption, or with
     smaller micro-batches if memory ran out.
+
+    Args:
+        report: Called with the metrics of the first worker.
 
     Raises:
         Interrupted: this process was asked to end.
@@ -84,7 +87,7 @@ def train_with_ray_train(
         claim_run(task, settings)
         RunNotes(store, run_name(task)).clear()
         loop = {"task": ray.put(task), "settings": settings, "flops": flops, "deepspeed": user_deepspeed}
-        with from_workers(TrainingProgress(config.name)) as driver, stop_requests() as requests:
+        with from_workers(report) as driver, stop_requests() as requests:
             while True:
                 outcome = _fit(task, {**loop, "driver": driver, "requests": requests}, use_gpu, callbacks)
                 if outcome is None:

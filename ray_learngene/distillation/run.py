@@ -30,12 +30,14 @@ from ray_learngene.distillation.task import (
     publish,
     run_name,
 )
+from ray_learngene.distillation.tracked import TrackedRun
 from ray_learngene.errors import UserError
 from ray_learngene.models.compile import compile_layers
-from ray_learngene.progress import TrainingProgress, scores_text
+from ray_learngene.progress import scores_text
 from ray_learngene.provenance import fingerprint, publishable
 from ray_learngene.store.manifest import Manifest
 from ray_learngene.terminal import unreadable_text
+from ray_learngene.tracking.trackers import Trackers
 from ray_learngene.training.batches import Batches
 from ray_learngene.training.checkpoints import BackgroundCheckpoints
 from ray_learngene.training.deepspeed_engine import read_user_config
@@ -73,17 +75,19 @@ def run(task: Task, callbacks: Sequence[UserCallback] = ()) -> Manifest:
     if done is not None:
         return done
     _check_run(task, settings)
-    _log_beginning(task)
-    # counted before training, which puts hooks and compiled code into the module
-    flops = task.flops(config.epochs * (len(task.images.train) // config.batch_size))
-    if config.workers == 0:
-        with gpu_allowed(config.use_gpu):
-            _train_here(task, settings, flops)
-    else:
-        from ray_learngene.distillation.ray_train import train_with_ray_train
+    with Trackers(config.track) as trackers, TrackedRun(trackers, task) as tracked:
+        _log_beginning(task)
+        # counted before training, which puts hooks and compiled code into the module
+        flops = task.flops(config.epochs * (len(task.images.train) // config.batch_size))
+        if config.workers == 0:
+            with gpu_allowed(config.use_gpu):
+                _train_here(task, settings, flops, tracked)
+        else:
+            from ray_learngene.distillation.ray_train import train_with_ray_train
 
-        train_with_ray_train(task, settings, flops, user_deepspeed, callbacks)
-    manifest = store.manifest(task.kind, config.name)
+            train_with_ray_train(task, settings, flops, user_deepspeed, callbacks, tracked)
+        manifest = store.manifest(task.kind, config.name)
+        tracked.finish(manifest)
     log.info(
         f"published {task.kind} {config.name} in {store.uri}: {manifest.metadata['parameters']:,} parameters, "
         + scores_text(manifest.metadata["metrics"])
@@ -145,7 +149,7 @@ def _check_run(task: Task, settings: dict[str, Any]) -> None:
     log.info(f"continuing the run {task.config.name} in {store.uri}")
 
 
-def _train_here(task: Task, settings: dict[str, Any], flops: dict[str, int]) -> None:
+def _train_here(task: Task, settings: dict[str, Any], flops: dict[str, int], tracked: TrackedRun) -> None:
     """Train in this process, without Ray and DeepSpeed."""
     claim_run(task, settings)
     store = task.store
@@ -177,7 +181,7 @@ def _train_here(task: Task, settings: dict[str, Any], flops: dict[str, int]) -> 
                 world=world,
                 checkpoints=checkpoints,
                 checkpoint_due=checkpoint_due(config.checkpoint_every),
-                report=TrainingProgress(config.name),
+                report=tracked,
                 scorer=task.scorer(device, autocast),
                 autocast=autocast,
             )

@@ -45,7 +45,9 @@ from ray_learngene.sweeps.selection import (
     parse_arms,
     select,
 )
-from ray_learngene.sweeps.trials import SweepInputs, Trial
+from ray_learngene.sweeps.tracked import TrackedTrials
+from ray_learngene.sweeps.trials import Follower, SweepInputs, Trial
+from ray_learngene.tracking.trackers import Trackers
 from ray_learngene.training.optimizers import traits_of
 
 if TYPE_CHECKING:
@@ -78,6 +80,11 @@ def sweep(config: SweepConfig, callbacks: Sequence[Callback] = ()) -> pandas.Dat
         require_compiler()
     store = Store.of(config)
     store.check(write=True)
+    with Trackers(config.track) as trackers:
+        return _sweep(config, store, trackers, callbacks)
+
+
+def _sweep(config: SweepConfig, store: Store, trackers: Trackers, callbacks: Sequence[Callback]) -> pandas.DataFrame:
     stored = load_learngene(config, store)
     learngene = stored.learngene
     arms = parse_arms(config, learngene)
@@ -121,7 +128,8 @@ def sweep(config: SweepConfig, callbacks: Sequence[Callback] = ()) -> pandas.Dat
 
     try:
         with running(store, config.name), page:
-            run_trials(inputs, wanted, before, on_start, unfinished.append, [page], callbacks)
+            followers: list[Follower] = [page, TrackedTrials(trackers, inputs)] if config.track else [page]
+            run_trials(inputs, wanted, before, on_start, unfinished.append, followers, callbacks)
     except BaseException:
         if unfinished:
             with suppress(UserError):  # what ended the sweep matters more

@@ -26,6 +26,7 @@ ELSEWHERE = {
     "loader_workers",
     "cache_gb",
     "data_dir",
+    "track",
 }
 
 

@@ -1,0 +1,42 @@
+"""The trials of a sweep as runs of its trackers: one for each descendant, under its name in the store."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from ray_learngene.sweeps.trials import SweepInputs, Trial
+from ray_learngene.tracking.base import curve_points
+from ray_learngene.tracking.trackers import Trackers, parameters_of, reference_of, run_of
+
+
+class TrackedTrials:
+    """Follows the trials of a sweep and tells its trackers."""
+
+    def __init__(self, trackers: Trackers, inputs: SweepInputs) -> None:
+        self.trackers, self.inputs = trackers, inputs
+        self._names: dict[Trial, str] = {}
+        self._parameters = parameters_of(inputs.config)
+
+    def reported(self, trial: Trial, metrics: Mapping[str, Any]) -> None:
+        """A trial has reached an epoch, or a step on the way there; this may come late, after its end."""
+        self.trackers.log(self._run(trial), metrics["step"], curve_points(metrics))
+
+    def finished(self, trial: Trial, row: Mapping[str, Any]) -> None:
+        """A trial's descendant is in the store."""
+        name, store = f"{row['sweep']}/{row['descendant']}", self.inputs.store
+        self.trackers.finish(self._run(trial), row, lambda: reference_of(store, store.manifest("descendant", name)))
+
+    def unfinished(self, trial: Trial, row: Mapping[str, Any]) -> None:
+        """A trial ended otherwise; its row says how."""
+        self.trackers.fail(self._run(trial), row["error"] or row["status"])
+
+    def _run(self, trial: Trial) -> str:
+        """The run of a trial, begun or continued."""
+        if trial not in self._names:
+            name = f"{self.inputs.config.name}/{self.inputs.descendant(trial).name}"
+            self._names[trial] = run_of("descendant", name)
+            spec = {key: str(value) for key, value in trial.spec.model_dump().items()}
+            own = {"arm": trial.arm.text, "seed": str(trial.seed), "lr": f"{trial.lr:g}", **spec}
+            self.trackers.start(self._names[trial], self._parameters | own)
+        return self._names[trial]

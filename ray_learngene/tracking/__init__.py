@@ -1,0 +1,1 @@
+"""Experiment trackers behind one interface: TensorBoard, MLflow and W&B, each imported when it is used."""

@@ -1,0 +1,94 @@
+"""MLflow: one run of an experiment a model, found again by a tag; the model in the registry, by reference."""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from ray_learngene.errors import UserError
+from ray_learngene.tracking.base import Parameters, Reference, require, result_numbers
+
+EXPERIMENT = "ray_learngene"  # MLflow's own variable names another
+_TAG = "learngene.run"
+_LONGEST, _AT_ONCE = 500, 100  # of parameters, as every version of MLflow takes them
+_SCHEMES = ("sqlite", "postgresql", "mysql", "mssql", "http", "https", "databricks")
+
+
+class MLflow:
+    """Writes to a tracking server or a database."""
+
+    def __init__(self, uri: str) -> None:
+        scheme = uri.partition(":")[0].partition("+")[0]
+        if scheme not in _SCHEMES:
+            raise UserError(
+                f"--track mlflow:{uri}: MLflow keeps runs on a server or in a database: "
+                "write mlflow:http://host:5000 or mlflow:sqlite:///mlflow.db"
+            )
+        os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")  # its 7 take minutes
+        for name in ("mlflow", "alembic"):
+            logging.getLogger(name).setLevel(logging.WARNING)
+        self._mlflow = require("mlflow", "mlflow")
+        self.uri = uri
+        self._client: Any = None
+        self._experiment = ""
+        self._ids: dict[str, str] = {}
+
+    def start(self, run: str, parameters: Parameters) -> None:
+        if self._client is None:
+            self._open()
+        found = self._client.search_runs([self._experiment], f"tags.`{_TAG}` = '{run}'", max_results=1)
+        if found:
+            self._ids[run], known = found[0].info.run_id, found[0].data.params
+            self._client.update_run(self._ids[run], status="RUNNING")
+        else:
+            created = self._client.create_run(self._experiment, tags={_TAG: run}, run_name=run)
+            self._ids[run], known = created.info.run_id, {}
+        entities = self._mlflow.entities
+        new = [  # a parameter cannot change
+            entities.Param(name, value[:_LONGEST]) for name, value in parameters.items() if name not in known
+        ]
+        for first in range(0, len(new), _AT_ONCE):
+            self._client.log_batch(self._ids[run], params=new[first : first + _AT_ONCE])
+
+    def log(self, run: str, step: int, numbers: Mapping[str, float]) -> None:
+        metric, now = self._mlflow.entities.Metric, int(1000 * time.time())
+        points = [metric(name, value, now, step) for name, value in numbers.items()]
+        self._client.log_batch(self._ids[run], metrics=points)
+
+    def finish(self, run: str, row: Mapping[str, Any], model: Reference) -> None:
+        self.log(run, 0, {f"result.{name}": value for name, value in result_numbers(row).items()})
+        texts = {f"result.{name}": value for name, value in row.items() if isinstance(value, str)}
+        reference = {f"learngene.model.{name}": value for name, value in vars(model).items()}
+        entities = self._mlflow.entities
+        tags = [entities.RunTag(name, value[:_LONGEST]) for name, value in {**texts, **reference}.items()]
+        self._client.log_batch(self._ids[run], tags=tags)
+        self._register(run, model)
+        self._client.set_terminated(self._ids.pop(run), "FINISHED")
+
+    def fail(self, run: str, error: str) -> None:
+        self._client.set_tag(self._ids[run], "learngene.error", error[:_LONGEST])
+        self._client.set_terminated(self._ids.pop(run), "FAILED")
+
+    def close(self) -> None:
+        for run in list(self._ids):
+            self._client.set_terminated(self._ids.pop(run), "KILLED")
+
+    def _open(self) -> None:
+        client = self._mlflow.MlflowClient(tracking_uri=self.uri, registry_uri=self.uri)
+        name = os.environ.get("MLFLOW_EXPERIMENT_NAME", EXPERIMENT)
+        found = client.get_experiment_by_name(name)
+        self._experiment = found.experiment_id if found else client.create_experiment(name)
+        self._client = client
+
+    def _register(self, run: str, model: Reference) -> None:
+        """A version of the registered model of the run's sweep, or of the learngene; its files stay where they are."""
+        name = ".".join(run.split("/")[:2])
+        if not self._client.search_registered_models(f"name = '{name}'", max_results=1):
+            self._client.create_registered_model(name)
+        version = self._client.create_model_version(
+            name, model.uri, self._ids[run], tags={_TAG: run, "version": model.version, "sha256": model.sha256}
+        )
+        self._client.set_tag(self._ids[run], "learngene.model.registered", f"{name}/{version.version}")
