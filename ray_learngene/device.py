@@ -11,9 +11,9 @@ _allowed = True
 
 
 def allow_gpu(allowed: bool) -> None:
-    """Say whether this process may compute on a GPU that it sees, as it does until told otherwise.
+    """Allow or forbid this process its GPUs; they are allowed by default.
 
-    Not by CUDA_VISIBLE_DEVICES, which changes nothing once torch has counted the GPUs.
+    CUDA_VISIBLE_DEVICES would change nothing once torch has counted the GPUs.
     """
     global _allowed
     _allowed = allowed
@@ -21,7 +21,7 @@ def allow_gpu(allowed: bool) -> None:
 
 @contextmanager
 def gpu_allowed(allowed: bool | None) -> Iterator[None]:
-    """`allow_gpu` for a while; None changes nothing."""
+    """Call `allow_gpu` for a while; None changes nothing."""
     before = _allowed
     if allowed is not None:
         allow_gpu(allowed)
@@ -32,5 +32,5 @@ def gpu_allowed(allowed: bool | None) -> Iterator[None]:
 
 
 def resolve_device() -> torch.device:
-    """The GPU of this process where it has one, else the CPU."""
+    """Return the GPU of this process if it has one, else the CPU."""
     return torch.device("cuda" if _allowed and torch.cuda.is_available() else "cpu")

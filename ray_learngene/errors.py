@@ -1,4 +1,4 @@
-"""The one exception type for what a user can mend."""
+"""Errors that a user can mend."""
 
 
 class UserError(Exception):
@@ -12,29 +12,29 @@ class UserError(Exception):
 
 
 class NothingWithin(UserError):
-    """No model is within the limits that were asked for."""
+    """No model is within the limits."""
 
     status = 3
 
 
 class Unreachable(UserError):
-    """A cluster does not answer now; trying again later may help."""
+    """A cluster does not answer; a retry later may help."""
 
     status = 4
 
 
 class RunError(UserError):
-    """A user's error that all workers of a run raise at the same step; starting the workers again would not help."""
+    """An error that all ranks raise at the same step; restarting them would not help."""
 
     status = 5
 
 
 class Diverged(RunError):
-    """Training made a loss or weights that are not finite: its settings are at fault, most often the learning rate."""
+    """A loss or weights are not finite. The settings are at fault, most often the learning rate."""
 
 
 class Interrupted(Exception):
-    """Not an error: work was asked to stop, and what is done is in the store, as artefacts and as checkpoints."""
+    """No error: the work was asked to stop, and the store holds its artefacts and checkpoints."""
 
     def __init__(self, done: int, total: int, of: str = "steps") -> None:
         super().__init__(done, total, of)
@@ -42,12 +42,12 @@ class Interrupted(Exception):
 
     @property
     def has_checkpoint(self) -> bool:
-        """Whether a checkpoint holds what was begun."""
+        """Check whether a checkpoint holds the unfinished work."""
         return self.of in ("descendants", "distillations") or (self.of == "steps" and self.done > 0)
 
 
 class JobFailed(UserError):
-    """A submitted job that did not succeed; the command ends with the job's own exit status."""
+    """A submitted job failed; the command ends with the job's exit status."""
 
     def __init__(self, message: str, status: int) -> None:
         super().__init__(message)

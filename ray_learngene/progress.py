@@ -1,4 +1,4 @@
-"""How far long work has come: log records, which a terminal may show as bars."""
+"""Progress of long work, as log records that a terminal can show as bars."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Bar:
 
 
 class Progress:
-    """Logs how far one piece of work is, at most every ten seconds, and more often for a bar.
+    """Logs the progress of one piece of work: a line every ten seconds at most, and more often for a bar.
 
     Args:
         total: Of the unit; 0 where it is not known.

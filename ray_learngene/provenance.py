@@ -1,4 +1,4 @@
-"""Where an artefact comes from: versions and git revision, stored inside every one."""
+"""The provenance of an artefact: versions and git revision, stored in every manifest."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ METHODS_GROUP = "ray_learngene.methods"  # entry points of packages that offer m
 
 
 def provenance() -> dict[str, Any]:
-    """Versions of what did the work, and the git revision of this package where it runs from a checkout."""
+    """Return the versions of the packages, and the git revision if this package runs from a checkout."""
     versions = {"python": platform.python_version(), "ray_learngene": __version__}
     offering = (point.dist for point in entry_points(group=METHODS_GROUP))
     versions |= {package.name: package.version for package in offering if package is not None}
@@ -59,7 +59,7 @@ _PRIVATE = ("address", "storage_options", "track")
 
 
 def publishable(settings: Any) -> Any:
-    """Settings as an artefact may show them to everybody who reads the store.
+    """Return settings as every reader of a store may see them.
 
     Of a local path only the last part stays. A URI loses its password. The addresses of a Ray cluster and of trackers,
     and storage options, are left out.
@@ -77,5 +77,5 @@ def publishable(settings: Any) -> Any:
 
 
 def without_password(uri: str) -> str:
-    """A URI without the user name and the password that it may hold."""
+    """Return a URI without user name and password."""
     return _PASSWORD.sub(r"\1", uri)

@@ -19,17 +19,17 @@ _nested = False  # inside `graceful`
 
 
 def requested(step: int = 0) -> bool:
-    """Whether this process has been asked to end."""
+    """Check whether this process was asked to end."""
     return _requested.is_set()
 
 
 def by_ctrl_c() -> bool:
-    """Whether the last request was Ctrl-C."""
+    """Check whether the last request was Ctrl-C."""
     return _last == signal.SIGINT
 
 
 def wait(seconds: float) -> bool:
-    """Wait until this process is asked to end, at most so long; whether it was."""
+    """Wait until this process is asked to end, at most so long; return whether it was."""
     return _requested.wait(seconds)
 
 
@@ -78,7 +78,7 @@ def quiet_exit() -> Iterator[None]:
 
 @contextmanager
 def graceful() -> Iterator[None]:
-    """Make SIGTERM and Ctrl-C requests in a stretch of work.
+    """Make SIGTERM and Ctrl-C requests to end while the context is open.
 
     If the work ends by itself before it has seen the request, the signal does afterwards what it would have done. In
     other threads than the main one nothing changes, nor inside another such stretch.

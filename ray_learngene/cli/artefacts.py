@@ -1,4 +1,4 @@
-"""KIND/NAME, as the command line names artefacts."""
+"""Parse KIND/NAME, as the command line names artefacts."""
 
 from __future__ import annotations
 

@@ -74,7 +74,7 @@ def _minute(created: str) -> str:
 
 
 def summaries(store: Store) -> dict[str, dict[str, Any]]:
-    """Every cache of a store by its key: what it depends on, how much is there and what that cost."""
+    """Return every soft-label cache by its key: what it depends on, its size and its cost."""
     grouped: dict[str, list[Manifest]] = defaultdict(list)
     for manifest in store.manifests("softlabels"):
         grouped[manifest.name.partition("/")[0]].append(manifest)

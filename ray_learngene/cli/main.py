@@ -110,7 +110,7 @@ _NAMES = {"as_json": "json"}  # pydantic has a `json` of its own
 
 
 class _Parser(argparse.ArgumentParser):
-    """argparse whose errors are one line."""
+    """An argument parser whose errors are one line."""
 
     def error(self, message: str) -> NoReturn:
         raise UserError(f"{message}; see `{self.prog} --help`")
@@ -120,7 +120,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command.
 
     Returns:
-        The exit status: 2 for a user's mistake, 130 for Ctrl-C, 143 for SIGTERM, a submitted job's own.
+        The exit status: 2 for a mistake, 130 for Ctrl-C, 143 for SIGTERM, else a submitted job's own.
     """
     try:
         parsed = _parse(list(sys.argv[1:] if arguments is None else arguments))
@@ -171,7 +171,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _parse(arguments: list[str]) -> tuple[Any, ...] | None:
-    """The command's "module:function" and its arguments; None where only help was asked for."""
+    """Return the command's "module:function" and its arguments; None if only help was asked for."""
     if not arguments or arguments[0] in ("-h", "--help"):
         print(_overview())
         return None
@@ -221,7 +221,7 @@ def _parse(arguments: list[str]) -> tuple[Any, ...] | None:
 
 
 def _parse_submit(arguments: list[str]) -> tuple[Any, ...] | None:
-    """`submit`'s own flags may stand anywhere; the rest is a command with its configuration, validated here."""
+    """Parse `submit`: its own flags may stand anywhere; the rest is a command, which is validated here."""
     from ray_learngene.config import SubmitConfig, load_config
 
     parser = _parser("submit", SubmitConfig)
@@ -243,7 +243,7 @@ def _parse_submit(arguments: list[str]) -> tuple[Any, ...] | None:
 
 
 def _overview(first: str = "") -> str:
-    """All commands, or those whose first word is this one."""
+    """Return the list of commands, or of those with this first word."""
     shown = {name.removeprefix(first): text for name, (_, _, text) in COMMANDS.items() if name.startswith(first)}
     width, command = max(map(len, shown)), f"learngene {first}COMMAND"
     lines = [f"  {name:{width}}  {text}" for name, text in shown.items()]
@@ -323,7 +323,7 @@ def _show(default: Any) -> str:
 
 
 def _argument(name: str, annotation: Any) -> dict[str, Any]:
-    """How a field is taken from the command line; conversion and limits are the configuration's business."""
+    """Return argparse's options of a field; the configuration converts and validates."""
     while typing.get_origin(annotation) is typing.Annotated:
         annotation = typing.get_args(annotation)[0]
     members = typing.get_args(annotation) if typing.get_origin(annotation) in (typing.Union, types.UnionType) else ()

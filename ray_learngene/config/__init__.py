@@ -1,7 +1,7 @@
 """One typed configuration per command.
 
-A configuration is validated before anything starts, is read from YAML (`--config recipe.yaml`) and overridden by flags
-(`learngene distill --epochs 20`: every field is a flag of the same name), and is stored inside every artefact.
+A configuration is read from YAML (`--config recipe.yaml`) and overridden by flags. Every field is a flag of the same
+name: `learngene distill --epochs 20`. It is validated before anything starts, and stored in every artefact.
 """
 
 from ray_learngene.config.base import Config, load_config, read_recipe

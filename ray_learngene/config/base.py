@@ -1,4 +1,4 @@
-"""The base of all configurations, and how one is made of a recipe and flags."""
+"""The base of all configurations, and how recipes and flags become one."""
 
 from __future__ import annotations
 
@@ -94,11 +94,11 @@ def load_config(
 ) -> ConfigT:
     """Build a configuration from YAML recipes, a later one over an earlier one, and flags over all of them.
 
-    A setting that decides no result, such as `store`, may also come from the environment, as LEARNGENE_STORE: over
-    recipes, under flags.
+    A setting that decides no result, such as `store`, may also come from the environment (LEARNGENE_STORE). It
+    overrides recipes, and flags override it.
 
     Args:
-        keywords: The flags are keywords of a Python function, and errors name them so.
+        keywords: The flags are keywords of a Python function; errors name them without dashes.
 
     Raises:
         UserError: a recipe cannot be read, or a key or value is wrong; one line that names it.
@@ -126,7 +126,7 @@ def load_config(
 
 
 def what_decides(cls: type[Config], field: str) -> str:
-    """What a field decides in a configuration: one of `decides.Decides`."""
+    """Return what a field decides in a configuration: one of `decides.Decides`."""
     extra = cls.model_fields[field].json_schema_extra
     if isinstance(extra, dict) and "decides" in extra:
         return str(extra["decides"])
@@ -135,7 +135,7 @@ def what_decides(cls: type[Config], field: str) -> str:
 
 
 def read_recipe(path: str | Path) -> dict[str, Any]:
-    """The keys of a YAML recipe."""
+    """Read a YAML recipe."""
     try:
         values = parse_yaml(Path(path).read_text())
     except (OSError, UnicodeDecodeError) as error:
@@ -148,7 +148,7 @@ def read_recipe(path: str | Path) -> dict[str, Any]:
 
 
 def address(text: str) -> str:
-    """An address as it was given.
+    """Return an address as it is.
 
     Raises:
         ValueError: it is a URI whose slashes were lost, which would be a local folder of that name.

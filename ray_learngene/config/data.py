@@ -86,7 +86,7 @@ class DataConfig(StorageConfig):
 
     @property
     def reads_labels(self) -> bool:
-        """Whether the images' labels are used, so that there must be two classes at least."""
+        """Check whether labels are used, so that at least two classes are needed."""
         return True
 
 

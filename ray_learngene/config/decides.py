@@ -1,6 +1,6 @@
-"""What each setting decides: the result, only the augmented views, or nothing but where and how a run is executed.
+"""What each setting decides: the result, only the augmented views, or only how a run is executed.
 
-A configuration class says it for its own fields by `decides`, a field that differs by `json_schema_extra`.
+A configuration class declares it for its fields by `decides`; a field that differs, by `json_schema_extra`.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ TAUGHT_DESCENDANT: frozenset[Decides] = frozenset({"result", "views", "teaching"
 
 
 def decisive(config: Config, what: Collection[Decides]) -> dict[str, Any]:
-    """The settings that decide one of these, as JSON values.
+    """Return the settings that decide one of these, as JSON values.
 
-    A field that came later (`json_schema_extra={"later": True}`) is left out while it has its default. So names and
-    fingerprints of what was made before it stay what they are.
+    A field that came later (`json_schema_extra={"later": True}`) is left out while it has its default. So older
+    artefacts keep their names and fingerprints.
     """
     values = config.model_dump(mode="json")
     for name, field in type(config).model_fields.items():
@@ -44,7 +44,7 @@ def decisive(config: Config, what: Collection[Decides]) -> dict[str, Any]:
 
 
 def require_same(before: Mapping[str, Any], now: Mapping[str, Any], begun: str, instead: str) -> None:
-    """Refuse to continue under other settings than those that something was begun with.
+    """Refuse to continue with other settings than at the start.
 
     Args:
         begun: What was begun, such as "the sweep 'x' in ./store".

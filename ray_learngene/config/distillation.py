@@ -108,7 +108,8 @@ class DistillConfig(
 
     @property
     def reads_labels(self) -> bool:
-        """Off without labels, and where features are taught: a folder of images of no class is enough then."""
+        """Labels are not needed with labels off, or if features are taught: a folder of images without classes is
+        enough."""
         return self.labels and self.teach == "logits"
 
 

@@ -1,6 +1,6 @@
-"""YAML and JSON that people write: read by one set of rules, and refused in one line.
+"""Read YAML and JSON that people write; mistakes are one-line errors.
 
-Scalars are those of YAML 1.2's core schema. PyYAML's own are those of YAML 1.1, where `1:2` is 62 and `010` is 8.
+Scalars follow YAML 1.2's core schema. PyYAML follows YAML 1.1, where `1:2` is 62 and `010` is 8.
 """
 
 from __future__ import annotations
@@ -62,10 +62,10 @@ class _Dumper(yaml.SafeDumper):
 
 
 def parse_yaml(text: str) -> Any:
-    """The value of a YAML document.
+    """Parse a YAML document.
 
     Raises:
-        ValueError: it is none, or nothing that anybody would write by hand; one line.
+        ValueError: it is no YAML, or too deep or large for a document written by hand; one line.
     """
     try:
         loader = _Loader(text)
@@ -109,12 +109,12 @@ def _refuse_expansion(root: yaml.Node) -> None:
 
 
 def write_yaml(value: Any) -> str:
-    """A YAML document that `parse_yaml` reads as this value."""
+    """Write a YAML document that `parse_yaml` reads as this value."""
     return yaml.dump(value, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
 
 
 def parse_json(text: str) -> Any:
-    """The value of a JSON document.
+    """Parse a JSON document.
 
     Raises:
         ValueError: it is none, is nested too deeply or holds a number of thousands of digits; one line.

@@ -1,4 +1,4 @@
-"""The sizes of auxiliary models that have a name. Plain numbers, so that `--help` shows them without torch."""
+"""The named sizes of auxiliary models, as plain numbers: `--help` shows them without torch."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ PRESET_NAMES = ", ".join(PRESET_SIZES)
 
 
 def preset_table() -> list[str]:
-    """The presets as lines of aligned columns; classes follow from the images."""
+    """Return the presets as lines of aligned columns; classes follow from the images."""
     rows = [("preset", "width", "heads", "depth", "patch", "image size")]
     rows += [
         (name, str(size.width), str(size.heads), str(size.depth), str(size.patch), str(size.image))

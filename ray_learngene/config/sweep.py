@@ -56,7 +56,7 @@ class PlanConfig(SelectionConfig, DataConfig, OptimizationConfig):
     @model_validator(mode="before")
     @classmethod
     def _of_a_sweep(cls, values: dict[str, Any]) -> dict[str, Any]:
-        """The recipe of a sweep is one of its plan, which does not use all of it."""
+        """Accept a sweep's recipe; a plan ignores the settings that it does not use."""
         return {name: value for name, value in values.items() if name in cls.model_fields or name not in SWEEPS}
 
 
@@ -81,7 +81,7 @@ class SiblingsConfig(Config):
 
     @property
     def most_siblings(self) -> int | None:
-        """None: as many as is good."""
+        """Return the limit; None chooses it."""
         return None if self.siblings == "auto" else self.siblings
 
 

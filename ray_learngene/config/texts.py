@@ -1,4 +1,4 @@
-"""Settings that are texts to the command line and may be numbers or lists in YAML and Python."""
+"""Settings that are texts on the command line, and may be numbers or lists in YAML and Python."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ def _text(value: Any) -> Any:
 
 
 def _numbers(value: Any) -> Any:
-    """`4`, `[4, 6]` and `range(4, 9)` as the text that the command line takes."""
+    """Return `4`, `[4, 6]` and `range(4, 9)` as the text that the command line takes."""
     return ",".join(str(_text(each)) for each in value) if isinstance(value, list | tuple | range) else _text(value)
 
 

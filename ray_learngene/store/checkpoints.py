@@ -1,4 +1,4 @@
-"""Checkpoints of a run in one plain process, in the store; those of cluster workers are Ray Train's."""
+"""Checkpoints of a process without Ray, in the store; Ray Train writes those of its workers."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ FORMAT = 1  # one more whenever what `train` saves cannot be read by the version
 
 
 def steps_of(manifests: Iterable[Manifest]) -> dict[str, int]:
-    """The steps that checkpoints hold, by their names; an earlier version noted the last whole epoch's."""
+    """Return the steps of checkpoints by name; an earlier version stored the last whole epoch's."""
     return {manifest.name: int((manifest.metadata.get("metrics") or {}).get("step", 0)) for manifest in manifests}
 
 
 def continuing_text(steps: Mapping[str, int], total: int) -> str:
-    """One line about runs that continue from a checkpoint."""
+    """Return the line about runs that continue from a checkpoint."""
     named = [f"{name} from step {step} of {total}" for name, step in sorted(steps.items())]
     more = f" and {len(named) - 3} more" if len(named) > 3 else ""
     return f"{len(named)} of them continue from checkpoints: {', '.join(named[:3])}{more}"
@@ -38,12 +38,12 @@ class StoreCheckpoints:
         self.store, self.name, self.metadata = store, name, metadata or {}
 
     def exists(self) -> bool:
-        """Whether there is one."""
+        """Check whether there is one."""
         return self.store.exists("checkpoint", self.name)
 
     @contextmanager
     def latest(self) -> Iterator[Path | None]:
-        """A folder with the newest checkpoint, verified; None where there is none, or a broken one.
+        """Yield a folder with the newest verified checkpoint; None if there is none, or a broken one.
 
         Raises:
             UserError: It was written by a version of this package whose checkpoints this one cannot continue.
@@ -62,7 +62,7 @@ class StoreCheckpoints:
             yield self.store.download("checkpoint", self.name, Path(folder) / "checkpoint")
 
     def save(self, write: Callable[[Path], None], metrics: dict[str, Any]) -> None:
-        """Publish what `write` puts into a folder; the checkpoint before it is then deleted."""
+        """Publish what `write` puts into a folder, then delete the previous checkpoint."""
         with scratch_folder() as folder:
             write(folder)
             self.store.publish(
@@ -75,5 +75,5 @@ class StoreCheckpoints:
             )
 
     def remove(self) -> None:
-        """Delete the checkpoint, once what it led to is published."""
+        """Delete the checkpoint, once its result is published."""
         self.store.remove("checkpoint", self.name)

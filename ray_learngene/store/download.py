@@ -1,4 +1,4 @@
-"""Bring an artefact to a local folder: resumable, verified, and under its final name only when it is whole."""
+"""Download an artefact to a local folder: resumable, verified, renamed to its final name when it is complete."""
 
 from __future__ import annotations
 
@@ -123,7 +123,7 @@ def _is_own(path: Path) -> bool:
 
 
 def _check_space(partial: Path, manifest: Manifest) -> None:
-    """Refuse at once what cannot fit, instead of filling the disk with a part of it."""
+    """Refuse a download that does not fit on the disk."""
     missing, free = manifest.bytes - _bytes_in(partial), shutil.disk_usage(partial).free
     if missing > free:
         raise UserError(
@@ -145,7 +145,7 @@ def _remove_others(partial: Path, manifest: Manifest) -> None:
 
 
 def _fetch(objects: Objects, folder: str, partial: Path, progress: Progress, entry: FileEntry) -> None:
-    """Bring one file, continuing what an interrupted pull left of it."""
+    """Download one file, from where an interrupted pull stopped."""
     source, target = f"{folder}/{entry.path}", partial / entry.path
     target.parent.mkdir(parents=True, exist_ok=True)
     if target.exists() and _complete(objects, source, entry, target, progress):
@@ -180,7 +180,7 @@ def _complete(objects: Objects, source: str, entry: FileEntry, target: Path, pro
 
 @contextmanager
 def _locked(partial: Path) -> Iterator[None]:
-    """Keep a second pull out of the folder; the lock ends with the process, however that ends."""
+    """Lock the folder against a second pull; the lock ends with the process, however that ends."""
     with ExitStack() as locked:
         try:
             locked.enter_context(FileLock(partial / LOCK, timeout=0))

@@ -1,4 +1,4 @@
-"""A sweep: many descendants in parallel from one learngene, on Ray Tune.
+"""A sweep: train many descendants of one learngene in parallel, on Ray Tune.
 
 learngene sweep --learngene digits --name digits --data digits --budgets "params<=150k" "params<=300k" --epochs 5
 """
@@ -149,7 +149,7 @@ def _sweep(config: SweepConfig, store: Store, trackers: Trackers, callbacks: Seq
 def _settle(
     store: Store, name: str, before: Sequence[dict[str, Any]], unfinished: Sequence[dict[str, Any]]
 ) -> pandas.DataFrame:
-    """Write the results table, and remove the checkpoints of what would not go on from them in another run."""
+    """Write the results table, and remove the checkpoints of trials that no later run continues."""
     stopped = [row for row in before if row["status"] == "stopped"]
     table = write_results(store, name, [*stopped, *unfinished])
     for row in unfinished:
@@ -164,7 +164,7 @@ def budgets_of(selection: Selection) -> dict[str, int]:
 
 
 def _preprocessing(config: SweepConfig, learngene: Learngene) -> Preprocessing:
-    """The learngene's, but for what the configuration says itself."""
+    """Return the learngene's preprocessing, with the configuration's changes."""
     return Preprocessing(
         **{
             **learngene.preprocessing,
@@ -205,9 +205,9 @@ def _settings(
 
 
 def _refuse_another(store: Store, name: str, settings: dict[str, Any]) -> None:
-    """Descendants of different settings in one sweep would not be comparable.
+    """Refuse a sweep with other settings: its descendants would not be comparable.
 
-    The learngene that earlier arms were expanded from stays one of the settings, also where now none is.
+    The learngene of earlier arms stays one of the settings, even if no arm uses it now.
     """
     earlier = read_settings(store, name)
     if earlier is None:

@@ -1,4 +1,4 @@
-"""The trials of a sweep: what each trains, with what, and how it ends."""
+"""The trials of a sweep: what each trains, and how it ends."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ Known = dict[Group, list[tuple[float, float]]]  # learning rates tried and their
 
 @dataclass(frozen=True)
 class SweepInputs(SweepContext):
-    """What all trials of a sweep have in common; broadcast to the cluster once.
+    """What all trials of a sweep share; sent to the cluster once.
 
     Attributes:
         learngenes: Of all arms, by name.
@@ -57,12 +57,12 @@ class SweepInputs(SweepContext):
     costs: dict[Spec, dict[str, Any]]
 
     def learngene(self, trial: Trial) -> StoredLearngene | None:
-        """What a trial's descendant is expanded from."""
+        """Return the learngene that a trial expands."""
         name = trial.arm.learngene_of(trial.spec, trial.seed)
         return self.learngenes[name] if name else None
 
     def descendant(self, trial: Trial) -> Descendant:
-        """The descendant that a trial trains."""
+        """Return the descendant that a trial trains."""
         return descendant(trial.arm, trial.spec, trial.seed, trial.lr, self, self.learngene(trial))
 
     def train(
@@ -121,7 +121,7 @@ class Follower(Protocol):
 
 
 class Outcomes:
-    """What becomes of the trials of a sweep: a line for each in the terminal, a row for each that did not finish.
+    """Records how trials end: logs a line for each, and keeps a row for each that did not finish.
 
     Args:
         trials: All that are to be trained.
@@ -193,20 +193,20 @@ class Outcomes:
 
 
 def log_packs(packs: Sequence[Sequence[Trial]]) -> None:
-    """Say which trials share their images, if any do."""
+    """Log how many trials train together, if any do."""
     if largest := max((len(trials) for trials in packs if len(trials) > 1), default=0):
         log.info(f"up to {largest} of them train side by side, on images that are read once (--siblings)")
 
 
 def trial_line(number: int, total: int, trial: Trial, text: str) -> str:
-    """One line for a trial of a sweep that has ended."""
+    """Return the line of a trial that has ended."""
     width = len(str(total))
     size = f"width {trial.spec.width:3} depth {trial.spec.depth:2}"
     return f"[{number:{width}}/{total}] {trial.arm.text:10} {size}   seed {trial.seed}   lr {trial.lr:.1e}   {text}"
 
 
 def finished_text(row: Mapping[str, Any]) -> str:
-    """What the line of a finished trial says of its result."""
+    """Return the result in the line of a finished trial."""
     return (
         f"top-1 {row['top1_untuned']:6.2f} % untuned, {row['top1']:6.2f} % tuned   "
         f"{row['params'] / 1e6:8.3f} M parameters   {row['seconds']:6.1f} s"

@@ -19,7 +19,7 @@ _LOW_ON_MEMORY = (
 
 
 class SweepProgress(Callback):
-    """Tells in the driver what becomes of every descendant; a process that is started again goes on with the others.
+    """Record in the driver how every descendant ends; a restarted process continues with those that have not ended.
 
     Args:
         asked: Set once trials that start find that this process was asked to end (see `stop_requests`).
@@ -36,7 +36,8 @@ class SweepProgress(Callback):
         self._metrics: dict[tuple[str, int], dict[str, Any]] = {}
 
     def __getstate__(self) -> dict[str, Any]:
-        """Nothing: Tune pickles its callbacks into the store, and this one knows every learngene and the ancestry."""
+        """Pickle nothing: Tune writes its callbacks into the store, and this one holds all learngenes and the ancestry
+        model."""
         return {}
 
     def on_trial_start(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
@@ -83,7 +84,7 @@ class SweepProgress(Callback):
         trial.set_config({**trial.config, "one": {**config, **changes}})
 
     def _forget(self, trial: Trial) -> None:
-        """Drop what Tune would keep of an ended trial until the sweep is over: statistics of every number reported."""
+        """Drop Tune's statistics of an ended trial, which it would keep until the sweep ends."""
         self.running.discard(trial.trial_id)
         trial.metric_analysis.clear()
         trial.metric_n_steps.clear()
@@ -113,7 +114,7 @@ class SweepProgress(Callback):
 
 
 class StopsWhenAsked(Stopper):
-    """Ends a sweep whose driver was asked to end, once the trials that ran then have written their checkpoints."""
+    """End an interrupted sweep once all running trials have written their checkpoints."""
 
     def __init__(self, progress: SweepProgress) -> None:
         self.progress = progress
@@ -130,6 +131,6 @@ def _config(trial: Trial) -> dict[str, Any]:
 
 
 def _last_error(trial: Trial) -> str:
-    """What Tune has noted of a trial's last failure, on this host; `Trial.get_error` asks the storage, too early."""
+    """Return Tune's note of a trial's last failure, on this host; `Trial.get_error` reads the storage too early."""
     path = trial.error_file and Path(trial.error_file)
     return path.read_text().rpartition("Failure # ")[2] if path and path.exists() else ""

@@ -77,7 +77,7 @@ class LearningRateSearch(Searcher):
             self._tell(trial_id, member, last if last.get("member") == member else None)
 
     def _tell(self, trial_id: str, member: int, result: dict[str, Any] | None) -> None:
-        """Tell a study how a member ended, the first time that it does; without a result it counts for nothing."""
+        """Tell a study how a member ended, once; a member without a result does not count."""
         trial = self._running[trial_id].pop(member, None)
         if trial is None:
             return
