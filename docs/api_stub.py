@@ -38,6 +38,8 @@ _TAKEN = {
     "Quantity": "str | float | None",
     "WholeNumbers": "str | int | Sequence[int]",
     "OptionalWholeNumbers": "str | int | Sequence[int] | None",
+    "Stages": "int | str | Sequence[int] | None",
+    "OptionalNumbers": "str | float | Sequence[float] | None",
     "Texts": "str | Sequence[str]",
     "License": "str | None",
 }

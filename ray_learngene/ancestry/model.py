@@ -142,13 +142,16 @@ def _per_channel(values: Sequence[float], grey: bool) -> tuple[float, ...]:
     return tuple(values)
 
 
-def load_ancestry(reference: str, store: Store, flag: str = "--ancestry", *, features: bool = False) -> Ancestry:
+def load_ancestry(
+    reference: str, store: Store, flag: str = "--ancestry", *, features: bool = False, needs_head: bool = True
+) -> Ancestry:
     """Load the ancestry model of `--ancestry`, or of another flag with the same references.
 
     Args:
         reference: A timm name (pretrained weights from the hub), `local-dir:FOLDER`, or `store:ancestries/NAME` or
             `store:descendants/SWEEP/NAME`.
         features: It teaches features, and needs no classification head.
+        needs_head: Refuse a model without a classification head.
 
     Raises:
         UserError: there is no such model, its weights cannot be fetched, or it cannot teach.
@@ -167,7 +170,7 @@ def load_ancestry(reference: str, store: Store, flag: str = "--ancestry", *, fea
         model = create_timm(reference, flag, pretrained=True)
     if features and not gives_features(model):
         raise UserError(f"{flag} {reference}: timm gives no feature maps of a {type(model).__name__}")
-    if not features and not getattr(model, "num_classes", 0):
+    if not features and needs_head and not getattr(model, "num_classes", 0):
         raise UserError(
             f"{flag} {reference}: the model has no classification head; a model of features teaches with "
             "`learngene distill --teach features`"

@@ -9,6 +9,7 @@ from pydantic import Field, field_validator, model_validator
 from ray_learngene.config.base import LATER, NOTHING, Config
 from ray_learngene.config.data import AugmentationConfig, DataConfig
 from ray_learngene.config.presets import PRESET_NAMES
+from ray_learngene.config.texts import Stages
 from ray_learngene.config.tracking import TrackingConfig
 from ray_learngene.config.training import DistillationConfig, PublishConfig, StoreConfig, TrainingConfig, WorkersConfig
 
@@ -87,10 +88,24 @@ class DistillConfig(
         "or store:ancestries/NAME or store:descendants/SWEEP/NAME"
     )
     method: str = Field("sws", description="method with its options, e.g. sws:stages=3-3-4-3-3")
-    preset: str = Field(description=f"size of the auxiliary model: {PRESET_NAMES}; their sizes are below")
-    depth: int | None = Field(None, ge=1, description="layers of the auxiliary model; default: the preset's")
+    preset: str | None = Field(
+        None, description=f"size of a plain auxiliary model: {PRESET_NAMES}; their sizes are below; or give student"
+    )
+    student: str | None = Field(
+        None,
+        description="architecture of the auxiliary model: any timm model name that takes a depth",
+        json_schema_extra=LATER,
+    )
+    student_args: dict[str, Any] = Field(
+        {}, description="keyword arguments of that model, as YAML: '{window_size: 4}'", json_schema_extra=LATER
+    )
+    depth: Stages = Field(
+        None, description="layers of the auxiliary model, or of its stages: 3-3-9-3; default: the preset's or student's"
+    )
     width: int | None = Field(
-        None, ge=1, description="width of the auxiliary model, at the preset's head size; default: the preset's"
+        None,
+        ge=1,
+        description="width of the auxiliary model (of its first stage), at the same head size; default: its own",
     )
     image_size: int | None = Field(None, ge=1, description="input size in pixels; default: the preset's")
     start: str | None = Field(None, description="learngene in the store that the auxiliary model starts from")
@@ -99,6 +114,14 @@ class DistillConfig(
         description="use the images' labels, which must be the ancestry model's classes; off: labels are never read. "
         "With --teach features they only measure",
     )
+
+    @model_validator(mode="after")
+    def _one_size(self) -> DistillConfig:
+        if (self.preset is None) == (self.student is None):
+            raise ValueError("the auxiliary model needs a size: give preset, or student and a timm model name")
+        if self.student_args and not self.student:
+            raise ValueError("student_args are keywords of a timm model: give student too")
+        return self
 
     @model_validator(mode="after")
     def _labels_needed(self) -> DistillConfig:
@@ -132,7 +155,7 @@ class ExtractConfig(PublishConfig, StoreConfig):
     """`learngene extract`: take a learngene from a trained model, without distillation."""
 
     source: str = Field(
-        description="a trained vision transformer (class_token=False, global_pool=avg): local-dir:FOLDER, "
+        description="a trained model: a timm name (pretrained weights from the hub), local-dir:FOLDER, "
         "store:ancestries/NAME, store:descendants/SWEEP/NAME, or store:learngenes/NAME, one that is a whole model"
     )
     method: str = Field(description="method with its options, e.g. weight-selection, heur-lg or wave:counts=6-2-8-8")

@@ -6,9 +6,9 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from ray_learngene.config.base import CHOICE, NOTHING, Config
+from ray_learngene.config.base import CHOICE, LATER, NOTHING, Config
 from ray_learngene.config.data import AugmentationConfig, DataConfig
-from ray_learngene.config.texts import License, OptionalWholeNumbers, Texts
+from ray_learngene.config.texts import License, OptionalNumbers, OptionalWholeNumbers, Texts
 from ray_learngene.config.tracking import TrackingConfig
 from ray_learngene.config.training import (
     ClusterConfig,
@@ -27,9 +27,15 @@ class SelectionConfig(StoreConfig):
     learngene: str = Field(description="name of the learngene in the store")
     budgets: Texts = Field((), description='budgets such as "params<=3M" "macs<=500M,latency<=8ms"')
     depths: OptionalWholeNumbers = Field(
-        None, description="candidate depths, 6-15 or 4,6,8; default: 1 to the auxiliary's depth"
+        None, description="candidate depths, 6-15 or 4,6,8, or of stages: 3-3-9-3; default: 1 to the auxiliary's depth"
     )
     widths: OptionalWholeNumbers = Field(None, description="candidate widths, e.g. 192,384; default: the learngene's")
+    depth_factor: OptionalNumbers = Field(
+        None, description="candidate depths as factors of the learngene's, 0.25,0.5,1", json_schema_extra=LATER
+    )
+    width_factor: OptionalNumbers = Field(
+        None, description="candidate widths as factors of the learngene's, 0.5,1", json_schema_extra=LATER
+    )
     image_size: int | None = Field(None, ge=1, description="input size in pixels; default: the learngene's")
     arms: Texts = Field(
         (),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from pydantic import BeforeValidator, StringConstraints
+from pydantic import BeforeValidator, Field, StringConstraints
 
 
 def _text(value: Any) -> Any:
@@ -20,9 +20,23 @@ def _texts(value: Any) -> Any:
     return (value,) if isinstance(value, str) else value
 
 
+def _stages(value: Any) -> Any:
+    """`12` as a number, `3-3-9-3` as numbers."""
+    parts = value.split("-") if isinstance(value, str) else value
+    if isinstance(parts, list | tuple) and all(str(part).strip().isdecimal() for part in parts):
+        numbers = tuple(int(part) for part in parts)
+        return numbers[0] if len(numbers) == 1 else numbers
+    return value
+
+
+# the depth of a model, or of each of its stages
+Stages = Annotated[
+    Annotated[int, Field(ge=1)] | tuple[Annotated[int, Field(ge=1)], ...] | None, BeforeValidator(_stages)
+]
 # a quantity: "3M" or 3000000; whole numbers: "4-12", "4,6", 4 or [4, 6]; one text or several
 Quantity = Annotated[str | None, BeforeValidator(_text)]
 WholeNumbers = Annotated[str, BeforeValidator(_numbers)]
 OptionalWholeNumbers = Annotated[str | None, BeforeValidator(_numbers)]
+OptionalNumbers = OptionalWholeNumbers
 Texts = Annotated[tuple[str, ...], BeforeValidator(_texts)]
 License = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9 .+()-]{0,99}$")] | None

@@ -28,7 +28,7 @@ from ray_learngene.methods.generated import attribute_of
 from ray_learngene.methods.registry import create_method
 from ray_learngene.models.origin import Origin, data_name
 from ray_learngene.models.preprocessing import Preprocessing
-from ray_learngene.models.specs import Spec, preset
+from ray_learngene.models.specs import Spec, preset, spec_for
 from ray_learngene.store.learngenes import StoredLearngene
 from ray_learngene.store.manifest import Manifest
 
@@ -48,8 +48,7 @@ def distill(config: DistillConfig, callbacks: Sequence[UserCallback] = ()) -> Ma
         UserError: see the message; nothing has been trained then.
     """
     method = create_method(config.method)
-    changes = {"depth": config.depth, "width": config.width, "image": config.image_size}
-    preset(config.preset, **changes)
+    auxiliary_spec(config)
     store = open_store(config, "learngene")
     features = config.teach == "features"
     ancestry = load_ancestry(config.ancestry, store, features=features)
@@ -60,7 +59,7 @@ def distill(config: DistillConfig, callbacks: Sequence[UserCallback] = ()) -> Ma
         if not config.labels:
             log.info("no labels: top-1 is the agreement with the ancestry model's decisions")
         match_classes(ancestry, config.ancestry, config.data, sets, labelled=config.labels)
-    spec = preset(config.preset, **changes, classes=0 if features else ancestry.classes)
+    spec = auxiliary_spec(config, 0 if features else ancestry.classes)
     torch.manual_seed(config.seed)
     module = method.auxiliary(spec, drop_path=config.drop_path)
     start = StoredLearngene.load(store, config.start) if config.start else None
@@ -82,14 +81,35 @@ def distill(config: DistillConfig, callbacks: Sequence[UserCallback] = ()) -> Ma
     return run(made, callbacks)
 
 
-def check_depth(module: nn.Module, depth: int, method: str) -> None:
+def auxiliary_spec(config: DistillConfig, classes: int | None = None) -> Spec:
+    """Return the spec of the auxiliary model.
+
+    Args:
+        classes: Of the ancestry model; default: what the preset or the student has.
+
+    Raises:
+        UserError: there is no such preset or timm model, or it has no such size.
+    """
+    if config.student is None:
+        if isinstance(config.depth, tuple):
+            raise UserError(f"--depth {'-'.join(map(str, config.depth))}: a preset has one stage; give one number")
+        changes = {"depth": config.depth, "width": config.width, "image": config.image_size, "classes": classes}
+        return preset(str(config.preset), **changes)
+    kind = "depths" if isinstance(config.depth, tuple) else "depth"
+    given = {kind: config.depth, "width": config.width, "image": config.image_size}
+    spec = spec_for(config.student, classes=classes, **config.student_args)
+    return spec.replace(**{name: value for name, value in given.items() if value is not None})
+
+
+def check_depth(module: nn.Module, depth: int | tuple[int, ...], method: str) -> None:
     """Refuse a depth that the method does not give its auxiliary model.
 
     Raises:
         UserError: the depths differ.
     """
     spec = getattr(module, "spec", None)
-    if spec is not None and spec.depth != depth:
+    total = depth if isinstance(depth, int) else sum(depth)
+    if spec is not None and spec.depth != total:
         raise UserError(f"--depth {depth} and --method {method} ({spec.depth} layers) disagree: leave one out")
 
 

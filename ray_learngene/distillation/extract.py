@@ -96,7 +96,7 @@ def _source(reference: str, store: Store) -> tuple[nn.Module, tuple[str, ...], P
         facts = {"sha256": stored.manifest.version, "cost": cost, "metrics": metadata["metrics"]}
         facts["origin"] = stored_origin(stored.manifest, store)
         return model, learngene.labels, Preprocessing(**learngene.preprocessing), facts
-    ancestry = load_ancestry(reference, store, flag="--source")
+    ancestry = load_ancestry(reference, store, flag="--source", needs_head=False)
     trained = ancestry.model
     preprocessing = Preprocessing.of(trained, f"--source {reference}")
     facts = {"sha256": ancestry.sha256(), "cost": {}, "metrics": {}, "origin": ancestry.origin}

@@ -24,10 +24,9 @@ from ray_learngene.ancestry.model import Ancestry, load_ancestry
 from ray_learngene.config import SoftLabelsConfig
 from ray_learngene.data.pipeline import ImagePipeline, checked_image_sets
 from ray_learngene.device import gpu_allowed, resolve_device
-from ray_learngene.distillation.distill import images_for
+from ray_learngene.distillation.distill import auxiliary_spec, images_for
 from ray_learngene.errors import Interrupted, UserError
 from ray_learngene.models.compile import require_compiler
-from ray_learngene.models.specs import preset
 from ray_learngene.progress import Progress
 from ray_learngene.store.store import Store
 from ray_learngene.training.engine import resolve_precision
@@ -104,7 +103,7 @@ def fill(config: SoftLabelsConfig) -> None:
     store.check(write=True)
     if config.compile and not config.workers:  # else it is a matter of the workers' hosts
         require_compiler()
-    spec = preset(config.preset, image=config.image_size)
+    spec = auxiliary_spec(config)
     ancestry = load_ancestry(config.ancestry, store)
     sets = checked_image_sets(config)
     match_classes(ancestry, config.ancestry, config.data, sets, labelled=config.labels)

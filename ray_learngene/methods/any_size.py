@@ -18,14 +18,12 @@ import numpy as np
 from pydantic import Field
 
 from ray_learngene.methods.base import Learngene, Numbers
-from ray_learngene.methods.elastic import ElasticMethod, at_width, nested, nested_widths, require_nested
+from ray_learngene.methods.elastic import ElasticMethod, at_width, nested, nested_widths, require_nested, smallest_depth
 from ray_learngene.methods.generated import Genes, State
-from ray_learngene.methods.shared_weights import blocks_of, require_same, singletons
+from ray_learngene.methods.shared_weights import inherited_blocks, require_same, singletons
 from ray_learngene.methods.sws import stage_of_layer
+from ray_learngene.models.layout import block_lists, family, reduced, split
 from ray_learngene.models.specs import Spec, build
-
-# The last parameters of a residual branch; scaling them scales the branch.
-_BRANCH_ENDS = ("attn.proj.weight", "attn.proj.bias", "mlp.fc2.weight", "mlp.fc2.bias")
 
 
 class AnySize(ElasticMethod):
@@ -44,14 +42,14 @@ class AnySize(ElasticMethod):
     widths: Numbers = Field((), description="widths to train in addition to the auxiliary's own, e.g. 16-32")
 
     def initial(self, spec: Spec) -> State:
-        return dict(build(spec.replace(depth=min(self.stages, spec.depth))).state_dict())
+        return dict(build(reduced(spec, self.stages)).state_dict())
 
     def choose(self, source: Spec, generator: np.random.Generator, done: float) -> tuple[Spec, ...]:
         """Split the range of depths into `parts` and sample a depth from each; at the end take the deepest of each.
 
         Widths alternate over the parts, in random order.
         """
-        shallowest = min(self.shallowest, source.depth)
+        shallowest = smallest_depth(source, self.shallowest)
         deepest = shallowest + (source.depth - shallowest) * done**self.growth
         within = generator.random(self.parts) if done < 1 else 1 - 1e-9
         share = (np.arange(self.parts) + within) / self.parts
@@ -65,7 +63,7 @@ class AnySize(ElasticMethod):
         if learngene is None:
             return None
         deepest = learngene.spec.depth
-        shallowest = min(self.as_made(learngene).shallowest, deepest)
+        shallowest = smallest_depth(learngene.spec, self.as_made(learngene).shallowest)
         if shallowest <= spec.depth <= deepest:
             return None
         return f"depth {spec.depth} is outside of {shallowest} to {deepest}, the depths that {self.name} was trained at"
@@ -73,14 +71,14 @@ class AnySize(ElasticMethod):
     def generate(self, genes: Genes, source: Spec, spec: Spec) -> State:
         require_same(self.name, source, spec, "patch", "mlp_ratio")
         require_nested(self.name, source, spec)
-        blocks = blocks_of(genes)
+        stored = reduced(source, self.stages)
         # at L0, the middle of the trained depths, the scale is 1
         scale = (source.depth / (2 * spec.depth)) ** self.step
+        lists, ends = block_lists(stored), family(source).branch_ends
         scaled = {
-            stage: {name: tensor * scale if name in _BRANCH_ENDS else tensor for name, tensor in block.items()}
-            for stage, block in blocks.items()
+            name: tensor * scale if (block := split(name, lists)) and block[2] in ends else tensor
+            for name, tensor in genes.items()
         }
         state = singletons(genes, source, spec)
-        for layer, stage in enumerate(stage_of_layer(spec.depth, (1,) * len(blocks))):
-            state |= {f"blocks.{layer}.{name}": tensor for name, tensor in scaled[stage].items()}
+        state |= inherited_blocks(scaled, stored, spec, lambda depth, of: stage_of_layer(depth, (1,) * of))
         return nested(state, source, spec)

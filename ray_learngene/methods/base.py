@@ -12,12 +12,11 @@ from typing import Annotated, Any, ClassVar, Literal, Protocol, Self
 import safetensors.torch
 import torch
 from pydantic import BeforeValidator, Field
-from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
 from ray_learngene.config import Config
 from ray_learngene.errors import UserError
-from ray_learngene.models.specs import Spec
+from ray_learngene.models.specs import Spec, head_names
 
 WEIGHTS_FILE = "learngene.safetensors"
 DESCRIPTION_FILE = "learngene.json"
@@ -45,11 +44,15 @@ class Learngene:
 
     def parameters(self, *, head: bool = True) -> int:
         """Count the stored parameters, with or without the classification head."""
-        return sum(tensor.numel() for name, tensor in self.tensors.items() if head or not name.startswith("head."))
+        return sum(tensor.numel() for name, tensor in self.tensors.items() if head or not self.is_head(name))
+
+    def is_head(self, name: str) -> bool:
+        """Tell whether a tensor belongs to the classification head."""
+        return name.startswith(head_names(self.spec))
 
     def without_head(self) -> Learngene:
         """Drop the head, for another label set: an expansion then initialises a new one."""
-        return replace(self, tensors={name: x for name, x in self.tensors.items() if not name.startswith("head.")})
+        return replace(self, tensors={name: x for name, x in self.tensors.items() if not self.is_head(name)})
 
     def describe(self, *, labels: tuple[str, ...], preprocessing: dict[str, Any]) -> Learngene:
         """Return a copy with the label set and the preprocessing of its distillation."""
@@ -99,7 +102,7 @@ class Adapter(Protocol):
     fit_lr: float
 
     def __call__(self, images: torch.Tensor) -> torch.Tensor: ...
-    def materialise(self) -> VisionTransformer: ...
+    def materialise(self) -> nn.Module: ...
 
 
 class Method(Config, ABC):
@@ -142,8 +145,8 @@ class Method(Config, ABC):
         The module has an attribute `spec`. It may differ from the argument in depth, if the options set the depth. An
         elastic module also has `draw(generator, done)`, which samples the sub-models of a step. It is called once a
         step, with the same generator on every rank. In training an elastic module may return several logits, whose
-        losses are averaged. If a method starts from a trained model, its auxiliary is that model: a plain one of the
-        spec.
+        losses are averaged. If a method starts from a trained model, its auxiliary is that model: one of the spec's
+        own.
 
         Raises:
             UserError: the method has no auxiliary model, or its options do not fit the spec.
@@ -159,7 +162,7 @@ class Method(Config, ABC):
         raise UserError(f"method {self.name!r} has no auxiliary model to extract a learngene from")
 
     @abstractmethod
-    def expand(self, learngene: Learngene | None, spec: Spec, *, seed: int = 0) -> VisionTransformer:
+    def expand(self, learngene: Learngene | None, spec: Spec, *, seed: int = 0) -> nn.Module:
         """Build a plain timm model of `spec`, initialised from the learngene.
 
         Args:

@@ -11,10 +11,15 @@ import torch
 from torch import Tensor, nn
 
 from ray_learngene.errors import UserError
-from ray_learngene.methods.generated import GeneratedVisionTransformer, GeneratingMethod, Generator
-from ray_learngene.methods.shared_weights import require_head_size
+from ray_learngene.methods.generated import (
+    GeneratedVisionTransformer,
+    GeneratingMethod,
+    Generator,
+    require_no_statistics,
+)
+from ray_learngene.methods.shared_weights import require_head_size, sliced
 from ray_learngene.models.features import VECTOR, Read
-from ray_learngene.models.specs import Spec
+from ray_learngene.models.specs import Spec, size_of
 
 
 class ElasticVisionTransformer(GeneratedVisionTransformer):
@@ -86,6 +91,7 @@ class ElasticMethod(GeneratingMethod):
         """
 
     def auxiliary(self, spec: Spec, *, drop_path: float = 0.0) -> nn.Module:
+        require_no_statistics(self.name, spec)
         self.choose(spec, np.random.default_rng(0), 0.0)  # raises before training if the options do not fit the spec
         return ElasticVisionTransformer(self, spec, drop_path=drop_path)
 
@@ -97,12 +103,18 @@ def nested_widths(method: str, source: Spec, widths: tuple[int, ...]) -> tuple[i
         UserError: a width is larger than the source's or is not a multiple of its head size.
     """
     head_size = source.width // source.heads
+    headless = source.architecture is not None and not size_of(source).heads
     for width in widths:
-        if width > source.width or width % head_size:
+        if width > source.width or (width % head_size and not headless):
             raise UserError(
                 f"{method}: widths are multiples of the head size {head_size} up to {source.width}, not {width}"
             )
     return tuple(sorted({*widths, source.width}))
+
+
+def smallest_depth(source: Spec, shallowest: int) -> int:
+    """Return the smallest depth to train: every stage has one block at least."""
+    return max(min(shallowest, source.depth), len(source.depths or (1,)))
 
 
 def at_width(source: Spec, width: int, depth: int) -> Spec:
@@ -128,26 +140,16 @@ def nested(tensors: Mapping[str, Tensor], source: Spec, spec: Spec) -> dict[str,
 
     Query, key and value are sliced separately, so that the first heads stay whole.
     """
-    return {name: _slice(name, tensor, source, spec) for name, tensor in tensors.items()}
+    if (spec.width, spec.hidden) == (source.width, source.hidden):
+        return dict(tensors)
+    return sliced(tensors, source, spec, lambda tensor, dim, size, axis: _first(tensor, dim, size, axis.groups))
 
 
-def _slice(name: str, tensor: Tensor, source: Spec, spec: Spec) -> Tensor:
-    if spec.width == source.width:
-        return tensor
-    width, hidden = spec.width, spec.hidden
-    if name == "pos_embed":
-        return tensor[..., :width]
-    if name.startswith("head."):
-        return tensor[:, :width] if name.endswith("weight") else tensor
-    if "attn.qkv." in name:
-        return torch.cat([part[:width, ...] if part.ndim == 1 else part[:width, :width] for part in tensor.chunk(3)])
-    if "mlp.fc1." in name:
-        return tensor[:hidden, :width] if tensor.ndim == 2 else tensor[:hidden]
-    if "mlp.fc2.weight" in name:
-        return tensor[:width, :hidden]
-    if "attn.proj.weight" in name:
-        return tensor[:width, :width]
-    return tensor[:width]  # norms, biases and the patch embedding
+def _first(tensor: Tensor, dim: int, size: int, groups: int) -> Tensor:
+    """Take the first indices of each group of an axis, `size` in all."""
+    if groups == 1:
+        return tensor.narrow(dim, 0, size)
+    return torch.cat([part.narrow(dim, 0, size // groups) for part in tensor.chunk(groups, dim)], dim)
 
 
 def draw_step(module: nn.Module, seed: int, step: int, total_steps: int) -> None:

@@ -10,10 +10,9 @@ from abc import abstractmethod
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from functools import lru_cache
-from typing import Any
+from typing import Any, Protocol
 
 import torch
-from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 from torch.func import functional_call
 
@@ -21,7 +20,8 @@ from ray_learngene.errors import UserError
 from ray_learngene.methods.base import Learngene, Method
 from ray_learngene.models.compile import compile_layers
 from ray_learngene.models.features import Read, Reading
-from ray_learngene.models.specs import Spec, build, build_with, set_drop_path
+from ray_learngene.models.layout import resampled
+from ray_learngene.models.specs import Spec, build, build_with, meta_model, set_drop_path
 
 Genes = Mapping[str, Tensor]
 State = dict[str, Tensor]
@@ -31,17 +31,53 @@ _NOT_DECAYED = ("norm", "bias", "pos_embed", "scaler")
 
 
 @lru_cache(maxsize=64)
-def prototype(spec: Spec, drop_path: float = 0.0, compiled: bool = False) -> VisionTransformer:
-    """Build the spec's timm model on the meta device, to be called with generated parameters.
+def prototype(spec: Spec, drop_path: float = 0.0, compiled: bool = False, device: str = "cpu") -> nn.Module:
+    """Build the spec's timm model on the meta device, to be called with generated parameters on `device`.
 
     The cache is outside the modules that use it, so that neither their state dicts nor their copies contain the model.
     """
     with torch.device("meta"):
-        model = build(spec)
+        model: nn.Module = build(spec)
+    fill_buffers(model, torch.device(device))
     set_drop_path(model, drop_path)
     if compiled:
         compile_layers(model)
     return model
+
+
+@torch.no_grad()
+def fill_buffers(model: nn.Module, device: torch.device) -> None:
+    """Compute the buffers of a model on the meta device that no state dict holds; its parameters stay on meta."""
+    if not any(True for _ in model.buffers()):
+        return
+    model.to_empty(device=device)
+    for module in model.modules():
+        if hasattr(module, "init_non_persistent_buffers"):
+            module.init_non_persistent_buffers()  # type: ignore[operator]
+    for module in model.modules():
+        for name, parameter in module._parameters.items():
+            if parameter is not None:
+                module._parameters[name] = nn.Parameter(parameter.to("meta"))
+
+
+def initialised(spec: Spec, seed: int, state: Mapping[str, Tensor]) -> nn.Module:
+    """Build a spec's timm model with a part of its parameters given, at the image size they were trained at."""
+    return build_with(spec, resampled(state, spec), seed=seed)
+
+
+def require_no_statistics(method: str, spec: Spec) -> None:
+    """Check that a model has no running statistics, such as BatchNorm's, which cannot be generated.
+
+    Raises:
+        UserError: it has.
+    """
+    model = meta_model(spec)
+    statistics = set(model.state_dict()) - {name for name, _ in model.named_parameters()}
+    if statistics:
+        raise UserError(
+            f"{method} cannot train {spec.architecture}: it has running statistics ({min(statistics)}), which "
+            "shared blocks would mix; use a method that extracts, such as heur-lg or weight-selection"
+        )
 
 
 def attribute_of(gene: str) -> str:
@@ -89,7 +125,12 @@ class GeneratedVisionTransformer(nn.Module):
 
     def no_weight_decay(self) -> set[str]:
         """Return the names of parameters without weight decay, for timm's optimizer factory."""
-        return {name for name, _ in self.named_parameters() if any(part in name for part in _NOT_DECAYED)}
+        named: set[str] = getattr(meta_model(self.spec), "no_weight_decay", set)()
+        return {
+            name
+            for name, _ in self.named_parameters()
+            if any(part in name for part in _NOT_DECAYED) or gene_of(name) in named
+        }
 
     def compile(self, *args: Any, **kwargs: Any) -> None:
         """Compile the layers of all models generated from now on; their sizes may differ."""
@@ -100,22 +141,21 @@ class GeneratedVisionTransformer(nn.Module):
 
     def forward_as(self, spec: Spec, images: Tensor, read: Read | None = None) -> Any:
         """Return the logits `[B, classes]` of the generated model of another spec, or what `read` reads of it."""
-        model: nn.Module = prototype(spec, self.drop_path, self.compiled)
+        model: nn.Module = prototype(spec, self.drop_path, self.compiled, str(images.device))
         model.train(self.training)
         device = images.device.type
         # under autocast, matrix products would round norms and biases to its precision
         with torch.autocast(device, enabled=False) if torch.amp.is_autocast_available(device) else nullcontext():
             state = self.generate(self.genes(), spec)
+        state = {**dict(model.named_buffers()), **state}
         if read is not None:
             model, state = Reading(model, read), {f"model.{name}": tensor for name, tensor in state.items()}
         return functional_call(model, state, (images,), strict=True)
 
     @torch.no_grad()
-    def materialise(self) -> VisionTransformer:
+    def materialise(self) -> nn.Module:
         """Build the plain timm model that computes the same function, on the CPU."""
-        model = build(self.spec, seed=0)
-        model.load_state_dict(self.generate(self.genes(), self.spec))
-        return model
+        return initialised(self.spec, 0, self.generate(self.genes(), self.spec))
 
 
 class GeneratingMethod(Method):
@@ -136,6 +176,7 @@ class GeneratingMethod(Method):
         """
 
     def auxiliary(self, spec: Spec, *, drop_path: float = 0.0) -> nn.Module:
+        require_no_statistics(self.name, spec)
         return GeneratedVisionTransformer(spec, self.initial(spec), Generator(self, spec), drop_path=drop_path)
 
     def extract(self, auxiliary: nn.Module) -> Learngene:
@@ -145,16 +186,22 @@ class GeneratingMethod(Method):
         return Learngene(self.name, self.model_dump(mode="json"), auxiliary.spec, genes)
 
     @torch.no_grad()
-    def expand(self, learngene: Learngene | None, spec: Spec, *, seed: int = 0) -> VisionTransformer:
+    def expand(self, learngene: Learngene | None, spec: Spec, *, seed: int = 0) -> nn.Module:
         made = self.as_made(learngene)
         assert learngene is not None
-        return build_with(spec, made.generate(learngene.tensors, learngene.spec, spec), seed=seed)
+        return initialised(spec, seed, made.generate(learngene.tensors, learngene.spec, spec))
+
+
+class Generates(Protocol):
+    """A method that generates parameters."""
+
+    def generate(self, genes: Genes, source: Spec, spec: Spec) -> State: ...
 
 
 class Generator:
     """A method's `generate` with a fixed `source`. Unlike a closure it can be pickled."""
 
-    def __init__(self, method: GeneratingMethod, source: Spec) -> None:
+    def __init__(self, method: Generates, source: Spec) -> None:
         self.method, self.source = method, source
 
     def __call__(self, genes: Genes, spec: Spec) -> State:

@@ -15,12 +15,12 @@ from collections.abc import Mapping
 from typing import Annotated, ClassVar, Literal
 
 from pydantic import AfterValidator, Field
-from timm.models.vision_transformer import VisionTransformer
-from torch import Tensor
+from torch import Tensor, nn
 
 from ray_learngene.errors import UserError
-from ray_learngene.methods.shared_weights import blocks_of, require_same, singletons
+from ray_learngene.methods.shared_weights import inherited_blocks, require_same, singletons
 from ray_learngene.methods.trained_source import InheritingMethod, State
+from ray_learngene.models.layout import block_lists, chains, split
 from ray_learngene.models.specs import Spec
 
 
@@ -48,44 +48,51 @@ class _KeptBlocks(InheritingMethod):
 
     keep: Keep
 
-    def auxiliary(self, spec: Spec, *, drop_path: float = 0.0) -> VisionTransformer:
-        self._layers(spec)
+    def auxiliary(self, spec: Spec, *, drop_path: float = 0.0) -> nn.Module:
+        self._kept_blocks(spec)
         return super().auxiliary(spec, drop_path=drop_path)
 
     def kept(self, tensors: State, source: Spec) -> State:
         """Select the blocks, under their names in the source, and all parameters outside blocks."""
-        layers = self._layers(source)
-        return {
-            name: tensor
-            for name, tensor in tensors.items()
-            if not name.startswith("blocks.") or int(name.split(".")[1]) in layers
-        }
+        kept, lists = self._kept_blocks(source), block_lists(source)
+        state = {}
+        for name, tensor in tensors.items():
+            block = split(name, lists)
+            if block is None or f"{block[0]}.{block[1]}" in kept:
+                state[name] = tensor
+        return state
 
     def inherited(self, tensors: Mapping[str, Tensor], source: Spec, spec: Spec) -> State:
         require_same(self.name, source, spec, "width", "heads", "patch", "mlp_ratio")
-        blocks = [block for _, block in sorted(blocks_of(tensors).items())]
-        if self.place == "end":
-            blocks = blocks[-spec.depth :]
-            start = spec.depth - len(blocks)
-        else:
-            blocks = blocks[: spec.depth]
-            start = 0
-        return singletons(tensors, source, spec) | {
-            f"blocks.{layer}.{rest}": tensor
-            for layer, block in enumerate(blocks, start)
-            for rest, tensor in block.items()
-        }
+        return singletons(tensors, source, spec) | inherited_blocks(tensors, source, spec, self._place)
 
-    def _layers(self, source: Spec) -> list[int]:
-        """Return the indices of the source's layers that the learngene stores."""
-        layers = list(range(source.depth))
+    def _place(self, depth: int, of: int) -> list[int | None]:
+        """Place stored blocks at one end of a chain's layers; the others are random."""
+        random: list[int | None] = [None] * max(0, depth - of)
+        if self.place == "end":
+            return [*random, *range(max(0, of - depth), of)]
+        return [*range(min(depth, of)), *random]
+
+    def _kept_blocks(self, source: Spec) -> set[str]:
+        """Return the names of the source's blocks that the learngene stores, of every chain alike."""
+        found = chains(source)
+        if len(found) > 1 and not self.keep[:1].isalpha():
+            raise UserError(
+                f"{self.name}:keep={self.keep}: {source.architecture} has {len(found)} chains of blocks: "
+                "write firstN or lastN, which takes N of each"
+            )
+        return {chain[layer] for chain in found.values() for layer in self._layers(len(chain))}
+
+    def _layers(self, depth: int) -> list[int]:
+        """Return the indices of a chain's layers that the learngene stores."""
+        layers = list(range(depth))
         if self.keep.startswith("first"):
             return layers[: int(self.keep.removeprefix("first"))]
         if self.keep.startswith("last"):
             return layers[-int(self.keep.removeprefix("last")) :]
         chosen = [int(layer) for layer in self.keep.split("-")]
-        if chosen[-1] >= source.depth:
-            last = source.depth - 1
+        if chosen[-1] >= depth:
+            last = depth - 1
             raise UserError(f"{self.name}:keep={self.keep}: the source model's layers are 0 to {last}")
         return chosen
 

@@ -19,12 +19,12 @@ from typing import ClassVar, Literal
 
 import torch
 from pydantic import Field
-from timm.models.vision_transformer import VisionTransformer
-from torch import Tensor
+from timm.layers import resample_abs_pos_embed
+from torch import Tensor, nn
 
 from ray_learngene.methods.base import Learngene
 from ray_learngene.methods.generated import GeneratedVisionTransformer, Genes, State
-from ray_learngene.methods.shared_weights import blocks_of, require_head_size, require_same, singletons
+from ray_learngene.methods.shared_weights import blocks_of, require_head_size, require_plain, require_same, singletons
 from ray_learngene.methods.trained_source import SourceMethod, require_order
 from ray_learngene.models.specs import Spec, build
 
@@ -66,12 +66,14 @@ def grown(genes: Genes, spec: Spec, *, source: Spec) -> State:
     stream = expanders["stream"]
 
     state = singletons(tensors, source, spec)
+    side = spec.image // spec.patch
+    state["pos_embed"] = resample_abs_pos_embed(state["pos_embed"], [side, side], num_prefix_tokens=0)
     kernel = state["patch_embed.proj.weight"]
     state["patch_embed.proj.weight"] = (stream @ kernel.flatten(1)).unflatten(1, kernel.shape[1:])
     for name in state.keys() - {"patch_embed.proj.weight", "head.bias"}:
         state[name] = widened(state[name], stream)
     state |= {name: tensor for name, tensor in genes.items() if name.startswith("head.")}
-    blocks = blocks_of(tensors)
+    blocks = blocks_of(tensors, source)["blocks"]
     for rest in blocks[0]:
         layers = torch.stack([blocks[layer][rest] for layer in range(source.depth)])
         layers = mixed(genes[f"depth_scaler.{rest}"], layers)
@@ -105,7 +107,7 @@ class LiGO(SourceMethod):
     )
 
     @torch.no_grad()
-    def expand(self, learngene: Learngene | None, spec: Spec, *, seed: int = 0) -> VisionTransformer:
+    def expand(self, learngene: Learngene | None, spec: Spec, *, seed: int = 0) -> nn.Module:
         """Build the larger model from the initial growth, without fitting."""
         return self._growing(learngene, spec, seed).materialise()
 
@@ -122,6 +124,8 @@ class LiGO(SourceMethod):
         made = self.as_made(learngene)
         assert learngene is not None
         source = learngene.spec
+        require_plain(self.name, spec)
+        require_plain(self.name, source)
         require_order("LiGO", source, spec, grows=True)
         require_same("LiGO", source, spec, "patch")
         require_head_size("LiGO", source, spec)
@@ -144,7 +148,7 @@ class LiGO(SourceMethod):
         layers = torch.arange(spec.depth)
         copied = layers % source.depth if self.layers == "stack" else layers * source.depth // spec.depth
         weights = torch.eye(source.depth)[copied]
-        genes = {f"depth_scaler.{rest}": weights for rest in blocks_of(learngene.tensors)[0]}
+        genes = {f"depth_scaler.{rest}": weights for rest in blocks_of(learngene.tensors, source)["blocks"][0]}
         generator = torch.Generator().manual_seed(seed)
         for (name, small), large in zip(_sizes(source).items(), _sizes(spec).values(), strict=True):
             if large > small:

@@ -17,11 +17,11 @@ from typing import ClassVar
 import torch
 from pydantic import Field
 from timm.layers import build_sincos2d_pos_embed
-from timm.models.vision_transformer import VisionTransformer
-from torch import Tensor
+from torch import Tensor, nn
 
 from ray_learngene.errors import UserError
 from ray_learngene.methods.base import Learngene, Method
+from ray_learngene.methods.shared_weights import require_plain
 from ray_learngene.models.specs import Spec, build
 
 
@@ -51,19 +51,20 @@ class Mimetic(Method):
     beta2: float = Field(0.4, ge=0, description="negative identity in the product of value and projection weights")
 
     @torch.no_grad()
-    def expand(self, learngene: Learngene | None, spec: Spec, *, seed: int = 0) -> VisionTransformer:
+    def expand(self, learngene: Learngene | None, spec: Spec, *, seed: int = 0) -> nn.Module:
         """Build a model of `spec`; the singular value decompositions take about a minute at width 768, depth 12.
 
         Raises:
             UserError: the width has no 2-D sinusoidal position embedding.
         """
+        require_plain(self.name, spec)
         if spec.width % 4:
             raise UserError(
                 f"mimetic needs a width divisible by 4 for its sinusoidal position embedding, got {spec.width}"
             )
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            model = build(spec)
+            model: nn.Module = build(spec)
             state = model.state_dict()
             for layer in range(spec.depth):
                 attention = f"blocks.{layer}.attn"

@@ -13,7 +13,7 @@ from pydantic import Field
 from torch import Tensor
 
 from ray_learngene.errors import UserError
-from ray_learngene.methods.shared_weights import blocks_of, require_same, singletons
+from ray_learngene.methods.shared_weights import inherited_blocks, require_same, singletons
 from ray_learngene.methods.trained_source import InheritingMethod, State
 from ray_learngene.models.specs import Spec
 
@@ -36,9 +36,6 @@ class Pretrained(InheritingMethod):
                 f"pretrained gives the trained size only: the learngene has depth {source.depth}, "
                 f"the spec asks for {spec.depth}{offer}"
             )
-        return singletons(tensors, source, spec) | {
-            f"blocks.{layer}.{rest}": tensor
-            for layer, block in blocks_of(tensors).items()
-            if layer < spec.depth
-            for rest, tensor in block.items()
-        }
+        return singletons(tensors, source, spec) | inherited_blocks(
+            tensors, source, spec, lambda depth, of: range(min(depth, of))
+        )

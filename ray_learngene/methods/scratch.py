@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from timm.models.vision_transformer import VisionTransformer
+from torch import nn
 
 from ray_learngene.methods.base import Learngene, Method
 from ray_learngene.models.specs import Spec, build
@@ -16,5 +16,6 @@ class Scratch(Method):
     name: ClassVar[str] = "scratch"
     needs_learngene: ClassVar[bool] = False
 
-    def expand(self, learngene: Learngene | None, spec: Spec, *, seed: int = 0) -> VisionTransformer:
-        return build(spec, seed=seed)
+    def expand(self, learngene: Learngene | None, spec: Spec, *, seed: int = 0) -> nn.Module:
+        model: nn.Module = build(spec, seed=seed)
+        return model

@@ -9,7 +9,8 @@ from __future__ import annotations
 from typing import ClassVar
 
 from ray_learngene.methods.generated import GeneratingMethod, Genes, State
-from ray_learngene.methods.shared_weights import blocks_of, require_same, singletons
+from ray_learngene.methods.shared_weights import inherited_blocks, require_same, singletons
+from ray_learngene.models.layout import reduced
 from ray_learngene.models.specs import Spec, build
 
 
@@ -19,13 +20,11 @@ class ShareInit(GeneratingMethod):
     name: ClassVar[str] = "share-init"
 
     def initial(self, spec: Spec) -> State:
-        """Initialise the parameters of a model of depth 1."""
-        return dict(build(spec.replace(depth=1)).state_dict())
+        """Initialise the parameters of a model with one block in every chain."""
+        return dict(build(reduced(spec, 1)).state_dict())
 
     def generate(self, genes: Genes, source: Spec, spec: Spec) -> State:
         require_same("Share-Init", source, spec, "width", "heads", "patch", "mlp_ratio")
-        (block,) = blocks_of(genes).values()
-        layers = range(spec.depth)
-        return singletons(genes, source, spec) | {
-            f"blocks.{layer}.{rest}": tensor for layer in layers for rest, tensor in block.items()
-        }
+        return singletons(genes, source, spec) | inherited_blocks(
+            genes, reduced(source, 1), spec, lambda depth, of: [0] * depth
+        )

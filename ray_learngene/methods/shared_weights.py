@@ -1,28 +1,45 @@
-"""Code that methods share: the inherited parameters outside blocks, and checks of what an expansion may change."""
+"""Code that methods share: which parameters a model inherits, and checks of what an expansion may change."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 
-from timm.layers import resample_abs_pos_embed
 from torch import Tensor
 
 from ray_learngene.errors import UserError
-from ray_learngene.models.specs import Spec
+from ray_learngene.models.layout import Axis, axes, block_lists, chains, split
+from ray_learngene.models.specs import Spec, head_names, shapes_of, size_of
+
+Choose = Callable[[int, int], Sequence[int | None]]
+_SIZES = ("width", "heads", "patch", "mlp_ratio")
 
 
 def require_same(method: str, source: Spec, spec: Spec, *fields: str) -> None:
-    """Check that a spec has the learngene's values in the fields that the method cannot change.
+    """Check that a spec has the learngene's architecture, and its values in the fields that the method cannot change.
 
     Raises:
         UserError: a field differs; the message gives its name and both values.
     """
-    for field in fields:
+    for field in ("architecture", *fields):
         have, want = getattr(source, field), getattr(spec, field)
         if have != want:
             raise UserError(
                 f"{method} cannot change the {field}: the learngene has {field} {have}, the spec asks for {want}"
             )
+    if "width" in fields and source.architecture is not None:
+        have, want = size_of(source).widths, size_of(spec).widths
+        if have != want:
+            raise UserError(f"{method} cannot change the widths: the learngene has {have}, the spec asks for {want}")
+
+
+def require_plain(method: str, spec: Spec) -> None:
+    """Check that a spec is the plain vision transformer.
+
+    Raises:
+        UserError: it is another architecture.
+    """
+    if spec.architecture is not None:
+        raise UserError(f"{method} works on the plain vision transformer (--preset) only, not on {spec.architecture}")
 
 
 def require_head_size(method: str, source: Spec, spec: Spec) -> None:
@@ -32,33 +49,72 @@ def require_head_size(method: str, source: Spec, spec: Spec) -> None:
         UserError: the head sizes differ; the message gives both.
     """
     have, want = source.width // source.heads, spec.width // spec.heads
-    if have != want:
+    if have != want and not (source.architecture and not size_of(source).heads):
         raise UserError(
             f"{method} keeps the head size: the learngene's heads are {have} wide, those of the spec {want} "
             f"(width {spec.width} takes {spec.width // have} heads)"
         )
 
 
+def is_head(name: str, spec: Spec) -> bool:
+    """Tell whether a parameter belongs to the classification head."""
+    return name.startswith(head_names(spec))
+
+
 def singletons(tensors: Mapping[str, Tensor], source: Spec, spec: Spec) -> dict[str, Tensor]:
-    """Select the parameters outside blocks: patch embedding, position embedding, final norm, and the head.
+    """Select the parameters outside blocks, such as patch and position embedding, final norm and head.
 
-    The position embedding is resampled if the image size differs. The head is omitted if there is none or if the spec
-    has another number of classes.
+    The head is omitted if there is none or if the spec has another number of classes.
     """
-    names = ["patch_embed.proj.weight", "patch_embed.proj.bias", "pos_embed", "fc_norm.weight", "fc_norm.bias"]
-    if "head.weight" in tensors and spec.classes == source.classes:
-        names += ["head.weight", "head.bias"]
-    state = {name: tensors[name] for name in names}
-    side = spec.image // spec.patch
-    state["pos_embed"] = resample_abs_pos_embed(state["pos_embed"], [side, side], num_prefix_tokens=0)
-    return state
+    lists = block_lists(spec)
+    return {
+        name: tensors[name]
+        for name in shapes_of(spec)
+        if name in tensors and not split(name, lists) and (spec.classes == source.classes or not is_head(name, source))
+    }
 
 
-def blocks_of(tensors: Mapping[str, Tensor]) -> dict[int, dict[str, Tensor]]:
-    """Group the parameters `blocks.<index>.<rest>` by index and rest."""
-    blocks: dict[int, dict[str, Tensor]] = {}
+def blocks_of(tensors: Mapping[str, Tensor], spec: Spec) -> dict[str, list[dict[str, Tensor]]]:
+    """Group the parameters of blocks, named as in the model of `spec`: for every chain its stored blocks, in order."""
+    lists, stored = block_lists(spec), dict[str, dict[str, Tensor]]()
     for name, tensor in tensors.items():
-        if name.startswith("blocks."):
-            _, index, rest = name.split(".", 2)
-            blocks.setdefault(int(index), {})[rest] = tensor
-    return blocks
+        found = split(name, lists)
+        if found:
+            each, index, rest = found
+            stored.setdefault(f"{each}.{index}", {})[rest] = tensor
+    return {name: [stored[block] for block in chain if block in stored] for name, chain in chains(spec).items()}
+
+
+def sliced(
+    tensors: Mapping[str, Tensor], source: Spec, spec: Spec, take: Callable[[Tensor, int, int, Axis], Tensor]
+) -> dict[str, Tensor]:
+    """Reduce parameters, named as in the model of `spec`, from the widths of `source` to those of `spec`.
+
+    Args:
+        take: Given a parameter, a dimension, its new size and what it follows, the parameter at that size.
+    """
+    at_source = spec.replace(width=source.width, heads=source.heads, mlp_ratio=source.mlp_ratio)
+    have, want, found = axes(at_source), shapes_of(spec), dict[str, Tensor]()
+    for name, tensor in tensors.items():
+        for dim, axis in enumerate(have[name]):
+            size = want[name][dim]
+            if axis.kind not in ("token", "class") and tensor.shape[dim] != size:
+                tensor = take(tensor, dim, size, axis)
+        found[name] = tensor
+    return found
+
+
+def inherited_blocks(tensors: Mapping[str, Tensor], source: Spec, spec: Spec, choose: Choose) -> dict[str, Tensor]:
+    """Fill the layers of a spec's model with stored blocks, chain by chain.
+
+    Args:
+        tensors: Blocks, named as in the model of `source`.
+        choose: Given the layers of a chain and its stored blocks, the stored block of every layer; None leaves it out.
+    """
+    blocks, state = blocks_of(tensors, source), dict[str, Tensor]()
+    for name, chain in chains(spec).items():
+        stored = blocks.get(name) or blocks.get(name.partition(":")[0]) or []
+        for block, chosen in zip(chain, choose(len(chain), len(stored)) if stored else (), strict=False):
+            if chosen is not None:
+                state |= {f"{block}.{rest}": tensor for rest, tensor in stored[chosen].items()}
+    return state

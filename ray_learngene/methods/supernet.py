@@ -14,9 +14,9 @@ from pydantic import Field
 
 from ray_learngene.errors import UserError
 from ray_learngene.methods.base import Numbers
-from ray_learngene.methods.elastic import ElasticMethod, at_width, nested, nested_widths, require_nested
+from ray_learngene.methods.elastic import ElasticMethod, at_width, nested, nested_widths, require_nested, smallest_depth
 from ray_learngene.methods.generated import Genes, State
-from ray_learngene.methods.shared_weights import blocks_of, require_same, singletons
+from ray_learngene.methods.shared_weights import inherited_blocks, require_same, singletons
 from ray_learngene.models.specs import Spec, build
 
 
@@ -44,7 +44,7 @@ class Supernet(ElasticMethod):
 
     def choose(self, source: Spec, generator: np.random.Generator, done: float) -> tuple[Spec, ...]:
         widths = nested_widths(self.name, source, self.widths)
-        shallowest = min(self.shallowest, source.depth)
+        shallowest = smallest_depth(source, self.shallowest)
         drawn = [
             at_width(source, int(generator.choice(widths)), int(generator.integers(shallowest, source.depth + 1)))
             for _ in range(self.random)
@@ -58,8 +58,6 @@ class Supernet(ElasticMethod):
             raise UserError(
                 f"{self.name} cannot grow: the learngene has depth {source.depth}, the spec asks for {spec.depth}"
             )
-        blocks = blocks_of(genes)
         state = singletons(genes, source, spec)
-        for layer, kept in enumerate(kept_layers(spec.depth, source.depth, self.layers)):
-            state |= {f"blocks.{layer}.{name}": tensor for name, tensor in blocks[kept].items()}
+        state |= inherited_blocks(genes, source, spec, lambda depth, of: kept_layers(depth, of, self.layers))
         return nested(state, source, spec)

@@ -7,6 +7,7 @@ depth initialises each layer from the block of the layer's stage and is then tra
 
 from __future__ import annotations
 
+import math
 import random
 from typing import Any, ClassVar, Literal
 
@@ -18,8 +19,17 @@ from torch.utils.checkpoint import checkpoint
 
 from ray_learngene.errors import UserError
 from ray_learngene.methods.base import Learngene, Method, Numbers
-from ray_learngene.methods.shared_weights import blocks_of, require_same, singletons
+from ray_learngene.methods.generated import (
+    GeneratedVisionTransformer,
+    Generator,
+    Genes,
+    State,
+    initialised,
+    require_no_statistics,
+)
+from ray_learngene.methods.shared_weights import inherited_blocks, require_same, singletons
 from ray_learngene.models.compile import CompiledBlock
+from ray_learngene.models.layout import chains, reduced
 from ray_learngene.models.specs import Spec, build, timm_arguments
 
 Rule = Literal["cyclic", "random", "interleaved", "proportional", "unbalanced"]
@@ -124,6 +134,13 @@ class StageSharedVisionTransformer(VisionTransformer):
         return x + drop_path(block.mlp(block.norm2(x)), rate, self.training)
 
 
+def _stored(source: Spec, layout: tuple[int, ...] | None) -> Spec:
+    """Return the spec whose model has the shared blocks as its layers."""
+    if layout is not None:
+        return source.replace(depth=len(layout))
+    return reduced(source, lambda layers: min(5, math.ceil(layers / 3)))
+
+
 class SWS(Method):
     """Stage-wise weight sharing."""
 
@@ -141,41 +158,69 @@ class SWS(Method):
                 raise ValueError(f"{name} is empty: give at least one stage")
         return self
 
-    def auxiliary(self, spec: Spec, *, drop_path: float = 0.0) -> StageSharedVisionTransformer:
-        layout = self.stages or balanced_layout(spec.depth, min(5, spec.depth))
-        return StageSharedVisionTransformer(spec, layout, drop_path)
+    def auxiliary(self, spec: Spec, *, drop_path: float = 0.0) -> nn.Module:
+        """Build the auxiliary; of an architecture with several chains, each has a block for every three layers."""
+        if spec.architecture is None:
+            layout = self.stages or balanced_layout(spec.depth, min(5, spec.depth))
+            return StageSharedVisionTransformer(spec, layout, drop_path)
+        require_no_statistics(self.name, spec)
+        made = self
+        if len(chains(spec)) == 1:
+            layout = self.stages or balanced_layout(spec.depth, min(5, spec.depth))
+            made, spec = SWS(stages=layout, expansion="proportional"), spec.replace(depth=sum(layout))
+        elif self.stages is not None:
+            raise UserError(
+                f"sws:stages gives the stages of one chain of blocks, {spec.architecture} has {len(chains(spec))}: "
+                "leave it out, and every chain gets a block for each three layers"
+            )
+        genes = dict(build(_stored(spec, made.stages)).state_dict())
+        return GeneratedVisionTransformer(spec, genes, Generator(made, spec), drop_path=drop_path)
+
+    def generate(self, genes: Genes, source: Spec, spec: Spec) -> State:
+        """Generate the state dict of the timm model of `spec` from shared blocks."""
+        return self._state(genes, source, spec, 0)
+
+    def _state(self, genes: Genes, source: Spec, spec: Spec, seed: int) -> State:
+        return singletons(genes, source, spec) | inherited_blocks(
+            genes,
+            _stored(source, self.stages),
+            spec,
+            lambda depth, of: self._stages(self.stages or (1,) * of, depth, seed),
+        )
 
     def extract(self, auxiliary: nn.Module) -> Learngene:
-        if not isinstance(auxiliary, StageSharedVisionTransformer):
+        if isinstance(auxiliary, StageSharedVisionTransformer):
+            stages: list[int] | None = list(auxiliary.layout)
+            tensors: State = auxiliary.state_dict()
+        elif isinstance(auxiliary, GeneratedVisionTransformer) and isinstance(auxiliary.generate, Generator):
+            layout = getattr(auxiliary.generate.method, "stages", None)
+            stages, tensors = layout and list(layout), auxiliary.genes()
+        else:
             raise UserError(f"method {self.name!r} needs its own auxiliary model: use `learngene distill`")
-        tensors = {name: tensor.detach().cpu().clone() for name, tensor in auxiliary.state_dict().items()}
-        return Learngene(self.name, {"stages": list(auxiliary.layout)}, auxiliary.spec, tensors)
+        tensors = {name: tensor.detach().cpu().clone() for name, tensor in tensors.items()}
+        return Learngene(self.name, {"stages": stages}, auxiliary.spec, tensors)
 
-    def expand(self, learngene: Learngene | None, spec: Spec, *, seed: int = 0) -> VisionTransformer:
+    def expand(self, learngene: Learngene | None, spec: Spec, *, seed: int = 0) -> nn.Module:
         """Copy each stage's block into the layers that the expansion rule assigns to it; inherit all other parameters.
 
         The position embedding is resampled if the image size differs. The head is inherited if the number of classes is
         the same, else fresh.
         """
-        self.as_made(learngene)  # raises if `stages` differs from the learngene's
+        made = self.as_made(learngene)  # raises if `stages` differs from the learngene's
         assert learngene is not None
         source = learngene.spec
         require_same("SWS", source, spec, "width", "heads", "patch", "mlp_ratio")
-        stages = self._stages(tuple(learngene.options["stages"]), spec, seed)
-        blocks, state = blocks_of(learngene.tensors), singletons(learngene.tensors, source, spec)
-        for layer, stage in enumerate(stages):
-            state |= {f"blocks.{layer}.{name}": tensor for name, tensor in blocks[stage].items()}
-        model = build(spec, seed=seed)
-        model.load_state_dict({**model.state_dict(), **state})
-        return model
+        if made.layout is not None and made.stages is None:
+            raise UserError(f"sws:layout gives the stages of one chain of blocks; {spec.architecture} has several")
+        return initialised(spec, seed, made._state(learngene.tensors, source, spec, seed))
 
-    def _stages(self, auxiliary_layout: tuple[int, ...], spec: Spec, seed: int) -> tuple[int, ...]:
+    def _stages(self, auxiliary_layout: tuple[int, ...], depth: int, seed: int) -> tuple[int, ...]:
         if self.layout is None:
-            return stage_of_layer(spec.depth, auxiliary_layout, self.expansion, seed)
-        if len(self.layout) != len(auxiliary_layout) or sum(self.layout) != spec.depth:
+            return stage_of_layer(depth, auxiliary_layout, self.expansion, seed)
+        if len(self.layout) != len(auxiliary_layout) or sum(self.layout) != depth:
             text = "-".join(map(str, self.layout))
             raise UserError(
                 f"layout {text} has {sum(self.layout)} layers in {len(self.layout)} stages; "
-                f"the spec asks for depth {spec.depth}, the learngene has {len(auxiliary_layout)} stages"
+                f"the spec asks for depth {depth}, the learngene has {len(auxiliary_layout)} stages"
             )
         return tuple(stage for stage, layers in enumerate(self.layout) for _ in range(layers))

@@ -1,4 +1,4 @@
-"""Base classes of the methods that start from a trained plain model, which is their auxiliary model."""
+"""Base classes of the methods that start from a trained model, which is their auxiliary model."""
 
 from __future__ import annotations
 
@@ -7,31 +7,30 @@ from collections.abc import Mapping
 from typing import ClassVar, Literal
 
 import torch
-from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from ray_learngene.errors import UserError
 from ray_learngene.methods.base import Learngene, Method
-from ray_learngene.methods.generated import State
-from ray_learngene.models.specs import Spec, build, set_drop_path, spec_of
+from ray_learngene.methods.generated import State, initialised
+from ray_learngene.models.specs import Spec, build, set_drop_path, size_of, spec_of
 
 
 class SourceMethod(Method):
-    """A method that extracts its learngene from a trained plain vision transformer, the *source model*.
+    """A method that extracts its learngene from a trained timm model, the *source model*.
 
     `distill` trains the source model like any auxiliary model; `extract` takes an existing one.
     """
 
     source: ClassVar[Literal["auxiliary", "largest", "smallest", "each"]] = "largest"
 
-    def auxiliary(self, spec: Spec, *, drop_path: float = 0.0) -> VisionTransformer:
-        model = build(spec)
+    def auxiliary(self, spec: Spec, *, drop_path: float = 0.0) -> nn.Module:
+        model: nn.Module = build(spec)
         model.spec = spec  # type: ignore[assignment]  # a module may hold any attribute
         set_drop_path(model, drop_path)
         return model
 
     def extract(self, auxiliary: nn.Module) -> Learngene:
-        """Extract the learngene of any trained plain vision transformer, distilled here or not."""
+        """Extract the learngene of any trained timm model, distilled here or not."""
         source = spec_of(auxiliary)
         tensors = {name: tensor.detach().cpu().clone() for name, tensor in auxiliary.state_dict().items()}
         return Learngene(self.name, self.model_dump(mode="json"), source, self.kept(tensors, source))
@@ -60,12 +59,13 @@ class InheritingMethod(SourceMethod):
         """
 
     @torch.no_grad()
-    def expand(self, learngene: Learngene | None, spec: Spec, *, seed: int = 0) -> VisionTransformer:
+    def expand(self, learngene: Learngene | None, spec: Spec, *, seed: int = 0) -> nn.Module:
         made = self.as_made(learngene)
         assert learngene is not None
-        model = build(spec, seed=seed)
-        model.load_state_dict({**model.state_dict(), **made.inherited(learngene.tensors, learngene.spec, spec)})
-        return model
+        return initialised(spec, seed, made.inherited(learngene.tensors, learngene.spec, spec))
+
+
+_ORDERED = (("depth", "depth"), ("width", "width"), ("hidden", "MLP width"))
 
 
 def require_order(method: str, source: Spec, spec: Spec, *, grows: bool) -> None:
@@ -74,8 +74,12 @@ def require_order(method: str, source: Spec, spec: Spec, *, grows: bool) -> None
     Raises:
         UserError: a size is on the wrong side; the message gives both values.
     """
-    for field, words in (("depth", "depth"), ("width", "width"), ("hidden", "MLP width")):
-        have, want = getattr(source, field), getattr(spec, field)
+    sizes = [(words, getattr(source, field), getattr(spec, field)) for field, words in _ORDERED]
+    if source.architecture is not None and spec.architecture == source.architecture:
+        before, after = size_of(source), size_of(spec)
+        sizes += [("depth of a stage", *each) for each in zip(before.depths, after.depths, strict=True)]
+        sizes += [("width of a stage", *each) for each in zip(before.widths, after.widths, strict=True)]
+    for words, have, want in sizes:
         if (want < have) if grows else (want > have):
             does = "grows" if grows else "shrinks"
             raise UserError(f"{method} only {does} a model: the learngene has {words} {have}, the spec asks for {want}")

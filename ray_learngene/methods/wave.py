@@ -19,7 +19,7 @@ from typing import Annotated, ClassVar, Literal
 
 import torch
 from pydantic import AfterValidator, Field
-from timm.models.vision_transformer import VisionTransformer
+from timm.layers import resample_abs_pos_embed
 from torch import Tensor, nn
 
 from ray_learngene.errors import UserError
@@ -34,7 +34,7 @@ from ray_learngene.methods.kronecker import (
     random_scalers,
     tile,
 )
-from ray_learngene.methods.shared_weights import require_head_size, require_same, singletons
+from ray_learngene.methods.shared_weights import require_head_size, require_plain, require_same
 from ray_learngene.models.specs import Spec, build, build_with, spec_of
 
 # Order of the numbers in the options `counts` and `template`.
@@ -126,7 +126,9 @@ def assemble(genes: Genes, spec: Spec) -> State:
             state |= _unstacked(matrices, name, spec)
         elif part.layered:
             state |= _unstacked(genes[f"layers.{name}"][..., None], name, spec)
-    return state | singletons(state, spec, spec)
+    side = spec.image // spec.patch
+    state["pos_embed"] = resample_abs_pos_embed(state["pos_embed"], [side, side], num_prefix_tokens=0)
+    return state
 
 
 class ScalerAdapter(GeneratedVisionTransformer):
@@ -215,6 +217,7 @@ class Wave(GeneratingMethod):
         In width mode embeddings are initialised like the matrices. The first template of a bias or gain is 1, and its
         first scaler is the value of that bias or gain. The other templates are N(0, 0.1²), their scalers 0.
         """
+        require_plain(self.name, spec)
         model = build(spec)
         genes: State = {}
         templated = self._templated()
@@ -255,6 +258,7 @@ class Wave(GeneratingMethod):
         if isinstance(auxiliary, GeneratedVisionTransformer):
             return super().extract(auxiliary)
         spec = spec_of(auxiliary)
+        require_plain(self.name, spec)
         state = {name: tensor.detach().cpu() for name, tensor in auxiliary.state_dict().items()}
         templates: State = {}
         for name, part in self._templated().items():
@@ -294,7 +298,7 @@ class Wave(GeneratingMethod):
     def generate(self, genes: Genes, source: Spec, spec: Spec) -> State:
         return assemble(genes if spec == source else self._resized(genes, source, spec, "linear"), spec)
 
-    def expand(self, learngene: Learngene | None, spec: Spec, *, seed: int = 0) -> VisionTransformer:
+    def expand(self, learngene: Learngene | None, spec: Spec, *, seed: int = 0) -> nn.Module:
         """Build the target without fitting its scalers."""
         return build_with(spec, assemble(self._target(learngene, spec, seed), spec), seed=seed)
 
@@ -324,6 +328,7 @@ class Wave(GeneratingMethod):
         if self.template is None:
             require_same("wave in depth mode (made without template=SIDE)", source, spec, "width", "heads")
         require_same("wave", source, spec, "patch", "mlp_ratio")
+        require_plain(self.name, spec)
         require_head_size("wave", source, spec)
         for name, (_, rows, columns) in self._shapes(spec).items():
             if name in self._templated():

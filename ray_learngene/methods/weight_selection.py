@@ -15,8 +15,16 @@ from pydantic import Field
 from torch import Tensor
 
 from ray_learngene.methods.generated import State
-from ray_learngene.methods.shared_weights import blocks_of, require_head_size, require_same, singletons
+from ray_learngene.methods.shared_weights import (
+    inherited_blocks,
+    is_head,
+    require_head_size,
+    require_same,
+    singletons,
+    sliced,
+)
 from ray_learngene.methods.trained_source import InheritingMethod, require_order
+from ray_learngene.models.layout import Axis, family
 from ray_learngene.models.specs import Spec
 
 
@@ -27,11 +35,9 @@ def evenly_spaced(small: int, large: int) -> Tensor:
     return torch.linspace(0, large - 1, small).round().long()
 
 
-def evenly_spaced_heads(source: Spec, spec: Spec) -> Tensor:
-    """Return the channel indices of whole heads, evenly spaced among the source's heads."""
-    size = source.width // source.heads
-    heads = evenly_spaced(spec.heads, source.heads)
-    return (heads[:, None] * size + torch.arange(size)).flatten()
+def evenly_spaced_heads(source: int, heads: int, size: int) -> Tensor:
+    """Return the channel indices of `heads` whole heads of `size` channels, evenly spaced among the source's."""
+    return (evenly_spaced(heads, source)[:, None] * size + torch.arange(size)).flatten()
 
 
 class WeightSelection(InheritingMethod):
@@ -46,32 +52,23 @@ class WeightSelection(InheritingMethod):
 
     def kept(self, tensors: State, source: Spec) -> State:
         """Store everything but the head, which is fresh even at the same width, as in the paper."""
-        return {name: tensor for name, tensor in tensors.items() if not name.startswith("head.")}
+        return {name: tensor for name, tensor in tensors.items() if not is_head(name, source)}
 
     def inherited(self, tensors: Mapping[str, Tensor], source: Spec, spec: Spec) -> State:
         require_order("weight selection", source, spec, grows=False)
         require_same("weight selection", source, spec, "patch")
         require_head_size("weight selection", source, spec)
-        stream = evenly_spaced(spec.width, source.width)
-        hidden = evenly_spaced(spec.hidden, source.hidden)
-        attention = stream if self.heads == "mixed" else evenly_spaced_heads(source, spec)
-        qkv = torch.cat([attention + part * source.width for part in range(3)])
-        # the selected indices of each dimension
-        chosen = {
-            "attn.qkv.weight": (qkv, stream),
-            "attn.qkv.bias": (qkv,),
-            "attn.proj.weight": (stream, attention),
-            "mlp.fc1.weight": (hidden, stream),
-            "mlp.fc1.bias": (hidden,),
-            "mlp.fc2.weight": (stream, hidden),
-        }
+        whole = self.heads == "whole" or family(source).whole_heads
+
+        def selected(tensor: Tensor, dim: int, size: int, axis: Axis) -> Tensor:
+            have, want = tensor.shape[dim] // axis.groups, size // axis.groups
+            if axis.kind == "attention" and whole:
+                head = source.width // source.heads
+                indices = evenly_spaced_heads(have // head, want // head, head)
+            else:
+                indices = evenly_spaced(want, have)
+            return tensor.index_select(dim, torch.cat([indices + part * have for part in range(axis.groups)]))
+
         state = singletons(tensors, source, spec)
-        for name, tensor in state.items():
-            state[name] = tensor.index_select(tensor.dim() - 1 if name == "pos_embed" else 0, stream)
-        for layer, block in blocks_of(tensors).items():
-            if layer < spec.depth:
-                for rest, tensor in block.items():
-                    for dimension, indices in enumerate(chosen.get(rest, (stream,))):
-                        tensor = tensor.index_select(dimension, indices)
-                    state[f"blocks.{layer}.{rest}"] = tensor
-        return state
+        state |= inherited_blocks(tensors, source, spec, lambda depth, of: range(min(depth, of)))
+        return sliced(state, source, spec, selected)

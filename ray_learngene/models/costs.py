@@ -7,20 +7,27 @@ in the papers' tables, norms, activations and additions are not counted.
 from __future__ import annotations
 
 import platform
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import lru_cache
 from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.benchmark import Timer
+from torch.utils.flop_counter import FlopCounterMode
 
-from ray_learngene.models.specs import Spec
+from ray_learngene.errors import UserError
+from ray_learngene.models.specs import Spec, blocks_in_order, build, meta_model
 
 _BYTES = 4  # per fp32 weight, gradient or moment
 
 
 def parameters(spec: Spec) -> int:
     """Count the parameters of the spec's timm model, exactly."""
+    if spec.architecture is not None:
+        return sum(parameter.numel() for parameter in meta_model(spec).parameters())
     width, hidden = spec.width, spec.hidden
     block = (
         2 * 2 * width
@@ -34,14 +41,88 @@ def parameters(spec: Spec) -> int:
 
 def macs(spec: Spec) -> int:
     """Count the multiply-accumulates of one image's forward pass, exactly."""
+    if spec.architecture is not None:
+        return _counted_macs(spec)
     tokens, width = spec.tokens, spec.width
     linear = tokens * (4 * width * width + 2 * width * spec.hidden)
     attention = 2 * tokens * tokens * width
     return tokens * 3 * spec.patch**2 * width + spec.depth * (linear + attention) + width * spec.classes
 
 
+def forward_flops(forward: Callable[[torch.Tensor], object], image: int, batch: int = 1) -> int:
+    """Count the FLOPs of a forward pass on the meta device; its parameters must be frozen.
+
+    Matrix products, convolutions and attention's two products count; norms and activations do not.
+    """
+    # the math backend: the counter counts attention as two products but does not know the CPU's fused kernel
+    eager = torch.compiler.set_stance("force_eager")  # the counter cannot see into compiled layers
+    with eager, FlopCounterMode(display=False) as counter, torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
+        forward(torch.zeros(batch, 3, image, image, device="meta"))
+    return counter.get_total_flops()
+
+
+@lru_cache(maxsize=4096)
+def _counted_macs(spec: Spec) -> int:
+    try:
+        return forward_flops(meta_model(spec).eval(), spec.image) // 2
+    except (RuntimeError, AssertionError, ValueError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"{spec.architecture} does not take images of {spec.image} pixels: {reason}") from None
+
+
+@lru_cache(maxsize=4096)
+def _live_activations(spec: Spec) -> int:
+    """Estimate the values that are live at once: the largest module's input and output, and twice its block's input."""
+    live, inside = [0], [0]
+
+    def leaf(module: nn.Module, inputs: Any, output: Any) -> None:
+        live[0] = max(live[0], _numel(inputs) + _numel(output) + 2 * inside[0])
+
+    def block(module: nn.Module, inputs: Any) -> None:
+        inside[0] = _numel(inputs)
+
+    model = meta_model(spec).eval()
+    handles = [each.register_forward_hook(leaf) for each in model.modules() if not any(each.children())]
+    handles += [each.register_forward_pre_hook(block) for each in blocks_in_order(model)]
+    try:
+        with torch.no_grad():
+            model(torch.zeros(1, 3, spec.image, spec.image, device="meta"))
+    finally:
+        for handle in handles:
+            handle.remove()
+    return live[0]
+
+
+def _numel(values: Any) -> int:
+    if isinstance(values, torch.Tensor):
+        return values.numel()
+    return sum(map(_numel, values)) if isinstance(values, tuple | list) else 0
+
+
+@lru_cache(maxsize=4096)
+def _saved_activations(spec: Spec) -> int:
+    """Count the values per image that the forward pass saves for the backward pass, without weights."""
+    with torch.device("meta"):
+        model: nn.Module = build(spec)
+    weights = {parameter.untyped_storage()._cdata for parameter in model.parameters()}
+    saved: dict[int, torch.UntypedStorage] = {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage._cdata not in weights:
+            saved[storage._cdata] = storage
+        return tensor
+
+    batch = 2  # BatchNorm trains on two images at least
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        model.train()(torch.zeros(batch, 3, spec.image, spec.image, device="meta"))
+    return sum(storage.nbytes() for storage in saved.values()) // (_BYTES * batch)
+
+
 def inference_memory(spec: Spec, batch: int = 1, bytes_per_value: int = 4) -> int:
     """Estimate the bytes of weights plus the peak of live activations (inside one MLP), without gradients."""
+    if spec.architecture is not None:
+        return bytes_per_value * (parameters(spec) + batch * _live_activations(spec))
     activations = batch * spec.tokens * (2 * spec.width + 2 * spec.hidden)
     return bytes_per_value * (parameters(spec) + activations)
 
@@ -52,6 +133,8 @@ def activation_memory(spec: Spec, batch: int, bytes_per_value: int = 4) -> int:
     In units of tokens × width a block saves the inputs of two norms, qkv, proj and fc1 (5), and q, k, v (3). In units
     of tokens × hidden width it saves the input and output of the activation (2). The attention output is proj's input.
     """
+    if spec.architecture is not None:
+        return bytes_per_value * batch * _saved_activations(spec)
     block = 8 * spec.width + 2 * spec.hidden
     return bytes_per_value * batch * spec.tokens * spec.depth * block
 

@@ -26,11 +26,53 @@ def parse_numbers(flag: str, text: str) -> list[int]:
     return sorted(numbers)
 
 
+def parse_depths(text: str) -> list[int | tuple[int, ...]]:
+    """Total depths as `parse_numbers` reads them, and depths of three stages or more such as `3-3-9-3`.
+
+    Raises:
+        UserError: a part is neither.
+    """
+    found: list[int | tuple[int, ...]] = []
+    for part in text.split(","):
+        stages = part.strip().split("-")
+        if len(stages) > 2 and all(stage.isdecimal() and int(stage) for stage in stages):
+            found.append(tuple(map(int, stages)))
+        else:
+            found += parse_numbers("depths", part)
+    return list(dict.fromkeys(found))
+
+
+def parse_factors(flag: str, text: str) -> list[float]:
+    """`0.25,0.5,1` as numbers above 0.
+
+    Raises:
+        UserError: a part is none.
+    """
+    try:
+        factors = [float(part) for part in text.split(",")]
+    except ValueError:
+        factors = [0.0]
+    if not all(0 < factor <= 100 for factor in factors):
+        raise UserError(f"--{flag} {text}: write factors such as 0.25,0.5,1")
+    return factors
+
+
+def factor_depths(source: Spec, factors: str) -> list[int | tuple[int, ...]]:
+    """Depths that are a factor of the source's, stage by stage, rounded and at least 1."""
+    each = source.depths or (source.depth,)
+    found = [
+        tuple(max(1, round(depth * factor)) for depth in each) for factor in parse_factors("depth-factor", factors)
+    ]
+    return [depths if source.depths else depths[0] for depths in dict.fromkeys(found)]
+
+
 def sizes_of(
     source: Spec,
     *,
     depths: str | None = None,
     widths: str | None = None,
+    depth_factor: str | None = None,
+    width_factor: str | None = None,
     changes: Mapping[str, Any] | None = None,
 ) -> list[Spec]:
     """Specs of every width and depth, by default of depths 1 to the source's and of its width.
@@ -38,21 +80,28 @@ def sizes_of(
     Heads grow with the width, at the source's head size.
 
     Args:
+        depths: Total depths, or depths of stages.
+        depth_factor: Depths as factors of the source's, instead.
+        width_factor: Widths as factors of the source's, instead.
         changes: Other fields of the spec, such as `classes` and `image`; None keeps the source's.
 
     Raises:
         UserError: a text cannot be read, or a size does not fit the head size or the patches.
     """
-    many_depths = parse_numbers("depths", depths) if depths else list(range(1, source.depth + 1))
+    many_depths: list[int | tuple[int, ...]] = list(range(len(source.depths or (1,)), source.depth + 1))
+    if depths or depth_factor:
+        many_depths = parse_depths(depths) if depths else factor_depths(source, str(depth_factor))
     many_widths = parse_numbers("widths", widths) if widths else [source.width]
     head_size = source.width // source.heads
-    odd = next((width for width in many_widths if width % head_size), None)
+    odd = None if source.architecture else next((width for width in many_widths if width % head_size), None)
     if odd:
         raise UserError(f"--widths {widths}: {odd} is not a multiple of the learngene's head size, {head_size}")
+    if width_factor:
+        many_widths = [round(source.width * factor) for factor in parse_factors("width-factor", width_factor)]
     given = {name: value for name, value in (changes or {}).items() if value is not None}
     try:
         return [
-            source.replace(depth=depth, width=width, heads=width // head_size, **given)
+            source.replace(**_depth(depth), width=width, heads=max(1, width // head_size), **given)
             for width in many_widths
             for depth in many_depths
         ]
@@ -60,6 +109,20 @@ def sizes_of(
         raise UserError(f"--image-size {given.get('image')}: {first_message(error)}") from None
 
 
+def _depth(depth: int | tuple[int, ...]) -> dict[str, Any]:
+    return {"depth": depth} if isinstance(depth, int) else {"depths": depth}
+
+
 def size_name(spec: Spec) -> str:
     """A short name of a size among those of one architecture, as names of descendants hold it."""
-    return f"w{spec.width}-d{spec.depth:02d}"
+    depth = ".".join(map(str, spec.depths)) if spec.depths else f"{spec.depth:02d}"
+    return f"w{spec.width}-d{depth}"
+
+
+def size_columns(spec: Spec) -> dict[str, Any]:
+    """What a results table says of a size."""
+    columns = spec.model_dump(include={"width", "depth", "heads", "image", "patch", "classes"})
+    if spec.architecture is not None:
+        stages = "-".join(map(str, spec.depths)) if spec.depths else None
+        columns |= {"architecture": spec.architecture, "stages": stages}
+    return columns

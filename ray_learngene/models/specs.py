@@ -1,14 +1,16 @@
-"""Specs (model sizes), the presets, and the plain timm `VisionTransformer` of a spec."""
+"""Specs (model sizes), the presets, and the timm model of a spec."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import json
+from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache
 from typing import Any
 
 import ray_learngene.torchvision_cpu  # noqa: F401  isort:skip  (before the first timm import)
 import timm
 import torch
-from pydantic import Field, model_validator
+from pydantic import Field, model_serializer, model_validator
 from timm.layers import DropPath, calculate_drop_path_rates
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
@@ -16,13 +18,19 @@ from torch import nn
 from ray_learngene.config import Config
 from ray_learngene.config.presets import PRESET_SIZES
 from ray_learngene.errors import UserError
+from ray_learngene.models.families.base import Arguments, Family, Size, made, resized
+from ray_learngene.models.families.registry import family_of
 
 # timm's DeiT entry points set ImageNet's mean and standard deviation; keyword arguments set the size.
 _ARCHITECTURES = {192: "deit_tiny_patch16_224", 384: "deit_small_patch16_224", 768: "deit_base_patch16_224"}
 
 
 class Spec(Config):
-    """The size of a class-token-free, average-pooled vision transformer."""
+    """The size of a model: of a timm entry point, or of a class-token-free, average-pooled vision transformer.
+
+    For an entry point, `arguments` decide the model. The other fields describe it: `depth` is the sum over its stages,
+    `width` and `heads` are those of its first stage. Make one with `spec_for`.
+    """
 
     width: int = Field(ge=1, description="embedding dimension")
     depth: int = Field(ge=1, description="number of blocks (layers)")
@@ -31,9 +39,14 @@ class Spec(Config):
     patch: int = Field(ge=1, description="patch height and width in pixels")
     classes: int = Field(ge=0, description="size of the label set; 0: a model of features, without a head")
     mlp_ratio: float = Field(4.0, gt=0, description="hidden width of the MLP over the width")
+    architecture: str | None = Field(None, description="timm entry point; None: the plain vision transformer")
+    arguments: dict[str, Any] = Field({}, description="keywords of the entry point that differ from its own")
+    depths: tuple[int, ...] | None = Field(None, description="blocks of each stage, if there are several")
 
     @model_validator(mode="after")
     def _divisible(self) -> Spec:
+        if self.architecture is not None:
+            return self
         if self.width % self.heads:
             raise ValueError(f"width {self.width} is not divisible by {self.heads} heads")
         if self.image % self.patch:
@@ -41,6 +54,18 @@ class Spec(Config):
             fitting = " or ".join(str(size) for size in (below, below + self.patch) if size)
             raise ValueError(f"image size {self.image} is not divisible by patch size {self.patch}: choose {fitting}")
         return self
+
+    @model_serializer(mode="wrap")
+    def _as_before(self, handler: Callable[[Spec], dict[str, Any]]) -> dict[str, Any]:
+        """Leave out the fields of entry points, so that plain specs keep their fingerprints."""
+        fields = handler(self)
+        for name in ("architecture", "arguments", "depths"):
+            if not fields.get(name):
+                fields.pop(name, None)
+        return fields
+
+    def __hash__(self) -> int:
+        return hash((self.width, self.depth, self.heads, self.image, self.classes, self.architecture, self.depths))
 
     @property
     def tokens(self) -> int:
@@ -52,11 +77,20 @@ class Spec(Config):
         return int(self.width * self.mlp_ratio)
 
     def replace(self, **changes: Any) -> Spec:
-        """Return a copy with some fields changed, validated again."""
-        return Spec(**{**self.model_dump(), **changes})
+        """Return a copy with some fields changed, validated again.
+
+        Raises:
+            ValueError: the plain vision transformer has no such size.
+            UserError: the entry point has no such size.
+        """
+        if self.architecture is None:
+            return Spec(**{**self.model_dump(), **changes})
+        return _resized(self, changes)
 
     def __str__(self) -> str:
-        return f"width {self.width}, depth {self.depth}, {self.heads} heads, {self.image} px / patch {self.patch}"
+        depth = "-".join(map(str, self.depths)) if self.depths else self.depth
+        name = f"{self.architecture}: " if self.architecture else ""
+        return f"{name}width {self.width}, depth {depth}, {self.heads} heads, {self.image} px / patch {self.patch}"
 
 
 PRESETS: dict[str, Spec] = {name: Spec(**size._asdict()) for name, size in PRESET_SIZES.items()}
@@ -90,8 +124,86 @@ def first_message(error: ValueError) -> str:
     return errors()[0]["msg"].removeprefix("Value error, ") if errors else str(error)
 
 
+def spec_for(architecture: str, *, classes: int | None = None, image: int | None = None, **arguments: Any) -> Spec:
+    """Return the spec of a timm entry point with keyword arguments.
+
+    Args:
+        classes: Size of the label set; default: the entry point's.
+        image: Input height and width; default: the entry point's.
+
+    Raises:
+        UserError: timm has no such entry point, refuses the arguments, or takes no depth for it.
+    """
+    arguments = _as_json(architecture, arguments)
+    model = made(architecture, arguments)
+    found = family_of(architecture).size(model.arguments)
+    if found is None:
+        raise UserError(f"{architecture}: timm takes no depth for it; use it as a teacher (--ancestry)")
+    settings: Any = getattr(model.model, "pretrained_cfg", {})
+    classes = int(getattr(model.model, "num_classes", 0)) if classes is None else classes
+    pixels = found.image or arguments.get("img_size") or settings.get("input_size", (3, 224, 224))[-1]
+    spec = _described(architecture, arguments, found, classes, pixels, model.model)
+    return spec.replace(**({} if image is None else {"image": image}))
+
+
+def _described(architecture: str, arguments: Arguments, size: Size, classes: int, image: int, model: nn.Module) -> Spec:
+    width = size.widths[0] if size.widths else int(getattr(model, "num_features", 1))
+    return Spec(
+        width=width,
+        depth=sum(size.depths),
+        heads=size.heads[0] if size.heads else 1,
+        image=image,
+        patch=size.patch,
+        classes=classes,
+        mlp_ratio=size.mlp_ratio or 4.0,
+        architecture=architecture,
+        arguments=arguments,
+        depths=size.depths if len(size.depths) > 1 else None,
+    )
+
+
+def _as_json(architecture: str, arguments: Mapping[str, Any]) -> Arguments:
+    try:
+        found: Arguments = json.loads(json.dumps(dict(arguments)))
+    except TypeError as error:
+        raise UserError(f"{architecture}: an argument of the model is no plain value ({error})") from None
+    return found
+
+
+def size_of(spec: Spec) -> Size:
+    """Return the size of an entry point's spec, stage by stage."""
+    assert spec.architecture is not None
+    found = family_of(spec.architecture).size(_constructor_arguments(spec.architecture, spec.arguments))
+    assert found is not None
+    return found
+
+
+def _constructor_arguments(architecture: str, arguments: Arguments) -> Arguments:
+    """Return what the constructor gets: the entry point's own arguments, and over them those that are given."""
+    return {**made(architecture, {}).arguments, **arguments}
+
+
+def _resized(spec: Spec, changes: Mapping[str, Any]) -> Spec:
+    assert spec.architecture is not None
+    family, own = family_of(spec.architecture), made(spec.architecture, {})
+    size = resized(size_of(spec), **{name: value for name, value in changes.items() if name != "classes"})
+    image = changes.get("image", spec.image)
+    keywords = _size_keywords(family, own.arguments, size)
+    others = {name: value for name, value in spec.arguments.items() if name not in keywords}
+    arguments = {**others, **family.arguments(own.arguments, size)}
+    return _described(spec.architecture, arguments, size, changes.get("classes", spec.classes), image, own.model)
+
+
+def _size_keywords(family: Family, arguments: Arguments, size: Size) -> set[str | None]:
+    """Return the keywords whose values a size holds."""
+    keywords = {family.keyword(kind, arguments) for kind in ("depth", "width", "heads")} | {"patch_size"}
+    return keywords | ({"mlp_ratio"} if size.mlp_ratio else set()) | ({"img_size"} if size.image else set())
+
+
 def timm_arguments(spec: Spec) -> dict[str, Any]:
-    """Return the keyword arguments that make a timm DeiT entry point `spec`; exports store them as `model_args`."""
+    """Return the keyword arguments that make a timm entry point `spec`; exports store them as `model_args`."""
+    if spec.architecture is not None:
+        return dict(spec.arguments)
     return {
         "img_size": spec.image,
         "patch_size": spec.patch,
@@ -104,30 +216,59 @@ def timm_arguments(spec: Spec) -> dict[str, Any]:
     }
 
 
-def build(spec: Spec, *, seed: int | None = None) -> VisionTransformer:
-    """Build the plain timm model of a spec, with timm's initialisation (truncated normal 0.02, biases 0).
+def entry_point(spec: Spec) -> str:
+    """Return the timm entry point that builds a spec's model."""
+    return spec.architecture or _ARCHITECTURES.get(spec.width, "deit_small_patch16_224")
 
-    Tokens are averaged, then normalised (`fc_norm`, eps 1e-6), then classified.
+
+def build(spec: Spec, *, seed: int | None = None) -> Any:
+    """Build the timm model of a spec, with timm's initialisation.
+
+    The plain vision transformer averages its tokens, then normalises (`fc_norm`, eps 1e-6), then classifies.
 
     Args:
         seed: Seed of the initialisation; it leaves the global random generator unchanged. None uses the global one.
     """
-    architecture = _ARCHITECTURES.get(spec.width, "deit_small_patch16_224")
     with torch.random.fork_rng(devices=[], enabled=seed is not None):
         if seed is not None:
             torch.manual_seed(seed)
-        model = timm.create_model(architecture, num_classes=spec.classes, **timm_arguments(spec))
-    assert isinstance(model, VisionTransformer)
+        return timm.create_model(entry_point(spec), num_classes=spec.classes, **timm_arguments(spec))
+
+
+@lru_cache(maxsize=256)
+def meta_model(spec: Spec) -> nn.Module:
+    """Build a spec's model on the meta device, without stochastic depth; cached, so do not change it.
+
+    Raises:
+        UserError: timm refuses the size.
+    """
+    if spec.architecture is not None:
+        return made(spec.architecture, {**spec.arguments, "num_classes": spec.classes}).model.requires_grad_(False)
+    with torch.device("meta"):
+        model: nn.Module = build(spec)
     return model
 
 
-def build_with(spec: Spec, state: Mapping[str, torch.Tensor], *, seed: int = 0) -> VisionTransformer:
-    """Build the plain timm model of a spec with these parameters, copied; the seed initialises those that are missing.
+def shapes_of(spec: Spec) -> dict[str, torch.Size]:
+    """Return the shapes of a spec's state dict by name."""
+    return {name: tensor.shape for name, tensor in meta_model(spec).state_dict().items()}
+
+
+def head_names(spec: Spec) -> tuple[str, ...]:
+    """Return the prefixes of the head's parameters."""
+    if spec.architecture is None:
+        return ("head.",)
+    names = getattr(meta_model(spec), "pretrained_cfg", {}).get("classifier") or ()
+    return tuple(f"{name}." for name in ([names] if isinstance(names, str) else names))
+
+
+def build_with(spec: Spec, state: Mapping[str, torch.Tensor], *, seed: int = 0) -> nn.Module:
+    """Build the timm model of a spec with these parameters, copied; the seed initialises those that are missing.
 
     Nothing is initialised only to be overwritten, which would take longer than all else for a large model.
     """
     with torch.device("meta"):
-        model = build(spec)
+        model: nn.Module = build(spec)
     computed = any(module._non_persistent_buffers_set for module in model.modules())
     if computed or model.state_dict().keys() - state.keys():
         model = build(spec, seed=seed)
@@ -137,42 +278,76 @@ def build_with(spec: Spec, state: Mapping[str, torch.Tensor], *, seed: int = 0) 
     return model
 
 
+_NOT_OF_THE_SIZE = ("num_classes", "in_chans", "drop_rate", "drop_path_rate", "proj_drop_rate", "attn_drop_rate")
+
+
 def spec_of(model: nn.Module) -> Spec:
     """Return the spec of a timm model, so that methods can start from a trained model.
 
     Raises:
-        UserError: the model is not the plain vision transformer of any spec (no class token, tokens averaged).
+        UserError: the model was not built by a timm entry point that takes a depth, or was changed afterwards.
     """
-    why = "a learngene is extracted from a class-token-free, average-pooled vision transformer"
-    if not isinstance(model, VisionTransformer):
-        raise UserError(f"{why}; this model is a {type(model).__name__}")
-    embed: Any = model.patch_embed
-    block: Any = model.blocks[0]
-    spec = Spec(
-        width=model.embed_dim,
-        depth=len(model.blocks),
-        heads=block.attn.num_heads,
-        image=embed.img_size[0],
-        patch=embed.patch_size[0],
-        classes=model.num_classes,
-        mlp_ratio=block.mlp.fc1.out_features / model.embed_dim,
-    )
-    with torch.device("meta"):
-        plain = build(spec).state_dict()
-    if model.global_pool != "avg" or type(block.mlp.act) is not nn.GELU:
-        raise UserError(
-            f"{why} with GELU; this one pools by {model.global_pool!r}, with {type(block.mlp.act).__name__}"
-        )
+    plain = _plain_spec(model)
+    if plain is not None:
+        return plain
+    architecture = getattr(model, "pretrained_cfg", {}).get("architecture")
+    if not architecture:
+        raise UserError(f"this {type(model).__name__} was not made by timm.create_model: its entry point is not known")
+    given: dict[str, Any] = getattr(model, "_model_args", {})
+    if given.get("in_chans", 3) != 3:
+        raise UserError(f"{architecture}: its images have {given['in_chans']} channels; a learngene is for RGB images")
+    arguments = {name: value for name, value in given.items() if name not in _NOT_OF_THE_SIZE}
+    # an architecture without an image size keeps that of its weights
+    size = getattr(model, "pretrained_cfg", {}).get("input_size")
+    image = None if "img_size" in arguments or not size or size[-1] != size[-2] else int(size[-1])
+    spec = spec_for(architecture, classes=int(getattr(model, "num_classes", 0)), image=image, **arguments)
     have = {name: tensor.shape for name, tensor in model.state_dict().items()}
-    if have != {name: tensor.shape for name, tensor in plain.items()}:
-        odd = sorted(have.keys() ^ plain.keys()) or [name for name in have if have[name] != plain[name].shape]
-        raise UserError(f"{why}; this model differs in {odd[0]!r} (build it with class_token=False, global_pool=avg)")
+    if have != (want := shapes_of(spec)):
+        odd = sorted(have.keys() ^ want.keys()) or [name for name in have if have[name] != want[name]]
+        raise UserError(f"{architecture}: the model was changed after it was built; it differs in {odd[0]!r}")
     return spec
 
 
-def set_drop_path(model: VisionTransformer, rate: float) -> None:
+def _plain_spec(model: nn.Module) -> Spec | None:
+    """The spec of a class-token-free, average-pooled vision transformer with GELU; None for any other model."""
+    if not isinstance(model, VisionTransformer) or model.global_pool != "avg" or not len(model.blocks):
+        return None
+    embed: Any = model.patch_embed
+    block: Any = model.blocks[0]
+    act = getattr(getattr(block, "mlp", None), "act", None)
+    if type(act) is not nn.GELU or not hasattr(block, "attn"):
+        return None
+    try:
+        spec = Spec(
+            width=model.embed_dim,
+            depth=len(model.blocks),
+            heads=block.attn.num_heads,
+            image=embed.img_size[0],
+            patch=embed.patch_size[0],
+            classes=model.num_classes,
+            mlp_ratio=block.mlp.fc1.out_features / model.embed_dim,
+        )
+    except (ValueError, AttributeError):
+        return None
+    same = {name: tensor.shape for name, tensor in model.state_dict().items()} == shapes_of(spec)
+    return spec if same else None
+
+
+def set_drop_path(model: nn.Module, rate: float) -> None:
     """Set a model's stochastic depth, linear from 0 at the first block to `rate` at the last."""
-    rates: Sequence[float] = calculate_drop_path_rates(rate, len(model.blocks))  # type: ignore[assignment]
-    for block, block_rate in zip(model.blocks, rates, strict=True):
-        block.drop_path1 = DropPath(block_rate) if block_rate else nn.Identity()
-        block.drop_path2 = DropPath(block_rate) if block_rate else nn.Identity()
+    blocks = blocks_in_order(model)
+    rates: Sequence[float] = calculate_drop_path_rates(rate, len(blocks))  # type: ignore[assignment]
+    for block, block_rate in zip(blocks, rates, strict=True):
+        for name in ("drop_path1", "drop_path2", "drop_path"):
+            if isinstance(getattr(block, name, None), DropPath | nn.Identity):
+                setattr(block, name, DropPath(block_rate) if block_rate else nn.Identity())
+
+
+def blocks_in_order(model: nn.Module) -> list[nn.Module]:
+    """Return a model's blocks with stochastic depth, in order."""
+    names = ("drop_path1", "drop_path2", "drop_path")
+    return [
+        module
+        for module in model.modules()
+        if any(isinstance(getattr(module, name, None), DropPath | nn.Identity) for name in names)
+    ]

@@ -23,7 +23,7 @@ from ray_learngene.io.scratch import scratch_folder
 from ray_learngene.models.card import model_card
 from ray_learngene.models.compile import compile_layers
 from ray_learngene.models.origin import Origin, data_name
-from ray_learngene.models.sizes import size_name
+from ray_learngene.models.sizes import size_columns, size_name
 from ray_learngene.models.specs import Spec, build, set_drop_path, timm_arguments
 from ray_learngene.models.timm_folder import export_timm
 from ray_learngene.provenance import fingerprint, provenance, publishable
@@ -255,7 +255,7 @@ class DescendantRun:
             "status": "finished",
             "error": None,
             "arm": one.arm.text,
-            **{name: value for name, value in one.spec.model_dump().items() if name != "mlp_ratio"},
+            **size_columns(one.spec),
             "seed": one.seed,
             "lr": one.lr,
             "epochs": settings.epochs,

@@ -48,10 +48,10 @@ def leaderboard(results: pandas.DataFrame) -> pandas.DataFrame:
         One row per (width, depth, arm), with `<measure>` and `<measure>_std` (0 for one seed), costs, seeds and trials.
     """
     finished = results[results["status"] == "finished"]
-    size = ["width", "depth", "image", "arm"]
+    size = ["width", "depth", "image", "params", "arm"]  # stages of one total depth differ in parameters
     best = finished.loc[finished.groupby([*size, "seed"])["top1"].idxmax()]
     groups = best.groupby(size, sort=False)
-    board = groups[["params", "macs", "memory", "latency"]].first()
+    board = groups[["macs", "memory", "latency"]].first()
     for measure in MEASURES:
         board[measure] = groups[measure].mean()
         board[f"{measure}_std"] = groups[measure].std(ddof=0)

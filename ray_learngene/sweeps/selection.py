@@ -11,7 +11,7 @@ from ray_learngene.errors import UserError
 from ray_learngene.methods.base import Learngene
 from ray_learngene.models.budgets import Budget, Candidate, candidates, largest_within
 from ray_learngene.models.costs import Latency, costs, training_memory
-from ray_learngene.models.sizes import parse_numbers, sizes_of
+from ray_learngene.models.sizes import parse_depths, parse_factors, parse_numbers, sizes_of
 from ray_learngene.models.specs import Spec
 from ray_learngene.progress import Progress
 from ray_learngene.store.learngenes import StoredLearngene
@@ -44,9 +44,13 @@ def check_texts(config: SelectionConfig) -> None:
     """Read budgets, depths, widths and arms, so that what is malformed is refused before images are."""
     for text in config.budgets:
         Budget.parse(text)
-    for flag, numbers in (("depths", config.depths), ("widths", config.widths)):
-        if numbers:
-            parse_numbers(flag, numbers)
+    if config.depths:
+        parse_depths(config.depths)
+    if config.widths:
+        parse_numbers("widths", config.widths)
+    for flag, factors in (("depth-factor", config.depth_factor), ("width-factor", config.width_factor)):
+        if factors:
+            parse_factors(flag, factors)
     if len(set(config.arms)) < len(config.arms):
         raise UserError(f"--arms {','.join(config.arms)}: give each arm once")
     for arm in config.arms:
@@ -70,7 +74,14 @@ def select(
     """
     budgets = [Budget.parse(text) for text in config.budgets]
     changes = {"classes": classes, "image": config.image_size}
-    specs = sizes_of(learngene.spec, depths=config.depths, widths=config.widths, changes=changes)
+    specs = sizes_of(
+        learngene.spec,
+        depths=config.depths,
+        widths=config.widths,
+        depth_factor=config.depth_factor,
+        width_factor=config.width_factor,
+        changes=changes,
+    )
     with_latency = any(budget.needs_latency for budget in budgets)
 
     def cost(spec: Spec) -> dict[str, float]:

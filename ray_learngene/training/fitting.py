@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Any, NoReturn
 
 import torch
-from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
 from ray_learngene.config import OptimizationConfig
@@ -99,7 +98,7 @@ class Fitting:
                 "method's option fit_lr, as in wave:fit_lr=1e-3"
             ) from None
 
-    def result(self) -> tuple[VisionTransformer, Fit]:
+    def result(self) -> tuple[nn.Module, Fit]:
         """Return the plain model, on the CPU, and the cost of fitting."""
         steps, images = self.total_steps, self.total_steps * self.config.batch_size
         cost = Fit(steps, images, self._flops, round(self.clock() - self._began, 3))

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import copy
 from collections import Counter
-from collections.abc import Callable
 from functools import partial
 
-import torch
 from torch import nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.flop_counter import FlopCounterMode
 
 from ray_learngene.methods.elastic import ElasticVisionTransformer, draw_step
+from ray_learngene.models import costs
 from ray_learngene.models.specs import Spec
 
 # The backward pass costs about twice the forward pass.
@@ -24,20 +21,12 @@ def forward_flops(module: nn.Module, image: int, batch: int = 1) -> int:
 
     Matrix products, convolutions and attention's two products count; norms and activations do not.
     """
-    return _count(_on_meta(module), image, batch)
+    return costs.forward_flops(_on_meta(module), image, batch)
 
 
 def _on_meta(module: nn.Module) -> nn.Module:
     """Copy a module to the meta device and freeze it: torch's counter would track modules through their gradients."""
     return copy.deepcopy(module).to("meta").requires_grad_(False)
-
-
-def _count(forward: Callable[[torch.Tensor], object], image: int, batch: int) -> int:
-    # the math backend: the counter counts attention as two products but does not know the CPU's fused kernel
-    eager = torch.compiler.set_stance("force_eager")  # the counter cannot see into compiled layers
-    with eager, FlopCounterMode(display=False) as counter, torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
-        forward(torch.zeros(batch, 3, image, image, device="meta"))
-    return counter.get_total_flops()
 
 
 def training_flops(module: nn.Module, image: int, *, batch: int, steps: int, seed: int = 0) -> int:
@@ -47,11 +36,12 @@ def training_flops(module: nn.Module, image: int, *, batch: int, steps: int, see
     """
     module = _on_meta(module).train()
     if not isinstance(module, ElasticVisionTransformer):
-        return TRAINING_PASSES * steps * _count(module, image, batch)
+        return TRAINING_PASSES * steps * costs.forward_flops(module, image, batch)
     passes: Counter[tuple[Spec, int]] = Counter()
     for step in range(steps):
         draw_step(module, seed, step, steps)
         passes.update(module.passes(batch))
     return TRAINING_PASSES * sum(
-        count * _count(partial(module.forward_as, spec), image, images) for (spec, images), count in passes.items()
+        count * costs.forward_flops(partial(module.forward_as, spec), image, images)
+        for (spec, images), count in passes.items()
     )

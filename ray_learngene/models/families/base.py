@@ -1,0 +1,289 @@
+"""The interface of a family, and the size of a model as its timm entry point takes it.
+
+A model of any family is a timm entry point with keyword arguments. The family says which keywords make its size.
+Everything else follows from models that are built on the meta device; see `layout.py`.
+"""
+
+from __future__ import annotations
+
+import inspect
+import json
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from typing import Any, ClassVar
+
+import timm
+import torch
+from torch import nn
+
+from ray_learngene.errors import UserError
+
+Arguments = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Size:
+    """The size of a model, with one number per stage; a model without stages has one."""
+
+    depths: tuple[int, ...]
+    widths: tuple[int, ...]
+    heads: tuple[int, ...]
+    mlp_ratio: float | None
+    image: int | None
+    patch: int
+
+
+class Family:
+    """How the models of some timm classes are sized, and what their parameters' axes mean.
+
+    The defaults suit most of timm's classes, which need no subclass. The first keyword that a class has counts.
+    """
+
+    classes: ClassVar[tuple[str, ...]] = ()  # names of timm's model classes
+    depth: ClassVar[tuple[str, ...]] = ("depth", "depths", "layers", "stages", "num_blocks", "serial_depths")
+    width: ClassVar[tuple[str, ...]] = ("embed_dim", "embed_dims", "dims", "widths", "base_dim", "dim")
+    heads: ClassVar[tuple[str, ...]] = ("num_heads",)
+    doubles: ClassVar[bool] = False  # the width is that of the first stage and doubles with every stage
+    # the last parameters of a block's residual branches: scaling them scales the branch
+    branch_ends: ClassVar[tuple[str, ...]] = ("attn.proj.weight", "attn.proj.bias", "mlp.fc2.weight", "mlp.fc2.bias")
+    whole_heads: ClassVar[bool] = False  # channels within a head have positions: heads are kept or dropped whole
+
+    def groups(self, name: str, dim: int, shapes: Mapping[str, torch.Size]) -> int:
+        """Count the equal parts that an axis concatenates, such as query, key and value.
+
+        Args:
+            name: Parameter.
+            dim: Its axis.
+            shapes: Shapes of all parameters and buffers by name.
+        """
+        module, _, _ = name.rpartition(".")
+        kind = module.rpartition(".")[2]
+        if dim == 0 and kind in ("qkv", "kv"):
+            return len(kind)
+        after = shapes.get(f"{module.removesuffix('fc1')}fc2.weight")
+        if dim == 0 and kind == "fc1" and after and shapes[name][0] == 2 * after[1]:
+            return 2  # a packed gated MLP
+        return 1
+
+    # Sizes.
+
+    def keyword(self, kind: str, made: Mapping[str, Any]) -> str | None:
+        """Return the keyword for `depth`, `width` or `heads` among a constructor's arguments."""
+        return next((name for name in getattr(self, kind) if made.get(name) is not None), None)
+
+    def size(self, made: Mapping[str, Any]) -> Size | None:
+        """Read the size from constructor arguments; None if no keyword sets the depth."""
+        depth, width, heads = (self.keyword(kind, made) for kind in ("depth", "width", "heads"))
+        depths = _numbers(made[depth]) if depth else None
+        if not depths:
+            return None
+        widths = (_numbers(made[width]) if width else None) or ()
+        if self.doubles and len(widths) == 1:
+            widths = tuple(widths[0] * 2**stage for stage in range(len(depths)))
+        ratio = made.get("mlp_ratio")
+        return Size(
+            depths,
+            widths,
+            (_numbers(made[heads]) if heads else None) or (),
+            float(ratio) if isinstance(ratio, int | float) else None,
+            _side(made.get("img_size")),
+            _side(made.get("patch_size")) or 1,
+        )
+
+    def arguments(self, made: Mapping[str, Any], size: Size) -> Arguments:
+        """Return the keywords that make a model of another size from one with these constructor arguments."""
+        have = self.size(made)
+        assert have is not None
+        pairs: list[tuple[str | None, Any, Any]] = [
+            (self.keyword("depth", made), have.depths, size.depths),
+            (self.keyword("width", made), have.widths, size.widths),
+            (self.keyword("heads", made), have.heads, size.heads),
+            ("mlp_ratio", have.mlp_ratio, size.mlp_ratio),
+        ]
+        sides = {"img_size": (have.image, size.image), "patch_size": (have.patch, size.patch)}
+        return {
+            **{
+                name: after for name, (before, after) in sides.items() if after != before and made.get(name) is not None
+            },
+            **{
+                name: _like(made[name], after)
+                for name, before, after in pairs
+                if name is not None and after != before and made.get(name) is not None
+            },
+        }
+
+
+def _numbers(value: Any) -> tuple[int, ...] | None:
+    """A number or a list of numbers as a tuple; None for anything else."""
+    values = value if isinstance(value, Sequence) and not isinstance(value, str) else (value,)
+    return tuple(values) if all(type(each) is int for each in values) else None
+
+
+def _side(value: Any) -> int | None:
+    """The side of a square image or patch; None if there is none or it is no square."""
+    sides = set(_numbers(value) or ()) if value is not None else set()
+    return sides.pop() if len(sides) == 1 else None
+
+
+def _like(example: Any, value: Any) -> Any:
+    """A number or numbers in the form of a keyword's present value."""
+    if isinstance(example, Sequence):
+        return list(value) if isinstance(value, tuple) else [value] * len(example)
+    return value[0] if isinstance(value, tuple) else value
+
+
+def resized(size: Size, **changes: Any) -> Size:
+    """Change a size by `depth`, `depths`, `width`, `widths`, `heads`, `image`, `patch` or `mlp_ratio`.
+
+    A total depth is spread over the stages in proportion; a width is the first stage's, and the others follow. Heads
+    follow the width at the present head size.
+
+    Raises:
+        UserError: a stage cannot have that depth or width.
+    """
+    depths, widths = changes.get("depths"), changes.get("widths")
+    if depths is None and "depth" in changes:
+        depths = spread(changes["depth"], size.depths)
+    if depths is not None and len(depths) != len(size.depths):
+        raise UserError(f"depth {_text(depths)}: this architecture has {len(size.depths)} stages, not {len(depths)}")
+    if widths is None and "width" in changes and size.widths:
+        first = size.widths[0]
+        odd = [width for width in size.widths if width * changes["width"] % first]
+        if odd:
+            factor = f"{changes['width']}/{first}"
+            raise UserError(f"width {changes['width']}: a stage of width {odd[0]} cannot be scaled by {factor}")
+        widths = tuple(width * changes["width"] // first for width in size.widths)
+    if widths is not None and len(widths) != len(size.widths):
+        raise UserError(f"width {_text(widths)}: this architecture has {len(size.widths)} widths, not {len(widths)}")
+    heads = size.heads
+    if "heads" in changes and len(heads) == 1:
+        heads = (changes["heads"],)
+    elif widths is not None and heads:
+        heads = tuple(_heads(new, old, count) for new, old, count in zip(widths, size.widths, heads, strict=False))
+    return replace(
+        size,
+        depths=tuple(depths or size.depths),
+        widths=tuple(widths or size.widths),
+        heads=heads,
+        image=changes.get("image", size.image) if size.image else None,
+        patch=changes.get("patch", size.patch),
+        mlp_ratio=changes.get("mlp_ratio", size.mlp_ratio) if size.mlp_ratio else None,
+    )
+
+
+def _heads(width: int, before: int, heads: int) -> int:
+    """Count the heads of a stage at another width, at its present head size."""
+    if width * heads % before:
+        raise UserError(f"width {width} is not a multiple of the head size, {before // heads}")
+    return width * heads // before
+
+
+def spread(depth: int, depths: Sequence[int]) -> tuple[int, ...]:
+    """Spread a total depth over stages in proportion to theirs; each stage gets one block at least.
+
+    Raises:
+        UserError: there are fewer blocks than stages.
+    """
+    if depth < len(depths):
+        raise UserError(f"depth {depth}: this architecture has {len(depths)} stages, each of one block at least")
+    found = [1] * len(depths)
+    for _ in range(depth - len(depths)):
+        shares = [depth * have / sum(depths) - now for have, now in zip(depths, found, strict=True)]
+        found[shares.index(max(shares))] += 1
+    return tuple(found)
+
+
+def _text(numbers: Sequence[int]) -> str:
+    return "-".join(map(str, numbers))
+
+
+# Entry points.
+
+
+@dataclass(frozen=True)
+class Made:
+    """A timm model that was built on the meta device, and the arguments that its constructor got."""
+
+    model: nn.Module
+    arguments: Arguments
+
+
+_lock = threading.Lock()  # `_recorded` changes a class for a moment
+
+
+def made(architecture: str, arguments: Mapping[str, Any]) -> Made:
+    """Build a model on the meta device and read its constructor's arguments, defaults included; cached.
+
+    Raises:
+        UserError: timm has no such entry point, or refuses the arguments.
+    """
+    try:
+        return _made(architecture, json.dumps(arguments, sort_keys=True))
+    except UserError:
+        raise
+    except (TypeError, ValueError, AssertionError, RuntimeError, KeyError, IndexError, AttributeError) as error:
+        given = ", ".join(f"{name}={value}" for name, value in arguments.items())
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise UserError(f"{architecture} ({given}): timm refuses this size: {reason}") from None
+
+
+@lru_cache(maxsize=512)
+def _made(architecture: str, text: str) -> Made:
+    arguments = json.loads(text)
+    cls = _class_of(architecture)
+    with _recorded(cls) as found, torch.device("meta"):
+        model = timm.create_model(architecture, **arguments)
+    return Made(model, found)
+
+
+@lru_cache(maxsize=512)
+def _class_of(architecture: str) -> type[nn.Module]:
+    if not timm.is_model(architecture):
+        raise UserError(f"timm has no architecture {architecture!r}{near(architecture)}")
+    with torch.device("meta"):
+        return type(timm.create_model(architecture))
+
+
+def near(architecture: str) -> str:
+    """Say which of timm's names are near an unknown one."""
+    import difflib
+
+    names = difflib.get_close_matches(architecture, timm.list_models(), n=3)
+    return f"; did you mean {' or '.join(names)}?" if names else ""
+
+
+@contextmanager
+def _recorded(cls: type[nn.Module]) -> Iterator[Arguments]:
+    """Record the arguments of a class's constructor, with the defaults of its base classes."""
+    found: Arguments = {}
+    own = cls.__dict__.get("__init__")
+    original: Any = cls.__init__
+
+    def recording(self: nn.Module, *args: Any, **kwargs: Any) -> None:
+        if not found and type(self) is cls:
+            found.update(kwargs)
+            for base in cls.__mro__:
+                init: Any = original if base is cls else base.__dict__.get("__init__")
+                if init is None or not issubclass(base, nn.Module) or base is nn.Module:
+                    continue
+                parameters = list(inspect.signature(init).parameters.values())[1:]
+                if base is cls:
+                    for parameter, value in zip(parameters, args, strict=False):
+                        found[parameter.name] = value
+                for parameter in parameters:
+                    if parameter.default is not inspect.Parameter.empty:
+                        found.setdefault(parameter.name, parameter.default)
+        original(self, *args, **kwargs)
+
+    with _lock:
+        cls.__init__ = recording  # type: ignore[method-assign]
+        try:
+            yield found
+        finally:
+            if own is None:
+                del cls.__init__
+            else:
+                cls.__init__ = own  # type: ignore[method-assign]

@@ -1,0 +1,99 @@
+"""What holds for any family: a new one needs an entry in `sizes.py` and no test."""
+
+from __future__ import annotations
+
+import pytest
+import timm
+import torch
+from torch import Tensor, nn
+
+from ray_learngene.errors import UserError
+from ray_learngene.models.layout import axes, chains, scales_input
+from ray_learngene.models.specs import Spec, build, shapes_of, spec_for, spec_of
+from tests.models.sizes import SMALL, small
+
+
+def noisy(spec: Spec) -> nn.Module:
+    """A model none of whose biases is 0 and none of whose gains is 1."""
+    torch.manual_seed(0)
+    model: nn.Module = build(spec).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.05 * torch.randn_like(parameter))
+    return model
+
+
+def tiled(tensor: Tensor, dim: int, size: int, groups: int) -> Tensor:
+    return torch.cat([part.repeat_interleave(1, dim) for part in tensor.chunk(groups, dim) for _ in range(2)], dim)
+
+
+def doubled(model: nn.Module, spec: Spec, twice: Spec) -> dict[str, Tensor]:
+    """Repeat every axis within its groups, and halve the weights of repeated inputs."""
+    labels, want, modules, state = axes(spec), shapes_of(twice), dict(model.named_modules()), dict[str, Tensor]()
+    for name, tensor in model.state_dict().items():
+        for dim, axis in enumerate(labels[name]):
+            if tensor.shape[dim] != want[name][dim]:
+                tensor = tiled(tensor, dim, want[name][dim], axis.groups)
+                if name.endswith(".weight") and scales_input(modules[name.removesuffix(".weight")], dim):
+                    tensor = tensor / 2
+        state[name] = tensor
+    return state
+
+
+@pytest.mark.parametrize("architecture", SMALL)
+def test_a_model_of_twice_the_width_with_repeated_axes_computes_the_same(architecture: str) -> None:
+    spec = small(architecture)
+    twice = spec.replace(width=2 * spec.width, heads=2 * spec.heads)
+    model, larger = noisy(spec), build(twice).eval()
+    larger.load_state_dict(doubled(model, spec, twice))
+    images = torch.randn(2, 3, spec.image, spec.image)
+    with torch.no_grad():
+        torch.testing.assert_close(larger(images), model(images), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("architecture", SMALL)
+def test_a_spec_is_read_from_its_model_and_from_its_stored_form(architecture: str) -> None:
+    spec = small(architecture)
+    assert (
+        spec_of(build(spec)).replace(image=32)
+        == spec
+        == Spec(**spec.model_dump())
+        == Spec.model_validate_json(spec.model_dump_json())
+    )
+    deeper = spec.replace(depth=spec.depth + 2)
+    assert deeper.depth == spec.depth + 2
+    assert sum(map(len, chains(deeper).values())) > sum(map(len, chains(spec).values()))
+    assert deeper.replace(depths=spec.depths) == spec if spec.depths else deeper.replace(depth=spec.depth) == spec
+
+
+def test_an_entry_point_is_itself() -> None:
+    spec = spec_for("vit_small_patch16_dinov3")
+    assert (spec.width, spec.depth, spec.heads, spec.classes, spec.arguments) == (384, 12, 6, 0, {})
+    assert spec.replace(depth=4).arguments == {"depth": 4}
+    assert spec.replace(width=192).arguments == {"embed_dim": 192, "num_heads": 3}
+    assert spec_of(timm.create_model("vit_small_patch16_dinov3")) == spec
+
+
+def test_stages_grow_in_proportion() -> None:
+    spec = spec_for("convnext_tiny")
+    assert spec.depths == (3, 3, 9, 3)
+    assert spec.replace(depth=9).depths == (2, 2, 4, 1)
+    assert spec.replace(width=48).arguments == {"dims": [48, 96, 192, 384]}
+    swin = spec_for("swin_tiny_patch4_window7_224")
+    assert swin.replace(width=64).arguments == {"embed_dim": 64, "num_heads": [2, 4, 8, 16]}
+
+
+@pytest.mark.parametrize(
+    ("architecture", "changes", "message"),
+    [
+        ("vit_smal_patch16_dinov3", {}, "did you mean vit_small_patch16_dinov3"),
+        ("vit_small_patch16_dinov3", {"width": 100}, "not a multiple of the head size"),
+        ("convnext_tiny", {"depth": 3}, "4 stages"),
+        ("convnext_tiny", {"depths": (3, 3, 9)}, "4 stages, not 3"),
+        ("efficientnet_b0", {}, "takes no depth"),
+    ],
+)
+def test_a_size_that_cannot_be_is_refused_in_one_line(architecture: str, changes: dict[str, int], message: str) -> None:
+    with pytest.raises(UserError, match=message) as refusal:
+        spec_for(architecture).replace(**changes)
+    assert "\n" not in str(refusal.value)
