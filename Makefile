@@ -3,6 +3,7 @@
 # make quick  the tests of configuration, methods, models and data: below two minutes on two cores
 # make docs   build the documentation into site/, and fail on a broken link
 # make test-client   install the thin client, without torch and Ray, into an environment of its own and use it
+# make test-export  export models of many kinds, and a sweep with its exports (minutes)
 # make test-hosts   kill parts of a local cluster of several hosts (root, about half an hour on two cores)
 # make test-trackers   track runs with MLflow, W&B and TensorBoard, and read them back
 # make test-browser   open the page of a sweep in Chromium (installs Debian's with apt-get)
@@ -11,9 +12,9 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test quick test-client test-hosts test-browser test-trackers test-clouds lint docs clean
+.PHONY: demo test quick test-client test-export test-hosts test-browser test-trackers test-clouds lint docs clean
 
-demo: $(VENV)/.runtime
+demo: $(VENV)/.export
 	PATH="$(CURDIR)/$(BIN):$$PATH" sh jobs/demo.sh
 
 test: $(VENV)/.dev
@@ -33,6 +34,9 @@ quick: $(VENV)/.dev
 
 test-client: $(VENV)/.dev
 	$(BIN)/python -m pytest -m client
+
+test-export: $(VENV)/.dev
+	$(BIN)/python -m pytest -m export tests/delivery
 
 test-hosts: $(VENV)/.dev
 	$(BIN)/python -m pytest -v -m hosts
@@ -64,8 +68,12 @@ $(VENV)/.runtime: requirements.txt pyproject.toml
 	$(BIN)/python -m pip install -q --disable-pip-version-check --no-deps --editable .
 	@touch $@
 
+$(VENV)/.export: $(VENV)/.runtime requirements-export.txt
+	$(BIN)/python -m pip install -q --disable-pip-version-check -r requirements-export.txt
+	@touch $@
+
 # the tests of --compile need a compiler
-$(VENV)/.dev: $(VENV)/.runtime requirements-dev.txt
+$(VENV)/.dev: $(VENV)/.runtime requirements-dev.txt requirements-export.txt
 	@command -v g++ >/dev/null || { apt-get update -q && apt-get install -qy g++ python3-dev; }
 	$(BIN)/python -m pip install -q --disable-pip-version-check -r requirements-dev.txt
 	@touch $@

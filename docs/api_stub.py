@@ -30,6 +30,7 @@ FUNCTIONS: dict[str, tuple[type[Config], str, set[str], str]] = {
     "expand": (config.ExpandConfig, "learngene: Artefact | str, ", {"learngene"}, "Model"),
     "expand_all": (config.ExpandConfig, "learngene: Artefact | str, ", {"learngene"}, "list[Model]"),
     "page": (config.PageConfig, "store: Store | str, ", {"store"}, "Path"),
+    "export": (config.ExportConfig, "model: Model | str | Path, ", {"model"}, "list[Exported]"),
     "evaluate": (config.EvaluateConfig, "model: Model | str | Path, ", {"model"}, "Scores"),
 }
 _FROM_LEARNGENE = {"name", "data"}  # of a sweep: an `Artefact` gives them
@@ -58,6 +59,7 @@ from torch import nn
 
 from ray_learngene.config import BenchArm
 from ray_learngene.config.data import Interpolation
+from ray_learngene.delivery.export import Exported
 from ray_learngene.errors import Diverged as Diverged
 from ray_learngene.errors import Interrupted as Interrupted
 from ray_learngene.errors import UserError as UserError

@@ -19,3 +19,5 @@ step "5. The most accurate descendant under $limit parameters" \
     "learngene pull --store $store --max-params $limit --out $model --overwrite"
 step "6. The pulled folder in plain timm, measured again" \
     "learngene evaluate $model --data digits"
+step "7. An ONNX file and an int8 file of it, compared on the validation images by onnxruntime" \
+    "learngene export $model --format onnx,int8 --data digits --out $model-export --overwrite"

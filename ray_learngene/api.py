@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from ray_learngene.config import ExpandConfig
+    from ray_learngene.delivery.export import Exported
     from ray_learngene.delivery.features import FeatureScores
     from ray_learngene.sweeps.plan import Plan
     from ray_learngene.training.evaluation import Scores
@@ -48,6 +49,7 @@ __all__ = [
     "evaluate",
     "expand",
     "expand_all",
+    "export",
     "extract",
     "page",
     "plan",
@@ -258,6 +260,21 @@ def page(store: Store | str, **settings: Any) -> Path:
     from ray_learngene.pages.page import write_page
 
     return write_page(_configure(PageConfig, {"store": store, **settings}))
+
+
+def export(model: Model | str | Path, **settings: Any) -> list[Exported]:
+    """Write ONNX, int8 or torch.export files of a model folder, compared with it, as `learngene export` does.
+
+        [onnx] = lg.export(model, format="onnx", data="photos", out="phone")
+
+    Raises:
+        UserError: a package is missing, the architecture does not export, or a file computes something else.
+    """
+    from ray_learngene.config import ExportConfig
+    from ray_learngene.delivery.export import export
+
+    path = model.path if isinstance(model, Model) else model
+    return export(_configure(ExportConfig, {"model": path, **settings}))
 
 
 def evaluate(model: Model | str | Path, **settings: Any) -> Scores | FeatureScores:

@@ -13,6 +13,7 @@ from torch import nn
 
 from ray_learngene.config import BenchArm
 from ray_learngene.config.data import Interpolation
+from ray_learngene.delivery.export import Exported
 from ray_learngene.errors import Diverged as Diverged
 from ray_learngene.errors import Interrupted as Interrupted
 from ray_learngene.errors import UserError as UserError
@@ -214,6 +215,10 @@ def extract(
 def sweep(
     learngene: Artefact | str,
     *,
+    int8: Literal["dynamic", "static"] = "dynamic",
+    calibration_images: int = 256,
+    min_agreement: float = 95.0,
+    export: str | Sequence[str] = (),
     track: str | Sequence[str] = (),
     siblings: int | Literal["auto"] = "auto",
     address: str | None = None,
@@ -449,6 +454,7 @@ def pull(
     data: Path | str | None = None,
     sweep: str | None = None,
     arm: str | None = None,
+    format: Literal["onnx", "int8"] | None = None,
     learngene: str | None = None,
     expand: bool = False,
     out: Path | str | None = None,
@@ -530,6 +536,32 @@ def page(
     sweeps: str | Sequence[str] = (),
     out: Path | str = "models.html",
 ) -> Path: ...
+def export(
+    model: Model | str | Path,
+    *,
+    storage_options: dict[str, Any] = ...,
+    data: Path | str = "",
+    data_dir: Path | str | None = None,
+    image_column: str = "image",
+    label_column: str = "label",
+    split_column: str | None = None,
+    holdout: float = 0.1,
+    train_share: float = 1.0,
+    val_share: float = 1.0,
+    validate_on: Literal["val", "holdout"] = "val",
+    check_images: Literal["auto", "full", "headers", "off"] = "auto",
+    unreadable: Literal["fail", "skip"] = "fail",
+    loader_workers: int = 0,
+    cache_gb: float = 0,
+    int8: Literal["dynamic", "static"] = "dynamic",
+    calibration_images: int = 256,
+    min_agreement: float = 95.0,
+    format: str | Sequence[str] = ("onnx",),
+    uint8_input: bool = False,
+    batch_size: int = 64,
+    out: Path | str | None = None,
+    overwrite: bool = False,
+) -> list[Exported]: ...
 def evaluate(
     model: Model | str | Path,
     *,

@@ -58,6 +58,11 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
         "ray_learngene.cli.expand:print_expansions",
         "make a model of any size from a learngene, without training",
     ),
+    "export": (
+        "ExportConfig",
+        "ray_learngene.cli.export:print_exports",
+        "write ONNX, int8 or torch.export files of a model, compared with it",
+    ),
     "submit": (
         "SubmitConfig",
         "ray_learngene.cluster.submit:submit",
@@ -91,7 +96,7 @@ _TRAINING_PACKAGES = {
     "torchvision",
 }
 # fields that are given without a flag
-_POSITIONAL = {"pull": "artefact", "show": "artefact", "evaluate": "model", "expand": "learngene"}
+_POSITIONAL = {"pull": "artefact", "show": "artefact", "evaluate": "model", "expand": "learngene", "export": "model"}
 # what users of timm and Ray type for the same field
 _ALIASES = {
     "accumulation": ("--grad-accum-steps",),

@@ -50,10 +50,11 @@ def _best(known: list[Entry], config: PullConfig, limits: list[Budget], uri: str
         and config.arm in (None, one.facts.get("arm"))
         and (config.data is None or _same_data(config.data, one.facts.get("data")))
         and (config.learngene is None or config.learngene == one.facts.get("learngene"))
+        and (config.format is None or config.format in str(one.facts.get("exports")).split(","))
     ]
     if not found:
         where = f"sweep {config.sweep!r} in {uri}" if config.sweep else uri
-        wanted = {"of arm": config.arm, "on": config.data, "of learngene": config.learngene}
+        wanted = {"of arm": config.arm, "on": config.data, "of learngene": config.learngene, "with": config.format}
         which = "".join(f" {word} {value!r}" for word, value in wanted.items() if value)
         raise NothingWithin(f"no descendants{which} in {where}: see `learngene list`")
     _require_one(_label_sets(found), f"the descendants in {uri} have different label sets", "--sweep or --data")
@@ -163,10 +164,18 @@ def pull(config: PullConfig) -> Path:
         raise UserError("--expand needs --learngene NAME: there is no other way to know which one")
     else:
         manifest = select_descendant(config, store)
-    out = Path(config.out or manifest.name.split("/")[-1])
-    path = store.download(manifest.kind, manifest.name, out, overwrite=config.overwrite)
-    size = format_quantity("memory", manifest.bytes)
-    print(f"pulled {FOLDERS[manifest.kind]}/{manifest.name} ({size}) to {path}", flush=True)
+    exported = manifest.below(config.format) if config.format else manifest
+    if exported is None:
+        raise UserError(
+            f"{FOLDERS[manifest.kind]}/{manifest.name} was published without {config.format}: pull it without --format "
+            f"and run `learngene export FOLDER --format {config.format}`"
+        )
+    name = manifest.name.split("/")[-1]
+    out = Path(config.out or (f"{name}-{config.format}" if config.format else name))
+    path = store.download(manifest.kind, manifest.name, out, overwrite=config.overwrite, part=config.format)
+    size = format_quantity("memory", exported.bytes)
+    what = f"{config.format} of " if config.format else ""
+    print(f"pulled {what}{FOLDERS[manifest.kind]}/{manifest.name} ({size}) to {path}", flush=True)
     origin = manifest.metadata.get("origin")
     if isinstance(origin, dict) and origin.get("license"):
         print(f"license: {one_line(origin['license'], 100)}")
@@ -213,6 +222,12 @@ def _trained_or_expanded(config: PullConfig, store: Store) -> Manifest | Path:
     print(f"expanded   {size_text(spec)}, {expander.accuracy(spec) or UNKNOWN}", flush=True)
     for note in expander.notes(spec):
         print(f"           note: {note}")
+    if config.format:
+        if trained is None:
+            raise NothingWithin(
+                f"no trained descendant with {config.format} is within the limits: expand and export one"
+            )
+        return trained
     if trained is not None and not config.expand:
         print("taking the trained one (--expand takes the other)", flush=True)
         return trained

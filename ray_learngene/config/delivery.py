@@ -90,6 +90,21 @@ class QuantizationConfig(Config):
     )
 
 
+class SweepExportConfig(QuantizationConfig):
+    """Exports that are published with each descendant."""
+
+    decides = "nothing"
+
+    export: Texts = Field(
+        (), description="publish these exports with each descendant: onnx, int8", json_schema_extra=LATER
+    )
+
+    @field_validator("export")
+    @classmethod
+    def _formats(cls, formats: tuple[str, ...]) -> tuple[str, ...]:
+        return known_formats(formats, ("onnx", "int8"))
+
+
 class ExportConfig(QuantizationConfig, DataConfig):
     """`learngene export`: a file that a runtime loads, compared with the timm model before it appears."""
 

@@ -29,6 +29,9 @@ class PullConfig(LimitsConfig, StoreConfig):
     data: str | None = Field(None, description="only descendants trained on this image set")
     sweep: str | None = Field(None, description="only descendants of this sweep")
     arm: str | None = Field(None, description="only descendants of this arm")
+    format: Literal["onnx", "int8"] | None = Field(
+        None, description="fetch this export alone, as `sweep --export` publishes it; default: the timm folder"
+    )
     learngene: str | None = Field(
         None,
         description="a learngene that may also be expanded to the largest size within the limits; a trained descendant "

@@ -8,6 +8,7 @@ from pydantic import Field, field_validator, model_validator
 
 from ray_learngene.config.base import CHOICE, LATER, NOTHING, Config
 from ray_learngene.config.data import AugmentationConfig, DataConfig
+from ray_learngene.config.delivery import SweepExportConfig
 from ray_learngene.config.texts import License, OptionalNumbers, OptionalWholeNumbers, Texts
 from ray_learngene.config.tracking import TrackingConfig
 from ray_learngene.config.training import (
@@ -113,7 +114,7 @@ class TrialsConfig(
         return self
 
 
-class SweepConfig(SelectionConfig, TrialsConfig):
+class SweepConfig(SelectionConfig, TrialsConfig, SweepExportConfig):
     """`learngene sweep`: train many descendants of one learngene in parallel."""
 
     name: str = Field(

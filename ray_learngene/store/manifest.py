@@ -104,6 +104,14 @@ class Manifest(BaseModel):
         """The bytes of all files."""
         return sum(entry.bytes for entry in self.files)
 
+    def below(self, part: str) -> Manifest | None:
+        """The manifest of one folder of the artefact, with its files at the top; None if there is no such folder."""
+        files = [entry for entry in self.files if entry.path.startswith(f"{part}/")]
+        if not files:
+            return None
+        stripped = [entry.model_copy(update={"path": entry.path.removeprefix(f"{part}/")}) for entry in files]
+        return self.model_copy(update={"files": stripped, "folder": f"{self.folder or self.version}/{part}"})
+
     def entry(self, path: str) -> FileEntry | None:
         """The entry of one file, None where the artefact has no such file."""
         return next((entry for entry in self.files if entry.path == path), None)

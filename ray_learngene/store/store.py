@@ -239,8 +239,11 @@ class Store:
             for broken in Listing(self.objects, kind).broken(entry for entry in entries if entry.kind == kind)
         ]
 
-    def download(self, kind: Kind, name: str, out: Path, overwrite: bool = False) -> Path:
+    def download(self, kind: Kind, name: str, out: Path, overwrite: bool = False, part: str | None = None) -> Path:
         """Bring an artefact to the local folder `out` and return its absolute path.
+
+        Args:
+            part: A folder of the artefact that is wanted alone.
 
         An interrupted download continues where it stopped; `out` appears only when every file is there and verified.
 
@@ -249,6 +252,11 @@ class Store:
                 hash.
         """
         manifest = self.manifest(kind, name)
+        if part:
+            below = manifest.below(part)
+            if below is None:
+                raise UserError(f"{kind} {name!r} in {self.uri} has no folder {part!r}")
+            manifest = below
         return download(self.objects, manifest, out, overwrite)
 
     def read_bytes(self, kind: Kind, name: str, path: str) -> bytes:

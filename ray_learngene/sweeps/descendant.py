@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import logging
 import re
-from collections.abc import Callable
+import shutil
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import ray_learngene.torchvision_cpu  # noqa: F401  isort:skip  (before the first timm import)
@@ -17,15 +19,20 @@ from ray_learngene.ancestry.model import Ancestry
 from ray_learngene.ancestry.origin import stored_origin
 from ray_learngene.config import SweepConfig
 from ray_learngene.config.decides import DESCENDANT, TAUGHT_DESCENDANT, decisive
-from ray_learngene.data.pipeline import ImagePipeline
+from ray_learngene.data.image_set import Subset
+from ray_learngene.data.loader import Batch
+from ray_learngene.data.pipeline import ImagePipeline, validation_batches
+from ray_learngene.data.reader import Reader
+from ray_learngene.delivery.export import Exporter, ExportImages, spaced
 from ray_learngene.device import resolve_device
+from ray_learngene.errors import UserError
 from ray_learngene.io.scratch import scratch_folder
 from ray_learngene.models.card import model_card
 from ray_learngene.models.compile import compile_layers
 from ray_learngene.models.origin import Origin, data_name
 from ray_learngene.models.sizes import size_columns, size_name
 from ray_learngene.models.specs import Spec, build, set_drop_path, timm_arguments
-from ray_learngene.models.timm_folder import export_timm
+from ray_learngene.models.timm_folder import export_timm, load_timm
 from ray_learngene.provenance import fingerprint, provenance, publishable
 from ray_learngene.store.checkpoints import StoreCheckpoints
 from ray_learngene.store.index import labels_key
@@ -278,6 +285,7 @@ class DescendantRun:
             "teacher_flops": (seen - progress.answers_read) * asked,
             **Fit(**progress.fit).columns(),  # type: ignore[arg-type]
             "overhead_seconds": 0.0,
+            "exports": None,
             **(self.task.stored.facts() if self.task.stored else dict.fromkeys(LEARNGENE_COLUMNS)),
         }
 
@@ -306,6 +314,7 @@ class DescendantRun:
             export(self.model, folder)
             if trainer.ema is not None:
                 export(trainer.ema.module, folder / "ema")
+            row["exports"] = ",".join(self._exports(folder)) or None
             row["overhead_seconds"] = round(self.clock() - (progress.seconds - progress.resumed_seconds), 3)
             (folder / "metrics.json").write_text(json.dumps(metadata, indent=2) + "\n")
             (folder / "README.md").write_text(self._card(row))
@@ -316,6 +325,34 @@ class DescendantRun:
         log.info(f"{self.name} was published meanwhile by another run of this sweep: it counts")
         published: dict[str, Any] = self.store.manifest("descendant", self.name).metadata["row"]
         return published
+
+    def _exports(self, folder: Path) -> list[str]:
+        """Export the folder's model next to it; what does not export is told, and the model is published without it."""
+        made: list[str] = []
+        if not self.settings.export:
+            return made
+        images, size = self.images, self.settings.batch_size // self.settings.accumulation
+
+        def training(count: int) -> Iterable[Batch]:
+            some = Subset(images.train, spaced(len(images.train), count))
+            return validation_batches(some, images.preprocessing, size, reader=Reader(some, images.unreadable))
+
+        seen = ExportImages(
+            f"{len(images.val)} validation images of {data_name(self.settings.data)}",
+            lambda: images.validation_batches(size),
+            training,
+        )
+        try:
+            exporter = Exporter(load_timm(folder), self.task.one.name, self.settings, images=seen)
+            for format in self.settings.export:
+                (folder / format).mkdir()
+                exporter.write(format, folder / format)
+                made.append(format)
+        except UserError as error:
+            log.warning(f"{self.name} is published without {self.settings.export[len(made)]}: {error}")
+            for format in self.settings.export[len(made) :]:
+                shutil.rmtree(folder / format, ignore_errors=True)
+        return made
 
     def _card(self, row: dict[str, Any]) -> str:
         averaged = {} if row["ema_top1"] is None else {"top-1 of the averaged weights": row["ema_top1"]}

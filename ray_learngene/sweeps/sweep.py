@@ -19,6 +19,7 @@ from ray_learngene.config import SweepConfig
 from ray_learngene.config.decides import require_same
 from ray_learngene.data.image_set import ImageSets
 from ray_learngene.data.pipeline import ImagePipeline, checked_image_sets
+from ray_learngene.delivery.export import require_packages
 from ray_learngene.errors import Diverged, RunError, UserError
 from ray_learngene.methods.base import Learngene
 from ray_learngene.models.compile import require_compiler
@@ -76,6 +77,7 @@ def sweep(config: SweepConfig, callbacks: Sequence[Callback] = ()) -> pandas.Dat
     folder_of("descendant", f"{config.name}/x")  # refuses a name that no store can hold
     check_texts(config)
     traits_of(config)  # refuses an optimizer that does not work
+    require_packages(config.export)
     if config.compile and config.in_process:  # else it is a matter of the hosts that train
         require_compiler()
     store = Store.of(config)

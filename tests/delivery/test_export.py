@@ -1,0 +1,230 @@
+"""Exports compute what the timm model computes, or do not appear; they say nothing about the machine."""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import timm
+import torch
+from timm.models import register_model
+from torch import Tensor, nn
+
+import ray_learngene as lg
+from ray_learngene.delivery import export as module
+from ray_learngene.delivery import onnx_file
+from ray_learngene.delivery.parity import compare
+from ray_learngene.methods.registry import create_method
+from ray_learngene.models.specs import timm_arguments
+from ray_learngene.models.timm_folder import export_timm
+from ray_learngene.provenance import provenance
+from tests.command_line import learngene
+from tests.delivery.stores import DIGITS, PREPROCESSING, SPEC, publish_learngene
+
+ROOT = Path(__file__).parents[2]
+
+
+def model_folder(folder: Path, depth: int = 1) -> Path:
+    spec = SPEC.replace(depth=depth)
+    torch.manual_seed(0)
+    model = create_method("scratch").expand(None, spec)
+    nn.init.normal_(model.head.weight)  # so that decisions are not close
+    export_timm(model, folder, labels=DIGITS, preprocessing=PREPROCESSING, model_args=timm_arguments(spec))
+    return folder
+
+
+def holds(path: Path, text: str) -> bool:
+    """Whether a text is in a file, or in a file of an archive."""
+    data = path.read_bytes()
+    parts = [data]
+    if zipfile.is_zipfile(io.BytesIO(data)):
+        with zipfile.ZipFile(path) as archive:
+            parts += [archive.read(name) for name in archive.namelist()]
+    return any(text.encode() in part for part in parts)
+
+
+def test_onnx_int8_and_torch_of_one_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = model_folder(tmp_path / "model")
+    command = f"export {folder} --format onnx,int8,torch --data digits --val-share 0.3 --out {tmp_path / 'out'}"
+    assert learngene(command) == 0
+    assert capsys.readouterr().out.count("exported ") == 3
+    expected = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
+    for format in ("onnx", "int8", "torch"):
+        path = tmp_path / "out" / format
+        facts = json.loads((path / "export.json").read_text())
+        assert facts["compared"]["top1"] is not None and facts["labels"] == list(DIGITS)
+        assert facts["compared"]["images"] == 108 and facts["precision"] == ("int8" if format == "int8" else "fp32")
+        golden = np.load(path / "golden.npz")
+        assert np.abs(expected(torch.from_numpy(golden["inputs"])).detach().numpy() - golden["timm"]).max() < 1e-5
+        if format != "int8":
+            assert facts["compared"]["max_difference"] <= 1e-4 and facts["compared"]["agreement"] == 100
+            assert np.abs(golden["logits"] - golden["timm"]).max() <= 1e-4
+        texts = {str(ROOT), str(Path(torch.__file__).parents[1]), str(Path.home()), str(tmp_path)}
+        assert not [(file.name, text) for file in path.iterdir() for text in texts if holds(file, text)]
+    fp32, int8 = (tmp_path / "out" / format / "model.onnx" for format in ("onnx", "int8"))
+    assert {one.domain: one.version for one in onnx.load(fp32).opset_import}[""] == 20
+    assert any("Integer" in node.op_type for node in onnx.load(int8).graph.node)
+    for path in (fp32, int8):
+        session = onnxruntime.InferenceSession(path)
+        told = json.loads(session.get_modelmeta().custom_metadata_map["learngene"])
+        assert told["labels"] == list(DIGITS) and told["preprocessing"]["mean"] == [0.4] * 3
+        assert told["spec"] == SPEC.replace(depth=1).model_dump(mode="json")
+        shapes = [session.run(None, {"images": np.zeros((batch, 3, 8, 8), np.float32)})[0].shape for batch in (1, 5)]
+        assert shapes == [(1, 10), (5, 10)]
+        assert session.get_inputs()[0].shape == ["batch", 3, 8, 8]
+
+
+def test_a_file_that_computes_otherwise_names_the_first_layer_and_does_not_appear(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    convert = onnx_file.to_onnx
+
+    def broken(*arguments: Any) -> Any:
+        proto = convert(*arguments)
+        weight = next(one for one in proto.graph.initializer if one.name.endswith("mlp.fc1.bias"))
+        weight.CopyFrom(onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(weight) + 1, weight.name))
+        return proto
+
+    monkeypatch.setattr(onnx_file, "to_onnx", broken)
+    folder = model_folder(tmp_path / "model")
+    message = r"does not compute what the timm model computes: image 0 of 8 differs, .* first in layer blocks.0.mlp.fc1"
+    with pytest.raises(lg.UserError, match=message):
+        lg.export(folder, out=tmp_path / "out")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["model"]
+
+
+def test_a_missing_package_is_one_line_with_the_cure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(module._PACKAGES, "onnx", ("onnx", "no_such_package"))
+    with pytest.raises(
+        lg.UserError, match=r"^export to onnx needs no_such_package: pip install 'ray_learngene\[export\]'$"
+    ):
+        lg.export(tmp_path, format="onnx")
+
+
+def test_an_unknown_format_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(lg.UserError, match="unknown format 'tflite'; choose onnx, int8, torch"):
+        lg.export(tmp_path, format="tflite")
+
+
+def test_decisions_may_differ_only_where_two_logits_are_close() -> None:
+    expected = np.array([[0.0, 1.0], [0.5, 0.5 + 1e-4], [3.0, 0.0]])
+    close = expected + np.array([[0, 0], [1e-4, -1e-4], [0, 0]])
+    found = compare([(close, expected, np.array([1, 1, 1]))], tolerance=2e-4)
+    assert (found.first, found.undecided, round(found.agreement, 1)) == (None, 1, 66.7)
+    assert (round(found.top1 or 0, 1), round(found.timm_top1 or 0, 1)) == (33.3, 66.7)
+    assert compare([(expected, expected, None), (expected + 1, expected, None)]).first == 3
+    assert compare([(np.full((1, 2), np.nan), expected[:1], None)]).first == 0
+
+
+@pytest.mark.export
+@pytest.mark.parametrize(
+    "architecture",
+    [
+        ("vit_tiny_patch16_224", {"embed_dim": 48, "depth": 2, "num_heads": 3, "img_size": 32, "patch_size": 8}),
+        ("vit_small_patch14_reg4_dinov2", {"embed_dim": 48, "depth": 2, "num_heads": 3, "img_size": 28}),
+        ("eva02_tiny_patch14_224", {"embed_dim": 48, "depth": 2, "num_heads": 3, "img_size": 28}),
+        ("swin_tiny_patch4_window7_224", {"embed_dim": 24, "depths": (1, 1), "num_heads": (2, 4), "img_size": 56}),
+        ("convnext_atto", {"depths": (1, 1, 1, 1), "dims": (8, 16, 24, 32)}),
+        ("mobilenetv3_small_050", {}),
+    ],
+    ids=lambda one: one[0],
+)
+def test_other_architectures_of_timm(architecture: tuple[str, dict[str, Any]], tmp_path: Path) -> None:
+    name, arguments = architecture
+    torch.manual_seed(0)
+    model = timm.create_model(name, num_classes=10, **arguments)
+    size = PREPROCESSING.model_copy(update={"image_size": arguments.get("img_size", 64)})
+    export_timm(model, tmp_path / "model", labels=DIGITS, preprocessing=size, model_args=arguments)
+    made = lg.export(tmp_path / "model", format=["onnx", "int8", "torch"], out=tmp_path / "out")
+    assert [one.facts["compared"]["agreement"] for one in made if one.facts["precision"] == "fp32"] == [100.0, 100.0]
+
+
+@pytest.mark.export
+@pytest.mark.parametrize("settings", [{}, {"int8": "static", "calibration_images": 32}], ids=["dynamic", "static"])
+def test_uint8_input_normalises_in_the_graph(settings: dict[str, Any], tmp_path: Path) -> None:
+    folder = model_folder(tmp_path / "model", depth=2)
+    formats = ["onnx", "int8"]
+    images = {"data": "digits", "val_share": 0.3, "min_agreement": 50}
+    made = lg.export(folder, format=formats, uint8_input=True, out=tmp_path / "out", **images, **settings)
+    plain = lg.export(folder, format="onnx", out=tmp_path / "plain", **images)
+    assert made[0].facts["compared"]["top1"] == plain[0].facts["compared"]["top1"]
+    assert np.load(made[0].path / "golden.npz")["inputs"].dtype == np.uint8
+    if settings:
+        assert made[1].facts["quantization"] == {"kind": "static", "calibration_images": 32}
+
+
+@pytest.mark.export
+def test_int8_that_decides_otherwise_is_refused(tmp_path: Path) -> None:
+    folder = model_folder(tmp_path / "model")
+    images = {"data": "digits", "val_share": 0.2}
+    with pytest.raises(lg.UserError, match=r"less than --min-agreement 100: .*; nothing was written"):
+        spec = SPEC.replace(depth=6)
+        torch.manual_seed(1)
+        model = create_method("scratch").expand(None, spec)
+        with torch.no_grad():  # decisions are close
+            model.head.weight.copy_(model.head.weight[:1] + 1e-4 * torch.randn(10, spec.width))
+        export_timm(model, folder, labels=DIGITS, preprocessing=PREPROCESSING, model_args=timm_arguments(spec))
+        lg.export(folder, format="int8", min_agreement=100, out=tmp_path / "out", **images)
+    assert not (tmp_path / "out").exists()
+    with pytest.raises(lg.UserError, match="int8 static is calibrated on training images: give --data"):
+        lg.export(folder, format="int8", int8="static", out=tmp_path / "out")
+
+
+@register_model
+def needs_its_values(pretrained: bool = False, **arguments: Any) -> nn.Module:
+    """A model that cannot be traced: what it does depends on what it sees."""
+
+    class Model(nn.Module):
+        num_classes, num_features = 10, 192
+        pretrained_cfg = {"architecture": "needs_its_values", "input_size": (3, 8, 8)}  # noqa: RUF012
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.head = nn.Linear(192, 10)
+
+        def forward(self, images: Tensor) -> Tensor:
+            result: Tensor = self.head(images.flatten(1))
+            return result if float(images.sum()) > 0 else -result
+
+    return Model()
+
+
+@pytest.mark.export
+def test_an_architecture_that_does_not_export_is_one_line(tmp_path: Path) -> None:
+    export_timm(needs_its_values(), tmp_path / "model", labels=DIGITS, preprocessing=PREPROCESSING)
+    with pytest.raises(lg.UserError, match=r"^model \(needs_its_values\) does not export to torch.export: ") as error:
+        lg.export(tmp_path / "model", out=tmp_path / "out")
+    assert "\n" not in str(error.value) and not (tmp_path / "out").exists()
+
+
+@pytest.mark.export
+def test_a_sweep_publishes_exports_and_pull_fetches_one(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = publish_learngene(tmp_path, "sws:stages=1-1", spec=SPEC.replace(depth=2))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("LEARNGENE_STORE", store.uri)
+    settings = "--data digits --val-share 0.2 --train-share 0.2 --arms sws --epochs 1 --batch-size 64 --in-process"
+    assert learngene(f"sweep --learngene gene --name s --depths 1 --export onnx,int8 --min-agreement 0 {settings}") == 0
+    row = store.rows("s")[0]
+    assert row["exports"] == "onnx,int8"
+    assert learngene("pull --format int8 --out device") == 0
+    facts = json.loads((tmp_path / "device" / "export.json").read_text())
+    assert facts["precision"] == "int8" and facts["compared"]["timm_top1"] == pytest.approx(row["top1"], abs=1e-4)
+    assert sorted(path.name for path in (tmp_path / "device").iterdir()) == [
+        *("README.md", "export.json", "golden.npz", "model.onnx")
+    ]
+    assert learngene("sweep --learngene gene --name t --depths 2 " + settings) == 0
+    plain = store.rows("t")[0]["descendant"]
+    capsys.readouterr()
+    assert learngene(f"pull descendants/t/{plain} --format onnx") == 2
+    assert re.search("was published without onnx: pull it .* `learngene export", capsys.readouterr().err)
+    assert provenance()["versions"]["torch"]
