@@ -87,7 +87,7 @@ class DistillConfig(
         description="the ancestry model: a timm name (pretrained weights from the hub), local-dir:FOLDER, "
         "or store:ancestries/NAME or store:descendants/SWEEP/NAME"
     )
-    method: str = Field("sws", description="method with its options, e.g. sws:stages=3-3-4-3-3")
+    method: str = Field("any-size", description="method with its options, e.g. sws:stages=3-3-4-3-3")
     preset: str | None = Field(
         None, description=f"size of a plain auxiliary model: {PRESET_NAMES}; their sizes are below; or give student"
     )

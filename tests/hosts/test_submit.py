@@ -31,6 +31,7 @@ def distilled(site: Site, tmp_path_factory: pytest.TempPathFactory) -> dict[str,
         )
     )
     words = ["distill", "--config", recipe, "--name", "digits", "--ancestry", "store:ancestries/digits"]
+    words += ["--method", "sws"]
     words += ["--preset", "nano", "--method", "sws:stages=1-1", "--workers", 2]
     revision = git_revision() or ""
     first = site.submit(*words, "--epochs", 1)
