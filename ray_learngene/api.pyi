@@ -190,7 +190,7 @@ def distill(
     store_patience: float = 300.0,
     overwrite: bool = False,
     license: str | None = None,
-    method: str = "sws",
+    method: str = "any-size",
     preset: str | None = None,
     student: str | None = None,
     student_args: dict[str, Any] = ...,
