@@ -46,7 +46,7 @@ def main() -> None:
         settings = {**SMALL, **GROWN.get(name, {})}
         config = SweepConfig(
             store=store, name=f"{name}-{next(number)}", learngene="digits", depths="4", arms=("scratch",),
-            in_process=True, siblings=1, **DIGITS, **settings,
+            scratch="epochs", in_process=True, siblings=1, **DIGITS, **settings,
         )  # fmt: skip
         began = time.perf_counter()
         table = sweep(config)

@@ -85,8 +85,8 @@ def _row(case: Case, folder: Path, args: argparse.Namespace, rounds: int) -> dic
         shares = {"train_share": min(1.0, wanted / len(sets.train)), "val_share": min(1.0, 32 / len(sets.val))}
         config = SweepConfig(
             **data, **AUGMENTATION, **shares, store=str(folder), name=f"{name}-{siblings}", learngene="gene",
-            arms=("sws", "scratch"), depths=case.depths, epochs=1, batch_size=32, in_process=True, siblings=siblings,
-            check_images="off",
+            arms=("sws", "scratch"), scratch="epochs", depths=case.depths, epochs=1, batch_size=32, in_process=True,
+            siblings=siblings, check_images="off",
         )  # fmt: skip
         began, used = time.perf_counter(), time.process_time()
         table = sweep(config)

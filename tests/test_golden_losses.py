@@ -9,6 +9,7 @@ import json
 
 import pytest
 
+from benchmarks.same_weights import ROOT, as_before
 from tests.command_line import learngene
 from tests.fixtures.write_store import LOSSES, TRAINED, histories_in
 
@@ -18,7 +19,7 @@ EXPECTED: dict[str, list[dict[str, float]]] = json.loads(LOSSES.read_text())["tr
 @pytest.fixture(scope="module")
 def histories(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[dict[str, float]]]:
     store = tmp_path_factory.mktemp("golden") / "store"
-    for command in TRAINED:
+    for command in as_before(ROOT, TRAINED):
         assert learngene(command, "--store", store) == 0
     return histories_in(store)
 

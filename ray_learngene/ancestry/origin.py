@@ -12,13 +12,12 @@ from huggingface_hub import ModelCard
 from pydantic import ValidationError
 from timm.models import get_pretrained_cfg
 
-from ray_learngene.errors import UserError
 from ray_learngene.models.origin import Origin, data_name, origin_of_settings
-from ray_learngene.store.manifest import Kind, Manifest
+from ray_learngene.store.lineage import named_artefact, sources_of
+from ray_learngene.store.manifest import Manifest
 from ray_learngene.store.store import Store
 from ray_learngene.terminal import one_line
 
-_KINDS: dict[str, Kind] = {"ancestries": "ancestry", "descendants": "descendant", "learngenes": "learngene"}
 _LONGEST_CHAIN = 20  # models made of models made of models
 
 log = logging.getLogger(__name__)
@@ -33,8 +32,7 @@ def origin_of(reference: str, store: Store, settings: Any = None, *, chain: int 
     """
     scheme, _, rest = reference.partition(":")
     if scheme == "store":
-        folder, _, name = rest.partition("/")
-        manifest = store.look_up(_KINDS[folder], name) if folder in _KINDS and chain < _LONGEST_CHAIN else None
+        manifest = named_artefact(reference, store) if chain < _LONGEST_CHAIN else None
         return stored_origin(manifest, store, chain=chain + 1) if manifest else Origin()
     if scheme == "local-dir":
         return _with_card(Path(rest).expanduser() / "README.md", origin_of_settings(settings or {}))
@@ -52,21 +50,11 @@ def stored_origin(manifest: Manifest, store: Store, *, chain: int = 0) -> Origin
             return Origin.model_validate(metadata["origin"])
         except ValidationError:
             return Origin()
-    config, row, start = (_mapping(metadata.get(name)) for name in ("config", "row", "start"))
-    sources = [metadata.get("ancestry"), metadata.get("source"), config.get("ancestry")]
-    if config.get("pretrained"):
-        sources.append(config.get("model"))
-    learngenes = (row.get("learngene"), start.get("learngene"))
-    sources += [f"store:learngenes/{name}" for name in learngenes if isinstance(name, str)]
-    references = dict.fromkeys(text for text in sources if isinstance(text, str))
-    try:
-        found = [
-            Origin() if reference.startswith("local-dir:") else origin_of(reference, store, chain=chain)
-            for reference in references  # of a folder, an artefact holds the name without the path
-        ]
-    except UserError:  # a name that no store can hold
-        found = [Origin()]
-    data = config.get("data")
+    found = [
+        Origin() if reference.startswith("local-dir:") else origin_of(reference, store, chain=chain)
+        for reference in sources_of(manifest)  # of a folder, an artefact holds the name without the path
+    ]
+    data = _mapping(metadata.get("config")).get("data")
     return Origin.join(found, data=data_name(data) if isinstance(data, str) else None)
 
 

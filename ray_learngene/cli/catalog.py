@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections import defaultdict
 from typing import Any
 
@@ -13,6 +14,8 @@ from ray_learngene.store.manifest import FOLDERS, Manifest
 from ray_learngene.store.rows import numbers_of
 from ray_learngene.store.store import Entry, Store
 from ray_learngene.terminal import one_line, print_columns
+
+log = logging.getLogger(__name__)
 
 
 def print_list(config: ListConfig) -> None:
@@ -77,6 +80,12 @@ def summaries(store: Store) -> dict[str, dict[str, Any]]:
     """Return every soft-label cache by its key: what it depends on, its size and its cost."""
     grouped: dict[str, list[Manifest]] = defaultdict(list)
     for manifest in store.manifests("softlabels"):
+        facts = manifest.metadata
+        cost = facts.get("cost")
+        whole = isinstance(cost, dict) and numbers_of(cost, "images", "teacher_flops")
+        if not whole or not numbers_of(facts, "epoch", "views") or "facts" not in facts:
+            log.warning("left out: %s/%s does not say what it holds", FOLDERS["softlabels"], manifest.name)
+            continue
         grouped[manifest.name.partition("/")[0]].append(manifest)
     return {
         key: {

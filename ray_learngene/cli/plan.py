@@ -52,6 +52,9 @@ def print_plan(config: PlanConfig) -> None:
             f"each {config.epochs} epochs = {planned.steps:,} steps = {planned.steps * config.batch_size:,} images; "
             f"together about {planned.flops:.3g} training FLOPs"
         )
+    if planned.scratch_epochs:
+        least, most = min(planned.scratch_epochs.values()), max(planned.scratch_epochs.values())
+        cost += f"; arms without a learngene {least} to {most} epochs, at equal cost (--scratch cost)"
     if config.ancestry:
         cost += ", without those of the ancestry model that teaches"
     print(f"{planned.descendants} descendants ({counts}), {cost}")

@@ -81,6 +81,12 @@ def _page(manifest: Manifest, store: Store) -> Iterator[tuple[str, str]]:
     spent = cost or row
     if known := [f"{each[name]:.4g} {word}" for name, word in _COST.items() if (each := numbers_of(spent, name))]:
         yield "cost", ", ".join(known)
+    if row and manifest.kind == "descendant":
+        from ray_learngene.store.costs import cost_text, costed_rows
+
+        found = {one["descendant"]: one for one in costed_rows(store, manifest.name.partition("/")[0])}
+        if one := found.get(row.get("descendant")):
+            yield "whole cost", f"{cost_text(one, 'whole')}; undivided {cost_text(one, 'undivided')}"
     versions = _mapping(facts.get("versions"))
     yield "made with", ", ".join(f"{name} {value}" for name, value in versions.items()) or "unknown versions"
     yield "get it", f"learngene pull {artefact} --store {store.uri}"
@@ -93,6 +99,7 @@ def _mapping(value: object) -> Mapping[str, Any]:
 
 def _print_sweep(store: Store, name: str, *, as_json: bool) -> None:
     from ray_learngene.cli.sweep import print_leaderboard
+    from ray_learngene.store.costs import costed_rows
     from ray_learngene.store.sweeps import read_settings
     from ray_learngene.sweeps.results import sweep_table
 
@@ -100,6 +107,6 @@ def _print_sweep(store: Store, name: str, *, as_json: bool) -> None:
     if settings is None:
         raise UserError(f"no sweep {name!r} in {store.uri}: see `learngene list`")
     if as_json:
-        print(json.dumps({**settings, "rows": store.rows(name)}, indent=2, default=str))
+        print(json.dumps({**settings, "rows": costed_rows(store, name)}, indent=2, default=str))
         return
     print_leaderboard(sweep_table(store, name), settings["budgets"])

@@ -10,6 +10,7 @@ import pandas
 from ray_learngene.config import SweepConfig
 from ray_learngene.errors import RunError
 from ray_learngene.models.budgets import format_quantity
+from ray_learngene.store.costs import COST_NOTE, cost_text, epochs_text
 from ray_learngene.store.store import Store
 from ray_learngene.store.sweeps import PAGE, RESULTS, read_settings
 from ray_learngene.sweeps.results import MEASURES, any_finished, leaderboard, sweep_table
@@ -57,7 +58,8 @@ def print_leaderboard(results: pandas.DataFrame, budgets: Mapping[str, int] | No
     table.add_column("arm")
     for name in ("untuned", "epoch 1", "final top-1 %"):
         table.add_column(name, justify="right")
-    table.add_column("training", justify="right")
+    for name in ("training", "whole cost", "undivided"):
+        table.add_column(name, justify="right")
     previous = None
     for row in board.to_dict("records"):
         first = row["params"] != previous
@@ -76,11 +78,14 @@ def print_leaderboard(results: pandas.DataFrame, budgets: Mapping[str, int] | No
         scores = [_score(row, measure, several) for measure in MEASURES]
         table.add_row(
             *(cells if first else [""] * len(cells)),
-            f"{row['arm']}{' *' if row['outside'] else ''}",
+            f"{row['arm']}{' *' if row['outside'] else ''}{epochs_text(row)}",
             *scores,
             f"{row['seconds']:.1f} s",
+            cost_text(row, "whole"),
+            cost_text(row, "undivided"),
         )
     print_table(table)
+    print(COST_NOTE)
     for note in filter(None, dict.fromkeys(board["outside"])):
         print(f"* {one_line(note)}")
 

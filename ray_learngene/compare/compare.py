@@ -173,7 +173,7 @@ def _refuse_another(config: BenchConfig, store: Store, hashes: dict[str, str]) -
     path = f"benches/{config.name}/settings.json"
     if store.create_text(path, json.dumps(now, indent=2) + "\n"):
         return
-    before = publishable(json.loads(store.read_text(path) or "{}"))
+    before = publishable(store.read_object(path, "choose another --name") or {})
     require_same(before, now, f"the benchmark {config.name!r} in {store.uri}", "")
 
 

@@ -301,6 +301,7 @@ def sweep_config(
             "name": shortened(f"{config.name}-{kind}-{size}-lr{lr_text(lr)}"),
             "learngene": learngene,
             "arms": tuple(arms),
+            "scratch": "epochs",  # the table charges every arm for all that it costs
             "widths": str(specs[0].width),
             "depths": depths,
             "lr": lr,

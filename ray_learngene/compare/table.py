@@ -11,6 +11,7 @@ import pandas
 
 from ray_learngene.compare.plan import Distillation, Row, arm_text, distill_config, sweep_config
 from ray_learngene.config import BenchConfig
+from ray_learngene.store.lineage import ancestry_costs
 from ray_learngene.store.manifest import Manifest
 from ray_learngene.store.store import Store
 
@@ -111,14 +112,7 @@ def _distilled(row: Row, one: dict[str, Any], chosen: Mapping[Distillation, Any]
 
 
 def _ancestry_cost(config: BenchConfig, store: Store) -> dict[str, Any]:
-    scheme, _, path = config.ancestry.partition(":")
-    kind, _, name = path.partition("/")
-    if scheme != "store":
-        return {}
-    if kind == "ancestries":
-        return store.manifest("ancestry", name).metadata["cost"]
-    row = store.manifest("descendant", name).metadata["row"]
-    return {key: sum(row.get(f"{part}{key}") or 0 for part in ("", "fit_", "learngene_")) for key in COSTS}
+    return ancestry_costs([config.ancestry], store) if config.ancestry.startswith("store:") else {}
 
 
 def _search_cost(config: BenchConfig, store: Store, row: Row, chosen: Chosen) -> dict[str, float]:

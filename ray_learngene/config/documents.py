@@ -11,6 +11,7 @@ from collections.abc import Hashable
 from typing import Any
 
 import yaml
+from pydantic import ValidationError
 
 _MOST_NODES = 100_000  # with every alias written out
 _SCALARS: dict[str, tuple[str, str]] = {  # tag: pattern, first characters
@@ -113,15 +114,38 @@ def write_yaml(value: Any) -> str:
     return yaml.dump(value, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
 
 
-def parse_json(text: str) -> Any:
+def parse_json(text: str | bytes) -> Any:
     """Parse a JSON document.
 
     Raises:
         ValueError: it is none, is nested too deeply or holds a number of thousands of digits; one line.
     """
     try:
-        return json.loads(text)
+        return json.loads(text.decode() if isinstance(text, bytes) else text)
+    except UnicodeDecodeError:
+        raise ValueError("not UTF-8 text") from None
     except RecursionError:
         raise ValueError("nested too deeply") from None
-    except ValueError as error:
-        raise ValueError(f"not JSON: {str(error)[:200]}") from None
+    except json.JSONDecodeError as error:
+        raise ValueError(f"not JSON: {error}") from None
+    except ValueError:  # Python's limit for texts of digits
+        raise ValueError("not JSON: a number of more digits than any has") from None
+
+
+def parse_object(text: str | bytes) -> dict[str, Any]:
+    """The value of a JSON document that is an object.
+
+    Raises:
+        ValueError: see `parse_json`, or it is another value; one line.
+    """
+    value = parse_json(text)
+    if not isinstance(value, dict):
+        raise ValueError("not a JSON object")
+    return value
+
+
+def first_error(error: ValidationError) -> str:
+    """The first error of a document that does not have the form of its model, in one line."""
+    first = error.errors(include_url=False)[0]
+    where = ".".join(str(part) for part in first["loc"])
+    return " ".join(f"{where}: {first['msg']}".removeprefix(": ").replace("Value error, ", "").split())

@@ -43,6 +43,11 @@ class SelectionConfig(StoreConfig):
         description="methods to compare, METHOD[:option=value][@LEARNGENE], e.g. sws,sws:expansion=random,"
         "wave@other-{seed},scratch; default: the learngene's method and scratch",
     )
+    scratch: Literal["cost", "epochs"] | None = Field(
+        None,
+        description="how long arms without a learngene train, such as scratch: at the total cost of the others, with "
+        "their share of learngene and ancestry (cost), or for their epochs; default: cost, or as the sweep began",
+    )
     seeds: int = Field(1, ge=1, description="descendants of every size and arm, with seeds seed, seed + 1, ...")
     lr_search: int = Field(
         0, ge=0, description="learning rates tried for every descendant: ten at random, then by Optuna; 0: only lr"

@@ -111,6 +111,13 @@ class SpeedConfig(Config):
 class TrainingConfig(OptimizationConfig, SpeedConfig):
     """Everything about the steps of a training run."""
 
+    publish: Literal["last", "best"] = Field(
+        "last",
+        description="weights to publish: of the last epoch, or of the best one, the untrained model included; best is "
+        "chosen on a share (holdout) of the training images that is left out of training, never on those reported",
+        json_schema_extra=LATER,
+    )
+
 
 class DistillationConfig(Config):
     """How an ancestry model teaches."""

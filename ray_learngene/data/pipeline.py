@@ -18,10 +18,11 @@ from ray_learngene.config import (
     SweepConfig,
 )
 from ray_learngene.data.check import UnreadableImages, check_images
-from ray_learngene.data.image_set import ImageSet, ImageSets
+from ray_learngene.data.image_set import ImageSet, ImageSets, hold_out
 from ray_learngene.data.loader import Batch, eval_loader, train_loader
 from ray_learngene.data.open import open_image_sets
 from ray_learngene.data.reader import Policy, Reader
+from ray_learngene.errors import UserError
 from ray_learngene.models.preprocessing import Preprocessing
 
 log = logging.getLogger(__name__)
@@ -31,7 +32,11 @@ Trains = AncestryConfig | DistillConfig | SweepConfig
 
 @dataclass(frozen=True)
 class ImagePipeline:
-    """What to train and to validate on, and how. It is sent to workers; mapped files are opened again there."""
+    """What to train and to validate on, and how. It is sent to workers, which open mapped files again.
+
+    Attributes:
+        choice: Images held out of training to choose the epoch whose weights are published; None for the last epoch.
+    """
 
     train: ImageSet
     val: ImageSet
@@ -40,24 +45,40 @@ class ImagePipeline:
     loader_workers: int = 0
     unreadable: Policy = "fail"
     finish_batches: Literal["device", "loader"] = "device"
+    choice: ImageSet | None = None
 
     @classmethod
     def of(cls, sets: ImageSets, preprocessing: Preprocessing, config: Trains) -> ImagePipeline:
-        """The pipeline of a command's image sets, with its augmentation and the way it reads images."""
+        """The pipeline of a command's image sets, with its augmentation and the way it reads images.
+
+        Raises:
+            UserError: `publish` is "best", and no image can be held out of training.
+        """
+        train, choice = sets.train, None
+        if config.publish == "best":
+            parts = hold_out(train, config.holdout)
+            train, choice = parts.train, parts.val
+            if not len(choice):
+                raise UserError(
+                    "--publish best needs a class of two training images or more: add images, or leave it out"
+                )
+            log.info(f"choosing the epoch to publish on {len(choice):,} images held out of the training split")
         return cls(
-            sets.train,
+            train,
             sets.val,
             preprocessing,
             config,
             config.loader_workers,
             config.unreadable,
             config.finish_batches,
+            choice,
         )
 
     @cached_property
-    def readers(self) -> tuple[Reader, Reader]:
-        """What reads the two splits, and knows which of their images could not be read."""
-        return Reader(self.train, self.unreadable), Reader(self.val, self.unreadable)
+    def readers(self) -> tuple[Reader, ...]:
+        """What reads the splits, and knows which of their images could not be read."""
+        splits = (self.train, self.val, *([] if self.choice is None else [self.choice]))
+        return tuple(Reader(images, self.unreadable) for images in splits)
 
     def training_batches(
         self, config: OptimizationConfig, *, rank: int = 0, world_size: int = 1, start_step: int = 0
@@ -82,17 +103,21 @@ class ImagePipeline:
             reader=self.readers[0],
         )
 
-    def validation_batches(self, batch_size: int, *, rank: int = 0, world_size: int = 1) -> DataLoader[Batch]:
-        """One worker's share of the validation split; see `eval_loader`."""
-        return validation_batches(
-            self.val,
-            self.preprocessing,
-            batch_size,
-            workers=self.loader_workers,
-            rank=rank,
-            world_size=world_size,
-            reader=self.readers[1],
-        )
+    def scored_batches(self, batch_size: int, *, rank: int = 0, world_size: int = 1) -> list[DataLoader[Batch]]:
+        """One worker's share of the validation split and, if there is one, of `choice`; see `eval_loader`."""
+        return [
+            validation_batches(
+                images,
+                self.preprocessing,
+                batch_size,
+                workers=self.loader_workers,
+                rank=rank,
+                world_size=world_size,
+                reader=reader,
+            )
+            for images, reader in zip((self.val, self.choice), self.readers[1:], strict=False)
+            if images is not None
+        ]
 
 
 def validation_batches(

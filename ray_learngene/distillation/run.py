@@ -137,11 +137,13 @@ def _finished(task: Task, settings: dict[str, Any]) -> Manifest | None:
 def _check_run(task: Task, settings: dict[str, Any]) -> None:
     """Refuse the name of a run with other settings; log that an interrupted run continues."""
     store = task.store
-    text = store.read_text(_settings_path(task))
-    if text is None or task.config.overwrite:
+    if task.config.overwrite:
+        return
+    before = store.read_object(_settings_path(task), "--overwrite starts the run again")
+    if before is None:
         return
     require_same(
-        publishable(json.loads(text)),
+        publishable(before),
         json.loads(_as_text(settings)),
         f"the run {task.config.name!r} in {store.uri}",
         ", or --overwrite to start it again",

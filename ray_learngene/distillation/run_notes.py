@@ -26,8 +26,7 @@ class RunNotes:
         self.store, self.path = store, f"runs/{run}/notes.json"
 
     def read(self) -> dict[str, Any]:
-        text = self.store.read_text(self.path)
-        return json.loads(text) if text else {}
+        return self.store.read_object(self.path, "delete it") or {}
 
     def add(self, **notes: Any) -> None:
         self.store.write_text(self.path, json.dumps({**self.read(), **notes}))

@@ -86,6 +86,8 @@ def open_store(config: AncestryConfig | DistillConfig, kind: Kind) -> Store:
         )
     if config.ema and config.zero == 3:
         raise UserError("--ema keeps whole weights, ZeRO-3 splits them: use --zero 2, or --ema 0")
+    if config.publish == "best" and config.zero == 3:
+        raise UserError("--publish best keeps whole weights, ZeRO-3 splits them: use --zero 2, or --publish last")
     if config.compile and config.zero == 3:
         raise UserError("--compile needs whole weights, ZeRO-3 splits them: use --zero 2, or leave --compile out")
     if config.compile and not config.most_workers:  # else it is a matter of the workers' hosts
@@ -129,11 +131,11 @@ def publish(
 ) -> None:
     """Write and publish the artefact of a finished training."""
     progress = trainer.progress
+    final = trainer.load_published()
     with scratch_folder() as folder:
         metadata = task.write(trainer.engine.module, folder)
         if trainer.ema is not None:
             task.write(trainer.ema.module, folder / "ema")
-        final = progress.history[-1]
         seen = progress.step * task.config.batch_size
         asked = seen - progress.answers_read
         metadata |= {
@@ -142,6 +144,7 @@ def publish(
             **task.identity(),
             "metrics": {name: final[name] for name in SCORES if name in final},
             "history": progress.history,
+            **({"published_epoch": final["epoch"]} if trainer.best else {}),
             "accumulation": trainer.config.accumulation,  # more than the task's where memory did not suffice
             **({"unreadable": progress.unreadable} if task.images.unreadable == "skip" else {}),
             "cost": {

@@ -11,11 +11,13 @@ from typing import Annotated, Any, ClassVar, Literal, Protocol, Self
 
 import safetensors.torch
 import torch
-from pydantic import BeforeValidator, Field
+from pydantic import BaseModel, BeforeValidator, Field, field_validator
 from torch import nn
 
 from ray_learngene.config import Config
+from ray_learngene.config.documents import parse_object
 from ray_learngene.errors import UserError
+from ray_learngene.models.preprocessing import Preprocessing
 from ray_learngene.models.specs import Spec, head_names
 
 WEIGHTS_FILE = "learngene.safetensors"
@@ -78,21 +80,43 @@ class Learngene:
 
     @classmethod
     def from_bytes(cls, weights: bytes, description: bytes) -> Learngene:
-        """Parse the contents of the two files that `save` writes."""
-        fields = json.loads(description)
+        """Parse the contents of the two files that `save` writes.
+
+        Raises:
+            ValueError: the description is not one.
+            SafetensorError: the weights are none.
+        """
+        fields = _Description.model_validate(parse_object(description))
         return cls(
-            method=fields["method"],
-            options=fields["options"],
-            spec=Spec(**fields["spec"]),
+            method=fields.method,
+            options=fields.options,
+            spec=fields.spec,
             tensors=safetensors.torch.load(weights),
-            labels=tuple(fields["labels"]),
-            preprocessing=fields["preprocessing"],
+            labels=fields.labels,
+            preprocessing=fields.preprocessing,
         )
 
     @classmethod
     def load(cls, folder: Path) -> Learngene:
         """Read the folder that `save` wrote."""
         return cls.from_bytes((folder / WEIGHTS_FILE).read_bytes(), (folder / DESCRIPTION_FILE).read_bytes())
+
+
+class _Description(BaseModel):
+    """The contents of `learngene.json` that are read."""
+
+    method: str
+    options: dict[str, Any]
+    spec: Spec
+    labels: tuple[str, ...]
+    preprocessing: dict[str, Any]
+
+    @field_validator("preprocessing")
+    @classmethod
+    def _complete(cls, preprocessing: dict[str, Any]) -> dict[str, Any]:
+        if preprocessing:  # methods that are tried out without images have none
+            Preprocessing.model_validate(preprocessing)
+        return preprocessing
 
 
 class Adapter(Protocol):

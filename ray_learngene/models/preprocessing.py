@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import ray_learngene.torchvision_cpu  # noqa: F401  isort:skip  (before the first timm import)
-from pydantic import ValidationError
+from pydantic import Field, ValidationError
 from timm.data import resolve_model_data_config
 from timm.models import get_model_input_config
 from torch import nn
@@ -22,7 +22,7 @@ class Preprocessing(Config):
     image_size: int
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
-    crop_pct: float
+    crop_pct: float = Field(gt=0, le=1)
     interpolation: Interpolation
 
     @classmethod

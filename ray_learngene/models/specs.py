@@ -24,6 +24,8 @@ from ray_learngene.models.families.registry import family_of
 # timm's DeiT entry points set ImageNet's mean and standard deviation; keyword arguments set the size.
 _ARCHITECTURES = {192: "deit_tiny_patch16_224", 384: "deit_small_patch16_224", 768: "deit_base_patch16_224"}
 
+_MOST = 10_000_000  # of any number of a spec; what is above is no size
+
 
 class Spec(Config):
     """The size of a model: of a timm entry point, or of a class-token-free, average-pooled vision transformer.
@@ -32,13 +34,13 @@ class Spec(Config):
     `width` and `heads` are those of its first stage. Make one with `spec_for`.
     """
 
-    width: int = Field(ge=1, description="embedding dimension")
-    depth: int = Field(ge=1, description="number of blocks (layers)")
-    heads: int = Field(ge=1, description="attention heads; width / heads is the head size")
-    image: int = Field(ge=1, description="input height and width in pixels")
-    patch: int = Field(ge=1, description="patch height and width in pixels")
-    classes: int = Field(ge=0, description="size of the label set; 0: a model of features, without a head")
-    mlp_ratio: float = Field(4.0, gt=0, description="hidden width of the MLP over the width")
+    width: int = Field(ge=1, le=_MOST, description="embedding dimension")
+    depth: int = Field(ge=1, le=_MOST, description="number of blocks (layers)")
+    heads: int = Field(ge=1, le=_MOST, description="attention heads; width / heads is the head size")
+    image: int = Field(ge=1, le=_MOST, description="input height and width in pixels")
+    patch: int = Field(ge=1, le=_MOST, description="patch height and width in pixels")
+    classes: int = Field(ge=0, le=_MOST, description="size of the label set; 0: a model of features, without a head")
+    mlp_ratio: float = Field(4.0, gt=0, le=1000, description="hidden width of the MLP over the width")
     architecture: str | None = Field(None, description="timm entry point; None: the plain vision transformer")
     arguments: dict[str, Any] = Field({}, description="keywords of the entry point that differ from its own")
     depths: tuple[int, ...] | None = Field(None, description="blocks of each stage, if there are several")

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import ray_learngene.torchvision_cpu  # noqa: F401  isort:skip  (before the first timm import)
 import timm
+import torch
+from pydantic import BaseModel, Field, FiniteFloat, PositiveInt, ValidationError
 from timm.data import create_transform, resolve_model_data_config
-from timm.models import save_for_hf
+from timm.models import get_model_input_config, save_for_hf
 from torch import nn
 
+from ray_learngene.config.documents import first_error
 from ray_learngene.errors import UserError
 from ray_learngene.models.origin import Origin
 from ray_learngene.models.preprocessing import Preprocessing
+from ray_learngene.terminal import one_line
 
 # what timm's settings say of where an architecture's own weights come from
 _SOURCE_FACTS = ("tag", "license", "description", "origin_url", "paper_name", "paper_ids", "notes")
@@ -77,15 +81,42 @@ def load_timm(folder: Path, **arguments: Any) -> nn.Module:
     if not (folder / "model.safetensors").is_file():
         raise UserError(f"{folder} has no model.safetensors: pickled weights are not read")
     try:
-        return timm.create_model(f"local-dir:{folder}", **{"pretrained": True, **arguments})
+        model = timm.create_model(f"local-dir:{folder}", **{"pretrained": True, **arguments})
+        _Settings.model_validate(resolve_model_data_config(model))
+        _run_once(model)
+    except ValidationError as error:
+        raise UserError(f"{folder}: config.json: {first_error(error)}") from None
     except Exception as error:  # timm has no error type of its own for a wrong configuration
-        raise UserError(f"{folder} does not load as a timm model: {' '.join(str(error).split())[:300]}") from error
+        reason = one_line(" ".join(str(error).split()) or type(error).__name__, 300)
+        raise UserError(f"{folder} does not load as a timm model: {reason}") from error
+    return model
+
+
+class _Settings(BaseModel):
+    """timm's data configuration of a model, as far as this package reads it."""
+
+    input_size: tuple[PositiveInt, PositiveInt, PositiveInt]
+    mean: tuple[FiniteFloat, ...] = Field(min_length=1)
+    std: tuple[Annotated[FiniteFloat, Field(gt=0)], ...] = Field(min_length=1)
+    crop_pct: float = Field(gt=0, le=1)
+    interpolation: str
+    crop_mode: str
+
+
+@torch.no_grad()
+def _run_once(model: nn.Module) -> None:
+    """Pass one image through a model, because timm builds models that cannot run, such as one of -3 heads."""
+    training = model.training
+    model.eval()(torch.zeros(1, *get_model_input_config(model)["input_size"]))
+    model.train(training)
 
 
 def labels_of(model: nn.Module) -> tuple[str, ...]:
     """The class names that a timm model carries, as a list or by class index; empty where it carries none."""
     settings: Any = getattr(model, "pretrained_cfg", {})
     names = settings.get("label_names") or ()
+    if not isinstance(names, list | tuple | Mapping):
+        return ()
     if isinstance(names, Mapping):
         if all(isinstance(index, int) for index in names.values()):  # index by name
             names = {index: name for name, index in names.items()}

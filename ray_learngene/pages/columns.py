@@ -6,12 +6,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from ray_learngene.provenance import publishable
+from ray_learngene.store.costs import epochs_text
 from ray_learngene.store.rows import measured_on, numbers_of
+from ray_learngene.store.store import Entry
 
 Record = dict[str, Any]  # what the page shows of one descendant
 
 _DIGITS = 6  # of a number that is no integer
-# what a model costs in all, its learngene included; a column that a row does not have costs nothing
+# what a model costs in all while its sweep runs, learngene included; a column that a row does not have costs nothing
 _SECONDS = ("seconds", "fit_seconds", "overhead_seconds", "learngene_seconds")
 _FLOPS = ("flops", "teacher_flops", "fit_flops", "learngene_flops", "learngene_teacher_flops")
 _OWN_SECONDS = ("seconds", "fit_seconds")
@@ -39,15 +41,23 @@ def record(row: Mapping[str, Any], folder: str | None = None) -> Record:
         "top1": _number(row, "top1"),
         "untuned": _number(row, "top1_untuned"),
         "epoch1": _number(row, "top1_epoch1"),
-        "seconds": _sum(row, _SECONDS),
+        "seconds": _number(row, "whole_seconds") or _sum(row, _SECONDS),
         "own": _sum(row, _OWN_SECONDS),
-        "flops": _sum(row, _FLOPS),
+        "flops": _number(row, "whole_flops") or _sum(row, _FLOPS),
+        "undivided_seconds": _number(row, "undivided_seconds"),
+        "undivided_flops": _number(row, "undivided_flops"),
+        "trained_for": epochs_text(row).removeprefix(", ") or None,
         **{name: _number(row, name) for name in ("image", "seed", "lr", "params", "macs", "memory", "latency")},
         "device": measured_on(row),
         "labels": labels,
         "images_of_set": f"{labels} {row.get('validation') or ''}".strip(),  # what makes accuracies comparable
         "set_name": f"{images or 'images'}, {row.get('classes')} classes",
     }
+
+
+def records_of(rows: Iterable[Mapping[str, Any]], entries: Iterable[Entry]) -> list[Record]:
+    """What the page shows of finished descendants, from their rows with whole costs and the store's entries."""
+    return [record(row, entry.folder) for row, entry in zip(rows, entries, strict=True)]
 
 
 def size_of(row: Mapping[str, Any]) -> str:

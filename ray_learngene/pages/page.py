@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -13,11 +14,12 @@ from ray_learngene.config import PageConfig
 from ray_learngene.errors import UserError
 from ray_learngene.io.objects import Objects
 from ray_learngene.pages.ancestries import Ancestries
-from ray_learngene.pages.columns import Record, model_columns, record, unfinished_models
+from ray_learngene.pages.columns import Record, model_columns, records_of, unfinished_models
 from ray_learngene.pages.html import assemble
+from ray_learngene.store.costs import costed
 from ray_learngene.store.manifest import FOLDERS
 from ray_learngene.store.rows import usable
-from ray_learngene.store.store import Store
+from ray_learngene.store.store import Entry, Store
 from ray_learngene.store.sweeps import read_settings
 
 
@@ -56,10 +58,14 @@ def write_page(config: PageConfig) -> Path:
         raise UserError(f"--out {config.out}: the page is written to a local file; copy it to where it shall be read")
     store = Store.of(config)
     store.check(write=False)
+    entries: dict[str, list[Entry]] = defaultdict(list)
+    for entry in store.entries(["descendant"]):
+        if usable(entry.facts, f"{FOLDERS[entry.kind]}/{entry.name}"):
+            entries[entry.name.partition("/")[0]].append(entry)
     records = [
-        record(entry.facts, entry.folder)
-        for entry in store.entries(["descendant"])
-        if usable(entry.facts, f"{FOLDERS[entry.kind]}/{entry.name}")
+        one
+        for name, some in entries.items()
+        for one in records_of(costed([entry.facts for entry in some], store, name), some)
     ]
     there = list(dict.fromkeys(one["sweep"] for one in records))
     for name in config.sweeps:

@@ -5,12 +5,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from pydantic import ValidationError
 from safetensors import SafetensorError
 
+from ray_learngene.config.documents import first_error
 from ray_learngene.errors import UserError
 from ray_learngene.methods.base import DESCRIPTION_FILE, WEIGHTS_FILE, Learngene
 from ray_learngene.store.manifest import Manifest
+from ray_learngene.store.rows import numbers_of
 from ray_learngene.store.store import Store
+from ray_learngene.terminal import one_line
 
 # What every descendant records of its learngene, empty where its method needs none.
 LEARNGENE_COLUMNS = (
@@ -37,19 +41,24 @@ class StoredLearngene:
         files = [store.read_file(manifest, file) for file in (WEIGHTS_FILE, DESCRIPTION_FILE)]
         try:
             return cls(Learngene.from_bytes(*files), manifest)
-        except (SafetensorError, ValueError, KeyError, TypeError, RecursionError) as error:
-            detail = " ".join(str(error).split())[:200]
+        except (SafetensorError, ValueError, OverflowError) as error:
+            detail = first_error(error) if isinstance(error, ValidationError) else one_line(error)
             raise UserError(
                 f"the learngene {name!r} in {store.uri} is not one that this version can read ({detail}): make it again"
             ) from error
 
     def facts(self) -> dict[str, Any]:
         """The columns of `LEARNGENE_COLUMNS`; a learngene that started from another has cost that one too."""
-        cost, start = self.manifest.metadata["cost"], self.manifest.metadata.get("start", {})
-        costs = {f"learngene_{name}": cost.get(name) for name in ("seconds", "images", "flops", "teacher_flops")}
+        cost, start = (self.manifest.metadata.get(name) for name in ("cost", "start"))
+        costs = {name: _number(cost, name.removeprefix("learngene_")) for name in LEARNGENE_COLUMNS[3:]}
         return {
             "learngene": self.manifest.name,
             "learngene_version": self.manifest.version,
             "learngene_parameters": self.learngene.parameters(),
-            **{name: None if value is None else value + (start.get(name) or 0) for name, value in costs.items()},
+            **{name: None if value is None else value + (_number(start, name) or 0) for name, value in costs.items()},
         }
+
+
+def _number(facts: object, name: str) -> int | float | None:
+    """A cost that a manifest states; None where it is none."""
+    return facts[name] if isinstance(facts, dict) and numbers_of(facts, name) else None

@@ -12,6 +12,7 @@ from typing import Any, Literal, Self, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from ray_learngene.config.documents import first_error
 from ray_learngene.errors import UserError
 from ray_learngene.io.errors import clear_errors
 
@@ -148,7 +149,7 @@ def list_files(folder: Path) -> list[str]:
     try:
         listed = [ListedFile(path=path.relative_to(folder).as_posix(), bytes=path.stat().st_size) for path in paths]
     except ValidationError as error:
-        raise UserError(f"cannot publish {folder}: {_first(error)}") from error
+        raise UserError(f"cannot publish {folder}: {first_error(error)}") from error
     return [file.path for file in listed]
 
 
@@ -164,7 +165,7 @@ def parse_manifest(text: bytes, uri: str, kind: str, name: str) -> Manifest:
     except ValidationError as error:
         found = _format_of(text)
         if found <= FORMAT:
-            reason = f"{_first(error)}; publish again with --overwrite"
+            reason = f"{first_error(error)}; publish again with --overwrite"
             raise UserError(f"the manifest {uri} is not usable: {reason}") from error
     if found > FORMAT:
         raise UserError(f"the manifest {uri} was written by a later version (format {found}): upgrade this one")
@@ -186,13 +187,6 @@ def _format_of(text: bytes) -> int:
         return _Format.model_validate_json(text).format
     except ValidationError:
         return FORMAT
-
-
-def _first(error: ValidationError) -> str:
-    """The first of a model's errors, in one line."""
-    first = error.errors(include_url=False)[0]
-    where = ".".join(str(part) for part in first["loc"])
-    return " ".join(f"{where}: {first['msg']}".removeprefix(": ").replace("Value error, ", "").split())
 
 
 def folder_of(kind: Kind, name: str) -> str:

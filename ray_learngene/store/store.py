@@ -26,6 +26,7 @@ import pyarrow.fs
 import pyarrow.parquet
 
 from ray_learngene.config import StoreConfig
+from ray_learngene.config.documents import parse_object
 from ray_learngene.errors import UserError
 from ray_learngene.io.errors import Unavailable, clear_errors
 from ray_learngene.io.objects import Objects
@@ -193,11 +194,20 @@ class Store:
         return self.index.names(kind, check_path(under) if under else "")
 
     def manifests(self, kind: Kind, under: str = "") -> list[Manifest]:
-        """The manifests of all artefacts of a kind, sorted by name; of descendants, those of the sweep `under` only."""
+        """The manifests of all artefacts of a kind, sorted by name; of descendants, those of the sweep `under` only.
+
+        A manifest that is not to be trusted is left out, with a warning.
+        """
         names = self._names(kind, under)
         paths = [f"{folder_of(kind, name)}/{MANIFEST}" for name in names]
-        found = zip(names, paths, self.objects.read_many(paths, MOST_BYTES), strict=True)
-        return [parse_manifest(text, self.objects.uri_of(path), kind, name) for name, path, text in found if text]
+        manifests = []
+        for name, path, text in zip(names, paths, self.objects.read_many(paths, MOST_BYTES), strict=True):
+            try:
+                if text:
+                    manifests.append(parse_manifest(text, self.objects.uri_of(path), kind, name))
+            except UserError as error:
+                log.warning("left out: %s", error)
+        return manifests
 
     def entries(self, kinds: Sequence[Kind] = KINDS, under: str = "") -> list[Entry]:
         """What the index knows of all artefacts of some kinds, sorted; of descendants, those of the sweep `under` only.
@@ -321,9 +331,31 @@ class Store:
         return self.objects.create(check_path(path), text.encode())
 
     def read_text(self, path: str) -> str | None:
-        """The text at a path below the store, None where there is none."""
+        """The text at a path below the store, None where there is none.
+
+        Raises:
+            UserError: it is no text.
+        """
         data = self.objects.read(check_path(path))
-        return None if data is None else data.decode()
+        try:
+            return None if data is None else data.decode()
+        except UnicodeDecodeError:
+            raise UserError(f"{self.objects.uri_of(path)} is damaged (not UTF-8 text): remove it") from None
+
+    def read_object(self, path: str, instead: str) -> dict[str, Any] | None:
+        """The JSON object at a path below the store, None where there is none.
+
+        Args:
+            instead: What the user can do where it is damaged.
+
+        Raises:
+            UserError: it is damaged.
+        """
+        data = self.objects.read(check_path(path))
+        try:
+            return None if data is None else parse_object(data)
+        except ValueError as error:
+            raise UserError(f"{self.objects.uri_of(path)} is damaged ({error}): {instead}") from None
 
     def ray_storage(self, name: str) -> tuple[str, pyarrow.fs.FileSystem | None]:
         """`storage_path` and `storage_filesystem` of Ray's RunConfig for the run `name`, kept in runs/<name>."""

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-import json
-from typing import Any
+from typing import Any, Literal
 
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from ray_learngene.config.documents import first_error
 from ray_learngene.errors import UserError
 from ray_learngene.store.store import Store
 
@@ -16,6 +18,20 @@ def sweep_file(name: str, file: str) -> str:
     return f"sweeps/{name}/{file}"
 
 
+_INSTEAD = "delete it, the sweep writes it again"
+
+
+class _Settings(BaseModel):
+    """What is read of it; an earlier version wrote no `scratch`."""
+
+    model_config = ConfigDict(extra="allow")
+
+    common: dict[str, Any] = {}
+    budgets: dict[str, int] = {}
+    config: dict[str, Any] = {}
+    scratch: Literal["cost", "epochs"] = "epochs"
+
+
 def read_settings(store: Store, name: str) -> dict[str, Any] | None:
     """What sweep.json says of a sweep: what its descendants have in `common` and its `budgets`; None without one.
 
@@ -23,11 +39,8 @@ def read_settings(store: Store, name: str) -> dict[str, Any] | None:
         UserError: it is damaged.
     """
     path = sweep_file(name, SETTINGS)
-    text = store.read_text(path)
-    if text is None:
-        return None
+    found = store.read_object(path, _INSTEAD)
     try:
-        settings = json.loads(text)
-        return {**settings, **{key: dict(settings.get(key, {})) for key in ("common", "budgets")}}
-    except (ValueError, TypeError, AttributeError):
-        raise UserError(f"{store.objects.uri_of(path)} is damaged: delete it, the sweep makes it again") from None
+        return None if found is None else _Settings.model_validate(found).model_dump()
+    except ValidationError as error:
+        raise UserError(f"{store.objects.uri_of(path)} is damaged ({first_error(error)}): {_INSTEAD}") from None

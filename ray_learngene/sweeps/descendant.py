@@ -88,6 +88,7 @@ class Descendant:
     seed: int
     lr: float
     key: str
+    epochs: int | None = None
 
     @property
     def name(self) -> str:
@@ -103,8 +104,9 @@ def descendant(
     lr: float,
     shared: SweepContext,
     stored: StoredLearngene | None,
+    epochs: int | None = None,
 ) -> Descendant:
-    """The descendant of an arm and a spec under a sweep's settings."""
+    """The descendant of an arm and a spec under a sweep's settings; `epochs`: other than those."""
     config, images = shared.config, shared.images
     method = arm.method
     facts = {
@@ -115,9 +117,12 @@ def descendant(
         "lr": lr,
         "data": images.train.fingerprint,
         "preprocessing": images.preprocessing.model_dump(mode="json"),
-        "settings": decisive_settings(config, shared.ancestry),
+        "settings": {
+            **decisive_settings(config, shared.ancestry),
+            **({} if epochs is None else {"epochs": epochs}),
+        },
     }
-    return Descendant(arm, spec, seed, lr, fingerprint(facts)[:8])
+    return Descendant(arm, spec, seed, lr, fingerprint(facts)[:8], epochs)
 
 
 Report = Callable[[dict[str, Any]], None]
@@ -140,7 +145,8 @@ class DescendantTask:
 
     def settings(self, config: SweepConfig) -> SweepConfig:
         """The sweep's settings with this descendant's seed and learning rate."""
-        return config.model_copy(update={"seed": self.one.seed, "lr": self.one.lr})
+        own = {"seed": self.one.seed, "lr": self.one.lr}
+        return config.model_copy(update=own if self.one.epochs is None else {**own, "epochs": self.one.epochs})
 
 
 def descendant_batches(shared: SweepContext, settings: SweepConfig, *, taught: bool) -> Batches:
@@ -247,12 +253,16 @@ class DescendantRun:
 
     def publish(self) -> None:
         """Publish the trained descendant; its checkpoint is then removed."""
-        row = self._publish(self._row(self.trainer.progress), self.trainer)
+        row = self._publish(self._row(self.trainer.progress, self.trainer.load_published()), self.trainer)
         self.uploads.remove()
         self.row = row
 
-    def _row(self, progress: Progress) -> dict[str, Any]:
-        """Return all columns; `overhead_seconds` is filled in later."""
+    def _row(self, progress: Progress, final: dict[str, Any]) -> dict[str, Any]:
+        """Return all columns; `overhead_seconds` is filled in later.
+
+        Args:
+            final: Entry of the history of the weights that are published.
+        """
         one, costs, settings, history = self.task.one, self.task.costs, self.settings, progress.history
         seen = progress.step * settings.batch_size
         asked = forward_flops(self.ancestry, self.images.preprocessing.image_size) if self.ancestry else 0
@@ -266,6 +276,7 @@ class DescendantRun:
             "seed": one.seed,
             "lr": one.lr,
             "epochs": settings.epochs,
+            "scratch": None if self.task.stored else settings.scratch or "epochs",
             **costs,
             "outside": one.arm.method.outside(self.task.stored.learngene if self.task.stored else None, one.spec),
             "data": publishable(settings.data),
@@ -273,9 +284,10 @@ class DescendantRun:
             "validation": self.images.val.fingerprint[:12],
             "top1_untuned": history[0]["top1"],
             "top1_epoch1": next((entry["top1"] for entry in history if entry["epoch"] >= 1), history[0]["top1"]),
-            "top1": history[-1]["top1"],
-            "ema_top1": history[-1].get("ema_top1"),
-            "val_loss": history[-1]["val_loss"],
+            "top1": final["top1"],
+            "ema_top1": final.get("ema_top1"),
+            "val_loss": final["val_loss"],
+            "published_epoch": final["epoch"],
             "accumulation": settings.accumulation,
             "unreadable": len(progress.unreadable) if self.images.unreadable == "skip" else None,
             "steps": progress.step,
@@ -339,7 +351,7 @@ class DescendantRun:
 
         seen = ExportImages(
             f"{len(images.val)} validation images of {data_name(self.settings.data)}",
-            lambda: images.validation_batches(size),
+            lambda: images.scored_batches(size)[0],
             training,
         )
         try:

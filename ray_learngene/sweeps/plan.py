@@ -10,6 +10,7 @@ from ray_learngene.errors import UserError
 from ray_learngene.models.costs import Latency
 from ray_learngene.models.specs import Spec
 from ray_learngene.store.store import Store
+from ray_learngene.sweeps.equal_cost import equal_cost_epochs
 from ray_learngene.sweeps.latency import measured_latency
 from ray_learngene.sweeps.selection import (
     Selection,
@@ -32,6 +33,7 @@ class Plan:
         arms: How many there are.
         descendants: How many there are, all arms, seeds and learning rates together.
         steps: Optimizer steps of each; None where no image set was given.
+        scratch_epochs: Epochs of arms without a learngene, if they train at equal cost and an image set was given.
         outside: Why sizes lie outside what their learngene was trained for.
         flops: Training FLOPs of all together, and of fitting where a method does so (of one image for each, where no
             image set was given).
@@ -43,6 +45,7 @@ class Plan:
     descendants: int
     steps: int | None
     flops: float
+    scratch_epochs: dict[Spec, int]
     outside: tuple[str, ...]
 
 
@@ -71,6 +74,19 @@ def plan(config: PlanConfig) -> Plan:
     selection = select(config, learngene, len(sets.train.classes) if sets else learngene.spec.classes, measure)
     learngenes = load_arms(config, store, arms, selection, stored, range(config.seed, config.seed + config.seeds))
     per_arm = config.seeds * max(1, config.lr_search)
+    epochs: dict[Spec, int] = {}
+    if sets and config.scratch != "epochs" and not all(arm.learngene for arm in arms):
+        epochs = equal_cost_epochs(
+            config,
+            config,
+            [choice.spec for choice in selection.specs],
+            arms,
+            learngenes,
+            store,
+            steps_per_epoch=len(sets.train) // config.batch_size,
+            costs={choice.spec: choice.costs for choice in selection.specs},
+            teacher=config.ancestry,
+        )
     macs = 0.0
     outside: list[str] = []
     for arm in arms:
@@ -82,7 +98,10 @@ def plan(config: PlanConfig) -> Plan:
             images = 1
             if steps is not None:
                 adapter = arm.method.adapter(learngene_of_arm, choice.spec)
-                images = (steps + (adapter.fit_steps if adapter else 0)) * config.batch_size
+                trained = steps + (adapter.fit_steps if adapter else 0)
+                if sets and not arm.learngene and choice.spec in epochs:
+                    trained = len(sets.train) // config.batch_size * epochs[choice.spec]
+                images = trained * config.batch_size
             macs += choice.costs["macs"] * images
     return Plan(
         selection,
@@ -91,5 +110,6 @@ def plan(config: PlanConfig) -> Plan:
         len(selection.specs) * len(arms) * per_arm,
         steps,
         2.0 * TRAINING_PASSES * macs * per_arm,
+        epochs,
         tuple(dict.fromkeys(outside)),
     )

@@ -78,7 +78,7 @@ def run_with_ray_tune(
                     metric="top1",
                     mode="max",
                     search_alg=search,
-                    scheduler=GroupedASHA(config.epochs) if config.asha else None,
+                    scheduler=GroupedASHA(inputs.epochs) if config.asha else None,
                     max_concurrent_trials=config.max_concurrent or None,
                     reuse_actors=True,
                     trial_dirname_creator=lambda trial: trial.trial_id,
@@ -119,7 +119,8 @@ def _train(one: dict[str, Any], inputs: SweepInputs, driver: Driver, requests: Q
             diverged = isinstance(outcome, Diverged)
             report(trial, {"top1": float("-inf"), "error": str(outcome), "diverged": diverged})
         else:
-            report(trial, {**outcome, "epoch": config.epochs, "epochs": config.epochs, "finished": True})
+            epochs = inputs.epochs(trial)
+            report(trial, {**outcome, "epoch": epochs, "epochs": epochs, "finished": True})
 
     at_once = one.get("at_once") or max(1, len(left))
     try:

@@ -8,15 +8,16 @@ from typing import Any
 import pandas
 import pyarrow
 
-from ray_learngene.pages.columns import record
+from ray_learngene.pages.columns import records_of
 from ray_learngene.pages.page import SweepPage
+from ray_learngene.store.costs import UNITS, costed, costed_rows
 from ray_learngene.store.store import Store
 from ray_learngene.store.sweeps import PAGE, RESULTS, sweep_file
 
 
 def sweep_table(store: Store, name: str, unfinished: Sequence[dict[str, Any]] = ()) -> pandas.DataFrame:
-    """One row per published descendant of a sweep, and one for each trial that did not finish."""
-    return pandas.DataFrame([*store.rows(name), *unfinished])
+    """One row per published descendant of a sweep with its whole cost, and one for each trial that did not finish."""
+    return pandas.DataFrame([*costed_rows(store, name), *unfinished])
 
 
 def earlier_rows(store: Store, name: str) -> list[dict[str, Any]]:
@@ -29,9 +30,10 @@ def earlier_rows(store: Store, name: str) -> list[dict[str, Any]]:
 def write_results(store: Store, name: str, unfinished: Sequence[dict[str, Any]] = ()) -> pandas.DataFrame:
     """Write the table and the page of a sweep."""
     found = store.finished(name)
-    table = pandas.DataFrame([*(entry.facts for entry in found), *unfinished])
+    rows = costed([entry.facts for entry in found], store, name)
+    table = pandas.DataFrame([*rows, *unfinished])
     store.write_table(sweep_file(name, RESULTS), pyarrow.Table.from_pandas(table, preserve_index=False))
-    page = SweepPage(store, name).text([record(entry.facts, entry.folder) for entry in found], unfinished)
+    page = SweepPage(store, name).text(records_of(rows, found), unfinished)
     store.write_text(sweep_file(name, PAGE), page)
     return table
 
@@ -48,7 +50,7 @@ def leaderboard(results: pandas.DataFrame) -> pandas.DataFrame:
         One row per (width, depth, arm), with `<measure>` and `<measure>_std` (0 for one seed), costs, seeds and trials.
     """
     finished = results[results["status"] == "finished"]
-    size = ["width", "depth", "image", "params", "arm"]  # stages of one total depth differ in parameters
+    size = ["width", "depth", "image", "params", "arm", "epochs"]  # stages of one total depth differ in parameters
     best = finished.loc[finished.groupby([*size, "seed"])["top1"].idxmax()]
     groups = best.groupby(size, sort=False)
     board = groups[["macs", "memory", "latency"]].first()
@@ -60,6 +62,12 @@ def leaderboard(results: pandas.DataFrame) -> pandas.DataFrame:
     board["seeds"] = groups.size()
     board["trials"] = finished.groupby(size).size()
     board["seconds"] = finished.groupby(size)["seconds"].sum()
+    board["scratch"] = groups["scratch"].first() if "scratch" in best else None
+    for unit in UNITS if "own_flops" in best else ():
+        # every learning rate that was tried counts, and of seeds the mean
+        own = finished.groupby(size)[f"own_{unit}"].sum(min_count=1) / board["seeds"]
+        for kind in ("whole", "undivided"):
+            board[f"{kind}_{unit}"] = own + groups[f"{kind}_{unit}"].mean() - groups[f"own_{unit}"].mean()
     board = board.reset_index()
     return board.sort_values(["params", "arm"], ascending=[False, True], kind="stable", ignore_index=True)
 

@@ -54,7 +54,8 @@ def run_trials(
     log.info(f"sweep {config.name}: {count} descendants to train{done}")
     steps = {name.removeprefix(f"{config.name}/"): step for name, step in steps_of(checkpoints).items()}
     if begun := {name: steps[name] for trial in left if (name := inputs.descendant(trial).name) in steps}:
-        total_steps = config.epochs * (len(inputs.images.train) // config.batch_size)
+        epochs = max(inputs.epochs(trial) for trial in left if inputs.descendant(trial).name in begun)
+        total_steps = epochs * (len(inputs.images.train) // config.batch_size)
         log.info(continuing_text(begun, total_steps))
     if count:
         _log_beginning(inputs, [*left, *following])

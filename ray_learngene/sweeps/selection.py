@@ -17,6 +17,7 @@ from ray_learngene.progress import Progress
 from ray_learngene.store.learngenes import StoredLearngene
 from ray_learngene.store.store import Store
 from ray_learngene.sweeps.arms import Arm
+from ray_learngene.terminal import one_line
 
 
 @dataclass(frozen=True)
@@ -130,8 +131,28 @@ def load_arms(
                     )
                 if learngene:
                     _require_preprocessing(arm, name, learngene, known.learngene)
-                arm.method.expand(learngene, choice.spec)
+                _try(arm, learngene, name, choice.spec, store)
     return learngenes
+
+
+def _try(arm: Arm, learngene: Learngene | None, name: str | None, spec: Spec, store: Store) -> None:
+    """Expand to a spec once.
+
+    Raises:
+        UserError: the method cannot do it, or the learngene's tensors are not what its description says.
+    """
+    try:
+        arm.method.expand(learngene, spec)
+    except UserError:
+        raise
+    except Exception as error:  # of timm, torch or the method, where description and tensors contradict each other
+        if name is None:
+            raise
+        reason = one_line(f"{type(error).__name__}: {error}")
+        raise UserError(
+            f"the learngene {name!r} in {store.uri} does not expand ({reason}): its files do not fit together, make it "
+            "again"
+        ) from error
 
 
 def _require_preprocessing(arm: Arm, name: str | None, learngene: Learngene, known: Learngene) -> None:

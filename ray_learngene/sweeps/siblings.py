@@ -96,7 +96,8 @@ def _together(
             unexpected.append(error)
 
     with sigterm.graceful():
-        _train(runs, shared, tasks[0].settings(config), lambda run, row: ended(run.task, row), failed)
+        longest = max((task.settings(config) for task in tasks), key=lambda settings: settings.epochs)
+        _train(runs, shared, longest, lambda run, row: ended(run.task, row), failed)
         if interrupted:
             raise min(interrupted, key=lambda one: one.done)
     return alone

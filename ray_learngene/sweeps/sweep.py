@@ -9,7 +9,8 @@ import json
 import logging
 from collections.abc import Sequence
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Literal
 
 import pandas
 
@@ -24,6 +25,7 @@ from ray_learngene.errors import Diverged, RunError, UserError
 from ray_learngene.methods.base import Learngene
 from ray_learngene.models.compile import require_compiler
 from ray_learngene.models.preprocessing import Preprocessing
+from ray_learngene.models.specs import Spec
 from ray_learngene.provenance import provenance, publishable
 from ray_learngene.store.checkpoints import StoreCheckpoints
 from ray_learngene.store.learngenes import StoredLearngene
@@ -32,6 +34,7 @@ from ray_learngene.store.store import Store
 from ray_learngene.store.sweeps import SETTINGS, read_settings, sweep_file
 from ray_learngene.sweeps.arms import Arm
 from ray_learngene.sweeps.descendant import decisive_settings
+from ray_learngene.sweeps.equal_cost import equal_cost_epochs
 from ray_learngene.sweeps.latency import latency_meter
 from ray_learngene.sweeps.live_page import LivePage
 from ray_learngene.sweeps.results import earlier_rows, write_results
@@ -49,6 +52,7 @@ from ray_learngene.sweeps.selection import (
 from ray_learngene.sweeps.tracked import TrackedTrials
 from ray_learngene.sweeps.trials import Follower, SweepInputs, Trial
 from ray_learngene.tracking.trackers import Trackers
+from ray_learngene.training.flops import forward_flops
 from ray_learngene.training.optimizers import traits_of
 
 if TYPE_CHECKING:
@@ -103,6 +107,7 @@ def _sweep(config: SweepConfig, store: Store, trackers: Trackers, callbacks: Seq
         costs = {one.spec: cost_columns(one.spec, measure(one.spec), micro_batch) for one in selection.specs}
     seeds = range(config.seed, config.seed + config.seeds)
     learngenes = load_arms(config, store, arms, selection, stored, seeds)
+    config = config.model_copy(update={"scratch": _scratch(config, store)})
     inputs = SweepInputs(
         config=config,
         images=images,
@@ -111,15 +116,19 @@ def _sweep(config: SweepConfig, store: Store, trackers: Trackers, callbacks: Seq
         learngenes=learngenes,
         costs=costs,
     )
+    settings = _settings(inputs, selection, arms, stored)
+    _refuse_another(store, config.name, settings)
+    before = earlier_rows(store, config.name)
+    epochs = scratch_epochs(inputs, arms, before)
     wanted = [
-        Trial(arm, choice.spec, seed, config.lr)
+        _as_before(
+            Trial(arm, choice.spec, seed, config.lr, None if arm.learngene else epochs.get(choice.spec)), inputs, before
+        )
         for choice in selection.specs  # largest first: the longest trials must not start last
         for seed in seeds
         for arm in arms
     ]
-    settings = _settings(inputs, selection, arms, stored)
-    _refuse_another(store, config.name, settings)
-    before = earlier_rows(store, config.name)
+    _tell_scratch(config, arms, wanted)
     text = json.dumps(settings, indent=2) + "\n"
     unfinished: list[dict[str, Any]] = []
     page = LivePage(store, config.name, before, len(wanted) * max(1, config.lr_search))
@@ -146,6 +155,59 @@ def _sweep(config: SweepConfig, store: Store, trackers: Trackers, callbacks: Seq
             "run the sweep again to retry these"
         )
     return table
+
+
+def _scratch(config: SweepConfig, store: Store) -> Literal["cost", "epochs"]:
+    """How long arms without a learngene train: as given, as the sweep began, or at equal cost."""
+    if config.scratch:
+        return config.scratch
+    earlier = read_settings(store, config.name)
+    return "epochs" if earlier is not None and earlier["scratch"] == "epochs" else "cost"
+
+
+def scratch_epochs(inputs: SweepInputs, arms: Sequence[Arm], before: Sequence[dict[str, Any]]) -> dict[Spec, int]:
+    """Epochs by spec of arms without a learngene; empty where they are those of the sweep."""
+    config, images, teacher = inputs.config, inputs.images, inputs.ancestry
+    if config.scratch != "cost" or all(arm.learngene for arm in arms):
+        return {}
+    return equal_cost_epochs(
+        config,
+        config,
+        list(inputs.costs),
+        arms,
+        inputs.learngenes,
+        inputs.store,
+        steps_per_epoch=len(images.train) // config.batch_size,
+        costs=inputs.costs,
+        teacher=config.ancestry,
+        teacher_flops=forward_flops(teacher, images.preprocessing.image_size) if teacher else 0,
+        earlier={
+            (row["image"], row["params"]) for row in before if row["status"] == "finished" and row.get("learngene")
+        },
+    )
+
+
+def _as_before(trial: Trial, inputs: SweepInputs, before: Sequence[dict[str, Any]]) -> Trial:
+    """A trial at equal cost, with the epochs of the finished one if there is one: sizes may have been added since."""
+    if trial.epochs is None:
+        return trial
+    for row in before:
+        if (row["arm"], row["seed"]) == (trial.arm.text, trial.seed) and row["epochs"] > inputs.config.epochs:
+            same = replace(trial, lr=row["lr"], epochs=row["epochs"])
+            if inputs.descendant(same).name == row["descendant"]:
+                return replace(trial, epochs=row["epochs"])
+    return trial
+
+
+def _tell_scratch(config: SweepConfig, arms: Sequence[Arm], wanted: Sequence[Trial]) -> None:
+    """Say how long arms without a learngene train."""
+    names = ", ".join(arm.text for arm in arms if not arm.learngene)
+    found = sorted({trial.epochs for trial in wanted if trial.epochs is not None})
+    epochs = f"{found[0]} to {found[-1]}" if len(found) > 1 else f"{found[0] if found else config.epochs}"
+    if found:
+        log.info(f"{names}: {epochs} epochs, the cost of a descendant with its share of the learngene (--scratch cost)")
+    elif names:
+        log.info(f"{names}: {epochs} epochs, as the others; the learngene's cost is not counted (--scratch epochs)")
 
 
 def _settle(
@@ -201,6 +263,7 @@ def _settings(
             **({} if config.lr_search else {"lr": config.lr}),
         },
         "budgets": budgets_of(selection),
+        "scratch": config.scratch,
         "config": publishable(config.model_dump(mode="json")),
         **provenance(),
     }

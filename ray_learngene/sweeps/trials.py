@@ -27,12 +27,14 @@ class Trial:
 
     Attributes:
         lr: The sweep's; where learning rates are searched, until the search has chosen one.
+        epochs: None for those of the sweep.
     """
 
     arm: Arm
     spec: Spec
     seed: int
     lr: float
+    epochs: int | None = None
 
     @property
     def group(self) -> Group:
@@ -63,7 +65,11 @@ class SweepInputs(SweepContext):
 
     def descendant(self, trial: Trial) -> Descendant:
         """Return the descendant that a trial trains."""
-        return descendant(trial.arm, trial.spec, trial.seed, trial.lr, self, self.learngene(trial))
+        return descendant(trial.arm, trial.spec, trial.seed, trial.lr, self, self.learngene(trial), trial.epochs)
+
+    def epochs(self, trial: Trial) -> int:
+        """Return the epochs of a trial."""
+        return self.config.epochs if trial.epochs is None else trial.epochs
 
     def train(
         self,
@@ -96,7 +102,7 @@ class SweepInputs(SweepContext):
             Load(
                 trial,
                 trial.seed if config.view_seed is None else config.view_seed,
-                macs(trial.spec),
+                macs(trial.spec) * max(1, self.epochs(trial)),
                 kept_memory(trial.spec, averaged=config.ema > 0, moments=traits_of(config).moments),
                 step_memory(trial.spec, micro_batch),
             )
@@ -182,7 +188,7 @@ class Outcomes:
             "depth": trial.spec.depth,
             "seed": trial.seed,
             "lr": trial.lr,
-            "epochs": self.inputs.config.epochs,
+            "epochs": self.inputs.epochs(trial),
             "top1": metrics.get("top1"),
             "steps": metrics.get("step"),
             "seconds": metrics.get("seconds"),

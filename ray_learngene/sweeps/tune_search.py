@@ -6,7 +6,7 @@ one, so the search (Optuna) and the scheduler (ASHA) are kept once per group: sa
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
@@ -95,20 +95,25 @@ class LearningRateSearch(Searcher):
 
 
 class GroupedASHA(FIFOScheduler):
-    """ASHA (Li et al., 2020) among the trials of one group, each the only one of its pack."""
+    """ASHA (Li et al., 2020) among the trials of one group, each the only one of its pack.
 
-    def __init__(self, epochs: int) -> None:
+    Args:
+        epochs: Those of a trial.
+    """
+
+    def __init__(self, epochs: Callable[[Trial], int]) -> None:
         super().__init__()
-        self._schedulers: dict[Any, AsyncHyperBandScheduler] = defaultdict(self._create(epochs))
-
-    @staticmethod
-    def _create(epochs: int) -> Callable[[], AsyncHyperBandScheduler]:
-        return lambda: AsyncHyperBandScheduler(
-            time_attr="epoch", metric="top1", mode="max", max_t=max(1, epochs), grace_period=max(1, epochs // 8)
-        )
+        self._epochs = epochs
+        self._schedulers: dict[Any, AsyncHyperBandScheduler] = {}
 
     def _of(self, trial: TuneTrial) -> AsyncHyperBandScheduler:
-        return self._schedulers[trial.config["pack"][0].group]
+        one = trial.config["pack"][0]
+        if one.group not in self._schedulers:
+            epochs = max(1, self._epochs(one))
+            self._schedulers[one.group] = AsyncHyperBandScheduler(
+                time_attr="epoch", metric="top1", mode="max", max_t=epochs, grace_period=max(1, epochs // 8)
+            )
+        return self._schedulers[one.group]
 
     def on_trial_add(self, tune_controller: Any, trial: TuneTrial) -> None:
         self._of(trial).on_trial_add(tune_controller, trial)

@@ -311,6 +311,8 @@ function makeModel() {
       ...["params", "macs", "memory", "latency"].map((name) => [QUANTITIES[name].name, costOf(chosen, name) === null ? null : amount(name, costOf(chosen, name))]),
       ["total cost", chosen.costs.seconds === null ? null : `${amount("seconds", chosen.costs.seconds)}, ${amount("flops", chosen.costs.flops)}FLOPs`],
       ["of it, tuning", model.own ? amount("seconds", model.own) : null],
+      ["undivided", model.undivided_seconds ? `${amount("seconds", model.undivided_seconds)}, ${amount("flops", model.undivided_flops)}FLOPs` : null],
+      ["trained for", model.trained_for],
       ["images", model.images],
       ["input", `${chosen.image} px`],
       ["learngene", model.learngene ? `${model.learngene}${model.version ? ` (${model.version})` : ""}` : null],

@@ -57,7 +57,7 @@ function statistics(values) {
 function grouped(models) {
   const groups = new Map();
   models.forEach((model) => {
-    const key = [model.sweep, model.arm, model.size, model.image, model.params, model.macs].join("\u0000");
+    const key = [model.sweep, model.arm, model.trained_for, model.size, model.image, model.params, model.macs].join("\u0000");
     if (!groups.has(key)) groups.set(key, { key, seeds: new Map(), tried: 0 });
     const group = groups.get(key), known = group.seeds.get(model.seed);
     group.tried += 1;

@@ -38,7 +38,7 @@ class Batches:
         whole_evaluation: bool = False,
     ) -> None:
         self.images, self.config, self.world, self.answers = images, config, world, answers
-        self._validation = images.validation_batches(
+        self._scored = images.scored_batches(
             max(1, int(world.micro_batch(config))),
             rank=0 if whole_evaluation else world.rank,
             world_size=1 if whole_evaluation else world.world_size,
@@ -53,9 +53,12 @@ class Batches:
         self._next = step + 1
         yield from islice(self._steps, self.config.accumulation)
 
-    def of_validation(self) -> Iterator[Batch]:
-        """Iterate over this rank's part of the validation split."""
-        return iter(self._validation)
+    def scored(self) -> Iterator[tuple[int, Iterator[Batch]]]:
+        """Iterate over this rank's part of each split that models are scored on, with its number.
+
+        0 is the validation split; 1, if there is one, holds the images that the best epoch is chosen on.
+        """
+        return ((number, iter(loader)) for number, loader in enumerate(self._scored))
 
     def _open(self, step: int) -> None:
         steps_per_epoch = len(self.images.train) // self.config.batch_size

@@ -15,6 +15,7 @@ from typing import Any, Protocol, Self
 
 from safetensors import SafetensorError
 
+from ray_learngene.config.documents import parse_object
 from ray_learngene.errors import RunError
 from ray_learngene.io.scratch import scratch_path
 
@@ -150,6 +151,7 @@ class Progress:
         resumed_seconds: The part of `seconds` that earlier processes spent.
         answers_read: Images, over all ranks, with cached logits: they needed no teacher forward pass.
         fit: Cost of adapter fitting before the first step (the fields of `Fit`); empty if the method has no adapter.
+        best: Of every model of the run, what `Best.record` returns; empty if the last epoch is published.
         unreadable: Names of the images that could not be read and were skipped.
     """
 
@@ -160,16 +162,26 @@ class Progress:
     answers_read: int = 0
     unreadable: list[str] = field(default_factory=list)
     fit: dict[str, float] = field(default_factory=dict)
+    best: list[dict[str, Any]] = field(default_factory=list)
 
     @classmethod
     def read(cls, folder: Path) -> Progress:
-        """Read the progress of an earlier process from its checkpoint."""
-        progress = cls(**json.loads((folder / PROGRESS_FILE).read_text()))
+        """Read the progress of an earlier process from its checkpoint.
+
+        Raises:
+            RunError: it is damaged, or a later version wrote it.
+        """
+        try:
+            progress = cls(**parse_object((folder / PROGRESS_FILE).read_bytes()))
+        except (OSError, ValueError, TypeError) as error:
+            raise RunError(
+                f"the checkpoint is not one that this version can read ({error}): --overwrite, or another name"
+            ) from None
         progress.resumed_seconds = progress.seconds
         return progress
 
     def write(self, folder: Path) -> None:
-        fields = {name: value for name, value in vars(self).items() if name != "fit" or value}
+        fields = {name: value for name, value in vars(self).items() if name not in ("fit", "best") or value}
         (folder / PROGRESS_FILE).write_text(json.dumps(fields))
 
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ray_learngene.config import OptimizationConfig
-from ray_learngene.config.documents import parse_json
+from ray_learngene.config.documents import parse_object
 from ray_learngene.errors import RunError, UserError
 from ray_learngene.training import deepspeed_internals
 from ray_learngene.training.deepspeed_settings import check_names
@@ -90,13 +90,11 @@ def read_user_config(path: str) -> dict[str, Any]:
         UserError: the file cannot be read, or it contains settings that the run's own flags determine.
     """
     try:
-        values = parse_json(Path(path).read_text())
+        values = parse_object(Path(path).read_bytes())
     except OSError as error:
         raise UserError(f"--deepspeed {path}: {error.strerror}") from None
     except ValueError as error:
         raise UserError(f"--deepspeed {path}: {error}") from None
-    if not isinstance(values, dict):
-        raise UserError(f"--deepspeed {path}: expected a JSON object")
     for key in _OURS:
         if key in values:
             raise UserError(f"--deepspeed {path}: {key!r} is set by the run's own flags; remove it from the file")

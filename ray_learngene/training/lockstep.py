@@ -32,7 +32,7 @@ class Trains(Protocol):
         ...
 
     def take_step(self, micro_batches: Iterable[Batch]) -> None: ...
-    def score(self, batch: Batch) -> None: ...
+    def score(self, batch: Batch, split: int) -> None: ...
     def end_score(self) -> None: ...
     def save_if_due(self) -> None: ...
 
@@ -72,7 +72,7 @@ def train(
     group = Group(trainers, failed)
     _score(group, batches)
     for step in range(min(t.step for t in trainers), max(t.total_steps for t in trainers)):
-        due = [t for t in group.running if t.step == step]
+        due = [t for t in group.running if t.step == step < t.total_steps]
         if due and stop(step):
             group.each(lambda t: t.begin_interrupt())  # all write checkpoints while the first one is uploaded
             group.each(lambda t: t.interrupt())
@@ -86,10 +86,11 @@ def train(
 
 
 def _score(group: Group[T], batches: Batches) -> None:
-    """Score the validation split with every model that is due."""
+    """Score every model that is due."""
     if due := [t for t in group.running if t.score_due]:
-        for batch in group.shared(batches.of_validation(), due):
-            group.each(lambda t: t.score(batch), due)  # noqa: B023
+        for split, loader in batches.scored():
+            for batch in group.shared(loader, due):
+                group.each(lambda t: t.score(batch, split), due)  # noqa: B023
         group.each(lambda t: t.end_score(), due)
 
 

@@ -16,6 +16,7 @@ from torch import nn
 from ray_learngene.config import TrainingConfig
 from ray_learngene.data.pipeline import ImagePipeline
 from ray_learngene.errors import Interrupted, RunError
+from ray_learngene.training.best import Best
 from ray_learngene.training.checkpoints import EMA_FILE, Checkpoints, Progress, clear_disk_errors
 from ray_learngene.training.clock import Clock
 from ray_learngene.training.engine import Engine
@@ -46,7 +47,7 @@ class Trainer:
         report: Called on rank 0 with the metrics of every epoch, and about every second with the step alone.
         scorer: Scores the validation split; by default top-1 and cross-entropy with the labels.
         whole_evaluation: Every rank scores the whole split (partitioned weights need equal numbers of passes).
-        evaluate_first: Score the untrained model as epoch 0.
+        evaluate_first: Score the untrained model as epoch 0; so does `publish` "best".
         clock: Measures the seconds of this run.
     """
 
@@ -75,6 +76,7 @@ class Trainer:
         self.steps_per_epoch = len(images.train) // config.batch_size
         self.total_steps = config.epochs * self.steps_per_epoch
         self.ema = ModelEmaV3(engine.module, decay=config.ema) if config.ema else None
+        self.best: list[Best] = []  # of every scored model, if the best epoch is published
         self.progress = self._resume()
         self.guard = FiniteGuard(world.device, world.all_reduce if world.world_size > 1 else None)
         self.stepper = Stepper(
@@ -94,7 +96,7 @@ class Trainer:
         self._answers_before, self._answers_read = self.progress.answers_read, 0
         self._checkpointed = self._reported = self._ticked = time.monotonic()
         self._unscored: tuple[Step, dict[str, Any]] | None = None
-        if (evaluate_first or self.total_steps == 0) and not self.progress.history:
+        if (evaluate_first or self.best or self.total_steps == 0) and not self.progress.history:
             self._begin_score(Step(0, {}, 0.0))
 
     @property
@@ -126,9 +128,9 @@ class Trainer:
         elif time.monotonic() - self._ticked > TICK_SECONDS:
             self._tick(step)
 
-    def score(self, batch: Batch) -> None:
-        """Add a batch of the validation split to the scores of the model and, with `ema`, of its average."""
-        for row, model in zip(self._sums, self._scored_models(), strict=True):
+    def score(self, batch: Batch, split: int) -> None:
+        """Add a batch to the scores of the model and, with `ema`, of its average; `split` as in `Batches.scored`."""
+        for row, model in zip(self._sums[split], self._scored_models(), strict=True):
             row += self.scorer.score(model, batch)
 
     def end_score(self) -> None:
@@ -142,7 +144,8 @@ class Trainer:
         self._unscored = None
         if not self.whole_evaluation:
             self.world.all_reduce(self._sums)
-        scores, *averages = (self.scorer.metrics(row) for row in self._sums.tolist())
+        reported, *choice = [[self.scorer.metrics(row) for row in split] for split in self._sums.tolist()]
+        scores, *averages = reported
         if not math.isfinite(scores["val_loss"]):  # a finite training loss can have a non-finite gradient
             raise NonFiniteLoss(
                 f"the validation loss is not finite at step {step.number}: lower --lr or set --clip-grad 1"
@@ -150,8 +153,24 @@ class Trainer:
         metrics |= scores
         for average in averages:
             metrics |= {f"ema_{name}": value for name, value in average.items() if name != "val_loss"}
+        for held_out in choice:
+            metrics |= {f"held_out_{name}": value for name, value in held_out[0].items() if name != "val_loss"}
+            for best, model, one in zip(self.best, self._scored_models(), held_out, strict=True):
+                best.offer(model, one, len(self.progress.history))
         self.progress.history.append(metrics)
         self._tell(metrics)
+
+    def load_published(self) -> dict[str, Any]:
+        """Give the models the weights to publish, and return their entry of the history."""
+        history = self.progress.history
+        if not self.best:
+            return dict(history[-1])
+        entries = []
+        for best, model in zip(self.best, self._scored_models(), strict=True):
+            assert best.index is not None
+            best.load_into(model)
+            entries.append(history[best.index])
+        return {**entries[0], **{name: value for name, value in entries[-1].items() if name.startswith("ema_")}}
 
     def save_if_due(self) -> None:
         """Write a checkpoint after the last step, or if one is due and the previous one is uploaded."""
@@ -185,18 +204,23 @@ class Trainer:
 
     def _resume(self) -> Progress:
         with self.checkpoints.latest() as folder:
+            models = range(0 if self.images.choice is None else len(self._scored_models()))
             if folder is None:
+                self.best = [Best(number) for number in models]
                 return Progress()
             self.engine.load(folder)
             if self.ema is not None:
                 self.ema.module.load_state_dict(safetensors.torch.load_file(folder / EMA_FILE))
-            return Progress.read(folder)
+            progress = Progress.read(folder)
+            self.best = [Best(number, progress.best[number], folder) for number in models]
+            return progress
 
     def _begin_score(self, step: Step) -> None:
         self._share_statistics()
         self._unscored = step, self._metrics(step)
         models = self._scored_models()
-        self._sums = torch.zeros(len(models), self.scorer.width, dtype=torch.float64, device=self.world.device)
+        splits = 1 + (self.images.choice is not None)
+        self._sums = torch.zeros(splits, len(models), self.scorer.width, dtype=torch.float64, device=self.world.device)
         for model in models:
             model.eval()
         self.scorer.begin(models)
@@ -251,7 +275,10 @@ class Trainer:
             with clear_disk_errors(folder):
                 self.engine.save(folder)  # first, because all ranks take part in it
                 if self.world.rank == 0:
+                    self.progress.best = [best.record() for best in self.best]
                     self.progress.write(folder)
+                    for best in self.best:
+                        best.write(folder)
                     if self.ema is not None:
                         safetensors.torch.save_file(self.ema.module.state_dict(), folder / EMA_FILE)
         except RunError as caught:

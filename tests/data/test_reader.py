@@ -66,7 +66,7 @@ def test_skipped_images_are_replaced_alike_and_counted(folder: Path, workers: in
 @pytest.mark.parametrize("batch_size", [1, 3])
 def test_evaluation_leaves_them_out(folder: Path, batch_size: int) -> None:
     images = images_of(folder, "skip")
-    assert sum(len(targets) for _, targets in images.validation_batches(batch_size)) == 7
+    assert sum(len(targets) for _, targets in images.scored_batches(batch_size)[0]) == 7
     assert images.readers[1].names() == [DAMAGED[2].partition("/")[2]]
 
 

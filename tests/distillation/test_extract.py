@@ -137,6 +137,7 @@ def test_arms_of_one_sweep_expand_their_own_learngenes_and_learn_from_a_teacher(
         seeds=2,
         ancestry="store:ancestries/vit",
         in_process=True,
+        scratch="epochs",
     )
     table = sweep(config)
     by_arm = table.groupby("arm")["learngene"].agg(list)
@@ -154,7 +155,8 @@ def test_arms_of_one_sweep_expand_their_own_learngenes_and_learn_from_a_teacher(
 
 def quick_sweep(store: str, **changes: Any) -> SweepConfig:
     settings = {key: value for key, value in QUICK.items() if key != "workers"}
-    return SweepConfig(**{**settings, "store": store, "learngene": "model", "in_process": True, "epochs": 0, **changes})
+    settings |= {"store": store, "learngene": "model", "in_process": True, "epochs": 0, "scratch": "epochs"}
+    return SweepConfig(**{**settings, **changes})
 
 
 def test_arms_may_be_added_whether_or_not_the_first_expanded_the_learngene(store: str) -> None:

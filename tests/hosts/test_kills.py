@@ -207,7 +207,8 @@ def test_power_off_of_the_head(site: Site, distill: Distill, quiet: str, strike:
 def sweep(site: Site, recipe: Path, quiet: str) -> Callable[[str], Job]:
     def start(name: str) -> Job:
         words = ["sweep", "--config", recipe, "--name", name, "--learngene", "quiet", "--depths", "1-3"]
-        words += ["--arms", "sws", "scratch", "--siblings", "1"]  # side by side they would end at once
+        words += ["--arms", "sws", "scratch", "--scratch", "epochs"]
+        words += ["--siblings", "1"]  # side by side they would end at once
         return site.submit(*words, "--epochs", 8, "--latency-threads", 1)
 
     return start

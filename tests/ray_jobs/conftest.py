@@ -131,6 +131,7 @@ def sweep_config(learngene: DistillConfig, head: tuple[str, str]) -> SweepConfig
         learngene="digits",
         budgets=("params<=60k", "params<=90k,latency<=1s"),
         arms=("sws", "scratch"),
+        scratch="epochs",
         epochs=1,
         latency_threads=1,
         address=head[0],

@@ -87,13 +87,14 @@ class Family:
         return {tuning.one.name: train_descendant(tuning, self.shared) for tuning in self.tunings}
 
 
-def family(store: Path, members: Sequence[tuple[str, int, float]] = MEMBERS, **changes: Any) -> Family:
+def family(store: Path, members: Sequence[tuple[Any, ...]] = MEMBERS, **changes: Any) -> Family:
     config, images, stored = inputs(store)
     settings = {"batch_size": BATCH, "accumulation": 2, "drop_path": 0.2, "ema": 0.9, "mixup": 0.8, "cutmix": 1.0}
     config = config.model_copy(update={**settings, "checkpoint_seconds": 1e6, **changes})
     images = ImagePipeline(
         Subset(images.train, torch.arange(STEPS * BATCH).numpy()), Subset(images.val, torch.arange(30).numpy()),
         PREPROCESSING, config,
+        choice=Subset(images.train, torch.arange(900, 960).numpy()) if config.publish == "best" else None,
     )  # fmt: skip
     method = create_method("wave:counts=2-2-4-4")
     torch.manual_seed(1)
@@ -102,11 +103,11 @@ def family(store: Path, members: Sequence[tuple[str, int, float]] = MEMBERS, **c
 
     shared = SweepContext(config, images, None, Store(config.store))
 
-    def tuning(arm: str, depth: int, lr: float) -> DescendantTask:
+    def tuning(arm: str, depth: int, lr: float, epochs: int | None = None) -> DescendantTask:
         spec: Spec = SPEC.replace(depth=depth)
         gene = genes.get(arm.partition(":")[0])
         costs = cost_columns(spec, latency(depth), config.batch_size // config.accumulation)
-        return DescendantTask(descendant(Arm.parse(arm, "digits"), spec, 3, lr, shared, gene), gene, costs)
+        return DescendantTask(descendant(Arm.parse(arm, "digits"), spec, 3, lr, shared, gene, epochs), gene, costs)
 
     return Family(config, images, [tuning(*member) for member in members])
 
@@ -162,6 +163,17 @@ def test_siblings_are_those_trained_alone_and_every_view_is_drawn_once(
     assert rows == {name: Store(made.config.store).manifest("descendant", f"s/{name}").metadata["row"] for name in rows}
     fitted = 4 * BATCH  # views that one of them was fitted on before
     assert len(drawn) == 2 * STEPS * BATCH + fitted and len(set(drawn)) == 2 * STEPS * BATCH
+
+
+def test_siblings_of_other_lengths_are_those_trained_alone(tmp_path: Path) -> None:
+    members = [("wave:fit=4@wave", 2, 4e-3), ("wave:fit=1@wave", 2, 4e-3), ("scratch", 1, 1e-3, 4)]
+    made, other = (family(tmp_path / name, members, publish="best") for name in ("together", "alone"))
+    made.together()
+    other.alone()
+    assert_equal(made, other)
+    rows = [Store(made.config.store).manifest("descendant", f"s/{name}").metadata["row"] for name in made.names]
+    assert [row["steps"] for row in rows] == [2 * STEPS, 2 * STEPS, 4 * STEPS]
+    assert [row["fit_steps"] for row in rows] == [4, 1, 0]
 
 
 class Damaged(Subset):
