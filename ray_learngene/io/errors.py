@@ -22,6 +22,7 @@ from botocore.exceptions import (
     NoCredentialsError,
     PartialCredentialsError,
     ProfileNotFound,
+    SSLError,
 )
 from botocore.exceptions import ConnectionError as NoConnection
 from botocore.parsers import ResponseParserError
@@ -101,6 +102,7 @@ NO_LOGIN = "no credentials for {uri}: set {keys}"
 NO_BUCKET = "the bucket of {uri} does not exist: create it, or correct the name or {address}"
 REGION = "the bucket of {uri} is in another region: set AWS_REGION"
 UNREACHABLE = "no answer from {server}{endpoint} for {uri}: check {address} and the network"
+UNTRUSTED = "the certificate of {server}{endpoint} for {uri} is not trusted: name its authority in AWS_CA_BUNDLE"
 FAILING = "{server} of {uri} is overloaded or failing: run the command again later"
 REFUSED = "{server} refuses a request for {uri} (status 400): the credentials may have expired; check {keys}"
 SERVER_FULL = "{server} has no space left for {uri}: free some, or use another bucket"
@@ -137,6 +139,7 @@ BY_CODE = {
 BY_TYPE: tuple[tuple[type[Exception] | tuple[type[Exception], ...], str], ...] = (
     ((NoCredentialsError, PartialCredentialsError), NO_KEYS),
     (ProfileNotFound, "AWS_PROFILE names a profile that does not exist: correct it for {uri}"),
+    (SSLError, UNTRUSTED),
     ((NoConnection, HTTPClientError, IncompleteReadError, ResponseParserError), UNREACHABLE),
     ((ConnectionError, TimeoutError), UNREACHABLE),
     (http.client.HTTPException, UNREACHABLE),
@@ -158,7 +161,7 @@ OTHERS = {
         ("ClientAuthenticationError", NO_LOGIN),
     ),
     "requests.exceptions": (("ConnectionError", UNREACHABLE), ("Timeout", UNREACHABLE)),
-    "httpx": (("TransportError", UNREACHABLE), ("HTTPError", None)),
+    **dict.fromkeys(("httpx", "httpx2"), (("TransportError", UNREACHABLE), ("HTTPError", None))),
     "aiohttp": (("ClientError", UNREACHABLE),),
 }
 

@@ -23,7 +23,7 @@ import pyarrow.fs
 from ray_learngene.errors import UserError
 from ray_learngene.io import s3_settings
 from ray_learngene.io.backend import Found
-from ray_learngene.io.errors import NO_BUCKET, status_of, storage_errors
+from ray_learngene.io.errors import NO_BUCKET, status_of, storage_errors, without_secrets
 from ray_learngene.io.options import options_for
 from ray_learngene.io.schemes import SCHEMES, words_of
 
@@ -48,7 +48,8 @@ def open_filesystem(scheme: str, path: str) -> tuple[AbstractFileSystem, str]:
     try:
         opened, inside = url_to_fs(uri, skip_instance_cache=True, **options)
     except (TypeError, ValueError, ImportError) as error:
-        raise UserError(f"{uri} cannot be opened: {' '.join(str(error).split())[:300]}") from None
+        reason = without_secrets(" ".join(str(error).split()))[:300]
+        raise UserError(f"{uri} cannot be opened: set {words_of(uri).keys} ({reason})") from None
     return opened, inside
 
 
@@ -68,7 +69,12 @@ class FsspecStorage:
         if client.async_impl:
             usual = s3_settings.CONNECT_SECONDS + s3_settings.REQUEST_SECONDS
             kwargs["timeout"] = usual + seconds + moved / LEAST_PER_SECOND
-        return getattr(client, method)(*args, **kwargs)
+        try:
+            return getattr(client, method)(*args, **kwargs)
+        except (UserError, *storage_errors()):
+            raise
+        except Exception as error:  # each client has its own idea of what to raise
+            raise OSError(f"{type(error).__name__}: {error}") from error
 
     def _full(self, path: str) -> str:
         root = self._opened[1].rstrip("/")

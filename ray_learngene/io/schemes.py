@@ -38,10 +38,11 @@ class Scheme:
     writes: bool = False
 
 
+GCS_KEYS = "GOOGLE_APPLICATION_CREDENTIALS"
 AZURE_KEYS = "AZURE_STORAGE_ACCOUNT_NAME and AZURE_STORAGE_ACCOUNT_KEY (or AZURE_STORAGE_CONNECTION_STRING)"
 SCHEMES = {
     "s3": Scheme("the S3 server", KEYS, "AWS_ENDPOINT_URL", writes=True),
-    "gs": Scheme("Google Cloud Storage", "GOOGLE_APPLICATION_CREDENTIALS", "STORAGE_EMULATOR_HOST", "gcs", writes=True),
+    "gs": Scheme("Google Cloud Storage", GCS_KEYS, GCS_KEYS, "gcs", writes=True),
     "abfs": Scheme("Azure Storage", AZURE_KEYS, "AZURE_STORAGE_ACCOUNT_NAME", "azure", writes=True),
     "hf": Scheme("the Hugging Face hub", "HF_TOKEN", "HF_ENDPOINT"),
     "memory": Scheme("this process", writes=True),

@@ -89,6 +89,17 @@ def test_a_missing_client_is_named_with_what_installs_it(monkeypatch: pytest.Mon
         one_line(error)
 
 
+def test_a_place_that_cannot_be_reached_is_one_line() -> None:
+    """Without a network: the hub's client is switched off for tests, and nothing listens at the other."""
+    for uri, says in (
+        ("hf://datasets/a/b", "hf://datasets/a/b"),
+        ("ftp://127.0.0.1:1/a", "no answer from the server of ftp://"),
+    ):
+        with pytest.raises(UserError, match=says) as error:
+            Store(uri, retry_seconds=0).check(write=False)
+        one_line(error)
+
+
 def test_a_store_that_can_only_be_read_is_said_to_be_so_before_any_work() -> None:
     with pytest.raises(
         UserError, match="hf:// can only be read here: keep the store in a local folder, s3://"
