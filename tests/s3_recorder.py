@@ -54,11 +54,13 @@ class Recorder:
         endpoint: Its URL.
         requests: What was asked for so far, without repetition.
         headers: Of every request, in lower case, with its method.
+        traffic: Permission, bytes of the body and bytes of the answer's of every request.
     """
 
     def __init__(self, endpoint: str) -> None:
         self.requests: set[Request] = set()
         self.headers: list[tuple[str, dict[str, str]]] = []
+        self.traffic: list[tuple[str, int, int]] = []
         upstream, recorder = urlsplit(endpoint).netloc, self
 
         class Handler(BaseHTTPRequestHandler):
@@ -66,7 +68,8 @@ class Recorder:
 
             def _pass_on(self) -> None:
                 body = self._body()
-                recorder.requests.update(permissions(self.command, self.path, body))
+                needed = permissions(self.command, self.path, body)
+                recorder.requests.update(needed)
                 sent = {name.lower(): value for name, value in self.headers.items()}
                 recorder.headers.append((self.command, sent))
                 connection = http.client.HTTPConnection(upstream, timeout=60)
@@ -77,6 +80,7 @@ class Recorder:
                 connection.endheaders(body or None)
                 answer = connection.getresponse()
                 content = answer.read()
+                recorder.traffic.append((needed[0].action, len(body), len(content)))
                 self.send_response_only(answer.status, answer.reason)
                 for name, value in answer.getheaders():
                     if name.lower() not in ("connection", "transfer-encoding", "content-length"):
