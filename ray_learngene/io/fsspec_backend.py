@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from fsspec import AbstractFileSystem
 
 RANGE_BYTES = 8 * 2**20
+FIRST_BYTES = 2**20  # most objects that are read as a whole have fewer
 RANGES = 4  # asked for at once
 LIST_SECONDS = 300.0  # that the pages of a long list may take
 THREADS = 16
@@ -71,9 +72,10 @@ class FsspecStorage:
             kwargs["timeout"] = usual + seconds + moved / LEAST_PER_SECOND
         try:
             return getattr(client, method)(*args, **kwargs)
-        except (UserError, *storage_errors()):
-            raise
-        except Exception as error:  # each client has its own idea of what to raise
+        except Exception as error:
+            if isinstance(error, (UserError, *storage_errors())):
+                raise
+            # each client has its own idea of what to raise
             raise OSError(f"{type(error).__name__}: {error}") from error
 
     def _full(self, path: str) -> str:
@@ -109,15 +111,19 @@ class FsspecStorage:
         return any(found.path == path for found in self.look(folder))
 
     def read(self, path: str, most: int) -> bytes | None:
+        first = min(most, FIRST_BYTES)
         try:
-            data: bytes = self._call("cat_file", self._full(path), start=0, end=most, moved=min(most, RANGE_BYTES))
+            data: bytes = self._call("cat_file", self._full(path), start=0, end=first, moved=first)
+            if len(data) < first or first == most:
+                return data
+            end = min(self.size(path), most)
+            return data + b"".join(receive(end, first, lambda start, stop: self.range(path, start, stop)))
         except FileNotFoundError:
             return None
         except storage_errors() as error:
             if status_of(error) == 416:  # an empty object has no first byte
                 return b""
             raise
-        return data
 
     def size(self, path: str) -> int:
         """The bytes of an object."""
