@@ -31,6 +31,12 @@ FUNCTIONS: dict[str, tuple[type[Config], str, set[str], str]] = {
     "expand_all": (config.ExpandConfig, "learngene: Artefact | str, ", {"learngene"}, "list[Model]"),
     "page": (config.PageConfig, "store: Store | str, ", {"store"}, "Path"),
     "export": (config.ExportConfig, "model: Model | str | Path, ", {"model"}, "list[Exported]"),
+    "measure": (
+        config.MeasureConfig,
+        "models: Artefact | Model | str | Path | Sequence[Model | str | Path], ",
+        {"models", "learngene", "imported", "script"},
+        "list[Record]",
+    ),
     "evaluate": (config.EvaluateConfig, "model: Model | str | Path, ", {"model"}, "Scores"),
 }
 _FROM_LEARNGENE = {"name", "data"}  # of a sweep: an `Artefact` gives them
@@ -65,6 +71,7 @@ from ray_learngene.errors import Interrupted as Interrupted
 from ray_learngene.errors import UserError as UserError
 from ray_learngene.store.manifest import Manifest
 from ray_learngene.store.store import Store as Store
+from ray_learngene.store.timings import Record
 from ray_learngene.sweeps.plan import Plan
 from ray_learngene.training.evaluation import Scores
 

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from ray_learngene.config import ExpandConfig
     from ray_learngene.delivery.export import Exported
     from ray_learngene.delivery.features import FeatureScores
+    from ray_learngene.store.timings import Record
     from ray_learngene.sweeps.plan import Plan
     from ray_learngene.training.evaluation import Scores
 
@@ -51,6 +52,7 @@ __all__ = [
     "expand_all",
     "export",
     "extract",
+    "measure",
     "page",
     "plan",
     "pull",
@@ -275,6 +277,29 @@ def export(model: Model | str | Path, **settings: Any) -> list[Exported]:
 
     path = model.path if isinstance(model, Model) else model
     return export(_configure(ExportConfig, {"model": path, **settings}))
+
+
+def measure(models: Artefact | Model | str | Path | Sequence[Model | str | Path], **settings: Any) -> list[Record]:
+    """Time models on this device, as `learngene measure` does, and publish the record.
+
+        lg.measure(gene, device="laptop")  # from a few of its sizes, all others are predicted
+        lg.sweep(gene, budgets="latency@laptop<=8ms")
+
+    Args:
+        models: A learngene, or models, folders or ONNX files.
+
+    Raises:
+        UserError: a model cannot be timed, or computes something else than its golden file.
+    """
+    from ray_learngene.cli.measure import measure
+    from ray_learngene.config import MeasureConfig
+
+    if isinstance(models, Artefact):
+        given: dict[str, Any] = {"store": models.store, "learngene": models.name}
+    else:
+        several = [models] if isinstance(models, Model | str | Path) else models
+        given = {"models": [os.fspath(one.path if isinstance(one, Model) else one) for one in several]}
+    return measure(_configure(MeasureConfig, {**given, **settings}))
 
 
 def evaluate(model: Model | str | Path, **settings: Any) -> Scores | FeatureScores:

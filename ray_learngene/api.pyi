@@ -19,6 +19,7 @@ from ray_learngene.errors import Interrupted as Interrupted
 from ray_learngene.errors import UserError as UserError
 from ray_learngene.store.manifest import Manifest
 from ray_learngene.store.store import Store as Store
+from ray_learngene.store.timings import Record
 from ray_learngene.sweeps.plan import Plan
 from ray_learngene.training.evaluation import Scores
 
@@ -495,6 +496,7 @@ def expand(
     depths: str | int | Sequence[int] | None = None,
     widths: str | int | Sequence[int] | None = None,
     image_size: int | None = None,
+    device: str | None = None,
     seed: int = 0,
     batch_size: int = 256,
     out: Path | str | None = None,
@@ -529,6 +531,7 @@ def expand_all(
     depths: str | int | Sequence[int] | None = None,
     widths: str | int | Sequence[int] | None = None,
     image_size: int | None = None,
+    device: str | None = None,
     seed: int = 0,
     batch_size: int = 256,
     out: Path | str | None = None,
@@ -568,6 +571,23 @@ def export(
     out: Path | str | None = None,
     overwrite: bool = False,
 ) -> list[Exported]: ...
+def measure(
+    models: Artefact | Model | str | Path | Sequence[Model | str | Path],
+    *,
+    storage_options: dict[str, Any] = ...,
+    store: Store | str = "./store",
+    store_patience: float = 300.0,
+    depths: str | int | Sequence[int] | None = None,
+    widths: str | int | Sequence[int] | None = None,
+    device: str | None = None,
+    runtime: Literal["onnxruntime", "torch"] = "onnxruntime",
+    precision: Literal["fp32", "int8", "bf16", "fp16"] = "fp32",
+    threads: int = 1,
+    batch: int = 1,
+    seconds: float = 60,
+    out: Path | str | None = None,
+    overwrite: bool = False,
+) -> list[Record]: ...
 def evaluate(
     model: Model | str | Path,
     *,

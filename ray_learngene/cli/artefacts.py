@@ -5,7 +5,12 @@ from __future__ import annotations
 from ray_learngene.errors import UserError
 from ray_learngene.store.manifest import Kind
 
-KINDS: dict[str, Kind] = {"learngenes": "learngene", "ancestries": "ancestry", "descendants": "descendant"}
+KINDS: dict[str, Kind] = {
+    "learngenes": "learngene",
+    "ancestries": "ancestry",
+    "descendants": "descendant",
+    "timings": "timing",
+}
 
 
 def parse_artefact(text: str) -> tuple[str, str]:

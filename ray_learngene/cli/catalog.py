@@ -38,6 +38,10 @@ def print_list(config: ListConfig) -> None:
         (f"softlabels/{key}", *nothing, format_quantity("memory", facts["bytes"]), _minute(facts["created"]))
         for key, facts in summaries(store).items()
     ]
+    rows += [
+        (f"timings/{one.name}", *nothing, format_quantity("memory", one.bytes), _minute(one.created))
+        for one in store.manifests("timing")
+    ]
     rows += [(f"sweeps/{name}", *nothing, "-", "-") for name in store.sweeps()]
     if not rows:
         print(f"store {store.uri} is empty")

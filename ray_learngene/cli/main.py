@@ -63,6 +63,11 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
         "ray_learngene.cli.export:print_exports",
         "write ONNX, int8 or torch.export files of a model, compared with it",
     ),
+    "measure": (
+        "MeasureConfig",
+        "ray_learngene.cli.measure:measure",
+        "time models on the device that will run them, and predict all other sizes",
+    ),
     "submit": (
         "SubmitConfig",
         "ray_learngene.cluster.submit:submit",
@@ -96,13 +101,21 @@ _TRAINING_PACKAGES = {
     "torchvision",
 }
 # fields that are given without a flag
-_POSITIONAL = {"pull": "artefact", "show": "artefact", "evaluate": "model", "expand": "learngene", "export": "model"}
+_POSITIONAL = {
+    "pull": "artefact",
+    "show": "artefact",
+    "evaluate": "model",
+    "expand": "learngene",
+    "export": "model",
+    "measure": "models",
+}
 # what users of timm and Ray type for the same field
 _ALIASES = {
     "accumulation": ("--grad-accum-steps",),
     "auto_augment": ("--aa",),
     "ema": ("--model-ema-decay",),
     "follow": ("--wait",),
+    "imported": ("--import",),
     "image_size": ("--img-size",),
     "interpolation": ("--train-interpolation",),
     "precision": ("--amp-dtype",),
@@ -311,7 +324,8 @@ def _add_argument(group: argparse._ArgumentGroup, name: str, field: Any, *, posi
     default = "" if nothing else f" (default: {_show(field.default)})"
     help_text = f"{field.description}{required}{default}".replace("%", "%%")
     if positional:
-        group.add_argument(name, nargs="?", help=f"{help_text}; also as --{name}")
+        many = typing.get_origin(field.annotation) is tuple
+        group.add_argument(name, nargs="*" if many else "?", help=f"{help_text}; also as --{name}")
     if positional or hidden:
         help_text = argparse.SUPPRESS
     flags = [f"--{name.replace('_', '-')}", *_ALIASES.get(name, ())]

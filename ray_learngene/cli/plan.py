@@ -40,7 +40,7 @@ def print_plan(config: PlanConfig) -> None:
         f"latency: batch {config.latency_batch}, {config.latency_dtype}, {config.latency_threads} thread(s), "
         f"{next(iter(planned.latencies.values())).device}; training memory: a micro-batch of {micro_batch} in fp32"
     )
-    for note in planned.outside:
+    for note in (*selection.timing_notes(), *planned.outside):
         print(f"note: {note}")
     counts = f"{len(selection.specs)} sizes x {planned.arms} arms x {config.seeds} seeds"
     if config.lr_search:

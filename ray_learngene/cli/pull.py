@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections import defaultdict
 from collections.abc import Hashable, Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ from ray_learngene.models.budgets import Budget, format_quantity, parse_quantity
 from ray_learngene.store.manifest import FOLDERS, Manifest
 from ray_learngene.store.rows import measured_on, numbers_of
 from ray_learngene.store.store import Entry, Store
+from ray_learngene.store.timings import Timings
 from ray_learngene.terminal import one_line
 
 _LIMITS = {"params": "max_params", "macs": "max_macs", "memory": "max_memory", "latency": "max_latency"}
@@ -30,9 +33,10 @@ def select_descendant(config: PullConfig, store: Store) -> Manifest:
         NothingWithin: there is none; says which limit excludes the smallest.
     """
     limits = [parse_quantity(name, value) for name, flag in _LIMITS.items() if (value := getattr(config, flag))]
+    timings = device_timings(config, store)
     known = {entry.name: entry for entry in store.entries(["descendant"], under=config.sweep or "")}
     while True:
-        best = _best(list(known.values()), config, limits, store.uri)
+        best = _best(list(known.values()), config, limits, store.uri, timings)
         manifest = store.look_up("descendant", best.name)
         # The index may be behind by what was changed by hand, or since it was read; the manifest is what counts.
         if manifest is not None and manifest.version == best.version and manifest.created == best.created:
@@ -42,7 +46,7 @@ def select_descendant(config: PullConfig, store: Store) -> Manifest:
             known[best.name] = Entry.of(manifest)
 
 
-def _best(known: list[Entry], config: PullConfig, limits: list[Budget], uri: str) -> Entry:
+def _best(known: list[Entry], config: PullConfig, limits: list[Budget], uri: str, timings: Timings | None) -> Entry:
     found = [
         one
         for one in known
@@ -58,10 +62,15 @@ def _best(known: list[Entry], config: PullConfig, limits: list[Budget], uri: str
         which = "".join(f" {word} {value!r}" for word, value in wanted.items() if value)
         raise NothingWithin(f"no descendants{which} in {where}: see `learngene list`")
     _require_one(_label_sets(found), f"the descendants in {uri} have different label sets", "--sweep or --data")
-    if config.max_latency:
+    if config.max_latency and timings:
+        found = _on_device(found, timings)
+    elif config.max_latency:
         found = [one for one in found if config.device is None or config.device in str(one.facts.get("latency_device"))]
         if not found:
-            raise NothingWithin(f"no latency in {uri} was measured on {config.device!r}: see `learngene list`")
+            raise NothingWithin(
+                f"no latency in {uri} was measured on {config.device!r}: import a record of it (`learngene measure`), "
+                "or see `learngene list`"
+            )
         _require_one(
             _grouped(found, lambda one: measured_on(one.facts)),
             f"latencies in {uri} were measured in different ways",
@@ -75,6 +84,33 @@ def _best(known: list[Entry], config: PullConfig, limits: list[Budget], uri: str
     # sizes that the learngene was not trained for are taken where nothing else is within the limits
     within = [one for one in within if not one.facts.get("outside")] or within
     return max(within, key=lambda one: (one.facts["top1"], -one.facts["params"]))
+
+
+def device_timings(config: PullConfig, store: Store) -> Timings | None:
+    """The record of the device whose latency is limited; None where the store has none of that name."""
+    if config.max_latency and config.device and Timings.has(store, config.device):
+        return Timings.load(store, config.device)
+    return None
+
+
+def _on_device(found: list[Entry], timings: Timings) -> list[Entry]:
+    """Descendants with the latency that a record tells of each; those of which it tells nothing are left out.
+
+    Raises:
+        UserError: it tells nothing of any; says why.
+    """
+    timed: list[Entry] = []
+    reason: UserError | None = None
+    for one in found:
+        try:
+            latency = timings.of(one.facts)
+        except UserError as error:
+            reason = error
+            continue
+        timed.append(replace(one, row=json.dumps({**one.facts, "latency": latency.milliseconds})))
+    if not timed and reason:
+        raise reason
+    return timed
 
 
 def _same_data(wanted: str, data: object) -> bool:
@@ -185,6 +221,8 @@ def pull(config: PullConfig) -> Path:
             f"{format_quantity('params', row['params'])} parameters, {format_quantity('macs', row['macs'])} MACs, "
             f"{row['latency']:.3g} ms on {measured_on(row)}, top-1 {row['top1']:.2f} %"
         )
+        if timings := device_timings(config, store):
+            print(f"on {timings.device}: {timings.of(row)} ({timings.text})")
         if row.get("outside"):
             print(f"note: {row['outside']}")
     return path
@@ -213,7 +251,7 @@ def _trained_or_expanded(config: PullConfig, store: Store) -> Manifest | Path:
         return trained
     expander = Expander.open(store, str(config.learngene))
     try:
-        spec = expander.largest(config.limits, expander.sizes())
+        spec = expander.largest(config.limits, expander.sizes(), device_timings(config, store))
     except NothingWithin as nothing:
         if trained is None or config.expand:
             raise

@@ -7,7 +7,7 @@ name: `learngene distill --epochs 20`. It is validated before anything starts, a
 from ray_learngene.config.base import Config, load_config, read_recipe
 from ray_learngene.config.compare import BenchArm, BenchConfig
 from ray_learngene.config.data import AugmentationConfig, DataConfig
-from ray_learngene.config.delivery import ExpandConfig, ExportConfig, LimitsConfig
+from ray_learngene.config.delivery import ExpandConfig, ExportConfig, LimitsConfig, MeasureConfig
 from ray_learngene.config.distillation import AncestryConfig, DistillConfig, ExtractConfig, SoftLabelsConfig
 from ray_learngene.config.store import (
     CheckConfig,
@@ -51,6 +51,7 @@ __all__ = [
     "GcConfig",
     "LimitsConfig",
     "ListConfig",
+    "MeasureConfig",
     "OptimizationConfig",
     "PageConfig",
     "PlanConfig",

@@ -45,6 +45,9 @@ class ExpandConfig(LimitsConfig, StoreConfig, DataConfig):
         None, description="many widths, e.g. 192,384; with a limit: those to choose from, default what was trained"
     )
     image_size: int | None = Field(None, ge=1, description="input size in pixels; default: the learngene's")
+    device: str | None = Field(
+        None, description="device whose record in the store tells the latency; default: measured here, in eager torch"
+    )
     seed: int = Field(0, description="seed of what the learngene does not determine")
     data: str = Field("", description="image set on whose validation split to measure the models; default: none")
     batch_size: int = Field(256, ge=1, description="images at a time with --data")
@@ -58,6 +61,8 @@ class ExpandConfig(LimitsConfig, StoreConfig, DataConfig):
         for one, many in (("depth", self.depths), ("width", self.widths)):
             if getattr(self, one) and many:
                 raise ValueError(f"give {one} or {one}s, not both")
+            if self.device and not self.max_latency:
+                raise ValueError("device tells a latency: give max_latency too")
             if getattr(self, one) and self.limits:
                 raise ValueError(f"a limit chooses the size: leave out {one}, or give {one}s to choose from")
         return self
@@ -139,3 +144,47 @@ def known_formats(formats: tuple[str, ...], known: tuple[str, ...]) -> tuple[str
     if not found and EXPORT_FORMATS is known:
         raise ValueError(f"give one of {', '.join(known)}")
     return found
+
+
+class MeasureConfig(StoreConfig):
+    """`learngene measure`: time models on this device, or bring the records of another one into the store."""
+
+    decides = "nothing"
+
+    models: Texts = Field((), description="folders of timm models or of exports, or ONNX files")
+    learngene: str | None = Field(None, description="time sizes of this learngene instead")
+    depths: OptionalWholeNumbers = Field(
+        None, description="depths of the learngene; default: three, from which all others are predicted"
+    )
+    widths: OptionalWholeNumbers = Field(
+        None,
+        description="widths of the learngene; default: those that were trained. Of three or more, the smallest and the "
+        "largest depth are timed at the largest width, and the largest depth at the others",
+    )
+    device: str | None = Field(None, description="what to call the device; default: the name of its CPU or GPU")
+    runtime: Literal["onnxruntime", "torch"] = Field(
+        "onnxruntime", description="torch: eager, on the GPU if there is one"
+    )
+    precision: Literal["fp32", "int8", "bf16", "fp16"] = Field(
+        "fp32", description="of timm folders and learngenes; int8 on onnxruntime, bf16 and fp16 on torch"
+    )
+    threads: int = Field(1, ge=1, description="CPU threads; one is timed in CPU time, more in wall time")
+    batch: int = Field(1, ge=1, description="images at a time")
+    seconds: float = Field(60, gt=0, description="time limit of the measurement")
+    imported: str | None = Field(None, description="publish the records of this file, which measure.py wrote elsewhere")
+    out: str | None = Field(None, description="write the record to this JSON file; default: publish it in the store")
+    script: str | None = Field(None, description="write measure.py to this file, for a device without this package")
+    overwrite: bool = Field(False, description="replace an earlier record of the same device and conditions")
+
+    @model_validator(mode="after")
+    def _one_thing(self) -> Self:
+        given = [bool(self.models), bool(self.learngene), bool(self.imported), bool(self.script)]
+        if sum(given) != 1:
+            raise ValueError("give models, or one of learngene, import and script")
+        if (self.depths or self.widths) and not self.learngene:
+            raise ValueError("depths and widths are sizes of a learngene: give learngene too")
+        if self.precision in ("bf16", "fp16") and self.runtime != "torch":
+            raise ValueError(f"precision {self.precision} is timed with runtime torch")
+        if self.precision == "int8" and self.runtime == "torch":
+            raise ValueError("precision int8 is timed with runtime onnxruntime")
+        return self

@@ -24,7 +24,9 @@ class PullConfig(LimitsConfig, StoreConfig):
         None, description="KIND/NAME, e.g. learngenes/x; default: the best descendant within the limits"
     )
     device: str | None = Field(
-        None, description="only latencies measured on a device whose name has this in it; needs max_latency"
+        None,
+        description="device of max_latency: one with a record in the store (`learngene measure`), else those "
+        "whose sweep measured on a device with this in its name",
     )
     data: str | None = Field(None, description="only descendants trained on this image set")
     sweep: str | None = Field(None, description="only descendants of this sweep")

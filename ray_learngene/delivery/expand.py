@@ -32,6 +32,7 @@ from ray_learngene.models.timm_folder import export_timm
 from ray_learngene.provenance import provenance
 from ray_learngene.store.learngenes import StoredLearngene
 from ray_learngene.store.store import Store
+from ray_learngene.store.timings import Timings
 
 MARK = "config.json"  # what every model folder has
 FACTS = "metrics.json"
@@ -91,10 +92,12 @@ class Expander:
         widths = widths or ",".join(map(str, self.method.trained_widths(self.stored.learngene)))
         return sizes_of(self.stored.learngene.spec, depths=depths, widths=widths, changes={"image": image_size})
 
-    def largest(self, limits: Mapping[str, str], choices: Sequence[Spec]) -> Spec:
+    def largest(self, limits: Mapping[str, str], choices: Sequence[Spec], timings: Timings | None = None) -> Spec:
         """The largest size within limits; of several, one that the learngene was trained for.
 
-        Latency is measured on the device at hand, from the largest size within the other limits downwards.
+        Args:
+            timings: Of the device whose latency is limited. Without them latency is measured on the device at hand,
+                from the largest size within the other limits downwards.
 
         Raises:
             NothingWithin: there is none; says by how much the nearest one exceeds each limit.
@@ -111,14 +114,16 @@ class Expander:
                 found = [one for one in found if budget.admits(one.costs)]
             found = [one for one in found if not self.method.outside(self.stored.learngene, one.spec)] or found
             for one in found if latency else found[:1]:
-                timed = {**one.costs, **({"latency": _latency(one.spec)} if latency else {})}
-                if latency is None or latency.admits(timed):
+                if latency is None:
+                    return one.spec
+                timed = {"latency": timings.of(one.spec).milliseconds if timings else _latency(one.spec)}
+                if latency.admits(timed):
                     return one.spec
         except UserError as error:
             raise NothingWithin(str(error)) from None
         raise NothingWithin(
             f"budget {latency}: nothing meets it; the smallest size takes "
-            f"{format_quantity('latency', timed['latency'])} here"
+            f"{format_quantity('latency', timed['latency'])} {f'on {timings.device}' if timings else 'here'}"
         )
 
     def notes(self, spec: Spec) -> list[str]:
@@ -223,7 +228,8 @@ def expand(config: ExpandConfig) -> list[Expansion]:
     source = expander.stored.learngene.spec
     if config.limits:
         choices = expander.sizes(config.depths, config.widths, config.image_size)
-        specs = [expander.largest(config.limits, choices)]
+        timings = Timings.load(store, config.device) if config.device else None
+        specs = [expander.largest(config.limits, choices, timings)]
     else:
         depths = config.depths or str(config.depth or source.depth)
         widths = config.widths or str(config.width or source.width)

@@ -10,6 +10,7 @@ import hashlib
 import importlib.util
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -114,9 +115,7 @@ class Exporter:
         self.program = onnx_file.export_program(self.model, self.example, self.what)
         self.metadata = {
             "name": name,
-            "architecture": self.architecture,
-            "params": sum(parameter.numel() for parameter in model.parameters()),
-            "spec": _spec(model),
+            **spec_facts(model),
             "labels": list(labels_of(model)),
             "input": {
                 "name": onnx_file.INPUT,
@@ -244,12 +243,16 @@ class Exporter:
         return self._input((pixels - mean) / std)
 
 
-def _spec(model: nn.Module) -> dict[str, Any] | None:
-    """The size of a model whose latency can be compared with that of other sizes; None for any other architecture."""
-    try:
-        return spec_of(model).model_dump(mode="json")
-    except UserError:
-        return None
+def spec_facts(model: nn.Module) -> dict[str, Any]:
+    """Architecture, parameters and spec of a timm model; the spec is None where there is none for its architecture."""
+    spec = None
+    with suppress(UserError):
+        spec = spec_of(model).model_dump(mode="json")
+    return {
+        "architecture": str(getattr(model, "pretrained_cfg", {}).get("architecture") or type(model).__name__),
+        "params": sum(parameter.numel() for parameter in model.parameters()),
+        "spec": spec,
+    }
 
 
 def export(config: ExportConfig) -> list[Exported]:

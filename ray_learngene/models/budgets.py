@@ -23,17 +23,30 @@ QUANTITIES: dict[str, dict[str, float]] = {
     "memory": _BYTES,
     "latency": _MILLISECONDS,
 }
-_LIMIT = re.compile(r"\s*([a-z]+)\s*(<=|<)\s*([0-9]*\.?[0-9]+(?:e[+-]?[0-9]+)?)\s*([a-z]*)\s*", re.IGNORECASE)
+_LIMIT = re.compile(
+    r"\s*([a-z]+)(?:@([\w.-]+(?:/[\w.-]+)?))?\s*(<=|<)\s*([0-9]*\.?[0-9]+(?:e[+-]?[0-9]+)?)\s*([a-z]*)\s*",
+    re.IGNORECASE,
+)
 _EXAMPLE = '"params<=3M", "macs<=500M,latency<=8ms" or "memory<=64MB"'
 
 
 @dataclass(frozen=True)
 class Limit:
-    """One upper bound; `value` is in parameters, MACs, bytes or milliseconds."""
+    """One upper bound; `value` is in parameters, MACs, bytes or milliseconds.
+
+    Attributes:
+        device: Of a latency: the device whose record in the store tells it; None measures it at hand.
+    """
 
     quantity: str
     value: float
     strict: bool = False
+    device: str | None = None
+
+    @property
+    def key(self) -> str:
+        """The quantity's name among costs."""
+        return f"{self.quantity}@{self.device}" if self.device else self.quantity
 
     def admits(self, cost: float) -> bool:
         return operator.lt(cost, self.value) if self.strict else operator.le(cost, self.value)
@@ -58,13 +71,16 @@ class Budget:
 
     @property
     def needs_latency(self) -> bool:
-        return any(limit.quantity == "latency" for limit in self.limits)
+        return any(limit.quantity == "latency" and limit.device is None for limit in self.limits)
+
+    @property
+    def devices(self) -> tuple[str, ...]:
+        """The devices whose latency is limited."""
+        return tuple(dict.fromkeys(limit.device for limit in self.limits if limit.device))
 
     def admits(self, costs: Mapping[str, Any]) -> bool:
         """Check that costs (by quantity; latency in ms) are within every limit; an unknown cost is not."""
-        return all(
-            costs.get(limit.quantity) is not None and limit.admits(costs[limit.quantity]) for limit in self.limits
-        )
+        return all(costs.get(limit.key) is not None and limit.admits(costs[limit.key]) for limit in self.limits)
 
     def __str__(self) -> str:
         return self.text
@@ -74,16 +90,18 @@ def _parse_limit(part: str, text: str) -> Limit:
     match = _LIMIT.fullmatch(part)
     if not match:
         raise UserError(f"budget {text!r}: cannot read {part.strip()!r}; write for example {_EXAMPLE}")
-    quantity, comparison, number, unit = match[1].lower(), match[2], match[3], match[4].lower()
+    quantity, device, comparison, number, unit = match[1].lower(), match[2], match[3], match[4], match[5].lower()
     if quantity not in QUANTITIES:
         raise UserError(f"budget {text!r}: unknown quantity {quantity!r}; choose one of {', '.join(QUANTITIES)}")
+    if device and quantity != "latency":
+        raise UserError(f"budget {text!r}: only latency depends on a device; leave out @{device}")
     units = QUANTITIES[quantity]
     if unit not in units:
         known = ", ".join(name for name in units if name)
         raise UserError(f"budget {text!r}: {quantity} is not measured in {unit or 'plain numbers'!r}; units: {known}")
     if float(number) <= 0:
         raise UserError(f"budget {text!r}: {part.strip()!r} admits nothing; give a positive number")
-    return Limit(quantity, float(number) * units[unit], comparison == "<")
+    return Limit(quantity, float(number) * units[unit], comparison == "<", device)
 
 
 def parse_quantity(quantity: str, text: str) -> Budget:
@@ -113,14 +131,12 @@ def largest_within(budget: Budget, choices: Sequence[Candidate]) -> Candidate:
     within = [choice for choice in choices if budget.admits(choice.costs)]
     if within:
         return max(within, key=lambda choice: choice.costs["params"])
-    nearest = min(
-        choices, key=lambda choice: max(choice.costs[limit.quantity] / limit.value for limit in budget.limits)
-    )
+    nearest = min(choices, key=lambda choice: max(choice.costs[limit.key] / limit.value for limit in budget.limits))
     excess = ", ".join(
-        f"{limit.quantity} {format_quantity(limit.quantity, nearest.costs[limit.quantity])} is "
-        f"{nearest.costs[limit.quantity] / limit.value:.2f}x the limit"
+        f"{limit.key} {format_quantity(limit.quantity, nearest.costs[limit.key])} is "
+        f"{nearest.costs[limit.key] / limit.value:.2f}x the limit"
         for limit in budget.limits
-        if not limit.admits(nearest.costs[limit.quantity])
+        if not limit.admits(nearest.costs[limit.key])
     )
     raise UserError(f"budget {budget}: nothing meets it; the nearest spec is depth {nearest.spec.depth}: {excess}")
 

@@ -19,11 +19,13 @@ from ray_learngene.io.errors import clear_errors
 MANIFEST = "manifest.json"
 FORMAT = 2  # 1: the files lay in a folder named like the version, which two publishers of the same files shared
 MOST_BYTES = 64 * 2**20  # of a manifest; a learngene's, with the history of its distillation, has some thousand
-Kind = Literal["learngene", "ancestry", "descendant", "checkpoint", "softlabels"]
+Kind = Literal["learngene", "ancestry", "descendant", "checkpoint", "softlabels", "timing"]
 FOLDERS: dict[str, str] = dict(
-    zip(get_args(Kind), ("learngenes", "ancestries", "descendants", "checkpoints", "softlabels"), strict=True)
+    zip(
+        get_args(Kind), ("learngenes", "ancestries", "descendants", "checkpoints", "softlabels", "timings"), strict=True
+    )
 )
-GROUPED = ("descendant", "checkpoint", "softlabels")  # named "sweep/name", "run/name" and "key/part"
+GROUPED = ("descendant", "checkpoint", "softlabels", "timing")  # "sweep/name", "run/name", "key/part", "device/name"
 LONGEST_NAME = 128
 NAME = re.compile(rf"[a-zA-Z0-9][a-zA-Z0-9._-]{{0,{LONGEST_NAME - 1}}}")
 LONGEST_JSON = 256 * 2**20  # bytes; what reads a text reads it whole

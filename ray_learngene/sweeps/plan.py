@@ -71,7 +71,7 @@ def plan(config: PlanConfig) -> Plan:
                 f"{config.data} has {len(sets.train)} training images, less than a batch: lower --batch-size"
             )
     measure = measured_latency(config)
-    selection = select(config, learngene, len(sets.train.classes) if sets else learngene.spec.classes, measure)
+    selection = select(config, learngene, len(sets.train.classes) if sets else learngene.spec.classes, measure, store)
     learngenes = load_arms(config, store, arms, selection, stored, range(config.seed, config.seed + config.seeds))
     per_arm = config.seeds * max(1, config.lr_search)
     epochs: dict[Spec, int] = {}

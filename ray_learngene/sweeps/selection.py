@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from ray_learngene.config import SelectionConfig
@@ -16,6 +16,7 @@ from ray_learngene.models.specs import Spec
 from ray_learngene.progress import Progress
 from ray_learngene.store.learngenes import StoredLearngene
 from ray_learngene.store.store import Store
+from ray_learngene.store.timings import Timings
 from ray_learngene.sweeps.arms import Arm
 from ray_learngene.terminal import one_line
 
@@ -25,11 +26,23 @@ class Selection:
     """The candidates and, of them, the specs to train, largest first, with the budgets that chose them.
 
     Without budgets every candidate is trained.
+
+    Attributes:
+        timings: Of the devices that budgets name.
     """
 
     candidates: tuple[Candidate, ...]
     specs: tuple[Candidate, ...]
     chosen: Mapping[str, Candidate]
+    timings: Mapping[str, Timings] = field(default_factory=dict)
+
+    def timing_notes(self) -> list[str]:
+        """What the latencies of devices that budgets name come from, and how far predictions may be off."""
+        return [
+            f"latency@{device}: {known.text}, from {known.measured} measured sizes, predictions "
+            f"± {100 * max(known.of(one.spec).error for one in self.candidates):.1f} %"
+            for device, known in self.timings.items()
+        ]
 
     def admitting(self, candidate: Candidate) -> list[str]:
         """The budgets that a candidate is within."""
@@ -64,14 +77,15 @@ def parse_arms(config: SelectionConfig, learngene: Learngene) -> tuple[Arm, ...]
 
 
 def select(
-    config: SelectionConfig, learngene: Learngene, classes: int, measure: Callable[[Spec], Latency]
+    config: SelectionConfig, learngene: Learngene, classes: int, measure: Callable[[Spec], Latency], store: Store
 ) -> Selection:
     """The largest spec within each budget among the candidate depths and widths; all of them where there is no budget.
 
-    Heads grow with the width, at the learngene's head size.
+    Heads grow with the width, at the learngene's head size. Latencies of a device that a budget names come from its
+    record in the store.
 
     Raises:
-        UserError: a budget cannot be read, or nothing meets it.
+        UserError: a budget cannot be read, nothing meets it, or there is no record of a device.
     """
     budgets = [Budget.parse(text) for text in config.budgets]
     changes = {"classes": classes, "image": config.image_size}
@@ -84,17 +98,20 @@ def select(
         changes=changes,
     )
     with_latency = any(budget.needs_latency for budget in budgets)
+    timings = {device: Timings.load(store, device) for budget in budgets for device in budget.devices}
 
     def cost(spec: Spec) -> dict[str, float]:
         progress.advance()
-        return {**costs(spec), **({"latency": measure(spec).median_ms} if with_latency else {})}
+        timed = {f"latency@{device}": known.of(spec).milliseconds for device, known in timings.items()}
+        return {**costs(spec), **({"latency": measure(spec).median_ms} if with_latency else {}), **timed}
 
     with Progress("costs of sizes", len(specs), "sizes") as progress:
         choices = candidates(specs, cost)
     if not budgets:
         return Selection(tuple(choices), tuple(choices), {})
     chosen = {budget.text: largest_within(budget, choices) for budget in budgets}
-    return Selection(tuple(choices), tuple(choice for choice in choices if choice in chosen.values()), chosen)
+    specs_chosen = tuple(choice for choice in choices if choice in chosen.values())
+    return Selection(tuple(choices), specs_chosen, chosen, timings)
 
 
 def load_arms(

@@ -103,7 +103,7 @@ def _sweep(config: SweepConfig, store: Store, trackers: Trackers, callbacks: Seq
         ancestry.accept(preprocessing.mean, preprocessing.std)
     micro_batch = config.batch_size // config.accumulation
     with latency_meter(config) as measure:
-        selection = select(config, learngene, len(images.train.classes), measure)
+        selection = select(config, learngene, len(images.train.classes), measure, store)
         costs = {one.spec: cost_columns(one.spec, measure(one.spec), micro_batch) for one in selection.specs}
     seeds = range(config.seed, config.seed + config.seeds)
     learngenes = load_arms(config, store, arms, selection, stored, seeds)

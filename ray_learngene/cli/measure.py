@@ -1,0 +1,63 @@
+"""`learngene measure`: time models, write or publish the record, import one, or write the script."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from ray_learngene.config import MeasureConfig
+from ray_learngene.io.errors import clear_errors
+from ray_learngene.store.store import Store
+from ray_learngene.store.timings import Record, check_name, publish_record, read_records
+from ray_learngene.terminal import one_line
+
+FORMAT = 1
+
+
+def measure(config: MeasureConfig) -> list[Record]:
+    """Do what a configuration says.
+
+    Returns:
+        The records that were made or imported.
+
+    Raises:
+        UserError: see the message; nothing is written or published then.
+    """
+    store = Store.of(config)
+    if config.script:
+        from ray_learngene.delivery.device import write_script
+
+        write_script(Path(config.script).expanduser())
+        print(f"wrote {config.script}: copy it to the device, with folders that `learngene export` made")
+        return []
+    if not config.out:
+        store.check(write=True)
+    if config.imported:
+        path = Path(config.imported).expanduser()
+        with clear_errors(str(path)):
+            text = path.read_text()
+        records = read_records(text, config.imported)
+    else:
+        from ray_learngene.delivery.device import measure as measure_here
+        from ray_learngene.delivery.device import record_lines
+
+        records = measure_here(config, store)
+        for line in record_lines(records):
+            print(one_line(line, 300), flush=True)
+    if config.out:
+        out = Path(config.out).expanduser()
+        partial = out.with_name(f"{out.name}.partial")
+        with clear_errors(str(out)):
+            text = json.dumps({"format": FORMAT, "records": [one.model_dump(mode="json") for one in records]}, indent=2)
+            partial.write_text(text + "\n")
+            partial.replace(out)
+        print(f"written to {out}: learngene measure --import {out}")
+        return records
+    for record in records:
+        check_name(store, record.name(config.device), config.overwrite)
+    for record in records:
+        manifest = publish_record(store, record, config.device, config.overwrite)
+        print(
+            f"published timings/{manifest.name}: budgets such as latency@{manifest.name.partition('/')[0]}<=8ms use it"
+        )
+    return records

@@ -1,0 +1,167 @@
+"""Time models on the device at hand, by the procedure of measure.py."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from timm.data import resolve_model_data_config
+from torch import nn
+
+from ray_learngene.config import MeasureConfig
+from ray_learngene.config.delivery import QuantizationConfig
+from ray_learngene.delivery import measure as clock
+from ray_learngene.delivery.expand import Expander
+from ray_learngene.delivery.export import Exporter, require_packages, spec_facts
+from ray_learngene.device import resolve_device
+from ray_learngene.errors import UserError
+from ray_learngene.io.errors import clear_errors
+from ray_learngene.models.sizes import parse_numbers, size_name
+from ray_learngene.models.specs import Spec
+from ray_learngene.models.timm_folder import load_timm
+from ray_learngene.progress import Progress
+from ray_learngene.store.store import Store
+from ray_learngene.store.timings import Record
+
+_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def measure(config: MeasureConfig, store: Store) -> list[Record]:
+    """Time the models or sizes of a configuration; records are neither written nor published.
+
+    Raises:
+        UserError: a model cannot be timed, or computes something else than its golden file.
+    """
+    if config.runtime == "onnxruntime":
+        require_packages(["onnx"])
+    with tempfile.TemporaryDirectory(prefix="learngene-measure-") as scratch:
+        if config.runtime == "torch":
+            return [_time_torch(_models(config, store, Path(scratch)), config)]
+        paths = list(_onnx_paths(config, store, Path(scratch)))
+        try:
+            found = clock.measure(
+                paths,
+                device=config.device,
+                threads=config.threads,
+                batch=config.batch,
+                seconds=config.seconds,
+            )
+        except clock.Failed as error:
+            raise UserError(str(error)) from None
+    return [Record.model_validate(one) for one in found]
+
+
+def write_script(path: Path) -> None:
+    """Write measure.py to a file.
+
+    Raises:
+        UserError: the disk refuses.
+    """
+    with clear_errors(str(path)):
+        shutil.copyfile(clock.__file__, path)
+
+
+def sizes_to_time(expander: Expander, depths: str | None, widths: str | None) -> list[Spec]:
+    """The sizes from which all others are predicted: three depths of one width, or four sizes and more of several.
+
+    Depths that are named are all timed at the largest width.
+    """
+    source = expander.stored.learngene.spec
+    many = sorted(
+        parse_numbers("widths", widths) if widths else expander.method.trained_widths(expander.stored.learngene)
+    )
+    several = len(many) > 2
+    least = min(2, source.depth)
+    default = {least, source.depth} if several else {least, round((least + source.depth) / 2), source.depth}
+    chosen = depths or ",".join(map(str, sorted(default)))
+    found = expander.sizes(chosen, str(many[-1]))
+    if several or widths:
+        found += expander.sizes(str(found[-1].depth), ",".join(map(str, many[:-1]))) if many[:-1] else []
+    return found
+
+
+def _models(config: MeasureConfig, store: Store, scratch: Path) -> Iterator[tuple[str, nn.Module, dict[str, Any]]]:
+    """Models with their names and sources, one at a time."""
+    if config.learngene:
+        expander = Expander.open(store, config.learngene)
+        for spec in sizes_to_time(expander, config.depths, config.widths):
+            source = {"learngene": expander.name, "learngene_version": expander.stored.manifest.version}
+            made = expander.write(spec, scratch / f"{size_name(spec)}-timm")
+            yield f"{expander.name}-{size_name(spec)}", load_timm(made.path), source
+    for text in config.models:
+        folder = Path(text).expanduser()
+        yield folder.resolve().name, load_timm(folder), {}
+
+
+def _onnx_paths(config: MeasureConfig, store: Store, scratch: Path) -> Iterator[str]:
+    """ONNX files and folders of exports as they are; timm folders and sizes are exported first."""
+    ready = [text for text in config.models if not (Path(text).expanduser() / "config.json").is_file()]
+    yield from ready
+    rest = config.model_copy(update={"models": tuple(text for text in config.models if text not in ready)})
+    format = "int8" if config.precision == "int8" else "onnx"
+    with Progress("export models to time", 0, "models") as progress:
+        for name, model, source in _models(rest, store, scratch):
+            folder = scratch / name
+            folder.mkdir()
+            Exporter(model, name, QuantizationConfig(), source=source).write(format, folder)
+            progress.advance()
+            yield str(folder)
+
+
+def _time_torch(models: Iterator[tuple[str, nn.Module, dict[str, Any]]], config: MeasureConfig) -> Record:
+    """Time eager torch on the device at hand; on a GPU in wall time, with all work waited for."""
+    device, dtype = resolve_device(), _DTYPES[config.precision]
+    gpu = device.type == "cuda"
+    which = "wall" if gpu or config.threads > 1 else "cpu"
+    runs, known = {}, {}
+    for name, model, source in models:
+        model = model.eval()
+        known[name] = {**spec_facts(model), "source": source}
+        size = resolve_model_data_config(model)["input_size"]
+        images = torch.rand(config.batch, *size, device=device, dtype=dtype)
+        runs[name] = partial(model.to(device=device, dtype=dtype), images)
+    before, started = clock.load(), datetime.now(UTC).isoformat(timespec="seconds")
+    with torch.inference_mode(), _threads(config.threads, pinned=not gpu):
+        timed = clock.time_all(runs, config.seconds, which, torch.cuda.synchronize if gpu else None)
+    found = clock.record(
+        timed,
+        known,
+        device=config.device,
+        runtime=f"torch {torch.__version__}",
+        provider="CUDA" if gpu else "",
+        precision=config.precision,
+        threads=config.threads,
+        batch=config.batch,
+        clock=which,
+        before=before,
+        started=started,
+        gpu=gpu,
+    )
+    if gpu and not found["device"].get("gpu"):
+        found["device"]["gpu"] = torch.cuda.get_device_name(device)
+    return Record.model_validate(found)
+
+
+@contextmanager
+def _threads(count: int, *, pinned: bool) -> Iterator[None]:
+    before, cores = torch.get_num_threads(), clock.allowed_cores() if pinned else []
+    torch.set_num_threads(count)
+    if cores:
+        clock.pin(count)
+    try:
+        yield
+    finally:
+        clock.unpin(cores)
+        torch.set_num_threads(before)
+
+
+def record_lines(records: Sequence[Record]) -> list[str]:
+    """Records as lines for a terminal."""
+    return [line for record in records for line in clock.lines(record.model_dump(mode="json"))]

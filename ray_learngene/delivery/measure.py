@@ -1,0 +1,421 @@
+"""python measure.py MODEL... [--out record.json]     time ONNX models on the device that will run them
+
+This file needs Python 3.9, onnxruntime and numpy, and nothing else: copy it to the device together with the folders
+that `learngene export` wrote. MODEL is such a folder, or an ONNX file. Every model first computes its golden file.
+`learngene measure --import record.json` brings the record into a store.
+
+All models take turns in short blocks, so that whatever else the machine does hits all alike. On one thread the latency
+is CPU time: other work on the machine lengthens wall time by far more. Blocks go on until the medians of three parts of
+them agree, or until the time is over. The record says which, and whether the machine was busy.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from datetime import datetime, timezone
+from functools import partial
+from typing import Any, TypeVar
+
+import numpy as np
+
+FORMAT = 1
+BLOCK_SECONDS = 0.15
+LEAST_ROUNDS = 10
+AGREED = 0.02  # the medians of three parts of the blocks differ by no more
+BUSY = 1.1  # wall time over CPU time on one thread
+TOLERANCE = 1e-3  # of a golden logit in fp32, relative to the largest
+METADATA = "learngene"
+Name = TypeVar("Name")
+
+
+class Failed(Exception):
+    """What ends a measurement, in one line."""
+
+
+def time_all(
+    runs: Mapping[Name, Callable[[], Any]],
+    seconds: float = 60.0,
+    clock: str = "cpu",
+    synchronize: Callable[[], Any] | None = None,
+    block: float = BLOCK_SECONDS,
+) -> dict[Name, dict[str, Any]]:
+    """Time functions, all taking turns in blocks.
+
+    Args:
+        runs: Functions by name; each computes once.
+        seconds: When this time is over, no further round begins.
+        clock: "cpu" or "wall", which of the two the latency is.
+        synchronize: Waits until what was computed is there, for devices that compute on their own.
+
+    Returns:
+        By name: latency_ms, p90_ms, cpu_ms, wall_ms, wall_p90_ms, runs, rounds, spread and agreed.
+    """
+    wait = synchronize or (lambda: None)
+    begun = time.perf_counter()
+    calls: dict[Name, int] = {}
+    for name, run in runs.items():
+        for _ in range(2):
+            run()
+        wait()
+        start = time.perf_counter()
+        run()
+        wait()
+        calls[name] = max(1, int(block / max(time.perf_counter() - start, 1e-6)))
+    blocks: dict[Name, list[Any]] = {name: [] for name in runs}
+    while True:
+        for name, run in runs.items():
+            blocks[name].append(_block(run, calls[name], wait))
+        rounds = len(blocks[next(iter(runs))])
+        results = {name: _summary(found, clock) for name, found in blocks.items()}
+        agreed = rounds >= LEAST_ROUNDS and all(result["agreed"] for result in results.values())
+        if agreed or time.perf_counter() - begun >= seconds:
+            return results
+
+
+def _block(run: Callable[[], Any], count: int, wait: Callable[[], Any]) -> Any:
+    """CPU and wall milliseconds of each of some calls, as an array [count, 2]."""
+    taken = np.empty((count, 2))
+    for index in range(count):
+        cpu, wall = time.process_time(), time.perf_counter()
+        run()
+        wait()
+        taken[index] = time.process_time() - cpu, time.perf_counter() - wall
+    return 1e3 * taken
+
+
+def _summary(blocks: Sequence[Any], clock: str) -> dict[str, Any]:
+    which = 0 if clock == "cpu" else 1
+    medians = np.array([np.median(block[:, which]) for block in blocks])
+    parts = [np.median(part) for part in np.array_split(medians, 3) if len(part)]
+    spread = float(max(parts) / min(parts) - 1) if min(parts) > 0 else float("inf")
+    all_calls = np.concatenate(blocks)
+    cpu, wall = np.median(all_calls, axis=0)
+    return {
+        "latency_ms": _digits(np.median(all_calls[:, which])),
+        "p90_ms": _digits(np.quantile(all_calls[:, which], 0.9)),
+        "cpu_ms": _digits(cpu),
+        "wall_ms": _digits(wall),
+        "wall_p90_ms": _digits(np.quantile(all_calls[:, 1], 0.9)),
+        "wall_over_cpu": _digits(all_calls[:, 1].sum() / max(all_calls[:, 0].sum(), 1e-9)),
+        "runs": len(all_calls),
+        "rounds": len(blocks),
+        "spread": _digits(spread),
+        "agreed": bool(len(blocks) >= LEAST_ROUNDS and spread <= AGREED),
+    }
+
+
+def _digits(value: Any) -> float:
+    return float(f"{float(value):.5g}")
+
+
+def machine(gpu: bool = False) -> dict[str, Any]:
+    """What the device is: CPU, board, GPU, cores, governor, system."""
+    found = {
+        "cpu": cpu_name(),
+        "board": _read("/proc/device-tree/model"),
+        "gpu": _output("nvidia-smi", "--query-gpu=name", "--format=csv,noheader").split("\n")[0] if gpu else "",
+        "cores": os.cpu_count(),
+        "governor": _read("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor"),
+        "system": f"{platform.system()} {platform.machine()}",
+    }
+    return {name: value for name, value in found.items() if value}
+
+
+def cpu_name() -> str:
+    """The CPU's model, as /proc/cpuinfo, the device tree or macOS names it."""
+    text = _read("/proc/cpuinfo")
+    for key in ("model name", "Model", "Hardware"):
+        match = re.search(rf"^{key}\s*:\s*(.+)$", text, re.MULTILINE)
+        if match:
+            return match[1].strip()
+    return (
+        _read("/proc/device-tree/model")
+        or _output("sysctl", "-n", "machdep.cpu.brand_string")
+        or platform.processor()
+        or platform.machine()
+    )
+
+
+def _read(path: str) -> str:
+    try:
+        with open(path, encoding="utf-8", errors="replace") as file:
+            return file.read().strip("\x00\n ")
+    except OSError:
+        return ""
+
+
+def _output(*command: str) -> str:
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return ""
+
+
+def load() -> list[float]:
+    """The load averages of 1, 5 and 15 minutes, where the system tells."""
+    try:
+        return [round(value, 2) for value in os.getloadavg()]
+    except (OSError, AttributeError):
+        return []
+
+
+def pin(threads: int) -> list[int]:
+    """Keep this process on as many of the fastest cores as it has threads, where the system allows it."""
+    try:
+        allowed = os.sched_getaffinity(0)
+        speed = "/sys/devices/system/cpu/cpu{}/cpufreq/cpuinfo_max_freq"
+        order = sorted(allowed, key=lambda core: (int(_read(speed.format(core)) or 0), core))
+        chosen = set(order[-threads:])
+        os.sched_setaffinity(0, chosen)
+        return sorted(chosen)
+    except (AttributeError, OSError, ValueError):
+        return []
+
+
+def unpin(cores: Sequence[int]) -> None:
+    """Undo `pin`, where it did something."""
+    if cores:
+        os.sched_setaffinity(0, cores)
+
+
+def onnx_file(path: str) -> str:
+    """The ONNX file that is meant by a path, a folder's being model.onnx."""
+    file = os.path.join(path, "model.onnx") if os.path.isdir(path) else path
+    if not os.path.isfile(file):
+        raise Failed(f"{path} is no ONNX file, and no folder with a model.onnx: write it with `learngene export`")
+    return file
+
+
+def open_model(path: str, threads: int, provider: str) -> tuple[Any, dict[str, Any]]:
+    """An onnxruntime session of a model, and what its file says of it."""
+    try:
+        import onnxruntime
+    except ImportError:
+        raise Failed("measuring needs onnxruntime: pip install onnxruntime numpy") from None
+    if provider not in onnxruntime.get_available_providers():
+        known = ", ".join(onnxruntime.get_available_providers())
+        raise Failed(f"this onnxruntime has no {provider}: it has {known}")
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
+    options.log_severity_level = 3
+    if threads > 1:  # threads that spin while they wait slow each other down on a busy machine
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    try:
+        session = onnxruntime.InferenceSession(onnx_file(path), options, providers=[provider])
+    except Failed:
+        raise
+    except Exception as error:
+        reason = " ".join(str(error).split())[:200]
+        raise Failed(f"{path} does not load in onnxruntime {onnxruntime.__version__}: {reason}") from None
+    text = session.get_modelmeta().custom_metadata_map.get(METADATA)
+    return session, json.loads(text) if text else {}
+
+
+def check(path: str, session: Any, facts: Mapping[str, Any]) -> int:
+    """Compute the golden file next to a model again; how many of its inputs there are, 0 without one.
+
+    Raises:
+        Failed: the logits differ; says where first.
+    """
+    golden = os.path.join(os.path.dirname(onnx_file(path)), "golden.npz")
+    if not os.path.isfile(golden):
+        return 0
+    with np.load(golden) as file:
+        inputs, expected = file["inputs"], file["logits"]
+    found = session.run(None, {session.get_inputs()[0].name: inputs})[0]
+    scale = max(1.0, float(np.abs(expected).max()))
+    int8 = facts.get("precision") == "int8"  # whose products round differently on other CPUs
+    allowed = (0.05 if int8 else TOLERANCE) * scale
+    difference = np.abs(found - expected)
+    wrong = np.argwhere(~(difference <= allowed))
+    if len(wrong):
+        image, label = (int(index) for index in wrong[0])
+        raise Failed(
+            f"{path} computes something else on this device: it differs first at golden input {image}, class {label}: "
+            f"{found[image, label]:.5g} instead of {expected[image, label]:.5g}"
+        )
+    return len(inputs)
+
+
+def random_input(session: Any, batch: int) -> dict[str, Any]:
+    """An input of a batch of random values, as the model takes it."""
+    wanted = session.get_inputs()[0]
+    shape = [batch, *(size if isinstance(size, int) else 1 for size in wanted.shape[1:])]
+    values = np.random.default_rng(0).random(shape, np.float32)
+    return {wanted.name: (255 * values).astype(np.uint8) if "uint8" in wanted.type else values}
+
+
+def slug(text: str) -> str:
+    """A name that a store can hold, of any text."""
+    return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")[:60] or "device"
+
+
+def record(
+    timed: Mapping[str, Mapping[str, Any]],
+    known: Mapping[str, Mapping[str, Any]],
+    *,
+    device: str | None,
+    runtime: str,
+    provider: str,
+    precision: str,
+    threads: int,
+    batch: int,
+    clock: str,
+    before: Sequence[float],
+    started: str,
+    gpu: bool = False,
+) -> dict[str, Any]:
+    """What was measured under one precision, with everything that decides how long a model takes."""
+    here = machine(gpu)
+    ratio = max(one["wall_over_cpu"] for one in timed.values())
+    facts = ("architecture", "params", "spec", "source")
+    return {
+        "format": FORMAT,
+        "device": {"name": device or slug(here.get("gpu") or here.get("board") or here["cpu"]), **here},
+        "runtime": runtime,
+        "provider": provider,
+        "precision": precision,
+        "threads": threads,
+        "batch": batch,
+        "clock": clock,
+        "load": {"before": before, "after": load()},
+        "busy": bool(clock == "cpu" and ratio > BUSY),
+        "started": started,
+        "sizes": [
+            {"name": name, **{key: known[name][key] for key in facts if known[name].get(key)}, **result}
+            for name, result in timed.items()
+        ],
+    }
+
+
+def measure(
+    paths: Sequence[str],
+    *,
+    device: str | None = None,
+    threads: int = 1,
+    batch: int = 1,
+    seconds: float = 60.0,
+    provider: str = "CPUExecutionProvider",
+) -> list[dict[str, Any]]:
+    """Check and time models.
+
+    Returns:
+        Records, one for each precision.
+    """
+    import onnxruntime
+
+    before, started = load(), datetime.now(timezone.utc).isoformat(timespec="seconds")  # noqa: UP017
+    opened: dict[tuple[str, str], tuple[Any, dict[str, Any]]] = {}
+    for path in paths:
+        session, facts = open_model(path, threads, provider)
+        check(path, session, facts)
+        name = facts.get("name") or os.path.basename(os.path.normpath(path))
+        precision = facts.get("precision", "fp32")
+        opened[precision, path if (precision, name) in opened else name] = session, facts
+    gpu = provider != "CPUExecutionProvider"
+    clock = "cpu" if threads == 1 and not gpu else "wall"
+    runs = {key: partial(session.run, None, random_input(session, batch)) for key, (session, _) in opened.items()}
+    cores = [] if gpu else allowed_cores()
+    if cores:
+        pin(threads)
+    try:
+        timed = time_all(runs, seconds, clock)
+    finally:
+        unpin(cores)
+    found = []
+    for precision in sorted({key[0] for key in opened}):
+        names = [name for each, name in opened if each == precision]
+        found.append(
+            record(
+                {name: timed[precision, name] for name in names},
+                {name: opened[precision, name][1] for name in names},
+                device=device,
+                runtime=f"onnxruntime {onnxruntime.__version__}",
+                provider=provider,
+                precision=precision,
+                threads=threads,
+                batch=batch,
+                clock=clock,
+                before=before,
+                started=started,
+                gpu=gpu,
+            )
+        )
+    return found
+
+
+def allowed_cores() -> list[int]:
+    """The cores that this process may use, where the system tells."""
+    try:
+        return sorted(os.sched_getaffinity(0))
+    except AttributeError:
+        return []
+
+
+def lines(found: Mapping[str, Any]) -> list[str]:
+    """A record as lines for a terminal."""
+    said = [
+        f"{found['device'].get('gpu') or found['device'].get('board') or found['device']['cpu']}, {found['runtime']}, "
+        f"{found['precision']}, {found['threads']} thread(s), batch {found['batch']}, {found['clock']} time"
+    ]
+    width = max(len(one["name"]) for one in found["sizes"])
+    for one in found["sizes"]:
+        agreed = "" if one["agreed"] else f"   not repeatable: parts differ by {100 * one['spread']:.1f} %"
+        said.append(
+            f"{one['name']:{width}}  {one['latency_ms']:10.4g} ms   p90 {one['p90_ms']:.4g}   "
+            f"wall {one['wall_ms']:.4g}   {one['runs']} runs{agreed}"
+        )
+    if found["busy"]:
+        said.append("the machine was busy: wall time is more than 1.1 times CPU time")
+    return said
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Measure what the command line names."""
+    parser = argparse.ArgumentParser(description="Time ONNX models on this device.")
+    parser.add_argument("models", nargs="+", metavar="MODEL", help="folder of an export, or an ONNX file")
+    parser.add_argument("--out", metavar="FILE", help="write the record to this JSON file")
+    parser.add_argument("--device", help="what to call this device; default: its own name")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--batch", type=int, default=1)
+    parser.add_argument("--seconds", type=float, default=60.0, help="time limit of the measurement")
+    parser.add_argument("--provider", default="CPUExecutionProvider", help="onnxruntime's execution provider")
+    parser.add_argument("--check", action="store_true", help="compute the golden files again, and do not time")
+    given = parser.parse_args(arguments)
+    try:
+        if given.check:
+            for path in given.models:
+                count = check(path, *open_model(path, given.threads, given.provider))
+                print(f"{path}: {count} golden inputs agree" if count else f"{path}: there is no golden.npz next to it")
+            return 0
+        found = measure(
+            given.models,
+            device=given.device,
+            threads=given.threads,
+            batch=given.batch,
+            seconds=given.seconds,
+            provider=given.provider,
+        )
+    except Failed as error:
+        print(f"measure.py: error: {error}", file=sys.stderr)
+        return 2
+    for one in found:
+        print("\n".join(lines(one)))
+    if given.out:
+        with open(f"{given.out}.partial", "w", encoding="utf-8") as file:
+            json.dump({"format": FORMAT, "records": found}, file, indent=2)
+        os.replace(f"{given.out}.partial", given.out)
+        print(f"written to {given.out}: learngene measure --import {given.out}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,294 @@
+"""Latencies of a device: records that `measure.py` made there, kept in the store, and what they predict of other sizes.
+
+A record belongs to one device, runtime, precision, number of threads and batch. Latencies of different ones are never
+mixed. On one of them the time of a model is a fixed part and a part for each layer, which depends on the width.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Annotated, Any
+
+import numpy as np
+import numpy.typing as npt
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, StringConstraints, ValidationError
+
+from ray_learngene.errors import UserError
+from ray_learngene.io.scratch import scratch_folder
+from ray_learngene.store.manifest import MANIFEST, NAME, Manifest, folder_of
+from ray_learngene.store.store import Store
+
+RECORD = "record.json"
+Array = npt.NDArray[np.float64]
+Text = Annotated[str, StringConstraints(max_length=200)]
+
+
+class TimedSpec(BaseModel):
+    """The size of a model that was timed, as far as it decides how long the model takes."""
+
+    model_config = ConfigDict(extra="ignore", frozen=True)
+
+    width: int = Field(ge=1)
+    depth: int = Field(ge=1)
+    heads: int = Field(ge=1)
+    image: int = Field(ge=1)
+    patch: int = Field(ge=1)
+
+    @property
+    def kind(self) -> dict[str, int]:
+        """What sizes must have in common for one of them to tell of another."""
+        return {"image": self.image, "patch": self.patch, "head size": self.width // self.heads}
+
+
+class TimedSize(BaseModel):
+    """One model of a record."""
+
+    model_config = ConfigDict(extra="allow")
+
+    name: Text
+    latency_ms: FiniteFloat = Field(gt=0)
+    p90_ms: FiniteFloat = Field(gt=0)
+    spec: TimedSpec | None = None
+    agreed: bool = True
+
+
+class Device(BaseModel):
+    """What a record says of its device."""
+
+    model_config = ConfigDict(extra="allow")
+
+    name: Text
+
+
+class Record(BaseModel):
+    """One measurement, as `measure.py` writes it."""
+
+    model_config = ConfigDict(extra="allow")
+
+    format: int = Field(ge=1, le=1)
+    device: Device
+    runtime: Text
+    provider: Text = ""
+    precision: Text
+    threads: int = Field(ge=1)
+    batch: int = Field(ge=1)
+    clock: Text
+    busy: bool = False
+    sizes: list[TimedSize] = Field(min_length=1, max_length=10_000)
+
+    @property
+    def conditions(self) -> str:
+        """What decides the latency besides device and model, as a name in a store."""
+        runtime = self.runtime.split(" ")[0]
+        gpu = (
+            ""
+            if self.provider in ("", "CPUExecutionProvider")
+            else f"-{self.provider.removesuffix('ExecutionProvider')}"
+        )
+        return f"{runtime}{gpu}-{self.precision}-t{self.threads}-b{self.batch}".lower()
+
+    @property
+    def text(self) -> str:
+        """The conditions in a few words."""
+        return f"{self.runtime}, {self.precision}, {self.threads} thread(s), batch {self.batch}"
+
+    def name(self, device: str | None = None) -> str:
+        """Its name in a store: device and conditions, with what tells architectures apart."""
+        spec = next((one.spec for one in self.sizes if one.spec), None)
+        kind = "".join(f"-{word[0]}{number}" for word, number in spec.kind.items()) if spec else ""
+        return f"{device or self.device.name}/{self.conditions}{kind}"
+
+
+def read_records(text: str, where: str) -> list[Record]:
+    """The records of a file that `measure.py` wrote.
+
+    Raises:
+        UserError: it is something else.
+    """
+    try:
+        return [Record.model_validate(one) for one in json.loads(text)["records"]]
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        raise UserError(
+            f"{where} is not a record of measure.py: {'.'.join(map(str, first['loc']))}: {first['msg']}"
+        ) from None
+    except (ValueError, TypeError, KeyError, RecursionError):
+        raise UserError(f"{where} is not a record of measure.py: write one with `python measure.py --out`") from None
+
+
+def check_name(store: Store, name: str, overwrite: bool) -> None:
+    """Refuse the name of a record before anything is measured or published.
+
+    Raises:
+        UserError: the device's name is none that a store can hold, or there is such a record and it stays.
+    """
+    device = name.partition("/")[0]
+    if not NAME.fullmatch(device):
+        raise UserError(f"--device {device}: use letters, digits, '.', '_' and '-'")
+    if not overwrite and store.has(f"{folder_of('timing', name)}/{MANIFEST}"):
+        raise UserError(f"{store.uri} has timings/{name}: choose another --device, or --overwrite")
+
+
+def publish_record(store: Store, record: Record, device: str | None, overwrite: bool) -> Manifest:
+    """Publish a record as `timings/DEVICE/CONDITIONS`.
+
+    Raises:
+        UserError: there is such a record and it stays.
+    """
+    facts = record.model_dump(mode="json")
+    with scratch_folder() as folder:
+        (folder / RECORD).write_text(json.dumps(facts, indent=2) + "\n")
+        return store.publish("timing", record.name(device), folder, {"record": facts}, overwrite=overwrite)
+
+
+@dataclass(frozen=True)
+class Timing:
+    """The latency of a size.
+
+    Attributes:
+        error: Relative error of a prediction; 0 for a measurement.
+    """
+
+    milliseconds: float
+    error: float
+
+    def __str__(self) -> str:
+        if not self.error:
+            return f"{self.milliseconds:.3g} ms, measured"
+        return f"{self.milliseconds:.3g} ms, predicted (± {100 * self.error:.1f} %)"
+
+
+@dataclass(frozen=True)
+class Timings:
+    """The latencies of one device under one set of conditions.
+
+    Attributes:
+        device: As the user names it.
+        records: One for each architecture.
+    """
+
+    device: str
+    records: tuple[Record, ...]
+
+    @classmethod
+    def load(cls, store: Store, device: str) -> Timings:
+        """Read the records of `DEVICE`, or of `DEVICE/CONDITIONS` where it was measured under several.
+
+        Raises:
+            UserError: there is none, there are several conditions, or a record is damaged.
+        """
+        name, _, conditions = device.partition("/")
+        found: dict[str, list[Record]] = {}
+        for manifest in store.manifests("timing", name):
+            try:
+                record = Record.model_validate(manifest.metadata["record"])
+            except (ValidationError, KeyError):
+                raise UserError(f"timings/{manifest.name} in {store.uri} is damaged: import it again") from None
+            if record.conditions.startswith(conditions):
+                found.setdefault(record.conditions, []).append(record)
+        if not found:
+            devices = ", ".join(sorted({one.name.partition("/")[0] for one in store.manifests("timing")})) or "none"
+            raise UserError(
+                f"{store.uri} holds no latencies of the device {device!r} (devices: {devices}): run measure.py on it, "
+                "then `learngene measure --import FILE`"
+            )
+        if len(found) > 1:
+            several = ", ".join(f"{name}/{one}" for one in sorted(found))
+            raise UserError(f"the device {name!r} was measured in several ways: choose one of {several}")
+        return cls(device, tuple(next(iter(found.values()))))
+
+    @property
+    def text(self) -> str:
+        """The conditions in a few words."""
+        return self.records[0].text
+
+    @property
+    def measured(self) -> int:
+        """How many sizes were measured."""
+        return len(self._known)
+
+    @classmethod
+    def has(cls, store: Store, device: str) -> bool:
+        """Whether a store holds a record of a device."""
+        return bool(store.manifests("timing", device.partition("/")[0]))
+
+    @cached_property
+    def _known(self) -> dict[TimedSpec, float]:
+        return {one.spec: one.latency_ms for record in self.records for one in record.sizes if one.spec}
+
+    def of(self, size: Any) -> Timing:
+        """The latency of a spec, or of a row of a results table: measured, or predicted from other sizes.
+
+        Raises:
+            UserError: the record is of another architecture, or of too few sizes to predict from.
+        """
+        fields = size if isinstance(size, Mapping) else size.model_dump()
+        try:
+            spec = TimedSpec.model_validate(dict(fields))
+        except ValidationError:
+            raise UserError(f"the latencies of {self.device} tell nothing of this architecture") from None
+        if spec in self._known:
+            return Timing(self._known[spec], 0.0)
+        alike = {one: value for one, value in self._known.items() if one.kind == spec.kind}
+        if not alike:
+            measured = next((_text(one.kind) for one in self._known), "no size")
+            raise UserError(
+                f"the latencies of {self.device} are of another model: {measured}, not {_text(spec.kind)}: measure "
+                "this one there"
+            )
+        return self._predicted(alike, spec)
+
+    def _predicted(self, known: Mapping[TimedSpec, float], spec: TimedSpec) -> Timing:
+        line = {one: value for one, value in known.items() if one.width == spec.width}
+        if len({one.depth for one in line}) >= 3:
+            known, columns = line, _by_depth
+        else:
+            columns = _by_depth_and_width
+        wanted = 2 if columns is _by_depth else 4
+        if len(known) < max(3, wanted) or (columns is _by_depth_and_width and len({one.width for one in known}) < 3):
+            raise UserError(
+                f"{len(known)} sizes on {self.device} are too few to predict width {spec.width}, depth {spec.depth}: "
+                "measure three depths of its width, or four sizes of three widths"
+            )
+        specs, values = list(known), np.array(list(known.values()))
+        found = _fit(columns(specs), values, columns([spec]))
+        error = _left_out_error(columns(specs), values)
+        if not found > 0:
+            raise UserError(
+                f"the sizes on {self.device} do not predict width {spec.width}, depth {spec.depth}: measure it"
+            )
+        return Timing(found, max(error, 0.001))
+
+
+def _text(kind: Mapping[str, int]) -> str:
+    return ", ".join(f"{name} {number}" for name, number in kind.items())
+
+
+def _by_depth(specs: Sequence[TimedSpec]) -> Array:
+    return np.array([[1.0, one.depth] for one in specs])
+
+
+def _by_depth_and_width(specs: Sequence[TimedSpec]) -> Array:
+    scaled = [(one.depth, one.width / 64) for one in specs]
+    return np.array([[1.0, depth * width, depth * width**2, depth] for depth, width in scaled])
+
+
+def _fit(columns: Array, values: Array, wanted: Array) -> float:
+    """Least squares of relative errors."""
+    factors = np.linalg.lstsq(columns / values[:, None], np.ones(len(values)), rcond=None)[0]
+    return float((wanted @ factors)[0])
+
+
+def _left_out_error(columns: Array, values: Array) -> float:
+    """The largest relative error with which each size is predicted from the others.
+
+    Where these are fewer than the columns, the last columns are left out.
+    """
+    columns = columns[:, : min(columns.shape[1], len(values) - 1)]
+    kept = [np.arange(len(values)) != index for index in range(len(values))]
+    return max(
+        abs(_fit(columns[others], values[others], columns[~others]) / float(values[~others][0]) - 1) for others in kept
+    )

@@ -1,0 +1,233 @@
+"""Timing by measure.py, its records in a store, and what they predict of other sizes."""
+
+from __future__ import annotations
+
+import ast
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import ray_learngene as lg
+from ray_learngene.config import PlanConfig
+from ray_learngene.delivery import measure as script
+from ray_learngene.delivery.device import sizes_to_time
+from ray_learngene.delivery.expand import Expander
+from ray_learngene.models.budgets import Budget
+from ray_learngene.store.store import Store
+from ray_learngene.store.timings import Timings, read_records
+from ray_learngene.sweeps.plan import plan
+from tests.command_line import learngene
+from tests.delivery.stores import SPEC, publish_descendant, publish_learngene
+
+
+def onnx_model(folder: Path, precision: str = "fp32", golden_shift: float = 0.0) -> Path:
+    """An export's folder with a model that doubles its input, which has four pixels."""
+    folder.mkdir()
+    images = onnx.helper.make_tensor_value_info("images", onnx.TensorProto.FLOAT, ["batch", 4])
+    logits = onnx.helper.make_tensor_value_info("logits", onnx.TensorProto.FLOAT, ["batch", 4])
+    node = onnx.helper.make_node("Add", ["images", "images"], ["logits"])
+    model = onnx.helper.make_model(
+        onnx.helper.make_graph([node], "double", [images], [logits]),
+        opset_imports=[onnx.helper.make_opsetid("", 20)],
+        ir_version=10,
+    )
+    facts = {"name": folder.name, "precision": precision, "spec": SPEC.model_dump(), "params": 3}
+    onnx.helper.set_model_props(model, {"learngene": json.dumps(facts)})
+    onnx.save(model, folder / "model.onnx")
+    inputs = np.ones((3, 4), np.float32)
+    logits_of = 2 * inputs
+    logits_of[1, 2] += golden_shift
+    np.savez(folder / "golden.npz", inputs=inputs, logits=logits_of)
+    return folder
+
+
+def record(seconds: Callable[[Any], float], specs: list[Any], **facts: Any) -> str:
+    """A file of measure.py in which sizes take the time that a function tells."""
+    one = {
+        **{"format": 1, "device": {"name": "pi", "cpu": "ARM"}, "runtime": "onnxruntime 1.32.0", "clock": "cpu"},
+        **{"provider": "CPUExecutionProvider", "precision": "fp32", "threads": 1, "batch": 1, "busy": False},
+        "sizes": [
+            {
+                "name": f"w{spec.width}d{spec.depth}",
+                "spec": spec.model_dump(),
+                "latency_ms": seconds(spec),
+                "p90_ms": 9.0,
+            }
+            for spec in specs
+        ],
+        **facts,
+    }
+    return json.dumps({"format": 1, "records": [one]})
+
+
+def sizes(depths: list[int], width: int = 48) -> list[Any]:
+    return [SPEC.replace(depth=depth, width=width, heads=width // 16) for depth in depths]
+
+
+@pytest.fixture
+def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Store:
+    monkeypatch.chdir(tmp_path)
+    store = publish_learngene(tmp_path)
+    monkeypatch.setenv("LEARNGENE_STORE", store.uri)
+    return store
+
+
+def test_the_script_needs_onnxruntime_and_numpy_alone() -> None:
+    tree = ast.parse(Path(script.__file__).read_text())
+    names = {
+        (node.module if isinstance(node, ast.ImportFrom) else name.name).split(".")[0]
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Import | ast.ImportFrom)
+        for name in node.names
+    }
+    assert names - set(sys.stdlib_module_names) == {"numpy", "onnxruntime"}
+
+
+def test_a_device_without_this_package_makes_a_record_that_the_store_takes(store: Store, tmp_path: Path) -> None:
+    assert learngene("measure --script device/measure.py") == 2  # there is no such folder
+    assert learngene("measure --script measure.py") == 0
+    models = [str(onnx_model(tmp_path / "one")), str(onnx_model(tmp_path / "small", "int8"))]
+    command = [sys.executable, "-I", "measure.py", *models, "--seconds", "0.1", "--device", "pi", "--out", "r.json"]
+    ran = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert ran.returncode == 0 and "one" in ran.stdout, ran.stderr
+    fp32, int8 = read_records((tmp_path / "r.json").read_text(), "r.json")
+    assert (fp32.precision, int8.precision, fp32.clock, fp32.device.name) == ("fp32", "int8", "cpu", "pi")
+    assert fp32.sizes[0].p90_ms >= fp32.sizes[0].latency_ms > 0
+    assert learngene("measure --import r.json") == 0
+    assert Timings.load(store, "pi/onnxruntime-int8").of(SPEC).error == 0
+    assert learngene("measure --import r.json") == 2 and learngene("measure --import r.json --overwrite") == 0
+
+
+def test_a_runtime_that_computes_otherwise_says_where_first(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    good, bad = onnx_model(tmp_path / "good"), onnx_model(tmp_path / "bad", golden_shift=0.5)
+    assert script.main([str(good), "--check"]) == 0 and "3 golden inputs agree" in capsys.readouterr().out
+    out = tmp_path / "r.json"
+    assert script.main([str(good), str(bad), "--out", str(out), "--seconds", "0.1"]) == 2
+    error = capsys.readouterr().err
+    assert "differs first at golden input 1, class 2: 2 instead of 2.5" in error and error.count("\n") == 1
+    assert not out.exists()
+
+
+def test_models_take_turns_until_their_medians_agree() -> None:
+    order: list[str] = []
+    runs = {name: lambda name=name: order.append(name) for name in ("a", "b")}
+    timed = script.time_all(runs, seconds=30, block=1e-4)
+    blocks = [name for index, name in enumerate(order) if index == 0 or order[index - 1] != name]
+    assert blocks[-6:] == ["a", "b"] * 3 and timed["a"]["rounds"] == timed["b"]["rounds"] >= script.LEAST_ROUNDS
+    assert timed["a"]["runs"] == order.count("a") - 3  # without the warm-up
+    steady, drifting = np.full((5, 2), 2.0), np.full((5, 2), 3.0)
+    assert script._summary([steady] * 12, "cpu")["agreed"] and not script._summary([steady] * 9, "cpu")["agreed"]
+    assert script._summary([steady] * 6 + [drifting] * 6, "cpu")["spread"] == 0.5
+    assert script._summary([np.array([[1.0, 4.0]])] * 12, "cpu")["wall_over_cpu"] == 4
+
+
+@given(st.floats(0.01, 10), st.floats(0.01, 3), st.integers(1, 40))
+def test_a_time_that_is_a_part_for_each_layer_is_predicted_exactly(fixed: float, layer: float, depth: int) -> None:
+    text = record(lambda spec: fixed + layer * spec.depth, sizes([2, 6, 12]))
+    timings = Timings("pi", tuple(read_records(text, "x")))
+    (spec,) = sizes([depth])
+    assert timings.of(spec).milliseconds == pytest.approx(fixed + layer * depth)
+    assert timings.of(spec).error == (0 if depth in (2, 6, 12) else 0.001)  # the least that is claimed
+
+
+def test_four_sizes_tell_of_every_width() -> None:
+    def law(spec: Any) -> float:
+        return 1 + spec.depth * (0.1 + spec.width / 100 + spec.width**2 / 5000)
+
+    four = [*sizes([2, 12]), *sizes([12], 16), *sizes([12], 32)]
+    timings = Timings("pi", tuple(read_records(record(law, four), "x")))
+    (other,) = sizes([7], 32)
+    assert timings.of(other).milliseconds == pytest.approx(law(other)) and timings.of(other).error > 0
+    assert timings.of({**other.model_dump(), "arm": "sws"}) == timings.of(other)  # as a row of a table
+    few = Timings("pi", tuple(read_records(record(law, four[:3]), "x")))
+    with pytest.raises(lg.UserError, match="3 sizes on pi are too few to predict width 32, depth 7"):
+        few.of(other)
+
+
+def test_noise_in_the_sizes_becomes_the_error_of_predictions() -> None:
+    noisy = {2: 1.2, 6: 1.0, 12: 2.0}
+    timings = Timings("pi", tuple(read_records(record(lambda spec: noisy[spec.depth], sizes([2, 6, 12])), "x")))
+    assert timings.of(sizes([9])[0]).error > 0.2
+
+
+def test_budgets_plan_expand_and_pull_use_a_device(
+    store: Store, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "r.json").write_text(record(lambda spec: 1.0 + spec.depth, sizes([1, 3, 6])))
+    assert learngene("measure --import r.json --device raspberrypi5") == 0
+    planned = plan(PlanConfig(learngene="gene", store=store.uri, budgets=("latency@raspberrypi5<=5.5ms",)))
+    assert [one.spec.depth for one in planned.selection.specs] == [4]
+    assert "from 3 measured sizes" in planned.selection.timing_notes()[0]
+    made = lg.expand("gene", max_latency="6.1ms", device="raspberrypi5", out=tmp_path / "five")
+    assert len(made.load()[0].blocks) == 5
+    manifest = store.manifest("learngene", "gene")
+    for depth, top1 in ((2, 70.0), (4, 80.0), (6, 90.0)):
+        publish_descendant(store, manifest, SPEC.replace(depth=depth), "any-size", tmp_path, top1=top1)
+    capsys.readouterr()
+    assert learngene("pull --max-latency 5.5ms --device raspberrypi5 --out four") == 0
+    assert "on raspberrypi5: 5 ms, predicted (± 0.1 %)" in capsys.readouterr().out
+    assert len(lg.Model(tmp_path / "four").load()[0].blocks) == 4
+
+
+@pytest.mark.parametrize(
+    ("command", "message"),
+    [
+        ("plan --learngene gene --budgets latency@pi<=5ms", "holds no latencies of the device 'pi' (devices: other)"),
+        ("expand gene --max-latency 5ms --device pi", "holds no latencies of the device 'pi'"),
+        ("plan --learngene gene --budgets latency@other<=5ms", "of another model: image 16, patch 2, head size 16"),
+        ("plan --learngene gene --budgets params@other<=5M", "only latency depends on a device"),
+        ("measure --import gene.txt", "gene.txt is not a record of measure.py"),
+        ("measure --import nowhere.json", "nowhere.json"),
+        ("measure", "give models, or one of learngene, import and script"),
+        ("measure made/gene --out r2.json", "is no ONNX file, and no folder with a model.onnx"),
+        ("expand gene --depth 3 --device other", "device tells a latency: give max_latency too"),
+    ],
+)
+def test_a_mistake_is_one_line(
+    command: str, message: str, store: Store, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = record(lambda spec: 1.0, [SPEC.replace(image=16)])
+    (tmp_path / "r.json").write_text(text)
+    (tmp_path / "gene.txt").write_text('{"records": [{"format": 1}]}')
+    assert learngene("measure --import r.json --device other") == 0
+    capsys.readouterr()
+    before = sorted(tmp_path.rglob("*"))
+    assert learngene(command) == 2
+    error = capsys.readouterr().err
+    assert message in error and error.count("\n") == 1
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_budget_names_its_device() -> None:
+    budget = Budget.parse("latency@pi/onnxruntime-int8 <= 8ms, params<=3M")
+    assert budget.devices == ("pi/onnxruntime-int8",) and not budget.needs_latency
+    assert budget.admits({"latency@pi/onnxruntime-int8": 8.0, "params": 1}) and not budget.admits({"params": 1})
+
+
+def test_three_depths_are_timed_and_four_sizes_where_widths_were_trained(store: Store, tmp_path: Path) -> None:
+    def timed(method: str, *given: str | None) -> list[tuple[int, int]]:
+        name = f"g{len(store.manifests('learngene'))}"
+        publish_learngene(tmp_path, method, name)
+        return [(one.width, one.depth) for one in sizes_to_time(Expander.open(store, name), *given)]
+
+    assert timed("any-size", None, None) == [(48, 2), (48, 4), (48, 6)]
+    assert timed("any-size:widths=16-32", None, None) == [(48, 2), (48, 6), (16, 6), (32, 6)]
+    assert timed("any-size", "1,5", None) == [(48, 1), (48, 5)]
+
+
+@pytest.mark.export
+@pytest.mark.parametrize("flags", ["", "--runtime torch --precision bf16", "--precision int8 --threads 2"])
+def test_sizes_of_a_learngene_are_timed_here(flags: str, store: Store, tmp_path: Path) -> None:
+    assert learngene(f"measure --learngene gene --seconds 0.5 --device here --depths 1,2,4 {flags}") == 0
+    assert learngene(f"measure --learngene gene --seconds 0.5 --device here --depths 1,2,4 {flags}") == 2
+    timings = Timings.load(store, "here")
+    assert timings.measured == 3 and timings.of(SPEC.replace(depth=3)).milliseconds > 0
