@@ -436,6 +436,7 @@ def bench(
     depth: int | None = None,
     image_size: int | None = None,
     reference: str = "scratch",
+    budget: str | None = None,
     widths: str | int | Sequence[int] | None = None,
     seeds: int = 3,
     tune_epochs: int = 5,

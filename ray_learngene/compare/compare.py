@@ -19,6 +19,7 @@ import pandas
 from ray_learngene import sigterm
 from ray_learngene.ancestry.classes import match_classes
 from ray_learngene.ancestry.model import load_ancestry
+from ray_learngene.compare.budgets import with_equal_budgets
 from ray_learngene.compare.distillations import distill_all, quiet, refuse_failed
 from ray_learngene.compare.front import longer, still_gaining
 from ray_learngene.compare.plan import (
@@ -68,6 +69,7 @@ def bench(config: BenchConfig) -> pandas.DataFrame:
     ancestry = load_ancestry(config.ancestry, store)
     sets = checked_image_sets(config)
     match_classes(ancestry, config.ancestry, config.data, sets)
+    config = with_equal_budgets(config, ancestry, len(sets.train))
     arms = rows(config, ancestry.classes)
     for row in arms:
         for reason in dict.fromkeys(row.refused.values()):

@@ -129,7 +129,7 @@ def _check_distinct(config: BenchConfig, made: Sequence[Row]) -> None:
 def _trained(config: BenchConfig, row: Row) -> tuple[Any, ...]:
     """Return everything that determines an arm's results, with defaults filled in."""
     source, epochs = row.arm.source or row.method.source, row.arm.epochs or config.epochs
-    return row.method, source, row.arm.tune, epochs, row.arm.settings
+    return row.method, source, row.arm.tune, epochs, row.arm.settings, row.arm.equal and row.arm.epochs is None
 
 
 def _row(config: BenchConfig, name: str, arm: BenchArm, specs: list[Spec], auxiliary: Spec) -> Row:

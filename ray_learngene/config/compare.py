@@ -40,6 +40,9 @@ class BenchArm(Config):
         None, ge=1, description="epochs of its distillation, or of its full training; default: the recipe's"
     )
 
+    equal: bool = Field(
+        False, description="give it the epochs with which all its sizes cost what the arm named by budget costs"
+    )
     settings: dict[str, Any] = Field(
         default_factory=dict,
         description="settings of its distillation that differ from the recipe's, such as {alpha: 0.5}",
@@ -57,6 +60,8 @@ class BenchArm(Config):
     def _epochs_are_its_own(self) -> BenchArm:
         if self.epochs and self.tune == "distilled":
             raise ValueError("epochs of a distilled arm follow from the FLOPs of the others: leave them out")
+        if self.equal and (self.epochs or self.tune == "distilled"):
+            raise ValueError("the epochs of an equal arm follow from the budget: leave them out")
         return self
 
 
@@ -81,6 +86,11 @@ class BenchConfig(StoreConfig, TrialsConfig):
     reference: str = Field(
         "scratch",
         description="the arm that the others' costs are held against",
+        json_schema_extra=CHOICE,
+    )
+    budget: str | None = Field(
+        None,
+        description="the arm whose training FLOPs, at all sizes and with the teacher, equal arms get",
         json_schema_extra=CHOICE,
     )
     depths: WholeNumbers = Field(description="depths of the descendants, 6-15 or 4,6,8", json_schema_extra=CHOICE)
@@ -139,4 +149,8 @@ class BenchConfig(StoreConfig, TrialsConfig):
                 raise ValueError(f"{field} cannot be set: {why}")
         if self.reference not in self.arms:
             raise ValueError(f"reference {self.reference!r} is none of the arms: {', '.join(self.arms)}")
+        if self.budget is not None and (self.budget not in self.arms or self.arms[self.budget].equal):
+            raise ValueError(f"budget {self.budget!r} is none of the arms that are not equal: {', '.join(self.arms)}")
+        if self.budget is None and any(arm.equal for arm in self.arms.values()):
+            raise ValueError("an equal arm needs a budget: name the arm that it equals")
         return self
