@@ -276,7 +276,8 @@ def build_with(spec: Spec, state: Mapping[str, torch.Tensor], *, seed: int = 0) 
         model = build(spec, seed=seed)
         model.load_state_dict({**model.state_dict(), **state})
     else:
-        model.load_state_dict({name: tensor.detach().clone() for name, tensor in state.items()}, assign=True)
+        copies = {name: x.detach().clone(memory_format=torch.contiguous_format) for name, x in state.items()}
+        model.load_state_dict(copies, assign=True)
     return model
 
 
