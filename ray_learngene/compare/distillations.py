@@ -16,6 +16,7 @@ from ray_learngene.config.compare import ARM_SETTINGS
 from ray_learngene.distillation.distill import distill
 from ray_learngene.errors import Diverged, Interrupted, UserError
 from ray_learngene.methods.registry import create_method
+from ray_learngene.progress import Progress
 from ray_learngene.store.checkpoints import steps_of
 from ray_learngene.store.store import Store
 
@@ -60,13 +61,16 @@ def distill_all(config: BenchConfig, store: Store, runs: Sequence[DistillConfig]
             text = f"top-1 {store.manifest('learngene', run.name).metadata['metrics']['top1']:6.2f} %"
         begin = f"[{number:{len(str(len(left)))}}/{len(left)}] {what} {run.name:40} lr {run.lr:.1e}"
         log.info(f"{begin}   {text}   {time.monotonic() - began:6.0f} s since the start")
+        progress.at(number)
 
     began = time.monotonic()
-    if config.in_process:
-        for number, run in enumerate(left, start=1):
-            tell(number, run, _distil(run))
-    elif left:
-        _distil_on_cluster(config, left, tell)
+    with Progress(what, len(left), "distillations", quiet=True) as progress:
+        progress.at(0)
+        if config.in_process:
+            for number, run in enumerate(left, start=1):
+                tell(number, run, _distil(run))
+        elif left:
+            _distil_on_cluster(config, left, tell)
     return failed
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -82,15 +82,15 @@ class Filling:
             and cache.parts_of(shard.epoch, self.views, refresh=False) is None
         ]
 
-    def compute(self, shard: Shard) -> None:
+    def compute(self, shard: Shard, computed: Callable[[int], None] = lambda views: None) -> None:
         """Run the ancestry model on every view of a shard, and cache its logits."""
         steps = len(self.images.train) // self.config.batch_size
         config = self.config.model_copy(update={"epochs": shard.epoch + 1, "view_epochs": 0})
         loader = self.images.training_batches(
             config, rank=shard.part, world_size=self.parts, start_step=shard.epoch * steps
         )
-        for _ in self.answers().beside(loader):
-            pass
+        for batch in self.answers().beside(loader):
+            computed(len(batch[0]))
 
 
 def fill(config: SoftLabelsConfig) -> None:
@@ -112,16 +112,17 @@ def fill(config: SoftLabelsConfig) -> None:
     if config.workers == 0:
         with gpu_allowed(config.use_gpu), sigterm.graceful():
             key, shards = filling.missing()
-            _follow(key, filling, shards, _in_turn(filling, shards))
+            _follow(key, filling, shards, lambda progress: _in_turn(filling, shards, progress))
         return
     _on_cluster(filling)
 
 
-def _in_turn(filling: Filling, shards: list[Shard]) -> Iterator[Shard]:
+def _in_turn(filling: Filling, shards: list[Shard], progress: Progress) -> Iterator[Shard]:
+    progress.at(0)
     for shard in shards:
         if sigterm.requested():
             return
-        filling.compute(shard)
+        filling.compute(shard, progress.advance)
         yield shard
 
 
@@ -159,7 +160,7 @@ def _on_cluster(filling: Filling) -> None:
         try:
             # asked of a worker: what it computes in, bf16 or fp32, is part of the key
             key, shards = ray.get(missing.remote(shared))
-            _follow(key, filling, shards, computed(shards))
+            _follow(key, filling, shards, lambda progress: computed(shards))
         except ray.exceptions.RayTaskError as error:
             if isinstance(error.cause, UserError):
                 raise UserError(str(error.cause)) from None
@@ -188,7 +189,7 @@ def _prepare() -> None:
     torch.set_num_threads(max(1, int(os.environ.get("OMP_NUM_THREADS", "1"))))
 
 
-def _follow(key: str, filling: Filling, shards: list[Shard], computed: Iterator[Shard]) -> None:
+def _follow(key: str, filling: Filling, shards: list[Shard], compute: Callable[[Progress], Iterator[Shard]]) -> None:
     """Log the progress. A shard that was begun before an interruption is finished.
 
     Raises:
@@ -202,7 +203,7 @@ def _follow(key: str, filling: Filling, shards: list[Shard], computed: Iterator[
     each = filling.views // filling.parts
     number = 0
     with Progress("soft labels", len(shards) * each, "images") as progress:
-        for number, shard in enumerate(computed, start=1):
+        for number, shard in enumerate(compute(progress), start=1):
             progress.at(number * each, f"epoch {shard.epoch} part {shard.part + 1} of {filling.parts}")
     if number < len(shards):
         raise Interrupted(number, len(shards), "parts of epochs")

@@ -214,7 +214,13 @@ class DescendantRun:
             self.model = method.expand(learngene, one.spec, seed=one.seed)
             return
         self.fitting = Fitting(
-            adapter, self.images, settings, clock=self.clock, autocast=self.autocast, smoothing=settings.smoothing
+            adapter,
+            self.images,
+            settings,
+            clock=self.clock,
+            autocast=self.autocast,
+            smoothing=settings.smoothing,
+            report=self.task.report,
         )
 
     def open_trainer(self) -> None:

@@ -47,6 +47,8 @@ class SweepStatus:
             name, total = trial_name(trial), max(1, metrics["total_steps"])
             model = self._models.setdefault(trial, Progress(name, total, "steps", quiet=True))
             epoch = f"epoch {metrics['epoch']:.3g}/{metrics['epochs']}"
+            if "fit_step" in metrics:
+                epoch = f"fitting {metrics['fit_step']}/{metrics['fit_steps']}"
             if "top1" in metrics:
                 self._scores.pop(trial, None)
                 self._scores[trial] = f"{epoch} {metrics['top1']:.2f} %"

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import time
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
@@ -20,6 +21,8 @@ from ray_learngene.training.flops import training_flops
 from ray_learngene.training.objectives import LabelObjective
 from ray_learngene.training.optimizers import ADAMW, create_optimizer, create_schedule
 from ray_learngene.training.step import Batch, Stepper
+
+TICK_SECONDS = 1
 
 
 @dataclass(frozen=True)
@@ -41,6 +44,9 @@ class Fitting:
     Images have the order and augmentation of the training that follows. The learning rate falls from the adapter's
     `fit_lr` by a cosine, without warm-up. Fitting writes no checkpoints.
 
+    Args:
+        report: Called about every second with the fitting step; the training step is 0.
+
     Raises:
         NonFiniteLoss: the loss of a step is not finite; the method's `fit_lr` is too high.
     """
@@ -56,12 +62,14 @@ class Fitting:
         clock: Clock,
         autocast: torch.dtype | None,
         smoothing: float = 0.0,
+        report: Callable[[dict[str, Any]], None] = lambda metrics: None,
     ) -> None:
         assert isinstance(adapter, nn.Module)
         self.adapter, self.config, self.clock = adapter, config, clock
         self.step, self.total_steps = 0, adapter.fit_steps
         self._began = clock()
         self._interrupted = Interrupted(0, config.epochs * max(1, len(images.train) // config.batch_size))
+        self._report, self._ticked = report, time.monotonic()
         settings = config.model_copy(
             update={"epochs": 1, "lr": adapter.fit_lr * 512 / config.batch_size, "warmup_epochs": 0, **ADAMW}
         )  # `fit_lr` is one of AdamW
@@ -90,6 +98,7 @@ class Fitting:
         try:
             lr = self._stepper(self.step, micro_batches).lr
             self.step += 1
+            self._tick()
             if self.step == self.total_steps:
                 self._guard.check(self.step, lr)
         except NonFiniteLoss:
@@ -97,6 +106,13 @@ class Fitting:
                 f"the loss is not finite while fitting to the size at learning rate {self.adapter.fit_lr:g}: lower the "
                 "method's option fit_lr, as in wave:fit_lr=1e-3"
             ) from None
+
+    def _tick(self) -> None:
+        """Report about every second how far fitting is; training has not begun."""
+        if time.monotonic() - self._ticked > TICK_SECONDS:
+            begun = {"epoch": 0.0, "epochs": self.config.epochs, "step": 0, "total_steps": self._interrupted.total}
+            self._report({**begun, "fit_step": self.step, "fit_steps": self.total_steps})
+            self._ticked = time.monotonic()
 
     def result(self) -> tuple[nn.Module, Fit]:
         """Return the plain model, on the CPU, and the cost of fitting."""
