@@ -26,6 +26,7 @@ from ray_learngene.errors import Unreachable, UserError
 from ray_learngene.io.options import VARIABLE as STORAGE_OPTIONS
 
 _CONNECT_SECONDS = 10
+_ARRIVAL_SECONDS = 10  # for a worker's last message; a driver that is gone for longer will not show it
 _ROOM = 64 * 10**6  # bytes; a session's logs grow slowly
 
 
@@ -194,36 +195,46 @@ def queue_here() -> Queue:
     return Queue(actor_options={"num_cpus": 0, "scheduling_strategy": here})
 
 
-@dataclass(frozen=True)
+@dataclass
 class Driver:
-    """The driver, as its workers see it. A worker never waits for it.
+    """The driver, as its workers see it. A worker waits for it only at its end.
 
     Attributes:
         level: Of the messages that the driver shows.
+        last: What was sent last; all before it arrives earlier.
     """
 
     queue: Queue
     level: int
+    last: ray.ObjectRef | None = None
 
     def report(self, metrics: object) -> None:
         """Show metrics in the driver."""
-        self.queue.actor.put_nowait.remote(metrics)  # type: ignore[attr-defined]
+        self.last = self.queue.actor.put_nowait.remote(metrics)  # type: ignore[attr-defined]
 
     @contextmanager
     def logs(self) -> Iterator[None]:
-        """Log this worker's messages in the driver."""
-        handler, log = _DriverHandler(self.queue), logging.getLogger("ray_learngene")
+        """Log this worker's messages in the driver, and wait at the end until everything has arrived there."""
+        handler, log = _DriverHandler(self), logging.getLogger("ray_learngene")
         log.addHandler(handler)
         log.setLevel(self.level)
         try:
             yield
         finally:
             log.removeHandler(handler)
+            if self.last is not None:
+                ray.wait([self.last], timeout=_ARRIVAL_SECONDS)
 
 
 class _DriverHandler(QueueHandler):
+    """Hands messages to a driver in place of a queue."""
+
+    def __init__(self, driver: Driver) -> None:
+        super().__init__(driver)  # type: ignore[arg-type]  # only `enqueue` uses it
+        self.driver = driver
+
     def enqueue(self, record: logging.LogRecord) -> None:
-        self.queue.actor.put_nowait.remote(record)  # type: ignore[attr-defined]
+        self.driver.report(record)
 
 
 @contextmanager
