@@ -9,10 +9,11 @@ import shutil
 import socket
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from logging.handlers import QueueHandler
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Any
 
 import ray
@@ -197,44 +198,42 @@ def queue_here() -> Queue:
 
 @dataclass
 class Driver:
-    """The driver, as its workers see it. A worker waits for it only at its end.
+    """The driver, as its workers see it. A thread sends to it in order, so that a worker waits for it only at its end.
 
     Attributes:
         level: Of the messages that the driver shows.
-        last: What was sent last; all before it arrives earlier.
+        outbox: What this worker has not sent yet; None outside of `connected`.
     """
 
     queue: Queue
     level: int
-    last: ray.ObjectRef | None = None
+    outbox: SimpleQueue[Any] | None = None
 
     def report(self, metrics: object) -> None:
         """Show metrics in the driver."""
-        self.last = self.queue.actor.put_nowait.remote(metrics)  # type: ignore[attr-defined]
+        assert self.outbox is not None
+        self.outbox.put(metrics)
 
     @contextmanager
-    def logs(self) -> Iterator[None]:
-        """Log this worker's messages in the driver, and wait at the end until everything has arrived there."""
-        handler, log = _DriverHandler(self), logging.getLogger("ray_learngene")
+    def connected(self) -> Iterator[None]:
+        """Send this worker's metrics and messages to the driver; wait at the end until they have arrived there."""
+        outbox = self.outbox = SimpleQueue()
+        handler, log = QueueHandler(outbox), logging.getLogger("ray_learngene")
+        sender = threading.Thread(target=self._send, args=(outbox,), name="to the driver", daemon=True)
+        sender.start()
         log.addHandler(handler)
         log.setLevel(self.level)
         try:
             yield
         finally:
             log.removeHandler(handler)
-            if self.last is not None:
-                ray.wait([self.last], timeout=_ARRIVAL_SECONDS)
+            outbox.put(None)
+            sender.join(_ARRIVAL_SECONDS)
 
-
-class _DriverHandler(QueueHandler):
-    """Hands messages to a driver in place of a queue."""
-
-    def __init__(self, driver: Driver) -> None:
-        super().__init__(driver)  # type: ignore[arg-type]  # only `enqueue` uses it
-        self.driver = driver
-
-    def enqueue(self, record: logging.LogRecord) -> None:
-        self.driver.report(record)
+    def _send(self, outbox: SimpleQueue[Any]) -> None:
+        while (told := outbox.get()) is not None:
+            with suppress(Exception):  # the driver's host may be away for a while
+                self.queue.put(told)
 
 
 @contextmanager

@@ -222,7 +222,7 @@ class RayCheckpoints:
 
 def _worker(loop: dict[str, Any]) -> dict[str, Any]:
     """Run one training worker; rank 0's messages reach the driver."""
-    with loop["driver"].logs() if ray.train.get_context().get_world_rank() == 0 else nullcontext():
+    with loop["driver"].connected() if ray.train.get_context().get_world_rank() == 0 else nullcontext():
         return _train(loop)
 
 

@@ -124,7 +124,7 @@ def _train(one: dict[str, Any], inputs: SweepInputs, driver: Driver, requests: Q
 
     at_once = one.get("at_once") or max(1, len(left))
     try:
-        with watching(requests), driver.logs():
+        with watching(requests), driver.connected():
             if sigterm.requested():  # else it would score the untuned models first
                 raise Interrupted(0, 0)
             for first in range(0, len(left), at_once):

@@ -52,9 +52,9 @@ def learngene_of(flags: list[str], name: str) -> tuple[dict[str, Tensor], dict[s
 def test_a_signal_ends_soft_labels_after_the_part_that_was_begun(
     number: int, status: int, flags: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def ending(filling: Filling, shard: Shard) -> None:
+    def ending(filling: Filling, shard: Shard, *more: Any) -> None:
         os.kill(os.getpid(), number)
-        compute(filling, shard)
+        compute(filling, shard, *more)
 
     compute, seed = Filling.compute, ["--view-seed", str(number)]
     with monkeypatch.context() as patched:

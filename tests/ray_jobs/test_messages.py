@@ -14,7 +14,7 @@ from ray_learngene.cluster.session import Driver, from_workers, ray_cluster
 @ray.remote
 def work(driver: Driver, count: int) -> None:
     log = logging.getLogger("ray_learngene.somewhere")
-    with driver.logs():
+    with driver.connected():
         for number in range(count):
             driver.report({"step": number})
             log.info("step %d", number)
