@@ -59,9 +59,9 @@ def print_list(config: ListConfig) -> None:
 
 def _line(entry: Entry) -> tuple[str, ...]:
     facts = entry.facts
-    found = {name: numbers_of(facts, name) for name in ("params", "macs", "latency", "top1")}
-    shown = {name: format_quantity(name, each[name]) if each else "-" for name, each in found.items() if name != "top1"}
-    top1 = found["top1"]
+    found = {name: numbers_of(facts, name) for name in ("params", "macs", "latency", "top1", "knn")}
+    top1, knn = found.pop("top1"), found.pop("knn")  # a learngene of features has the latter
+    shown = {name: format_quantity(name, each[name]) if each else "-" for name, each in found.items()}
     return (
         f"{FOLDERS[entry.kind]}/{entry.name}",
         one_line(facts.get("data")),
@@ -70,7 +70,7 @@ def _line(entry: Entry) -> tuple[str, ...]:
         shown["macs"],
         shown["latency"],
         one_line(facts.get("latency_device"), 24),
-        f"{top1['top1']:.2f}" if top1 else "-",
+        f"{top1['top1']:.2f}" if top1 else f"kNN {knn['knn']:.2f}" if knn else "-",
         format_quantity("memory", entry.size),
         _minute(entry.created),
     )

@@ -20,7 +20,7 @@ from ray_learngene.methods.elastic import draw_step
 from ray_learngene.methods.registry import create_method
 from ray_learngene.models.features import VECTOR, FeatureReader, feature_shapes
 from ray_learngene.models.preprocessing import Preprocessing
-from ray_learngene.models.specs import PRESETS
+from ray_learngene.models.specs import PRESETS, spec_for
 from ray_learngene.store.checkpoints import StoreCheckpoints
 from ray_learngene.store.store import Store
 from ray_learngene.training.batches import Batches
@@ -106,6 +106,30 @@ def student(method: str, ancestry: Ancestry, layers: int = 1) -> FeatureStudent:
     shapes = feature_shapes(ancestry, lambda model, images: model(images, reader), torch.zeros(1, 3, 8, 8))
     torch.manual_seed(0)
     return FeatureStudent(create_method(method).auxiliary(NANO, drop_path=0.1), reader, shapes, 8)
+
+
+STUDENTS: dict[str, dict[str, Any]] = {
+    "swin_tiny_patch4_window7_224": {**TEACHERS["swin_tiny_patch4_window7_224"], "depths": (2, 2)},
+    "convnext_atto": {"dims": (8, 16, 16, 16), "depths": (1, 1, 2, 1)},
+    "vit_small_patch16_dinov3": SMALL,
+    "deit_tiny_patch16_224": SMALL,  # a class token
+}
+
+
+@pytest.mark.parametrize("name", STUDENTS)
+def test_a_student_of_any_family_learns_the_features_of_any_other(name: str) -> None:
+    ancestry, reader = teacher(), FeatureReader(2)
+    spec = spec_for(name, classes=0, **STUDENTS[name])
+    shapes = feature_shapes(ancestry, lambda model, images: model(images, reader), torch.zeros(1, 3, 32, 32))
+    model = FeatureStudent(create_method("sws").auxiliary(spec), reader, shapes, 32)
+    images = torch.randn(2, 3, 32, 32)
+    FeatureObjective(ancestry, reader, FeatureLoss())(
+        TorchEngine(model, torch.optim.SGD(model.parameters())), images, images
+    )["loss"].backward()
+    assert all(parameter.grad is not None for parameter in model.parameters())
+    expanded = create_method("sws").expand(create_method("sws").extract(model.student), spec).eval()
+    with torch.no_grad():
+        torch.testing.assert_close(model.eval()(images)[OWN], expanded(images), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("method", METHODS)
