@@ -5,6 +5,7 @@ from __future__ import annotations
 from ray_learngene.config import PlanConfig
 from ray_learngene.models.budgets import format_quantity
 from ray_learngene.models.costs import training_memory
+from ray_learngene.sweeps.calibration import SweepCost
 from ray_learngene.sweeps.plan import plan
 from ray_learngene.terminal import Table, print_table
 
@@ -58,3 +59,32 @@ def print_plan(config: PlanConfig) -> None:
     if config.ancestry:
         cost += ", without those of the ancestry model that teaches"
     print(f"{planned.descendants} descendants ({counts}), {cost}")
+    if planned.cost:
+        _print_cost(planned.cost, planned.learngene_seconds)
+
+
+def _print_cost(cost: SweepCost, learngene_seconds: float | None) -> None:
+    """Print the hours and the money that a calibrated sweep will cost."""
+    unit = "CPU" if cost.device.startswith("cpu") else "GPU"
+    table = Table(title=f"cost, by steps measured on {cost.device}", title_justify="left", title_style="bold")
+    for name in ("arm", "width", "depth", "descendants", f"{unit}-hours each", f"{unit}-hours", "price"):
+        table.add_column(name, justify="left" if name == "arm" else "right")
+    for one in cost.descendants:
+        each = cost.share * one.seconds / 3600
+        price = "-" if cost.price_per_hour is None else _money(each * one.count * cost.price_per_hour)
+        table.add_row(
+            *(one.arm, str(one.spec.width), str(one.spec.depth), str(one.count)),
+            *(f"{each:.3g}", f"{each * one.count:.3g}", price),
+        )
+    print_table(table)
+    if learngene_seconds is not None:
+        print(f"the learngene has cost {learngene_seconds / 3600:.3g} hours of its workers")
+    price = "" if cost.price is None else f", price {_money(cost.price)}"
+    print(
+        f"the sweep: {cost.device_hours:.3g} {unit}-hours, {cost.hours:.3g} hours with {cost.places} at a time{price}; "
+        f"load while measuring {cost.load:.1f}"
+    )
+
+
+def _money(amount: float) -> str:
+    return f"{amount:,.2f}" if amount >= 1 else f"{amount:.2g}"

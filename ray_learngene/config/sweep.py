@@ -14,7 +14,6 @@ from ray_learngene.config.tracking import TrackingConfig
 from ray_learngene.config.training import (
     ClusterConfig,
     DistillationConfig,
-    OptimizationConfig,
     StoreConfig,
     TrainingConfig,
 )
@@ -55,21 +54,6 @@ class SelectionConfig(StoreConfig):
     latency_batch: int = Field(1, ge=1, description="batch size at which latency is measured")
     latency_dtype: Literal["float32", "bfloat16", "float16"] = Field("float32", description="dtype of the measurement")
     latency_threads: int = Field(1, ge=1, description="CPU threads of the measurement")
-
-
-class PlanConfig(SelectionConfig, DataConfig, OptimizationConfig):
-    """`learngene plan`: print which sizes meet which budget, and what the sweep will cost."""
-
-    data: str = Field("", description="image set, to count the steps of the sweep; default: cost per image only")
-    epochs: int = Field(10, ge=0, description="epochs of each descendant")
-    warmup_epochs: float = Field(0, ge=0, description="linear warm-up, in epochs")
-    ancestry: str | None = Field(None, description="the sweep's teacher; its forward passes are not counted")
-
-    @model_validator(mode="before")
-    @classmethod
-    def _of_a_sweep(cls, values: dict[str, Any]) -> dict[str, Any]:
-        """Accept a sweep's recipe; a plan ignores the settings that it does not use."""
-        return {name: value for name, value in values.items() if name in cls.model_fields or name not in SWEEPS}
 
 
 class SiblingsConfig(Config):
@@ -116,6 +100,37 @@ class TrialsConfig(
             raise ValueError(
                 f"gpus_per_trial {self.gpus_per_trial:g}: a training uses one GPU; give 1 or a share of one"
             )
+        return self
+
+
+class PlanConfig(SelectionConfig, TrialsConfig):
+    """`learngene plan`: print which sizes meet which budget, and what the sweep will cost."""
+
+    data: str = Field("", description="image set, to count the steps of the sweep; default: cost per image only")
+    epochs: int = Field(10, ge=0, description="epochs of each descendant")
+    warmup_epochs: float = Field(0, ge=0, description="linear warm-up, in epochs")
+    ancestry: str | None = Field(None, description="the sweep's teacher; FLOPs leave out its forward passes")
+    max_concurrent: int = Field(0, ge=0, description="trials at a time; 0: as many as the resources allow")
+    name: str | None = Field(
+        None, description="name of the sweep; with calibrate, its page will show this plan next to what was spent"
+    )
+    calibrate: bool = Field(False, description="train a few steps of every size where the sweep will run; needs data")
+    price_per_hour: float | None = Field(
+        None, gt=0, description="price of an hour of one GPU, or of one CPU where there is no GPU; needs calibrate"
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _of_a_sweep(cls, values: dict[str, Any]) -> dict[str, Any]:
+        """The recipe of a sweep is one of its plan, which does not use all of it."""
+        return {name: value for name, value in values.items() if name in cls.model_fields or name not in SWEEPS}
+
+    @model_validator(mode="after")
+    def _calibrated(self) -> Self:
+        if self.calibrate and not self.data:
+            raise ValueError("calibrate trains a few steps: give data")
+        if self.price_per_hour and not self.calibrate:
+            raise ValueError("price_per_hour is that of hours, which are measured: give calibrate too")
         return self
 
 

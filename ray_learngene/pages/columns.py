@@ -46,6 +46,7 @@ def record(row: Mapping[str, Any], folder: str | None = None) -> Record:
         "flops": _number(row, "whole_flops") or _sum(row, _FLOPS),
         "undivided_seconds": _number(row, "undivided_seconds"),
         "undivided_flops": _number(row, "undivided_flops"),
+        "exports": _text(row, "exports"),
         "trained_for": epochs_text(row).removeprefix(", ") or None,
         **{name: _number(row, name) for name in ("image", "seed", "lr", "params", "macs", "memory", "latency")},
         "device": measured_on(row),
@@ -61,8 +62,10 @@ def records_of(rows: Iterable[Mapping[str, Any]], entries: Iterable[Entry]) -> l
 
 
 def size_of(row: Mapping[str, Any]) -> str:
-    """A size as people write it: 48×6."""
-    return f"{row.get('width')}×{row.get('depth')}"
+    """A size as people write it: 48×6, or with its architecture and the blocks of each stage."""
+    stages = row.get("stages") or "-".join(map(str, row.get("depths") or ()))
+    name = f"{row['architecture']} " if row.get("architecture") else ""
+    return f"{name}{row.get('width')}×{stages or row.get('depth')}"
 
 
 def label_set(facts: Mapping[str, Any]) -> str:
@@ -85,6 +88,23 @@ def model_columns(records: Sequence[Record]) -> dict[str, Any]:
         "models": {"rows": len(records), "columns": {name: _packed(values) for name, values in columns.items()}},
         "devices": devices,
         "sets": names,
+    }
+
+
+def planned_models(plan: Mapping[str, Any]) -> dict[str, Any]:
+    """What a sweep was to cost, by arm and size."""
+    models = [one for one in plan["descendants"] if isinstance(one, dict)]
+    return {
+        "device": _text(plan, "device"),
+        **{name: _number(plan, name) for name in ("load", "hours", "device_hours", "share", "price", "price_per_hour")},
+        "models": [
+            {
+                "arm": _text(one, "arm"),
+                "size": size_of(one),
+                **{name: _number(one, name) for name in ("count", "seconds")},
+            }
+            for one in models
+        ],
     }
 
 

@@ -14,13 +14,13 @@ from ray_learngene.config import PageConfig
 from ray_learngene.errors import UserError
 from ray_learngene.io.objects import Objects
 from ray_learngene.pages.ancestries import Ancestries
-from ray_learngene.pages.columns import Record, model_columns, records_of, unfinished_models
+from ray_learngene.pages.columns import Record, model_columns, planned_models, records_of, unfinished_models
 from ray_learngene.pages.html import assemble
 from ray_learngene.store.costs import costed
 from ray_learngene.store.manifest import FOLDERS
 from ray_learngene.store.rows import usable
 from ray_learngene.store.store import Entry, Store
-from ray_learngene.store.sweeps import read_settings
+from ray_learngene.store.sweeps import read_plan, read_settings
 
 
 class SweepPage:
@@ -83,8 +83,11 @@ def write_page(config: PageConfig) -> Path:
 
 def _settings(store: Store, name: str) -> dict[str, Any]:
     """What the page says of a sweep besides its descendants."""
-    settings = read_settings(store, name)
-    return {"budgets": list(settings["budgets"]) if settings else []}
+    settings, plan = read_settings(store, name), read_plan(store, name)
+    return {
+        "budgets": list(settings["budgets"]) if settings else [],
+        **({"planned": planned_models(plan)} if plan else {}),
+    }
 
 
 def _page(

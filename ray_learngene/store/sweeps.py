@@ -6,11 +6,11 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from ray_learngene.config.documents import first_error
+from ray_learngene.config.documents import first_error, parse_json
 from ray_learngene.errors import UserError
 from ray_learngene.store.store import Store
 
-RESULTS, PAGE, SETTINGS = "results.parquet", "leaderboard.html", "sweep.json"
+RESULTS, PAGE, SETTINGS, PLAN = "results.parquet", "leaderboard.html", "sweep.json", "plan.json"
 
 
 def sweep_file(name: str, file: str) -> str:
@@ -30,6 +30,16 @@ class _Settings(BaseModel):
     budgets: dict[str, int] = {}
     config: dict[str, Any] = {}
     scratch: Literal["cost", "epochs"] = "epochs"
+
+
+def read_plan(store: Store, name: str) -> dict[str, Any] | None:
+    """What `learngene plan --calibrate` said that a sweep would cost; None where nothing that can be read says so."""
+    text = store.read_text(sweep_file(name, PLAN))
+    try:
+        plan = parse_json(text) if text else None
+    except ValueError:
+        return None
+    return plan if isinstance(plan, dict) and isinstance(plan.get("descendants"), list) else None
 
 
 def read_settings(store: Store, name: str) -> dict[str, Any] | None:

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 
-from ray_learngene.config import PlanConfig
+from ray_learngene.config import PlanConfig, SweepConfig
 from ray_learngene.data.open import open_image_sets
 from ray_learngene.errors import UserError
 from ray_learngene.models.costs import Latency
 from ray_learngene.models.specs import Spec
+from ray_learngene.store.manifest import folder_of
 from ray_learngene.store.store import Store
+from ray_learngene.store.sweeps import PLAN, sweep_file
+from ray_learngene.sweeps.calibration import SweepCost, calibrate
 from ray_learngene.sweeps.equal_cost import equal_cost_epochs
-from ray_learngene.sweeps.latency import measured_latency
+from ray_learngene.sweeps.latency import Meter, measured_latency
 from ray_learngene.sweeps.selection import (
     Selection,
     check_texts,
@@ -20,6 +24,7 @@ from ray_learngene.sweeps.selection import (
     parse_arms,
     select,
 )
+from ray_learngene.sweeps.sweep import prepare
 from ray_learngene.training.flops import TRAINING_PASSES
 from ray_learngene.training.optimizers import traits_of
 
@@ -37,6 +42,8 @@ class Plan:
         outside: Why sizes lie outside what their learngene was trained for.
         flops: Training FLOPs of all together, and of fitting where a method does so (of one image for each, where no
             image set was given).
+        learngene_seconds: What the learngene has cost; None where it does not say.
+        cost: Hours and money; None without calibration.
     """
 
     selection: Selection
@@ -47,6 +54,8 @@ class Plan:
     flops: float
     scratch_epochs: dict[Spec, int]
     outside: tuple[str, ...]
+    learngene_seconds: float | None = None
+    cost: SweepCost | None = None
 
 
 def plan(config: PlanConfig) -> Plan:
@@ -103,6 +112,7 @@ def plan(config: PlanConfig) -> Plan:
                     trained = len(sets.train) // config.batch_size * epochs[choice.spec]
                 images = trained * config.batch_size
             macs += choice.costs["macs"] * images
+    cost = _calibrate(config, store, measure) if config.calibrate else None
     return Plan(
         selection,
         {choice.spec: measure(choice.spec) for choice in selection.specs},
@@ -112,4 +122,20 @@ def plan(config: PlanConfig) -> Plan:
         2.0 * TRAINING_PASSES * macs * per_arm,
         epochs,
         tuple(dict.fromkeys(outside)),
+        stored.facts()["learngene_seconds"],
+        cost,
     )
+
+
+def _calibrate(config: PlanConfig, store: Store, measure: Meter) -> SweepCost:
+    """Measure what the sweep will cost; its plan is kept in the store if the sweep has a name."""
+    given = {name: getattr(config, name) for name in SweepConfig.model_fields if name in config.model_fields_set}
+    settings = SweepConfig(**{**given, "name": config.name or "plan"})
+    if config.name:
+        folder_of("descendant", f"{config.name}/x")
+        store.check(write=True)
+    prepared = prepare(settings, store, measure)
+    cost = calibrate(prepared.inputs, prepared.wanted, config.price_per_hour)
+    if config.name:
+        store.write_text(sweep_file(config.name, PLAN), json.dumps(cost.as_json(), indent=2) + "\n")
+    return cost

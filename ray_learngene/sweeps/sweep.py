@@ -8,8 +8,8 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Sequence
-from contextlib import suppress
-from dataclasses import replace
+from contextlib import nullcontext, suppress
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 import pandas
@@ -35,7 +35,7 @@ from ray_learngene.store.sweeps import SETTINGS, read_settings, sweep_file
 from ray_learngene.sweeps.arms import Arm
 from ray_learngene.sweeps.descendant import decisive_settings
 from ray_learngene.sweeps.equal_cost import equal_cost_epochs
-from ray_learngene.sweeps.latency import latency_meter
+from ray_learngene.sweeps.latency import Meter, latency_meter
 from ray_learngene.sweeps.live_page import LivePage
 from ray_learngene.sweeps.results import earlier_rows, write_results
 from ray_learngene.sweeps.run import run_trials
@@ -90,7 +90,28 @@ def sweep(config: SweepConfig, callbacks: Sequence[Callback] = ()) -> pandas.Dat
         return _sweep(config, store, trackers, callbacks)
 
 
-def _sweep(config: SweepConfig, store: Store, trackers: Trackers, callbacks: Sequence[Callback]) -> pandas.DataFrame:
+@dataclass(frozen=True)
+class Prepared:
+    """All that a sweep decides before its first trial.
+
+    Attributes:
+        settings: What its sweep.json will say.
+        before: Rows that earlier runs of it settled.
+        wanted: Its trials, the largest sizes first: the longest trials must not start last.
+    """
+
+    inputs: SweepInputs
+    settings: dict[str, Any]
+    before: list[dict[str, Any]]
+    wanted: list[Trial]
+
+
+def prepare(config: SweepConfig, store: Store, known: Meter | None = None) -> Prepared:
+    """Read and check everything that trials need.
+
+    Args:
+        known: Latencies that are known already.
+    """
     stored = load_learngene(config, store)
     learngene = stored.learngene
     arms = parse_arms(config, learngene)
@@ -102,7 +123,7 @@ def _sweep(config: SweepConfig, store: Store, trackers: Trackers, callbacks: Seq
         match_classes(ancestry, str(config.ancestry), config.data, ImageSets(images.train, images.val))
         ancestry.accept(preprocessing.mean, preprocessing.std)
     micro_batch = config.batch_size // config.accumulation
-    with latency_meter(config) as measure:
+    with nullcontext(known) if known else latency_meter(config) as measure:
         selection = select(config, learngene, len(images.train.classes), measure, store)
         costs = {one.spec: cost_columns(one.spec, measure(one.spec), micro_batch) for one in selection.specs}
     seeds = range(config.seed, config.seed + config.seeds)
@@ -124,11 +145,18 @@ def _sweep(config: SweepConfig, store: Store, trackers: Trackers, callbacks: Seq
         _as_before(
             Trial(arm, choice.spec, seed, config.lr, None if arm.learngene else epochs.get(choice.spec)), inputs, before
         )
-        for choice in selection.specs  # largest first: the longest trials must not start last
+        for choice in selection.specs
         for seed in seeds
         for arm in arms
     ]
-    _tell_scratch(config, arms, wanted)
+    return Prepared(inputs, settings, before, wanted)
+
+
+def _sweep(config: SweepConfig, store: Store, trackers: Trackers, callbacks: Sequence[Callback]) -> pandas.DataFrame:
+    prepared = prepare(config, store)
+    inputs, before, wanted, config = prepared.inputs, prepared.before, prepared.wanted, prepared.inputs.config
+    settings = prepared.settings
+    _tell_scratch(config, tuple(dict.fromkeys(trial.arm for trial in wanted)), wanted)
     text = json.dumps(settings, indent=2) + "\n"
     unfinished: list[dict[str, Any]] = []
     page = LivePage(store, config.name, before, len(wanted) * max(1, config.lr_search))

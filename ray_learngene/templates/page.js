@@ -336,8 +336,9 @@ function makeModel() {
 }
 
 function exportsOf(model) {
-  if (!model.exports?.length) return [];
-  return [h("h2", {}, "Exports"), h("ul", { className: "files small" }, ...model.exports.map((text) => h("li", {}, text)))];
+  if (!model.exports) return [];
+  const formats = model.exports.split(",");
+  return [h("p", { className: "small" }, h("strong", {}, "Exports: "), `${formats.join(", ")}; pull --format takes one`)];
 }
 
 function getIt(path) {
@@ -485,6 +486,32 @@ function makeSurroundings() {
   }
 }
 
+// What a sweep was to cost, and what it has cost: seconds of tuning, as `plan --calibrate` measured and rows say.
+function makeCosts() {
+  const planned = SWEEPS.filter((name) => data.sweeps[name].planned);
+  $("costs").hidden = !planned.length;
+  $("costs").replaceChildren(h("h2", { id: "costs-title" }, "Planned and spent"), ...planned.map(costsOf));
+}
+
+function costsOf(name) {
+  const plan = data.sweeps[name].planned, ofSweep = MODELS.filter((model) => model.sweep === name);
+  const rows = plan.models.map((one) => {
+    const trained = ofSweep.filter((model) => model.arm === one.arm && model.size === one.size).map((model) => model.own ?? 0);
+    const spent = statistics(trained);
+    const more = spent && one.seconds ? `${spent.mean >= one.seconds ? "+" : "−"}${short(Math.abs(100 * (spent.mean / one.seconds - 1)))} %` : "–";
+    return [`${one.arm} ${one.size}`, `${trained.length} of ${one.count}`, amount("seconds", one.seconds), spent ? amount("seconds", spent.mean) : "–", more];
+  });
+  const sum = (models) => models.reduce((total, one) => total + one, 0);
+  const all = sum(plan.models.map((one) => one.count * one.seconds)), spent = sum(ofSweep.map((model) => model.own ?? 0));
+  const price = plan.price === null ? "" : ` The plan's price was ${short(plan.price)}; what was spent is ${short((spent * (plan.share ?? 1) * plan.price_per_hour) / 3600)}.`;
+  return h("div", {},
+    h("p", { className: "small" }, `${SWEEPS.length > 1 ? `${name}: ` : ""}${amount("seconds", all)} planned, ${amount("seconds", spent)} spent on tuning.${price}`),
+    h("p", { className: "dim small" }, `Planned by steps measured on ${plan.device}, at a load of ${short(plan.load ?? 0)}.`),
+    h("div", { className: "scroll", tabIndex: 0, role: "region", "aria-label": `Planned and spent, ${name}` }, h("table", {},
+      h("thead", {}, h("tr", {}, ...["model", "trained", "planned each", "spent each", "difference"].map((text) => h("th", { scope: "col" }, text)))),
+      h("tbody", {}, ...rows.slice(0, PAGE_ROWS).map((cells) => h("tr", {}, ...cells.map((cell) => h("td", {}, cell))))))));
+}
+
 // A running sweep's page is loaded again while nobody uses it.
 function follow() {
   let touched = Date.now();
@@ -508,6 +535,7 @@ function update() {
 
 readAddress();
 makeSurroundings();
+makeCosts();
 update();
 for (const id of ["figure", "filters", "model"]) $(id).hidden = !GROUPS.length;
 $("reset").addEventListener("click", () => change({ budgets: {}, model: null }));

@@ -66,8 +66,8 @@ def test_the_papers_recipes_are_the_papers(preset: str, epochs: int, lr_of_the_s
 
 @pytest.mark.parametrize("path", [path for path in RECIPES if path.stem.endswith("sweep")], ids=lambda path: path.stem)
 def test_the_recipe_of_a_sweep_is_one_of_its_plan(path: Path) -> None:
-    flags = {"data": "x", "learngene": "x"}
-    planned, sweep = load_config(PlanConfig, flags, path), load_config(SweepConfig, {**flags, "name": "x"}, path)
+    flags = {"data": "x", "learngene": "x", "name": "x"}
+    planned, sweep = load_config(PlanConfig, flags, path), load_config(SweepConfig, flags, path)
     common = yaml.safe_load(path.read_text()).keys() & PlanConfig.model_fields.keys()
     assert common >= {"epochs", "arms", "batch_size"}
     assert {name: getattr(planned, name) for name in common} == {name: getattr(sweep, name) for name in common}

@@ -1,0 +1,283 @@
+"""What a sweep will cost: a few steps of every size, measured where its descendants will train."""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+import math
+import os
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ray_learngene.config import SweepConfig
+from ray_learngene.device import resolve_device
+from ray_learngene.errors import Interrupted
+from ray_learngene.models.costs import device_name
+from ray_learngene.models.specs import Spec, build
+from ray_learngene.sweeps.descendant import DescendantRun, DescendantTask, descendant_batches
+from ray_learngene.sweeps.packing import Place
+from ray_learngene.sweeps.trials import SweepInputs, Trial
+from ray_learngene.training.clock import Clock
+from ray_learngene.training.fitting import Fitting
+from ray_learngene.training.lockstep import Trains, train
+
+WARM_UP, LEAST, MOST = 2, 4, 40  # steps of a measurement
+SECONDS = 2.0  # after which a measurement ends, if it has the least steps
+
+
+@dataclass(frozen=True)
+class Pace:
+    """Seconds of a training on one device.
+
+    Attributes:
+        read: Reading one batch, with the teacher's forward pass. Siblings share it.
+        step: The rest of one step.
+        score: Scoring the validation split once.
+        fit: The rest of one step of fitting an adapter to the size.
+    """
+
+    read: float
+    step: float
+    score: float
+    fit: float = 0.0
+
+
+@dataclass(frozen=True)
+class DescendantCost:
+    """What each of the descendants of an arm and a size will cost, in seconds of its device."""
+
+    arm: str
+    spec: Spec
+    count: int
+    seconds: float
+
+
+@dataclass(frozen=True)
+class SweepCost:
+    """What a sweep will cost.
+
+    Attributes:
+        places: Trainings at a time.
+        share: Of a GPU, or CPUs, that a training takes.
+        hours: From the first start to the last end.
+        device: Where the steps were measured.
+        load: Mean number of processes that wanted a CPU there, over the last minute.
+        price_per_hour: Of one GPU, or of one CPU where there is no GPU.
+    """
+
+    descendants: tuple[DescendantCost, ...]
+    places: int
+    share: float
+    hours: float
+    device: str
+    load: float
+    price_per_hour: float | None
+
+    @property
+    def device_hours(self) -> float:
+        """GPU-hours, or CPU-hours where there is no GPU."""
+        return self.share * sum(one.count * one.seconds for one in self.descendants) / 3600
+
+    @property
+    def price(self) -> float | None:
+        """Money, in the currency of `price_per_hour`."""
+        return None if self.price_per_hour is None else self.device_hours * self.price_per_hour
+
+    def as_json(self) -> dict[str, Any]:
+        """What the store keeps of it, for the page of the sweep."""
+        return {
+            "descendants": [
+                {"arm": one.arm, **one.spec.model_dump(), "count": one.count, "seconds": round(one.seconds, 3)}
+                for one in self.descendants
+            ],
+            **{name: getattr(self, name) for name in ("places", "share", "device", "load", "price_per_hour")},
+            "hours": round(self.hours, 5),
+            "device_hours": round(self.device_hours, 5),
+            "price": self.price and round(self.price, 4),
+        }
+
+
+def calibrate(inputs: SweepInputs, wanted: Sequence[Trial], price_per_hour: float | None) -> SweepCost:
+    """Measure one descendant of every arm and size where trials will run, and add up what all will cost.
+
+    Raises:
+        UserError: the cluster lacks what one trial needs.
+    """
+    one_each = list({(trial.arm, trial.spec): trial for trial in wanted}.values())
+    if inputs.config.in_process:
+        from ray_learngene.sweeps.capacity import own_place
+
+        measured, place, gpus = measure(inputs, one_each), own_place(), float(resolve_device().type == "cuda")
+    else:
+        measured, place, gpus = _measure_on_ray(inputs, one_each)
+    paces, device, load = measured
+    return add_up(inputs, wanted, dict(zip(one_each, paces, strict=True)), place, gpus, device, load, price_per_hour)
+
+
+def add_up(
+    inputs: SweepInputs,
+    wanted: Sequence[Trial],
+    paces: dict[Trial, Pace],
+    place: Place,
+    gpus: float,
+    device: str,
+    load: float,
+    price_per_hour: float | None,
+) -> SweepCost:
+    """The cost of all trials, packed as the sweep packs them."""
+    config = inputs.config
+    of_kind = {(trial.arm, trial.spec): pace for trial, pace in paces.items()}
+    seconds: dict[Trial, float] = {}
+    ends = [0.0] * place.count
+    tried = max(1, config.lr_search)
+    for pack in inputs.packs(wanted, place):
+        for trial in pack:
+            seconds[trial] = seconds_of(inputs, trial, of_kind[trial.arm, trial.spec], len(pack))
+        for _ in range(tried):
+            heapq.heapreplace(ends, ends[0] + sum(seconds[trial] for trial in pack))
+    costs = []
+    for arm, spec in of_kind:
+        each = [seconds[trial] for trial in wanted if (trial.arm, trial.spec) == (arm, spec)]
+        costs.append(DescendantCost(arm.text, spec, tried * len(each), sum(each) / len(each)))
+    share = gpus or config.cpus_per_trial
+    return SweepCost(tuple(costs), place.count, share, max(ends) / 3600, device, load, price_per_hour)
+
+
+def seconds_of(inputs: SweepInputs, trial: Trial, pace: Pace, siblings: int) -> float:
+    """The device seconds of a trial that shares its images with siblings, itself included."""
+    epochs = inputs.epochs(trial)
+    steps = epochs * (len(inputs.images.train) // inputs.config.batch_size)
+    adapter_steps = fit_steps(inputs, trial)
+    read = pace.read / siblings
+    return (epochs + 1) * pace.score + steps * (pace.step + read) + adapter_steps * (pace.fit + read)
+
+
+def fit_steps(inputs: SweepInputs, trial: Trial) -> int:
+    """The steps for which a trial's method fits an adapter to the size."""
+    stored = inputs.learngene(trial)
+    adapter = trial.arm.method.adapter(stored.learngene if stored else None, trial.spec, seed=trial.seed)
+    return adapter.fit_steps if adapter else 0
+
+
+def measure(inputs: SweepInputs, trials: Sequence[Trial]) -> tuple[list[Pace], str, float]:
+    """Measure trials one after another in this process; also say on which device and under which load."""
+    known: dict[Spec, Pace] = {}
+    paces = []
+    for trial in trials:
+        if trial.spec not in known:
+            known[trial.spec] = _tuning_pace(inputs, trial)
+        paces.append(replace(known[trial.spec], fit=_fitting_pace(inputs, trial, known[trial.spec].read)))
+    return paces, device_name(resolve_device()), round(os.getloadavg()[0], 2)
+
+
+def _measure_on_ray(inputs: SweepInputs, trials: Sequence[Trial]) -> tuple[tuple[list[Pace], str, float], Place, float]:
+    import ray_learngene.cluster.shared_tensors  # noqa: F401  isort:skip  (before the first Ray import)
+    import ray
+
+    from ray_learngene.cluster.session import cluster_has_gpus, ray_cluster, require_resources
+    from ray_learngene.sweeps.capacity import cluster_place
+
+    config = inputs.config
+    with ray_cluster(config.address):
+        gpus = float(cluster_has_gpus()) if config.gpus_per_trial is None else config.gpus_per_trial
+        require_resources(config.address, 1, config.cpus_per_trial, gpus, "trials")
+        task = ray.remote(num_cpus=config.cpus_per_trial, num_gpus=gpus, max_retries=config.max_failures)(_in_worker)
+        measured = ray.get(task.remote(inputs, list(trials)))
+        return measured, cluster_place(config.cpus_per_trial, gpus, config.max_concurrent), gpus
+
+
+def _in_worker(inputs: SweepInputs, trials: Sequence[Trial]) -> tuple[list[Pace], str, float]:
+    from ray_learngene.cluster.session import use_assigned_gpu
+
+    use_assigned_gpu()
+    torch.set_num_threads(max(1, int(inputs.config.cpus_per_trial)))
+    return measure(inputs, trials)
+
+
+class NoCheckpoints:
+    """Checkpoints of a training that is not kept."""
+
+    @contextmanager
+    def latest(self) -> Iterator[Path | None]:
+        yield None
+
+    def save(self, write: Callable[[Path], None], metrics: dict[str, Any]) -> None: ...
+    def finish(self) -> None: ...
+    def wait(self) -> None: ...
+    def busy(self) -> bool:
+        return False
+
+
+def _tuning_pace(inputs: SweepInputs, trial: Trial) -> Pace:
+    clock, settings, run = _run(inputs, trial)
+    run.model = build(trial.spec)  # its weights change no speed
+    run.open_trainer()
+    per_epoch = run.trainer.steps_per_epoch
+    read = _read_pace(inputs, settings, clock)
+    begin = clock()
+    marks = _marks(run.trainer, descendant_batches(inputs, settings, taught=True), clock)
+    score = marks[0] - begin
+    spans = [after - begin for begin, after in itertools.pairwise(marks)]
+    spans = [span - score * ((number + 1) % per_epoch == 0) for number, span in enumerate(spans)][WARM_UP:]
+    return Pace(read, max(0.0, sum(spans) / len(spans) - read), score)
+
+
+def _fitting_pace(inputs: SweepInputs, trial: Trial, read: float) -> float:
+    if not fit_steps(inputs, trial):
+        return 0.0
+    clock, settings, run = _run(inputs, trial)
+    stored = inputs.learngene(trial)
+    adapter = trial.arm.method.adapter(stored.learngene if stored else None, trial.spec, seed=trial.seed)
+    assert adapter is not None
+    fitting = Fitting(
+        adapter, inputs.images, settings, clock=clock, autocast=run.autocast, smoothing=settings.smoothing
+    )
+    marks = _marks(fitting, descendant_batches(inputs, settings, taught=False), clock)
+    spans = [after - begin for begin, after in itertools.pairwise(marks)]
+    spans = spans[WARM_UP:] or spans
+    return max(0.0, sum(spans) / len(spans) - read) if spans else 0.0
+
+
+def _run(inputs: SweepInputs, trial: Trial) -> tuple[Clock, SweepConfig, DescendantRun]:
+    """A training that writes nothing, of epochs enough to be measured."""
+    clock = Clock(resolve_device())
+    task = DescendantTask(inputs.descendant(trial), inputs.learngene(trial), {})
+    per_epoch = max(1, len(inputs.images.train) // inputs.config.batch_size)
+    settings = task.settings(inputs.config).model_copy(update={"epochs": math.ceil((MOST + 1) / per_epoch)})
+    run = DescendantRun(task, inputs, settings, math.inf, clock)
+    run.checkpoints = NoCheckpoints()  # type: ignore[assignment]
+    return clock, settings, run
+
+
+def _read_pace(inputs: SweepInputs, settings: SweepConfig, clock: Clock) -> float:
+    """Seconds of reading the batch of one step, as a training does."""
+    batches = descendant_batches(inputs, settings, taught=True)
+    marks = []
+    for step in range(WARM_UP + LEAST):
+        marks.append(clock())
+        with clock.running():
+            for _ in batches.of_step(step):
+                pass
+    return (clock() - marks[WARM_UP]) / LEAST
+
+
+def _marks(trains: Trains, batches: Any, clock: Clock) -> list[float]:
+    """The clock before every step and after the last one."""
+    marks: list[float] = []
+    began = time.monotonic()
+
+    def stop(step: int) -> bool:
+        marks.append(clock())
+        enough = len(marks) > WARM_UP + LEAST and time.monotonic() - began > SECONDS
+        return enough or len(marks) > MOST
+
+    with suppress(Interrupted):
+        train([trains], batches, stop=stop)
+        marks.append(clock())  # it has come to its end
+    return marks

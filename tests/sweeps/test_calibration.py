@@ -1,0 +1,120 @@
+"""What a sweep will cost, and that finding out trains nothing."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import ray_learngene as lg
+from ray_learngene.cli.main import main
+from ray_learngene.config import SweepConfig
+from ray_learngene.store.store import Store
+from ray_learngene.sweeps.calibration import Pace, add_up, measure, seconds_of
+from ray_learngene.sweeps.packing import Place
+from ray_learngene.sweeps.sweep import prepare
+from tests.fixtures.write_store import OLD_STORE
+from tests.pages.rows import data_of
+
+DIGITS: dict[str, Any] = {
+    **{"data": "digits", "train_share": 0.1, "val_share": 0.1, "batch_size": 32, "depths": "1,2", "in_process": True},
+    **{"learngene": "sws", "scratch": "epochs"},
+}
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    shutil.copytree(OLD_STORE, tmp_path / "store")
+    return Store(str(tmp_path / "store"))
+
+
+def prepared(store: Store, **settings: Any) -> Any:
+    config = SweepConfig(**DIGITS | {"store": store.uri, "name": "planned", "epochs": 3} | settings)
+    return prepare(config, store)
+
+
+def files_of(store: Store) -> set[str]:
+    return {str(path) for path in Path(store.uri).rglob("*") if path.is_file()}
+
+
+def test_costs_add_up(store: Store) -> None:
+    sweep = prepared(store, arms=("sws", "scratch"), seeds=2, siblings=1, cpus_per_trial=2)
+    pace = Pace(read=0.5, step=1.0, score=10.0)
+    paces = {trial: pace for trial in sweep.wanted if trial.seed == 0}
+    cost = add_up(sweep.inputs, sweep.wanted, paces, Place(3, 1e9), 0.0, "cpu x", 0.5, 2.0)
+    each = 4 * 10 + 3 * 4 * 1.5  # four scorings, three epochs of four steps
+    assert [one.seconds for one in cost.descendants] == [each] * 4 and [one.count for one in cost.descendants] == [
+        2
+    ] * 4
+    assert cost.device_hours == pytest.approx(2 * 8 * each / 3600)
+    assert cost.hours == pytest.approx(3 * each / 3600)  # eight on three places
+    assert cost.price == pytest.approx(2 * cost.device_hours)
+    assert seconds_of(sweep.inputs, sweep.wanted[0], pace, 5) == 4 * 10 + 12 * 1.1  # five read each batch once
+
+
+def test_a_search_costs_as_often_as_it_tries(store: Store) -> None:
+    once, searched = prepared(store, siblings=1), prepared(store, siblings=1, lr_search=3, in_process=False)
+    costs = [
+        add_up(
+            sweep.inputs, sweep.wanted, dict.fromkeys(sweep.wanted, Pace(0, 1, 1)), Place(1, 1e9), 1.0, "gpu", 0, None
+        )
+        for sweep in (once, searched)
+    ]
+    assert costs[1].device_hours == pytest.approx(3 * costs[0].device_hours) and costs[1].price is None
+
+
+def test_a_fitted_size_is_measured_with_its_fitting(store: Store) -> None:
+    lg.extract(name="grown", method="ligo", source="store:ancestries/vit", store=store)
+    sweep = prepared(store, learngene="grown", arms=("ligo:fit=9", "scratch"), depths="3")
+    paces, device, load = measure(sweep.inputs, sweep.wanted)
+    assert device.startswith("cpu") and load >= 0
+    for trial, pace in zip(sweep.wanted, paces, strict=True):
+        assert min(pace.read, pace.step, pace.score) > 0 and (pace.fit > 0) == (trial.arm.text != "scratch")
+
+
+def test_a_plan_is_measured_printed_and_kept_and_trains_nothing(
+    store: Store, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    before = files_of(store)
+    # as the sweep of the old store was trained
+    words = "--data digits --train-share 0.1 --val-share 0.1 --batch-size 32 --lr 3e-2 --warmup-epochs 0 --epochs 1"
+    flags = ["--learngene", "sws", "--store", store.uri, "--name", "sizes", "--depths", "1,2", "--arms", "sws"]
+    flags += [*words.split(), "--in-process"]
+    assert main(["plan", *flags, "--calibrate", "--price-per-hour", "3.5"]) == 0
+    printed = capsys.readouterr().out
+    assert "CPU-hours" in printed and "the learngene has cost" in printed and ", price " in printed
+    assert {path.removeprefix(f"{store.uri}/") for path in files_of(store) - before} == {"sweeps/sizes/plan.json"}
+    kept = json.loads(store.read_text("sweeps/sizes/plan.json") or "")
+    assert (
+        kept["price"] == pytest.approx(3.5 * kept["device_hours"], rel=0.5, abs=1e-3) and kept["price_per_hour"] == 3.5
+    )
+    page = lg.page(store, out=tmp_path / "page.html").read_text()
+    (planned,) = [one["planned"] for one in data_of(page)["sweeps"].values()]
+    assert {(one["arm"], one["size"], one["count"]) for one in planned["models"]} == {
+        ("sws", "16×1", 1),
+        ("sws", "16×2", 1),
+    }
+    assert all(one["seconds"] > 0 for one in planned["models"])
+
+
+@pytest.mark.parametrize("damage", ["", "{", "[]", '{"descendants": 3}', '{"descendants": [3, {"arm": 1}]}'])
+def test_a_damaged_plan_is_not_shown(damage: str, store: Store, tmp_path: Path) -> None:
+    store.write_text("sweeps/sizes/plan.json", damage)
+    sweep = data_of(lg.page(store, out=tmp_path / "page.html").read_text())["sweeps"]["sizes"]
+    assert "planned" not in sweep or [one["arm"] for one in sweep["planned"]["models"]] == [None]
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (["--calibrate"], "give data"),
+        (["--price-per-hour", "2", "--data", "digits"], "give calibrate too"),
+        (["--calibrate", "--data", "digits", "--name", "a/b", "--in-process"], "is not the name"),
+    ],
+)
+def test_mistakes_are_one_line(flags: list[str], said: str, store: Store, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan", "--learngene", "sws", "--store", store.uri, "--depths", "1", *flags]) == 2
+    assert said in (text := capsys.readouterr().err) and text.count("\n") == 1
