@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 
+import torch
 from torch import Tensor
 
 from ray_learngene.errors import UserError
-from ray_learngene.models.layout import Axis, axes, block_lists, chains, split
+from ray_learngene.models.layout import Axis, axes, block_lists, chains, layered, split
 from ray_learngene.models.specs import Spec, head_names, shapes_of, size_of
 
 Choose = Callable[[int, int], Sequence[int | None]]
@@ -66,11 +67,14 @@ def singletons(tensors: Mapping[str, Tensor], source: Spec, spec: Spec) -> dict[
 
     The head is omitted if there is none or if the spec has another number of classes.
     """
-    lists = block_lists(spec)
+    lists, of_layers = block_lists(spec), layered(spec)
     return {
         name: tensors[name]
         for name in shapes_of(spec)
-        if name in tensors and not split(name, lists) and (spec.classes == source.classes or not is_head(name, source))
+        if name in tensors
+        and name not in of_layers
+        and not split(name, lists)
+        and (spec.classes == source.classes or not is_head(name, source))
     }
 
 
@@ -117,4 +121,17 @@ def inherited_blocks(tensors: Mapping[str, Tensor], source: Spec, spec: Spec, ch
         for block, chosen in zip(chain, choose(len(chain), len(stored)) if stored else (), strict=False):
             if chosen is not None:
                 state |= {f"{block}.{rest}": tensor for rest, tensor in stored[chosen].items()}
+    for name, dim in layered(spec).items():
+        ((key, layers_of_spec),) = chains(spec).items()
+        places = [place for place, block in enumerate(chains(source)[key]) if _is_stored(block, tensors)]
+        layers = choose(len(layers_of_spec), len(places))
+        if name in tensors and None not in layers:
+            indices = torch.tensor(
+                [places[layer] for layer in layers if layer is not None], device=tensors[name].device
+            )
+            state[name] = tensors[name].index_select(dim, indices)
     return state
+
+
+def _is_stored(block: str, tensors: Mapping[str, Tensor]) -> bool:
+    return any(name.startswith(f"{block}.") for name in tensors)

@@ -14,9 +14,10 @@ from typing import ClassVar
 
 import torch
 
+from ray_learngene.errors import UserError
 from ray_learngene.methods.generated import GeneratingMethod, Genes, State
 from ray_learngene.methods.shared_weights import require_same, singletons
-from ray_learngene.models.layout import block_lists, chains, reduced, split
+from ray_learngene.models.layout import block_lists, chains, layered, reduced, split
 from ray_learngene.models.specs import Spec, build
 
 
@@ -38,6 +39,8 @@ class TLEG(GeneratingMethod):
 
     def initial(self, spec: Spec) -> State:
         """Initialise θ_A (`slope`) and θ_B (`offset`) as two timm blocks, except θ_A's norm gains: 0 instead of 1."""
+        if of_layers := layered(spec):
+            raise UserError(f"tleg cannot train {spec.architecture}: {min(of_layers)} holds values of every layer")
         two = reduced(spec, 2)
         lists, names = block_lists(two), dict[str, str]()
         for chain, blocks in chains(two).items():

@@ -99,6 +99,24 @@ def _block_lists(spec: Spec) -> tuple[str, ...]:
     return tuple(name for name in outer if name in before)
 
 
+def layered(spec: Spec) -> dict[str, int]:
+    """Return the parameters outside blocks that have an axis of layers, with that axis."""
+    return {} if spec.architecture is None else _layered(spec.replace(classes=max(1, spec.classes)))
+
+
+@lru_cache(maxsize=1024)
+def _layered(spec: Spec) -> dict[str, int]:
+    deeper = shapes_of(spec.replace(depths=tuple(depth + 1 for depth in size_of(spec).depths)))
+    own, lists, found = shapes_of(spec), block_lists(spec), dict[str, int]()
+    for name, shape in own.items():
+        if split(name, lists) is None and len(deeper.get(name, shape)) == len(shape) and deeper.get(name) != shape:
+            changed = [
+                dim for dim, sizes in enumerate(zip(shape, deeper.get(name, shape), strict=True)) if len({*sizes}) > 1
+            ]
+            found |= {name: changed[0]} if changed else {}
+    return found
+
+
 def _lengths(model: nn.Module) -> dict[str, int]:
     return {
         name: len(module)

@@ -11,7 +11,7 @@ import json
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, is_dataclass, replace
 from functools import lru_cache
 from typing import Any, ClassVar
 
@@ -236,6 +236,9 @@ def _made(architecture: str, text: str) -> Made:
     cls = _class_of(architecture)
     with _recorded(cls) as found, torch.device("meta"):
         model = timm.create_model(architecture, **arguments)
+    settings = found.get("cfg")
+    if is_dataclass(settings):  # some classes take their size as one object, and its fields as keywords
+        found = {**vars(settings), **found}
     return Made(model, found)
 
 

@@ -1,0 +1,187 @@
+"""python -m benchmarks.families [--only PATTERN] [--results found.jsonl] [--out docs/families_tables.md]
+
+Count which of timm's entry points can be a source, a student or a teacher, and which method works on which family.
+
+No weights are needed: models are built on the meta device. `--results` keeps what is found, so that a run can continue.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import fnmatch
+import io
+import json
+import logging
+import warnings
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import ray_learngene.torchvision_cpu  # noqa: F401  isort:skip  (before the first timm import)
+import timm
+import torch
+
+from ray_learngene.errors import UserError
+from ray_learngene.methods.base import Method
+from ray_learngene.methods.registry import METHODS
+from ray_learngene.models.features import gives_features
+from ray_learngene.models.layout import axes, chains
+from ray_learngene.models.specs import Spec, build, shapes_of, spec_for, spec_of
+
+# the architectures whose sources are counted: names that begin so, with weights, that take a depth
+_COUNTED = ("vit_", "deit", "flexivit", "beit", "eva", "naflexvit", "samvit", "test_vit", "aimv2")
+_SMALL: dict[str, tuple[str, dict[str, Any]]] = {
+    "ViT (DINOv2)": (
+        "vit_small_patch14_reg4_dinov2",
+        {"img_size": 32, "patch_size": 8, "embed_dim": 16, "depth": 4, "num_heads": 2},
+    ),
+    "Eva (DINOv3)": (
+        "vit_small_patch16_dinov3",
+        {"img_size": 32, "patch_size": 8, "embed_dim": 16, "depth": 4, "num_heads": 2},
+    ),
+    "BEiT": (
+        "beit_base_patch16_224",
+        {"img_size": 32, "patch_size": 8, "embed_dim": 16, "depth": 4, "num_heads": 2},
+    ),
+    "Swin": (
+        "swin_tiny_patch4_window7_224",
+        {"img_size": 32, "embed_dim": 16, "depths": [2, 4], "num_heads": [2, 4], "window_size": 4},
+    ),
+    "ConvNeXt": ("convnext_atto", {"depths": [2, 2, 4, 2], "dims": [8, 16, 24, 32]}),
+    "LeViT (BatchNorm)": ("levit_128s", {}),
+}
+
+
+@dataclass
+class Found:
+    """What an entry point can be; a text says why not."""
+
+    name: str
+    kind: str
+    weights: bool
+    source: str = ""
+    student: str = ""
+    teacher: str = ""
+
+
+def scan(names: list[str]) -> Iterator[Found]:
+    """Try every entry point; labels of axes are checked once for each layout of parameters."""
+    consistent: dict[Any, str] = {}
+    for name in names:
+        with torch.device("meta"):
+            model = timm.create_model(name)
+        weights = any(cfg.has_weights for cfg in [timm.models.get_pretrained_cfg(name)] if cfg)
+        found = Found(name, type(model).__name__, weights)
+        if not model.num_classes and not gives_features(model):  # type: ignore[operator]
+            found.teacher = "neither a classifier nor features"
+        try:
+            spec = spec_of(model)
+            if not chains(spec):
+                raise UserError("no list of blocks follows the depth")
+            stages = len(spec.depths or (1,))
+            fewer = spec.replace(depth=max(stages, spec.depth // 2))
+            shapes_of(fewer)
+            key = (found.kind, frozenset(part for each in shapes_of(fewer) for part in each.split(".")))
+            if key not in consistent:
+                consistent[key] = _labels(spec.replace(depth=stages))
+            found.student = consistent[key]
+        except (UserError, ValueError) as error:
+            found.source = found.student = str(error)
+        yield found
+
+
+def _labels(spec: Spec) -> str:
+    """Say why the axes of a model have no consistent labels; empty if they have."""
+    twice = spec.replace(width=2 * spec.width, heads=2 * spec.heads)
+    labels, before, after = axes(spec), shapes_of(spec), shapes_of(twice)
+    if before.keys() != after.keys():
+        return "parameters appear or disappear with the width"
+    for name, shape in before.items():
+        for axis, have, want in zip(labels[name], shape, after[name], strict=True):
+            if want != have and axis.kind == "fixed":
+                return f"{name}: an axis has no label"
+    return ""
+
+
+def works(name: str, spec: Spec) -> str:
+    """Say how a method works on a small model: yes, or the line in which it refuses."""
+    method: Method = METHODS[name]()
+    try:
+        if not method.needs_learngene:
+            method.expand(None, spec)
+            return "yes"
+        trained = name in ("ligo", "weight-selection", "heur-lg", "auto-lg", "pretrained")
+        learngene = method.extract(build(spec) if trained else method.auxiliary(spec))
+        method.expand(learngene, spec)
+        return "yes"
+    except UserError as error:
+        return f"no: {str(error).replace(str(spec.architecture), 'the architecture')}"
+
+
+def table(found: list[Found]) -> str:
+    """One row for every class of timm."""
+    by_class: dict[str, list[Found]] = defaultdict(list)
+    for each in found:
+        by_class[each.kind].append(each)
+    lines = ["| timm class | entry points | source | student | teacher |", "|---|---|---|---|---|"]
+    for kind, group in sorted(by_class.items(), key=lambda pair: (-len(pair[1]), pair[0])):
+        counts = [sum(not getattr(each, role) for each in group) for role in ("source", "student", "teacher")]
+        lines.append(f"| {kind} | {len(group)} | {' | '.join(map(str, counts))} |")
+    return "\n".join(lines)
+
+
+def matrix() -> str:
+    """Which method works on which family."""
+    lines = [f"| method | {' | '.join(_SMALL)} |", "|---" * (len(_SMALL) + 1) + "|"]
+    specs = [spec_for(name, classes=5, **arguments) for name, arguments in _SMALL.values()]
+    notes: dict[str, int] = {}
+    for name in METHODS:
+        cells = []
+        for spec in specs:
+            said = works(name, spec.replace(image=32) if spec.architecture != "levit_128s" else spec)
+            cells.append("yes" if said == "yes" else f"no ({notes.setdefault(said, len(notes) + 1)})")
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    return "\n".join([*lines, "", *(f"{number}. {said.removeprefix('no: ')}" for said, number in notes.items())])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", default="*", help="pattern of entry points")
+    parser.add_argument("--results", type=Path, help="JSON lines of what was found, to continue from")
+    parser.add_argument("--out", type=Path, help="file to write the tables to")
+    options = parser.parse_args()
+    warnings.filterwarnings("ignore")
+    logging.disable(logging.WARNING)
+    names = fnmatch.filter(timm.list_models(), options.only)
+    before = options.results.read_text().splitlines() if options.results and options.results.exists() else []
+    found = [Found(**json.loads(line)) for line in before]
+    known = {each.name for each in found}
+    for each in scan([name for name in names if name not in known]):
+        found.append(each)
+        if options.results:
+            with options.results.open("a") as file:
+                file.write(f"{json.dumps(asdict(each))}\n")
+        if each.source or each.student:
+            print(f"{each.name}: {each.source or each.student}", flush=True)
+    counted = [each for each in found if each.name.startswith(_COUNTED) and each.weights]
+    sources, students, teachers = (
+        sum(not getattr(one, role) for one in found) for role in ("source", "student", "teacher")
+    )
+    summary = (
+        f"timm {timm.__version__}: of {len(found)} entry points {sources} can be sources, {students} students and "
+        f"{teachers} teachers. Of the "
+        f"{len(counted)} ViT-like ones with weights, {sum(not one.source for one in counted)} can be sources."
+    )
+    print(summary)
+    with contextlib.redirect_stderr(io.StringIO()):
+        text = f"{summary}\n\n{table(found)}\n\n## Methods and families\n\n{matrix()}\n"
+    if options.out:
+        options.out.write_text(text)
+    print(text)
+
+
+if __name__ == "__main__":
+    main()
