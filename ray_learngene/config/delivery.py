@@ -36,10 +36,14 @@ class ExpandConfig(LimitsConfig, StoreConfig, DataConfig):
     method: str | None = Field(
         None, description="how it is expanded, e.g. sws:expansion=random; default: as the learngene was made"
     )
-    depth: int | None = Field(None, ge=1, description="layers of the model; default: the learngene's")
+    depth: OptionalWholeNumbers = Field(
+        None, description="layers of the model, or of each stage as 3-3-9-3; default: the learngene's"
+    )
     width: int | None = Field(None, ge=1, description="width of the model; default: the learngene's")
     depths: OptionalWholeNumbers = Field(
-        None, description="many depths, 6-15 or 4,6,8; with a limit: those to choose from, default 1 to the learngene's"
+        None,
+        description="many depths, 6-15 or 4,6,8 or 2-2-6-2,3-3-9-3; with a limit: those to choose from, default 1 to "
+        "the learngene's",
     )
     widths: OptionalWholeNumbers = Field(
         None, description="many widths, e.g. 192,384; with a limit: those to choose from, default what was trained"

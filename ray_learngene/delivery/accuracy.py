@@ -55,6 +55,8 @@ def known_accuracy(
     size = (spec.width, spec.depth)
     if size in measured:
         return Accuracy(measured[size], 0.0, "measured")
+    if spec.depths:  # of which there is no next one
+        return None
     for axis, name in ((1, "depths"), (0, "widths")):
         line = {key[axis]: top1 for key, top1 in measured.items() if key[1 - axis] == size[1 - axis]}
         below = max((one for one in line if one < size[axis]), default=None)
@@ -80,6 +82,8 @@ def _measured(
             or row.get("labels") != labels
             or row.get("fit_steps")
             or (numbers["image"], numbers["patch"]) != (spec.image, spec.patch)
+            or row.get("architecture") != spec.architecture
+            or (spec.depths and row.get("stages") != "-".join(map(str, spec.depths)))
             or not _same_method(str(row.get("arm")), made, stored)
         ):
             continue

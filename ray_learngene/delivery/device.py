@@ -71,6 +71,8 @@ def write_script(path: Path) -> None:
 def sizes_to_time(expander: Expander, depths: str | None, widths: str | None) -> list[Spec]:
     """The sizes from which all others are predicted: three depths of one width, or four sizes and more of several.
 
+    Of an architecture of several stages each stage is grown alone, and all together.
+
     Depths that are named are all timed at the largest width.
     """
     source = expander.stored.learngene.spec
@@ -78,6 +80,11 @@ def sizes_to_time(expander: Expander, depths: str | None, widths: str | None) ->
         parse_numbers("widths", widths) if widths else expander.method.trained_widths(expander.stored.learngene)
     )
     several = len(many) > 2
+    if source.depths and not depths:
+        lowest = [min(2, depth) for depth in source.depths]
+        grown = [[*lowest[:stage], depth, *lowest[stage + 1 :]] for stage, depth in enumerate(source.depths)]
+        each = dict.fromkeys(tuple(one) for one in (lowest, *grown, source.depths))
+        depths = ",".join("-".join(map(str, one)) for one in each)
     least = min(2, source.depth)
     default = {least, source.depth} if several else {least, round((least + source.depth) / 2), source.depth}
     chosen = depths or ",".join(map(str, sorted(default)))

@@ -26,7 +26,7 @@ from ray_learngene.models.card import model_card
 from ray_learngene.models.costs import costs, measure_latency
 from ray_learngene.models.origin import Origin, data_name
 from ray_learngene.models.preprocessing import Preprocessing
-from ray_learngene.models.sizes import size_name, sizes_of
+from ray_learngene.models.sizes import parse_depths, size_name, sizes_of
 from ray_learngene.models.specs import Spec, build, timm_arguments
 from ray_learngene.models.timm_folder import export_timm
 from ray_learngene.provenance import provenance
@@ -204,7 +204,7 @@ def write_facts(folder: Path, facts: Mapping[str, Any], measured: Mapping[str, s
     (folder / FACTS).write_text(json.dumps(facts, indent=2) + "\n")
     card = model_card(
         "expanded_card.md",
-        name=f"{facts['learngene']}-w{facts['spec']['width']}-d{facts['spec']['depth']:02d}",
+        name=f"{facts['learngene']}-{size_name(Spec(**facts['spec']))}",
         origin=Origin(**facts["origin"]),
         data=measured["data"] if measured else "",
         split=measured["split"] if measured else "",
@@ -231,7 +231,10 @@ def expand(config: ExpandConfig) -> list[Expansion]:
         timings = Timings.load(store, config.device) if config.device else None
         specs = [expander.largest(config.limits, choices, timings)]
     else:
-        depths = config.depths or str(config.depth or source.depth)
+        if config.depth and len(parse_depths(config.depth)) > 1:
+            raise UserError(f"--depth {config.depth} names several sizes: give --depths")
+        own = "-".join(map(str, source.depths)) if source.depths else str(source.depth)
+        depths = config.depths or config.depth or own
         widths = config.widths or str(config.width or source.width)
         specs = expander.sizes(depths, widths, config.image_size)
     default = f"{config.learngene}-{'sizes' if config.many else size_name(specs[0])}"
@@ -262,10 +265,11 @@ def _latency(spec: Spec) -> float:
 
 def size_text(spec: Spec) -> str:
     """A size and its costs in a few words."""
-    known = costs(spec)
+    known = {name: format_quantity(name, value) for name, value in costs(spec).items()}
+    depth = "-".join(map(str, spec.depths)) if spec.depths else spec.depth
     return (
-        f"width {spec.width}, depth {spec.depth}: {format_quantity('params', known['params'])} parameters, "
-        f"{format_quantity('macs', known['macs'])} MACs, {format_quantity('memory', known['memory'])} to run"
+        f"width {spec.width}, depth {depth}: {known['params']} parameters, {known['macs']} MACs, "
+        f"{known['memory']} to run"
     )
 
 

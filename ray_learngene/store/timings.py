@@ -7,14 +7,14 @@ mixed. On one of them the time of a model is a fixed part and a part for each la
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Annotated, Any
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, StringConstraints, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, StringConstraints, ValidationError, model_validator
 
 from ray_learngene.errors import UserError
 from ray_learngene.io.scratch import scratch_folder
@@ -36,11 +36,24 @@ class TimedSpec(BaseModel):
     heads: int = Field(ge=1)
     image: int = Field(ge=1)
     patch: int = Field(ge=1)
+    architecture: str | None = None
+    depths: tuple[int, ...] | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _of_a_row(cls, values: Any) -> Any:
+        """A row of a results table holds the depths of stages as `3-3-9-3`."""
+        if isinstance(values, dict) and isinstance(stages := values.get("stages"), str) and "depths" not in values:
+            return {**values, "depths": stages.split("-")}
+        return values
 
     @property
-    def kind(self) -> dict[str, int]:
+    def kind(self) -> dict[str, Any]:
         """What sizes must have in common for one of them to tell of another."""
-        return {"image": self.image, "patch": self.patch, "head size": self.width // self.heads}
+        architecture = {"architecture": self.architecture} if self.architecture else {}
+        stages = {"stages": len(self.depths)} if self.depths else {}
+        head_size = self.width // self.heads
+        return {**architecture, "image": self.image, "patch": self.patch, "head size": head_size, **stages}
 
 
 class TimedSize(BaseModel):
@@ -98,7 +111,7 @@ class Record(BaseModel):
     def name(self, device: str | None = None) -> str:
         """Its name in a store: device and conditions, with what tells architectures apart."""
         spec = next((one.spec for one in self.sizes if one.spec), None)
-        kind = "".join(f"-{word[0]}{number}" for word, number in spec.kind.items()) if spec else ""
+        kind = "".join(f"-{word[0]}{value}" for word, value in spec.kind.items()) if spec else ""
         return f"{device or self.device.name}/{self.conditions}{kind}"
 
 
@@ -243,15 +256,21 @@ class Timings:
 
     def _predicted(self, known: Mapping[TimedSpec, float], spec: TimedSpec) -> Timing:
         line = {one: value for one, value in known.items() if one.width == spec.width}
-        if len({one.depth for one in line}) >= 3:
-            known, columns = line, _by_depth
-        else:
+        columns: Callable[[Sequence[TimedSpec]], Array] = _by_depth
+        matrix = _by_depth(list(line)) if line else np.zeros((0, 1))
+        if len(line) > matrix.shape[1] and np.linalg.matrix_rank(matrix) == matrix.shape[1]:
+            known = line
+        elif spec.depths is None and len(known) >= 4 and len({one.width for one in known}) >= 3:
             columns = _by_depth_and_width
-        wanted = 2 if columns is _by_depth else 4
-        if len(known) < max(3, wanted) or (columns is _by_depth_and_width and len({one.width for one in known}) < 3):
+        else:
+            wanted = (
+                f"measure {len(spec.depths) + 2} sizes of its width that differ in every stage"
+                if spec.depths
+                else "measure three depths of its width, or four sizes of three widths"
+            )
             raise UserError(
                 f"{len(known)} sizes on {self.device} are too few to predict width {spec.width}, depth {spec.depth}: "
-                "measure three depths of its width, or four sizes of three widths"
+                f"{wanted}"
             )
         specs, values = list(known), np.array(list(known.values()))
         found = _fit(columns(specs), values, columns([spec]))
@@ -263,12 +282,13 @@ class Timings:
         return Timing(found, max(error, 0.001))
 
 
-def _text(kind: Mapping[str, int]) -> str:
-    return ", ".join(f"{name} {number}" for name, number in kind.items())
+def _text(kind: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name} {value}" for name, value in kind.items())
 
 
 def _by_depth(specs: Sequence[TimedSpec]) -> Array:
-    return np.array([[1.0, one.depth] for one in specs])
+    """A fixed part, and one for each layer, apart for every stage."""
+    return np.array([[1.0, *(one.depths or (one.depth,))] for one in specs])
 
 
 def _by_depth_and_width(specs: Sequence[TimedSpec]) -> Array:

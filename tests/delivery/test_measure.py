@@ -50,6 +50,15 @@ def onnx_model(folder: Path, precision: str = "fp32", golden_shift: float = 0.0)
     return folder
 
 
+class Sized(dict[str, Any]):
+    """A size as a mapping, with what `record` asks of a spec."""
+
+    width, depth = property(lambda self: self["width"]), property(lambda self: self["depth"])
+
+    def model_dump(self) -> dict[str, Any]:
+        return dict(self)
+
+
 def record(seconds: Callable[[Any], float], specs: list[Any], **facts: Any) -> str:
     """A file of measure.py in which sizes take the time that a function tells."""
     one = {
@@ -151,6 +160,28 @@ def test_four_sizes_tell_of_every_width() -> None:
     few = Timings("pi", tuple(read_records(record(law, four[:3]), "x")))
     with pytest.raises(lg.UserError, match="3 sizes on pi are too few to predict width 32, depth 7"):
         few.of(other)
+
+
+def test_stages_are_told_apart_by_sizes_that_differ_in_each() -> None:
+    base = SPEC.model_dump() | {"architecture": "swin"}
+
+    def spec(*depths: int) -> Any:
+        return Sized({**base, "depth": sum(depths), "depths": depths})
+
+    def law(one: Any) -> float:
+        first, second = one["depths"]
+        return 1 + 0.3 * first + 0.1 * second
+
+    known = [spec(2, 2), spec(4, 2), spec(2, 6), spec(4, 6)]
+    text = record(law, known)
+    timings = Timings("pi", tuple(read_records(text, "x")))
+    wanted = spec(3, 4)
+    assert timings.of(wanted).milliseconds == pytest.approx(law(wanted))
+    assert timings.of({**base, "depth": 7, "stages": "3-4"}) == timings.of(wanted)  # as a row of a table
+    with pytest.raises(lg.UserError, match="too few .* measure 4 sizes of its width that differ in every stage"):
+        Timings("pi", tuple(read_records(record(law, known[:3]), "x"))).of(wanted)
+    with pytest.raises(lg.UserError, match="of another model: architecture swin, .*, not image 8"):
+        timings.of(SPEC)
 
 
 def test_noise_in_the_sizes_becomes_the_error_of_predictions() -> None:
