@@ -172,6 +172,9 @@ class Method(Config, ABC):
         losses are averaged. If a method starts from a trained model, its auxiliary is that model: one of the spec's
         own.
 
+        To learn features, the `forward` of a module that is no timm model takes a second argument `read`, and returns
+        `read(model, images)` of the timm model that it makes. The dictionary of tensors stands for the logits.
+
         Raises:
             UserError: the method has no auxiliary model, or its options do not fit the spec.
         """

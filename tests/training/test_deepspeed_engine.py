@@ -43,11 +43,10 @@ CASES = [
     *(("sws:stages=2-2", stage, CONFIG) for stage in range(4)),
     *(("any-size:stages=5", stage, CONFIG.model_copy(update={"batch_size": 48})) for stage in (1, 3)),
     ("wave", 3, CONFIG),
-    # state besides AdamW's moments, and many groups; an optimizer that ZeRO cannot split
+    # state besides AdamW's moments, and many groups
     ("pretrained", 3, CONFIG.model_copy(update={"opt": "laprop", "layer_decay": 0.7})),
-    ("sws:stages=2-2", 0, CONFIG.model_copy(update={"opt": "lamb"})),
-    # students of features: the projectors are parameters of the module too
-    *((f"features of {method}", 3, CONFIG.model_copy(update={"batch_size": 48})) for method in ("any-size", "tleg")),
+    # a student of features, whose projectors are parameters too
+    ("features of any-size", 3, CONFIG.model_copy(update={"batch_size": 48})),
 ]
 # A shared block's gradient is a sum, in fp32, of gradients that autocast has rounded.
 BF16 = CONFIG.model_copy(update={"precision": "bf16", "clip_grad": 0.0})
