@@ -17,7 +17,7 @@ _DIGITS = 6  # of a number that is no integer
 _SECONDS = ("seconds", "fit_seconds", "overhead_seconds", "learngene_seconds")
 _FLOPS = ("flops", "teacher_flops", "fit_flops", "learngene_flops", "learngene_teacher_flops")
 _OWN_SECONDS = ("seconds", "fit_seconds")
-_NOT_SHOWN = ("device", "latency", "labels", "images_of_set", "set_name")  # but used to make columns
+_NOT_SHOWN = ("timed", "device", "latency", "labels", "images_of_set", "set_name")  # but used to make columns
 
 
 def record(row: Mapping[str, Any], folder: str | None = None) -> Record:
@@ -50,6 +50,7 @@ def record(row: Mapping[str, Any], folder: str | None = None) -> Record:
         "trained_for": epochs_text(row).removeprefix(", ") or None,
         **{name: _number(row, name) for name in ("image", "seed", "lr", "params", "macs", "memory", "latency")},
         "device": measured_on(row),
+        "timed": tuple((name, row.get(name)) for name in ("width", "depth", "heads", "image", "patch")),
         "labels": labels,
         "images_of_set": f"{labels} {row.get('validation') or ''}".strip(),  # what makes accuracies comparable
         "set_name": f"{images or 'images'}, {row.get('classes')} classes",

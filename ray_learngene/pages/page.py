@@ -6,6 +6,7 @@ import os
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +16,14 @@ from ray_learngene.errors import UserError
 from ray_learngene.io.objects import Objects
 from ray_learngene.pages.ancestries import Ancestries
 from ray_learngene.pages.columns import Record, model_columns, planned_models, records_of, unfinished_models
+from ray_learngene.pages.devices import device_columns, device_timings
 from ray_learngene.pages.html import assemble
 from ray_learngene.store.costs import costed
 from ray_learngene.store.manifest import FOLDERS
 from ray_learngene.store.rows import usable
 from ray_learngene.store.store import Entry, Store
 from ray_learngene.store.sweeps import read_plan, read_settings
+from ray_learngene.store.timings import Timings
 
 
 class SweepPage:
@@ -29,6 +32,10 @@ class SweepPage:
     def __init__(self, store: Store, name: str) -> None:
         self.store, self.name = store, name
         self._ancestries = Ancestries(store)
+
+    @cached_property
+    def _timings(self) -> list[Timings]:
+        return device_timings(self.store)
 
     def text(
         self,
@@ -45,7 +52,7 @@ class SweepPage:
         """
         facts = _settings(self.store, self.name)
         sweep = {**facts, "unfinished": unfinished_models(unfinished), "running": running}
-        return _page(self.store, records, {self.name: sweep}, self._ancestries, root="../../")
+        return _page(self.store, records, {self.name: sweep}, self._ancestries, self._timings, root="../../")
 
 
 def write_page(config: PageConfig) -> Path:
@@ -76,7 +83,7 @@ def write_page(config: PageConfig) -> Path:
     out = Path(config.out).expanduser().absolute()
     root = f"{Path(os.path.relpath(store.uri, out.parent)).as_posix()}/" if store.objects.is_local else None
     records = [one for one in records if one["sweep"] in sweeps]
-    text = _page(store, records, sweeps, Ancestries(store), root=root)
+    text = _page(store, records, sweeps, Ancestries(store), device_timings(store), root=root)
     Objects(str(out.parent)).put(out.name, text.encode())
     return out
 
@@ -95,6 +102,7 @@ def _page(
     records: Sequence[Record],
     sweeps: Mapping[str, Mapping[str, Any]],
     ancestries: Ancestries,
+    timings: Sequence[Timings],
     *,
     root: str | None,
 ) -> str:
@@ -103,7 +111,7 @@ def _page(
     Args:
         root: The relative address of the store from where the page will be; None where a browser cannot go there.
     """
-    data = {
+    data: dict[str, Any] = {
         "store": None if store.objects.is_local else store.uri,
         "root": root,
         "written": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -112,5 +120,8 @@ def _page(
         "ancestries": ancestries.lines(records),
         **model_columns(records),
     }
+    if records:
+        data["models"]["columns"] |= device_columns(records, timings, len(data["devices"]))
+        data["devices"] += [f"{each.device}, {each.text}" for each in timings]
     title = f"{next(iter(sweeps))}: choose a model" if len(sweeps) == 1 else "Choose a model"
     return assemble(data, title)

@@ -281,6 +281,11 @@ function budget(name, values) {
 
 // ---- the chosen model
 
+function predicted(group) {
+  const error = group.error[state.device];
+  return error ? `, predicted (± ${short(100 * error)} %)` : "";
+}
+
 function nameOf(group) {
   return `${group.arm} ${group.size}`;
 }
@@ -308,7 +313,7 @@ function makeModel() {
     const score = chosen.scores[state.y], untuned = chosen.scores.untuned, path = `descendants/${idOf(model)}`;
     const facts = [
       ["untuned", untuned && state.y !== "untuned" ? `${percent(untuned.mean)} %` : null],
-      ...["params", "macs", "memory", "latency"].map((name) => [QUANTITIES[name].name, costOf(chosen, name) === null ? null : amount(name, costOf(chosen, name))]),
+      ...["params", "macs", "memory", "latency"].map((name) => [QUANTITIES[name].name, costOf(chosen, name) === null ? null : `${amount(name, costOf(chosen, name))}${name === "latency" ? predicted(chosen) : ""}`]),
       ["total cost", chosen.costs.seconds === null ? null : `${amount("seconds", chosen.costs.seconds)}, ${amount("flops", chosen.costs.flops)}FLOPs`],
       ["of it, tuning", model.own ? amount("seconds", model.own) : null],
       ["undivided", model.undivided_seconds ? `${amount("seconds", model.undivided_seconds)}, ${amount("flops", model.undivided_flops)}FLOPs` : null],

@@ -70,7 +70,8 @@ function grouped(models) {
     for (const name of ["params", "macs", "memory", "seconds", "flops"])
       costs[name] = statistics(members.map((model) => model[name]))?.mean ?? null;
     const latency = data.devices.map((_, device) => statistics(members.map((model) => model[`latency${device}`]))?.mean ?? null);
-    return { key, members, tried, scores, costs, latency, ...pick(first, ["sweep", "arm", "size", "image", "set", "outside"]) };
+    const error = data.devices.map((_, device) => first[`error${device}`] ?? 0);  // of predictions, relative
+    return { key, members, tried, scores, costs, latency, error, ...pick(first, ["sweep", "arm", "size", "image", "set", "outside"]) };
   });
 }
 
