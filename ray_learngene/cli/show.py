@@ -14,6 +14,7 @@ from ray_learngene.models.budgets import format_quantity
 from ray_learngene.store.manifest import FOLDERS, Manifest
 from ray_learngene.store.rows import numbers_of
 from ray_learngene.store.store import Store
+from ray_learngene.store.timings import record_of
 from ray_learngene.terminal import one_line
 
 _ROW = {"params": "parameters", "macs": "MACs", "memory": "memory", "latency": "latency"}
@@ -45,6 +46,19 @@ def print_artefact(config: ShowConfig) -> None:
             print(f"{label:12}{one_line(value, 400)}")
 
 
+def _timing(manifest: Manifest) -> Iterator[tuple[str, str]]:
+    """What a record of latencies says: its device, its conditions, and every size."""
+    record = record_of(manifest)
+    device = record.device.model_dump()
+    yield (
+        "device",
+        ", ".join(f"{name} {value}" for name, value in device.items() if name != "name") or record.device.name,
+    )
+    yield "conditions", f"{record.text}, {record.clock} time{', the machine was busy' if record.busy else ''}"
+    for one in record.sizes:
+        yield "latency", f"{one.name}: {one.latency_ms:.4g} ms, p90 {one.p90_ms:.4g} ms"
+
+
 def _page(manifest: Manifest, store: Store) -> Iterator[tuple[str, str]]:
     """Labels and values, the most asked for first; whatever a store's own script left out is left out here."""
     facts = manifest.metadata
@@ -52,6 +66,8 @@ def _page(manifest: Manifest, store: Store) -> Iterator[tuple[str, str]]:
     artefact = f"{FOLDERS[manifest.kind]}/{manifest.name}"
     yield "artefact", f"{artefact} in {store.uri}"
     yield "made", f"{manifest.created[:16].replace('T', ' ')} UTC, {format_quantity('memory', manifest.bytes)}"
+    if manifest.kind == "timing":
+        yield from _timing(manifest)
     if method := facts.get("method") or row.get("arm"):
         options = _mapping(facts.get("options"))
         yield "method", ", ".join([str(method), *(f"{name}={value}" for name, value in options.items())])
@@ -88,7 +104,8 @@ def _page(manifest: Manifest, store: Store) -> Iterator[tuple[str, str]]:
         if one := found.get(row.get("descendant")):
             yield "whole cost", f"{cost_text(one, 'whole')}; undivided {cost_text(one, 'undivided')}"
     versions = _mapping(facts.get("versions"))
-    yield "made with", ", ".join(f"{name} {value}" for name, value in versions.items()) or "unknown versions"
+    if versions or manifest.kind != "timing":
+        yield "made with", ", ".join(f"{name} {value}" for name, value in versions.items()) or "unknown versions"
     yield "get it", f"learngene pull {artefact} --store {store.uri}"
     yield "all of it", f"learngene show {artefact} --store {store.uri} --json"
 

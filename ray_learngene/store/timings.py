@@ -132,6 +132,18 @@ def read_records(text: str, where: str) -> list[Record]:
         raise UserError(f"{where} is not a record of measure.py: write one with `python measure.py --out`") from None
 
 
+def record_of(manifest: Manifest) -> Record:
+    """The record of an artefact.
+
+    Raises:
+        UserError: it is damaged.
+    """
+    try:
+        return Record.model_validate(manifest.metadata["record"])
+    except (ValidationError, KeyError):
+        raise UserError(f"timings/{manifest.name} is damaged: import it again with --overwrite") from None
+
+
 def check_name(store: Store, name: str, overwrite: bool) -> None:
     """Refuse the name of a record before anything is measured or published.
 
@@ -196,10 +208,7 @@ class Timings:
         name, _, conditions = device.partition("/")
         found: dict[str, list[Record]] = {}
         for manifest in store.manifests("timing", name):
-            try:
-                record = Record.model_validate(manifest.metadata["record"])
-            except (ValidationError, KeyError):
-                raise UserError(f"timings/{manifest.name} in {store.uri} is damaged: import it again") from None
+            record = record_of(manifest)
             if record.conditions.startswith(conditions):
                 found.setdefault(record.conditions, []).append(record)
         if not found:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -101,7 +102,9 @@ def test_the_script_needs_onnxruntime_and_numpy_alone() -> None:
     assert names - set(sys.stdlib_module_names) == {"numpy", "onnxruntime"}
 
 
-def test_a_device_without_this_package_makes_a_record_that_the_store_takes(store: Store, tmp_path: Path) -> None:
+def test_a_device_without_this_package_makes_a_record_that_the_store_takes(
+    store: Store, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert learngene("measure --script device/measure.py") == 2  # there is no such folder
     assert learngene("measure --script measure.py") == 0
     models = [str(onnx_model(tmp_path / "one")), str(onnx_model(tmp_path / "small", "int8"))]
@@ -113,6 +116,8 @@ def test_a_device_without_this_package_makes_a_record_that_the_store_takes(store
     assert fp32.sizes[0].p90_ms >= fp32.sizes[0].latency_ms > 0
     assert learngene("measure --import r.json") == 0
     assert Timings.load(store, "pi/onnxruntime-int8").of(SPEC).error == 0
+    assert learngene("show timings/pi/onnxruntime-fp32-t1-b1-i8-p2-h16") == 0
+    assert re.search("latency +one: .* ms, p90", capsys.readouterr().out)
     assert learngene("measure --import r.json") == 2 and learngene("measure --import r.json --overwrite") == 0
 
 
