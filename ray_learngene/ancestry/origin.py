@@ -75,22 +75,24 @@ def log_license_kept(manifest: Manifest, stated: str | None) -> None:
 
 
 def _with_card(card: str | Path, origin: Origin) -> Origin:
-    """What a model card states: its licence decides, and that of settings counts where a card is not ours.
+    """What a model card states; without one, a restrictive licence of the settings stays, and another is not known.
 
     timm copies the licence of an architecture's own weights into the settings of any weights of that architecture.
     """
+    kept = origin.license if origin.restricted else None
+    without = Origin(license=kept, base_models=origin.base_models)
     if isinstance(card, Path) and not card.is_file():
-        return origin
+        return without
     try:
         data = ModelCard.load(card, ignore_metadata_errors=True).data
         tags, base, license = data.tags or [], data.base_model or [], data.get("license_name") or data.license
         ours = "learngene" in tags
     except Exception as error:  # the hub client's many errors, and a card that is no YAML
         log.debug("no licence is known of %s: %s", card, error)
-        return origin
+        return without
     stated = license if isinstance(license, str) and license not in ("other", "unknown") else None
     return Origin(
-        license=stated or (None if ours else origin.license),
+        license=stated or (None if ours else kept),
         base_models=origin.base_models or tuple(map(str, [base] if isinstance(base, str) else base)),
         datasets=tuple(map(str, data.datasets or ())) if ours and isinstance(data.datasets, list) else (),
     )

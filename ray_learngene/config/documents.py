@@ -13,6 +13,7 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
+_MOST_CHARACTERS = 1_000_000  # PyYAML reads about a million in ten seconds
 _MOST_NODES = 100_000  # with every alias written out
 _SCALARS: dict[str, tuple[str, str]] = {  # tag: pattern, first characters
     "null": (r"~|null|Null|NULL|", "~nN"),
@@ -68,6 +69,8 @@ def parse_yaml(text: str) -> Any:
     Raises:
         ValueError: it is no YAML, or too deep or large for a document written by hand; one line.
     """
+    if len(text) > _MOST_CHARACTERS:
+        raise ValueError(f"longer than {_MOST_CHARACTERS:,} characters")
     try:
         loader = _Loader(text)
         try:

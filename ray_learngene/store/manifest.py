@@ -217,7 +217,9 @@ def run_name(kind: Kind, name: str) -> str:
     folder_of(kind, name)
     run = f"{kind}-{name}"
     if len(run) > LONGEST_NAME:
-        raise UserError(f"{name!r} is too long for a {kind}: at most {LONGEST_NAME - len(kind) - 1} characters")
+        raise UserError(
+            f"{name!r} is too long a name for the {kind}: at most {LONGEST_NAME - len(kind) - 1} characters"
+        )
     return run
 
 

@@ -56,13 +56,15 @@ def test_a_card_decides_over_settings_that_timm_copied(tmp_path: Path) -> None:
     model = timm.create_model("deit_tiny_patch16_224", num_classes=2, **VIT)
     save_for_hf(model, str(tmp_path), safe_serialization=True)
     reference, store = f"local-dir:{tmp_path}", Store(str(tmp_path / "store"))
-    assert origin_of(reference, store, model.pretrained_cfg).license == "apache-2.0"
+    assert origin_of(reference, store, model.pretrained_cfg).license is None  # timm copied apache-2.0
+    restrictive = {**model.pretrained_cfg, "license": "cc-by-nc-4.0"}
+    assert origin_of(reference, store, restrictive).license == "cc-by-nc-4.0"
     (tmp_path / "README.md").write_text("---\ntags: [timm, learngene]\n---\nof an earlier version, without a licence\n")
     assert origin_of(reference, store, model.pretrained_cfg).license is None
     (tmp_path / "README.md").write_text("---\nlicense: other\nlicense_name: ours\n---\n")
     assert origin_of(reference, store, model.pretrained_cfg).license == "ours"
     (tmp_path / "README.md").write_text("---\nlicense: [oops\n---\n")
-    assert origin_of(reference, store, model.pretrained_cfg).license == "apache-2.0"
+    assert origin_of(reference, store, model.pretrained_cfg).license is None
 
 
 def test_a_licence_goes_from_ancestry_to_descendants(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -11,7 +11,7 @@ import timm
 from timm.models import save_for_hf
 
 from ray_learngene.config import EvaluateConfig
-from ray_learngene.config.documents import parse_json, parse_object
+from ray_learngene.config.documents import parse_json, parse_object, parse_yaml
 from ray_learngene.delivery.evaluate import evaluate_model
 from ray_learngene.errors import RunError, UserError
 from ray_learngene.methods.registry import create_method
@@ -154,3 +154,8 @@ def test_an_odd_config_of_a_pulled_folder_is_one_line(
     with pytest.raises(UserError, match=str(tmp_path)) as error:
         evaluate_model(settings)
     one_line(error)
+
+
+def test_a_recipe_longer_than_people_write_is_refused_before_it_is_parsed() -> None:
+    with pytest.raises(ValueError, match="longer than"):
+        parse_yaml("a: [" + "x," * 1_000_000 + "x]")
