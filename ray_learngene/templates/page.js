@@ -2,6 +2,7 @@
 const $ = (id) => document.getElementById(id);
 const SWEEPS = Object.keys(data.sweeps);
 const PAGE_ROWS = 100;
+const TOTAL_COST = "Total cost: training, and a share of the learngene and of its ancestry model if that was trained in this store; undivided: all of them.";
 const DEFAULTS = { x: "params", y: "top1", zoom: "auto", colour: null, panels: "", scale: "log", set: 0, device: 0, off: [], without: [],
   budgets: {}, model: null, before: null, table: "front", sort: "", lines: PAGE_ROWS, get: "command", follow: true };
 let state, marks = [], shown = [], within = [], front = [], chosen = null;
@@ -474,7 +475,7 @@ function makeSurroundings() {
   const name = SWEEPS.length === 1 ? `of sweep ${SWEEPS[0]}` : `of ${plural(SWEEPS.length, "sweep")}`;
   $("source").textContent = `${name}${data.store ? ` in ${data.store}` : ""}`;
   const written = new Date(data.written), minutes = Math.floor((Date.now() - written) / 60000);
-  $("written").textContent = `Written ${written.toLocaleString()} by ray_learngene ${data.by}. Accuracy is top-1 on the validation split. Total cost: the learngene and the tuning.`;
+  $("written").textContent = `Written ${written.toLocaleString()} by ray_learngene ${data.by}. Accuracy is top-1 on the validation split. ${TOTAL_COST}`;
   if (running) {
     $("running").hidden = false;
     $("progress").textContent = `${running.done} of ${plural(running.total, "descendant")} done.${minutes >= 3 ? ` Nothing was written for ${plural(minutes, "minute")}: it may have stopped.` : ""}`;
