@@ -16,7 +16,7 @@ def main(store: str, learngene: str, limit: str) -> None:
     for record in lg.measure(gene, device="here", overwrite=True):
         for size in record.sizes:
             print(f"{size.name}: {size.latency_ms:.3g} ms")
-    model = lg.expand(gene, max_latency=limit, device="here")
+    model = lg.expand(gene, max_latency=limit, device="here", out="fitting", overwrite=True)
     print(f"the largest model within {limit}: {model.path}")
 
 
