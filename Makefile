@@ -4,6 +4,7 @@
 # make docs   build the documentation into site/, and fail on a broken link
 # make test-client   install the thin client, without torch and Ray, into an environment of its own and use it
 # make test-export  export models of many kinds, and a sweep with its exports (minutes)
+# make test-families   try every entry point of timm as source, student and teacher, and write docs/families_tables.md
 # make test-hosts   kill parts of a local cluster of several hosts (root, about half an hour on two cores)
 # make test-trackers   track runs with MLflow, W&B and TensorBoard, and read them back
 # make test-browser   open the page of a sweep in Chromium (installs Debian's with apt-get)
@@ -12,7 +13,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test quick test-client test-export test-hosts test-browser test-trackers test-clouds lint docs clean
+.PHONY: demo test quick test-client test-export test-hosts test-families test-browser test-trackers test-clouds lint docs clean
 
 demo: $(VENV)/.export
 	PATH="$(CURDIR)/$(BIN):$$PATH" sh jobs/demo.sh
@@ -49,6 +50,9 @@ test-trackers: $(VENV)/.trackers
 
 test-clouds: $(VENV)/.clouds
 	$(BIN)/python -m pytest -m clouds
+
+test-families: $(VENV)/.dev
+	$(BIN)/python -m benchmarks.families --out docs/families_tables.md
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .

@@ -17,7 +17,7 @@ ARCHITECTURES = (
     *("vit_small_patch14_reg4_dinov2", "vit_small_patch16_dinov3", "swin_tiny_patch4_window7_224", "convnextv2_atto"),
     *("beit_base_patch16_224", "vit_small_patch16_rope_mixed_224"),
 )
-GENERATING = ("sws", "any-size:step=0", "any-size", "tleg", "share-init", "supernet")
+GENERATING = ("sws", "any-size", "tleg", "share-init", "supernet")
 EXTRACTING = ("pretrained:truncate=true", "heur-lg:keep=last9", "auto-lg:keep=first9", "weight-selection")
 
 

@@ -6,8 +6,11 @@ import pytest
 import timm
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
 
 from ray_learngene.errors import UserError
+from ray_learngene.models import costs
 from ray_learngene.models.layout import axes, chains, scales_input
 from ray_learngene.models.specs import Spec, build, shapes_of, spec_for, spec_of
 from tests.models.sizes import SMALL, small
@@ -23,8 +26,9 @@ def noisy(spec: Spec) -> nn.Module:
     return model
 
 
-def tiled(tensor: Tensor, dim: int, size: int, groups: int) -> Tensor:
-    return torch.cat([part.repeat_interleave(1, dim) for part in tensor.chunk(groups, dim) for _ in range(2)], dim)
+def tiled(tensor: Tensor, dim: int, groups: int) -> Tensor:
+    """Repeat each group of an axis."""
+    return torch.cat([part for part in tensor.chunk(groups, dim) for _ in range(2)], dim)
 
 
 def doubled(model: nn.Module, spec: Spec, twice: Spec) -> dict[str, Tensor]:
@@ -33,7 +37,7 @@ def doubled(model: nn.Module, spec: Spec, twice: Spec) -> dict[str, Tensor]:
     for name, tensor in model.state_dict().items():
         for dim, axis in enumerate(labels[name]):
             if tensor.shape[dim] != want[name][dim]:
-                tensor = tiled(tensor, dim, want[name][dim], axis.groups)
+                tensor = tiled(tensor, dim, axis.groups)
                 if name.endswith(".weight") and scales_input(modules[name.removesuffix(".weight")], dim):
                     tensor = tensor / 2
         state[name] = tensor
@@ -64,6 +68,20 @@ def test_a_spec_is_read_from_its_model_and_from_its_stored_form(architecture: st
     assert deeper.depth == spec.depth + 2
     assert sum(map(len, chains(deeper).values())) > sum(map(len, chains(spec).values()))
     assert deeper.replace(depths=spec.depths) == spec if spec.depths else deeper.replace(depth=spec.depth) == spec
+
+
+@pytest.mark.parametrize(
+    "architecture",
+    ["vit_giant_patch14_reg4_dinov2", "eva02_base_patch14_224", "swin_tiny_patch4_window7_224", "convnext_atto"],
+)
+def test_parameters_and_macs_are_those_of_the_real_model(architecture: str) -> None:
+    spec = small(architecture)
+    model = build(spec).eval().requires_grad_(False)
+    assert costs.parameters(spec) == sum(parameter.numel() for parameter in model.parameters())
+    with FlopCounterMode(display=False) as counter, torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
+        model(torch.zeros(1, 3, spec.image, spec.image))
+    assert 2 * costs.macs(spec) == counter.get_total_flops()
+    assert 0 < 4 * costs.parameters(spec) < costs.inference_memory(spec) < costs.training_memory(spec, 2)
 
 
 def test_an_entry_point_is_itself() -> None:
