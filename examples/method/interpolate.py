@@ -6,6 +6,7 @@
 With two anchors the layers are linear in depth, as TLEG's are.
 """
 
+import math
 from typing import ClassVar
 
 import torch
@@ -13,6 +14,7 @@ from pydantic import Field
 
 from ray_learngene.methods.generated import GeneratingMethod, Genes, State
 from ray_learngene.methods.shared_weights import blocks_of, require_same, singletons
+from ray_learngene.models.layout import chains, reduced
 from ray_learngene.models.specs import Spec, build
 
 
@@ -20,19 +22,19 @@ class Interpolate(GeneratingMethod):
     """Blocks that are piecewise linear in depth."""
 
     name: ClassVar[str] = "interpolate"
-    anchors: int = Field(3, ge=2, description="blocks that are trained")
+    anchors: int = Field(3, ge=2, description="blocks that are trained, in each chain of equal blocks")
 
     def initial(self, spec: Spec) -> State:
         """Initialise the parameters of a model that consists of the anchors."""
-        return dict(build(spec.replace(depth=self.anchors)).state_dict())
+        return dict(build(reduced(spec, self.anchors)).state_dict())
 
     def generate(self, genes: Genes, source: Spec, spec: Spec) -> State:
         require_same("interpolate", source, spec, "width", "heads", "patch", "mlp_ratio")
-        state, anchors = singletons(genes, source, spec), blocks_of(genes)
-        last = len(anchors) - 1
-        for layer in range(spec.depth):
-            place = layer * last / max(1, spec.depth - 1)
-            low = min(int(place), last - 1)
-            for name, tensor in anchors[low].items():
-                state[f"blocks.{layer}.{name}"] = torch.lerp(tensor, anchors[low + 1][name], place - low)
+        state, anchors = singletons(genes, source, spec), blocks_of(genes, reduced(source, self.anchors))
+        for chain, layers in chains(spec).items():
+            for number, layer in enumerate(layers):
+                place = number * (len(anchors[chain]) - 1) / max(1, len(layers) - 1)
+                low, high = (anchors[chain][index] for index in (math.floor(place), math.ceil(place)))
+                for name, tensor in low.items():
+                    state[f"{layer}.{name}"] = torch.lerp(tensor, high[name], place % 1)
         return state
