@@ -41,6 +41,7 @@ class Waits:
         (format_datetime(datetime.now(UTC) - timedelta(days=1), usegmt=True), 0.0, FIRST_PAUSE),
         (format_datetime(datetime.now(UTC) + timedelta(days=1), usegmt=True), 300.0, 300.0),
     ],
+    ids=["7 s", "0 s", "ages", "no number", "yesterday", "tomorrow"],  # processes that share the tests agree on names
 )
 def test_the_server_says_how_long_to_wait(
     header: str, least: float, most: float, monkeypatch: pytest.MonkeyPatch
