@@ -95,8 +95,11 @@ def scan(names: list[str]) -> Iterator[Found]:
 
 def _labels(spec: Spec) -> str:
     """Say why the axes of a model have no consistent labels; empty if they have."""
-    twice = spec.replace(width=2 * spec.width, heads=2 * spec.heads)
-    labels, before, after = axes(spec), shapes_of(spec), shapes_of(twice)
+    try:
+        twice = spec.replace(width=2 * spec.width, heads=2 * spec.heads)
+        labels, before, after = axes(spec), shapes_of(spec), shapes_of(twice)
+    except (UserError, ValueError) as error:
+        return str(error)
     if before.keys() != after.keys():
         return "parameters appear or disappear with the width"
     for name, shape in before.items():
