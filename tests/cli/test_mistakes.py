@@ -262,9 +262,9 @@ MISTAKES: dict[str, tuple[tuple[str, ...], str]] = {
         (*EXTRACT, "--method", "wave", "--source", "store:ancestries/gone"),
         "no ancestry 'gone'",
     ),
-    "a source that is no vision transformer": (
+    "a source without a depth": (
         (*EXTRACT, "--method", "wave", "--source", "local-dir:{store}/../made/conv"),
-        "this model is a MobileNetV3",
+        "mobilenetv3_small_050: timm takes no depth for it; use it as a teacher",
     ),
     "a start that does not fit": (
         (*DISTILL, "--ancestry", "store:ancestries/ten", "--preset", "nano", "--method", "tleg", "--start", "gene"),
