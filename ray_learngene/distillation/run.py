@@ -101,8 +101,9 @@ def _log_beginning(task: Task) -> None:
     config, images = task.config, task.images
     steps = len(images.train) // config.batch_size
     if config.workers == 0:
-        device = resolve_device()
-        precision = str(resolve_precision(config.precision, device) or torch.float32).removeprefix("torch.")
+        with gpu_allowed(config.use_gpu):
+            device = resolve_device()
+            precision = str(resolve_precision(config.precision, device) or torch.float32).removeprefix("torch.")
         where = f"in this process on {device.type}, {precision}"
     else:
         least = f"{config.least_workers} to " if config.least_workers < config.most_workers else ""

@@ -208,8 +208,9 @@ class DeepSpeedEngine:
             return
         self._link_moments()
         flat = self._flat_parameters()[0]
-        state = self._engine.optimizer.optimizer.state.get(flat)
-        if state is None:
+        state = self._engine.optimizer.optimizer.state[flat]
+        stateless = all(group.get("momentum") == 0 for group in self._optimizer.param_groups)  # plain SGD
+        if not state and not stateless:
             raise RunError(
                 "the gradients were not finite in any step, although the loss was: lower --lr, lengthen "
                 "--warmup-epochs or train with --precision fp32"

@@ -138,8 +138,10 @@ def _traits(opt: str, arguments: str) -> Traits:
     apart = torch.cat([part.detach() for part in parts])
     same = torch.allclose(apart, whole[0].detach().flatten(), rtol=1e-5, atol=1e-7)
     # ZeRO looks for the state in the optimizer itself (Lookahead's is in the one that it wraps), and ZeRO-3 takes a
-    # step for every group, which would count several times
-    alone = (not held or bool(optimizer.state)) and not counters_of(optimizer.param_groups)
+    # step for every group, which would count several times. The engine keeps one step for all groups and no other
+    # number: LaProp's sums of learning rates differ between groups.
+    numbers = {key for each in state.values() for key, value in each.items() if not getattr(value, "ndim", 0)}
+    alone = (not held or bool(optimizer.state)) and not counters_of(optimizer.param_groups) and numbers <= {"step"}
     return Traits(round(held / _SIDE**2, 2), same and alone)
 
 

@@ -145,7 +145,7 @@ def test_a_row_is_of_the_learngene_that_is_there_now(config: BenchConfig) -> Non
     before = bench(config)
     name = next(name for name in before["learngene"].dropna() if "any-size" in name and name.endswith("s0"))
     made = Store(config.store).manifest("learngene", name).metadata["config"]
-    distill(DistillConfig(**{**made, "store": config.store, "overwrite": True, "drop_path": 0.5}))
+    distill(DistillConfig(**{**made, "store": config.store, "overwrite": True, "batch_size": 256}))
     after = bench(config)
     assert len(after) == len(before)
     assert not after.duplicated(["arm", "depth", "seed"]).any()

@@ -302,7 +302,7 @@ def test_descendants_of_different_label_sets_are_not_compared(store: Store, fold
     assert select_descendant(by_data.model_copy(update={"data": "/elsewhere/garments"}), store).name.startswith(
         "garments/"
     )
-    with pytest.raises(NothingWithin, match="no descendants on /elsewhere/hats"):
+    with pytest.raises(NothingWithin, match="no descendants on '/elsewhere/hats'"):
         select_descendant(by_data, store)
     facts["row"] |= {"classes": ["cat", "dog"], "labels": "d", "validation": "d"}  # a script's own word
     store.publish("descendant", "digits/b", folder, facts)
@@ -366,7 +366,7 @@ def test_an_odd_row_is_named_and_left_out(
 @pytest.mark.parametrize("text", ["{", "[]", '{"budgets": 3}'])
 def test_damaged_settings_of_a_sweep_are_named(store: Store, text: str) -> None:
     store.write_text("sweeps/s/sweep.json", text)
-    with pytest.raises(UserError, match="sweeps/s/sweep.json is damaged: delete it") as error:
+    with pytest.raises(UserError, match=r"sweeps/s/sweep.json is damaged \(.*\): delete it") as error:
         print_artefact(ShowConfig(store=store.uri, artefact="sweeps/s"))
     one_line(error)
 

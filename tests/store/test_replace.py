@@ -143,11 +143,11 @@ def test_death_between_any_two_writes_leaves_the_old_state(
     limit = 0
 
     def dying(write: Callable[..., Any]) -> Callable[..., Any]:
-        def wrapped(self: Objects, path_or_source: Any, path_or_data: Any) -> Any:
+        def wrapped(self: Objects, path_or_source: Any, path_or_data: Any, *others: Any) -> Any:
             if len(written) >= limit:
                 raise Death
             written.append(str(path_or_data if isinstance(path_or_source, Path) else path_or_source))
-            return write(self, path_or_source, path_or_data)
+            return write(self, path_or_source, path_or_data, *others)
 
         return wrapped
 

@@ -44,7 +44,7 @@ CASES = [
     *(("any-size:stages=5", stage, CONFIG.model_copy(update={"batch_size": 48})) for stage in (1, 3)),
     ("wave", 3, CONFIG),
     # state besides AdamW's moments, and many groups
-    ("pretrained", 3, CONFIG.model_copy(update={"opt": "laprop", "layer_decay": 0.7})),
+    ("pretrained", 3, CONFIG.model_copy(update={"opt": "rmsproptf", "layer_decay": 0.7})),
     # a student of features, whose projectors are parameters too
     ("features of any-size", 3, CONFIG.model_copy(update={"batch_size": 48})),
 ]
@@ -241,7 +241,7 @@ def test_gradients_are_measured_where_something_needs_their_norm(
     ("text", "says"),
     [
         ("{", "not JSON"),
-        ("[]", "expected a JSON object"),
+        ("[]", "not a JSON object"),
         ('{"zero_optimization": {"stage": 3}}', "the ZeRO stage is set by --zero"),
         ('{"zero_optimization": null}', "zero_optimization is not a JSON object"),
         ('{"zero_optimization": true}', "zero_optimization is not a JSON object"),
