@@ -95,7 +95,7 @@ def require_agreement(uri: str, storage: pyarrow.fs.FileSystem, path: str) -> No
     """
     try:
         with clear_errors(uri):
-            storage.get_file_info(path)
+            storage.get_file_info(f"{path}/store.json")  # a key of the store: rights may end at its prefix
     except UserError as error:
         raise UserError(
             f"the store's client reaches {uri}, and pyarrow, which keeps Ray's own state there, does not ({error})"
