@@ -518,7 +518,7 @@ function costsOf(name) {
       h("tbody", {}, ...rows.slice(0, PAGE_ROWS).map((cells) => h("tr", {}, ...cells.map((cell) => h("td", {}, cell))))))));
 }
 
-// A running sweep's page is loaded again while nobody uses it.
+// A running sweep's page is loaded again while it is not being used.
 function follow() {
   let touched = Date.now();
   for (const kind of ["pointerdown", "pointermove", "keydown", "scroll"]) addEventListener(kind, () => (touched = Date.now()), { passive: true });
