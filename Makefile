@@ -76,9 +76,10 @@ $(VENV)/.export: $(VENV)/.runtime requirements-export.txt
 	$(BIN)/python -m pip install -q --disable-pip-version-check -r requirements-export.txt
 	@touch $@
 
-# the tests of --compile need a compiler
+# the tests of --compile need a compiler, those of a company's own certificate openssl
 $(VENV)/.dev: $(VENV)/.runtime requirements-dev.txt requirements-export.txt
 	@command -v g++ >/dev/null || { apt-get update -q && apt-get install -qy g++ python3-dev; }
+	@command -v openssl >/dev/null || { apt-get update -q && apt-get install -qy openssl; }
 	$(BIN)/python -m pip install -q --disable-pip-version-check -r requirements-dev.txt
 	@touch $@
 

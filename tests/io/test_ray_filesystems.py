@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import logging
 import pickle
-import shutil
 import socket
 import ssl
 import subprocess
@@ -128,7 +127,6 @@ def tls_server(s3_server: S3Server, tmp_path: Path) -> Iterator[tuple[str, Path]
     listener.close()
 
 
-@pytest.mark.skipif(not shutil.which("openssl"), reason="needs openssl")
 def test_a_server_with_a_certificate_of_the_companys_own(
     s3_env: Callable[[], str],
     tls_server: tuple[str, Path],
