@@ -84,15 +84,17 @@ def locate(uri: str) -> tuple[str, str]:
     if scheme == "file" and uri:
         path = url2pathname(urlsplit(uri).path) if "://" in uri else uri
         return "file", os.path.abspath(os.path.expanduser(path))
-    _require_client(uri, scheme)
+    package = _client_package(uri, scheme)
     match = OTHER_URI.fullmatch(uri)
     if match is None or (match["container"] and scheme != "abfs") or {".", ".."} & set(match["path"].split("/")):
         raise UserError(f"not an address: write {scheme}://place/path, without user, password or query")
+    _require(package, scheme)
     parts = [part for part in match["path"].split("/") if part]
     return scheme, f"{match['container'] or ''}{'/'.join(parts)}"
 
 
-def _require_client(uri: str, scheme: str) -> None:
+def _client_package(uri: str, scheme: str) -> str:
+    """The package with fsspec's client of a scheme."""
     from fsspec.registry import known_implementations  # only here: a second of what a local path does not need
 
     client = known_implementations.get(uri.partition("://")[0], {}).get("class", "")
@@ -101,7 +103,10 @@ def _require_client(uri: str, scheme: str) -> None:
             f"{f'{scheme}://' if uri else 'an empty address'} is not supported: give a local path, s3://bucket/prefix, "
             "gs://bucket/prefix, abfs://container/prefix or another scheme of fsspec"
         )
-    package = client.partition(".")[0]
+    return str(client.partition(".")[0])
+
+
+def _require(package: str, scheme: str) -> None:
     if importlib.util.find_spec(package) is None:
         extra = SCHEMES[scheme].extra if scheme in SCHEMES else ""
         name = f"'ray_learngene[{extra}]'" if extra else package
