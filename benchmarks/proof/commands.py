@@ -19,6 +19,8 @@ import yaml
 from benchmarks.measure import ROOT
 from benchmarks.proof.plan import Plan, Run
 
+ARCHITECTURE = "deit_small_patch16_224"
+
 
 @dataclass(frozen=True)
 class Places:
@@ -52,8 +54,20 @@ def words(command: str, flags: Mapping[str, Any]) -> list[str]:
 
 def base_commands(plan: Plan, data: str, places: Places) -> list[list[str]]:
     """Make the untrained learngene that gives a sweep its size and preprocessing."""
+    untrained = {"epochs": 0, "warmup_epochs": 0, "batch_size": 8, "train_share": 0.05, "val_share": 0.05, "workers": 0}
+    name = base_name(plan, data)
+    model = {"model": ARCHITECTURE, "model_args": _size(plan), "image_size": plan.base["image"]}
+    source = {"source": f"store:ancestries/{name}", "method": "weight-selection"}
+    return [
+        words("ancestry", {"name": name, **places.flags(plan, data), **model, **untrained}),
+        words("extract", {"name": name, "store": places.store, **source}),
+    ]
+
+
+def _size(plan: Plan) -> dict[str, Any]:
+    """Keyword arguments of the largest model."""
     base = plan.base
-    size = {
+    return {
         "img_size": base["image"],
         "patch_size": base["patch"],
         "embed_dim": base["width"],
@@ -62,14 +76,6 @@ def base_commands(plan: Plan, data: str, places: Places) -> list[list[str]]:
         "class_token": False,
         "global_pool": "avg",
     }
-    untrained = {"epochs": 0, "warmup_epochs": 0, "batch_size": 8, "train_share": 0.05, "val_share": 0.05, "workers": 0}
-    name = base_name(plan, data)
-    model = {"model": "deit_small_patch16_224", "model_args": size, "image_size": base["image"]}
-    source = {"source": f"store:ancestries/{name}", "method": "weight-selection"}
-    return [
-        words("ancestry", {"name": name, **places.flags(plan, data), **model, **untrained}),
-        words("extract", {"name": name, "store": places.store, **source}),
-    ]
 
 
 def teacher_name(data: str) -> str:
@@ -81,19 +87,39 @@ def teacher_command(plan: Plan, data: str, places: Places) -> list[str]:
     return words("ancestry", flags)
 
 
+def distill_command(plan: Plan, run: Run, places: Places) -> list[str]:
+    """The distillation of a learngene arm."""
+    flags = {
+        "name": sweep_name(run),
+        **places.flags(plan, run.data),
+        "ancestry": f"store:ancestries/{teacher_name(run.data)}",
+        "student": ARCHITECTURE,
+        "student_args": _size(plan),
+        "epochs": run.epochs,
+        "seed": run.seed,
+        "lr": run.lr,
+        **plan.settings,
+        **plan.learngenes[run.arm],
+        **(plan.search["split"] if run.searching else {}),
+        "workers": 0,
+    }
+    return words("distill", flags)
+
+
 def sweep_command(plan: Plan, runs: Sequence[Run], places: Places) -> list[str]:
-    """One sweep for runs that can share a loader."""
-    first = runs[0]
+    """One sweep for runs that can share a loader; a search of a learngene measures its descendants untuned."""
+    first, learngene = runs[0], plan.learngenes.get(runs[0].arm)
+    tuning = 0 if first.searching else plan.tuning.get("epochs")
     taught = {"ancestry": f"store:ancestries/{teacher_name(first.data)}"} if first.arm == "distilled" else {}
     flags = {
         "name": sweep_name(first),
         **places.flags(plan, first.data),
-        "learngene": base_name(plan, first.data),
-        "arms": ["scratch"],
+        "learngene": sweep_name(first) if learngene else base_name(plan, first.data),
+        "arms": [learngene["method"].partition(":")[0] if learngene else "scratch"],
         "depths": ",".join(str(run.depth) for run in runs),
-        "epochs": first.epochs,
+        "epochs": tuning if learngene else first.epochs,
         "seed": first.seed,
-        "lr": first.lr,
+        "lr": first.lr * (plan.tuning["lr_share"] if learngene else 1),
         **plan.settings,
         **(plan.search["split"] if first.searching else {}),
         **taught,

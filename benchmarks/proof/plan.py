@@ -8,7 +8,9 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
+from itertools import product
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import yaml
@@ -24,7 +26,8 @@ class Run:
     """One model to train.
 
     Attributes:
-        arm: `scratch` learns from labels, `distilled` from the teacher's probabilities alone.
+        arm: `scratch` learns from labels, `distilled` from the teacher's probabilities alone. A learngene of the plan:
+            its epochs and learning rate are those of the distillation, and every depth is tuned alike afterwards.
         lr: At a batch of 512.
         searching: Trained and scored on parts of the training split, to choose a learning rate.
     """
@@ -69,6 +72,8 @@ class Plan:
         images: Flags of every command that reads images.
         settings: Flags of every sweep.
         teacher: Flags of the ancestry model.
+        learngenes: Flags of the distillation of each learngene arm.
+        tuning: Epochs of a learngene's descendants, and their learning rate as a share of the distillation's.
     """
 
     def __init__(self, text: str) -> None:
@@ -78,6 +83,8 @@ class Plan:
         self.settings: dict[str, Any] = values["settings"]
         self.teacher: dict[str, Any] = values["teacher"]
         self.search: dict[str, Any] = values["search"]
+        self.learngenes: dict[str, dict[str, Any]] = values.get("learngenes", {})
+        self.tuning: dict[str, float] = values.get("tuning", {})
         self.steps = [
             Step(**{**step, "depths": tuple(step.get("depths", ())), "seeds": tuple(step.get("seeds", ()))})
             for step in values["steps"]
@@ -88,9 +95,14 @@ class Plan:
         decisive = {"base": self.base, "images": self.images, "settings": self.settings}
         if run.searching:
             decisive["split"] = self.search["split"]
-        if run.arm == "distilled":
+        if self.taught(run.arm):
             decisive["teacher"] = self.teacher
+        if run.arm in self.learngenes:
+            decisive |= {"learngene": self.learngenes[run.arm], "tuning": self.tuning}
         return fingerprint({**asdict(run), **decisive})[:16]
+
+    def taught(self, arm: str) -> bool:
+        return arm == "distilled" or arm in self.learngenes
 
     def runs(self, step: Step, rows: Iterable[Row]) -> list[Run]:
         """The runs of a step, as far as the rows decide its learning rates.
@@ -100,6 +112,8 @@ class Plan:
         rows = list(rows)
         if step.search:
             rates = {depth: self._grid(step, depth, rows) for depth in self.search["depths"]}
+            if step.arm in self.learngenes:  # one rate for all depths
+                rates = dict.fromkeys(rates, sorted({lr for grid in rates.values() for lr in grid}))
             return [
                 Run(step.data, step.arm, depth, step.search, self.search["seed"], lr, True)
                 for lr in sorted({lr for grid in rates.values() for lr in grid})
@@ -117,6 +131,8 @@ class Plan:
     def rate(self, step: Step, depth: int, rows: Iterable[Row]) -> float:
         """The learning rate that the search of half as many epochs chose for the searched depth next to this one.
 
+        A learngene has one rate, the best one on average over the searched depths.
+
         Raises:
             LookupError: that search is not finished.
         """
@@ -129,13 +145,17 @@ class Plan:
         return max(scores, key=lambda lr: scores[lr])
 
     def _scores(self, step: Step, depth: int, rows: Iterable[Row]) -> dict[float, float]:
-        """Top-1 by learning rate of what a search has finished at a depth; below 0 where training diverged."""
-        scores = {}
-        for row in rows:
-            run = Run(step.data, step.arm, depth, step.search or 0, self.search["seed"], row["lr"], True)
+        """Top-1 by learning rate of what a search has finished at a depth; below 0 where training diverged.
+
+        Of a learngene it is the mean over the searched depths, of the rates that all of them have.
+        """
+        depths = self.search["depths"] if step.arm in self.learngenes else [depth]
+        scores: dict[float, list[float]] = {}
+        for row, each in product(rows, depths):
+            run = Run(step.data, step.arm, each, step.search or 0, self.search["seed"], row["lr"], True)
             if row["key"] == self.key(run):
-                scores[row["lr"]] = -1.0 if row["top1"] is None else row["top1"]
-        return scores
+                scores.setdefault(row["lr"], []).append(-1.0 if row["top1"] is None else row["top1"])
+        return {lr: fmean(found) for lr, found in scores.items() if len(found) == len(depths)}
 
     def _grid(self, step: Step, depth: int, rows: Iterable[Row]) -> list[float]:
         """The learning rates of a search: the given ones, and more while the best finished one is at the border."""

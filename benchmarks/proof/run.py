@@ -30,6 +30,7 @@ from benchmarks.proof.commands import (
     Places,
     base_commands,
     base_name,
+    distill_command,
     run_command,
     sweep_command,
     sweep_name,
@@ -40,7 +41,7 @@ from benchmarks.proof.plan import PLAN, Plan, Run, pending
 from ray_learngene.provenance import provenance
 
 ROWS = Path(__file__).with_name("rows.jsonl")
-COLUMNS = ("params", "macs", "steps", "images", "flops", "teacher_flops", "val_loss")
+COLUMNS = ("top1_untuned", "params", "macs", "steps", "images", "flops", "teacher_flops", "val_loss")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -85,12 +86,14 @@ def train(plan: Plan, runs: Sequence[Run], places: Places) -> list[dict[str, Any
     if not places.has("learngenes", base_name(plan, data)):
         for line in base_commands(plan, data, places):
             run_command(line, tallies / "base.json")
-    teacher = _teacher(plan, data, places, tallies) if runs[0].arm == "distilled" else None
+    teacher = _teacher(plan, data, places, tallies) if plan.taught(runs[0].arm) else None
     loads, origin = [os.getloadavg()[0]], provenance()
+    name = sweep_name(runs[0])
+    learngene = _learngene(plan, runs[0], places, tallies) if runs[0].arm in plan.learngenes else None
     try:
-        cost = run_command(sweep_command(plan, runs, places), tallies / f"{sweep_name(runs[0])}.json")
+        cost = run_command(sweep_command(plan, runs, places), tallies / f"{name}.json")
     except subprocess.CalledProcessError:
-        cost = json.loads((tallies / f"{sweep_name(runs[0])}.json").read_text())
+        cost = json.loads((tallies / f"{name}.json").read_text())
         if not _all_settled(places.store, runs):
             raise
     loads.append(os.getloadavg()[0])
@@ -100,8 +103,9 @@ def train(plan: Plan, runs: Sequence[Run], places: Places) -> list[dict[str, Any
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "machine": {name: value for name, value in machine().items() if name in ("cpu", "cores", "omp_num_threads")},
         "load": loads,
-        "sweep": {"name": sweep_name(runs[0]), "models": len(runs), **cost},
+        "sweep": {"name": name, "models": len(runs), **cost},
         "teacher": teacher,
+        "learngene": learngene,
         **origin,
     }
     return [_row(plan, run, results.loc[run.depth].to_dict(), cost, wall, facts) for run in runs]
@@ -148,11 +152,22 @@ def _teacher(plan: Plan, data: str, places: Places, tallies: Path) -> dict[str, 
     tally = tallies / f"{name}.json"
     if not places.has("ancestries", name):
         run_command(teacher_command(plan, data, places), tally)
-    manifest = json.loads((places.store / "ancestries" / name / "manifest.json").read_text())
-    weights = next(file["sha256"] for file in manifest["files"] if file["path"] == "model.safetensors")
+    return _made(places, "ancestries", name, "model.safetensors", tally)
+
+
+def _learngene(plan: Plan, run: Run, places: Places, tallies: Path) -> dict[str, Any]:
+    """Distil the learngene of a run where the store has none; returns what its manifest and its tally say of it."""
+    name, tally = sweep_name(run), tallies / f"{sweep_name(run)}-distillation.json"
+    if not places.has("learngenes", name):
+        run_command(distill_command(plan, run, places), tally)
+    return {"name": name, **_made(places, "learngenes", name, "learngene.safetensors", tally)}
+
+
+def _made(places: Places, kind: str, name: str, weights: str, tally: Path) -> dict[str, Any]:
+    manifest = json.loads((places.store / kind / name / "manifest.json").read_text())
     metadata = manifest["metadata"]
     return {
-        "sha256": weights,
+        "sha256": next(file["sha256"] for file in manifest["files"] if file["path"] == weights),
         "metrics": metadata["metrics"],
         "cost": metadata["cost"],
         **json.loads(tally.read_text()),
