@@ -1,7 +1,7 @@
 """python -m benchmarks.proof.report [--rows FILE.jsonl]
 
 Print the fronts that the finished runs make: top-1 by depth and epochs, mean over seeds with its 95 % interval, and the
-cost of each. Then say whether size matters there, and what searches cost.
+cost of each. Then say whether size matters there, what searches cost, and what a learngene's accuracies cost.
 """
 
 from __future__ import annotations
@@ -12,14 +12,14 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from statistics import mean, stdev
-from typing import Any
 
+from benchmarks.proof.against import against_front
 from benchmarks.proof.run import ROWS, read_rows
+from benchmarks.proof.table import REFERENCE, Row
 
 SIZE_MATTERS = 3.0  # points from the smallest to the largest size
 STUDENT = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776}  # two-sided 95 % quantiles by degrees of freedom
 
-Row = Mapping[str, Any]
 Cell = tuple[int, int]  # depth, epochs
 
 
@@ -96,16 +96,25 @@ def search_lines(rows: Iterable[Row], data: str, arm: str) -> list[str]:
 
 
 def report(rows: Sequence[Row]) -> str:
-    """All fronts as Markdown."""
+    """All fronts, and the learngenes against them, as Markdown."""
     lines = []
     for data, arm in dict.fromkeys((row["data"], row["arm"]) for row in rows):
         lines += [f"## {data}, {arm}", ""]
-        if cells := front(rows, data, arm):
+        shared = any(row.get("learngene") for row in rows if row["arm"] == arm)
+        if shared:
+            lines += against_front([row for row in rows if row["arm"] in (arm, REFERENCE)], data)
+        elif cells := front(rows, data, arm):
             lines += [*front_table(cells), "", size_effect(cells), ""]
         if searches := search_lines(rows, data, arm):
             lines += ["Learning-rate searches, top-1 % on held-out training images:", "", *searches, ""]
-    hours = sum(row["cpu_seconds"] for row in rows) / 3600
+    hours = (sum(row["cpu_seconds"] for row in rows) + sum(made_once(rows).values())) / 3600
     return "\n".join([*lines, f"{len(rows)} models, {hours:.2f} core-hours (CPU seconds of their processes)."])
+
+
+def made_once(rows: Iterable[Row]) -> dict[str, float]:
+    """CPU seconds of what many rows share: learngenes and teachers, by the hash of their weights."""
+    shared = (row.get(kind) for row in rows for kind in ("learngene", "teacher"))
+    return {made["sha256"]: made["cpu_seconds"] for made in shared if made}
 
 
 def _paired(shorter: Sequence[Row], longer: Sequence[Row]) -> list[float]:

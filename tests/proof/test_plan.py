@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks.proof.commands import Places, base_commands, sweep_command, teacher_command
+from benchmarks.proof.commands import Places, base_commands, distill_command, sweep_command, teacher_command
 from benchmarks.proof.plan import PLAN, Plan, Run, pending
 
 TEXT = """
@@ -90,15 +90,32 @@ def test_a_front_ends_where_doubling_brings_little(gain: float, depths: list[int
     assert [run.depth for run in pending(plan, rows)] == depths
 
 
+def test_a_learngene_has_one_rate_for_all_depths() -> None:
+    plan = Plan(TEXT.replace("arm: scratch", "arm: gene") + "learngenes: {gene: {method: sws}}")
+    rows = [row(plan, replace(run, depth=4), 20) for run in pending(plan, [])[:1]]
+    assert plan.runs(plan.steps[0], rows) == plan.runs(plan.steps[0], [])  # a rate counts when both depths have it
+    scores = {2: {1: 30, 2: 36, 4: 10}, 4: {1: 30, 2: 26, 4: 20}}
+    rows = [
+        row(plan, Run("cifar10", "gene", depth, 1, 100, lr, True), top1)
+        for depth, by_rate in scores.items()
+        for lr, top1 in by_rate.items()
+    ]
+    assert {run.lr for run in plan.runs(plan.steps[1], rows)} == {2}
+
+
 def test_the_plan_and_its_commands_are_the_products() -> None:
     """Every flag of the plan's commands is one that the product knows."""
-    from ray_learngene.config import AncestryConfig, ExtractConfig, SweepConfig
+    from ray_learngene.config import AncestryConfig, DistillConfig, ExtractConfig, SweepConfig
 
     plan, places = Plan(PLAN.read_text()), Places(*PLACES.values())  # type: ignore[arg-type]
     sweep = sweep_command(plan, [Run("cifar10", "distilled", 3, 40, 0, 0.04, True)], places)
     ancestry, extract = base_commands(plan, "cifar10", places)
     teacher = teacher_command(plan, "cifar10", places)
-    configs = ((ancestry, AncestryConfig), (extract, ExtractConfig), (teacher, AncestryConfig), (sweep, SweepConfig))
+    learngene = distill_command(plan, Run("cifar10", "any-size", 3, 40, 0, 0.04, True), places)
+    configs = (
+        (ancestry, AncestryConfig), (extract, ExtractConfig), (teacher, AncestryConfig),
+        (sweep, SweepConfig), (learngene, DistillConfig),
+    )  # fmt: skip
     for line, config in configs:
         flags = {word[2:].removeprefix("no-").replace("-", "_") for word in line if re.match("--[a-z]", word)}
         assert flags <= config.model_fields.keys()

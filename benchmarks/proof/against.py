@@ -1,0 +1,80 @@
+"""A learngene against the reference's front: accuracy by size, and what the reference pays for that accuracy."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pandas
+
+from benchmarks.proof.table import REFERENCE, Row, table
+from ray_learngene.compare.front import Front, schedules
+from ray_learngene.compare.significance import Difference, paired
+from ray_learngene.compare.summary import cost
+
+MANY = 10  # sizes of the promise
+
+
+def against_front(rows: Sequence[Row], data: str) -> list[str]:
+    """Markdown for each learngene arm and schedule: sizes one by one, then what all of them cost."""
+    tuned, untuned = table(rows, data), table(rows, data, untuned=True)
+    if not len(tuned) or not schedules(tuned, REFERENCE):
+        return []
+    lines = []
+    for name in tuned[tuned["learngene"].notna()]["arm"].drop_duplicates():
+        arm, before = (one[one["arm"] == name] for one in (tuned, untuned))
+        lines += [f"### {name} epochs against the front of {REFERENCE}", "", *_sizes(tuned, arm, before), ""]
+        for said, some in (("untuned", before), ("tuned", arm)):
+            lines += [_whole(tuned, some, said, unit) for unit in ("flops", "seconds")]
+        lines.append("")
+    return lines
+
+
+def _sizes(everything: pandas.DataFrame, arm: pandas.DataFrame, before: pandas.DataFrame) -> list[str]:
+    front = Front(everything, REFERENCE)
+    plateau = front.plateau(everything, REFERENCE)
+    lines = [
+        f"| depth | seeds | best of {REFERENCE} | untuned | tuned | tuned - {REFERENCE} | {REFERENCE} pays, TFLOPs |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for size, some in arm.groupby(["width", "depth"]):
+        same = [(one["width"] == size[0]) & (one["depth"] == size[1]) for one in (before, plateau)]
+        if not same[1].any():
+            continue
+        best, (pays, bound) = front.best(size), front.cost_of(size, float(some["top1"].mean()))
+        difference = paired(some, plateau[same[1]])
+        columns = (
+            size[1],
+            len(some),
+            f"{best.top1:.2f} (x{best.times})",
+            f"{before[same[0]]['top1'].mean():.2f}",
+            f"{some['top1'].mean():.2f}",
+            "" if difference is None else _points(difference),
+            f"{bound.replace('=', '')}{pays / 1e12:.1f}",
+        )
+        lines.append("| " + " | ".join(map(str, columns)) + " |")
+    return lines
+
+
+def _points(difference: Difference) -> str:
+    """A difference with its interval; one seed has none."""
+    return f"{difference.mean:+.2f}" + (f" ± {difference.half:.2f}" if difference.seeds > 1 else "")
+
+
+def _whole(everything: pandas.DataFrame, arm: pandas.DataFrame, said: str, unit: str) -> str:
+    """What all sizes cost, and how many times less that is than the reference for the same accuracies."""
+    front = Front(everything, REFERENCE, unit)
+    saved = front.saving(arm, unit)
+    if saved is None:
+        return f"- {said}: no size in common"
+    factor, bound = saved
+    spent, sizes = cost(arm, unit), arm["depth"].nunique()
+    shared = [size for size in arm.groupby(["width", "depth"]).groups if size in front.points]
+    reference = factor * spent.total(len(shared), search=False) / len(shared)
+    with_teacher = cost(arm, unit, ancestry=True)
+    ten, whole = (MANY * reference / one.total(MANY, search=False) for one in (spent, with_teacher))
+    scale, name = (1e12, "TFLOPs") if unit == "flops" else (1, "CPU s")
+    return (
+        f"- {said}: {spent.total(sizes, search=False) / scale:,.4g} {name} for {sizes} sizes, {bound.replace('=', '')}"
+        f"{factor:.2f} times less than {REFERENCE} for the same accuracies at {len(shared)} of them; ten sizes: "
+        f"{ten:.2f} times, with the teacher's own training {whole:.2f} times"
+    )

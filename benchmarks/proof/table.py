@@ -1,0 +1,69 @@
+"""The proof's rows as the table of `learngene bench`, so that both are judged by the same functions."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import pandas
+
+from ray_learngene.compare.front import longer_name
+
+Row = Mapping[str, Any]
+REFERENCE = "scratch"
+
+
+def table(rows: Sequence[Row], data: str, *, untuned: bool = False) -> pandas.DataFrame:
+    """The finished runs on a data set, one a row.
+
+    The reference's arms are `scratch`, `scratch-x2`, ... by their epochs; others end with theirs: `any-size 40`.
+    Seconds are CPU seconds.
+
+    Args:
+        untuned: Learngenes' descendants as they are before tuning.
+    """
+    rows = [row for row in rows if row["data"] == data]
+    finished = [row for row in rows if row["status"] == "finished" and not row["searching"]]
+    epochs = [row["epochs"] for row in finished if row["arm"] == REFERENCE]
+    return pandas.DataFrame([_entry(row, rows, min(epochs, default=0), untuned) for row in finished])
+
+
+def _entry(row: Row, rows: Sequence[Row], shortest: int, untuned: bool) -> dict[str, Any]:
+    learngene, teacher = row.get("learngene"), row.get("teacher")
+    before = untuned and learngene is not None
+    name = longer_name(REFERENCE, row["epochs"] // shortest) if row["arm"] == REFERENCE else _name(row)
+    return {
+        **{column: row[column] for column in ("width", "depth", "seed")},
+        "arm": name,
+        "top1": row["top1_untuned" if before else "top1"],
+        "per_size": False,
+        "learngene": learngene and learngene["name"],
+        **_costs("tune", 0 if before else row["flops"], row["teacher_flops"], row["cpu_seconds"] * (not before)),
+        **_costs("learngene", *_spent(learngene)),
+        **_costs("search", *_searched(row, rows)),
+        **_costs("ancestry", *_spent(teacher)),
+    }
+
+
+def _name(row: Row) -> str:
+    return f"{row['arm']} {row['epochs']}"
+
+
+def _costs(on: str, flops: float, teacher: float, seconds: float) -> dict[str, float]:
+    return {f"{on}_flops": flops, f"{on}_teacher_flops": teacher, f"{on}_seconds": seconds}
+
+
+def _spent(made: Mapping[str, Any] | None) -> tuple[float, float, float]:
+    """FLOPs, the teacher's FLOPs and CPU seconds of a learngene or of a teacher."""
+    if made is None:
+        return 0.0, 0.0, 0.0
+    return made["cost"]["flops"], made["cost"].get("teacher_flops", 0.0), made["cpu_seconds"]
+
+
+def _searched(row: Row, rows: Iterable[Row]) -> tuple[float, float, float]:
+    """What the search of half as many epochs cost."""
+    found = [one for one in rows if one["searching"] and (one["arm"], 2 * one["epochs"]) == (row["arm"], row["epochs"])]
+    made = {one["learngene"]["name"]: one["learngene"] for one in found if one.get("learngene")}
+    costs = [(one["flops"] or 0, one["teacher_flops"] or 0, one["cpu_seconds"]) for one in found]
+    flops, teacher, seconds = zip(*costs, *map(_spent, made.values()), (0, 0, 0), strict=True)
+    return sum(flops), sum(teacher), sum(seconds)

@@ -1,0 +1,88 @@
+"""A learngene against the reference's front, on rows small enough to check by hand."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from benchmarks.proof.against import against_front
+from benchmarks.proof.report import made_once, report
+from benchmarks.proof.table import table
+from ray_learngene.compare.summary import cost
+
+TEACHER = {"sha256": "t", "cost": {"flops": 8e12}, "cpu_seconds": 80.0}
+LEARNGENE = {"sha256": "l", "name": "gene", "cost": {"flops": 3e12, "teacher_flops": 1e12}, "cpu_seconds": 40.0}
+
+
+def row(depth: int, epochs: int, top1: float, flops: float, **changes: Any) -> dict[str, Any]:
+    return {
+        **{"data": "cifar10", "arm": "scratch", "width": 24, "depth": depth, "epochs": epochs, "seed": 0, "lr": 0.04},
+        **{"searching": False, "status": "finished", "top1": top1, "top1_untuned": 10.0},
+        **{"flops": flops, "teacher_flops": 0, "cpu_seconds": flops / 1e11, "learngene": None, "teacher": None},
+        **changes,
+    }
+
+
+def gene(depth: int, top1: float, **changes: Any) -> dict[str, Any]:
+    made = {"arm": "any-size", "top1_untuned": top1 - 1, "learngene": LEARNGENE, "teacher": TEACHER}
+    return {**row(depth, 20, top1, 1e12), **made, **changes}
+
+
+ROWS = [
+    *(row(3, epochs, top1, epochs * 1e11) for epochs, top1 in ((20, 50.0), (40, 54.0))),
+    *(row(12, epochs, top1, epochs * 4e11) for epochs, top1 in ((20, 53.0), (40, 59.0))),
+    gene(3, 52.0),
+    gene(12, 56.0),
+]
+
+
+def test_rows_become_the_table_of_a_benchmark() -> None:
+    arm = table(ROWS, "cifar10").query("arm == 'any-size 20'")
+    spent = cost(arm, "flops", ancestry=True)
+    assert (spent.once, spent.each) == (12e12, 1e12)  # the teacher, the distillation and its teacher; tuning
+    assert set(table(ROWS, "cifar10")["arm"]) == {"scratch", "scratch-x2", "any-size 20"}
+    before = table(ROWS, "cifar10", untuned=True).query("arm == 'any-size 20'")
+    assert (cost(before, "flops").each, list(before["top1"])) == (0.0, [51.0, 55.0])
+
+
+def test_a_search_is_charged_to_the_runs_that_it_decides() -> None:
+    search = [
+        gene(depth, 40.0, epochs=10, searching=True, flops=0, learngene={**LEARNGENE, "name": f"search-{lr}"}, lr=lr)
+        for lr in (0.02, 0.04)
+        for depth in (3, 12)
+    ]
+    arm = table([*ROWS, *search], "cifar10").query("arm == 'any-size 20'")
+    assert cost(arm, "flops").search == 8e12  # two distillations, each with its teacher's passes
+    assert cost(table([*ROWS, *search], "cifar10").query("arm == 'scratch'"), "flops").search == 0
+
+
+def test_the_reference_pays_along_its_front() -> None:
+    """52 % lies half way between 50 and 54: the cost is the geometric mean of both schedules'."""
+    lines = against_front(ROWS, "cifar10")
+    assert "| 3 | 1 | 54.00 (x2) | 51.00 | 52.00 | -2.00 | 2.8 |" in lines
+    assert "| 12 | 1 | 59.00 (x2) | 55.00 | 56.00 | -3.00 | 11.3 |" in lines
+    reference = (2 * 4) ** 0.5 + (8 * 16) ** 0.5
+    (tuned,) = [line for line in lines if line.startswith("- tuned:") and "TFLOPs" in line]
+    assert f"tuned: 6 TFLOPs for 2 sizes, {reference / 6:.2f} times less than scratch" in tuned
+    assert (
+        f"ten sizes: {5 * reference / 14:.2f} times, with the teacher's own training {5 * reference / 22:.2f} times"
+        in tuned
+    )
+
+
+def test_what_cannot_be_compared_is_left_out() -> None:
+    assert against_front(ROWS[4:], "cifar10") == []
+    assert "### any-size 20 epochs" in report(ROWS)
+
+
+def test_what_many_rows_share_is_counted_once() -> None:
+    assert made_once(ROWS) == {"l": 40.0, "t": 80.0}
+    own = sum(each["cpu_seconds"] for each in ROWS)
+    assert report(ROWS).endswith(f"6 models, {(own + 120) / 3600:.2f} core-hours (CPU seconds of their processes).")
+
+
+@pytest.mark.parametrize("bound", [("<", 49.0), (">", 70.0)])
+def test_bounds_are_marked(bound: tuple[str, float]) -> None:
+    lines = against_front([*ROWS[:4], gene(3, bound[1])], "cifar10")
+    assert any(line.startswith("| 3 |") and f"| {bound[0]}" in line for line in lines)
