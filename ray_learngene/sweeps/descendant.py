@@ -170,7 +170,7 @@ class DescendantRun:
         clock: Counts the seconds that it costs.
 
     Attributes:
-        row: Its row of the results table, once it is published.
+        row: Its row of the results table, if an earlier process published it.
         fitting: The first phase of methods that fit an adapter to the size.
     """
 
@@ -257,11 +257,11 @@ class DescendantRun:
         if self.fitting is not None:
             self.trainer.progress.fit = vars(fit)
 
-    def publish(self) -> None:
-        """Publish the trained descendant; its checkpoint is then removed."""
+    def publish(self) -> dict[str, Any]:
+        """Publish the trained descendant, remove its checkpoint, and return its row of the results table."""
         row = self._publish(self._row(self.trainer.progress, self.trainer.load_published()), self.trainer)
         self.uploads.remove()
-        self.row = row
+        return row
 
     def _row(self, progress: Progress, final: dict[str, Any]) -> dict[str, Any]:
         """Return all columns; `overhead_seconds` is filled in later.

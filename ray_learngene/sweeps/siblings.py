@@ -123,6 +123,10 @@ def _train(
                 group.drop(run, error)
             return
         group.each(lambda run: run.expand())
+        for run in list(group.running):
+            if run.row is not None:  # an earlier process published it
+                group.leave(run)
+                published(run, run.row)
         if fits := {run.fitting: run for run in group.running if run.fitting is not None}:
             train(
                 list(fits),
@@ -130,16 +134,12 @@ def _train(
                 stop=sigterm.requested,
                 failed=failed and (lambda fitting, error: group.drop(fits[fitting], error)),
             )
-        tuned = [run for run in group.running if run.row is None]
-        group.each(lambda run: run.open_trainer(), tuned)
-        if trainers := {run.trainer: run for run in tuned if run in group.running}:
+        group.each(lambda run: run.open_trainer())
+        if trainers := {run.trainer: run for run in group.running}:
             train(
                 list(trainers),
                 tune_batches,
                 stop=sigterm.requested,
+                finished=lambda trainer: published(trainers[trainer], trainers[trainer].publish()),
                 failed=failed and (lambda trainer, error: group.drop(trainers[trainer], error)),
             )
-            group.each(lambda run: run.publish(), tuned)
-        for run in group.running:
-            assert run.row is not None
-            published(run, run.row)

@@ -57,12 +57,14 @@ def train(
     batches: Batches,
     *,
     stop: Callable[[int], bool] = lambda step: False,
+    finished: Callable[[T], None] = lambda trainer: None,
     failed: Callable[[T, Exception], None] | None = None,
 ) -> None:
     """Train to the last step; a model that resumes from a later checkpoint joins when the others reach its step.
 
     Args:
         stop: Called before every step, on all ranks. If it returns true, training ends there with a checkpoint.
+        finished: Called with a model as soon as its last step is scored and saved; others may still train.
         failed: Called with a model and the error that ended it; the others continue. None raises the error. An error
             of a batch is an error of every model that needs the batch.
 
@@ -71,6 +73,7 @@ def train(
     """
     group = Group(trainers, failed)
     _score(group, batches)
+    _finish(group, finished)
     for step in range(min(t.step for t in trainers), max(t.total_steps for t in trainers)):
         due = [t for t in group.running if t.step == step < t.total_steps]
         if due and stop(step):
@@ -82,7 +85,15 @@ def train(
         group.each(lambda t: t.take_step(micro_batches), due)  # noqa: B023  (called at once)
         _score(group, batches)
         group.each(lambda t: t.save_if_due(), due)
-    group.each(lambda t: t.finish())
+        _finish(group, finished)
+
+
+def _finish(group: Group[T], finished: Callable[[T], None]) -> None:
+    """End every model that has taken its last step; the others then train without it."""
+    for member in [t for t in group.running if t.step >= t.total_steps]:
+        group.each(lambda t: t.finish(), [member])
+        group.each(finished, [member])
+        group.leave(member)
 
 
 def _score(group: Group[T], batches: Batches) -> None:
@@ -108,7 +119,7 @@ class Group(Generic[M]):
         failed: Called with a member and the error that ended it; None raises the error.
 
     Attributes:
-        running: The members that no error has ended.
+        running: The members that have not ended.
     """
 
     def __init__(self, members: Iterable[M], failed: Callable[[M, Exception], None] | None = None) -> None:
@@ -142,6 +153,11 @@ class Group(Generic[M]):
             if batch is None:
                 return
             yield batch
+
+    def leave(self, member: M) -> None:
+        """Take a member out that has ended, if an error has not done so."""
+        if member in self.running:
+            self.running.remove(member)
 
     def drop(self, member: M, error: Exception) -> None:
         """End a member with an error."""

@@ -165,15 +165,29 @@ def test_siblings_are_those_trained_alone_and_every_view_is_drawn_once(
     assert len(drawn) == 2 * STEPS * BATCH + fitted and len(set(drawn)) == 2 * STEPS * BATCH
 
 
-def test_siblings_of_other_lengths_are_those_trained_alone(tmp_path: Path) -> None:
+def test_siblings_of_other_lengths_are_those_trained_alone_and_end_when_they_do(tmp_path: Path) -> None:
     members = [("wave:fit=4@wave", 2, 4e-3), ("wave:fit=1@wave", 2, 4e-3), ("scratch", 1, 1e-3, 4)]
     made, other = (family(tmp_path / name, members, publish="best") for name in ("together", "alone"))
-    made.together()
+    *short, long = made.names
+    store = Store(made.config.store)
+    ended: dict[str, Any] = {}
+
+    def killed(name: str, metrics: dict[str, Any]) -> None:
+        if name == long and metrics["epoch"] == 3:
+            raise KeyboardInterrupt
+
+    killable = made.reporting(killed)
+    with pytest.raises(KeyboardInterrupt):
+        train_siblings(killable.tunings, made.shared, lambda tuning, end: ended.update({tuning.one.name: end}))
+    rows = {name: store.manifest("descendant", f"s/{name}").metadata["row"] for name in short}
+    assert ended == rows, "the store holds what has ended, and its end was told, while the longest trained on"
+    assert not store.exists("descendant", f"s/{long}")
+    assert {name: row for name, row in made.together().items() if name != long} == rows, "nothing is trained again"
     other.alone()
     assert_equal(made, other)
-    rows = [Store(made.config.store).manifest("descendant", f"s/{name}").metadata["row"] for name in made.names]
-    assert [row["steps"] for row in rows] == [2 * STEPS, 2 * STEPS, 4 * STEPS]
-    assert [row["fit_steps"] for row in rows] == [4, 1, 0]
+    rows = {name: store.manifest("descendant", f"s/{name}").metadata["row"] for name in made.names}
+    assert [row["steps"] for row in rows.values()] == [2 * STEPS, 2 * STEPS, 4 * STEPS]
+    assert [row["fit_steps"] for row in rows.values()] == [4, 1, 0]
 
 
 class Damaged(Subset):
