@@ -3,6 +3,7 @@
 # make quick  the tests of configuration, methods, models and data: below two minutes on two cores
 # make docs   build the documentation into site/, and fail on a broken link
 # make test-client   install the thin client, without torch and Ray, into an environment of its own and use it
+# make test-compile  compile layers of all kinds, in bf16, of siblings and of teachers (two minutes)
 # make test-export  export models of many kinds, and a sweep with its exports (minutes)
 # make test-families   try every entry point of timm as source, student and teacher, and write docs/families_tables.md
 # make test-hosts   kill parts of a local cluster of several hosts (root, about half an hour on two cores)
@@ -13,14 +14,16 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test quick test-client test-export test-hosts test-families test-browser test-trackers test-clouds lint docs clean
+# three processes on two cores: one of them waits for Ray most of the time (tests/conftest.py)
+SIDE_BY_SIDE := -n 3 --dist loadgroup --no-loadscope-reorder
+
+.PHONY: demo test quick test-client test-compile test-export test-hosts test-families test-browser test-trackers test-clouds lint docs clean
 
 demo: $(VENV)/.export
 	PATH="$(CURDIR)/$(BIN):$$PATH" sh jobs/demo.sh
 
 test: $(VENV)/.dev
-	$(BIN)/python -m pytest -n 2 --dist loadfile --ignore tests/ray_jobs
-	$(BIN)/python -m pytest tests/ray_jobs
+	$(BIN)/python -m pytest $(SIDE_BY_SIDE)
 
 # no Ray, no S3 server, nothing that trains for seconds
 QUICK := tests/config tests/methods tests/models tests/data/formats/test_folder.py tests/data/test_batch.py \
@@ -31,10 +34,13 @@ SLOW := tests/methods/test_every_method.py tests/methods/test_any_size.py tests/
 	tests/models/test_compile.py
 
 quick: $(VENV)/.dev
-	$(BIN)/python -m pytest -n 2 --dist loadfile $(QUICK) $(SLOW:%=--ignore=%)
+	$(BIN)/python -m pytest -n 2 --dist loadgroup $(QUICK) $(SLOW:%=--ignore=%)
 
 test-client: $(VENV)/.dev
 	$(BIN)/python -m pytest -m client
+
+test-compile: $(VENV)/.dev
+	$(BIN)/python -m pytest -m compiling
 
 test-export: $(VENV)/.dev
 	$(BIN)/python -m pytest -m export tests/delivery

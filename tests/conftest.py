@@ -30,6 +30,8 @@ from tests.s3_server import S3Server, free_ports, running_s3_server
 
 __all__ = ["S3Server", "free_ports"]
 
+RAY_JOBS = "ray_jobs"
+
 # No test fails for the time it took. In CI (the usual variable) the same examples in every run.
 settings.register_profile(
     "tests", deadline=None, suppress_health_check=[HealthCheck.too_slow], derandomize="CI" in os.environ
@@ -44,6 +46,18 @@ torch.manual_seed(0)  # torch seeds a process at random; this is for what test m
 def pytest_runtest_setup() -> None:
     """The same draws in every run, whichever other tests run: a bound on rounding is never missed now and then."""
     torch.manual_seed(0)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Keep the tests of a file in one process, and those on Ray, which share a cluster, in the first one.
+
+    Tests on Ray take longest, and mostly wait for processes that start. `make test` runs the others at the same time.
+    """
+    for item in items:
+        folder = item.path.parent.name
+        item.add_marker(pytest.mark.xdist_group(folder if folder == RAY_JOBS else f"{folder}/{item.path.stem}"))
+    items.sort(key=lambda item: item.path.parent.name != RAY_JOBS)
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -24,6 +24,7 @@ from ray_learngene.training.flops import forward_flops, training_flops
 from tests.sweeps.test_siblings import MEMBERS, assert_equal, family, history
 
 SPEC = PRESETS["nano"].replace(depth=6)
+COMPILING = pytest.mark.compiling
 BOUND = 1e-5  # of a gradient's largest entry, and of logits: rounding
 
 
@@ -56,7 +57,9 @@ def graphs() -> int:
     return counters["stats"]["unique_graphs"]
 
 
-@pytest.mark.parametrize("what", ["plain", "sws", "wave", "any-size"])
+@pytest.mark.parametrize(
+    "what", ["sws", *(pytest.param(each, marks=COMPILING) for each in ("plain", "wave", "any-size"))]
+)
 def test_a_compiled_step_is_the_plain_one_with_the_same_layers_dropped(what: str) -> None:
     torch.compiler.reset()
     torch.manual_seed(0)
@@ -73,6 +76,7 @@ def test_a_compiled_step_is_the_plain_one_with_the_same_layers_dropped(what: str
             assert (one - other).abs().max() <= BOUND * other.abs().max().clamp(min=1e-3)
 
 
+@COMPILING
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_and_so_it_is_in_bf16_and_with_checkpointed_gradients(checkpointing: bool) -> None:
     model = create_method("sws").auxiliary(SPEC, drop_path=0.3)
@@ -87,6 +91,7 @@ def test_and_so_it_is_in_bf16_and_with_checkpointed_gradients(checkpointing: boo
         assert (one - other).norm() <= 2**-4 * other.norm() + 1e-5
 
 
+@COMPILING
 def test_all_layers_of_all_depths_and_methods_are_one_graph_for_each_mode() -> None:
     """Three: with and without a drop-path rate in training, and in evaluation."""
     torch.compiler.reset()
@@ -104,6 +109,7 @@ def test_all_layers_of_all_depths_and_methods_are_one_graph_for_each_mode() -> N
         assert graphs() - before == new
 
 
+@COMPILING
 def test_a_model_without_timms_blocks_is_compiled_as_a_whole() -> None:
     torch.manual_seed(0)
     plain = Ancestry(timm.create_model("resnet10t", num_classes=4))
@@ -116,6 +122,7 @@ def test_a_model_without_timms_blocks_is_compiled_as_a_whole() -> None:
     assert (found - expected).abs().max() <= BOUND * expected.abs().max()
 
 
+@COMPILING
 @pytest.mark.parametrize("kept", [False, True])
 def test_the_ancestry_of_compiled_siblings_is_compiled(kept: bool, tmp_path: Path) -> None:
     ancestry = Ancestry(build(SPEC.replace(depth=2), seed=8))
@@ -148,6 +155,7 @@ def test_flops_are_counted_of_compiled_models() -> None:
         )
 
 
+@COMPILING
 def test_compiled_siblings_are_those_compiled_alone(tmp_path: Path) -> None:
     members = [("sws", 2, 1e-3), ("scratch", 3, 1e-3)]
     made, alone = (family(tmp_path / name, members, compile=True) for name in ("together", "alone"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import multiprocessing
 import os
 from pathlib import Path
 from typing import Any
@@ -162,8 +163,10 @@ def test_every_zero_stage_equals_one_plain_process_also_where_the_number_of_work
         engine, optimizer = plain(method, config)
         train(engine, optimizer, config, range(1))
         engine.save(tmp_path / f"{number}-1")
+    multiprocessing.set_forkserver_preload([__name__])  # imported once for all workers
     for step, world_size in ((1, 2), (2, 3)):
-        mp.spawn(worker, args=(world_size, free_ports(1)[0], tmp_path, step), nprocs=world_size)
+        arguments = (world_size, free_ports(1)[0], tmp_path, step)
+        mp.start_processes(worker, arguments, nprocs=world_size, start_method="forkserver")
     for number, (method, stage, config) in enumerate(CASES):
         alone, optimizer = plain(method, config)
         train(alone, optimizer, config)
