@@ -53,6 +53,7 @@ class Step:
     Attributes:
         gain: Points of top-1 that the last doubling of epochs must have brought a depth, mean over seeds. A depth that
             gained less has reached its plateau and is left out.
+        lrs: Learning rates of a search that only screens a variant; it is not extended, and decides no rate.
     """
 
     data: str
@@ -62,6 +63,7 @@ class Step:
     depths: tuple[int, ...] = ()
     seeds: tuple[int, ...] = ()
     gain: float | None = None
+    lrs: tuple[float, ...] = ()
 
 
 class Plan:
@@ -86,7 +88,7 @@ class Plan:
         self.learngenes: dict[str, dict[str, Any]] = values.get("learngenes", {})
         self.tuning: dict[str, float] = values.get("tuning", {})
         self.steps = [
-            Step(**{**step, "depths": tuple(step.get("depths", ())), "seeds": tuple(step.get("seeds", ()))})
+            Step(**{name: tuple(value) if isinstance(value, list) else value for name, value in step.items()})
             for step in values["steps"]
         ]
 
@@ -114,6 +116,8 @@ class Plan:
             rates = {depth: self._grid(step, depth, rows) for depth in self.search["depths"]}
             if step.arm in self.learngenes:  # one rate for all depths
                 rates = dict.fromkeys(rates, sorted({lr for grid in rates.values() for lr in grid}))
+            if step.lrs:
+                rates = dict.fromkeys(rates, list(step.lrs))
             return [
                 Run(step.data, step.arm, depth, step.search, self.search["seed"], lr, True)
                 for lr in sorted({lr for grid in rates.values() for lr in grid})
