@@ -358,8 +358,15 @@ def _argument(name: str, annotation: Any) -> dict[str, Any]:
         return {"nargs": "+", "metavar": name.rstrip("s").upper()} if inner[-1] is Ellipsis else {"nargs": len(inner)}
     if origin is dict:
         return {"type": _yaml, "metavar": "YAML"}
-    names = [typing.get_args(kind) or (getattr(kind, "__name__", "value").upper(),) for kind in kinds]
-    return {"metavar": "|".join(str(name) for each in names for name in each)}
+    return {"metavar": "|".join(_shown(kind) for kind in kinds)}
+
+
+def _shown(kind: Any) -> str:
+    """What a help text calls a value of this kind: its type, its values, or 3-3-9-3 for several numbers."""
+    origin, inner = typing.get_origin(kind), typing.get_args(kind)
+    if origin is tuple:
+        return "N-N-..."
+    return "|".join(map(str, inner)) if inner else str(getattr(kind, "__name__", "value")).upper()
 
 
 def _yaml(text: str) -> Any:

@@ -95,6 +95,14 @@ def test_help_shows_the_presets(command: str, capsys: pytest.CaptureFixture[str]
         assert [name, *map(str, (size.width, size.heads, size.depth, size.patch, size.image))] in shown
 
 
+@pytest.mark.parametrize("command", main.COMMANDS)
+def test_help_names_values_in_words_of_the_command_line(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    main._parse([*command.split(), "--help"])
+    shown = capsys.readouterr().out
+    assert "usage: learngene" in shown
+    assert not re.search(r"typing|Annotated|FieldInfo|Ellipsis|NoneType|<class", shown)
+
+
 def test_the_docs_show_the_presets() -> None:
     text = (ROOT / "docs" / "methods.md").read_text()
     for name, size in PRESETS.items():
