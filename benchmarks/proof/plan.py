@@ -117,7 +117,7 @@ class Plan:
             if step.arm in self.learngenes:  # one rate for all depths
                 rates = dict.fromkeys(rates, sorted({lr for grid in rates.values() for lr in grid}))
             if step.lrs:
-                rates = dict.fromkeys(rates, list(step.lrs))
+                rates = {depth: list(step.lrs) for depth in rates}
             return [
                 Run(step.data, step.arm, depth, step.search, self.search["seed"], lr, True)
                 for lr in sorted({lr for grid in rates.values() for lr in grid})
