@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import pandas
 
+from benchmarks.proof.charges import Charges
 from benchmarks.proof.table import REFERENCE, Row, table
 from ray_learngene.compare.front import Front, schedules
 from ray_learngene.compare.significance import Difference, paired
@@ -14,9 +15,13 @@ from ray_learngene.compare.summary import cost
 MANY = 10  # sizes of the promise
 
 
-def against_front(rows: Sequence[Row], data: str) -> list[str]:
-    """Markdown for each learngene arm and schedule: sizes one by one, then what all of them cost."""
-    tuned, untuned = table(rows, data), table(rows, data, untuned=True)
+def against_front(rows: Sequence[Row], data: str, charges: Charges | None = None) -> list[str]:
+    """Markdown for each learngene arm and schedule: sizes one by one, then what all of them cost.
+
+    Args:
+        charges: What runs cost in seconds; default: CPU seconds of their processes.
+    """
+    tuned, untuned = table(rows, data, charges), table(rows, data, charges, untuned=True)
     if not len(tuned) or not schedules(tuned, REFERENCE):
         return []
     lines = []
@@ -72,7 +77,7 @@ def _whole(everything: pandas.DataFrame, arm: pandas.DataFrame, said: str, unit:
     reference = factor * spent.total(len(shared), search=False) / len(shared)
     with_teacher = cost(arm, unit, ancestry=True)
     ten, whole = (MANY * reference / one.total(MANY, search=False) for one in (spent, with_teacher))
-    scale, name = (1e12, "TFLOPs") if unit == "flops" else (1, "CPU s")
+    scale, name = (1e12, "TFLOPs") if unit == "flops" else (1, "s")
     return (
         f"- {said}: {spent.total(sizes, search=False) / scale:,.4g} {name} for {sizes} sizes, {bound.replace('=', '')}"
         f"{factor:.2f} times less than {REFERENCE} for the same accuracies at {len(shared)} of them; ten sizes: "

@@ -14,6 +14,7 @@ from pathlib import Path
 from statistics import mean, stdev
 
 from benchmarks.proof.against import against_front
+from benchmarks.proof.charges import Charges
 from benchmarks.proof.run import ROWS, read_rows
 from benchmarks.proof.table import REFERENCE, Row
 
@@ -95,14 +96,14 @@ def search_lines(rows: Iterable[Row], data: str, arm: str) -> list[str]:
     return lines
 
 
-def report(rows: Sequence[Row]) -> str:
+def report(rows: Sequence[Row], charges: Charges | None = None) -> str:
     """All fronts, and the learngenes against them, as Markdown."""
     lines = []
     for data, arm in dict.fromkeys((row["data"], row["arm"]) for row in rows):
         lines += [f"## {data}, {arm}", ""]
         shared = any(row.get("learngene") for row in rows if row["arm"] == arm)
         if shared:
-            lines += against_front([row for row in rows if row["arm"] in (arm, REFERENCE)], data)
+            lines += against_front([row for row in rows if row["arm"] in (arm, REFERENCE)], data, charges)
         elif cells := front(rows, data, arm):
             lines += [*front_table(cells), "", size_effect(cells), ""]
         if searches := search_lines(rows, data, arm):
@@ -140,7 +141,7 @@ def main() -> None:
     )
     parser.add_argument("--rows", type=Path, default=ROWS, help="finished runs, one JSON object a line")
     rows = read_rows(parser.parse_args().rows)
-    print(report(rows) if rows else "no finished runs yet")
+    print(report(rows, Charges.read()) if rows else "no finished runs yet")
 
 
 if __name__ == "__main__":

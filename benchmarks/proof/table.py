@@ -7,28 +7,28 @@ from typing import Any
 
 import pandas
 
+from benchmarks.proof.charges import Charges
 from ray_learngene.compare.front import longer_name
 
 Row = Mapping[str, Any]
 REFERENCE = "scratch"
 
 
-def table(rows: Sequence[Row], data: str, *, untuned: bool = False) -> pandas.DataFrame:
+def table(rows: Sequence[Row], data: str, charges: Charges | None = None, *, untuned: bool = False) -> pandas.DataFrame:
     """The finished runs on a data set, one a row.
 
     The reference's arms are `scratch`, `scratch-x2`, ... by their epochs; others end with theirs: `any-size 40`.
-    Seconds are CPU seconds.
-
     Args:
+        charges: What runs cost in seconds; default: CPU seconds of their processes.
         untuned: Learngenes' descendants as they are before tuning.
     """
     rows = [row for row in rows if row["data"] == data]
     finished = [row for row in rows if row["status"] == "finished" and not row["searching"]]
     epochs = [row["epochs"] for row in finished if row["arm"] == REFERENCE]
-    return pandas.DataFrame([_entry(row, rows, min(epochs, default=0), untuned) for row in finished])
+    return pandas.DataFrame([_entry(row, rows, min(epochs, default=0), charges, untuned) for row in finished])
 
 
-def _entry(row: Row, rows: Sequence[Row], shortest: int, untuned: bool) -> dict[str, Any]:
+def _entry(row: Row, rows: Sequence[Row], shortest: int, charges: Charges | None, untuned: bool) -> dict[str, Any]:
     learngene, teacher = row.get("learngene"), row.get("teacher")
     before = untuned and learngene is not None
     name = longer_name(REFERENCE, row["epochs"] // shortest) if row["arm"] == REFERENCE else _name(row)
@@ -38,10 +38,10 @@ def _entry(row: Row, rows: Sequence[Row], shortest: int, untuned: bool) -> dict[
         "top1": row["top1_untuned" if before else "top1"],
         "per_size": False,
         "learngene": learngene and learngene["name"],
-        **_costs("tune", 0 if before else row["flops"], row["teacher_flops"], row["cpu_seconds"] * (not before)),
-        **_costs("learngene", *_spent(learngene)),
-        **_costs("search", *_searched(row, rows)),
-        **_costs("ancestry", *_spent(teacher)),
+        **_costs("tune", *(0.0 if before else one for one in _own(row, charges))),
+        **_costs("learngene", *_spent(learngene, charges and charges.learngene(row))),
+        **_costs("search", *_searched(row, rows, charges)),
+        **_costs("ancestry", *_spent(teacher, charges and charges.teacher(row))),
     }
 
 
@@ -53,17 +53,26 @@ def _costs(on: str, flops: float, teacher: float, seconds: float) -> dict[str, f
     return {f"{on}_flops": flops, f"{on}_teacher_flops": teacher, f"{on}_seconds": seconds}
 
 
-def _spent(made: Mapping[str, Any] | None) -> tuple[float, float, float]:
-    """FLOPs, the teacher's FLOPs and CPU seconds of a learngene or of a teacher."""
+def _own(row: Row, charges: Charges | None) -> tuple[float, float, float]:
+    """FLOPs, the teacher's FLOPs and seconds of a run itself."""
+    if row["flops"] is None:  # it diverged
+        return 0.0, 0.0, row["cpu_seconds"]
+    return row["flops"], row["teacher_flops"], charges.descendant(row) if charges else row["cpu_seconds"]
+
+
+def _spent(made: Mapping[str, Any] | None, seconds: float | None) -> tuple[float, float, float]:
+    """FLOPs, the teacher's FLOPs and seconds of a learngene or of a teacher."""
     if made is None:
         return 0.0, 0.0, 0.0
-    return made["cost"]["flops"], made["cost"].get("teacher_flops", 0.0), made["cpu_seconds"]
+    cost = made["cost"]
+    return cost["flops"], cost.get("teacher_flops", 0.0), made["cpu_seconds"] if seconds is None else seconds
 
 
-def _searched(row: Row, rows: Iterable[Row]) -> tuple[float, float, float]:
+def _searched(row: Row, rows: Iterable[Row], charges: Charges | None) -> tuple[float, float, float]:
     """What the search of half as many epochs cost."""
     found = [one for one in rows if one["searching"] and (one["arm"], 2 * one["epochs"]) == (row["arm"], row["epochs"])]
-    made = {one["learngene"]["name"]: one["learngene"] for one in found if one.get("learngene")}
-    costs = [(one["flops"] or 0, one["teacher_flops"] or 0, one["cpu_seconds"]) for one in found]
-    flops, teacher, seconds = zip(*costs, *map(_spent, made.values()), (0, 0, 0), strict=True)
+    made = {one["learngene"]["name"]: one for one in found if one.get("learngene")}
+    costs = [_own(one, charges) for one in found]
+    costs += [_spent(one["learngene"], charges and charges.learngene(one)) for one in made.values()]
+    flops, teacher, seconds = zip(*costs, (0.0, 0.0, 0.0), strict=True)
     return sum(flops), sum(teacher), sum(seconds)

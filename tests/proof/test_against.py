@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from benchmarks.proof.against import against_front
+from benchmarks.proof.charges import Charges
 from benchmarks.proof.report import made_once, report
 from benchmarks.proof.table import table
 from ray_learngene.compare.summary import cost
@@ -86,3 +87,16 @@ def test_what_many_rows_share_is_counted_once() -> None:
 def test_bounds_are_marked(bound: tuple[str, float]) -> None:
     lines = against_front([*ROWS[:4], gene(3, bound[1])], "cifar10")
     assert any(line.startswith("| 3 |") and f"| {bound[0]}" in line for line in lines)
+
+
+def test_seconds_are_steps_times_what_a_step_takes() -> None:
+    """The loader and the teacher's passes are shared by the two models of a sweep."""
+    charges = Charges({"loader": 2, "depth 3": 10, "any-size": 30, "teacher": 20, "teacher forward": 5}, batch=100)
+    teacher = {**TEACHER, "cost": {"flops": 3e12, "images": 1e6, "steps": 1000}}  # a forward pass: 1e6 FLOPs
+    made = {**LEARNGENE, "cost": {"flops": 3e12, "teacher_flops": 5e11, "steps": 500}}
+    one = gene(3, 52.0, teacher=teacher, learngene=made, steps=100, sweep={"models": 2}, teacher_flops=1e9)
+    assert charges.descendant(one) == pytest.approx((100 * (1 + 10) + 10 * 5 / 2) / 1e3)
+    assert charges.learngene(one) == pytest.approx((500 * 32 + 5000 * 5) / 1e3)
+    assert charges.teacher(one) == 22.0
+    arm = table([one], "cifar10", charges)
+    assert cost(arm, "seconds", ancestry=True).once == pytest.approx(63.0)

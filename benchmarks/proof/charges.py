@@ -1,0 +1,61 @@
+"""Seconds of the proof's runs on one machine that does nothing else: steps times the milliseconds of seconds.json.
+
+CPU seconds of the runs themselves are those of several machines, and of processes beside them. Validation is left out.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+SECONDS = Path(__file__).with_name("seconds.json")
+Row = Mapping[str, Any]
+
+
+class Charges:
+    """What runs cost in seconds.
+
+    Args:
+        ms: Milliseconds by step, as `benchmarks.proof.seconds` measures them.
+        batch: Images of a step.
+    """
+
+    def __init__(self, ms: Mapping[str, float], batch: int) -> None:
+        self.ms, self.batch = ms, batch
+
+    @classmethod
+    def read(cls, path: Path = SECONDS) -> Charges | None:
+        """The measured charges; None where there are none."""
+        if not path.exists():
+            return None
+        rows = json.loads(path.read_text())["rows"]
+        return cls({row["step"]: row["ms"] for row in rows}, rows[0]["batch"])
+
+    def descendant(self, row: Row) -> float:
+        """Training or tuning one model. The models of its sweep share the loader and the teacher's passes."""
+        shared = row["steps"] * self.ms["loader"] / row["sweep"]["models"]
+        own = row["steps"] * self.ms[f"depth {row['depth']}"]
+        return (shared + own) / 1e3 + self._passes(row["teacher_flops"], row.get("teacher")) / row["sweep"]["models"]
+
+    def learngene(self, row: Row) -> float:
+        """The distillation that a row's model comes from; 0 without one."""
+        made = row.get("learngene")
+        if made is None:
+            return 0.0
+        cost = made["cost"]
+        own = cost["steps"] * (self.ms["loader"] + self.ms[row["arm"]])
+        return own / 1e3 + self._passes(cost["teacher_flops"], row["teacher"])
+
+    def teacher(self, row: Row) -> float:
+        """The training of a row's teacher; 0 without one."""
+        made = row.get("teacher")
+        return made["cost"]["steps"] * (self.ms["loader"] + self.ms["teacher"]) / 1e3 if made else 0.0
+
+    def _passes(self, flops: float, teacher: Mapping[str, Any] | None) -> float:
+        """The teacher's forward passes; its training took three times the FLOPs of a forward pass for each image."""
+        if teacher is None or not flops:
+            return 0.0
+        images = flops / (teacher["cost"]["flops"] / teacher["cost"]["images"] / 3)
+        return images / self.batch * self.ms["teacher forward"] / 1e3
