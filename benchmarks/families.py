@@ -22,13 +22,13 @@ from typing import Any
 
 import ray_learngene.torchvision_cpu  # noqa: F401  isort:skip  (before the first timm import)
 import timm
-import torch
 
 from ray_learngene.errors import UserError
 from ray_learngene.methods.base import Method
 from ray_learngene.methods.registry import METHODS
 from ray_learngene.models.features import gives_features
 from ray_learngene.models.layout import axes, chains
+from ray_learngene.models.meta import on_meta
 from ray_learngene.models.specs import Spec, build, shapes_of, spec_for, spec_of
 
 # the architectures whose sources are counted: names that begin so, with weights, that take a depth
@@ -71,7 +71,7 @@ def scan(names: list[str]) -> Iterator[Found]:
     """Try every entry point; labels of axes are checked once for each layout of parameters."""
     consistent: dict[Any, str] = {}
     for name in names:
-        with torch.device("meta"):
+        with on_meta():
             model = timm.create_model(name)
         weights = any(cfg.has_weights for cfg in [timm.models.get_pretrained_cfg(name)] if cfg)
         found = Found(name, type(model).__name__, weights)
@@ -158,7 +158,7 @@ def main() -> None:
     options = parser.parse_args()
     warnings.filterwarnings("ignore")
     logging.disable(logging.WARNING)
-    names = fnmatch.filter(timm.list_models(), options.only)
+    names = sorted(fnmatch.filter(timm.list_models(), options.only), key=lambda name: not name.startswith(_COUNTED))
     before = options.results.read_text().splitlines() if options.results and options.results.exists() else []
     found = [Found(**json.loads(line)) for line in before]
     known = {each.name for each in found}

@@ -21,6 +21,7 @@ from ray_learngene.methods.base import Learngene, Method
 from ray_learngene.models.compile import compile_layers
 from ray_learngene.models.features import Read, Reading
 from ray_learngene.models.layout import resampled
+from ray_learngene.models.meta import on_meta
 from ray_learngene.models.specs import Spec, build, build_with, meta_model, set_drop_path
 
 Genes = Mapping[str, Tensor]
@@ -36,7 +37,7 @@ def prototype(spec: Spec, drop_path: float = 0.0, compiled: bool = False, device
 
     The cache is outside the modules that use it, so that neither their state dicts nor their copies contain the model.
     """
-    with torch.device("meta"):
+    with on_meta():
         model: nn.Module = build(spec)
     fill_buffers(model, torch.device(device))
     set_drop_path(model, drop_path)

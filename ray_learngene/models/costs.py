@@ -19,6 +19,7 @@ from torch.utils.benchmark import Timer
 from torch.utils.flop_counter import FlopCounterMode
 
 from ray_learngene.errors import UserError
+from ray_learngene.models.meta import on_meta
 from ray_learngene.models.specs import Spec, blocks_in_order, build, meta_model
 
 _BYTES = 4  # per fp32 weight, gradient or moment
@@ -102,7 +103,7 @@ def _numel(values: Any) -> int:
 @lru_cache(maxsize=4096)
 def _saved_activations(spec: Spec) -> int:
     """Count the values per image that the forward pass saves for the backward pass, without weights."""
-    with torch.device("meta"):
+    with on_meta():
         model: nn.Module = build(spec)
     weights = {parameter.untyped_storage()._cdata for parameter in model.parameters()}
     saved: dict[int, torch.UntypedStorage] = {}

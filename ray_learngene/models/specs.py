@@ -19,7 +19,8 @@ from ray_learngene.config import Config
 from ray_learngene.config.presets import PRESET_SIZES
 from ray_learngene.errors import UserError
 from ray_learngene.models.families.base import Arguments, Family, Size, made, resized
-from ray_learngene.models.families.registry import family_of
+from ray_learngene.models.families.registry import family_of, family_of_model
+from ray_learngene.models.meta import on_meta
 
 # timm's DeiT entry points set ImageNet's mean and standard deviation; keyword arguments set the size.
 _ARCHITECTURES = {192: "deit_tiny_patch16_224", 384: "deit_small_patch16_224", 768: "deit_base_patch16_224"}
@@ -137,15 +138,18 @@ def spec_for(architecture: str, *, classes: int | None = None, image: int | None
         UserError: timm has no such entry point, refuses the arguments, or takes no depth for it.
     """
     arguments = _as_json(architecture, arguments)
-    model = made(architecture, arguments)
-    found = family_of(architecture).size(model.arguments)
+    # what `meta_model` builds for the spec, so that it is built once
+    model = made(architecture, arguments if classes is None else {**arguments, "num_classes": classes})
+    found = family_of_model(model.model).size(model.arguments)
     if found is None:
         raise UserError(f"{architecture}: timm takes no depth for it; use it as a teacher (--ancestry)")
     settings: Any = getattr(model.model, "pretrained_cfg", {})
     classes = int(getattr(model.model, "num_classes", 0)) if classes is None else classes
     pixels = found.image or arguments.get("img_size") or settings.get("input_size", (3, 224, 224))[-1]
     spec = _described(architecture, arguments, found, classes, pixels, model.model)
-    return spec.replace(**({} if image is None else {"image": image}))
+    if image is None and not arguments:
+        return spec
+    return spec.replace(**({} if image is None else {"image": image}))  # without arguments that change nothing
 
 
 def _described(architecture: str, arguments: Arguments, size: Size, classes: int, image: int, model: nn.Module) -> Spec:
@@ -192,13 +196,19 @@ def _resized(spec: Spec, changes: Mapping[str, Any]) -> Spec:
     image = changes.get("image", spec.image)
     keywords = _size_keywords(family, own.arguments, size)
     others = {name: value for name, value in spec.arguments.items() if name not in keywords}
-    arguments = {**others, **family.arguments(own.arguments, size)}
+    present = {**own.arguments, **spec.arguments}
+    arguments = {
+        **others,
+        **family.arguments(own.arguments, size),
+        **family.block_arguments(own.arguments, present, size),
+    }
     return _described(spec.architecture, arguments, size, changes.get("classes", spec.classes), image, own.model)
 
 
 def _size_keywords(family: Family, arguments: Arguments, size: Size) -> set[str | None]:
     """Return the keywords whose values a size holds."""
-    keywords = {family.keyword(kind, arguments) for kind in ("depth", "width", "heads")} | {"patch_size"}
+    keywords = {family.keyword(kind, arguments) for kind in ("depth", "width", "heads")}
+    keywords |= {"patch_size", *family.per_block}
     return keywords | ({"mlp_ratio"} if size.mlp_ratio else set()) | ({"img_size"} if size.image else set())
 
 
@@ -246,7 +256,7 @@ def meta_model(spec: Spec) -> nn.Module:
     """
     if spec.architecture is not None:
         return made(spec.architecture, {**spec.arguments, "num_classes": spec.classes}).model.requires_grad_(False)
-    with torch.device("meta"):
+    with on_meta():
         model: nn.Module = build(spec)
     return model
 
@@ -269,7 +279,7 @@ def build_with(spec: Spec, state: Mapping[str, torch.Tensor], *, seed: int = 0) 
 
     Nothing is initialised only to be overwritten, which would take longer than all else for a large model.
     """
-    with torch.device("meta"):
+    with on_meta():
         model: nn.Module = build(spec)
     computed = any(module._non_persistent_buffers_set for module in model.modules())
     if computed or model.state_dict().keys() - state.keys():

@@ -27,6 +27,7 @@ SMALL: dict[str, dict[str, Any]] = {
     "eva02_tiny_patch14_224": _GATED,
     "eva02_base_patch14_224": _GATED,
     "vit_small_patch16_rope_mixed_224": _ViT,
+    "vit_base_patch16_sapiens2": {**_GATED, "depth": 4, "num_heads": 6, "num_kv_heads": [6, 2, 2, 6]},
     "beit_base_patch16_224": _ViT,
     "beitv2_base_patch16_224": _ViT,
     "swin_tiny_patch4_window7_224": _SWIN,

@@ -92,6 +92,20 @@ def test_an_entry_point_is_itself() -> None:
     assert spec_of(timm.create_model("vit_small_patch16_dinov3")) == spec
 
 
+def test_a_spec_and_its_shapes_take_one_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    built, create_model = list[str](), timm.create_model
+    monkeypatch.setattr(timm, "create_model", lambda *args, **kwargs: built.append("") or create_model(*args, **kwargs))
+    shapes_of(spec_for("swin_small_patch4_window7_224", classes=7))
+    assert len(built) == 1
+
+
+def test_heads_of_every_block_follow_the_depth_from_both_ends() -> None:
+    spec = small("vit_base_patch16_sapiens2")
+    assert spec.replace(depth=7).arguments["num_kv_heads"] == [6, 2, 2, 2, 2, 2, 6]
+    assert spec.replace(depth=2).arguments["num_kv_heads"] == [6, 6]
+    assert spec.replace(depth=3, heads=12, width=96).arguments["num_kv_heads"] == [12, 4, 12]
+
+
 def test_stages_grow_in_proportion() -> None:
     spec = spec_for("convnext_tiny")
     assert spec.depths == (3, 3, 9, 3)

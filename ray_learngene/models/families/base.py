@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import inspect
 import json
+import sys
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, is_dataclass, replace
 from functools import lru_cache
@@ -17,9 +18,11 @@ from typing import Any, ClassVar
 
 import timm
 import torch
+from timm.models import build_model_with_cfg
 from torch import nn
 
 from ray_learngene.errors import UserError
+from ray_learngene.models.meta import on_meta
 
 Arguments = dict[str, Any]
 
@@ -47,6 +50,7 @@ class Family:
     width: ClassVar[tuple[str, ...]] = ("embed_dim", "embed_dims", "dims", "widths", "base_dim", "dim")
     heads: ClassVar[tuple[str, ...]] = ("num_heads",)
     doubles: ClassVar[bool] = False  # the width is that of the first stage and doubles with every stage
+    per_block: ClassVar[tuple[str, ...]] = ()  # keywords with a number of heads for every block, if they are lists
     # the last parameters of a block's residual branches: scaling them scales the branch
     branch_ends: ClassVar[tuple[str, ...]] = ("attn.proj.weight", "attn.proj.bias", "mlp.fc2.weight", "mlp.fc2.bias")
     whole_heads: ClassVar[bool] = False  # channels within a head have positions: heads are kept or dropped whole
@@ -115,11 +119,30 @@ class Family:
             },
         }
 
+    def block_arguments(self, made: Mapping[str, Any], present: Mapping[str, Any], size: Size) -> Arguments:
+        """Return the keywords of `per_block` for another size that differ from those of `made`.
+
+        Args:
+            present: Arguments of the constructor at the present size.
+        """
+        have = self.size(present)
+        assert have is not None
+        lists = {name: present[name] for name in self.per_block if isinstance(present.get(name), Sequence)}
+        found = {name: _per_block(heads, have, size) for name, heads in lists.items()}
+        return {name: heads for name, heads in found.items() if heads != list(made[name])}
+
 
 def _numbers(value: Any) -> tuple[int, ...] | None:
     """A number or a list of numbers as a tuple; None for anything else."""
     values = value if isinstance(value, Sequence) and not isinstance(value, str) else (value,)
     return tuple(values) if all(type(each) is int for each in values) else None
+
+
+def _per_block(heads: Sequence[int], have: Size, size: Size) -> list[int]:
+    """Return the heads of every block at another depth and number of heads; blocks count from the nearer end."""
+    depth, before = sum(size.depths), len(heads)
+    places = [min(i, before // 2) if i < depth / 2 else before - min(depth - i, (before + 1) // 2) for i in range(depth)]
+    return [heads[place] * size.heads[0] // have.heads[0] for place in places]
 
 
 def _side(value: Any) -> int | None:
@@ -211,19 +234,16 @@ class Made:
     arguments: Arguments
 
 
-_lock = threading.Lock()  # `_recorded` changes a class for a moment
-
-
 def made(architecture: str, arguments: Mapping[str, Any]) -> Made:
     """Build a model on the meta device and read its constructor's arguments, defaults included; cached.
 
     Raises:
         UserError: timm has no such entry point, or refuses the arguments.
     """
+    if not timm.is_model(architecture):
+        raise UserError(f"timm has no architecture {architecture!r}{near(architecture)}")
     try:
         return _made(architecture, json.dumps(arguments, sort_keys=True))
-    except UserError:
-        raise
     except (TypeError, ValueError, AssertionError, RuntimeError, KeyError, IndexError, AttributeError) as error:
         given = ", ".join(f"{name}={value}" for name, value in arguments.items())
         reason = " ".join(str(error).split())[:200] or type(error).__name__
@@ -232,22 +252,14 @@ def made(architecture: str, arguments: Mapping[str, Any]) -> Made:
 
 @lru_cache(maxsize=512)
 def _made(architecture: str, text: str) -> Made:
-    arguments = json.loads(text)
-    cls = _class_of(architecture)
-    with _recorded(cls) as found, torch.device("meta"):
-        model = timm.create_model(architecture, **arguments)
+    with _recorded() as calls, on_meta():
+        model = timm.create_model(architecture, **json.loads(text))
+    given: Arguments = next((given for built, given in calls if built is model), {})
+    found = {**_defaults(type(model)), **given}
     settings = found.get("cfg")
     if is_dataclass(settings):  # some classes take their size as one object, and its fields as keywords
         found = {**vars(settings), **found}
     return Made(model, found)
-
-
-@lru_cache(maxsize=512)
-def _class_of(architecture: str) -> type[nn.Module]:
-    if not timm.is_model(architecture):
-        raise UserError(f"timm has no architecture {architecture!r}{near(architecture)}")
-    with torch.device("meta"):
-        return type(timm.create_model(architecture))
 
 
 def near(architecture: str) -> str:
@@ -258,35 +270,42 @@ def near(architecture: str) -> str:
     return f"; did you mean {' or '.join(names)}?" if names else ""
 
 
-@contextmanager
-def _recorded(cls: type[nn.Module]) -> Iterator[Arguments]:
-    """Record the arguments of a class's constructor, with the defaults of its base classes."""
-    found: Arguments = {}
-    own = cls.__dict__.get("__init__")
-    original: Any = cls.__init__
+_lock = threading.Lock()  # `_recorded` changes timm's modules for a moment
 
-    def recording(self: nn.Module, *args: Any, **kwargs: Any) -> None:
-        if not found and type(self) is cls:
-            found.update(kwargs)
-            for base in cls.__mro__:
-                init: Any = original if base is cls else base.__dict__.get("__init__")
-                if init is None or not issubclass(base, nn.Module) or base is nn.Module:
-                    continue
-                parameters = list(inspect.signature(init).parameters.values())[1:]
-                if base is cls:
-                    for parameter, value in zip(parameters, args, strict=False):
-                        found[parameter.name] = value
-                for parameter in parameters:
-                    if parameter.default is not inspect.Parameter.empty:
-                        found.setdefault(parameter.name, parameter.default)
-        original(self, *args, **kwargs)
+
+@contextmanager
+def _recorded() -> Iterator[list[tuple[nn.Module, Arguments]]]:
+    """Record the models that timm's builder makes, each with the arguments of its constructor."""
+    calls: list[tuple[nn.Module, Arguments]] = []
+
+    def build(model_cls: Callable[..., nn.Module], *args: Any, **kwargs: Any) -> nn.Module:
+        def construct(**given: Any) -> nn.Module:
+            model = model_cls(**given)
+            calls.append((model, given))
+            return model
+
+        made: nn.Module = build_model_with_cfg(construct, *args, **kwargs)
+        return made
 
     with _lock:
-        cls.__init__ = recording  # type: ignore[method-assign]
+        users = [module for name, module in sys.modules.items() if name.startswith("timm.models.")]
+        users = [module for module in users if vars(module).get("build_model_with_cfg") is build_model_with_cfg]
+        for module in users:
+            module.build_model_with_cfg = build  # type: ignore[attr-defined]
         try:
-            yield found
+            yield calls
         finally:
-            if own is None:
-                del cls.__init__
-            else:
-                cls.__init__ = own  # type: ignore[method-assign]
+            for module in users:
+                module.build_model_with_cfg = build_model_with_cfg  # type: ignore[attr-defined]
+
+
+def _defaults(cls: type[nn.Module]) -> Arguments:
+    """Return the defaults of a constructor's arguments, with those of its base classes."""
+    found: Arguments = {}
+    for base in cls.__mro__:
+        init: Any = base.__dict__.get("__init__")
+        if init is not None and issubclass(base, nn.Module) and base is not nn.Module:
+            for parameter in inspect.signature(init).parameters.values():
+                if parameter.default is not inspect.Parameter.empty:
+                    found.setdefault(parameter.name, parameter.default)
+    return found

@@ -10,3 +10,4 @@ class Eva(Family):
 
     classes = ("Eva",)
     whole_heads = True
+    per_block = ("num_kv_heads",)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from torch import nn
+
 from ray_learngene.models.families.base import Family, made
 from ray_learngene.models.families.beit import Beit
 from ray_learngene.models.families.convnext import ConvNeXt
@@ -23,4 +25,9 @@ def family_of(architecture: str, arguments: dict[str, Any] | None = None) -> Fam
     Raises:
         UserError: timm has no such entry point, or refuses the arguments.
     """
-    return _BY_CLASS.get(type(made(architecture, arguments or {}).model).__name__, _DEFAULT)
+    return family_of_model(made(architecture, arguments or {}).model)
+
+
+def family_of_model(model: nn.Module) -> Family:
+    """Return the family of a timm model."""
+    return _BY_CLASS.get(type(model).__name__, _DEFAULT)
