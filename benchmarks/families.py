@@ -26,9 +26,9 @@ import timm
 from ray_learngene.errors import UserError
 from ray_learngene.methods.base import Method
 from ray_learngene.methods.registry import METHODS
+from ray_learngene.models.families.base import made
 from ray_learngene.models.features import gives_features
 from ray_learngene.models.layout import axes, chains
-from ray_learngene.models.meta import on_meta
 from ray_learngene.models.specs import Spec, build, shapes_of, spec_for, spec_of
 
 # the architectures whose sources are counted: names that begin so, with weights, that take a depth
@@ -71,13 +71,13 @@ def scan(names: list[str]) -> Iterator[Found]:
     """Try every entry point; labels of axes are checked once for each layout of parameters."""
     consistent: dict[Any, str] = {}
     for name in names:
-        with on_meta():
-            model = timm.create_model(name)
+        model = made(name, {}).model
         weights = any(cfg.has_weights for cfg in [timm.models.get_pretrained_cfg(name)] if cfg)
         found = Found(name, type(model).__name__, weights)
         if not model.num_classes and not gives_features(model):  # type: ignore[operator]
             found.teacher = "neither a classifier nor features"
         try:
+            spec_for(name)  # before another model is built
             spec = spec_of(model)
             if not chains(spec):
                 raise UserError("no list of blocks follows the depth")

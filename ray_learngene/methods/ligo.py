@@ -14,29 +14,41 @@ authors' released run (`stackbert_noisy rand`), without its noise. If nothing gr
 
 from __future__ import annotations
 
-from functools import partial
-from typing import ClassVar, Literal
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache, partial
+from typing import ClassVar, Literal, TypeVar
 
 import torch
 from pydantic import Field
-from timm.layers import resample_abs_pos_embed
 from torch import Tensor, nn
 
+from ray_learngene.errors import UserError
 from ray_learngene.methods.base import Learngene
-from ray_learngene.methods.generated import GeneratedVisionTransformer, Genes, State
-from ray_learngene.methods.shared_weights import blocks_of, require_head_size, require_plain, require_same, singletons
+from ray_learngene.methods.generated import GeneratedVisionTransformer, Genes, State, require_no_statistics
+from ray_learngene.methods.shared_weights import blocks_of, is_head, require_head_size, require_same, singletons
 from ray_learngene.methods.trained_source import SourceMethod, require_order
-from ray_learngene.models.specs import Spec, build
+from ray_learngene.models.layout import SCALING, axes, chains, family, layered, resampled, roles
+from ray_learngene.models.specs import Spec, build, shapes_of
 
-# The expander of each dimension of a block parameter. All other parameters are vectors of the residual stream.
-_EXPANDERS = {
-    "attn.qkv.weight": ("qkv", "stream"),
-    "attn.qkv.bias": ("qkv",),
-    "attn.proj.weight": ("stream", "v"),
-    "mlp.fc1.weight": ("hidden", "stream"),
-    "mlp.fc1.bias": ("hidden",),
-    "mlp.fc2.weight": ("stream", "hidden"),
-}
+T = TypeVar("T")
+_ORDER = ("stream", "q", "k", "v", "hidden")  # in which expanders are initialised
+_SCALERS = ("depth_scaler", "width_scaler")
+
+
+@dataclass(frozen=True)
+class Expander:
+    """How an axis grows: to `want` from `have` entries, each of `channels` channels that stay together."""
+
+    have: int
+    want: int
+    channels: int = 1
+
+    def matrix(self, added: Tensor | None, device: torch.device) -> Tensor:
+        """Return `[want, have]` with the trained rows `added`; rows and columns of whole heads count channels."""
+        identity = torch.eye(self.have, device=device)
+        rows = identity if added is None else torch.cat([identity, added])
+        return rows if self.channels == 1 else torch.kron(rows, torch.eye(self.channels, device=device))
 
 
 def mixed(weights: Tensor, layers: Tensor) -> Tensor:
@@ -44,9 +56,55 @@ def mixed(weights: Tensor, layers: Tensor) -> Tensor:
     return (weights @ layers.flatten(1)).unflatten(1, layers.shape[1:])
 
 
-def widened(tensor: Tensor, rows: Tensor, columns: Tensor | None = None) -> Tensor:
-    """Widen vectors `[..., n]` by `rows [n', n]`; with `columns [m', m]`, matrices `[..., n, m]` to `[..., n', m']`."""
-    return tensor @ rows.mT if columns is None else rows @ tensor @ columns.mT
+def widened(tensor: Tensor, dim: int, matrix: Tensor) -> Tensor:
+    """Apply a matrix `[n', n]` to one dimension, of size n."""
+    if dim == tensor.ndim - 1:
+        return tensor @ matrix.mT
+    if dim == tensor.ndim - 2:
+        return matrix @ tensor
+    return mixed(matrix, tensor.movedim(dim, 0)).movedim(0, dim)
+
+
+def _expanders_of(name: str, shape: torch.Size, source: Spec) -> dict[int, tuple[str, ...]]:
+    """Name the expanders of every axis of a parameter that scales: one for each of its groups.
+
+    Axes of one kind share an expander if they have one size. That of the plain vision transformer has no size in its
+    name.
+    """
+    usual = {"hidden": source.hidden}
+    found = {}
+    for dim, axis in enumerate(axes(source)[name]):
+        if axis.kind in SCALING:
+            size = shape[dim] // axis.groups
+            found[dim] = tuple(
+                role if size == usual.get(role, source.width) else f"{role}{size}" for role in roles(name, axis)
+            )
+    return found
+
+
+@lru_cache(maxsize=64)
+def _expanders(source: Spec, spec: Spec) -> dict[str, Expander]:
+    """Return the expanders of all axes by name."""
+    before, after, found = shapes_of(source), shapes_of(spec), dict[str, Expander]()
+    kept = source.width // source.heads if family(source).whole_heads else 1
+    for name, shape in before.items():
+        for dim, names in _expanders_of(name, shape, source).items():
+            have, want = shape[dim] // len(names), after[name][dim] // len(names)
+            for each in names:
+                channels = kept if each[0] in "qkv" and not have % kept and not want % kept else 1
+                expander = Expander(have // channels, want // channels, channels)
+                if found.setdefault(each, expander) != expander:
+                    raise UserError(f"LiGO cannot grow {source.architecture} to {spec}: {name} grows unlike its like")
+    return dict(sorted(found.items(), key=lambda one: (_ORDER.index(one[0]) if one[0] in _ORDER else 9, one[0])))
+
+
+def _layer_gene(chain: str, rest: str) -> str:
+    return f"depth_scaler.{rest}" if chain == "blocks" else f"depth_scaler.{chain}.{rest}"
+
+
+def _stored(chain: str, blocks: Mapping[str, Sequence[T]]) -> Sequence[T]:
+    """Return the source's blocks of a chain; a chain that the source lacks takes those of the same list."""
+    return blocks.get(chain) or blocks[chain.partition(":")[0]]
 
 
 def grown(genes: Genes, spec: Spec, *, source: Spec) -> State:
@@ -54,36 +112,35 @@ def grown(genes: Genes, spec: Spec, *, source: Spec) -> State:
 
     Args:
         genes: `depth_scaler.<parameter>` is w of a block parameter. `width_scaler.<expander>` is B; it exists if that
-            width grows. `source.<parameter>` is a frozen parameter of the source model. `head.*` is a new head.
+            width grows. `source.<parameter>` is a frozen parameter of the source model, at the spec's image size.
+            All other genes are a new head.
     """
     tensors = {name.removeprefix("source."): x for name, x in genes.items() if name.startswith("source.")}
-    expanders: State = {}
-    for name, size in _sizes(source).items():
-        identity = torch.eye(size, device=tensors["pos_embed"].device)
-        added = genes.get(f"width_scaler.{name}")
-        expanders[name] = identity if added is None else torch.cat([identity, added])
-    expanders["qkv"] = torch.block_diag(*(expanders[name] for name in "qkv"))
-    stream = expanders["stream"]
+    device = next(iter(tensors.values())).device
+    matrices = {
+        name: expander.matrix(genes.get(f"width_scaler.{name}"), device)
+        for name, expander in _expanders(source, spec).items()
+    }
 
-    state = singletons(tensors, source, spec)
-    side = spec.image // spec.patch
-    state["pos_embed"] = resample_abs_pos_embed(state["pos_embed"], [side, side], num_prefix_tokens=0)
-    kernel = state["patch_embed.proj.weight"]
-    state["patch_embed.proj.weight"] = (stream @ kernel.flatten(1)).unflatten(1, kernel.shape[1:])
-    for name in state.keys() - {"patch_embed.proj.weight", "head.bias"}:
-        state[name] = widened(state[name], stream)
-    state |= {name: tensor for name, tensor in genes.items() if name.startswith("head.")}
-    blocks = blocks_of(tensors, source)["blocks"]
-    for rest in blocks[0]:
-        layers = torch.stack([blocks[layer][rest] for layer in range(source.depth)])
-        layers = mixed(genes[f"depth_scaler.{rest}"], layers)
-        layers = widened(layers, *(expanders[name] for name in _EXPANDERS.get(rest, ("stream",))))
-        state |= {f"blocks.{layer}.{rest}": tensor for layer, tensor in enumerate(layers)}
+    def wide(name: str, tensor: Tensor, leading: int = 0) -> Tensor:
+        for dim, names in _expanders_of(name, tensor.shape[leading:], source).items():
+            matrix = matrices[names[0]] if len(names) == 1 else torch.block_diag(*(matrices[each] for each in names))
+            tensor = widened(tensor, dim + leading, matrix)
+        return tensor
+
+    state = {name: wide(name, tensor) for name, tensor in singletons(tensors, source, spec).items()}
+    for name, dim in layered(source).items():
+        state[name] = wide(name, widened(tensors[name], dim, genes[f"depth_scaler.{name}"]))
+    state |= {name: x for name, x in genes.items() if name.partition(".")[0] not in ("source", *_SCALERS)}
+    blocks = blocks_of(tensors, source)
+    for chain, layers in chains(spec).items():
+        stored = _stored(chain, blocks)
+        first = _stored(chain, chains(source))[0]
+        for rest in stored[0]:
+            mix = mixed(genes[_layer_gene(chain, rest)], torch.stack([block[rest] for block in stored]))
+            parameters = wide(f"{first}.{rest}", mix, 1)
+            state |= {f"{layer}.{rest}": tensor for layer, tensor in zip(layers, parameters, strict=True)}
     return state
-
-
-def _sizes(spec: Spec) -> dict[str, int]:
-    return {"stream": spec.width, "q": spec.width, "k": spec.width, "v": spec.width, "hidden": spec.hidden}
 
 
 class GrowingVisionTransformer(GeneratedVisionTransformer):
@@ -124,34 +181,40 @@ class LiGO(SourceMethod):
         made = self.as_made(learngene)
         assert learngene is not None
         source = learngene.spec
-        require_plain(self.name, spec)
-        require_plain(self.name, source)
+        require_no_statistics(self.name, source)
         require_order("LiGO", source, spec, grows=True)
         require_same("LiGO", source, spec, "patch")
         require_head_size("LiGO", source, spec)
-        inherits_head = "head.weight" in learngene.tensors and spec.classes == source.classes
+        has_head = any(is_head(name, source) for name in learngene.tensors)
+        inherits_head = spec.classes == source.classes and (has_head or not spec.classes)
+        source = source.replace(image=spec.image)
+        tensors = resampled(learngene.tensors, source)
         frozen = {
-            f"source.{name}": tensor
-            for name, tensor in learngene.tensors.items()
-            if inherits_head or not name.startswith("head.")
+            f"source.{name}": tensor for name, tensor in tensors.items() if inherits_head or not is_head(name, source)
         }
-        genes = made._start(learngene, spec, seed)
+        genes = made._start(tensors, source, spec, seed)
         if not inherits_head:
-            head = build(spec, seed=seed).head
-            genes |= {f"head.{name}": tensor for name, tensor in head.state_dict().items()}
+            fresh = build(spec, seed=seed).state_dict()
+            genes |= {name: tensor for name, tensor in fresh.items() if is_head(name, spec)}
         growing = GrowingVisionTransformer(spec, genes, partial(grown, source=source), frozen=frozen)
         growing.fit_steps, growing.fit_lr = made.fit, made.fit_lr
         return growing
 
-    def _start(self, learngene: Learngene, spec: Spec, seed: int) -> State:
-        source = learngene.spec
-        layers = torch.arange(spec.depth)
-        copied = layers % source.depth if self.layers == "stack" else layers * source.depth // spec.depth
-        weights = torch.eye(source.depth)[copied]
-        genes = {f"depth_scaler.{rest}": weights for rest in blocks_of(learngene.tensors, source)["blocks"][0]}
+    def _start(self, tensors: State, source: Spec, spec: Spec, seed: int) -> State:
+        genes, blocks = State(), blocks_of(tensors, source)
+        for chain, layers in chains(spec).items():
+            stored = _stored(chain, blocks)
+            genes |= {_layer_gene(chain, rest): self._copied(len(layers), len(stored)) for rest in stored[0]}
+        for name in layered(source):
+            genes[f"depth_scaler.{name}"] = self._copied(spec.depth, source.depth)
         generator = torch.Generator().manual_seed(seed)
-        for (name, small), large in zip(_sizes(source).items(), _sizes(spec).values(), strict=True):
-            if large > small:
-                rows = torch.rand(large - small, small, generator=generator)
+        for name, expander in _expanders(source, spec).items():
+            if expander.want > expander.have:
+                rows = torch.rand(expander.want - expander.have, expander.have, generator=generator)
                 genes[f"width_scaler.{name}"] = rows / rows.sum(1, keepdim=True)
         return genes
+
+    def _copied(self, depth: int, of: int) -> Tensor:
+        """Return the mixing weights `[depth, of]` that copy layers."""
+        layers = torch.arange(depth)
+        return torch.eye(of)[layers % of if self.layers == "stack" else layers * of // depth]

@@ -33,16 +33,6 @@ def require_same(method: str, source: Spec, spec: Spec, *fields: str) -> None:
             raise UserError(f"{method} cannot change the widths: the learngene has {have}, the spec asks for {want}")
 
 
-def require_plain(method: str, spec: Spec) -> None:
-    """Check that a spec is the plain vision transformer.
-
-    Raises:
-        UserError: it is another architecture.
-    """
-    if spec.architecture is not None:
-        raise UserError(f"{method} works on the plain vision transformer (--preset) only, not on {spec.architecture}")
-
-
 def require_head_size(method: str, source: Spec, spec: Spec) -> None:
     """Check that the head size is the learngene's: at another one the columns of q, k and v would change meaning.
 

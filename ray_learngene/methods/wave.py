@@ -8,13 +8,14 @@ There are two modes. In depth mode templates are as wide as the model, and only 
 norms are stored per layer and interpolated like the scalers; embeddings, final norm and head are stored once. In width
 mode (`template=SIDE`) the side divides every width. The number of heads grows with the width, at the same head size.
 Biases, norms and embeddings have their own templates. The sources do not define these smaller parameters; their
-treatment here is ours.
+treatment here is ours. Models of other families are in `labelled_templates.py`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Annotated, ClassVar, Literal
 
 import torch
@@ -24,7 +25,14 @@ from torch import Tensor, nn
 
 from ray_learngene.errors import UserError
 from ray_learngene.methods.base import Learngene, Numbers
-from ray_learngene.methods.generated import GeneratedVisionTransformer, GeneratingMethod, Genes, State, prototype
+from ray_learngene.methods.generated import (
+    GeneratedVisionTransformer,
+    GeneratingMethod,
+    Genes,
+    State,
+    prototype,
+    require_no_statistics,
+)
 from ray_learngene.methods.kronecker import (
     DEVIATION,
     best_templates,
@@ -34,11 +42,9 @@ from ray_learngene.methods.kronecker import (
     random_scalers,
     tile,
 )
-from ray_learngene.methods.shared_weights import require_head_size, require_plain, require_same
+from ray_learngene.methods.labelled_templates import MATRICES, LabelledTemplates
+from ray_learngene.methods.shared_weights import is_head, require_head_size, require_same
 from ray_learngene.models.specs import Spec, build, build_with, spec_of
-
-# Order of the numbers in the options `counts` and `template`.
-MATRICES = ("qkv", "proj", "fc1", "fc2")
 
 
 @dataclass(frozen=True)
@@ -79,6 +85,7 @@ PARTS = {
     "fc_norm_bias": Part("fc_norm.bias", "proj", layered=False),
 }
 _EMBEDDINGS = ("patch_embed", "pos_embed")
+_FROZEN = ("patch_embed.proj.weight", "pos_embed")
 _VECTORS = tuple(name for name in PARTS if name not in (*MATRICES, *_EMBEDDINGS))
 _GAINS = ("norm1_weight", "norm2_weight", "fc_norm_weight")
 _PREFIXES = ("templates", "scalers", "layers")
@@ -134,16 +141,8 @@ def assemble(genes: Genes, spec: Spec) -> State:
 class ScalerAdapter(GeneratedVisionTransformer):
     """A target model that fits scalers, biases, norms and head; templates and embeddings are frozen."""
 
-    def __init__(self, spec: Spec, genes: Genes, *, fit_steps: int, fit_lr: float) -> None:
-        # embeddings, like templates, are the same for all sizes; they are also too large to fit in a few hundred steps
-        frozen = {
-            name: gene
-            for name, gene in genes.items()
-            if name.startswith("templates.") or name in ("patch_embed.proj.weight", "pos_embed")
-        }
-        trained = {name: gene for name, gene in genes.items() if name not in frozen}
-        super().__init__(spec, trained, assemble, frozen=frozen)
-        self.fit_steps, self.fit_lr = fit_steps, fit_lr
+    fit_steps = 0
+    fit_lr = 0.0
 
 
 def _one_or_four(value: tuple[int, ...]) -> tuple[int, ...]:
@@ -217,7 +216,8 @@ class Wave(GeneratingMethod):
         In width mode embeddings are initialised like the matrices. The first template of a bias or gain is 1, and its
         first scaler is the value of that bias or gain. The other templates are N(0, 0.1²), their scalers 0.
         """
-        require_plain(self.name, spec)
+        if spec.architecture is not None:
+            return self._labelled().initial(spec)
         model = build(spec)
         genes: State = {}
         templated = self._templated()
@@ -253,13 +253,16 @@ class Wave(GeneratingMethod):
         genes have the auxiliary's names and shapes, so that a distillation can start from them.
 
         Raises:
-            UserError: the model is not the plain vision transformer of a spec, or the templates do not fit it.
+            UserError: the model is not one of a spec, or the templates do not fit it.
         """
         if isinstance(auxiliary, GeneratedVisionTransformer):
             return super().extract(auxiliary)
         spec = spec_of(auxiliary)
-        require_plain(self.name, spec)
         state = {name: tensor.detach().cpu() for name, tensor in auxiliary.state_dict().items()}
+        if spec.architecture is not None:
+            require_no_statistics(self.name, spec)
+            genes = self._labelled().closed_form(state, spec)
+            return Learngene(self.name, self.model_dump(mode="json"), spec, genes)
         templates: State = {}
         for name, part in self._templated().items():
             matrices = _stacked(state, part, spec.depth)
@@ -275,7 +278,7 @@ class Wave(GeneratingMethod):
         linear: for interpolated matrices they would return the interpolated scalers.
 
         Raises:
-            UserError: the model is not the plain vision transformer of a spec, or the templates do not fit it.
+            UserError: the model is not one of a spec, or the templates do not fit it.
         """
         made, spec = self.as_made(learngene), spec_of(model)
         made._require(learngene.spec, spec)
@@ -284,6 +287,8 @@ class Wave(GeneratingMethod):
         return Learngene(self.name, learngene.options, spec, made._closest(state, spec, templates))
 
     def _closest(self, state: Mapping[str, Tensor], spec: Spec, templates: Genes) -> State:
+        if spec.architecture is not None:
+            return self._labelled().closest(state, spec, templates)
         genes = dict(templates) | self._untemplated(state)
         for name, part in PARTS.items():
             if f"templates.{name}" in genes:
@@ -296,11 +301,25 @@ class Wave(GeneratingMethod):
     # Phase 2.
 
     def generate(self, genes: Genes, source: Spec, spec: Spec) -> State:
-        return assemble(genes if spec == source else self._resized(genes, source, spec, "linear"), spec)
+        genes = genes if spec == source else self._resized(genes, source, spec, "linear")
+        return self._assembled(source)(genes, spec)
 
+    @torch.no_grad()
     def expand(self, learngene: Learngene | None, spec: Spec, *, seed: int = 0) -> nn.Module:
         """Build the target without fitting its scalers."""
-        return build_with(spec, assemble(self._target(learngene, spec, seed), spec), seed=seed)
+        genes = self._target(learngene, spec, seed)
+        assert learngene is not None
+        return build_with(spec, self.as_made(learngene)._assembled(learngene.spec)(genes, spec), seed=seed)
+
+    def _labelled(self) -> LabelledTemplates:
+        """Return the templates of a model that is not the plain vision transformer."""
+        sides = {matrix: self._number(self.template, matrix) for matrix in MATRICES} if self.template else None
+        counts = {matrix: self._number(self.counts, matrix) for matrix in MATRICES}
+        return LabelledTemplates(counts, sides, self.vectors, self.embeddings)
+
+    def _assembled(self, source: Spec) -> Callable[[Genes, Spec], State]:
+        """Return the function from genes of a spec, made from a learngene of `source`, to the spec's state dict."""
+        return assemble if source.architecture is None else partial(self._labelled().assemble, image=source.image)
 
     @property
     def fitting_steps(self) -> int:
@@ -308,7 +327,19 @@ class Wave(GeneratingMethod):
 
     def adapter(self, learngene: Learngene | None, spec: Spec, *, seed: int = 0) -> ScalerAdapter | None:
         genes = self._target(learngene, spec, seed)
-        return ScalerAdapter(spec, genes, fit_steps=self.fit, fit_lr=self.fit_lr) if self.fit else None
+        if not self.fit:
+            return None
+        made = self.as_made(learngene)
+        assert learngene is not None
+        # embeddings, like templates, are the same for all sizes; they are also too large to fit in a few hundred steps
+        names = {name for name in genes if name.startswith("templates.") or name in _FROZEN}
+        if spec.architecture is not None:
+            names = made._labelled().frozen(genes, spec)
+        frozen = {name: gene for name, gene in genes.items() if name in names}
+        trained = {name: gene for name, gene in genes.items() if name not in names}
+        adapter = ScalerAdapter(spec, trained, made._assembled(learngene.spec), frozen=frozen)
+        adapter.fit_steps, adapter.fit_lr = self.fit, self.fit_lr
+        return adapter
 
     @torch.no_grad()
     def _target(self, learngene: Learngene | None, spec: Spec, seed: int) -> State:
@@ -318,9 +349,9 @@ class Wave(GeneratingMethod):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             genes = made._resized(learngene.tensors, learngene.spec, spec, self.scalers)
-        if "head.weight" not in genes:
-            fresh = build(spec, seed=seed).head.state_dict()
-            genes |= {f"head.{name}": tensor for name, tensor in fresh.items()}
+        if spec.classes and not any(is_head(name, spec) for name in genes):
+            fresh = build(spec, seed=seed).state_dict()
+            genes |= {name: tensor for name, tensor in fresh.items() if is_head(name, spec)}
         return genes
 
     def _require(self, source: Spec, spec: Spec) -> None:
@@ -328,8 +359,12 @@ class Wave(GeneratingMethod):
         if self.template is None:
             require_same("wave in depth mode (made without template=SIDE)", source, spec, "width", "heads")
         require_same("wave", source, spec, "patch", "mlp_ratio")
-        require_plain(self.name, spec)
         require_head_size("wave", source, spec)
+        if spec.architecture is not None:
+            labelled = self._labelled()
+            for part in labelled.templated(spec).values():
+                labelled.shape(spec, part, *part.sizes(spec))
+            return
         for name, (_, rows, columns) in self._shapes(spec).items():
             if name in self._templated():
                 self._template_shape(name, rows, columns, spec)
@@ -342,6 +377,8 @@ class Wave(GeneratingMethod):
         the function of the learngene's model.
         """
         self._require(source, spec)
+        if spec.architecture is not None:
+            return self._labelled().resized(genes, source, spec, rule, self.head == "tiled")
         target: State = {}
         shapes = self._shapes(spec)
         for gene, tensor in genes.items():

@@ -20,6 +20,8 @@ from ray_learngene.models.families.base import Family
 from ray_learngene.models.families.registry import family_of
 from ray_learngene.models.specs import Spec, entry_point, meta_model, shapes_of, size_of
 
+SCALING = ("stream", "attention", "hidden")
+
 Kind = Literal["fixed", "stream", "attention", "hidden", "token", "class", "layer"]
 _ATTENTION_ROWS = re.compile(r"(^|\.)(qkv|kv|q|k|v|q_proj|k_proj|v_proj)\.(weight|bias)$|\.(q|k|v)_bias$")
 _PROJECTION = re.compile(r"attn[^.]*\.proj\.weight$")
@@ -197,6 +199,18 @@ def _axis(
     if kind == "stream" and attention:
         kind = "attention"
     return Axis(kind, rules.groups(name, dim, own) if kind in ("stream", "attention", "hidden") else 1)
+
+
+def roles(name: str, axis: Axis) -> tuple[str, ...]:
+    """Name what each group of an axis that scales holds: `stream`, `hidden`, or `q`, `k` or `v` of attention.
+
+    Columns of the projection after attention hold values.
+    """
+    if axis.kind != "attention":
+        return (axis.kind,) * axis.groups
+    found = _ATTENTION_ROWS.search(name)
+    letters = (found[2] or found[4])[: axis.groups] if found else "v"
+    return tuple(letters) if len(letters) == axis.groups else (letters[-1],) * axis.groups
 
 
 # Another image size.

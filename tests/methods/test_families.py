@@ -8,7 +8,7 @@ from torch import nn
 
 from ray_learngene.errors import UserError
 from ray_learngene.methods.elastic import draw_step
-from ray_learngene.methods.registry import METHODS, create_method
+from ray_learngene.methods.registry import create_method
 from ray_learngene.models.layout import chains
 from ray_learngene.models.specs import Spec, build, shapes_of, spec_for, spec_of
 from tests.models.sizes import small
@@ -17,7 +17,7 @@ ARCHITECTURES = (
     *("vit_small_patch14_reg4_dinov2", "vit_small_patch16_dinov3", "swin_tiny_patch4_window7_224", "convnextv2_atto"),
     *("beit_base_patch16_224", "vit_small_patch16_rope_mixed_224"),
 )
-GENERATING = ("sws", "any-size", "tleg", "share-init", "supernet")
+GENERATING = ("sws", "any-size", "tleg", "share-init", "supernet", "wave")
 EXTRACTING = ("pretrained:truncate=true", "heur-lg:keep=last9", "auto-lg:keep=first9", "weight-selection")
 
 
@@ -90,18 +90,69 @@ def test_weight_selection_takes_half_of_every_width(architecture: str) -> None:
             assert {float(value) for value in tensor.flatten()} <= values, name
 
 
-@pytest.mark.parametrize("name", ["wave", "ligo", "mimetic"])
-def test_what_a_method_cannot_do_is_said(name: str) -> None:
-    spec = small("convnext_atto")
-    method = METHODS[name]()
-    with pytest.raises(UserError, match="convnext_atto") as refusal:
-        if name == "wave":
-            method.auxiliary(spec)
-        elif name == "mimetic":
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_growth_and_the_closed_form_give_a_trained_models_own_size(architecture: str) -> None:
+    spec = spec_of_method(architecture)
+    model = noisy(build(spec, seed=0))
+    ligo, wave = create_method("ligo"), create_method("wave:counts=64")
+    learngene = ligo.extract(model)
+    larger = spec.replace(width=2 * spec.width, heads=2 * spec.heads).replace(depth=spec.depth + 2, classes=3)
+    growing = ligo.adapter(learngene, larger)
+    assert growing is not None
+    with torch.no_grad():
+        expected = model(images_of(spec))
+        assert torch.equal(ligo.expand(learngene, spec).eval()(images_of(spec)), expected)
+        closed = wave.expand(wave.extract(model), spec).eval()
+        torch.testing.assert_close(closed(images_of(spec)), expected, rtol=1e-4, atol=1e-4)
+    growing(images_of(larger)).sum().backward()
+    assert all(parameter.grad is not None for parameter in growing.parameters())
+
+
+@pytest.mark.parametrize("architecture", ["vit_small_patch14_reg4_dinov2", "vit_small_patch16_dinov3"])
+def test_templates_at_twice_the_width_compute_the_same(architecture: str) -> None:
+    spec = spec_of_method(architecture)
+    torch.manual_seed(0)
+    method = create_method(f"wave:template={spec.width // spec.heads}")
+    auxiliary = noisy(method.auxiliary(spec))
+    twice = spec.replace(width=2 * spec.width, heads=2 * spec.heads)
+    model = create_method("wave:head=tiled").expand(method.extract(auxiliary), twice).eval()
+    with torch.no_grad():
+        torch.testing.assert_close(model(images_of(spec)), auxiliary(images_of(spec)), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("architecture", ["vit_small_patch14_reg4_dinov2", "swin_tiny_patch4_window7_224"])
+def test_mimetic_attention_has_its_products(architecture: str) -> None:
+    spec = small(architecture).replace(width=32, heads=2)
+    model = create_method("mimetic:alpha1=0:alpha2=0").expand(None, spec)
+    for name, block in model.named_modules():
+        if name.endswith(".attn"):
+            value, width = block.qkv.weight.chunk(3)[2], block.proj.weight.shape[0]
+            torch.testing.assert_close(block.proj.weight @ value, -0.4 * torch.eye(width), rtol=0, atol=1e-5)
+    assert bool(model.eval()(images_of(spec)).isfinite().all())
+
+
+@pytest.mark.parametrize(
+    ("text", "architecture", "message"),
+    [
+        ("mimetic", "vit_small_patch16_dinov3", "positions change queries"),
+        ("mimetic", "convnext_atto", "no attention"),
+        ("wave:template=8", "convnext_atto", "stages of several widths"),
+        ("wave", "levit_128s", "running statistics"),
+        ("ligo", "levit_128s", "running statistics"),
+    ],
+)
+def test_what_a_method_cannot_do_is_said(text: str, architecture: str, message: str) -> None:
+    spec = small(architecture) if architecture != "levit_128s" else spec_for(architecture, classes=5)
+    method = create_method(text)
+    with pytest.raises(UserError, match=message) as refusal:
+        if text == "mimetic":
             method.expand(None, spec)
-        else:
+        elif text == "ligo":
             method.expand(method.extract(build(spec)), spec)
+        else:
+            method.auxiliary(spec)
     assert "\n" not in str(refusal.value)
+    assert architecture in str(refusal.value)
 
 
 def test_shared_blocks_do_not_mix_running_statistics() -> None:

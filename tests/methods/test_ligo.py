@@ -157,9 +157,11 @@ def test_growing_in_depth_and_then_in_width_is_growing_in_width_and_then_in_dept
 
     source, weights = draw(layers, rows, columns), draw(layers + more, layers)
     left, right = draw(rows + 2, rows), draw(columns + 1, columns)
-    torch.testing.assert_close(
-        widened(mixed(weights, source), left, right), mixed(weights, widened(source, left, right))
-    )
+
+    def wide(tensor: torch.Tensor) -> torch.Tensor:
+        return widened(widened(tensor, 1, left), 2, right)
+
+    torch.testing.assert_close(wide(mixed(weights, source)), mixed(weights, wide(source)))
 
 
 @pytest.mark.parametrize(

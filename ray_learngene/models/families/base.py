@@ -141,7 +141,9 @@ def _numbers(value: Any) -> tuple[int, ...] | None:
 def _per_block(heads: Sequence[int], have: Size, size: Size) -> list[int]:
     """Return the heads of every block at another depth and number of heads; blocks count from the nearer end."""
     depth, before = sum(size.depths), len(heads)
-    places = [min(i, before // 2) if i < depth / 2 else before - min(depth - i, (before + 1) // 2) for i in range(depth)]
+    places = [
+        min(i, before // 2) if i < depth / 2 else before - min(depth - i, (before + 1) // 2) for i in range(depth)
+    ]
     return [heads[place] * size.heads[0] // have.heads[0] for place in places]
 
 
@@ -244,7 +246,7 @@ def made(architecture: str, arguments: Mapping[str, Any]) -> Made:
         raise UserError(f"timm has no architecture {architecture!r}{near(architecture)}")
     try:
         return _made(architecture, json.dumps(arguments, sort_keys=True))
-    except (TypeError, ValueError, AssertionError, RuntimeError, KeyError, IndexError, AttributeError) as error:
+    except Exception as error:  # timm's classes raise what their arithmetic happens to raise, StopIteration too
         given = ", ".join(f"{name}={value}" for name, value in arguments.items())
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise UserError(f"{architecture} ({given}): timm refuses this size: {reason}") from None
