@@ -70,12 +70,12 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     ),
     "submit": (
         "SubmitConfig",
-        "ray_learngene.cluster.submit:submit",
+        "ray_learngene.cli.submit:print_job",
         "run a command as a job on a cluster, and follow it",
     ),
     "evaluate": (
         "EvaluateConfig",
-        "ray_learngene.delivery.evaluate:print_evaluation",
+        "ray_learngene.cli.evaluate:print_evaluation",
         "measure a pulled model with plain timm",
     ),
     "list": ("ListConfig", "ray_learngene.cli.catalog:print_list", "what a store holds"),
@@ -85,7 +85,7 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
         "ray_learngene.cli.page:print_page",
         "a page to choose a model by, of the sweeps of a store",
     ),
-    "gc": ("GcConfig", "ray_learngene.store.gc:gc", "the leftovers of a store, and their removal"),
+    "gc": ("GcConfig", "ray_learngene.cli.gc:print_garbage", "the leftovers of a store, and their removal"),
     "data check": ("CheckConfig", "ray_learngene.cli.data:print_check", "name what is wrong with an image set"),
     "data convert": (
         "ConvertConfig",

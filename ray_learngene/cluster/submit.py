@@ -8,24 +8,23 @@ gives one job. The command follows the job's log and ends with its exit status.
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import os
 import re
 import shutil
 import tempfile
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import ray_learngene
+from ray_learngene.cluster.job_log import ENDED, follow
 from ray_learngene.cluster.session import require_listener, token_missing
 from ray_learngene.config import Config, SubmitConfig
 from ray_learngene.config.base import read_recipe
 from ray_learngene.config.documents import write_yaml
-from ray_learngene.errors import JobFailed, UserError
+from ray_learngene.errors import UserError
 from ray_learngene.provenance import REVISION_VARIABLE, fingerprint, git_revision
 
 if TYPE_CHECKING:
@@ -43,18 +42,18 @@ SECRETS = (
     *("AZURE_STORAGE_ACCOUNT_KEY", "AZURE_STORAGE_CONNECTION_STRING", "AZURE_STORAGE_SAS_TOKEN"),
 )
 DRIVER = "driver"  # a resource that clusters of ours give to their heads: see cluster/
-SILENCE_SECONDS = 15  # of the log, after which the job's status is asked for
-GONE_SECONDS = 60  # without an answer, after which the head is given up
 _TALKATIVE = (
     *("ray.dashboard.modules.dashboard_sdk", "ray.dashboard.modules.job.sdk"),
     "ray._private.runtime_env.packaging",
 )
 BUILT_IN, BUILT_IN_KINDS = ("digits", "cifar10"), ("torch/", "hfds/")  # --data that is no folder
-_ENDED = ("SUCCEEDED", "FAILED", "STOPPED")
 
 
-def submit(command: str, config: Config, settings: SubmitConfig) -> None:
+def submit(command: str, config: Config, settings: SubmitConfig, show: Callable[[str], object]) -> None:
     """Submit a command whose configuration is valid, or find the job that runs it already, and follow it.
+
+    Args:
+        show: Called with the job's log as it comes, in pieces of any length.
 
     Raises:
         UserError: no cluster answers, it wants a token, or something in the configuration exists on this machine only.
@@ -67,7 +66,7 @@ def submit(command: str, config: Config, settings: SubmitConfig) -> None:
         job = _running(client, command, config) or _start(client, command, config, runtime_env)
     again = f"--address {client.get_address()}"
     if settings.follow:
-        _follow(client, job)
+        follow(client, job, show)
     else:
         log.info(f"stop it: ray job stop {job} {again}; follow it: submit it again")
 
@@ -178,7 +177,7 @@ def _attempts(client: JobSubmissionClient, key: str) -> dict[int, JobDetails]:
 def _running(client: JobSubmissionClient, command: str, config: Config) -> str | None:
     """Return the id of the job that does this work now."""
     for job in _attempts(client, _key(command, config)).values():
-        if job.status in _ENDED:
+        if job.status in ENDED:
             continue
         if (job.metadata or {}).get("settings") != fingerprint(_decisive(config)):
             raise UserError(
@@ -233,78 +232,3 @@ def _driver_share(address: str) -> dict[str, float] | None:
         address=address, detail=True, filters=[("is_head_node", "=", True)], raise_on_missing_output=False
     )
     return {DRIVER: 1} if any(DRIVER in (head.resources_total or {}) for head in heads) else None
-
-
-def _follow(client: JobSubmissionClient, job: str) -> None:
-    """Print the job's log until it ends.
-
-    Raises:
-        JobFailed: it failed, was stopped, or was lost with the head.
-        UserError: the token is not taken any more.
-        KeyboardInterrupt: with what to do about the job, which goes on.
-    """
-    from ray.exceptions import AuthenticationError
-
-    address = client.get_address()
-    try:
-        details = asyncio.run(_print_log(client, job))
-    except KeyboardInterrupt:
-        raise KeyboardInterrupt(
-            f"job {job} goes on; follow it: submit it again; stop it: ray job stop {job} --address {address}"
-        ) from None
-    except AuthenticationError:  # from now on; the job goes on
-        raise UserError(token_missing(address)) from None
-    if details is None:
-        raise JobFailed(
-            f"job {job} was lost with the head at {address}; its work is in the store: submit it again to continue", 1
-        )
-    if details.status == "STOPPED":
-        raise JobFailed(f"job {job} was stopped; submit it again to continue", 1)
-    if details.status == "FAILED":
-        status = details.driver_exit_code or 1
-        status = 128 - status if status < 0 else status  # as a shell has it for a process that a signal ended
-        # what the driver said is in its log; where it did not start, Ray's message is all there is
-        why = (
-            f"with exit status {status}"
-            if details.driver_exit_code
-            else " ".join((details.message or "").split())[:300]
-        )
-        raise JobFailed(f"job {job} failed {why}; submit it again to continue", status)
-
-
-async def _print_log(client: JobSubmissionClient, job: str) -> JobDetails | None:
-    """Print a job's log to its end; return its details, or None if the cluster no longer knows it."""
-    import aiohttp
-
-    printed = 0
-    while True:
-        read = 0
-        log = client.tail_job_logs(job)
-        while True:
-            try:
-                # A head without power says nothing at all: after a silence, ask.
-                text = await asyncio.wait_for(anext(log), SILENCE_SECONDS)
-            except (StopAsyncIteration, TimeoutError, RuntimeError, aiohttp.ClientError, OSError):
-                break  # ended, silent or cut: the status tells which
-            print(text[max(0, printed - read) :], end="", flush=True)
-            read += len(text)
-            printed = max(printed, read)
-        details = await asyncio.to_thread(_status, client, job)
-        if details is None or details.status in _ENDED:
-            if details is not None:
-                with suppress(OSError, RuntimeError):  # how it ended matters more
-                    whole = await asyncio.to_thread(client.get_job_logs, job)
-                    print(whole[printed:], end="", flush=True)
-            return details
-
-
-def _status(client: JobSubmissionClient, job: str) -> JobDetails | None:
-    """Return a job's details, or None if the cluster no longer knows it or does not answer."""
-    deadline = time.monotonic() + GONE_SECONDS
-    while True:
-        try:
-            return client.get_job_info(job)
-        except (OSError, RuntimeError) as error:  # RuntimeError: any other answer than 200, also of a proxy
-            if "status code 404" in str(error) or time.monotonic() > deadline:
-                return None
-            time.sleep(1)

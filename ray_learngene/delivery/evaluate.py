@@ -113,12 +113,3 @@ def evaluate_folder(folder: str | Path, config: DataConfig, batch_size: int) -> 
 def evaluate_model(config: EvaluateConfig) -> Scores | FeatureScores:
     """Score the model folder of a configuration; see `evaluate_folder`."""
     return evaluate_folder(config.model, config, config.batch_size)
-
-
-def print_evaluation(config: EvaluateConfig) -> None:
-    """Print the accuracy of a model folder."""
-    scores = evaluate_model(config)
-    if isinstance(scores, FeatureScores):
-        print(f"{config.model}: {scores} on {scores.images:,} images")
-        return
-    print(f"{config.model}: top-1 {scores.top1:.2f} % on {int(scores.images):,} images, loss {scores.mean_loss:.4f}")

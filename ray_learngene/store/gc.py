@@ -1,4 +1,4 @@
-"""`learngene gc`: find what a store no longer needs, and delete it with --delete.
+"""Find what a store no longer needs, and delete it.
 
 What changed less than `--min-age` ago stays, because other processes may publish or read it. The age of a replaced
 artefact's files counts from their replacement. Publishers write into folders of their own, so an older folder that no
@@ -23,12 +23,10 @@ from ray_learngene.config.store import PUBLISHING
 from ray_learngene.errors import UserError
 from ray_learngene.io.errors import Unavailable, clear_errors
 from ray_learngene.io.objects import PROBES, TEMPORARY, Found, IncompleteUpload
-from ray_learngene.models.budgets import format_quantity
 from ray_learngene.store.download import LEFTOVERS, LOCK
 from ray_learngene.store.manifest import FOLDERS, GROUPED, MANIFEST, Kind
 from ray_learngene.store.store import Store
 from ray_learngene.store.whole import broken_text
-from ray_learngene.terminal import Table, print_table
 
 # A run's driver writes a last state after its artefact is published; one that goes on for longer is another run.
 LAST_WORDS = timedelta(hours=1)
@@ -48,42 +46,27 @@ class Garbage:
     still: Callable[[], bool] = lambda: True  # asked again right before it is deleted
 
 
-def gc(config: GcConfig) -> list[Garbage]:
-    """Print what the store no longer needs, and delete it if the configuration says so.
+def garbage_of(store: Store, config: GcConfig) -> list[Garbage]:
+    """Return what the store and the folder of downloads no longer need.
 
     Raises:
         UserError: The store cannot be read, or may not be written.
     """
-    store = Store.of(config)
     store.check(write=config.delete)
     for entry in store.broken():
-        print(broken_text(entry.kind, entry.name, store.uri), flush=True)
+        log.warning(broken_text(entry.kind, entry.name, store.uri))
     before = datetime.now(UTC) - config.age
     if config.age == PUBLISHING and config.min_age not in ("1h", "60m"):
-        print(f"--min-age {config.min_age} counts as 1h: a publisher may be at work (--force if none is)", flush=True)
-    found = [*find_garbage(store, before), *_downloads(config.downloads, before)]
-    if not found:
-        print(f"nothing to remove in {store.uri}: all of it is in use, or younger than {_text(config.age)}")
-        return found
-    table = Table("what", "where", "size", "last changed", title=f"not needed in {store.uri}", title_justify="left")
-    table.columns[2].justify = "right"
-    for one in found:
-        table.add_row(one.what, one.path, format_quantity("memory", one.bytes), f"{one.changed:%Y-%m-%d %H:%M}")
-    print_table(table)
-    if config.delete:
-        found = [one for one in found if one.still()]
-        for one in found:
-            one.delete()
-    size = format_quantity("memory", sum(one.bytes for one in found))
-    print(
-        f"{len(found)} removed, {size}" if config.delete else f"{len(found)} to remove, {size}: add --delete to do so"
-    )
-    return found
+        log.info(f"--min-age {config.min_age} counts as 1h: a publisher may be at work (--force if none is)")
+    return [*find_garbage(store, before), *_downloads(config.downloads, before)]
 
 
-def _text(age: timedelta) -> str:
-    minutes = int(age.total_seconds() // 60)
-    return f"{minutes // 60}h" if minutes and minutes % 60 == 0 else f"{minutes}m"
+def delete(garbage: Iterable[Garbage]) -> list[Garbage]:
+    """Delete what is still not needed, and return it."""
+    deleted = [one for one in garbage if one.still()]
+    for one in deleted:
+        one.delete()
+    return deleted
 
 
 def find_garbage(store: Store, before: datetime) -> Iterator[Garbage]:

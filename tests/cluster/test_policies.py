@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from ray_learngene.cli.catalog import print_list
+from ray_learngene.cli.gc import print_garbage
 from ray_learngene.cli.pull import pull
 from ray_learngene.config import GcConfig, ListConfig, PullConfig
-from ray_learngene.store.gc import gc
 from ray_learngene.store.store import Store
 from tests.cluster.policy import refused
 from tests.conftest import S3Server
@@ -38,7 +38,7 @@ def test_the_policies_allow_what_the_store_asks_for_and_no_more(
         store.create_text("runs/z/settings.json", "{}")
         store.remove_tree("runs/z")
         store.remove("learngene", "y")
-        gc(GcConfig(store=uri, min_age="0m", force=True, delete=True))
+        print_garbage(GcConfig(store=uri, min_age="0m", force=True, delete=True))
     with recorded(s3_server.endpoint) as reading:
         monkeypatch.setenv("AWS_ENDPOINT_URL", reading.endpoint)
         print_list(ListConfig(store=uri))

@@ -14,6 +14,7 @@ from ray.job_submission import JobSubmissionClient
 
 from ray_learngene.cli.main import main
 from ray_learngene.cluster import submit
+from ray_learngene.cluster.job_log import follow
 from ray_learngene.config import SoftLabelsConfig
 from ray_learngene.errors import JobFailed
 
@@ -140,9 +141,9 @@ def test_a_gateway_that_fails_for_a_moment_does_not_end_the_following_of_a_job()
     threading.Thread(target=server.serve_forever, daemon=True).start()
     try:
         client = JobSubmissionClient(f"http://127.0.0.1:{server.server_port}")
-        submit._follow(client, "x")
+        follow(client, "x", print)
         with pytest.raises(JobFailed, match="job gone was lost with the head"):
-            submit._follow(client, "gone")
+            follow(client, "gone", print)
     finally:
         server.shutdown()
         server.server_close()

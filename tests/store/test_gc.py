@@ -9,9 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from ray_learngene.cli.gc import print_garbage
 from ray_learngene.cli.main import main
 from ray_learngene.config import GcConfig
-from ray_learngene.store.gc import find_garbage, gc
+from ray_learngene.store.gc import find_garbage
 from ray_learngene.store.store import Store
 from tests.conftest import S3Server
 from tests.store.folders import contents, make_folder
@@ -65,12 +66,13 @@ def test_what_is_left_over_is_found_and_nothing_young(full: Store) -> None:
 def test_only_delete_deletes(full: Store, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     before = full.objects.find("")
     wanted = expected(full)
-    assert {one.path for one in gc(GcConfig(store=full.uri, min_age="24h"))} == set()
+    assert {one.path for one in print_garbage(GcConfig(store=full.uri, min_age="24h"))} == set()
     assert "nothing to remove in" in capsys.readouterr().out
-    assert gc(GcConfig(store=full.uri, min_age="0m", delete=True)) == []
+    assert print_garbage(GcConfig(store=full.uri, min_age="0m", delete=True)) == []
     assert "--min-age 0m counts as 1h: a publisher may be at work" in capsys.readouterr().out
     config = GcConfig(store=full.uri, min_age="0m", force=True)
-    assert {one.path for one in gc(config)} <= set(wanted)  # S3 tells whole seconds, and the newest is of this one
+    found = {one.path for one in print_garbage(config)}
+    assert found <= set(wanted)  # S3 tells whole seconds, and the newest is of this one
     assert full.objects.find("") == before
     for one in find_garbage(full, datetime.now(UTC) + SOON):
         assert one.still()
@@ -103,7 +105,7 @@ def test_publishers_at_work_lose_nothing_to_a_gc_in_a_hurry(store: Store, folder
     with ThreadPoolExecutor(3) as pool:
         publishing = [pool.submit(store.publish, "descendant", name, folder, {}) for name in names]
         while not all(each.done() for each in publishing):
-            gc(GcConfig(store=store.uri, min_age="0m", delete=True))
+            print_garbage(GcConfig(store=store.uri, min_age="0m", delete=True))
     for name in names:
         assert contents(store.download("descendant", name, tmp_path / name)) == contents(folder)
 

@@ -147,7 +147,7 @@ def test_broken_artefacts_are_named(broken: Store, capsys: pytest.CaptureFixture
     assert "ancestries/whole" in told.out
     assert main(["gc", "--store", broken.uri]) == 0
     told = capsys.readouterr()
-    assert f"learngene a in {broken.uri} is broken" in told.out and "descendant s/a" in told.out
+    assert f"learngene a in {broken.uri} is broken" in told.err and "descendant s/a" in told.err
     assert "whole" not in told.out
 
 
