@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ray_learngene.config import EvaluateConfig
 from ray_learngene.delivery.evaluate import evaluate_model
-from ray_learngene.training.evaluation import FeatureScores
+from ray_learngene.delivery.features import FeatureScores
 
 
 def print_evaluation(config: EvaluateConfig) -> None:

@@ -15,8 +15,9 @@ import torch
 from torch import nn
 
 from ray_learngene.ancestry.model import load_ancestry
-from ray_learngene.ancestry.origin import log_license_kept, stored_origin
+from ray_learngene.ancestry.origin import stored_origin
 from ray_learngene.config import ExtractConfig
+from ray_learngene.distillation.task import made_before
 from ray_learngene.errors import UserError
 from ray_learngene.io.scratch import scratch_folder
 from ray_learngene.methods.registry import create_method
@@ -49,16 +50,9 @@ def extract(config: ExtractConfig) -> Manifest:
     model, labels, preprocessing, facts = _source(config.source, store)
     origin = Origin.join([facts["origin"]], stated=config.license)
     settings = {"method": method.name, **method.model_dump(mode="json"), "source_sha256": facts["sha256"]}
-    if not config.overwrite and store.exists("learngene", config.name):
-        manifest = store.manifest("learngene", config.name)
-        if manifest.metadata["fingerprint"] != fingerprint(settings):
-            raise UserError(
-                f"the learngene {config.name!r} is already in {store.uri}, made with other settings: "
-                "choose another --name, or --overwrite to replace it"
-            )
-        log.info(f"learngene {config.name} is already in {store.uri}, made with these settings: nothing to do")
-        log_license_kept(manifest, config.license)
-        return manifest
+    done = made_before(store, "learngene", config, settings)
+    if done is not None:
+        return done
     learngene = method.extract(model).describe(labels=labels, preprocessing=preprocessing.model_dump(mode="json"))
     cost = {**_NO_COST, "seconds": 0.0, **facts["cost"]}
     metadata = {

@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from ray_learngene import sigterm
-from ray_learngene.ancestry.origin import log_license_kept
 from ray_learngene.config import AncestryConfig, DistillConfig
 from ray_learngene.config.decides import RUN, decisive, require_same
 from ray_learngene.data.pipeline import images_text
@@ -26,6 +25,7 @@ from ray_learngene.distillation.task import (
     checkpoint_due,
     claim_run,
     log_continuation,
+    made_before,
     own_checkpoints,
     publish,
     run_name,
@@ -34,7 +34,7 @@ from ray_learngene.distillation.tracked import TrackedRun
 from ray_learngene.errors import UserError
 from ray_learngene.models.compile import compile_layers
 from ray_learngene.progress import scores_text
-from ray_learngene.provenance import fingerprint, publishable
+from ray_learngene.provenance import publishable
 from ray_learngene.store.manifest import Manifest
 from ray_learngene.terminal import unreadable_text
 from ray_learngene.tracking.trackers import Trackers
@@ -71,7 +71,7 @@ def run(task: Task, callbacks: Sequence[UserCallback] = ()) -> Manifest:
     create_optimizer(task.module, config)  # refuses layer decay of shared layers
     store = task.store
     settings = _settings(task, user_deepspeed)
-    done = _finished(task, settings)
+    done = made_before(store, task.kind, config, settings)
     if done is not None:
         return done
     _check_run(task, settings)
@@ -118,21 +118,6 @@ def _log_beginning(task: Task) -> None:
 def _settings(task: Task, user_deepspeed: dict[str, Any]) -> dict[str, Any]:
     # the content of the DeepSpeed file decides, not its path
     return {**decisive(task.config, RUN), "deepspeed": user_deepspeed, **task.identity()}
-
-
-def _finished(task: Task, settings: dict[str, Any]) -> Manifest | None:
-    store, name = task.store, task.config.name
-    if task.config.overwrite or not store.exists(task.kind, name):
-        return None
-    manifest = store.manifest(task.kind, name)
-    if manifest.metadata["fingerprint"] != fingerprint(settings):
-        raise UserError(
-            f"the {task.kind} {name!r} is already in {store.uri}, made with other settings: "
-            f"choose another --name, or --overwrite to replace it"
-        )
-    log.info(f"{task.kind} {name} is already in {store.uri}, made with these settings: nothing to do")
-    log_license_kept(manifest, task.config.license)
-    return manifest
 
 
 def _check_run(task: Task, settings: dict[str, Any]) -> None:

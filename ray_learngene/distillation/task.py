@@ -11,7 +11,9 @@ from typing import Any, Protocol
 import torch
 from torch import nn
 
+from ray_learngene.ancestry.origin import log_license_kept
 from ray_learngene.config import AncestryConfig, DistillConfig
+from ray_learngene.config.training import PublishConfig
 from ray_learngene.data.pipeline import ImagePipeline
 from ray_learngene.errors import UserError
 from ray_learngene.io.scratch import scratch_folder
@@ -20,7 +22,7 @@ from ray_learngene.models.origin import Origin
 from ray_learngene.provenance import fingerprint, provenance, publishable
 from ray_learngene.store import manifest
 from ray_learngene.store.checkpoints import StoreCheckpoints
-from ray_learngene.store.manifest import Kind
+from ray_learngene.store.manifest import Kind, Manifest
 from ray_learngene.store.store import NameTaken, Store
 from ray_learngene.training.batches import Answers
 from ray_learngene.training.deepspeed_engine import read_user_config
@@ -95,6 +97,25 @@ def open_store(config: AncestryConfig | DistillConfig, kind: Kind) -> Store:
     store = Store.of(config)
     store.check(write=True)
     return store
+
+
+def made_before(store: Store, kind: Kind, config: PublishConfig, settings: dict[str, Any]) -> Manifest | None:
+    """Return the artefact of the configuration's name if it is in the store, made with the same settings.
+
+    Raises:
+        UserError: it was made with other settings.
+    """
+    if config.overwrite or not store.exists(kind, config.name):
+        return None
+    made = store.manifest(kind, config.name)
+    if made.metadata["fingerprint"] != fingerprint(settings):
+        raise UserError(
+            f"the {kind} {config.name!r} is already in {store.uri}, made with other settings: choose another --name, "
+            "or --overwrite to replace it"
+        )
+    log.info(f"{kind} {config.name} is already in {store.uri}, made with these settings: nothing to do")
+    log_license_kept(made, config.license)
+    return made
 
 
 def run_name(task: Task) -> str:

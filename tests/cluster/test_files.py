@@ -15,6 +15,7 @@ from ray.autoscaler.tags import TAG_RAY_CLUSTER_NAME
 
 from cluster.local import LocalCluster
 from ray_learngene.cli import main
+from ray_learngene.cli.commands import COMMANDS
 from ray_learngene.cluster import submit
 from ray_learngene.errors import UserError
 from tests.cluster.policy import refused
@@ -242,4 +243,4 @@ def test_every_file_and_command_that_is_named_exists(path: Path) -> None:
     ):
         assert (CLUSTER / name).exists(), name
     for command in re.findall(r"learngene ((?:submit )?[a-z]+)", text):
-        assert all(word in main.COMMANDS for word in command.split()), command
+        assert all(word in COMMANDS for word in command.split()), command

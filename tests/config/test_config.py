@@ -12,6 +12,8 @@ from pydantic import ValidationError
 
 from ray_learngene import config
 from ray_learngene.cli import main
+from ray_learngene.cli.commands import COMMANDS
+from ray_learngene.cli.flags import NAMES, parser_of
 from ray_learngene.config import (
     DistillConfig,
     PlanConfig,
@@ -161,14 +163,14 @@ def test_an_address_without_its_slashes_is_no_local_folder(store: str) -> None:
         load_config(config.ListConfig, {"store": fine})
 
 
-@pytest.mark.parametrize("command", sorted(main.COMMANDS))
+@pytest.mark.parametrize("command", sorted(COMMANDS))
 def test_every_flag_is_a_setting_with_help(command: str) -> None:
-    cls = getattr(config, main.COMMANDS[command][0])
-    text = main._parser(command, cls).format_help()
+    cls = getattr(config, COMMANDS[command][0])
+    text = parser_of(command, cls).format_help()
     for name, field in cls.model_fields.items():
         assert field.description, name
         hidden = name in getattr(cls, "refused", ())
-        flag = f"--{main._NAMES.get(name, name).replace('_', '-')}"
+        flag = f"--{NAMES.get(name, name).replace('_', '-')}"
         assert hidden or flag in text or name in text
 
 

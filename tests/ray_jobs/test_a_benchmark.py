@@ -42,7 +42,7 @@ def test_ctrl_c_to_the_driver_leaves_a_checkpoint_of_what_runs(
         "lrs": (4e-3,),
         "tune_lrs": (1e-3,),
         "max_failures": 0,
-        "cpus_per_trial": 2,  # one after another
+        "cpus_per_trial": 1.5,  # of two: one after another, on one thread each
         "out": str(tmp_path / "out"),
         "address": head[0],
     }
