@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pandas
 
-from ray_learngene.compare.plan import Row, rows
+from ray_learngene.compare.arms import ArmPlan
+from ray_learngene.compare.plan import plan_arms
 from ray_learngene.compare.report import PAGE, PLOTS, RESULTS, RUNS, break_even_plot, page, runs_page
 from ray_learngene.config import BenchConfig, load_config
 
@@ -37,10 +38,10 @@ def folder(name: str) -> Path:
     return ROOT / "benchmarks" / "methods" / name
 
 
-def read(name: str) -> tuple[BenchConfig, pandas.DataFrame, list[Row]]:
+def read(name: str) -> tuple[BenchConfig, pandas.DataFrame, list[ArmPlan]]:
     """Read a committed table, the recipe that made it, and the recipe's arms."""
     config = load_config(BenchConfig, {}, ROOT / "jobs" / "recipes" / f"{RECIPES[name]}.yaml")
-    return config, pandas.read_parquet(folder(name) / RESULTS), rows(config, _CLASSES)
+    return config, pandas.read_parquet(folder(name) / RESULTS), plan_arms(config, _CLASSES)
 
 
 if __name__ == "__main__":

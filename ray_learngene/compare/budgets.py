@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from ray_learngene.ancestry.model import Ancestry
-from ray_learngene.compare.plan import Distillation, Row, rows, sizes, tuning_epochs
+from ray_learngene.compare.arms import ArmPlan, Distillation
+from ray_learngene.compare.plan import plan_arms, sizes
+from ray_learngene.compare.runs import tuning_epochs
 from ray_learngene.config import BenchConfig
 from ray_learngene.errors import UserError
 from ray_learngene.methods.registry import create_method
@@ -26,7 +28,7 @@ def with_equal_budgets(config: BenchConfig, ancestry: Ancestry, images: int) -> 
     equal = [name for name, arm in config.arms.items() if arm.equal]
     if not equal:
         return config
-    planned = {row.name: row for row in rows(config, ancestry.classes)}
+    planned = {row.name: row for row in plan_arms(config, ancestry.classes)}
     seen = images // config.batch_size * config.batch_size  # in an epoch
     teacher = forward_flops(ancestry, sizes(config, ancestry.classes)[0].image)
     budget = sum(_costs(config, planned[str(config.budget)], seen, teacher))
@@ -40,7 +42,7 @@ def with_equal_budgets(config: BenchConfig, ancestry: Ancestry, images: int) -> 
     return config.model_copy(update={"arms": arms})
 
 
-def _costs(config: BenchConfig, row: Row, images: int, teacher: int) -> tuple[float, float]:
+def _costs(config: BenchConfig, row: ArmPlan, images: int, teacher: int) -> tuple[float, float]:
     """Return the FLOPs of an arm at all sizes: what does not depend on its epochs, and what is in proportion to them.
 
     Args:

@@ -19,20 +19,13 @@ import pandas
 from ray_learngene import sigterm
 from ray_learngene.ancestry.classes import match_classes
 from ray_learngene.ancestry.model import load_ancestry
+from ray_learngene.compare.arms import ArmPlan, Distillation
 from ray_learngene.compare.budgets import with_equal_budgets
 from ray_learngene.compare.distillations import distill_all, quiet, refuse_failed
 from ray_learngene.compare.front import longer, still_gaining
-from ray_learngene.compare.plan import (
-    Distillation,
-    Row,
-    arm_text,
-    distill_config,
-    extract_configs,
-    rows,
-    sweep_config,
-    tuning_epochs,
-)
+from ray_learngene.compare.plan import plan_arms
 from ray_learngene.compare.report import write_report
+from ray_learngene.compare.runs import arm_text, distill_config, extract_configs, sweep_config, tuning_epochs
 from ray_learngene.compare.searches import search_distillation, search_tuning
 from ray_learngene.compare.table import Chosen, bench_table
 from ray_learngene.config import BenchConfig
@@ -70,7 +63,7 @@ def bench(config: BenchConfig) -> pandas.DataFrame:
     sets = checked_image_sets(config)
     match_classes(ancestry, config.ancestry, config.data, sets)
     config = with_equal_budgets(config, ancestry, len(sets.train))
-    arms = rows(config, ancestry.classes)
+    arms = plan_arms(config, ancestry.classes)
     for row in arms:
         for reason in dict.fromkeys(row.refused.values()):
             log.warning(f"{row.name}: {reason}")
@@ -106,12 +99,12 @@ def bench(config: BenchConfig) -> pandas.DataFrame:
 def _train_front(
     config: BenchConfig,
     store: Store,
-    arms: Sequence[Row],
+    arms: Sequence[ArmPlan],
     base: str,
     chosen: Chosen,
-    sweeps: dict[str, list[Row]],
+    sweeps: dict[str, list[ArmPlan]],
     seen: Mapping[str, Any],
-) -> list[Row]:
+) -> list[ArmPlan]:
     """Train the reference longer and longer, every size until doubling brings little; add to `sweeps`.
 
     Only a reference that trains in full from no learngene has a front.
@@ -140,7 +133,7 @@ def _same_images(config: BenchConfig, store: Store, fingerprint: str) -> bool | 
     return None if trained_on is None else bool(trained_on == fingerprint)
 
 
-def _check_names(config: BenchConfig, arms: Sequence[Row], distillations: Sequence[Distillation]) -> None:
+def _check_names(config: BenchConfig, arms: Sequence[ArmPlan], distillations: Sequence[Distillation]) -> None:
     """Refuse a benchmark whose learngenes would have names that no store can hold, before anything is trained."""
     seeds = range(config.seed, config.seed + config.seeds)
     for lr in config.lrs:
@@ -187,9 +180,9 @@ def _engine(config: BenchConfig) -> contextlib.AbstractContextManager[None]:
     return ray_cluster(config.address)
 
 
-def _final_sweeps(config: BenchConfig, arms: Sequence[Row], base: str, chosen: Chosen) -> dict[str, list[Row]]:
+def _final_sweeps(config: BenchConfig, arms: Sequence[ArmPlan], base: str, chosen: Chosen) -> dict[str, list[ArmPlan]]:
     """Run one sweep for all arms with the same tuning, sizes and learning rate; return the arms by sweep name."""
-    groups: dict[tuple[str, int, float, tuple[Spec, ...]], list[Row]] = defaultdict(list)
+    groups: dict[tuple[str, int, float, tuple[Spec, ...]], list[ArmPlan]] = defaultdict(list)
     for row in arms:
         for width in dict.fromkeys(spec.width for spec in row.specs):
             some = tuple(spec for spec in row.specs if spec.width == width)

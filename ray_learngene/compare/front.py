@@ -13,7 +13,7 @@ from itertools import pairwise
 
 import pandas
 
-from ray_learngene.compare.plan import Row
+from ray_learngene.compare.arms import ArmPlan
 from ray_learngene.compare.summary import cost
 from ray_learngene.config import BenchConfig
 from ray_learngene.models.specs import Spec
@@ -21,7 +21,7 @@ from ray_learngene.models.specs import Spec
 Size = tuple[int, int]  # width, depth
 
 
-def longer(config: BenchConfig, reference: Row, times: int, specs: Sequence[Spec]) -> Row:
+def longer(config: BenchConfig, reference: ArmPlan, times: int, specs: Sequence[Spec]) -> ArmPlan:
     """Plan the reference's training for that many times its epochs, at some of its sizes."""
     epochs = times * (reference.arm.epochs or config.epochs)
     return replace(
@@ -48,7 +48,7 @@ def schedules(table: pandas.DataFrame, reference: str) -> dict[int, pandas.DataF
     return dict(sorted(found.items()))
 
 
-def still_gaining(config: BenchConfig, table: pandas.DataFrame, row: Row, times: int) -> list[Spec]:
+def still_gaining(config: BenchConfig, table: pandas.DataFrame, row: ArmPlan, times: int) -> list[Spec]:
     """Return the sizes that the latest doubling made better by `front_gain` points or more, mean over seeds."""
     before, after = (
         _means(table[table["arm"] == longer_name(config.reference, number)]) for number in (times // 2, times)

@@ -12,9 +12,11 @@ import pandas
 import pyarrow
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from ray_learngene.compare.arms import ArmPlan
 from ray_learngene.compare.front import Front, schedules
-from ray_learngene.compare.plan import Row, learning_rates, sizes
+from ray_learngene.compare.plan import sizes
 from ray_learngene.compare.rules import rules
+from ray_learngene.compare.runs import learning_rates
 from ray_learngene.compare.searches import at_border
 from ray_learngene.compare.significance import Difference, paired
 from ray_learngene.compare.summary import MEASURES, Cost, cost, summarise
@@ -29,7 +31,9 @@ log = logging.getLogger(__name__)
 RESULTS, PAGE, RUNS, PLOTS = "results.parquet", "results.md", "runs.md", ("accuracy.svg", "break-even.svg")
 
 
-def write_report(config: BenchConfig, store: Store, table: pandas.DataFrame, arms: Sequence[Row], folder: Path) -> None:
+def write_report(
+    config: BenchConfig, store: Store, table: pandas.DataFrame, arms: Sequence[ArmPlan], folder: Path
+) -> None:
     """Write the table to the store; write the table, the pages and the plots to a folder."""
     rows = pyarrow.Table.from_pandas(table, preserve_index=False)
     store.write_table(f"benches/{config.name}/{RESULTS}", rows)
@@ -42,7 +46,7 @@ def write_report(config: BenchConfig, store: Store, table: pandas.DataFrame, arm
     log.info(f"benchmark {config.name}: {len(table)} descendants; see {folder / PAGE}")
 
 
-def page(config: BenchConfig, table: pandas.DataFrame, arms: Sequence[Row]) -> str:
+def page(config: BenchConfig, table: pandas.DataFrame, arms: Sequence[ArmPlan]) -> str:
     """Render the Markdown page: settings and hardware, the table of arms, and a table of sizes for each measure."""
     environment = Environment(
         loader=PackageLoader("ray_learngene"), undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
@@ -98,7 +102,7 @@ def _front_rows(config: BenchConfig, table: pandas.DataFrame) -> list[dict[str, 
     return rows
 
 
-def _against_front(config: BenchConfig, table: pandas.DataFrame, arms: Sequence[Row]) -> list[dict[str, Any]]:
+def _against_front(config: BenchConfig, table: pandas.DataFrame, arms: Sequence[ArmPlan]) -> list[dict[str, Any]]:
     """Every other arm against the reference's front: cost at equal accuracy, accuracy against its end."""
     longer = schedules(table, config.reference)
     flops, seconds = (Front(table, config.reference, unit) for unit in ("flops", "seconds"))

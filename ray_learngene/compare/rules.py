@@ -7,8 +7,9 @@ from typing import NamedTuple
 
 import pandas
 
+from ray_learngene.compare.arms import ArmPlan
 from ray_learngene.compare.front import Front, schedules
-from ray_learngene.compare.plan import Row, search_epochs, tuning_epochs
+from ray_learngene.compare.runs import search_epochs, tuning_epochs
 from ray_learngene.compare.searches import at_border
 from ray_learngene.compare.significance import sampling_half
 from ray_learngene.compare.summary import cost
@@ -27,7 +28,7 @@ class Rule(NamedTuple):
     seen: str
 
 
-def rules(config: BenchConfig, table: pandas.DataFrame, arms: Sequence[Row]) -> list[Rule]:
+def rules(config: BenchConfig, table: pandas.DataFrame, arms: Sequence[ArmPlan]) -> list[Rule]:
     """Check a benchmark's table against the rules."""
     return [
         _front(config, table),
@@ -68,7 +69,7 @@ def _sizes_apart(config: BenchConfig, table: pandas.DataFrame) -> Rule:
     return Rule(rule, apart, f"{gain:+.1f} points" + ("" if apart else ": these images cannot tell sizes apart"))
 
 
-def _searched_long_enough(config: BenchConfig, arms: Sequence[Row]) -> Rule:
+def _searched_long_enough(config: BenchConfig, arms: Sequence[ArmPlan]) -> Rule:
     short = []
     for row in arms:
         runs = [one.epochs for one in row.distillations.values() if one and len(config.lrs) > 1]
@@ -81,7 +82,7 @@ def _searched_long_enough(config: BenchConfig, arms: Sequence[Row]) -> Rule:
     return Rule("searches run at least half of what they decide", not short, seen)
 
 
-def _off_the_border(table: pandas.DataFrame, arms: Sequence[Row]) -> Rule:
+def _off_the_border(table: pandas.DataFrame, arms: Sequence[ArmPlan]) -> Rule:
     rule = "the best learning rate is inside its grid"
     if "lrs" not in table:
         return Rule(rule, None, "the table does not say which rates were tried")
@@ -111,7 +112,7 @@ def _same_images(table: pandas.DataFrame) -> Rule:
     return Rule(rule, None if same is None else bool(same), "unknown" if same is None else seen[bool(same)])
 
 
-def _same_budget(table: pandas.DataFrame, arms: Sequence[Row]) -> Rule:
+def _same_budget(table: pandas.DataFrame, arms: Sequence[ArmPlan]) -> Rule:
     rule = "every arm has the same total budget"
     spent = {}
     for row in arms:

@@ -8,16 +8,9 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import TypeVar
 
+from ray_learngene.compare.arms import ArmPlan, Distillation
 from ray_learngene.compare.distillations import distill_all, refuse_failed
-from ray_learngene.compare.plan import (
-    Distillation,
-    Row,
-    arm_text,
-    distill_config,
-    learning_rates,
-    sweep_config,
-    tuning_epochs,
-)
+from ray_learngene.compare.runs import arm_text, distill_config, learning_rates, sweep_config, tuning_epochs
 from ray_learngene.compare.table import Chosen, current_descendants
 from ray_learngene.config import BenchConfig
 from ray_learngene.errors import Diverged, UserError
@@ -74,12 +67,12 @@ def _searched(
     return search_rates(owners, grid, config.search_more, measure)
 
 
-def search_tuning(config: BenchConfig, store: Store, arms: Sequence[Row], base: str, chosen: Chosen) -> None:
+def search_tuning(config: BenchConfig, store: Store, arms: Sequence[ArmPlan], base: str, chosen: Chosen) -> None:
     """Choose the best learning rate of every arm at its middle size, on the held-out training images.
 
     The learngenes were distilled on these images too; their labels were used only if alpha is below 1.
     """
-    groups: dict[tuple[str, int, Spec], list[Row]] = defaultdict(list)
+    groups: dict[tuple[str, int, Spec], list[ArmPlan]] = defaultdict(list)
     for row in arms:
         groups[row.arm.tune, tuning_epochs(config, row), row.middle].append(row)
     for (_, _, spec), some in groups.items():
@@ -95,7 +88,7 @@ def search_tuning(config: BenchConfig, store: Store, arms: Sequence[Row], base: 
 def _tuning_losses(
     config: BenchConfig,
     store: Store,
-    arms: Mapping[str, Row],
+    arms: Mapping[str, ArmPlan],
     base: str,
     spec: Spec,
     chosen: Chosen,

@@ -9,7 +9,8 @@ from typing import Any
 
 import pandas
 
-from ray_learngene.compare.plan import Distillation, Row, arm_text, distill_config, sweep_config
+from ray_learngene.compare.arms import ArmPlan, Distillation
+from ray_learngene.compare.runs import arm_text, distill_config, sweep_config
 from ray_learngene.config import BenchConfig
 from ray_learngene.store.lineage import ancestry_costs
 from ray_learngene.store.manifest import Manifest
@@ -38,7 +39,7 @@ class Chosen:
 
 
 def bench_table(
-    config: BenchConfig, store: Store, sweeps: Mapping[str, Sequence[Row]], chosen: Chosen, seen: Mapping[str, Any]
+    config: BenchConfig, store: Store, sweeps: Mapping[str, Sequence[ArmPlan]], chosen: Chosen, seen: Mapping[str, Any]
 ) -> pandas.DataFrame:
     """Read every descendant of the final sweeps from the store.
 
@@ -103,7 +104,7 @@ def current_descendants(store: Store, sweep: str) -> Iterator[Manifest]:
             yield manifest
 
 
-def _distilled(row: Row, one: dict[str, Any], chosen: Mapping[Distillation, Any]) -> Any:
+def _distilled(row: ArmPlan, one: dict[str, Any], chosen: Mapping[Distillation, Any]) -> Any:
     """What was chosen for the distillation that made a descendant's learngene; None if it has none."""
     for spec, distillation in row.distillations.items():
         if distillation is not None and (spec.width, spec.depth) == (one["width"], one["depth"]):
@@ -115,7 +116,7 @@ def _ancestry_cost(config: BenchConfig, store: Store) -> dict[str, Any]:
     return ancestry_costs([config.ancestry], store) if config.ancestry.startswith("store:") else {}
 
 
-def _search_cost(config: BenchConfig, store: Store, row: Row, chosen: Chosen) -> dict[str, float]:
+def _search_cost(config: BenchConfig, store: Store, row: ArmPlan, chosen: Chosen) -> dict[str, float]:
     """Sum the cost of an arm's learning rate search: a distillation and a tuning at every rate of the grids."""
     total = dict.fromkeys(COSTS, 0.0)
     owners = {chosen.searched[d] for spec in row.specs if (d := row.distillations[spec]) is not None}

@@ -6,15 +6,8 @@ from typing import Any
 
 import pytest
 
-from ray_learngene.compare.plan import (
-    arm_text,
-    distill_config,
-    extract_configs,
-    rows,
-    sizes,
-    sweep_config,
-    tuning_epochs,
-)
+from ray_learngene.compare.plan import plan_arms, sizes
+from ray_learngene.compare.runs import arm_text, distill_config, extract_configs, sweep_config, tuning_epochs
 from ray_learngene.config import BenchConfig
 from ray_learngene.errors import UserError
 
@@ -46,7 +39,7 @@ def config(**changes: Any) -> BenchConfig:
 
 
 def test_arms_share_what_they_start_from() -> None:
-    by_name = {row.name: row for row in rows(config(), 10)}
+    by_name = {row.name: row for row in plan_arms(config(), 10)}
     labels = {name: [d and d.label for d in row.distillations.values()] for name, row in by_name.items()}
     assert labels == {
         "sws": ["sws"] * 3,
@@ -75,7 +68,7 @@ def test_arms_share_what_they_start_from() -> None:
 
 def test_what_an_arm_cannot_do_is_left_out_with_its_reason() -> None:
     arms = {"grow": {"method": "ligo"}, "shrink": {"method": "weight-selection"}, "scratch": {"method": "scratch"}}
-    grow, shrink, scratch = rows(config(widths="32,48,64", arms=arms), 10)
+    grow, shrink, scratch = plan_arms(config(widths="32,48,64", arms=arms), 10)
     assert {spec.width for spec in grow.specs} == {32, 48, 64}
     assert {spec.width for spec in shrink.specs} == {32, 48}
     assert all("width" in reason and "64" in reason for reason in shrink.refused.values())
@@ -84,9 +77,9 @@ def test_what_an_arm_cannot_do_is_left_out_with_its_reason() -> None:
 
 def test_an_arm_that_can_do_no_size_or_is_none_is_refused() -> None:
     with pytest.raises(UserError, match="arm 'a' can make none of the sizes: .* width"):
-        rows(config(widths="64", arms={"a": {"method": "supernet"}, "scratch": {"method": "scratch"}}), 10)
+        plan_arms(config(widths="64", arms={"a": {"method": "supernet"}, "scratch": {"method": "scratch"}}), 10)
     with pytest.raises(UserError, match="arm 'a': unknown method 'nothing'"):
-        rows(config(arms={"a": {"method": "nothing"}, "scratch": {"method": "scratch"}}), 10)
+        plan_arms(config(arms={"a": {"method": "nothing"}, "scratch": {"method": "scratch"}}), 10)
     with pytest.raises(ValueError, match="reference 'scratch' is none of the arms"):
         config(arms={"sws": {"method": "sws"}})
 
@@ -102,7 +95,7 @@ def test_an_arm_that_can_do_no_size_or_is_none_is_refused() -> None:
 )
 def test_names_and_sources_are_checked_before_anything_starts(arms: dict[str, Any], says: str) -> None:
     with pytest.raises(UserError, match=says):
-        rows(config(arms={**arms, "scratch": {"method": "scratch", "tune": "full"}}), 10)
+        plan_arms(config(arms={**arms, "scratch": {"method": "scratch", "tune": "full"}}), 10)
 
 
 @pytest.mark.parametrize("setting", [{"lr": 1.0}, {"validate_on": "holdout"}, {"lrs": (0.0,)}])
@@ -118,7 +111,7 @@ def test_every_size_has_the_presets_head_size() -> None:
 
 
 def test_epochs_of_the_three_ways_of_tuning() -> None:
-    by_name = {row.name: row for row in rows(config(), 10)}
+    by_name = {row.name: row for row in plan_arms(config(), 10)}
     # 12 epochs at depth 6 are as much as 6 at depths 2, 4 and 6, and 3 are for tuning
     assert {name: tuning_epochs(config(), row) for name, row in by_name.items()} == {
         **{"sws": 3, "heur-lg": 3, "ligo": 3, "pretrained": 3},
@@ -133,7 +126,7 @@ def test_epochs_of_an_arm_are_those_of_its_distillation_or_of_its_full_training(
         "pretrained": {"method": "pretrained", "epochs": 5},
         "scratch": {"method": "scratch", "tune": "full", "epochs": 7},
     }
-    by_name = {row.name: row for row in rows(config(arms=arms), 10)}
+    by_name = {row.name: row for row in plan_arms(config(arms=arms), 10)}
     lrs = {one: 0.02 for row in by_name.values() for one in row.distillations.values() if one}
     runs = {one.label: distill_config(config(), one, 0.02, 0) for one in lrs}
     assert {label: run.epochs for label, run in runs.items()} == {
@@ -147,7 +140,7 @@ def test_epochs_of_an_arm_are_those_of_its_distillation_or_of_its_full_training(
 
 
 def test_a_search_looks_at_held_out_training_images_only() -> None:
-    row = rows(config(), 10)[0]
+    row = plan_arms(config(), 10)[0]
     spec = row.specs[0]
     distillation = row.distillations[spec]
     assert distillation is not None
@@ -159,7 +152,7 @@ def test_a_search_looks_at_held_out_training_images_only() -> None:
     assert tuning.validate_on == "holdout" and tuning.seeds == 1 and tuning.epochs == 3
     final = sweep_config(config(), row, ["sws"], "b-sws", 2.0, row.specs, search=False)
     assert final.validate_on == "val" and final.seeds == 2 and final.depths == "2,4,6"
-    taught = next(one for one in rows(config(), 10) if one.name == "distilled")
+    taught = next(one for one in plan_arms(config(), 10) if one.name == "distilled")
     learning = sweep_config(config(), taught, ["scratch"], "b-sws", 2.0, [spec], search=False)
     assert learning.ancestry == "store:ancestries/x" and final.ancestry is None
 
@@ -171,11 +164,13 @@ def test_arms_that_are_trained_alike_are_refused_however_they_are_written() -> N
         ({"method": "any-size"}, {"method": "any-size:growth=3"}),
     ):
         with pytest.raises(UserError, match="arm 'b' is the same as 'a': give each arm once"):
-            rows(config(arms={"a": one, "b": other}, reference="a"), 10)
+            plan_arms(config(arms={"a": one, "b": other}, reference="a"), 10)
 
 
 def test_every_size_may_have_a_learngene_that_is_taken_from_its_own_model() -> None:
-    (row,) = rows(config(arms={"selected": {"method": "weight-selection", "source": "each"}}, reference="selected"), 10)
+    (row,) = plan_arms(
+        config(arms={"selected": {"method": "weight-selection", "source": "each"}}, reference="selected"), 10
+    )
     lrs = {one: 0.02 for one in row.distillations.values() if one}
     extracted = list(extract_configs(config(), row, lrs))
     names = {one.name: one.source for one in extracted}
@@ -188,7 +183,7 @@ def test_an_arm_whose_method_decides_another_depth_is_refused_at_once() -> None:
     arms = {"sws": {"method": "sws:stages=1-1"}, "scratch": {"method": "scratch", "tune": "full"}}
     says = r"arm 'sws' can make none of the sizes: --depth 6 and --method sws:stages=1-1 \(2 layers\) disagree"
     with pytest.raises(UserError, match=says):
-        rows(config(arms=arms), 10)
+        plan_arms(config(arms=arms), 10)
 
 
 def test_an_arm_has_settings_of_its_own_for_its_distillation() -> None:
@@ -197,7 +192,7 @@ def test_an_arm_has_settings_of_its_own_for_its_distillation() -> None:
         **{"wave": {"method": "wave", "settings": own}, "heur-lg": {"method": "heur-lg", "settings": own}},
         **{"auto-lg": {"method": "auto-lg"}, "scratch": {"method": "scratch", "tune": "full"}},
     }
-    wave, heur, auto, _ = rows(config(arms=arms), 10)
+    wave, heur, auto, _ = plan_arms(config(arms=arms), 10)
     made = [one for row in (wave, heur, auto) for one in set(row.distillations.values()) if one]
     configs = [distill_config(config(), one, 0.1, 0) for one in made]
     assert [(each.alpha, each.warmup_epochs) for each in configs] == [(0.5, 6), (0.5, 6), (1.0, 5)]
@@ -216,4 +211,4 @@ def test_an_arm_has_settings_of_its_own_for_its_distillation() -> None:
 )
 def test_settings_that_an_arm_cannot_have_are_refused(arm: dict[str, Any], says: str) -> None:
     with pytest.raises((UserError, ValueError), match=says):
-        rows(config(arms={"a": arm, "scratch": {"method": "scratch"}}), 10)
+        plan_arms(config(arms={"a": arm, "scratch": {"method": "scratch"}}), 10)
