@@ -17,7 +17,7 @@ from queue import SimpleQueue
 from typing import Any
 
 import ray
-from ray.util.queue import Empty, Queue
+from ray.util.queue import Queue
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from ray_learngene import sigterm
@@ -240,28 +240,21 @@ class Driver:
 def from_workers(show: Callable[[Any], None]) -> Iterator[Driver]:
     """Log the messages of workers in this process, and show their metrics, in order."""
     queue = queue_here()
-    done = threading.Event()
 
     def drain() -> None:
-        while True:
-            finishing = done.is_set()
-            try:
-                told = queue.get(timeout=0.2)
+        with suppress(ray.exceptions.RayError):  # the queue was lost
+            while (told := queue.get()) is not None:
                 if not isinstance(told, logging.LogRecord):
                     show(told)
                 elif (log := logging.getLogger(told.name)).isEnabledFor(told.levelno):
                     log.handle(told)
-            except Empty:
-                if finishing:
-                    return
-            except ray.exceptions.RayError:
-                return
 
     thread = threading.Thread(target=drain, name="progress", daemon=True)
     thread.start()
     try:
         yield Driver(queue, logging.getLogger("ray_learngene").getEffectiveLevel())
     finally:
-        done.set()
+        with suppress(ray.exceptions.RayError):
+            queue.put(None)  # after all that workers sent: they wait until it has arrived
         thread.join()
         queue.shutdown()
