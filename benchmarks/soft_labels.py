@@ -100,7 +100,7 @@ def speed(folder: Path, quick: bool) -> list[dict[str, Any]]:
     def answers() -> Answers:
         return Answers.create(config, TEACHING, images, light, Store(str(folder)), CPU, None)
 
-    for _ in answers().beside(images.training_batches(config)):
+    for _ in answers().added_to(images.training_batches(config)):
         pass
     distillation = DistillationLoss()
     reading = answers()
@@ -184,7 +184,7 @@ def size(folder: Path, quick: bool) -> list[dict[str, Any]]:
         config = OptimizationConfig(epochs=1 if quick else 8, batch_size=256, warmup_epochs=0)
         teaching = DistillationConfig(soft_labels=True, soft_labels_k=k, soft_labels_dtype=dtype)  # type: ignore[arg-type]
         store = Store(str(folder / f"{classes}-{k}-{dtype}"))
-        for _ in Answers.create(config, teaching, images, ancestry, store, CPU, None).beside(
+        for _ in Answers.create(config, teaching, images, ancestry, store, CPU, None).added_to(
             images.training_batches(config)
         ):
             pass

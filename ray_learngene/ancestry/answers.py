@@ -70,7 +70,7 @@ class Answers:
         cache = SoftLabelCache(store, facts, ancestry)
         return cls(cache, device, autocast, compiled=config.compile, overwrite=overwrite)
 
-    def beside(self, loader: DataLoader[Any]) -> Iterator[TaughtBatch]:
+    def added_to(self, loader: DataLoader[Any]) -> Iterator[TaughtBatch]:
         """Yield the loader's micro-batches with their soft labels."""
         batches = loader.batch_sampler
         assert isinstance(batches, WorkerBatches)
@@ -123,7 +123,7 @@ class LiveAnswers:
         self.ancestry = ancestry.ready(device, compiled=compiled, autocast=autocast)
         self.device, self.autocast = device, autocast
 
-    def beside(self, loader: DataLoader[Any]) -> Iterator[TaughtBatch]:
+    def added_to(self, loader: DataLoader[Any]) -> Iterator[TaughtBatch]:
         """Yield the loader's micro-batches with their soft labels."""
         for images, targets in loader:
             images = images.to(self.device, non_blocking=True)

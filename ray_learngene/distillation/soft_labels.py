@@ -89,7 +89,7 @@ class Filling:
         loader = self.images.training_batches(
             config, rank=shard.part, world_size=self.parts, start_step=shard.epoch * steps
         )
-        for batch in self.answers().beside(loader):
+        for batch in self.answers().added_to(loader):
             computed(len(batch[0]))
 
 

@@ -17,7 +17,7 @@ from ray_learngene.training.world import World
 class Answers(Protocol):
     """Adds the ancestry model's logits to the batches of a rank."""
 
-    def beside(self, loader: DataLoader[Any]) -> Iterable[Batch]: ...
+    def added_to(self, loader: DataLoader[Any]) -> Iterable[Batch]: ...
 
 
 class Batches:
@@ -70,4 +70,4 @@ class Batches:
             world_size=self.world.world_size,
             start_step=step,
         )
-        self._steps = iter(self.answers.beside(loader) if self.answers is not None else loader)
+        self._steps = iter(self.answers.added_to(loader) if self.answers is not None else loader)

@@ -42,7 +42,7 @@ def taught(
     return [
         [
             (batch, targets, labels.logits())
-            for batch, targets, labels in answers().beside(
+            for batch, targets, labels in answers().added_to(
                 images.training_batches(config, rank=rank, world_size=world_size, start_step=start_step)
             )
         ]
@@ -86,10 +86,10 @@ def test_two_workers_write_what_any_number_reads(tmp_path: Path, images: ImagePi
 def test_an_epoch_is_there_when_all_its_parts_are(tmp_path: Path, images: ImagePipeline, ancestry: Ancestry) -> None:
     config = CONFIG.model_copy(update={"epochs": 1})
     loader = images.training_batches(config, rank=1, world_size=2)
-    list(answers_of(tmp_path, images, ancestry).beside(loader))
+    list(answers_of(tmp_path, images, ancestry).added_to(loader))
     answers = answers_of(tmp_path, images, ancestry)
     assert answers.cache.parts_of(0, STEPS * 32) is None
-    list(answers.beside(images.training_batches(config, rank=0, world_size=2)))
+    list(answers.added_to(images.training_batches(config, rank=0, world_size=2)))
     assert answers.read == 0 and len(answers.cache.parts_of(0, STEPS * 32) or []) == 2
 
 
@@ -100,7 +100,7 @@ def test_views_repeat_where_asked(tmp_path: Path, images: ImagePipeline, ancestr
         assert torch.equal(batches[step][0], batches[2 * STEPS + step][0])
         assert not torch.equal(batches[step][0], batches[STEPS + step][0])
     answers = answers_of(tmp_path, images, ancestry, config)
-    for index, (batch, _, labels) in enumerate(answers.beside(images.training_batches(config))):
+    for index, (batch, _, labels) in enumerate(answers.added_to(images.training_batches(config))):
         assert torch.equal(batch, batches[index][0])
         with torch.no_grad():
             assert torch.equal(labels.logits(), ancestry(batch))
@@ -171,12 +171,12 @@ def test_the_key_is_that_of_everything_an_answer_depends_on(images: ImagePipelin
 def test_a_smaller_batch_needs_views_that_a_larger_one_dropped(tmp_path: Path, ancestry: Ancestry) -> None:
     images = some_images(AugmentationConfig(mixup=0.8))  # 133 images
     large, small = (CONFIG.model_copy(update={"epochs": 1, "batch_size": size}) for size in (60, 16))
-    list(answers_of(tmp_path, images, ancestry, large).beside(images.training_batches(large)))
+    list(answers_of(tmp_path, images, ancestry, large).added_to(images.training_batches(large)))
     first = answers_of(tmp_path, images, ancestry, small)
-    list(first.beside(images.training_batches(small)))  # 128 views, and 120 are there
+    list(first.added_to(images.training_batches(small)))  # 128 views, and 120 are there
     assert first.read == 0
     again = answers_of(tmp_path, images, unasked(ancestry), large)
-    kept = [labels.logits() for _, _, labels in again.beside(images.training_batches(large))]
+    kept = [labels.logits() for _, _, labels in again.added_to(images.training_batches(large))]
     assert again.read == 120
     with torch.no_grad():
         for (batch, _), logits in zip(images.training_batches(large), kept, strict=True):
@@ -187,5 +187,5 @@ def test_answers_that_are_not_finite_are_never_kept(tmp_path: Path, images: Imag
     broken = Ancestry(vision_transformer())
     broken.model.head.bias.fill_(float("nan"))
     with pytest.raises(UserError, match="not finite"):
-        list(answers_of(tmp_path, images, broken).beside(images.training_batches(CONFIG)))
+        list(answers_of(tmp_path, images, broken).added_to(images.training_batches(CONFIG)))
     assert not (tmp_path / "softlabels").exists()
