@@ -186,8 +186,8 @@ def plan(learngene: Artefact | str, **settings: Any) -> Plan:
     Args:
         learngene: As in `sweep`, whose settings may be given as they are.
     """
+    from ray_learngene.cli.plan import plan
     from ray_learngene.config import PlanConfig
-    from ray_learngene.sweeps.plan import plan
 
     return plan(_configure(PlanConfig, _of_learngene(learngene, settings)))
 

@@ -397,6 +397,7 @@ def plan(
     max_concurrent: int = 0,
     name: str | None = None,
     calibrate: bool = False,
+    distill: str | None = None,
     price_per_hour: float | None = None,
 ) -> Plan: ...
 def bench(

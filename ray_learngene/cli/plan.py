@@ -2,12 +2,38 @@
 
 from __future__ import annotations
 
-from ray_learngene.config import PlanConfig
+from ray_learngene.config import DistillConfig, PlanConfig
+from ray_learngene.config.base import load_config
+from ray_learngene.distillation.calibration import plan_distillation
+from ray_learngene.errors import UserError
 from ray_learngene.models.budgets import format_quantity
 from ray_learngene.models.costs import training_memory
+from ray_learngene.store.store import Store
+from ray_learngene.sweeps import plan as sweeps
 from ray_learngene.sweeps.calibration import SweepCost
-from ray_learngene.sweeps.plan import plan
 from ray_learngene.terminal import Table, print_table
+
+
+def plan(config: PlanConfig) -> sweeps.Plan:
+    """Plan a sweep, with the distillation of its learngene if that has a recipe and is not in the store yet.
+
+    Raises:
+        UserError: a budget that nothing meets, or whatever the distillation or the sweep would refuse.
+    """
+    if not config.distill:
+        return sweeps.plan(config)
+    places = {"store": config.store} | ({"address": config.address} if config.address else {})
+    recipe = load_config(DistillConfig, places, config.distill)
+    if recipe.name != config.learngene:
+        raise UserError(
+            f"--distill {config.distill}: it makes the learngene {recipe.name!r}, not {config.learngene!r}, of which "
+            "the sweep is"
+        )
+    store = Store.of(config)
+    store.check(write=False)
+    if store.exists("learngene", recipe.name):
+        return sweeps.plan(config)
+    return sweeps.plan(config, *plan_distillation(recipe, config.price_per_hour))
 
 
 def print_plan(config: PlanConfig) -> None:
@@ -69,6 +95,10 @@ def _print_cost(cost: SweepCost, learngene_seconds: float | None) -> None:
     table = Table(title=f"cost, by steps measured on {cost.device}", title_justify="left", title_style="bold")
     for name in ("arm", "width", "depth", "descendants", f"{unit}-hours each", f"{unit}-hours", "price"):
         table.add_column(name, justify="left" if name == "arm" else "right")
+    if distilled := cost.distillation:
+        hours = distilled.device_hours
+        price = "-" if distilled.price is None else _money(distilled.price)
+        table.add_row("distillation", "", "", "", f"{hours:.3g}", f"{hours:.3g}", price)
     for one in cost.descendants:
         each = cost.share * one.seconds / 3600
         price = "-" if cost.price_per_hour is None else _money(each * one.count * cost.price_per_hour)
@@ -84,6 +114,13 @@ def _print_cost(cost: SweepCost, learngene_seconds: float | None) -> None:
         f"the sweep: {cost.device_hours:.3g} {unit}-hours, {cost.hours:.3g} hours with {cost.places} at a time{price}; "
         f"load while measuring {cost.load:.1f}"
     )
+    if distilled:
+        hours, whole = distilled.seconds / 3600, distilled.device_hours + cost.device_hours
+        price = "" if distilled.price is None else f", price {_money(distilled.price + (cost.price or 0))}"
+        print(
+            f"the distillation: {hours:.3g} hours with {distilled.workers} workers; with the sweep {whole:.3g} "
+            f"{unit}-hours, {hours + cost.hours:.3g} hours{price}"
+        )
 
 
 def _money(amount: float) -> str:

@@ -11,6 +11,7 @@ from typing import Any
 
 from ray_learngene.cli.artefacts import KINDS, parse_artefact
 from ray_learngene.config import PullConfig
+from ray_learngene.config.delivery import EXPORT_FORMATS
 from ray_learngene.errors import NothingWithin, UserError
 from ray_learngene.models.budgets import Budget, format_quantity, parse_quantity
 from ray_learngene.store.manifest import FOLDERS, Manifest
@@ -200,16 +201,17 @@ def pull(config: PullConfig) -> Path:
         raise UserError("--expand needs --learngene NAME: there is no other way to know which one")
     else:
         manifest = select_descendant(config, store)
-    exported = manifest.below(config.format) if config.format else manifest
-    if exported is None:
+    others = EXPORT_FORMATS if manifest.kind == "descendant" and not config.format else ()
+    fetched = manifest.below(config.format) if config.format else manifest.without(others)
+    if fetched is None:
         raise UserError(
             f"{FOLDERS[manifest.kind]}/{manifest.name} was published without {config.format}: pull it without --format "
             f"and run `learngene export FOLDER --format {config.format}`"
         )
     name = manifest.name.split("/")[-1]
     out = Path(config.out or (f"{name}-{config.format}" if config.format else name))
-    path = store.download(manifest.kind, manifest.name, out, overwrite=config.overwrite, part=config.format)
-    size = format_quantity("memory", exported.bytes)
+    path = store.download(manifest.kind, manifest.name, out, config.overwrite, config.format, others)
+    size = format_quantity("memory", fetched.bytes)
     what = f"{config.format} of " if config.format else ""
     print(f"pulled {what}{FOLDERS[manifest.kind]}/{manifest.name} ({size}) to {path}", flush=True)
     origin = manifest.metadata.get("origin")
@@ -223,6 +225,8 @@ def pull(config: PullConfig) -> Path:
         )
         if timings := device_timings(config, store):
             print(f"on {timings.device}: {timings.of(row)} ({timings.text})")
+        if row.get("exports") and not config.format:
+            print(f"exports: {str(row['exports']).replace(',', ', ')} (--format fetches one)")
         if row.get("outside"):
             print(f"note: {row['outside']}")
     return path

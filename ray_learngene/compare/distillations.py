@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 from ray_learngene import sigterm
@@ -19,9 +20,12 @@ from ray_learngene.methods.registry import create_method
 from ray_learngene.progress import Progress
 from ray_learngene.store.checkpoints import steps_of
 from ray_learngene.store.store import Store
+from ray_learngene.tracking.trackers import ToDriver, Trackers, hear
 
 if TYPE_CHECKING:
     from ray.util.queue import Queue
+
+    from ray_learngene.cluster.session import Driver
 
 log = logging.getLogger(__name__)
 
@@ -80,16 +84,20 @@ def _distil_on_cluster(
     import ray
 
     from ray_learngene.cluster.preemption import stop_requests
-    from ray_learngene.cluster.session import cluster_has_gpus, require_resources
+    from ray_learngene.cluster.session import cluster_has_gpus, from_workers, require_resources
 
     gpus = float(cluster_has_gpus()) if config.gpus_per_trial is None else config.gpus_per_trial
     remote = ray.remote(num_cpus=config.cpus_per_trial, num_gpus=gpus, max_retries=config.max_failures)(_distill_task)
     require_resources(config.address, 1, config.cpus_per_trial, gpus, "distillations")
     ended = 0
-    with stop_requests() as requests:
+    with (
+        Trackers(config.track) as trackers,
+        from_workers(partial(hear, trackers)) as driver,
+        stop_requests() as requests,
+    ):
 
         def start(run: DistillConfig) -> ray.ObjectRef:
-            return remote.remote(run, max(1, int(config.cpus_per_trial)), requests)
+            return remote.remote(run, max(1, int(config.cpus_per_trial)), requests, driver)
 
         pending = {start(run): run for run in runs}
         while pending:
@@ -131,8 +139,8 @@ def _is_done(store: Store, run: DistillConfig) -> bool:
     return True
 
 
-def _distill_task(run: DistillConfig, threads: int, requests: Queue) -> Failure | None:
-    """Run `_distil` as a Ray task."""
+def _distill_task(run: DistillConfig, threads: int, requests: Queue, driver: Driver) -> Failure | None:
+    """Run `_distil` as a Ray task; the driver's trackers follow it, and its warnings are shown there."""
     import torch
 
     from ray_learngene.cluster.preemption import watching
@@ -140,15 +148,15 @@ def _distill_task(run: DistillConfig, threads: int, requests: Queue) -> Failure 
 
     use_assigned_gpu()
     torch.set_num_threads(threads)
-    with watching(requests):
-        return _distil(run)
+    with watching(requests), driver.connected():
+        return _distil(run, Trackers((), {"of the driver": ToDriver(driver.report)}) if run.track else None)
 
 
-def _distil(run: DistillConfig) -> Failure | None:
+def _distil(run: DistillConfig, trackers: Trackers | None = None) -> Failure | None:
     """Run one distillation; return a failure that a retry would not fix, raise any other."""
     try:
         with quiet():
-            distill(run)
+            distill(run, trackers=trackers)
     except UserError as error:
         return Failure(str(error), diverged=isinstance(error, Diverged))
     return None

@@ -115,6 +115,11 @@ class PlanConfig(SelectionConfig, TrialsConfig):
         None, description="name of the sweep; with calibrate, its page will show this plan next to what was spent"
     )
     calibrate: bool = Field(False, description="train a few steps of every size where the sweep will run; needs data")
+    distill: str | None = Field(
+        None,
+        description="recipe of the distillation that makes the learngene: its cost is planned too, and the learngene "
+        "need not be there yet; needs calibrate",
+    )
     price_per_hour: float | None = Field(
         None, gt=0, description="price of an hour of one GPU, or of one CPU where there is no GPU; needs calibrate"
     )
@@ -131,6 +136,8 @@ class PlanConfig(SelectionConfig, TrialsConfig):
             raise ValueError("calibrate trains a few steps: give data")
         if self.price_per_hour and not self.calibrate:
             raise ValueError("price_per_hour is that of hours, which are measured: give calibrate too")
+        if self.distill and not self.calibrate:
+            raise ValueError("distill is measured: give calibrate too")
         return self
 
 

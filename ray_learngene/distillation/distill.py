@@ -31,6 +31,7 @@ from ray_learngene.models.preprocessing import Preprocessing
 from ray_learngene.models.specs import Spec, preset, spec_for
 from ray_learngene.store.learngenes import StoredLearngene
 from ray_learngene.store.manifest import Manifest
+from ray_learngene.tracking.trackers import Trackers
 
 if TYPE_CHECKING:
     from ray.train import UserCallback
@@ -38,14 +39,26 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 
-def distill(config: DistillConfig, callbacks: Sequence[UserCallback] = ()) -> Manifest:
+def distill(
+    config: DistillConfig, callbacks: Sequence[UserCallback] = (), trackers: Trackers | None = None
+) -> Manifest:
     """Distil an ancestry model into a learngene and publish it in the store.
 
     Args:
         callbacks: Ray Train's (`ray.train.UserCallback`), which run in its controller.
+        trackers: Follow the run; default: those of its settings.
 
     Raises:
         UserError: see the message; nothing has been trained then.
+    """
+    return run(prepare(config), callbacks, trackers)
+
+
+def prepare(config: DistillConfig) -> DistillTask:
+    """Read and check everything that a distillation needs.
+
+    Raises:
+        UserError: see the message.
     """
     method = create_method(config.method)
     auxiliary_spec(config)
@@ -77,8 +90,7 @@ def distill(config: DistillConfig, callbacks: Sequence[UserCallback] = ()) -> Ma
     if features:
         refuse_cache(config, ancestry, images)
         task, module = FeatureTask, feature_student(config, module, ancestry, spec.image)
-    made = task(config, store, images, module, method, ancestry, labels, facts, start, origin)
-    return run(made, callbacks)
+    return task(config, store, images, module, method, ancestry, labels, facts, start, origin)
 
 
 def auxiliary_spec(config: DistillConfig, classes: int | None = None) -> Spec:

@@ -54,11 +54,12 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 
-def run(task: Task, callbacks: Sequence[UserCallback] = ()) -> Manifest:
+def run(task: Task, callbacks: Sequence[UserCallback] = (), trackers: Trackers | None = None) -> Manifest:
     """Train a task and publish its artefact; continue where an interrupted run of the same name stopped.
 
     Args:
         callbacks: Ray Train's (`ray.train.UserCallback`), which run in its controller.
+        trackers: Follow the run; default: those of its settings.
 
     Raises:
         UserError: the name is taken by an artefact or a run with other settings.
@@ -75,7 +76,7 @@ def run(task: Task, callbacks: Sequence[UserCallback] = ()) -> Manifest:
     if done is not None:
         return done
     _check_run(task, settings)
-    with Trackers(config.track) as trackers, TrackedRun(trackers, task) as tracked:
+    with trackers or Trackers(config.track) as trackers, TrackedRun(trackers, task) as tracked:
         _log_beginning(task)
         # counted before training, which puts hooks and compiled code into the module
         flops = task.flops(config.epochs * (len(task.images.train) // config.batch_size))

@@ -63,15 +63,12 @@ class S3Storage:
         return self.client.stream(start, end, piece_bytes, **self._object(path))
 
     def read(self, path: str, most: int) -> bytes | None:
-        stream = self.client.stream(0, most, most, least=most, **self._object(path))
         try:
-            return b"".join(iter(stream.read, b""))
+            return self.client.read(most, **self._object(path))
         except ClientError as error:
             if s3_code(error) in ABSENT:
                 return None
             raise
-        finally:
-            stream.close()
 
     def exists(self, path: str) -> bool:
         # Not a HEAD, whose answer cannot say why it is refused.

@@ -1,9 +1,12 @@
 """s3fs as a store uses it: every request is made once, ends in bounded time and raises botocore's errors.
 
-s3fs opens the connections, signs, and runs the requests of all threads on one thread of its own. Three of its habits
-are changed. It retries in silence: here `Retry` does, and says so. It turns errors into Python's: here they are
-botocore's, with the server's code. And aiohttp below it waits without limit for a server that does not take a body:
-here a server that makes no progress for `REQUEST_SECONDS` does not answer.
+s3fs opens the connections, signs, and runs requests on an event loop. A thread that is alone runs a loop of its own for
+each request. Threads that ask at once share the loop of s3fs, which has a thread of its own. So a single request does
+not wait for two changes of threads.
+
+Three habits of s3fs are changed. It retries in silence: here `Retry` does, and says so. It turns errors into Python's:
+here they are botocore's, with the server's code. And aiohttp below it waits without limit for a server that does not
+take a body: here a server that makes no progress for `REQUEST_SECONDS` does not answer.
 """
 
 from __future__ import annotations
@@ -11,10 +14,13 @@ from __future__ import annotations
 import asyncio
 import base64
 import io
+import os
+import threading
+import weakref
 import zlib
-from collections.abc import AsyncIterator, Coroutine, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping
 from concurrent.futures import Future
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import datetime
 from typing import Any, TypeVar
 
@@ -65,7 +71,9 @@ class S3Client:
         self._options = options
         self._session, self._credentials = self._log_in()
         self.anonymous = bool(options.get("anon")) or self._credentials is None
-        self._s3 = self._open()
+        self._process, self._alone = os.getpid(), threading.Lock()  # held by the thread that runs the own loop
+        self._own: tuple[S3FileSystem, asyncio.AbstractEventLoop] | None = None
+        self._shared: S3FileSystem | None = None
 
     def _log_in(self) -> tuple[AioSession, Any]:
         session = AioSession(profile=self._options.get("profile"))
@@ -74,7 +82,8 @@ class S3Client:
         found = None if self._options.get("anon") else sync(get_loop(), session.get_credentials)
         return session, found and sync(get_loop(), found.get_frozen_credentials)
 
-    def _open(self) -> S3FileSystem:
+    def _open(self, *, asynchronous: bool) -> S3FileSystem:
+        """A client whose requests run on the loop of s3fs, or with `asynchronous` on the one that awaits them."""
         options, settings = self._options, s3_settings.s3_settings(self._options)
         client, config = options.get("client_kwargs") or {}, options.get("config_kwargs") or {}
         s3 = S3FileSystem(
@@ -97,6 +106,7 @@ class S3Client:
                 "s3": {"payload_signing_enabled": False, **(config.get("s3") or {})},
             },
             session=self._session,
+            asynchronous=asynchronous,
             use_listings_cache=False,
             skip_instance_cache=True,
         )
@@ -109,8 +119,31 @@ class S3Client:
         if found in (None, self._credentials):
             return False
         self._session, self._credentials = session, found
-        self._s3 = self._open()
+        self._own = self._shared = None
         return True
+
+    @property
+    def _s3(self) -> S3FileSystem:
+        if self._shared is None:
+            self._shared = self._open(asynchronous=False)
+        return self._shared
+
+    def _at_once(self, request: Callable[[S3FileSystem], Coroutine[Any, Any, T]]) -> T:
+        """Run a request: on the own loop if no other thread does, and this one runs no other loop."""
+        if os.getpid() != self._process:
+            raise RuntimeError("a forked process makes its own client")
+        if not _runs_a_loop() and self._alone.acquire(blocking=False):
+            try:
+                if self._own is None:
+                    loop, s3 = asyncio.new_event_loop(), self._open(asynchronous=True)
+                    client = _run(loop, s3.set_session())
+                    weakref.finalize(s3, _close, loop, client, self._process)
+                    self._own = s3, loop
+                s3, loop = self._own
+                return _run(loop, request(s3))
+            finally:
+                self._alone.release()
+        return asyncio.run_coroutine_threadsafe(request(self._s3), self._s3.loop).result()
 
     @contextmanager
     def errors(self) -> Iterator[None]:
@@ -135,21 +168,27 @@ class S3Client:
         Args:
             seconds: That it may take on top of the usual.
         """
+
+        async def request(s3: S3FileSystem) -> dict[str, Any]:
+            async with asyncio.timeout(_deadline() + seconds):
+                answer: dict[str, Any] = await s3._call_s3(method, **kwargs)
+                return answer
+
         with self.errors():
-            answer: dict[str, Any] = self._s3.call_s3(method, timeout=_deadline() + seconds, **kwargs)
-        return answer
+            return self._at_once(request)
 
     def send(self, method: str, data: bytes, **kwargs: Any) -> dict[str, Any]:
         """Make a request with a body. It may take as long as the server keeps taking bytes."""
         if len(data) <= BLOCK_BYTES:  # without asking the server first whether it takes the body, as botocore does
             return self.call(method, Body=data, **kwargs)
         with self.errors():
-            if self._s3.s3.meta.config.request_checksum_calculation == "when_supported":
-                kwargs["ChecksumCRC32"] = base64.b64encode(zlib.crc32(data).to_bytes(4)).decode()
-            return self.start(self._send(method, Body(data), **kwargs)).result()
+            return self._at_once(lambda s3: self._send(s3, method, data, **kwargs))
 
-    async def _send(self, method: str, body: Body, **kwargs: Any) -> dict[str, Any]:
-        request = asyncio.ensure_future(self._s3._call_s3(method, Body=body, **kwargs))
+    async def _send(self, s3: S3FileSystem, method: str, data: bytes, **kwargs: Any) -> dict[str, Any]:
+        client, body = await s3.set_session(), Body(data)
+        if client.meta.config.request_checksum_calculation == "when_supported":
+            kwargs["ChecksumCRC32"] = base64.b64encode(zlib.crc32(data).to_bytes(4)).decode()
+        request = asyncio.ensure_future(s3._call_s3(method, Body=body, **kwargs))
         taken = -1
         while not request.done() and body.taken != taken:
             taken = body.taken
@@ -164,14 +203,62 @@ class S3Client:
         """Ask for the bytes `[start, end)` of an object; see `Stream`."""
         return Stream(self, start, end, piece_bytes, least, **where)
 
-    async def get(self, **kwargs: Any) -> dict[str, Any]:
-        """Ask for an object; the body of the answer arrives later."""
-        answer: dict[str, Any] = await self._s3._call_s3("get_object", **kwargs)
-        return answer
+    def read(self, most: int, **where: str) -> bytes:
+        """The first `most` bytes of an object."""
+
+        async def request(s3: S3FileSystem) -> bytes:
+            answer = Answer(s3, 0, most, most, most)
+            try:
+                pieces = [await answer.open(**where)]
+                while answer.left:
+                    pieces.append(await answer.receive())
+            finally:
+                answer.close()
+            return b"".join(pieces)
+
+        with self.errors():
+            return self._at_once(request)
+
+    def answer(self, start: int, end: int, piece_bytes: int, least: int) -> Answer:
+        """What will receive the bytes `[start, end)` of an object on the thread of s3fs."""
+        return Answer(self._s3, start, end, piece_bytes, least)
 
     def start(self, method: Coroutine[Any, Any, T]) -> Future[T]:
         """Run a coroutine on the thread of s3fs."""
         return asyncio.run_coroutine_threadsafe(method, self._s3.loop)
+
+
+def _runs_a_loop() -> bool:
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return False
+    return True
+
+
+def _run(loop: asyncio.AbstractEventLoop, request: Coroutine[Any, Any, T]) -> T:
+    """Run a request to its end; an exception of this thread, such as Ctrl-C, ends it."""
+    task = loop.create_task(request)
+    try:
+        return loop.run_until_complete(task)
+    finally:
+        if not task.done():
+            task.cancel()
+            with suppress(asyncio.CancelledError):
+                loop.run_until_complete(task)
+
+
+def _close(loop: asyncio.AbstractEventLoop, client: Any, process: int) -> None:
+    """Close the connections of a loop that nobody runs any more."""
+    if os.getpid() != process or loop.is_running():
+        return
+    if _runs_a_loop():  # the client was dropped while this thread ran the loop of another one
+        closing = threading.Thread(target=_close, args=(loop, client, process))
+        closing.start()
+        closing.join()
+        return
+    loop.run_until_complete(client.__aexit__(None, None, None))
+    loop.close()
 
 
 class Body:
@@ -205,16 +292,15 @@ class Stream:
         piece_bytes: A piece has at most so many.
         least: And at least so many, but for the last one.
 
-    Attributes:
-        total: Bytes of the whole object, known once something was read; 0 where it ends before `start`.
     """
 
     def __init__(self, client: S3Client, start: int, end: int, piece_bytes: int, least: int, **where: str) -> None:
-        self.total = 0
-        self._client, self._position, self._end = client, start, end
-        self._piece_bytes, self._least = piece_bytes, least
-        self._body: Any = None
-        self._next: Future[bytes] | None = client.start(self._open(**where))
+        self._client, self._answer = client, client.answer(start, end, piece_bytes, least)
+        self._next: Future[bytes] | None = client.start(self._answer.open(**where))
+
+    @property
+    def total(self) -> int:
+        return self._answer.total
 
     def read(self) -> bytes:
         """The next bytes; none at the end."""
@@ -222,7 +308,7 @@ class Stream:
             return b""
         with self._client.errors():
             piece = self._next.result()
-        self._next = self._client.start(self._receive()) if self._position < self._end else None
+        self._next = self._client.start(self._answer.receive()) if self._answer.left else None
         return piece
 
     def close(self) -> None:
@@ -232,13 +318,32 @@ class Stream:
             self._client.start(self._close())
 
     async def _close(self) -> None:
-        if self._body is not None:
-            self._body.close()
+        self._answer.close()
 
-    async def _open(self, **where: str) -> bytes:
+
+class Answer:
+    """The bytes `[start, end)` of an object, received by coroutines of one event loop; arguments as of `Stream`.
+
+    Attributes:
+        total: Bytes of the whole object, known once something was read; 0 where it ends before `start`.
+    """
+
+    def __init__(self, s3: S3FileSystem, start: int, end: int, piece_bytes: int, least: int) -> None:
+        self.total = 0
+        self._s3, self._position, self._end = s3, start, end
+        self._piece_bytes, self._least = piece_bytes, least
+        self._body: Any = None
+
+    @property
+    def left(self) -> int:
+        """Bytes that have not been received."""
+        return self._end - self._position
+
+    async def open(self, **where: str) -> bytes:
+        """Ask for the bytes, and return the first of them."""
         try:
             async with asyncio.timeout(_deadline()):
-                answer = await self._client.get(**where, Range=f"bytes={self._position}-{self._end - 1}")
+                answer = await self._s3._call_s3("get_object", **where, Range=f"bytes={self._position}-{self._end - 1}")
         except OSError as error:
             if s3_code(error) not in PAST_THE_END:
                 raise
@@ -247,11 +352,12 @@ class Stream:
         self._body = answer["Body"]
         self.total = int(answer.get("ContentRange", "").rpartition("/")[2] or answer["ContentLength"])
         self._end = max(self._position, min(self._end, self.total))
-        return await self._receive()
+        return await self.receive()
 
-    async def _receive(self) -> bytes:
+    async def receive(self) -> bytes:
+        """The next bytes."""
         blocks: list[bytes] = []
-        arrived, most = 0, min(self._piece_bytes, self._end - self._position)
+        arrived, most = 0, min(self._piece_bytes, self.left)
         try:
             async with asyncio.timeout(_deadline()):
                 while arrived < min(most, self._least):
@@ -264,9 +370,14 @@ class Stream:
             if not blocks or (isinstance(error, TimeoutError) and arrived < LEAST):
                 raise
         self._position += arrived
-        if self._position == self._end:
+        if not self.left:
             self._body.close()
         return blocks[0] if len(blocks) == 1 else b"".join(blocks)
+
+    def close(self) -> None:
+        """Stop receiving."""
+        if self._body is not None:
+            self._body.close()
 
 
 def _timestamp(text: str) -> datetime:

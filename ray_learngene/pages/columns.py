@@ -93,9 +93,11 @@ def model_columns(records: Sequence[Record]) -> dict[str, Any]:
 
 
 def planned_models(plan: Mapping[str, Any]) -> dict[str, Any]:
-    """What a sweep was to cost, by arm and size."""
+    """What a sweep was to cost, by arm and size, and the distillation before it."""
     models = [one for one in plan["descendants"] if isinstance(one, dict)]
+    distilled = plan.get("distillation")
     return {
+        **({"distillation": _number(distilled, "seconds")} if isinstance(distilled, dict) else {}),
         "device": _text(plan, "device"),
         **{name: _number(plan, name) for name in ("load", "hours", "device_hours", "share", "price", "price_per_hour")},
         "models": [

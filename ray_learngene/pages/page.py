@@ -19,6 +19,7 @@ from ray_learngene.pages.columns import Record, model_columns, planned_models, r
 from ray_learngene.pages.devices import device_columns, device_timings
 from ray_learngene.pages.html import assemble
 from ray_learngene.store.costs import costed
+from ray_learngene.store.lineage import named_artefact, training_costs
 from ray_learngene.store.manifest import FOLDERS
 from ray_learngene.store.rows import usable
 from ray_learngene.store.store import Entry, Store
@@ -91,10 +92,18 @@ def write_page(config: PageConfig) -> Path:
 def _settings(store: Store, name: str) -> dict[str, Any]:
     """What the page says of a sweep besides its descendants."""
     settings, plan = read_settings(store, name), read_plan(store, name)
-    return {
-        "budgets": list(settings["budgets"]) if settings else [],
-        **({"planned": planned_models(plan)} if plan else {}),
-    }
+    found: dict[str, Any] = {"budgets": list(settings["budgets"]) if settings else []}
+    if plan:
+        found["planned"] = {**planned_models(plan), "distilled": _distilled(store, plan.get("distillation"))}
+    return found
+
+
+def _distilled(store: Store, planned: object) -> float | None:
+    """Seconds that a planned distillation has taken; None if there was no plan, or it is not done."""
+    if not isinstance(planned, dict):
+        return None
+    manifest = named_artefact(f"store:learngenes/{planned.get('learngene')}", store)
+    return (training_costs(manifest)["seconds"] or None) if manifest else None
 
 
 def _page(

@@ -10,7 +10,7 @@ import os
 import shutil
 import stat
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -31,8 +31,8 @@ LEFTOVERS = (".partial", ".replaced")  # what a pull that died leaves next to it
 log = logging.getLogger(__name__)
 
 
-def download(objects: Objects, manifest: Manifest, out: Path, overwrite: bool) -> Path:
-    """Download the files of `manifest` into the local folder `out`.
+def download(objects: Objects, manifest: Manifest, out: Path, overwrite: bool, without: Collection[str] = ()) -> Path:
+    """Download the files of `manifest`, but for some folders, into the local folder `out`.
 
     They gather in `<out>.partial`, which a later call continues, and which is renamed when every file has the size and
     the SHA-256 of the manifest.
@@ -61,12 +61,13 @@ def download(objects: Objects, manifest: Manifest, out: Path, overwrite: bool) -
                 (replaced / LOCK).unlink(missing_ok=True)
                 os.rename(replaced, out)  # an earlier pull died between the two renames below
                 _check_free(out, manifest, overwrite)
-            _remove_others(partial, manifest)
-            _check_space(partial, manifest)
-            with Progress(f"pull of {manifest.kind} {manifest.name}", manifest.bytes / 1e6, "MB") as progress:
+            wanted = manifest.without(without)
+            _remove_others(partial, wanted)
+            _check_space(partial, wanted)
+            with Progress(f"pull of {manifest.kind} {manifest.name}", wanted.bytes / 1e6, "MB") as progress:
                 progress.at(_bytes_in(partial) / 1e6)
                 fetch = functools.partial(_fetch, objects, manifest.base, partial, progress)
-                objects.each([functools.partial(fetch, entry) for entry in manifest.files], STREAMS)
+                objects.each([functools.partial(fetch, entry) for entry in wanted.files], STREAMS)
             shutil.rmtree(replaced, ignore_errors=True)
             if os.path.lexists(out):
                 _check_free(out, manifest, overwrite)  # again: it may have come into being meanwhile

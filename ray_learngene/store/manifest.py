@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any, Literal, Self, get_args
 
@@ -114,6 +115,11 @@ class Manifest(BaseModel):
             return None
         stripped = [entry.model_copy(update={"path": entry.path.removeprefix(f"{part}/")}) for entry in files]
         return self.model_copy(update={"files": stripped, "folder": f"{self.folder or self.version}/{part}"})
+
+    def without(self, parts: Collection[str]) -> Manifest:
+        """The manifest without the files of some folders."""
+        kept = [entry for entry in self.files if entry.path.partition("/")[0] not in parts or "/" not in entry.path]
+        return self.model_copy(update={"files": kept})
 
     def entry(self, path: str) -> FileEntry | None:
         """The entry of one file, None where the artefact has no such file."""

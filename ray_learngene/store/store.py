@@ -16,7 +16,7 @@ import difflib
 import hashlib
 import io
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -249,11 +249,20 @@ class Store:
             for broken in Listing(self.objects, kind).broken(entry for entry in entries if entry.kind == kind)
         ]
 
-    def download(self, kind: Kind, name: str, out: Path, overwrite: bool = False, part: str | None = None) -> Path:
+    def download(
+        self,
+        kind: Kind,
+        name: str,
+        out: Path,
+        overwrite: bool = False,
+        part: str | None = None,
+        without: Collection[str] = (),
+    ) -> Path:
         """Bring an artefact to the local folder `out` and return its absolute path.
 
         Args:
             part: A folder of the artefact that is wanted alone.
+            without: Folders of the artefact that are not wanted.
 
         An interrupted download continues where it stopped; `out` appears only when every file is there and verified.
 
@@ -267,7 +276,7 @@ class Store:
             if below is None:
                 raise UserError(f"{kind} {name!r} in {self.uri} has no folder {part!r}")
             manifest = below
-        return download(self.objects, manifest, out, overwrite)
+        return download(self.objects, manifest, out, overwrite, without)
 
     def read_bytes(self, kind: Kind, name: str, path: str) -> bytes:
         """One file of an artefact, verified; see `read_file` for several of one version.

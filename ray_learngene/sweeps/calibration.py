@@ -3,21 +3,16 @@
 from __future__ import annotations
 
 import heapq
-import itertools
 import math
 import os
-import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
-from pathlib import Path
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
 
 from ray_learngene.config import SweepConfig
 from ray_learngene.device import resolve_device
-from ray_learngene.errors import Interrupted
 from ray_learngene.models.costs import device_name
 from ray_learngene.models.specs import Spec, build
 from ray_learngene.sweeps.descendant import DescendantRun, DescendantTask, descendant_batches
@@ -25,10 +20,15 @@ from ray_learngene.sweeps.packing import Place
 from ray_learngene.sweeps.trials import SweepInputs, Trial
 from ray_learngene.training.clock import Clock
 from ray_learngene.training.fitting import Fitting
-from ray_learngene.training.lockstep import Trains, train
-
-WARM_UP, LEAST, MOST = 2, 4, 40  # steps of a measurement
-SECONDS = 2.0  # after which a measurement ends, if it has the least steps
+from ray_learngene.training.pace import (
+    LEAST,
+    MOST,
+    WARM_UP,
+    DistillationCost,
+    NoCheckpoints,
+    marks,
+    step_seconds,
+)
 
 
 @dataclass(frozen=True)
@@ -69,6 +69,7 @@ class SweepCost:
         device: Where the steps were measured.
         load: Mean number of processes that wanted a CPU there, over the last minute.
         price_per_hour: Of one GPU, or of one CPU where there is no GPU.
+        distillation: Of the learngene, if that is still to be distilled.
     """
 
     descendants: tuple[DescendantCost, ...]
@@ -78,10 +79,11 @@ class SweepCost:
     device: str
     load: float
     price_per_hour: float | None
+    distillation: DistillationCost | None = None
 
     @property
     def device_hours(self) -> float:
-        """GPU-hours, or CPU-hours where there is no GPU."""
+        """GPU-hours of the descendants, or CPU-hours where there is no GPU."""
         return self.share * sum(one.count * one.seconds for one in self.descendants) / 3600
 
     @property
@@ -100,6 +102,7 @@ class SweepCost:
             "hours": round(self.hours, 5),
             "device_hours": round(self.device_hours, 5),
             "price": self.price and round(self.price, 4),
+            **({"distillation": asdict(self.distillation)} if self.distillation else {}),
         }
 
 
@@ -200,20 +203,6 @@ def _in_worker(inputs: SweepInputs, trials: Sequence[Trial]) -> tuple[list[Pace]
     return measure(inputs, trials)
 
 
-class NoCheckpoints:
-    """Checkpoints of a training that is not kept."""
-
-    @contextmanager
-    def latest(self) -> Iterator[Path | None]:
-        yield None
-
-    def save(self, write: Callable[[Path], None], metrics: dict[str, Any]) -> None: ...
-    def finish(self) -> None: ...
-    def wait(self) -> None: ...
-    def busy(self) -> bool:
-        return False
-
-
 def _tuning_pace(inputs: SweepInputs, trial: Trial) -> Pace:
     clock, settings, run = _run(inputs, trial)
     run.model = build(trial.spec)  # its weights change no speed
@@ -221,11 +210,9 @@ def _tuning_pace(inputs: SweepInputs, trial: Trial) -> Pace:
     per_epoch = run.trainer.steps_per_epoch
     read = _read_pace(inputs, settings, clock)
     begin = clock()
-    marks = _marks(run.trainer, descendant_batches(inputs, settings, taught=True), clock)
-    score = marks[0] - begin
-    spans = [after - begin for begin, after in itertools.pairwise(marks)]
-    spans = [span - score * ((number + 1) % per_epoch == 0) for number, span in enumerate(spans)][WARM_UP:]
-    return Pace(read, max(0.0, sum(spans) / len(spans) - read), score)
+    found = marks(run.trainer, descendant_batches(inputs, settings, taught=True), clock)
+    score = found[0] - begin
+    return Pace(read, max(0.0, step_seconds(found, per_epoch, score) - read), score)
 
 
 def _fitting_pace(inputs: SweepInputs, trial: Trial, read: float) -> float:
@@ -238,10 +225,8 @@ def _fitting_pace(inputs: SweepInputs, trial: Trial, read: float) -> float:
     fitting = Fitting(
         adapter, inputs.images, settings, clock=clock, autocast=run.autocast, smoothing=settings.smoothing
     )
-    marks = _marks(fitting, descendant_batches(inputs, settings, taught=False), clock)
-    spans = [after - begin for begin, after in itertools.pairwise(marks)]
-    spans = spans[WARM_UP:] or spans
-    return max(0.0, sum(spans) / len(spans) - read) if spans else 0.0
+    found = marks(fitting, descendant_batches(inputs, settings, taught=False), clock)
+    return max(0.0, step_seconds(found, fitting.total_steps + 1, 0.0) - read)
 
 
 def _run(inputs: SweepInputs, trial: Trial) -> tuple[Clock, SweepConfig, DescendantRun]:
@@ -258,26 +243,10 @@ def _run(inputs: SweepInputs, trial: Trial) -> tuple[Clock, SweepConfig, Descend
 def _read_pace(inputs: SweepInputs, settings: SweepConfig, clock: Clock) -> float:
     """Seconds of reading the batch of one step, as a training does."""
     batches = descendant_batches(inputs, settings, taught=True)
-    marks = []
+    found = []
     for step in range(WARM_UP + LEAST):
-        marks.append(clock())
+        found.append(clock())
         with clock.running():
             for _ in batches.of_step(step):
                 pass
-    return (clock() - marks[WARM_UP]) / LEAST
-
-
-def _marks(trains: Trains, batches: Any, clock: Clock) -> list[float]:
-    """The clock before every step and after the last one."""
-    marks: list[float] = []
-    began = time.monotonic()
-
-    def stop(step: int) -> bool:
-        marks.append(clock())
-        enough = len(marks) > WARM_UP + LEAST and time.monotonic() - began > SECONDS
-        return enough or len(marks) > MOST
-
-    with suppress(Interrupted):
-        train([trains], batches, stop=stop)
-        marks.append(clock())  # it has come to its end
-    return marks
+    return (clock() - found[WARM_UP]) / LEAST

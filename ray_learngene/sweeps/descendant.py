@@ -5,12 +5,10 @@ from __future__ import annotations
 import json
 import logging
 import re
-import shutil
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import ray_learngene.torchvision_cpu  # noqa: F401  isort:skip  (before the first timm import)
@@ -19,20 +17,14 @@ from ray_learngene.ancestry.model import Ancestry
 from ray_learngene.ancestry.origin import stored_origin
 from ray_learngene.config import SweepConfig
 from ray_learngene.config.decides import DESCENDANT, TAUGHT_DESCENDANT, decisive
-from ray_learngene.data.image_set import Subset
-from ray_learngene.data.loader import Batch
-from ray_learngene.data.pipeline import ImagePipeline, validation_batches
-from ray_learngene.data.reader import Reader
-from ray_learngene.delivery.export import Exporter, ExportImages, spaced
+from ray_learngene.data.pipeline import ImagePipeline
 from ray_learngene.device import resolve_device
-from ray_learngene.errors import UserError
 from ray_learngene.io.scratch import scratch_folder
-from ray_learngene.models.card import model_card
 from ray_learngene.models.compile import compile_layers
 from ray_learngene.models.origin import Origin, data_name
 from ray_learngene.models.sizes import size_columns, size_name
 from ray_learngene.models.specs import Spec, build, set_drop_path, timm_arguments
-from ray_learngene.models.timm_folder import export_timm, load_timm
+from ray_learngene.models.timm_folder import export_timm
 from ray_learngene.provenance import fingerprint, provenance, publishable
 from ray_learngene.store.checkpoints import StoreCheckpoints
 from ray_learngene.store.index import labels_key
@@ -40,6 +32,7 @@ from ray_learngene.store.learngenes import LEARNGENE_COLUMNS, StoredLearngene
 from ray_learngene.store.manifest import LONGEST_NAME
 from ray_learngene.store.store import NameTaken, Store
 from ray_learngene.sweeps.arms import Arm
+from ray_learngene.sweeps.exports import CARD, METRICS, descendant_card, write_exports
 from ray_learngene.training.batches import Batches
 from ray_learngene.training.checkpoints import BackgroundCheckpoints, Progress
 from ray_learngene.training.clock import Clock
@@ -332,10 +325,11 @@ class DescendantRun:
             export(self.model, folder)
             if trainer.ema is not None:
                 export(trainer.ema.module, folder / "ema")
-            row["exports"] = ",".join(self._exports(folder)) or None
+            exports = self.settings.export
+            row["exports"] = write_exports(folder, self.task.one.name, exports, self.settings, self.images) or None
             row["overhead_seconds"] = round(self.clock() - (progress.seconds - progress.resumed_seconds), 3)
-            (folder / "metrics.json").write_text(json.dumps(metadata, indent=2) + "\n")
-            (folder / "README.md").write_text(self._card(row))
+            (folder / METRICS).write_text(json.dumps(metadata, indent=2) + "\n")
+            (folder / CARD).write_text(descendant_card(row, self.origin, metadata["config"]))
             with suppress(NameTaken):
                 self.store.publish("descendant", self.name, folder, metadata)
                 return row
@@ -343,44 +337,3 @@ class DescendantRun:
         log.info(f"{self.name} was published meanwhile by another run of this sweep: it counts")
         published: dict[str, Any] = self.store.manifest("descendant", self.name).metadata["row"]
         return published
-
-    def _exports(self, folder: Path) -> list[str]:
-        """Export the folder's model next to it; what does not export is told, and the model is published without it."""
-        made: list[str] = []
-        if not self.settings.export:
-            return made
-        images, size = self.images, self.settings.batch_size // self.settings.accumulation
-
-        def training(count: int) -> Iterable[Batch]:
-            some = Subset(images.train, spaced(len(images.train), count))
-            return validation_batches(some, images.preprocessing, size, reader=Reader(some, images.unreadable))
-
-        seen = ExportImages(
-            f"{len(images.val)} validation images of {data_name(self.settings.data)}",
-            lambda: images.scored_batches(size)[0],
-            training,
-        )
-        try:
-            exporter = Exporter(load_timm(folder), self.task.one.name, self.settings, images=seen)
-            for format in self.settings.export:
-                (folder / format).mkdir()
-                exporter.write(format, folder / format)
-                made.append(format)
-        except UserError as error:
-            log.warning(f"{self.name} is published without {self.settings.export[len(made)]}: {error}")
-            for format in self.settings.export[len(made) :]:
-                shutil.rmtree(folder / format, ignore_errors=True)
-        return made
-
-    def _card(self, row: dict[str, Any]) -> str:
-        averaged = {} if row["ema_top1"] is None else {"top-1 of the averaged weights": row["ema_top1"]}
-        return model_card(
-            "descendant_card.md",
-            name=row["descendant"],
-            origin=self.origin,
-            data=data_name(row["data"]),
-            split=self.settings.validate_on,
-            metrics={"top-1": row["top1"], "top-1 before tuning": row["top1_untuned"], **averaged},
-            row=row,
-            config=publishable(self.settings.model_dump(mode="json")),
-        )

@@ -9,7 +9,7 @@ from ray_learngene.config import OptimizationConfig, SelectionConfig
 from ray_learngene.models.specs import Spec
 from ray_learngene.store.costs import learngene_cost
 from ray_learngene.store.learngenes import StoredLearngene
-from ray_learngene.store.lineage import ancestry_costs
+from ray_learngene.store.lineage import ancestry_costs, sources_of
 from ray_learngene.store.store import Store
 from ray_learngene.sweeps.arms import Arm
 from ray_learngene.training.flops import TRAINING_PASSES, training_flops
@@ -51,7 +51,7 @@ def equal_cost_epochs(
         return {}
     sharing = {name: sum(name_of(spec) == name for spec in specs) for name in spent}
     more = len({*earlier} - {(spec.image, costs[spec]["params"]) for spec in specs}) if len(spent) == 1 else 0
-    origins = [f"store:learngenes/{name}" for name in spent]
+    origins = [reference for name in spent for reference in sources_of(learngenes[name].manifest)]
     ancestry = ancestry_costs([*origins, *([teacher] if teacher else [])], store)["flops"]
     epochs = {}
     for spec in specs:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ray_learngene.config import PlanConfig, SweepConfig
 from ray_learngene.data.open import open_image_sets
 from ray_learngene.errors import UserError
 from ray_learngene.models.costs import Latency
 from ray_learngene.models.specs import Spec
+from ray_learngene.store.learngenes import StoredLearngene
 from ray_learngene.store.manifest import folder_of
 from ray_learngene.store.store import Store
 from ray_learngene.store.sweeps import PLAN, sweep_file
@@ -27,6 +28,7 @@ from ray_learngene.sweeps.selection import (
 from ray_learngene.sweeps.sweep import prepare
 from ray_learngene.training.flops import TRAINING_PASSES
 from ray_learngene.training.optimizers import traits_of
+from ray_learngene.training.pace import DistillationCost
 
 
 @dataclass(frozen=True)
@@ -58,8 +60,14 @@ class Plan:
     cost: SweepCost | None = None
 
 
-def plan(config: PlanConfig) -> Plan:
+def plan(
+    config: PlanConfig, distillation: DistillationCost | None = None, planned: StoredLearngene | None = None
+) -> Plan:
     """Select the specs as a sweep does, and add up what they cost.
+
+    Args:
+        distillation: What the distillation of the learngene will cost.
+        planned: Stands for the learngene until it is distilled.
 
     Raises:
         UserError: a budget that nothing meets (says by how much), or whatever a sweep would refuse.
@@ -68,7 +76,7 @@ def plan(config: PlanConfig) -> Plan:
     traits_of(config)  # refuses what a sweep would
     store = Store.of(config)
     store.check(write=False)
-    stored = load_learngene(config, store)
+    stored = planned or load_learngene(config, store)
     learngene = stored.learngene
     arms = parse_arms(config, learngene)
     sets = open_image_sets(config) if config.data else None
@@ -112,7 +120,7 @@ def plan(config: PlanConfig) -> Plan:
                     trained = len(sets.train) // config.batch_size * epochs[choice.spec]
                 images = trained * config.batch_size
             macs += choice.costs["macs"] * images
-    cost = _calibrate(config, store, measure) if config.calibrate else None
+    cost = _calibrate(config, store, measure, distillation, planned) if config.calibrate else None
     return Plan(
         selection,
         {choice.spec: measure(choice.spec) for choice in selection.specs},
@@ -122,20 +130,26 @@ def plan(config: PlanConfig) -> Plan:
         2.0 * TRAINING_PASSES * macs * per_arm,
         epochs,
         tuple(dict.fromkeys(outside)),
-        stored.facts()["learngene_seconds"],
+        None if planned else stored.facts()["learngene_seconds"],
         cost,
     )
 
 
-def _calibrate(config: PlanConfig, store: Store, measure: Meter) -> SweepCost:
+def _calibrate(
+    config: PlanConfig,
+    store: Store,
+    measure: Meter,
+    distillation: DistillationCost | None,
+    planned: StoredLearngene | None,
+) -> SweepCost:
     """Measure what the sweep will cost; its plan is kept in the store if the sweep has a name."""
     given = {name: getattr(config, name) for name in SweepConfig.model_fields if name in config.model_fields_set}
     settings = SweepConfig(**{**given, "name": config.name or "plan"})
     if config.name:
         folder_of("descendant", f"{config.name}/x")
         store.check(write=True)
-    prepared = prepare(settings, store, measure)
-    cost = calibrate(prepared.inputs, prepared.wanted, config.price_per_hour)
+    prepared = prepare(settings, store, measure, planned)
+    cost = replace(calibrate(prepared.inputs, prepared.wanted, config.price_per_hour), distillation=distillation)
     if config.name:
         store.write_text(sweep_file(config.name, PLAN), json.dumps(cost.as_json(), indent=2) + "\n")
     return cost

@@ -35,6 +35,7 @@ from ray_learngene.store.sweeps import SETTINGS, read_settings, sweep_file
 from ray_learngene.sweeps.arms import Arm
 from ray_learngene.sweeps.descendant import decisive_settings
 from ray_learngene.sweeps.equal_cost import equal_cost_epochs
+from ray_learngene.sweeps.exports import AddsExports, add_exports
 from ray_learngene.sweeps.latency import Meter, latency_meter
 from ray_learngene.sweeps.live_page import LivePage
 from ray_learngene.sweeps.results import earlier_rows, write_results
@@ -106,13 +107,16 @@ class Prepared:
     wanted: list[Trial]
 
 
-def prepare(config: SweepConfig, store: Store, known: Meter | None = None) -> Prepared:
+def prepare(
+    config: SweepConfig, store: Store, known: Meter | None = None, planned: StoredLearngene | None = None
+) -> Prepared:
     """Read and check everything that trials need.
 
     Args:
         known: Latencies that are known already.
+        planned: Stands for the learngene until it is distilled.
     """
-    stored = load_learngene(config, store)
+    stored = planned or load_learngene(config, store)
     learngene = stored.learngene
     arms = parse_arms(config, learngene)
     preprocessing = _preprocessing(config, learngene)
@@ -160,6 +164,7 @@ def _sweep(config: SweepConfig, store: Store, trackers: Trackers, callbacks: Seq
     text = json.dumps(settings, indent=2) + "\n"
     unfinished: list[dict[str, Any]] = []
     page = LivePage(store, config.name, before, len(wanted) * max(1, config.lr_search))
+    tracked = TrackedTrials(trackers, inputs)
 
     def on_start() -> None:
         store.write_text(sweep_file(config.name, SETTINGS), text)
@@ -167,8 +172,9 @@ def _sweep(config: SweepConfig, store: Store, trackers: Trackers, callbacks: Seq
 
     try:
         with running(store, config.name), page:
-            followers: list[Follower] = [page, TrackedTrials(trackers, inputs)] if config.track else [page]
+            followers: list[Follower] = [page, tracked] if config.track else [page]
             run_trials(inputs, wanted, before, on_start, unfinished.append, followers, callbacks)
+            add_exports(AddsExports(config, inputs.images, store), before, tracked.exported)
     except BaseException:
         if unfinished:
             with suppress(UserError):  # what ended the sweep matters more

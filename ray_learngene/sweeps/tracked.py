@@ -24,12 +24,21 @@ class TrackedTrials:
 
     def finished(self, trial: Trial, row: Mapping[str, Any]) -> None:
         """A trial's descendant is in the store."""
-        name, store = f"{row['sweep']}/{row['descendant']}", self.inputs.store
-        self.trackers.finish(self._run(trial), row, lambda: reference_of(store, store.manifest("descendant", name)))
+        self._finish(self._run(trial), row)
+
+    def exported(self, row: Mapping[str, Any]) -> None:
+        """A descendant that was published before is published again, with exports."""
+        run = run_of("descendant", f"{row['sweep']}/{row['descendant']}")
+        self.trackers.start(run, {})
+        self._finish(run, row)
 
     def unfinished(self, trial: Trial, row: Mapping[str, Any]) -> None:
         """A trial ended otherwise; its row says how."""
         self.trackers.fail(self._run(trial), row["error"] or row["status"])
+
+    def _finish(self, run: str, row: Mapping[str, Any]) -> None:
+        name, store = f"{row['sweep']}/{row['descendant']}", self.inputs.store
+        self.trackers.finish(run, row, lambda: reference_of(store, store.manifest("descendant", name)))
 
     def _run(self, trial: Trial) -> str:
         """The run of a trial, begun or continued."""

@@ -499,14 +499,18 @@ function makeCosts() {
   $("costs").replaceChildren(h("h2", { id: "costs-title" }, "Planned and spent"), ...planned.map(costsOf));
 }
 
+function more(spent, planned) {
+  return spent && planned ? `${spent >= planned ? "+" : "−"}${short(Math.abs(100 * (spent / planned - 1)))} %` : "–";
+}
+
 function costsOf(name) {
   const plan = data.sweeps[name].planned, ofSweep = MODELS.filter((model) => model.sweep === name);
   const rows = plan.models.map((one) => {
     const trained = ofSweep.filter((model) => model.arm === one.arm && model.size === one.size).map((model) => model.own ?? 0);
     const spent = statistics(trained);
-    const more = spent && one.seconds ? `${spent.mean >= one.seconds ? "+" : "−"}${short(Math.abs(100 * (spent.mean / one.seconds - 1)))} %` : "–";
-    return [`${one.arm} ${one.size}`, `${trained.length} of ${one.count}`, amount("seconds", one.seconds), spent ? amount("seconds", spent.mean) : "–", more];
+    return [`${one.arm} ${one.size}`, `${trained.length} of ${one.count}`, amount("seconds", one.seconds), spent ? amount("seconds", spent.mean) : "–", more(spent?.mean, one.seconds)];
   });
+  if (plan.distillation) rows.unshift(["distillation", plan.distilled ? "yes" : "no", amount("seconds", plan.distillation), plan.distilled ? amount("seconds", plan.distilled) : "–", more(plan.distilled, plan.distillation)]);
   const sum = (models) => models.reduce((total, one) => total + one, 0);
   const all = sum(plan.models.map((one) => one.count * one.seconds)), spent = sum(ofSweep.map((model) => model.own ?? 0));
   const price = plan.price === null ? "" : ` The plan's price was ${short(plan.price)}; what was spent is ${short((spent * (plan.share ?? 1) * plan.price_per_hour) / 3600)}.`;

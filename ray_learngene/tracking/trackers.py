@@ -7,7 +7,7 @@ import queue
 import re
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from types import TracebackType
+from types import MappingProxyType, TracebackType
 from typing import Any, Self
 
 from ray_learngene.config import Config
@@ -30,13 +30,15 @@ class Trackers:
 
     Args:
         texts: KIND:TARGET of each.
+        others: Trackers that are open already, by what messages call them.
 
     Raises:
         UserError: a tracker's package is missing, or its target cannot be one.
     """
 
-    def __init__(self, texts: Sequence[str]) -> None:
+    def __init__(self, texts: Sequence[str], others: Mapping[str, Tracker] = MappingProxyType({})) -> None:
         self._feeds = [_Feed(*_open(text)) for text in dict.fromkeys(texts)]
+        self._feeds += [_Feed(name, tracker) for name, tracker in others.items()]
         self._ended: set[str] = set()
         self._started: set[str] = set()
 
@@ -110,6 +112,41 @@ class _Feed:
                 self.failed = True
                 text = re.sub(r"//[^/@\s]+@", "//", " ".join(str(error).split()))[:300] or type(error).__name__
                 log.warning(f"the tracker {self.name} failed and follows no more: {text}")
+
+
+class ToDriver:
+    """A tracker in a worker that sends all to the driver, whose trackers hear it by `hear`.
+
+    Args:
+        send: Takes what `hear` is to be given there.
+    """
+
+    def __init__(self, send: Callable[[tuple[Any, ...]], object]) -> None:
+        self.send = send
+
+    def start(self, run: str, parameters: Parameters) -> None:
+        self.send(("start", run, dict(parameters)))
+
+    def log(self, run: str, step: int, numbers: Mapping[str, float]) -> None:
+        self.send(("log", run, step, dict(numbers)))
+
+    def finish(self, run: str, row: Mapping[str, Any], model: Reference) -> None:
+        self.send(("finish", run, dict(row), model))
+
+    def fail(self, run: str, error: str) -> None:
+        self.send(("fail", run, error))
+
+    def close(self) -> None: ...
+
+
+def hear(trackers: Trackers, told: tuple[Any, ...]) -> None:
+    """Tell trackers what a `ToDriver` has sent."""
+    what, *rest = told
+    if what == "finish":
+        run, row, model = rest
+        trackers.finish(run, row, lambda: model)
+    else:
+        getattr(trackers, what)(*rest)
 
 
 def reference_of(store: Store, manifest: Manifest) -> Reference:

@@ -228,3 +228,39 @@ def test_a_sweep_publishes_exports_and_pull_fetches_one(
     assert learngene(f"pull descendants/t/{plain} --format onnx") == 2
     assert re.search("was published without onnx: pull it .* `learngene export", capsys.readouterr().err)
     assert provenance()["versions"]["torch"]
+
+
+@pytest.mark.export
+@pytest.mark.parametrize(("where", "reruns"), [("--in-process", ["onnx", "onnx,int8"]), ("", ["onnx,int8"])])
+def test_a_sweep_that_runs_again_adds_the_exports_that_are_missing(
+    where: str, reruns: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = publish_learngene(tmp_path, "sws:stages=1-1", spec=SPEC.replace(depth=2))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("LEARNGENE_STORE", store.uri)
+    settings = "--data digits --val-share 0.2 --train-share 0.2 --arms sws --epochs 1 --batch-size 64"
+    command = f"sweep --learngene gene --name s --depths 1,2 --min-agreement 0 {settings}"
+    assert learngene(f"{command} --in-process") == 0
+    plain = {row["descendant"]: row for row in store.rows("s")}
+    tensors = {one.name: one.entry("model.safetensors") for one in store.manifests("descendant", "s")}
+    assert len(plain) == 2 and not any(row["exports"] for row in plain.values())
+    for formats in reruns:
+        assert learngene(f"{command} {where} --export {formats}") == 0
+        said = capsys.readouterr().out
+        assert "0 descendants to train" in said and "2 published descendants lack" in said
+        assert {row["exports"] for row in store.rows("s")} == {formats}
+    assert learngene(f"{command} --in-process --export onnx,int8") == 0  # none is missing
+    assert "lack" not in capsys.readouterr().out
+    again = store.manifests("descendant", "s")
+    assert {one.name: one.entry("model.safetensors") for one in again} == tensors
+    assert {row["descendant"]: {**row, "exports": None} for row in store.rows("s")} == plain
+    assert learngene("pull --out best") == 0
+    assert "exports: onnx, int8 (--format fetches one)" in capsys.readouterr().out
+    timm_files = ["README.md", "config.json", "metrics.json", "model.safetensors"]
+    assert sorted(path.name for path in (tmp_path / "best").iterdir()) == timm_files
+    assert "Exports: onnx, int8" in (tmp_path / "best" / "README.md").read_text()
+    assert json.loads((tmp_path / "best" / "metrics.json").read_text())["row"]["exports"] == "onnx,int8"
+    store.download("descendant", again[0].name, tmp_path / "whole")
+    assert (tmp_path / "whole" / "int8" / "model.onnx").is_file()
+    assert learngene("pull --out whole --overwrite") == 0  # replaces what an earlier version pulled
+    assert sorted(path.name for path in (tmp_path / "whole").iterdir()) == timm_files

@@ -45,6 +45,7 @@ def test_ctrl_c_to_the_driver_leaves_a_checkpoint_of_what_runs(
         "cpus_per_trial": 1.5,  # of two: one after another, on one thread each
         "out": str(tmp_path / "out"),
         "address": head[0],
+        "track": [f"tensorboard:{tmp_path}/board"],
     }
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(json.dumps(settings))
@@ -65,6 +66,8 @@ def test_ctrl_c_to_the_driver_leaves_a_checkpoint_of_what_runs(
     assert store.exists("learngene", f"{name}-s0") and not store.exists("learngene", f"{name}-s1")
     folder = store.download("checkpoint", state, tmp_path / "checkpoint")
     assert 11 <= json.loads((folder / "progress.json").read_text())["step"] < 16 * 11
+    runs = tmp_path / "board/learngenes"  # written by the driver; workers may run on other hosts
+    assert {path.name for path in runs.iterdir()} == {f"{name}-s0", f"{name}-s1"}
 
 
 def test_a_task_heeds_what_the_driver_was_asked_before_its_first_step_and_keeps_its_cpu(head: tuple[str, str]) -> None:

@@ -34,7 +34,9 @@ def test_a_sweep_publishes_every_descendant_and_its_table(sweep_config: SweepCon
         def on_trial_result(self, iteration: int, trials: Any, trial: Any, result: dict[str, Any], **info: Any) -> None:
             self.seen.append(result)
 
-    table = sweep(sweep_config, [Results()])
+    board = tmp_path / "board"
+    table = sweep(sweep_config.model_copy(update={"track": (f"tensorboard:{board}",)}), [Results()])
+    assert {path.name for path in (board / "descendants/digits").iterdir()} == set(table["descendant"])
     finished = [result for result in Results.seen if result.get("finished")]
     assert {result["descendant"] for result in finished} == set(table["descendant"])  # the caller's callback ran
     store = Store(sweep_config.store)

@@ -100,6 +100,54 @@ def test_a_plan_is_measured_printed_and_kept_and_trains_nothing(
     assert all(one["seconds"] > 0 for one in planned["models"])
 
 
+def test_a_learngene_that_is_not_there_yet_is_planned_with_its_distillation(
+    store: Store, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    digits = {name: DIGITS[name] for name in ("data", "train_share", "val_share", "batch_size")}
+    sizes = {
+        "ancestry": "store:ancestries/vit",
+        "preset": "nano",
+        "depth": 2,
+        "width": 16,
+        "method": "any-size:shallowest=1",
+    }
+    recipe = tmp_path / "distill.yaml"
+    recipe.write_text(json.dumps({**digits, **sizes, "name": "later", "epochs": 6, "workers": 0}))
+    settings = {
+        **DIGITS,
+        "learngene": "later",
+        "arms": ["any-size", "scratch"],
+        "name": "sizes-of-it",
+        "scratch": "cost",
+    }
+    planned = lg.plan(**settings, store=store, epochs=2, calibrate=True, distill=str(recipe), price_per_hour=2.0)
+    cost = planned.cost
+    assert cost and cost.distillation and planned.learngene_seconds is None
+    distilled = cost.distillation
+    assert (distilled.learngene, distilled.workers) == ("later", 1) and distilled.seconds > 0
+    assert distilled.price == pytest.approx(2 * distilled.seconds / 3600)
+    assert min(planned.scratch_epochs.values()) > 2  # its share of a learngene that is not there yet
+    assert store.look_up("learngene", "later") is None
+    flags = ["--store", store.uri, "--learngene", "later", "--depths", "1", "--in-process"]
+    flags += ["--data", "digits", "--train-share", "0.1", "--val-share", "0.1", "--batch-size", "32"]
+    assert main(["plan", *flags, "--arms", "any-size", "--calibrate", "--distill", str(recipe)]) == 0
+    printed = capsys.readouterr().out
+    assert "the distillation: " in printed and "with the sweep" in printed and "the learngene has cost" not in printed
+    assert main(["plan", *flags, "--distill", str(recipe)]) == 2 and "give calibrate too" in capsys.readouterr().err
+    lg.distill(**digits, **sizes, name="later", epochs=6, workers=0, store=store)
+    lg.sweep(**settings, store=store, epochs=2)
+    page = store.read_text("sweeps/sizes-of-it/leaderboard.html") or ""
+    shown = data_of(page)["sweeps"]["sizes-of-it"]["planned"]
+    assert shown["distillation"] == pytest.approx(distilled.seconds, rel=0.01)
+    spent = store.manifest("learngene", "later").metadata["cost"]["seconds"]
+    assert shown["distilled"] == pytest.approx(spent)
+    again = lg.plan(**settings, store=store, epochs=2, calibrate=True, distill=str(recipe))  # it is there now
+    assert again.cost and again.cost.distillation is None and again.learngene_seconds == pytest.approx(spent)
+    settings["learngene"] = "sws"
+    with pytest.raises(lg.UserError, match="it makes the learngene 'later', not 'sws', of which the sweep is"):
+        lg.plan(**settings, store=store, calibrate=True, distill=str(recipe))
+
+
 @pytest.mark.parametrize("damage", ["", "{", "[]", '{"descendants": 3}', '{"descendants": [3, {"arm": 1}]}'])
 def test_a_damaged_plan_is_not_shown(damage: str, store: Store, tmp_path: Path) -> None:
     store.write_text("sweeps/sizes/plan.json", damage)

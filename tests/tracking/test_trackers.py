@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import builtins
 import logging
+import pickle
 import threading
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,7 +19,7 @@ from ray_learngene.errors import UserError
 from ray_learngene.provenance import publishable
 from ray_learngene.tracking import trackers as module
 from ray_learngene.tracking.base import Parameters, Reference, curve_points, result_numbers
-from ray_learngene.tracking.trackers import Trackers
+from ray_learngene.tracking.trackers import ToDriver, Trackers, hear
 
 MODEL = Reference("s3://bucket/descendants/photos/x/1", "abc", "00ff")
 
@@ -72,6 +73,19 @@ def test_every_tracker_hears_everything_in_order(monkeypatch: pytest.MonkeyPatch
         ("start", "a"), ("start", "b"), ("log", "a", 1), ("log", "b", 1), ("log", "a", 2), ("log", "b", 2),
         ("finish", "a", "abc"), ("fail", "b", "diverged"), ("close",),
     ]  # fmt: skip
+
+
+def test_trackers_of_a_driver_hear_what_its_workers_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    here, there = Notes(), Notes()
+    monkeypatch.setattr(module, "KINDS", {"here": lambda target: here, "there": lambda target: there})
+    sent: list[tuple[Any, ...]] = []
+    follow(
+        Trackers(["here:x"], {"of the driver": ToDriver(lambda told: sent.append(pickle.loads(pickle.dumps(told))))})
+    )
+    with Trackers(["there:x"]) as trackers:
+        for told in sent:
+            hear(trackers, told)
+    assert there.told == here.told and len(sent) == len(here.told) - 1  # each closes its own
 
 
 @pytest.mark.parametrize("at", range(9))

@@ -1,0 +1,140 @@
+"""What a distillation will cost: a few of its steps, measured where its workers will train."""
+
+from __future__ import annotations
+
+import copy
+import math
+import os
+from dataclasses import replace
+from datetime import UTC, datetime
+
+import torch
+
+from ray_learngene.config import DistillConfig
+from ray_learngene.device import gpu_allowed, resolve_device
+from ray_learngene.distillation.distill import prepare
+from ray_learngene.distillation.distill_task import DistillTask
+from ray_learngene.io.scratch import scratch_folder
+from ray_learngene.methods.base import DESCRIPTION_FILE, WEIGHTS_FILE, Learngene
+from ray_learngene.models.compile import compile_layers
+from ray_learngene.models.costs import device_name
+from ray_learngene.provenance import publishable
+from ray_learngene.store.learngenes import StoredLearngene
+from ray_learngene.store.manifest import FORMAT, Manifest
+from ray_learngene.training.batches import Batches
+from ray_learngene.training.clock import Clock
+from ray_learngene.training.engine import TorchEngine, resolve_precision
+from ray_learngene.training.optimizers import create_optimizer
+from ray_learngene.training.pace import MOST, DistillationCost, NoCheckpoints, marks, step_seconds
+from ray_learngene.training.trainer import Trainer
+from ray_learngene.training.world import World
+
+Measured = tuple[float, float, str, float]  # seconds of a step, seconds of scoring, device, load
+
+
+def plan_distillation(
+    config: DistillConfig, price_per_hour: float | None = None
+) -> tuple[DistillationCost, StoredLearngene]:
+    """Measure what a distillation will cost.
+
+    Returns:
+        The cost, and the learngene of the untrained auxiliary model, whose descendants cost what those of the trained
+        one will.
+
+    Raises:
+        UserError: whatever the distillation would refuse, or the cluster lacks what its workers need.
+    """
+    task = prepare(config)
+    if config.workers == 0:
+        with gpu_allowed(config.use_gpu):
+            found, share = [measure(task)], 1.0
+    else:
+        found, share = _measure_on_ray(task)
+    steps = config.epochs * (len(task.images.train) // config.batch_size)
+    step, score = max(one[0] for one in found), max(one[1] for one in found)
+    seconds = steps * step + (config.epochs + (config.publish == "best")) * score
+    workers = max(1, config.most_workers)
+    cost = DistillationCost(config.name, seconds, workers, share, found[0][2], found[0][3], price_per_hour)
+    return cost, _untrained(task, steps, seconds)
+
+
+def measure(task: DistillTask, rank: int = 0) -> Measured:
+    """Take a few steps of one worker's share of every batch, without the exchange of gradients."""
+    device = resolve_device()
+    per_epoch = len(task.images.train) // task.config.batch_size
+    config = task.config.model_copy(update={"epochs": math.ceil((MOST + 1) / per_epoch), "soft_labels": False})
+    task = replace(task, config=config)
+    clock, autocast = Clock(device), resolve_precision(config.precision, device)
+    module = copy.deepcopy(task.module).to(device)
+    if config.compile:
+        compile_layers(module)
+    optimizer = create_optimizer(module, config)
+    world = World(device, rank, max(1, config.most_workers))
+    trainer = Trainer(
+        TorchEngine(module, optimizer, accumulation=config.accumulation, clip_grad=config.clip_grad, autocast=autocast),
+        optimizer,
+        task.objective(device, autocast),
+        task.images,
+        config,
+        world=world,
+        checkpoints=NoCheckpoints(),
+        checkpoint_due=lambda step, steps_per_epoch, seconds: False,
+        report=lambda metrics: None,
+        scorer=task.scorer(device, autocast),
+        autocast=autocast,
+        evaluate_first=True,
+        clock=clock,
+    )
+    begin = clock()
+    found = marks(trainer, Batches(task.images, config, world, None), clock)
+    score = found[0] - begin
+    return step_seconds(found, per_epoch, score), score, device_name(device), round(os.getloadavg()[0], 2)
+
+
+def _measure_on_ray(task: DistillTask) -> tuple[list[Measured], float]:
+    """Measure all workers at once, in tasks with their resources."""
+    import ray_learngene.cluster.shared_tensors  # noqa: F401  isort:skip  (before the first Ray import)
+    import ray
+
+    from ray_learngene.cluster.session import cluster_has_gpus, ray_cluster, require_resources
+
+    config = task.config
+    with ray_cluster(config.address):
+        gpus = int(cluster_has_gpus() if config.use_gpu is None else config.use_gpu)
+        require_resources(config.address, config.least_workers, config.cpus_per_worker, gpus, "workers")
+        remote = ray.remote(num_cpus=config.cpus_per_worker, num_gpus=gpus, max_retries=config.max_failures)(_in_worker)
+        shared = ray.put(task)
+        found = ray.get([remote.remote(shared, rank) for rank in range(config.most_workers)])
+        return found, float(gpus or config.cpus_per_worker)
+
+
+def _in_worker(task: DistillTask, rank: int) -> Measured:
+    from ray_learngene.cluster.session import use_assigned_gpu
+
+    use_assigned_gpu()
+    torch.set_num_threads(max(1, int(os.environ.get("OMP_NUM_THREADS", "1"))))
+    return measure(task, rank)
+
+
+def _untrained(task: DistillTask, steps: int, seconds: float) -> StoredLearngene:
+    """The learngene of the untrained auxiliary model, with what its training will cost."""
+    with scratch_folder() as folder:
+        facts = task.write(task.module, folder)
+        files = [(folder / name).read_bytes() for name in (WEIGHTS_FILE, DESCRIPTION_FILE)]
+    images = steps * task.config.batch_size
+    manifest = Manifest.model_construct(
+        format=FORMAT,
+        kind="learngene",
+        name=task.config.name,
+        version="planned",
+        folder="",
+        created=datetime.now(UTC).isoformat(),
+        files=[],
+        metadata={
+            **facts,
+            "config": publishable(task.config.model_dump(mode="json")),
+            "cost": {"steps": steps, "images": images, "seconds": seconds, **task.flops(steps)},
+            "origin": task.origin.model_dump(mode="json"),
+        },
+    )
+    return StoredLearngene(Learngene.from_bytes(*files), manifest)
