@@ -9,6 +9,7 @@
 # make test-hosts   kill parts of a local cluster of several hosts (root, about half an hour on two cores)
 # make test-trackers   track runs with MLflow, W&B and TensorBoard, and read them back
 # make test-browser   open the page of a sweep in Chromium (installs Debian's with apt-get)
+# make test-notebook   execute the notebook of examples/: your own images to a timed model (minutes)
 # make test-clouds   stores and image sets on emulators of Google Cloud Storage and Azure (two minutes; needs npm)
 PYTHON ?= python3
 VENV := .venv
@@ -17,7 +18,7 @@ BIN := $(VENV)/bin
 # three processes on two cores: one of them waits for Ray most of the time (tests/conftest.py)
 SIDE_BY_SIDE := -n 3 --dist loadgroup --no-loadscope-reorder
 
-.PHONY: demo test quick test-client test-compile test-export test-hosts test-families test-browser test-trackers test-clouds lint docs clean
+.PHONY: demo test quick test-client test-compile test-export test-hosts test-families test-browser test-trackers test-notebook test-clouds lint docs clean
 
 demo: $(VENV)/.export
 	PATH="$(CURDIR)/$(BIN):$$PATH" sh jobs/demo.sh
@@ -53,6 +54,9 @@ test-browser: $(VENV)/.browser
 
 test-trackers: $(VENV)/.trackers
 	$(BIN)/python -m pytest -v -m trackers
+
+test-notebook: $(VENV)/.notebook
+	$(BIN)/python -m pytest -v -m notebook
 
 test-clouds: $(VENV)/.clouds
 	$(BIN)/python -m pytest -m clouds
@@ -96,6 +100,10 @@ $(VENV)/.browser: $(VENV)/.dev requirements-browser.txt
 
 $(VENV)/.trackers: $(VENV)/.dev requirements-trackers.txt
 	$(BIN)/python -m pip install -q --disable-pip-version-check -r requirements-trackers.txt
+	@touch $@
+
+$(VENV)/.notebook: $(VENV)/.dev requirements-notebook.txt
+	$(BIN)/python -m pip install -q --disable-pip-version-check -r requirements-notebook.txt
 	@touch $@
 
 $(VENV)/.clouds: $(VENV)/.dev requirements-clouds.txt

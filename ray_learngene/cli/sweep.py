@@ -24,18 +24,18 @@ def print_sweep(config: SweepConfig) -> None:
     Raises:
         RunError: some descendants failed; the leaderboard shows the others.
     """
-    try:
-        sweep(config)
-    except RunError:
-        _print_results(config)
-        raise
-    _print_results(config)
-
-
-def _print_results(config: SweepConfig) -> None:
     store = Store.of(config)
+    try:
+        table = sweep(config)
+    except RunError:
+        _print_results(config, store, sweep_table(store, config.name))
+        raise
+    _print_results(config, store, table)
+
+
+def _print_results(config: SweepConfig, store: Store, table: pandas.DataFrame) -> None:
     settings = read_settings(store, config.name) or {}
-    print_leaderboard(sweep_table(store, config.name), settings.get("budgets"))
+    print_leaderboard(table, settings.get("budgets"))
     print(f"results: {store.uri}/sweeps/{config.name}/{RESULTS} and {PAGE}", flush=True)
 
 

@@ -17,17 +17,17 @@ from ray_learngene.delivery.accuracy import UNKNOWN, Accuracy, known_accuracy
 from ray_learngene.delivery.evaluate import evaluate_folder
 from ray_learngene.delivery.features import FeatureScores
 from ray_learngene.delivery.folders import check_free, local_path, new_folder
-from ray_learngene.device import resolve_device
+from ray_learngene.delivery.latency import largest_within_latency
 from ray_learngene.errors import NothingWithin, UserError
 from ray_learngene.methods.base import Method
 from ray_learngene.methods.registry import create_method
 from ray_learngene.models.budgets import Budget, candidates, format_quantity, largest_within, parse_quantity
 from ray_learngene.models.card import model_card
-from ray_learngene.models.costs import costs, measure_latency
+from ray_learngene.models.costs import costs
 from ray_learngene.models.origin import Origin, data_name
 from ray_learngene.models.preprocessing import Preprocessing
 from ray_learngene.models.sizes import parse_depths, size_name, sizes_of
-from ray_learngene.models.specs import Spec, build, timm_arguments
+from ray_learngene.models.specs import Spec, timm_arguments
 from ray_learngene.models.timm_folder import export_timm
 from ray_learngene.provenance import provenance
 from ray_learngene.store.learngenes import StoredLearngene
@@ -96,8 +96,7 @@ class Expander:
         """The largest size within limits; of several, one that the learngene was trained for.
 
         Args:
-            timings: Of the device whose latency is limited. Without them latency is measured on the device at hand,
-                from the largest size within the other limits downwards.
+            timings: Of the device whose latency is limited; without them it is that of the device at hand.
 
         Raises:
             NothingWithin: there is none; says by how much the nearest one exceeds each limit.
@@ -113,18 +112,11 @@ class Expander:
                 largest_within(budget, found)
                 found = [one for one in found if budget.admits(one.costs)]
             found = [one for one in found if not self.method.outside(self.stored.learngene, one.spec)] or found
-            for one in found if latency else found[:1]:
-                if latency is None:
-                    return one.spec
-                timed = {"latency": timings.of(one.spec).milliseconds if timings else _latency(one.spec)}
-                if latency.admits(timed):
-                    return one.spec
+            return (largest_within_latency(latency, found, timings) if latency else found[0]).spec
+        except NothingWithin:
+            raise
         except UserError as error:
             raise NothingWithin(str(error)) from None
-        raise NothingWithin(
-            f"budget {latency}: nothing meets it; the smallest size takes "
-            f"{format_quantity('latency', timed['latency'])} {f'on {timings.device}' if timings else 'here'}"
-        )
 
     def notes(self, spec: Spec) -> list[str]:
         """What a user should know of an expansion to this size."""
@@ -257,10 +249,6 @@ def _measured(one: Expansion, config: DataConfig, batch_size: int) -> Expansion:
     facts = {**one.facts, "top1_untuned": scores.top1, "top1_untuned_error": 0.0, "accuracy": str(accuracy)}
     write_facts(one.path, facts, {"data": data_name(config.data), "split": config.validate_on})
     return Expansion(one.path, one.spec, facts)
-
-
-def _latency(spec: Spec) -> float:
-    return measure_latency(build(spec), spec.image, device=resolve_device()).median_ms
 
 
 def size_text(spec: Spec) -> str:

@@ -44,6 +44,7 @@ class S3Storage:
 
     def check(self, write: bool) -> None:
         self._list_one(self.client)
+        self.writer = self.client  # the bucket is there
 
     def _list_one(self, client: S3Client) -> None:
         client.call("list_objects_v2", Bucket=self.bucket, Prefix=self._below(""), MaxKeys=1)

@@ -19,7 +19,7 @@ import io
 import json
 import logging
 import uuid
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, fields
 from datetime import UTC, datetime, timedelta
 from functools import cached_property
@@ -144,26 +144,41 @@ class Index:
             self.objects.put(path, b"")
         return path
 
-    def entries(self) -> dict[Key, Entry]:
-        """The entries of all artefacts, as their manifests are now."""
+    def entries(self, kinds: Sequence[Kind] = KINDS) -> dict[Key, Entry]:
+        """The entries of all artefacts, as their manifests are now; perhaps those of some kinds only."""
+        known = self._newest()
+        if known is not None:
+            return known
+        there = {(kind, name) for kind in kinds for name in self.names(kind)}
+        return _with({}, self._read(there)) if len(there) < MANY_NOTES else self._scan(keep=True)
+
+    def of(self, there: set[Key]) -> dict[Key, Entry]:
+        """The entries of exactly these artefacts, which are there."""
+        known = self._newest()
+        if known is None:
+            known = {} if len(there) < MANY_NOTES else self._scan(keep=True)
+        return self.completed(known, there)
+
+    def _newest(self) -> dict[Key, Entry] | None:
+        """The entries of the newest snapshot and of what has changed since; None without a snapshot that is sound."""
         for _ in range(REBUILDS):
             notes = self._notes()  # before the snapshots: who deletes a note has made a snapshot first
             snapshots = self._snapshots()
             if not snapshots:
-                break
+                return None
             number, newest = max(snapshots.items(), key=lambda item: item[0])
             data = self.objects.read(newest.path)
             if data is None:
                 continue  # there is a newer one by now
             known = self._load(data, newest.path)
             if known is None:
-                break
+                return None
             changed = self._read({note.key for note in notes})
             entries = _with(known, changed)
             if len(notes) >= MANY_NOTES:
                 self._advance(number + 1, entries, notes, changed, snapshots.values())
             return entries
-        return self._scan(keep=True)
+        return None
 
     def completed(self, known: dict[Key, Entry], there: set[Key]) -> dict[Key, Entry]:
         """The entries of exactly the artefacts that are there; the manifests of those not known are read."""

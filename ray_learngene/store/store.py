@@ -216,7 +216,7 @@ class Store:
         by hand is not seen before `index.rebuild`.
         """
         order = {kind: position for position, kind in enumerate(kinds)}
-        known = self.index.entries()
+        known = self.index.entries(kinds)
         if self.objects.is_local:  # where looking costs little
             there = {(kind, name) for kind in kinds for name in self._names(kind)}
             known = self.index.completed(known, there)
@@ -233,7 +233,7 @@ class Store:
         listing = Listing(self.objects, "descendant", sweep)
         if not listing.names:
             return []
-        known = self.index.completed(self.index.entries(), {("descendant", name) for name in listing.names})
+        known = self.index.of({("descendant", name) for name in listing.names})
         for broken in listing.broken(known.values()):
             log.warning("%s", broken_text(broken.kind, broken.name, self.uri))
             del known[broken.kind, broken.name]
@@ -321,11 +321,20 @@ class Store:
         Raises:
             UserError: There is none, or it is not Parquet.
         """
-        data = self.objects.read(check_path(path))
-        if data is None:
+        table = self.find_table(path)
+        if table is None:
             raise UserError(f"there is no table {self.objects.uri_of(path)}: check the name")
+        return table
+
+    def find_table(self, path: str) -> pyarrow.Table | None:
+        """Read the Parquet table at a path below the store, None where there is none.
+
+        Raises:
+            UserError: It is not Parquet.
+        """
+        data = self.objects.read(check_path(path))
         with clear_errors(self.objects.uri_of(path)):
-            return pyarrow.parquet.read_table(io.BytesIO(data))
+            return None if data is None else pyarrow.parquet.read_table(io.BytesIO(data))
 
     def has(self, path: str) -> bool:
         """Whether there is something at a path below the store."""

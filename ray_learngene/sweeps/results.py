@@ -22,9 +22,8 @@ def sweep_table(store: Store, name: str, unfinished: Sequence[dict[str, Any]] = 
 
 def earlier_rows(store: Store, name: str) -> list[dict[str, Any]]:
     """What earlier runs of a sweep settled: its published descendants, and trials that were stopped early."""
-    path = sweep_file(name, RESULTS)
-    table = store.read_table(path).to_pylist() if store.has(path) else []
-    return store.rows(name) + [row for row in table if row["status"] == "stopped"]
+    table = store.find_table(sweep_file(name, RESULTS))
+    return store.rows(name) + [row for row in (table.to_pylist() if table else ()) if row["status"] == "stopped"]
 
 
 def write_results(store: Store, name: str, unfinished: Sequence[dict[str, Any]] = ()) -> pandas.DataFrame:

@@ -41,7 +41,8 @@ def run_trials(
     """
     config = inputs.config
     settled = {row["descendant"] for row in before}
-    checkpoints = inputs.store.manifests("checkpoint", config.name)
+    settled_all = not config.lr_search and all(inputs.descendant(trial).name in settled for trial in wanted)
+    checkpoints = [] if settled_all else inputs.store.manifests("checkpoint", config.name)
     every, following, known = list(wanted), list[Trial](), Known()
     if config.lr_search:
         from ray_learngene.sweeps.learning_rates import drawn_and_following

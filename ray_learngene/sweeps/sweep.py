@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
@@ -132,7 +132,8 @@ def prepare(
         costs = {one.spec: cost_columns(one.spec, measure(one.spec), micro_batch) for one in selection.specs}
     seeds = range(config.seed, config.seed + config.seeds)
     learngenes = load_arms(config, store, arms, selection, stored, seeds)
-    config = config.model_copy(update={"scratch": _scratch(config, store)})
+    earlier = read_settings(store, config.name)
+    config = config.model_copy(update={"scratch": _scratch(config, earlier)})
     inputs = SweepInputs(
         config=config,
         images=images,
@@ -142,7 +143,7 @@ def prepare(
         costs=costs,
     )
     settings = _settings(inputs, selection, arms, stored)
-    _refuse_another(store, config.name, settings)
+    _refuse_another(store, config.name, earlier, settings)
     before = earlier_rows(store, config.name)
     epochs = scratch_epochs(inputs, arms, before)
     wanted = [
@@ -191,11 +192,10 @@ def _sweep(config: SweepConfig, store: Store, trackers: Trackers, callbacks: Seq
     return table
 
 
-def _scratch(config: SweepConfig, store: Store) -> Literal["cost", "epochs"]:
+def _scratch(config: SweepConfig, earlier: Mapping[str, Any] | None) -> Literal["cost", "epochs"]:
     """How long arms without a learngene train: as given, as the sweep began, or at equal cost."""
     if config.scratch:
         return config.scratch
-    earlier = read_settings(store, config.name)
     return "epochs" if earlier is not None and earlier["scratch"] == "epochs" else "cost"
 
 
@@ -303,12 +303,11 @@ def _settings(
     }
 
 
-def _refuse_another(store: Store, name: str, settings: dict[str, Any]) -> None:
+def _refuse_another(store: Store, name: str, earlier: Mapping[str, Any] | None, settings: dict[str, Any]) -> None:
     """Refuse a sweep with other settings: its descendants would not be comparable.
 
     The learngene of earlier arms stays one of the settings, even if no arm uses it now.
     """
-    earlier = read_settings(store, name)
     if earlier is None:
         return
     before, now = earlier["common"], settings["common"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from pathlib import Path
 
 import pytest
@@ -11,9 +12,11 @@ import torch
 
 import ray_learngene as lg
 from ray_learngene.delivery import expand as module
+from ray_learngene.delivery import latency
 from ray_learngene.delivery.expand import Expander
-from ray_learngene.models.budgets import Budget
+from ray_learngene.models.budgets import Budget, candidates, parse_quantity
 from ray_learngene.models.costs import costs, parameters
+from ray_learngene.models.specs import Spec
 from ray_learngene.store.learngenes import StoredLearngene
 from ray_learngene.store.store import Store
 from tests.command_line import learngene
@@ -159,3 +162,28 @@ def test_a_write_that_fails_leaves_the_folder_as_it_was(
         expander.write(SPEC.replace(depth=2), tmp_path / "x", overwrite=True)
     assert (tmp_path / "x" / "model.safetensors").read_bytes() == before
     assert not list(tmp_path.glob(".x-*"))
+
+
+def test_few_sizes_are_timed_to_find_the_largest_that_is_fast_enough(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    timed: list[tuple[int, int]] = []
+
+    def time_here(spec: Spec) -> float:
+        timed.append((spec.width, spec.depth))
+        return spec.depth * spec.width / 48
+
+    monkeypatch.setattr(latency, "time_here", time_here)
+    specs = [SPEC.replace(depth=depth, width=width) for depth in range(1, 65) for width in (48, 96)]
+    with caplog.at_level(logging.INFO, logger="ray_learngene"):
+        limit = parse_quantity("latency", "37.5ms")
+        found = latency.largest_within_latency(limit, candidates(specs, costs), None)
+    assert (found.spec.width, found.spec.depth) == (96, 18)  # larger than depth 37 of width 48
+    assert len(timed) == len({*timed}) <= 2 * 8
+    assert "latency 36 ms on this machine (cpu" in caplog.text and "give --device for another one" in caplog.text
+    with pytest.raises(lg.UserError, match=r"nothing meets it; the fastest size takes 1 ms on this machine \(cpu"):
+        latency.largest_within_latency(parse_quantity("latency", "0.5ms"), candidates(specs, costs), None)
+
+
+def test_a_size_is_timed_here(store: Store, tmp_path: Path) -> None:
+    assert lg.expand("gene", store=store, max_latency="1000s", out=tmp_path / "slow").path.is_dir()
