@@ -49,7 +49,7 @@ def learngene(*arguments: str, environment: dict[str, str] | None = None) -> sub
         capture_output=True,
         text=True,
         env={**os.environ, **(environment or {})},
-        timeout=180,
+        timeout=900,
     )
 
 

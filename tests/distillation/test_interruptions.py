@@ -111,7 +111,7 @@ def test_a_micro_batch_that_does_not_fit_into_memory_is_halved(tmp_path: Path) -
         [sys.executable, "-c", LIMITED, json.dumps(settings), "400"],
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=900,
         # glibc gives memory back as it is freed, and takes none for threads: the limit is then the same in every run
         env={**os.environ, "MALLOC_ARENA_MAX": "1", "MALLOC_MMAP_THRESHOLD_": str(2**20)},
     )

@@ -104,5 +104,5 @@ if not child:
 assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
 assert parent.read("small") == b"0123456789"
 """
-    ran = subprocess.run([sys.executable, "-c", program, objects.uri], capture_output=True, text=True, timeout=120)
+    ran = subprocess.run([sys.executable, "-c", program, objects.uri], capture_output=True, text=True, timeout=900)
     assert (ran.returncode, ran.stderr) == (0, "")

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -55,9 +56,11 @@ def s3_store(s3_server: S3Server, recorder: Recorder) -> Iterator[str]:
             os.environ[name] = value
 
 
-@pytest.fixture(scope="package")
-def head(s3_store: str) -> Iterator[tuple[str, str]]:
-    """Addresses of a started head: for drivers, and for job submission."""
+def start_head() -> tuple[subprocess.Popen[str], str, str] | None:
+    """Start a head; returns its process, address and job server, or None if Ray gave up.
+
+    Ray's own time limit for a start is half a minute, which a busy machine can miss.
+    """
     gcs, dashboard, agent = free_ports(3)
     command = [RAY, "start", "--head", "--node-ip-address=127.0.0.1", f"--port={gcs}", "--num-cpus=2", "--num-gpus=0"]
     command += [f"--dashboard-port={dashboard}", "--dashboard-host=127.0.0.1", "--disable-usage-stats", "--block"]
@@ -67,17 +70,28 @@ def head(s3_store: str) -> Iterator[tuple[str, str]]:
     options: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True, "cwd": ROOT}
     # a session of its own, so that all of the head's processes end with it
     process = subprocess.Popen(command, **options, env=environment, start_new_session=True)
-    assert process.stdout is not None
-    for line in process.stdout:
-        if "Ray runtime started" in line:
-            break
-    else:
-        pytest.fail("ray start --head ended without starting")
-    try:
-        yield f"127.0.0.1:{gcs}", f"http://127.0.0.1:{dashboard}"
-    finally:
+    if any("Ray runtime started" in line for line in process.stdout):
+        return process, f"127.0.0.1:{gcs}", f"http://127.0.0.1:{dashboard}"
+    stop(process)
+    return None
+
+
+def stop(process: subprocess.Popen[str]) -> None:
+    with suppress(ProcessLookupError):  # it ended by itself
         os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
+    process.wait()
+
+
+@pytest.fixture(scope="package")
+def head(s3_store: str) -> Iterator[tuple[str, str]]:
+    """Addresses of a started head: for drivers, and for job submission."""
+    started = start_head() or start_head() or start_head()
+    assert started, "ray start --head ended three times without starting"
+    process, *addresses = started
+    try:
+        yield tuple(addresses)
+    finally:
+        stop(process)
 
 
 @pytest.fixture(scope="package")

@@ -32,7 +32,7 @@ with ray_cluster(sys.argv[1]):
 def test_a_model_that_ray_sends_is_read_where_ray_keeps_it(head: tuple[str, str]) -> None:
     """In a process of its own, since Ray takes the setting when it is first imported."""
     command = [sys.executable, "-c", DRIVER, head[0]]
-    said = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=120)
+    said = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=900)
     assert said.returncode == 0, said.stderr
     assert "/dev/shm/plasma" in said.stdout
     assert "Warning" not in said.stderr

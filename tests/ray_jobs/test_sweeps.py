@@ -252,7 +252,7 @@ def test_a_job_is_submitted_to_the_head(sweep_config: SweepConfig, head: tuple[s
         capture_output=True,
         text=True,
         cwd=ROOT,
-        timeout=300,
+        timeout=900,
     )
     assert ran.returncode == 0, ran.stdout + ran.stderr
     assert "sweep job: 1 descendants to train" in ran.stdout

@@ -182,7 +182,7 @@ from ray_learngene.store.store import Store
 Objects.create = lambda *arguments: os.kill(os.getpid(), 9)
 Store(sys.argv[1]).publish("learngene", "a", Path(sys.argv[2]), {})
 """
-    ended = subprocess.run([sys.executable, "-c", program, store_uri, str(folder)], timeout=120, check=False)
+    ended = subprocess.run([sys.executable, "-c", program, store_uri, str(folder)], timeout=900, check=False)
     assert ended.returncode == -9
     store = Store(store_uri)
     assert not store.exists("learngene", "a")

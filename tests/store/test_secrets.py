@@ -34,7 +34,7 @@ for call in (lambda: store.check(True), store.entries, lambda: store.read_text("
 
 def said_by(*command: str, **environment: str) -> str:
     ran = subprocess.run(
-        [sys.executable, *command], capture_output=True, text=True, env={**os.environ, **environment}, timeout=240
+        [sys.executable, *command], capture_output=True, text=True, env={**os.environ, **environment}, timeout=900
     )
     return ran.stdout + ran.stderr
 
