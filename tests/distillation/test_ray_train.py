@@ -20,7 +20,7 @@ import safetensors.torch
 import torch
 
 from ray_learngene.config import AncestryConfig
-from ray_learngene.distillation import ray_train
+from ray_learngene.distillation import tracked
 from ray_learngene.distillation import train_ancestry as ancestry_training
 from ray_learngene.distillation.train_ancestry import AncestryTask, train_ancestry
 from ray_learngene.errors import UserError
@@ -143,7 +143,7 @@ def at_step(monkeypatch: pytest.MonkeyPatch) -> Callable[[int, Callable[[], Any]
     def set_up(step: int, act: Callable[[], Any]) -> list[dict[str, Any]]:
         seen: list[dict[str, Any]] = []
         printer = type("Printer", (AtStep,), {"step": step, "act": staticmethod(act), "seen": seen})
-        monkeypatch.setattr(ray_train, "TrainingProgress", printer)
+        monkeypatch.setattr(tracked, "TrainingProgress", printer)
         return seen
 
     return set_up

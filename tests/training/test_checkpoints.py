@@ -34,7 +34,7 @@ from ray_learngene.training.world import World
 CPU = torch.device("cpu")
 ALONE = World(CPU)
 CONFIG = TrainingConfig(epochs=2, batch_size=256, warmup_epochs=0, drop_path=0)
-SECONDS = 60  # an upload waits for its test at most so long
+SECONDS = 600  # an upload waits for its test at most so long
 
 
 @pytest.fixture(autouse=True)
