@@ -201,6 +201,7 @@ def distill(
     width: int | None = None,
     image_size: int | None = None,
     start: str | None = None,
+    warm_start: Literal["first", "middle", "last", "average"] | None = None,
     labels: bool = True,
     callbacks: Sequence[UserCallback] = (),
 ) -> Artefact: ...

@@ -109,6 +109,12 @@ class DistillConfig(
     )
     image_size: int | None = Field(None, ge=1, description="input size in pixels; default: the preset's")
     start: str | None = Field(None, description="learngene in the store that the auxiliary model starts from")
+    warm_start: Literal["first", "middle", "last", "average"] | None = Field(
+        None,
+        description="start shared blocks from the ancestry model's, if it is of the student's family and no narrower: "
+        "each from the first, middle or last block of the layers that it stands for, or from their average",
+        json_schema_extra=LATER,
+    )
     labels: bool = Field(
         True,
         description="use the images' labels, which must be the ancestry model's classes; off: labels are never read. "
@@ -119,6 +125,8 @@ class DistillConfig(
     def _one_size(self) -> DistillConfig:
         if (self.preset is None) == (self.student is None):
             raise ValueError("the auxiliary model needs a size: give preset, or student and a timm model name")
+        if self.start and self.warm_start:
+            raise ValueError("start and warm_start both give the first weights: choose one")
         if self.student_args and not self.student:
             raise ValueError("student_args are keywords of a timm model: give student too")
         return self

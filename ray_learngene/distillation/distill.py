@@ -26,6 +26,7 @@ from ray_learngene.errors import UserError
 from ray_learngene.methods.base import Learngene
 from ray_learngene.methods.generated import attribute_of
 from ray_learngene.methods.registry import create_method
+from ray_learngene.methods.warm_start import start_from_model
 from ray_learngene.models.origin import Origin, data_name
 from ray_learngene.models.preprocessing import Preprocessing
 from ray_learngene.models.specs import Spec, preset, spec_for
@@ -78,6 +79,8 @@ def prepare(config: DistillConfig) -> DistillTask:
     start = StoredLearngene.load(store, config.start) if config.start else None
     if start:
         _start_from(module, start.learngene, config)
+    if config.warm_start:
+        start_from_model(module, ancestry.model, config.warm_start)
     if config.depth:
         check_depth(module, config.depth, config.method)
     images = images_for(config, sets, spec, ancestry)

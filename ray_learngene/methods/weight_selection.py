@@ -7,7 +7,7 @@ not inherited.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import ClassVar, Literal
 
 import torch
@@ -40,6 +40,26 @@ def evenly_spaced_heads(source: int, heads: int, size: int) -> Tensor:
     return (evenly_spaced(heads, source)[:, None] * size + torch.arange(size)).flatten()
 
 
+def selection_of(source: Spec, *, whole: bool = False) -> Callable[[Tensor, int, int, Axis], Tensor]:
+    """Return the function that reduces one axis of a parameter of `source` to evenly spaced entries of every group.
+
+    Args:
+        whole: Choose whole heads, as is done where positions act on the channels of a head.
+    """
+    whole = whole or family(source).whole_heads
+
+    def selected(tensor: Tensor, dim: int, size: int, axis: Axis) -> Tensor:
+        have, want = tensor.shape[dim] // axis.groups, size // axis.groups
+        if axis.kind == "attention" and whole:
+            head = source.width // source.heads
+            indices = evenly_spaced_heads(have // head, want // head, head)
+        else:
+            indices = evenly_spaced(want, have)
+        return tensor.index_select(dim, torch.cat([indices + part * have for part in range(axis.groups)]))
+
+    return selected
+
+
 class WeightSelection(InheritingMethod):
     """Evenly spaced weights of a larger trained model."""
 
@@ -58,17 +78,6 @@ class WeightSelection(InheritingMethod):
         require_order("weight selection", source, spec, grows=False)
         require_same("weight selection", source, spec, "patch")
         require_head_size("weight selection", source, spec)
-        whole = self.heads == "whole" or family(source).whole_heads
-
-        def selected(tensor: Tensor, dim: int, size: int, axis: Axis) -> Tensor:
-            have, want = tensor.shape[dim] // axis.groups, size // axis.groups
-            if axis.kind == "attention" and whole:
-                head = source.width // source.heads
-                indices = evenly_spaced_heads(have // head, want // head, head)
-            else:
-                indices = evenly_spaced(want, have)
-            return tensor.index_select(dim, torch.cat([indices + part * have for part in range(axis.groups)]))
-
         state = singletons(tensors, source, spec)
         state |= inherited_blocks(tensors, source, spec, lambda depth, of: range(min(depth, of)))
-        return sliced(state, source, spec, selected)
+        return sliced(state, source, spec, selection_of(source, whole=self.heads == "whole"))
