@@ -1,0 +1,76 @@
+"""python -m benchmarks.proof.figure [--rows FILE.jsonl] [--out FILE.svg]
+
+Draw the proof: accuracy by size, and mean accuracy against what all sizes cost together. It trains nothing.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+from matplotlib.figure import Figure
+
+from benchmarks.figures import ARMS, OUT
+from benchmarks.proof.run import ROWS, read_rows
+from benchmarks.proof.table import REFERENCE, table
+from ray_learngene.compare.front import schedules
+from ray_learngene.compare.summary import cost
+
+DATA = "cifar10"
+
+
+def figure(rows: list[dict[str, Any]]) -> Figure:
+    """Left: top-1 by depth. Right: mean top-1 of all sizes against their total training FLOPs.
+
+    Learngenes are drawn untuned, as they are distilled. Sizes that not every arm has are left out on the right.
+    """
+    everything = table(rows, DATA, untuned=True)
+    common = set.intersection(*(set(one["depth"]) for _, one in everything.groupby("arm")))
+    drawn = Figure(figsize=(10, 4.2), layout="constrained")
+    by_size, by_cost = drawn.subplots(1, 2)
+    shortest = min(row["epochs"] for row in rows if row["arm"] == REFERENCE and not row["searching"])
+    reference = {
+        f"{REFERENCE}, {times * shortest} epochs": some for times, some in schedules(everything, REFERENCE).items()
+    }
+    others = {
+        f"{name.replace(' ', ', ')} epochs": everything[everything["arm"] == name]
+        for name in everything[everything["learngene"].notna()]["arm"].drop_duplicates()
+    }
+    for number, (label, some) in enumerate({**reference, **others}.items()):
+        colour, marker = ARMS[REFERENCE if label in reference else "any-size"]
+        style: dict[str, Any] = {"color": colour, "marker": marker, "ms": 5, "alpha": 0.5 + 0.5 * (number % 2)}
+        scores = some.groupby("depth")["top1"].mean()
+        by_size.plot(scores.index, scores, label=label, **style)
+        shared = some[some["depth"].isin(common)]
+        for ancestry, fill in ((False, "full"), (True, "none")):
+            if ancestry and label in reference:
+                continue
+            total = cost(shared, "flops", ancestry=ancestry).total(len(common), search=False) / 1e12
+            by_cost.plot(total, shared["top1"].mean(), fillstyle=fill, **{**style, "ls": ""})
+        by_cost.annotate(label, (total, shared["top1"].mean()), (7, -3), textcoords="offset points", fontsize=8)
+    by_size.set(xlabel="layers", ylabel="top-1 on 10,000 test images, %", xticks=sorted(set(everything["depth"])))
+    by_size.legend(fontsize=8, frameon=False)
+    by_cost.set(xlabel=f"training of {len(common)} sizes together, TFLOPs", ylabel="mean top-1, %", xscale="log")
+    by_cost.margins(x=0.25)
+    for axes in (by_size, by_cost):
+        axes.grid(alpha=0.25)
+        axes.spines[["top", "right"]].set_visible(False)
+    return drawn
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    parser.add_argument("--rows", type=Path, default=ROWS, help="finished runs, one JSON object a line")
+    parser.add_argument("--out", type=Path, default=OUT / "proof.svg", help="file to write")
+    args = parser.parse_args()
+    with matplotlib.rc_context({"svg.hashsalt": "ray_learngene", "font.size": 9}):
+        figure(read_rows(args.rows)).savefig(args.out, metadata={"Date": None})
+    print(args.out)
+
+
+if __name__ == "__main__":
+    main()
