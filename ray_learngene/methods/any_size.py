@@ -15,6 +15,7 @@ from __future__ import annotations
 from typing import ClassVar
 
 import numpy as np
+import torch
 from pydantic import Field
 
 from ray_learngene.methods.base import Learngene, Numbers
@@ -23,7 +24,14 @@ from ray_learngene.methods.generated import Genes, State
 from ray_learngene.methods.shared_weights import inherited_blocks, require_same, singletons
 from ray_learngene.methods.sws import stage_of_layer
 from ray_learngene.models.layout import block_lists, family, reduced, split
-from ray_learngene.models.specs import Spec, build
+from ray_learngene.models.specs import Spec, build, shapes_of
+
+CORRECTION = "correction."  # before the name of the parameter of the auxiliary's layer that a gene corrects
+
+
+def nearest_layers(depth: int, of: int) -> list[int]:
+    """Return the layer of the auxiliary at the same height as each layer of a model: midpoints of equal spans."""
+    return [(2 * layer + 1) * of // (2 * depth) for layer in range(depth)]
 
 
 class AnySize(ElasticMethod):
@@ -40,9 +48,18 @@ class AnySize(ElasticMethod):
     )
     step: float = Field(0.5, ge=0, description="exponent of a residual branch's scale; 0: no scaling, 1: an Euler step")
     widths: Numbers = Field((), description="widths to train in addition to the auxiliary's own, e.g. 16-32")
+    corrections: bool = Field(
+        False, description="add to a stage's block a correction for every layer of the auxiliary, 0 at the start"
+    )
 
     def initial(self, spec: Spec) -> State:
-        return dict(build(reduced(spec, self.stages)).state_dict())
+        genes = dict(build(reduced(spec, self.stages)).state_dict())
+        if self.corrections:
+            lists = block_lists(spec)
+            genes |= {
+                CORRECTION + name: torch.zeros(shape) for name, shape in shapes_of(spec).items() if split(name, lists)
+            }
+        return genes
 
     def choose(self, source: Spec, generator: np.random.Generator, done: float) -> tuple[Spec, ...]:
         """Split the range of depths into `parts` and sample a depth from each; at the end take the deepest of each.
@@ -75,10 +92,16 @@ class AnySize(ElasticMethod):
         # at L0, the middle of the trained depths, the scale is 1
         scale = (source.depth / (2 * spec.depth)) ** self.step
         lists, ends = block_lists(stored), family(source).branch_ends
-        scaled = {
-            name: tensor * scale if (block := split(name, lists)) and block[2] in ends else tensor
-            for name, tensor in genes.items()
-        }
+
+        def scaled(tensors: Genes) -> State:
+            return {
+                name: tensor * scale if (block := split(name, lists)) and block[2] in ends else tensor
+                for name, tensor in tensors.items()
+            }
+
         state = singletons(genes, source, spec)
-        state |= inherited_blocks(scaled, stored, spec, lambda depth, of: stage_of_layer(depth, (1,) * of))
+        state |= inherited_blocks(scaled(genes), stored, spec, lambda depth, of: stage_of_layer(depth, (1,) * of))
+        own = {name.removeprefix(CORRECTION): tensor for name, tensor in genes.items() if name.startswith(CORRECTION)}
+        for name, correction in inherited_blocks(scaled(own), source, spec, nearest_layers).items():
+            state[name] = state[name] + correction
         return nested(state, source, spec)

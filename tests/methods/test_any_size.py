@@ -97,6 +97,29 @@ def test_depths_that_were_not_trained_are_outside() -> None:
     assert notes[2] == f"depth 2 is outside of 3 to {SPEC.depth}, the depths that any-size was trained at"
 
 
+def test_corrections_of_zero_change_nothing_and_others_only_their_layers() -> None:
+    """The layer of a model is corrected by the auxiliary's layer at the same height."""
+    _, learngene = auxiliary_of("any-size:corrections=true")
+    corrected = {name: tensor for name, tensor in learngene.tensors.items() if name.startswith("correction.")}
+    shared = {name: tensor for name, tensor in learngene.tensors.items() if name not in corrected}
+    method = create_method("any-size")
+    plain = Learngene("any-size", {**learngene.options, "corrections": False}, SPEC, shared)
+    none = {name: torch.zeros_like(tensor) for name, tensor in corrected.items()}
+    one = none | {name: tensor for name, tensor in corrected.items() if name.startswith("correction.blocks.7.")}
+    for depth in (2, 5, 12, 14):
+        spec = SPEC.replace(depth=depth)
+        expected = method.expand(plain, spec).state_dict()
+        for corrections in (none, one):
+            made = Learngene("any-size", learngene.options, SPEC, shared | corrections)
+            changed = {
+                int(name.split(".")[1])
+                for name, tensor in method.expand(made, spec).state_dict().items()
+                if not torch.equal(tensor, expected[name])
+            }
+            same_height = {layer for layer in range(depth) if (2 * layer + 1) * 12 // (2 * depth) == 7}
+            assert changed == (same_height if corrections is one else set())
+
+
 # What a step draws.
 
 
