@@ -54,6 +54,7 @@ class Step:
         gain: Points of top-1 that the last doubling of epochs must have brought a depth, mean over seeds. A depth that
             gained less has reached its plateau and is left out.
         lrs: Learning rates of a search that only screens a variant; it is not extended, and decides no rate.
+        lr: A learning rate that a shorter search has chosen; default: the search of half as many epochs chooses.
     """
 
     data: str
@@ -64,6 +65,7 @@ class Step:
     seeds: tuple[int, ...] = ()
     gain: float | None = None
     lrs: tuple[float, ...] = ()
+    lr: float | None = None
 
 
 class Plan:
@@ -126,7 +128,7 @@ class Plan:
             ]
         assert step.epochs is not None
         return [
-            Run(step.data, step.arm, depth, step.epochs, seed, self.rate(step, depth, rows), False)
+            Run(step.data, step.arm, depth, step.epochs, seed, step.lr or self.rate(step, depth, rows), False)
             for seed in step.seeds
             for depth in step.depths
             if step.gain is None or last_gain(rows, step, depth) >= step.gain
