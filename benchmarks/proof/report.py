@@ -1,4 +1,4 @@
-"""python -m benchmarks.proof.report [--rows FILE.jsonl]
+"""python -m benchmarks.proof.report [--rows FILE.jsonl] [--out FILE.md]
 
 Print the fronts that the finished runs make: top-1 by depth and epochs, mean over seeds with its 95 % interval, and the
 cost of each. Then say whether size matters there, what searches cost, and what a learngene's accuracies cost.
@@ -135,13 +135,24 @@ def _top1(row: Row) -> str:
     return "diverged" if row["top1"] is None else f"{row['top1']:.2f}"
 
 
+def page(rows: Sequence[Row], charges: Charges | None) -> str:
+    """The report as a page; `results.md` of the committed rows."""
+    made = "Made by `python -m benchmarks.proof.report`; see [the design](README.md)."
+    return f"# Results\n\n{made}\n\n{report(rows, charges)}\n"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
     parser.add_argument("--rows", type=Path, default=ROWS, help="finished runs, one JSON object a line")
-    rows = read_rows(parser.parse_args().rows)
-    print(report(rows, Charges.read()) if rows else "no finished runs yet")
+    parser.add_argument("--out", type=Path, help="file to write, as a page; default: print the report")
+    args = parser.parse_args()
+    rows, charges = read_rows(args.rows), Charges.read()
+    if args.out:
+        args.out.write_text(page(rows, charges))
+    else:
+        print(report(rows, charges) if rows else "no finished runs yet")
 
 
 if __name__ == "__main__":

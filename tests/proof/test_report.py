@@ -7,7 +7,10 @@ from typing import Any
 
 import pytest
 
-from benchmarks.proof.report import front, front_table, interval, report, size_effect
+from benchmarks.proof.charges import Charges
+from benchmarks.proof.report import front, front_table, interval, page, report, size_effect
+from benchmarks.proof.run import ROWS as ROWS_FILE
+from benchmarks.proof.run import read_rows
 
 
 def row(depth: int, epochs: int, seed: int, top1: float | None, **changes: Any) -> dict[str, Any]:
@@ -54,3 +57,8 @@ def test_report_names_search_and_hours() -> None:
     text = report([*ROWS, row(3, 10, 100, None, searching=True, flops=None, teacher_flops=None)])
     assert "- 10 epochs, depth 3: 0.04: diverged (0.0 TFLOPs, 1,800 CPU s)" in text
     assert text.endswith("6 models, 3.00 core-hours (CPU seconds of their processes).")
+
+
+def test_the_committed_page_is_of_the_committed_rows() -> None:
+    """Run `python -m benchmarks.proof.report --out benchmarks/proof/results.md` if this fails."""
+    assert (ROWS_FILE.parent / "results.md").read_text() == page(read_rows(ROWS_FILE), Charges.read())
