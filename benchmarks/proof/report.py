@@ -16,7 +16,7 @@ from statistics import mean, stdev
 from benchmarks.proof.against import against_front
 from benchmarks.proof.charges import Charges
 from benchmarks.proof.run import ROWS, read_rows
-from benchmarks.proof.table import REFERENCE, Row
+from benchmarks.proof.table import REFERENCE, Row, cost_together
 
 SIZE_MATTERS = 3.0  # points from the smallest to the largest size
 STUDENT = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776}  # two-sided 95 % quantiles by degrees of freedom
@@ -82,17 +82,21 @@ def size_effect(cells: Mapping[Cell, Sequence[Row]]) -> str:
 
 
 def search_lines(rows: Iterable[Row], data: str, arm: str) -> list[str]:
-    """A line for each search: top-1 on the held-out part by learning rate, and its cost."""
-    searches: dict[Cell, list[Row]] = defaultdict(list)
+    """A line for each search: its cost, and top-1 on the held-out part by depth and learning rate."""
+    searches: dict[int, list[Row]] = defaultdict(list)
     for row in rows:
         if (row["data"], row["arm"], row["searching"]) == (data, arm, True):
-            searches[row["epochs"], row["depth"]].append(row)
+            searches[row["epochs"]].append(row)
     lines = []
-    for (epochs, depth), tried in sorted(searches.items()):
-        scores = ", ".join(f"{row['lr']:g}: {_top1(row)}" for row in sorted(tried, key=lambda row: row["lr"]))
-        tera = sum((row["flops"] or 0) + (row["teacher_flops"] or 0) for row in tried) / 1e12
-        seconds = sum(row["cpu_seconds"] for row in tried)
-        lines.append(f"- {epochs} epochs, depth {depth}: {scores} ({tera:.1f} TFLOPs, {seconds:,.0f} CPU s)")
+    for epochs, tried in sorted(searches.items()):
+        flops, teacher, seconds = cost_together(tried)
+        by_depth = []
+        for depth in sorted({row["depth"] for row in tried}):
+            rates = sorted((row for row in tried if row["depth"] == depth), key=lambda row: float(row["lr"]))
+            by_depth.append(f"depth {depth}: " + ", ".join(f"{row['lr']:g}: {_top1(row)}" for row in rates))
+        lines.append(
+            f"- {epochs} epochs, {(flops + teacher) / 1e12:.1f} TFLOPs, {seconds:,.0f} CPU s; {'; '.join(by_depth)}"
+        )
     return lines
 
 

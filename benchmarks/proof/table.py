@@ -70,7 +70,14 @@ def _spent(made: Mapping[str, Any] | None, seconds: float | None) -> tuple[float
 
 def _searched(row: Row, rows: Iterable[Row], charges: Charges | None) -> tuple[float, float, float]:
     """What the search of half as many epochs cost."""
-    found = [one for one in rows if one["searching"] and (one["arm"], 2 * one["epochs"]) == (row["arm"], row["epochs"])]
+    return cost_together(
+        [one for one in rows if one["searching"] and (one["arm"], 2 * one["epochs"]) == (row["arm"], row["epochs"])],
+        charges,
+    )
+
+
+def cost_together(found: Sequence[Row], charges: Charges | None = None) -> tuple[float, float, float]:
+    """FLOPs, the teacher's FLOPs and seconds of runs, with the learngenes that they come from."""
     made = {one["learngene"]["name"]: one for one in found if one.get("learngene")}
     costs = [_own(one, charges) for one in found]
     costs += [_spent(one["learngene"], charges and charges.learngene(one)) for one in made.values()]

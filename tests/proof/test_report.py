@@ -55,7 +55,7 @@ def test_size_effect_uses_the_seeds_that_both_have() -> None:
 
 def test_report_names_search_and_hours() -> None:
     text = report([*ROWS, row(3, 10, 100, None, searching=True, flops=None, teacher_flops=None)])
-    assert "- 10 epochs, depth 3: 0.04: diverged (0.0 TFLOPs, 1,800 CPU s)" in text
+    assert "- 10 epochs, 0.0 TFLOPs, 1,800 CPU s; depth 3: 0.04: diverged" in text
     assert text.endswith("6 models, 3.00 core-hours (CPU seconds of their processes).")
 
 
