@@ -48,8 +48,8 @@ class AnySize(ElasticMethod):
     )
     step: float = Field(0.5, ge=0, description="exponent of a residual branch's scale; 0: no scaling, 1: an Euler step")
     widths: Numbers = Field((), description="widths to train in addition to the auxiliary's own, e.g. 16-32")
-    corrections: bool = Field(
-        False, description="add to a stage's block a correction for every layer of the auxiliary, 0 at the start"
+    corrections: float = Field(
+        0, ge=0, description="add a correction for every layer of the auxiliary, 0 at the start, times this; 0: none"
     )
 
     def initial(self, spec: Spec) -> State:
@@ -103,5 +103,5 @@ class AnySize(ElasticMethod):
         state |= inherited_blocks(scaled(genes), stored, spec, lambda depth, of: stage_of_layer(depth, (1,) * of))
         own = {name.removeprefix(CORRECTION): tensor for name, tensor in genes.items() if name.startswith(CORRECTION)}
         for name, correction in inherited_blocks(scaled(own), source, spec, nearest_layers).items():
-            state[name] = state[name] + correction
+            state[name] = state[name] + self.corrections * correction
         return nested(state, source, spec)

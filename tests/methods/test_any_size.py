@@ -99,11 +99,11 @@ def test_depths_that_were_not_trained_are_outside() -> None:
 
 def test_corrections_of_zero_change_nothing_and_others_only_their_layers() -> None:
     """The layer of a model is corrected by the auxiliary's layer at the same height."""
-    _, learngene = auxiliary_of("any-size:corrections=true")
+    _, learngene = auxiliary_of("any-size:corrections=0.1")
     corrected = {name: tensor for name, tensor in learngene.tensors.items() if name.startswith("correction.")}
     shared = {name: tensor for name, tensor in learngene.tensors.items() if name not in corrected}
     method = create_method("any-size")
-    plain = Learngene("any-size", {**learngene.options, "corrections": False}, SPEC, shared)
+    plain = Learngene("any-size", {**learngene.options, "corrections": 0}, SPEC, shared)
     none = {name: torch.zeros_like(tensor) for name, tensor in corrected.items()}
     one = none | {name: tensor for name, tensor in corrected.items() if name.startswith("correction.blocks.7.")}
     for depth in (2, 5, 12, 14):
