@@ -9,8 +9,9 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
+import pandas
 import pytest
 import timm
 
@@ -23,21 +24,27 @@ from tests.pages.rows import data_of, models_of
 from tests.ray_jobs.conftest import RAY, ROOT
 
 
-def test_a_sweep_publishes_every_descendant_and_its_table(sweep_config: SweepConfig, tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def swept(sweep_config: SweepConfig) -> tuple[pandas.DataFrame, list[dict[str, Any]]]:
+    """The table of a sweep, and the results that the caller's callback saw."""
     from ray import tune
 
     from ray_learngene.sweeps.sweep import sweep
 
+    seen: list[dict[str, Any]] = []
+
     class Results(tune.Callback):
-        seen: ClassVar[list[dict[str, Any]]] = []
-
         def on_trial_result(self, iteration: int, trials: Any, trial: Any, result: dict[str, Any], **info: Any) -> None:
-            self.seen.append(result)
+            seen.append(result)
 
-    board = tmp_path / "board"
-    table = sweep(sweep_config.model_copy(update={"track": (f"tensorboard:{board}",)}), [Results()])
-    assert {path.name for path in (board / "descendants/digits").iterdir()} == set(table["descendant"])
-    finished = [result for result in Results.seen if result.get("finished")]
+    return sweep(sweep_config, [Results()]), seen
+
+
+def test_a_sweep_publishes_every_descendant_and_its_table(
+    sweep_config: SweepConfig, swept: tuple[pandas.DataFrame, list[dict[str, Any]]], tmp_path: Path
+) -> None:
+    table, seen = swept
+    finished = [result for result in seen if result.get("finished")]
     assert {result["descendant"] for result in finished} == set(table["descendant"])  # the caller's callback ran
     store = Store(sweep_config.store)
     manifests = store.manifests("descendant", under="digits")
@@ -69,6 +76,7 @@ def test_a_sweep_publishes_every_descendant_and_its_table(sweep_config: SweepCon
     assert f"`{best['arm']}`" in (folder / "README.md").read_text()
 
 
+@pytest.mark.usefixtures("swept")
 def test_tunes_pickle_in_the_store_holds_no_learngene(sweep_config: SweepConfig) -> None:
     runs, files = Store(sweep_config.store).ray_storage("sweep-digits")
     assert files is not None
@@ -77,6 +85,7 @@ def test_tunes_pickle_in_the_store_holds_no_learngene(sweep_config: SweepConfig)
         assert len(stream.read()) < 20_000 < max(file.bytes for file in weights)
 
 
+@pytest.mark.usefixtures("swept")
 def test_a_sweep_run_again_trains_only_what_is_missing(
     sweep_config: SweepConfig, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -117,6 +126,7 @@ def test_the_places_of_a_cluster(head: tuple[str, str]) -> None:
     assert 0 < one < node["Resources"]["memory"] / 2 < two < node["Resources"]["memory"]
 
 
+@pytest.mark.usefixtures("swept")
 def test_a_pack_whose_process_is_killed_goes_on_with_those_that_have_not_finished(
     sweep_config: SweepConfig, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
