@@ -15,8 +15,8 @@ from ray.train.torch import TorchConfig
 from ray.util.queue import Queue
 
 from ray_learngene import sigterm
+from ray_learngene.cluster.driver import queue_here
 from ray_learngene.cluster.ray_internals import draining_nodes
-from ray_learngene.cluster.session import queue_here
 
 if TYPE_CHECKING:  # Ray Train's controller reads this file and needs no more of it
     from ray_learngene.training.world import World

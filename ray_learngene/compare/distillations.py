@@ -25,7 +25,7 @@ from ray_learngene.tracking.trackers import ToDriver, Trackers, hear
 if TYPE_CHECKING:
     from ray.util.queue import Queue
 
-    from ray_learngene.cluster.session import Driver
+    from ray_learngene.cluster.driver import Driver
 
 log = logging.getLogger(__name__)
 
@@ -83,8 +83,9 @@ def _distil_on_cluster(
 ) -> None:
     import ray
 
+    from ray_learngene.cluster.driver import from_workers
     from ray_learngene.cluster.preemption import stop_requests
-    from ray_learngene.cluster.session import cluster_has_gpus, from_workers, require_resources
+    from ray_learngene.cluster.session import cluster_has_gpus, require_resources
 
     gpus = float(cluster_has_gpus()) if config.gpus_per_trial is None else config.gpus_per_trial
     remote = ray.remote(num_cpus=config.cpus_per_trial, num_gpus=gpus, max_retries=config.max_failures)(_distill_task)

@@ -28,14 +28,9 @@ from ray.train.v2.api.exceptions import TrainingFailedError
 
 from ray_learngene import sigterm
 from ray_learngene.cluster import ray_internals
+from ray_learngene.cluster.driver import from_workers
 from ray_learngene.cluster.preemption import GracefulTorchConfig, StopPoll, stop_requests
-from ray_learngene.cluster.session import (
-    cluster_has_gpus,
-    from_workers,
-    ray_cluster,
-    require_resources,
-    use_assigned_gpu,
-)
+from ray_learngene.cluster.session import cluster_has_gpus, ray_cluster, require_resources, use_assigned_gpu
 from ray_learngene.config import AncestryConfig, DistillConfig
 from ray_learngene.distillation.run_notes import NoteFailures, RunNotes
 from ray_learngene.distillation.task import (

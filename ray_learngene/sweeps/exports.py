@@ -157,7 +157,8 @@ def _on_ray(adds: AddsExports, names: Sequence[str]) -> Iterator[Row | None]:
     import ray_learngene.cluster.shared_tensors  # noqa: F401  isort:skip  (before the first Ray import)
     import ray
 
-    from ray_learngene.cluster.session import from_workers, ray_cluster, require_resources
+    from ray_learngene.cluster.driver import from_workers
+    from ray_learngene.cluster.session import ray_cluster, require_resources
 
     config = adds.config
     with ray_cluster(config.address):

@@ -14,15 +14,9 @@ from ray.util.queue import Queue
 
 from ray_learngene import sigterm
 from ray_learngene.cluster import ray_internals
+from ray_learngene.cluster.driver import Driver, from_workers
 from ray_learngene.cluster.preemption import CatchesSigterm, stop_requests, watching
-from ray_learngene.cluster.session import (
-    Driver,
-    cluster_has_gpus,
-    from_workers,
-    ray_cluster,
-    require_resources,
-    use_assigned_gpu,
-)
+from ray_learngene.cluster.session import cluster_has_gpus, ray_cluster, require_resources, use_assigned_gpu
 from ray_learngene.errors import Diverged, Interrupted, RunError
 from ray_learngene.sweeps import tune_callbacks
 from ray_learngene.sweeps.capacity import cluster_place

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 import ray
 
-from ray_learngene.cluster.session import Driver, from_workers, ray_cluster
+from ray_learngene.cluster.driver import Driver, from_workers
+from ray_learngene.cluster.session import ray_cluster
 
 
 @ray.remote
