@@ -36,6 +36,11 @@ class SelectionConfig(StoreConfig):
     width_factor: OptionalNumbers = Field(
         None, description="candidate widths as factors of the learngene's, 0.5,1", json_schema_extra=LATER
     )
+    stage_depths: str | None = Field(
+        None,
+        description="depths of every stage that budgets choose from, in all combinations: 1-3/1-3/3-27/1-3",
+        json_schema_extra=LATER,
+    )
     image_size: int | None = Field(None, ge=1, description="input size in pixels; default: the learngene's")
     arms: Texts = Field(
         (),

@@ -11,6 +11,7 @@ from ray_learngene.errors import UserError
 from ray_learngene.methods.base import Learngene
 from ray_learngene.models.budgets import Budget, Candidate, candidates, largest_within
 from ray_learngene.models.costs import Latency, costs, training_memory
+from ray_learngene.models.search import Grid, largest_of_grids, parse_stages
 from ray_learngene.models.sizes import parse_depths, parse_factors, parse_numbers, sizes_of
 from ray_learngene.models.specs import Spec
 from ray_learngene.progress import Progress
@@ -89,6 +90,8 @@ def select(
     """
     budgets = [Budget.parse(text) for text in config.budgets]
     changes = {"classes": classes, "image": config.image_size}
+    if config.stage_depths:
+        return _searched(config, learngene.spec, budgets, changes)
     specs = sizes_of(
         learngene.spec,
         depths=config.depths,
@@ -112,6 +115,24 @@ def select(
     chosen = {budget.text: largest_within(budget, choices) for budget in budgets}
     specs_chosen = tuple(choice for choice in choices if choice in chosen.values())
     return Selection(tuple(choices), specs_chosen, chosen, timings)
+
+
+def _searched(config: SelectionConfig, source: Spec, budgets: list[Budget], changes: dict[str, Any]) -> Selection:
+    """Select from all combinations of depths of stages and widths."""
+    text = str(config.stage_depths)
+    if not budgets or config.depths or config.depth_factor:
+        raise UserError(f"--stage-depths {text}: it takes --budgets to choose by, and no --depths or --depth-factor")
+    stages = parse_stages(text, source)
+    depths = "-".join(str(each[0]) for each in stages) if len(stages) > 2 else str(sum(each[0] for each in stages))
+    widths = sizes_of(source, depths=depths, widths=config.widths, width_factor=config.width_factor, changes=changes)
+    with Progress("costs of widths", len(widths), "widths") as progress:
+        grids = []
+        for spec in widths:
+            grids.append(Grid.of(spec, stages))
+            progress.advance()
+    chosen = {budget.text: largest_of_grids(budget, grids) for budget in budgets}
+    found = tuple(sorted({one.spec: one for one in chosen.values()}.values(), key=lambda one: -one.costs["params"]))
+    return Selection(found, found, chosen)
 
 
 def load_arms(
