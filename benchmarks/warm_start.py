@@ -1,4 +1,4 @@
-"""python -m benchmarks.warm_start [--seeds 6] [--epochs 2] [--results rows.jsonl]
+"""python -m benchmarks.warm_start [--seeds 5] [--epochs 8] [--results rows.jsonl]
 
 Distil any-size on the digits from its own initialisation and from the ancestry's blocks, by every rule.
 
@@ -35,13 +35,13 @@ def accuracy(store: str, seed: int, width: int, epochs: int, rule: str | None) -
             method="any-size", warm_start=rule, epochs=epochs, seed=seed, workers=0, **DIGITS,
         )
     )  # fmt: skip
-    return 100 * float(made.metadata["metrics"]["top1"])
+    return float(made.metadata["metrics"]["top1"])
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seeds", type=int, default=6)
-    parser.add_argument("--epochs", type=int, default=2)
+    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--epochs", type=int, default=8)
     parser.add_argument("--widths", type=int, nargs="+", default=[64, 32])
     parser.add_argument("--results", type=Path, help="JSON lines of what was measured, to continue from")
     options = parser.parse_args()
@@ -55,8 +55,8 @@ def main() -> None:
                 **{**DIGITS, "warmup_epochs": 1},
             )
         )  # fmt: skip
-        for seed in range(options.seeds):
-            for width in options.widths:
+        for width in options.widths:
+            for seed in range(options.seeds):
                 for rule in (None, *get_args(Rule)):
                     key = {"rule": rule or "none", "width": width, "epochs": options.epochs, "seed": seed}
                     if not any(key.items() <= row.items() for row in rows):
