@@ -21,3 +21,5 @@ step "6. The pulled folder in plain timm, measured again" \
     "learngene evaluate $model --data digits"
 step "7. An ONNX file and an int8 file of it, compared on the validation images by onnxruntime" \
     "learngene export $model --format onnx,int8 --data digits --out $model-export --overwrite"
+step "8. The page to choose a model by: every sweep of the store in one HTML file" \
+    "learngene page --store $store --out $model-page.html"

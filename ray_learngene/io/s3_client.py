@@ -27,7 +27,7 @@ from typing import Any, TypeVar
 import aiohttp
 from aiobotocore.session import AioSession
 from botocore.exceptions import NoCredentialsError
-from botocore.utils import parse_timestamp
+from botocore.utils import determine_content_length, parse_timestamp
 from fsspec.asyn import get_loop, sync
 from s3fs import S3FileSystem
 
@@ -79,6 +79,7 @@ class S3Client:
         session = AioSession(profile=self._options.get("profile"))
         # botocore's own takes most of the time of a long list
         session.get_component("response_parser_factory").set_parser_defaults(timestamp_parser=_timestamp)
+        session.get_component("event_emitter").register_last("before-call.s3", _send_with_headers)
         found = None if self._options.get("anon") else sync(get_loop(), session.get_credentials)
         return session, found and sync(get_loop(), found.get_frozen_credentials)
 
@@ -179,7 +180,7 @@ class S3Client:
 
     def send(self, method: str, data: bytes, **kwargs: Any) -> dict[str, Any]:
         """Make a request with a body. It may take as long as the server keeps taking bytes."""
-        if len(data) <= BLOCK_BYTES:  # without asking the server first whether it takes the body, as botocore does
+        if len(data) <= BLOCK_BYTES:
             return self.call(method, Body=data, **kwargs)
         with self.errors():
             return self._at_once(lambda s3: self._send(s3, method, data, **kwargs))
@@ -378,6 +379,13 @@ class Answer:
         """Stop receiving."""
         if self._body is not None:
             self._body.close()
+
+
+def _send_with_headers(params: dict[str, Any], **others: Any) -> None:
+    """Send a small body along with its headers; botocore asks first whether the server takes it."""
+    size = determine_content_length(params["body"]) if params.get("body") else 0
+    if size is not None and size <= BLOCK_BYTES:
+        params["headers"].pop("Expect", None)
 
 
 def _timestamp(text: str) -> datetime:

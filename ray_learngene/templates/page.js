@@ -500,7 +500,7 @@ function makeCosts() {
 }
 
 function more(spent, planned) {
-  return spent && planned ? `${spent >= planned ? "+" : "−"}${short(Math.abs(100 * (spent / planned - 1)))} %` : "–";
+  return spent && planned ? `${spent >= planned ? "+" : "−"}${Math.abs(100 * (spent / planned - 1)).toFixed(1)} %` : "–";
 }
 
 function costsOf(name) {
