@@ -1,15 +1,16 @@
-"""python -m benchmarks.store_costs [--quick] [--out FILE.json]
+"""python -m benchmarks.store_costs [--quick] [--before FILE.json] [--out FILE.json]
 
 Counts what each command asks of a bucket: requests by kind, and megabytes up and down. The commands run one after the
 other on the built-in digits with a small model, against a SeaweedFS on loopback behind a proxy that counts. Training
 commands run in one process; the last one runs on Ray, whose own state takes requests as well (`--quick` leaves it out).
 
 Numbers of requests do not depend on the machine, but for checkpoints: those are written every few minutes, and at the
-end of every run at least.
+end of every run at least. `--before` names the record of an earlier run, whose requests are shown next to these.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -47,7 +48,9 @@ def commands(ray: bool) -> dict[str, list[str]]:
 
 
 def main() -> None:
-    args = arguments(__doc__)
+    args = arguments(__doc__, lambda parser: parser.add_argument("--before", type=Path, help="an earlier record"))
+    earlier = json.loads(args.before.read_text())["rows"] if args.before else []
+    before = {row["command"]: row["requests"] for row in earlier}
     facts = machine()
     with (
         tempfile.TemporaryDirectory() as folder,
@@ -57,7 +60,8 @@ def main() -> None:
         environment = {**os.environ, **server.environment(), "AWS_ENDPOINT_URL": recorder.endpoint}
         environment |= {"PYTHONPATH": str(ROOT), "LEARNGENE_STORE": f"s3://{server.new_bucket()}/store"}
         rows = [
-            _row(name, words, environment, Path(folder), recorder) for name, words in commands(not args.quick).items()
+            {**_row(name, words, environment, Path(folder), recorder), "requests before": before.get(name, "")}
+            for name, words in commands(not args.quick).items()
         ]
     publish("store_costs", args, facts, rows)
 
