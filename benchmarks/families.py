@@ -13,8 +13,9 @@ import fnmatch
 import io
 import json
 import logging
+import re
 import warnings
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -53,6 +54,30 @@ _SMALL: dict[str, tuple[str, dict[str, Any]]] = {
     "ConvNeXt": ("convnext_atto", {"depths": [2, 2, 4, 2], "dims": [8, 16, 24, 32]}),
     "LeViT (BatchNorm)": ("levit_128s", {}),
 }
+
+_PAGE = """# Tables of families
+
+Made by `python -m benchmarks.families` with timm {version}. It builds models on the meta device of torch,
+and runs every method on a small model of each family.
+
+{summary}
+
+- A *source* is a model whose size and blocks are found, so that a learngene can be taken from it.
+- A *student* takes other depths, and every axis of its parameters that changes with the width has a label.
+- A *teacher* has a classifier or gives features.
+
+## Methods and families
+
+{matrix}
+
+## Classes of timm
+
+{table}
+
+## Why entry points are refused
+
+{reasons}
+"""
 
 
 @dataclass
@@ -121,7 +146,12 @@ def works(name: str, spec: Spec) -> str:
         method.expand(learngene, spec)
         return "yes"
     except UserError as error:
-        return f"no: {str(error).replace(str(spec.architecture), 'the architecture')}"
+        said = (
+            str(error)
+            .replace(str(spec.architecture), "the architecture")
+            .replace(f"{name} cannot", "the method cannot")
+        )
+        return f"no: {said}"
 
 
 def table(found: list[Found]) -> str:
@@ -134,6 +164,29 @@ def table(found: list[Found]) -> str:
         counts = [sum(not getattr(each, role) for each in group) for role in ("source", "student", "teacher")]
         lines.append(f"| {kind} | {len(group)} | {' | '.join(map(str, counts))} |")
     return "\n".join(lines)
+
+
+def reasons(found: list[Found]) -> str:
+    """Why entry points are refused as sources or as students, with timm's classes, most of them first."""
+    lines = ["| refused as | entry points | why | timm classes |", "|---|---|---|---|"]
+    for role in ("source", "student"):
+        groups: dict[str, list[Found]] = defaultdict(list)
+        for each in found:
+            if getattr(each, role) and not (role == "student" and each.source):
+                groups[_reason(getattr(each, role))].append(each)
+        for why, group in sorted(groups.items(), key=lambda pair: -len(pair[1])):
+            kinds = Counter(each.kind for each in group).most_common()
+            names = ", ".join(kind for kind, _ in kinds[:8]) + (f" and {len(kinds) - 8} more" if len(kinds) > 8 else "")
+            lines.append(f"| {role} | {len(group)} | {why} | {names} |")
+    return "\n".join(lines)
+
+
+def _reason(said: str) -> str:
+    """What was said without the name of the entry point, its arguments and numbers."""
+    if (twice := re.search(r"got multiple values for keyword argument", said)) is not None:
+        return f"timm's entry point fixes its size: {twice[0]}"
+    said = re.sub(r"^[\w.-]+( \([^:]*\))?: ", "", said).removeprefix("timm refuses this size: ")
+    return re.sub(r"\d+", "N", said).replace("|", "/").strip()
 
 
 def matrix() -> str:
@@ -180,7 +233,9 @@ def main() -> None:
     )
     print(summary)
     with contextlib.redirect_stderr(io.StringIO()):
-        text = f"{summary}\n\n{table(found)}\n\n## Methods and families\n\n{matrix()}\n"
+        text = _PAGE.format(
+            version=timm.__version__, summary=summary, matrix=matrix(), table=table(found), reasons=reasons(found)
+        )
     if options.out:
         options.out.write_text(text)
     print(text)

@@ -1,4 +1,4 @@
-"""python -m benchmarks.warm_start [--seeds 5] [--epochs 8] [--results rows.jsonl]
+"""python -m benchmarks.warm_start [--seeds 5] [--epochs 4] [--results rows.jsonl]
 
 Distil any-size on the digits from its own initialisation and from the ancestry's blocks, by every rule.
 
@@ -23,6 +23,7 @@ from ray_learngene.methods.warm_start import Rule
 
 from .digits import ANCESTRY_SIZE, DIGITS
 
+_RATE = 3e-3
 _T95 = {3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8: 2.306, 9: 2.262}  # by degrees of freedom
 
 
@@ -32,7 +33,7 @@ def accuracy(store: str, seed: int, width: int, epochs: int, rule: str | None) -
     made = distill(
         DistillConfig(
             store=store, name=name, ancestry="store:ancestries/digits", preset="nano", depth=9, width=width,
-            method="any-size", warm_start=rule, epochs=epochs, seed=seed, workers=0, **DIGITS,
+            method="any-size", warm_start=rule, epochs=epochs, lr=_RATE, seed=seed, workers=0, **DIGITS,
         )
     )  # fmt: skip
     return float(made.metadata["metrics"]["top1"])
@@ -41,7 +42,7 @@ def accuracy(store: str, seed: int, width: int, epochs: int, rule: str | None) -
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--epochs", type=int, default=8)
+    parser.add_argument("--epochs", type=int, default=4)
     parser.add_argument("--widths", type=int, nargs="+", default=[64, 32])
     parser.add_argument("--results", type=Path, help="JSON lines of what was measured, to continue from")
     options = parser.parse_args()
@@ -49,12 +50,13 @@ def main() -> None:
     rows: list[dict[str, Any]] = [json.loads(line) for line in before]
     with tempfile.TemporaryDirectory() as store:
         size = {**ANCESTRY_SIZE, "embed_dim": 64, "depth": 9, "num_heads": 4}
-        train_ancestry(
+        made = train_ancestry(
             AncestryConfig(
-                store=store, name="digits", model="deit_tiny_patch16_224", model_args=size, epochs=12, workers=0,
-                **{**DIGITS, "warmup_epochs": 1},
+                store=store, name="digits", model="deit_tiny_patch16_224", model_args=size, epochs=15, lr=_RATE,
+                workers=0, **{**DIGITS, "warmup_epochs": 1},
             )
         )  # fmt: skip
+        print(f"ancestry: top-1 {made.metadata['metrics']['top1']:.1f} %", flush=True)
         for width in options.widths:
             for seed in range(options.seeds):
                 for rule in (None, *get_args(Rule)):

@@ -6,6 +6,7 @@ import pkgutil
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -48,6 +49,16 @@ def test_the_science_knows_neither_ray_nor_deepspeed_nor_the_store() -> None:
 @pytest.mark.parametrize("module", ["ray_learngene", "ray_learngene.cli.main"])
 def test_the_command_line_imports_nothing_heavy(module: str) -> None:
     assert not loaded_by(f"import {module}") & {"torch", "timm", "ray", "pyarrow", "pandas", "pydantic", "numpy"}
+
+
+@pytest.mark.parametrize("argv", [["list"], ["pull", "--max-params", "3M"]])
+def test_list_and_pull_import_no_family(argv: list[str], tmp_path: Path) -> None:
+    (tmp_path / "store").mkdir()
+    command = [*argv, "--store", str(tmp_path / "store")]
+    ran = f"import contextlib, ray_learngene.cli.main as cli\nwith contextlib.suppress(SystemExit): cli.main({command})"
+    loaded = loaded_by(f"exec({ran!r})")
+    assert {"ray_learngene.store.store", "ray_learngene.cli.main"} <= loaded
+    assert not {name for name in loaded if name.startswith(("timm", "torch", "ray_learngene.models.families"))}
 
 
 def test_the_thin_client_needs_nothing_that_only_unix_has() -> None:

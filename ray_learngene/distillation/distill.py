@@ -129,7 +129,13 @@ def check_depth(module: nn.Module, depth: int | tuple[int, ...], method: str) ->
 
 
 def images_for(config: DistillConfig, sets: ImageSets, spec: Spec, ancestry: Ancestry) -> ImagePipeline:
-    """Return the images with the preprocessing of the ancestry model."""
+    """Return the images with the preprocessing of the ancestry model; another interpolation is logged."""
+    own = getattr(ancestry.model, "pretrained_cfg", {}).get("interpolation", config.interpolation)
+    if own != config.interpolation:
+        log.info(
+            f"the ancestry model was trained on images resized with {own} interpolation, this run uses "
+            f"{config.interpolation} for both models (--interpolation)"
+        )
     preprocessing = Preprocessing(
         image_size=spec.image,
         mean=ancestry.mean,
