@@ -485,6 +485,8 @@ def bench(
     search_more: int = 4,
     front: int = 8,
     front_gain: float = 0.5,
+    transfer: dict[str, dict[str, Any]] = ...,
+    transfer_depths: str | int | Sequence[int] | None = None,
     out: Path | str = "./bench",
 ) -> pandas.DataFrame: ...
 def pull(

@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
-from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
@@ -25,19 +24,19 @@ from ray_learngene.compare.distillations import distill_all, quiet, refuse_faile
 from ray_learngene.compare.front import longer, still_gaining
 from ray_learngene.compare.plan import plan_arms
 from ray_learngene.compare.report import write_report
-from ray_learngene.compare.runs import arm_text, distill_config, extract_configs, sweep_config, tuning_epochs
+from ray_learngene.compare.runs import distill_config, extract_configs
 from ray_learngene.compare.searches import search_distillation, search_tuning
 from ray_learngene.compare.table import Chosen, bench_table
+from ray_learngene.compare.transfer import check_sets, transfer
+from ray_learngene.compare.tuning import final_sweeps
 from ray_learngene.config import BenchConfig
 from ray_learngene.config.decides import BENCHMARK, decisive, require_same
 from ray_learngene.data.pipeline import checked_image_sets
 from ray_learngene.distillation.extract import extract
 from ray_learngene.errors import UserError
-from ray_learngene.models.specs import Spec
 from ray_learngene.provenance import publishable
 from ray_learngene.store.manifest import folder_of, run_name
 from ray_learngene.store.store import Store
-from ray_learngene.sweeps.sweep import sweep
 from ray_learngene.training.optimizers import traits_of
 
 log = logging.getLogger(__name__)
@@ -62,6 +61,7 @@ def bench(config: BenchConfig) -> pandas.DataFrame:
     ancestry = load_ancestry(config.ancestry, store)
     sets = checked_image_sets(config)
     match_classes(ancestry, config.ancestry, config.data, sets)
+    check_sets(config)
     config = with_equal_budgets(config, ancestry, len(sets.train))
     arms = plan_arms(config, ancestry.classes)
     for row in arms:
@@ -89,10 +89,12 @@ def bench(config: BenchConfig) -> pandas.DataFrame:
                     extract(each)
         base = wanted[0].name  # all descendants share its preprocessing and head size
         search_tuning(config, store, arms, base, chosen)
-        sweeps = _final_sweeps(config, arms, base, chosen)
+        sweeps = final_sweeps(config, arms, base, chosen)
+        planned = arms
         arms = [*arms, *_train_front(config, store, arms, base, chosen, sweeps, seen)]
+        moved = transfer(config, store, planned, base, chosen)
     table = bench_table(config, store, sweeps, chosen, seen)
-    write_report(config, store, table, arms, folder)
+    write_report(config, store, table, arms, folder, moved)
     return table
 
 
@@ -116,7 +118,7 @@ def _train_front(
     while left and times <= config.front:
         row = longer(config, reference, times, left)
         search_tuning(config, store, [row], base, chosen)
-        sweeps |= _final_sweeps(config, [row], base, chosen)
+        sweeps |= final_sweeps(config, [row], base, chosen)
         rows.append(row)
         left = still_gaining(config, bench_table(config, store, sweeps, chosen, seen), row, times)
         times *= 2
@@ -178,19 +180,3 @@ def _engine(config: BenchConfig) -> contextlib.AbstractContextManager[None]:
     from ray_learngene.cluster.session import ray_cluster
 
     return ray_cluster(config.address)
-
-
-def _final_sweeps(config: BenchConfig, arms: Sequence[ArmPlan], base: str, chosen: Chosen) -> dict[str, list[ArmPlan]]:
-    """Run one sweep for all arms with the same tuning, sizes and learning rate; return the arms by sweep name."""
-    groups: dict[tuple[str, int, float, tuple[Spec, ...]], list[ArmPlan]] = defaultdict(list)
-    for row in arms:
-        for width in dict.fromkeys(spec.width for spec in row.specs):
-            some = tuple(spec for spec in row.specs if spec.width == width)
-            groups[row.arm.tune, tuning_epochs(config, row), chosen.tune[row.name], some].append(row)
-    sweeps = {}
-    for (_, _, lr, specs), some_rows in groups.items():
-        texts = [arm_text(config, row, chosen.distill) for row in some_rows]
-        run = sweep_config(config, some_rows[0], texts, base, lr, specs, search=False)
-        sweep(run)
-        sweeps[run.name] = some_rows
-    return sweeps

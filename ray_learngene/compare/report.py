@@ -19,7 +19,8 @@ from ray_learngene.compare.rules import rules
 from ray_learngene.compare.runs import learning_rates
 from ray_learngene.compare.searches import at_border
 from ray_learngene.compare.significance import Difference, paired
-from ray_learngene.compare.summary import MEASURES, Cost, cost, summarise
+from ray_learngene.compare.summary import MEASURES, Cost, accuracy, cost, summarise
+from ray_learngene.compare.transfer import gains
 from ray_learngene.config import BenchConfig
 from ray_learngene.models.budgets import format_quantity
 from ray_learngene.provenance import publishable
@@ -28,17 +29,28 @@ from ray_learngene.terminal import plot_label
 
 log = logging.getLogger(__name__)
 
-RESULTS, PAGE, RUNS, PLOTS = "results.parquet", "results.md", "runs.md", ("accuracy.svg", "break-even.svg")
+RESULTS, TRANSFER, PAGE, RUNS = "results.parquet", "transfer.parquet", "results.md", "runs.md"
+PLOTS = ("accuracy.svg", "break-even.svg")
 
 
 def write_report(
-    config: BenchConfig, store: Store, table: pandas.DataFrame, arms: Sequence[ArmPlan], folder: Path
+    config: BenchConfig,
+    store: Store,
+    table: pandas.DataFrame,
+    arms: Sequence[ArmPlan],
+    folder: Path,
+    moved: pandas.DataFrame | None = None,
 ) -> None:
-    """Write the table to the store; write the table, the pages and the plots to a folder."""
-    rows = pyarrow.Table.from_pandas(table, preserve_index=False)
-    store.write_table(f"benches/{config.name}/{RESULTS}", rows)
-    table.to_parquet(folder / RESULTS, index=False)
-    (folder / PAGE).write_text(page(config, table, arms))
+    """Write the tables to the store; write the tables, the pages and the plots to a folder.
+
+    Args:
+        moved: The descendants on other image sets; see `transfer`.
+    """
+    for name, rows in {RESULTS: table, TRANSFER: moved}.items():
+        if rows is not None:
+            store.write_table(f"benches/{config.name}/{name}", pyarrow.Table.from_pandas(rows, preserve_index=False))
+            rows.to_parquet(folder / name, index=False)
+    (folder / PAGE).write_text(page(config, table, arms, moved))
     (folder / RUNS).write_text(runs_page(config, table))
     names = [row.name for row in arms]
     for figure, name in zip((accuracy_plot(table, names), break_even_plot(table, names)), PLOTS, strict=True):
@@ -46,7 +58,9 @@ def write_report(
     log.info(f"benchmark {config.name}: {len(table)} descendants; see {folder / PAGE}")
 
 
-def page(config: BenchConfig, table: pandas.DataFrame, arms: Sequence[ArmPlan]) -> str:
+def page(
+    config: BenchConfig, table: pandas.DataFrame, arms: Sequence[ArmPlan], moved: pandas.DataFrame | None = None
+) -> str:
     """Render the Markdown page: settings and hardware, the table of arms, and a table of sizes for each measure."""
     environment = Environment(
         loader=PackageLoader("ray_learngene"), undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
@@ -80,7 +94,26 @@ def page(config: BenchConfig, table: pandas.DataFrame, arms: Sequence[ArmPlan]) 
         revisions=sorted(table["revision"].unique()),
         distilled={row.name: next((one.epochs for one in row.distillations.values() if one), None) for row in arms},
         epochs=table.groupby("arm")["epochs"].first().to_dict(),
+        transfer=_transfer_rows(config, moved) if moved is not None else None,
     )
+
+
+def _transfer_rows(config: BenchConfig, moved: pandas.DataFrame) -> list[dict[str, Any]]:
+    """Every arm on every set, mean over sizes and seeds, with its average gain over the reference."""
+    gained = gains(moved, config.reference)
+    return [
+        {
+            "arm": name,
+            "scores": [
+                (accuracy(some, "top1_untuned"), accuracy(some, "top1"), int(some["epochs"].iloc[0]))
+                if len(some := rows[rows["set"] == label])
+                else None
+                for label in config.transfer
+            ],
+            "gain": gained.get(name),
+        }
+        for name, rows in moved.groupby("arm", sort=False)
+    ]
 
 
 def _tried(table: pandas.DataFrame, arm: str, column: str, otherwise: Sequence[float]) -> Sequence[float]:

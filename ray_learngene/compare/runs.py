@@ -136,7 +136,7 @@ def sweep_config(
             **names,
             "epochs": epochs,
             "warmup_epochs": 0 if tune == "short" else min(config.warmup_epochs, epochs / 2),
-            "name": shortened(f"{config.name}-{kind}-{size}-lr{lr_text(lr)}"),
+            "name": shortened(f"{config.name}{config.suffix}-{kind}-{size}-lr{lr_text(lr)}"),
             "learngene": learngene,
             "arms": tuple(arms),
             "scratch": "epochs",  # the table charges every arm for all that it costs

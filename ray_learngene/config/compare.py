@@ -4,19 +4,33 @@ from __future__ import annotations
 
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, PrivateAttr, field_validator, model_validator
 
-from ray_learngene.config.base import CHOICE, NOTHING, Config
-from ray_learngene.config.data import AugmentationConfig
+from ray_learngene.config.base import CHOICE, NOTHING, Config, load_config
+from ray_learngene.config.data import AugmentationConfig, DataConfig
 from ray_learngene.config.presets import PRESET_NAMES
 from ray_learngene.config.sweep import TrialsConfig
 from ray_learngene.config.texts import OptionalWholeNumbers, WholeNumbers
 from ray_learngene.config.training import DistillationConfig, OptimizationConfig, StoreConfig
+from ray_learngene.errors import UserError
 
 # what one arm's distillation may have otherwise; learning rates, seeds and lengths are the benchmark's
 ARM_SETTINGS = frozenset(
     {*DistillationConfig.model_fields, *OptimizationConfig.model_fields, *AugmentationConfig.model_fields}
     - {"lr", "seed", "epochs", "batch_size", "soft_labels", "soft_labels_k", "soft_labels_dtype"}
+)
+
+# what the tuning on another image set may have otherwise
+TRANSFER_SETTINGS = frozenset(
+    {
+        *DataConfig.model_fields,
+        *AugmentationConfig.model_fields,
+        "batch_size",
+        "epochs",
+        "tune_epochs",
+        "lrs",
+        "tune_lrs",
+    }
 )
 
 LearningRate = Annotated[float, Field(gt=0)]
@@ -136,11 +150,53 @@ class BenchConfig(StoreConfig, TrialsConfig):
     front_gain: float = Field(
         0.5, ge=0, description="points of top-1 below which doubling is not worth it", json_schema_extra=CHOICE
     )
+    transfer: dict[str, dict[str, Any]] = Field(
+        default_factory=dict,
+        description="other image sets to tune on, by name, with the settings that differ there: "
+        "{flowers: {data: ./flowers, tune_epochs: 20, epochs: 60}}",
+        json_schema_extra=CHOICE,
+    )
+    transfer_depths: OptionalWholeNumbers = Field(
+        None, description="depths of the descendants on these sets; default: depths", json_schema_extra=CHOICE
+    )
     out: str = Field(
         "./bench",
         description="folder for the table (Parquet, Markdown) and the plots",
         json_schema_extra=NOTHING,
     )
+
+    _onto: str | None = PrivateAttr(None)
+
+    @property
+    def suffix(self) -> str:
+        """What names of sweeps have after the benchmark's: another image set that they are on."""
+        return f"-to-{self._onto}" if self._onto else ""
+
+    def onto(self, label: str) -> BenchConfig:
+        """Return the benchmark as it tunes on a set of `transfer`.
+
+        Raises:
+            UserError: a setting of the set is invalid.
+        """
+        values = {**self.model_dump(exclude_unset=True), **self.transfer[label], "transfer": {}}
+        try:
+            target = load_config(BenchConfig, values, keywords=True)
+        except UserError as error:
+            raise UserError(f"transfer {label!r}: {error}") from None
+        target._onto = label
+        return target
+
+    @model_validator(mode="after")
+    def _sets_are_usable(self) -> BenchConfig:
+        for label, settings in self.transfer.items():
+            odd = settings.keys() - TRANSFER_SETTINGS
+            if odd:
+                raise ValueError(
+                    f"transfer {label!r}: {min(odd)} cannot differ: {', '.join(sorted(TRANSFER_SETTINGS))}"
+                )
+            if "data" not in settings:
+                raise ValueError(f"transfer {label!r} needs data: its image set")
+        return self
 
     @model_validator(mode="after")
     def _reference_is_an_arm(self) -> BenchConfig:

@@ -10,11 +10,13 @@ import pandas
 import pytest
 
 from ray_learngene.compare.compare import bench
-from ray_learngene.config import AncestryConfig, BenchArm, BenchConfig, DistillConfig, SweepConfig
+from ray_learngene.compare.transfer import gains
+from ray_learngene.config import AncestryConfig, BenchArm, BenchConfig, DistillConfig, SweepConfig, load_config
 from ray_learngene.distillation.distill import distill
 from ray_learngene.distillation.train_ancestry import train_ancestry
 from ray_learngene.errors import UserError
 from ray_learngene.store.store import Store
+from tests.data.image_files import write_class_folders
 
 QUICK = {"data": "digits", "batch_size": 512, "hflip": 0.0, "warmup_epochs": 0, "drop_path": 0.0}
 
@@ -104,6 +106,63 @@ def test_a_benchmark_writes_its_tables_and_plots(
 def test_another_recipe_under_the_same_name_is_refused(config: BenchConfig) -> None:
     with pytest.raises(UserError, match="the benchmark 'b' in .* was made with epochs 1, not 2: choose another --name"):
         bench(config.model_copy(update={"epochs": 2}))
+
+
+@pytest.mark.usefixtures("table")
+def test_learngenes_are_tuned_on_other_image_sets(config: BenchConfig, tmp_path: Path) -> None:
+    """Only sweeps on that set are added to a benchmark that is finished; its classes are others."""
+    data = write_class_folders(tmp_path / "pets", {"cat": 12, "dog": 14})
+    sets = {"pets": {"data": str(data), "epochs": 2, "batch_size": 8, "tune_lrs": (1e-3, 2e-3), "lrs": (1e-2,)}}
+    out = tmp_path / "out"
+    bench(config.model_copy(update={"transfer": sets, "transfer_depths": "2", "search_more": 0, "out": str(out)}))
+    moved = pandas.read_parquet(out / "transfer.parquet")
+    found = {(row.arm, row.seed, row.depth, row.epochs, row.lr in (1e-3, 2e-3)) for row in moved.itertuples()}
+    short = {(arm, seed, 2, 1, True) for arm in ("any-size", "ligo") for seed in (0, 1)}
+    assert found == short | {("scratch", seed, 2, 2, False) for seed in (0, 1)}
+    store = Store(config.store)
+    assert store.read_table("benches/b/transfer.parquet").num_rows == len(moved)
+    descendants = [
+        one.metadata for one in store.manifests("descendant", under="b-to-pets-final-short-e1-w48-d2-lr0.001")
+    ]
+    descendants += [
+        one.metadata for one in store.manifests("descendant", under="b-to-pets-final-short-e1-w48-d2-lr0.002")
+    ]
+    assert {tuple(one["labels"]) for one in descendants} == {("cat", "dog")}
+    page = (out / "results.md").read_text().partition("## On other image sets")[2]
+    gain = gains(moved, "scratch")["ligo"]
+    assert re.search(rf"\n\| ligo \| .* \(1\) \| {re.escape(f'{gain.mean:+.1f}')}", page)
+    assert re.search(r"\n\| scratch \| .* \(2\) \| - \|", page)
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        ({"data": "./nowhere"}, "no image set './nowhere'"),
+        ({"epochs": 3}, "transfer 'x' needs data"),
+        ({"data": "digits", "preset": "ti"}, "transfer 'x': preset cannot differ"),
+        ({"data": "digits", "epochs": -1}, "transfer 'x': epochs"),
+    ],
+)
+def test_image_sets_that_cannot_be_tuned_on_are_refused_before_training(
+    config: BenchConfig, settings: dict[str, Any], says: str
+) -> None:
+    given = {**config.model_dump(exclude_unset=True), "name": "new", "transfer": {"x": settings}}
+    with pytest.raises(UserError, match=re.escape(says)):
+        bench(load_config(BenchConfig, given))
+    assert not any(one.name.startswith("new") for one in Store(config.store).manifests("learngene"))
+
+
+def test_a_gain_is_paired_over_seeds_and_averaged_over_sets() -> None:
+    columns = ("set", "arm", "width", "depth", "seed", "top1")
+    scores = {("a", 0): (50, 53), ("a", 1): (52, 54), ("b", 0): (70, 71), ("b", 1): (70, 74)}
+    rows = [
+        (label, arm, 8, 2, seed, top1)
+        for (label, seed), pair in scores.items()
+        for arm, top1 in zip(("scratch", "wave"), pair, strict=True)
+    ]
+    found = gains(pandas.DataFrame(rows, columns=columns), "scratch")
+    assert list(found) == ["wave"]
+    assert (found["wave"].mean, found["wave"].seeds) == (2.5, 2)  # 2 with one seed, 3 with the other
 
 
 def test_a_learning_rate_that_diverges_is_never_chosen(config: BenchConfig, tmp_path: Path) -> None:
