@@ -1,4 +1,4 @@
-"""torch.compile, layer by layer: equal layers of one or several models are compiled once.
+"""torch.compile, block by block: equal blocks of one or several models are compiled once.
 
 A whole model of 16 layers compiles in a minute or more, again for every depth. One layer takes seconds
 (benchmarks/README.md).
@@ -16,10 +16,12 @@ from typing import Any
 
 import ray_learngene.torchvision_cpu  # noqa: F401  isort:skip  (before the first timm import)
 import torch
+from timm.layers import DropPath
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
 from ray_learngene.errors import RunError
+from ray_learngene.models.specs import blocks_in_order
 
 # Each shape, mode and precision of the models in a process needs a graph; torch's own limit is 8.
 _GRAPHS = 256
@@ -40,7 +42,7 @@ def require_compiler() -> None:
 
 
 def compile_layers(model: nn.Module) -> None:
-    """Compile a model's timm transformer layers; a model without any is compiled as a whole.
+    """Compile a model's blocks; a model without any is compiled as a whole.
 
     Weights, state dict and the samples of stochastic depth do not change. Results differ by rounding.
 
@@ -51,11 +53,26 @@ def compile_layers(model: nn.Module) -> None:
     # the limit is per process: a limit per function needs torch 2.13, and GPU installations use older versions too
     torch._dynamo.config.recompile_limit = max(_GRAPHS, torch._dynamo.config.recompile_limit)
     warnings.filterwarnings("ignore", message="TensorFloat32 tensor cores")  # fp32 is on purpose
-    blocks = [module for module in model.modules() if type(module) in (Block, CompiledBlock)]
+    blocks = blocks_in_order(model)
     for block in blocks:
-        block.__class__ = CompiledBlock
+        if type(block) in (Block, CompiledBlock):
+            block.__class__ = CompiledBlock
+        elif block._compiled_call_impl is None:
+            for module in block.modules():
+                if type(module) is DropPath:
+                    module.__class__ = EagerDropPath
+            block.compile(dynamic=False)
     if not blocks and model._compiled_call_impl is None:
         model.compile(dynamic=False)
+
+
+class EagerDropPath(DropPath):
+    """Stochastic depth that is sampled outside graphs: the compiler would make every rate a graph of its own."""
+
+    @torch.compiler.disable
+    def forward(self, x: Tensor) -> Tensor:
+        found: Tensor = super().forward(x)
+        return found
 
 
 class CompiledBlock(Block):

@@ -21,6 +21,7 @@ from ray_learngene.methods.registry import create_method
 from ray_learngene.models.compile import CompiledBlock, compile_layers
 from ray_learngene.models.specs import PRESETS, build, set_drop_path
 from ray_learngene.training.flops import forward_flops, training_flops
+from tests.models.sizes import small
 from tests.sweeps.test_siblings import MEMBERS, assert_equal, family, history
 
 SPEC = PRESETS["nano"].replace(depth=6)
@@ -167,3 +168,32 @@ def test_compiled_siblings_are_those_compiled_alone(tmp_path: Path) -> None:
     for name in made.names:  # the same descendant, as compiling does not decide what it becomes
         losses = [[entry["val_loss"] for entry in history(each, name)] for each in (made, plain)]
         assert np.allclose(*losses, rtol=1e-3)
+
+
+@COMPILING
+@pytest.mark.parametrize("text", ["weight-selection", "any-size"])
+@pytest.mark.parametrize(
+    "architecture",
+    ["vit_small_patch16_dinov3", "swin_tiny_patch4_window7_224", "convnextv2_atto", "beit_base_patch16_224"],
+)
+def test_blocks_of_any_family_are_compiled_and_compute_the_same(architecture: str, text: str) -> None:
+    spec = small(architecture).replace(depth=6)
+    torch.manual_seed(0)
+    plain = create_method(text).auxiliary(spec, drop_path=0.3)
+    compiled = copy.deepcopy(plain)
+    if text == "any-size":
+        compiled.compile()
+    else:
+        compile_layers(compiled)
+    images = torch.randn(8, 3, spec.image, spec.image, generator=torch.Generator().manual_seed(0))
+    before, found = graphs(), []
+    for model in (plain, compiled):
+        draw_step(model.train(), seed=0, step=1, total_steps=4)
+        torch.manual_seed(3)
+        logits = model(images)
+        found.append((logits, torch.autograd.grad(logits.logsumexp(-1).square().mean(), list(model.parameters()))))
+    assert graphs() > before
+    (logits, gradients), (compiled_logits, compiled_gradients) = found
+    torch.testing.assert_close(compiled_logits, logits, rtol=BOUND, atol=BOUND)
+    for one, other in zip(compiled_gradients, gradients, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-3, atol=BOUND * max(1.0, float(other.abs().max())))
