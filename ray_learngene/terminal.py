@@ -9,7 +9,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table as RichTable
 
-_WIDTH = 160  # of a table that goes to a file or another program
+_WIDEST = 1000  # of a table that goes to a file or another program
 
 
 def unreadable_text(names: Sequence[str]) -> str:
@@ -28,7 +28,7 @@ class Table(RichTable):
 def print_table(table: Table) -> None:
     """Print a table, whole also where the output is no terminal; brackets in it are text, not markup."""
     console = Console(highlight=False, markup=False, emoji=False)
-    wide = Console(highlight=False, markup=False, emoji=False, width=_WIDTH)
+    wide = Console(highlight=False, markup=False, emoji=False, width=_WIDEST)
     (console if console.is_terminal else wide).print(table)
 
 

@@ -57,6 +57,8 @@ def test_everything_is_listed(store: Path, capsys: pytest.CaptureFixture[str]) -
         said = capsys.readouterr().out
         names = {name.rpartition("/")[0] if "softlabels" in name else name for name in manifests(store)}
         assert {name for name in names | {"sweeps/sizes"} if name not in said} == set()
+        for name in ("ancestries/vit", "learngenes/sws", f"descendants/sizes/{SMALL}"):
+            assert next(line for line in said.splitlines() if line.startswith(name)).split()[1:3] == ["digits", "10"]
 
 
 @pytest.mark.parametrize(

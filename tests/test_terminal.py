@@ -28,6 +28,13 @@ def test_tables_columns_and_messages_print_text(capsys: pytest.CaptureFixture[st
         assert not {"\x1b", "\x07", "\x9b", "\u202e"} & set(text)
 
 
+def test_a_table_that_goes_to_a_file_wraps_no_cell(capsys: pytest.CaptureFixture[str]) -> None:
+    table = Table(*(f"column {number}" for number in range(12)))
+    table.add_row(*(f"a cell of many words {number}" for number in range(12)))
+    print_table(table)
+    assert len(capsys.readouterr().out.splitlines()) == 5
+
+
 @given(st.text())
 def test_no_text_reaches_the_terminal_as_a_command(text: str) -> None:
     assert all(each.isprintable() or each in "\n\t" for each in printable(text))

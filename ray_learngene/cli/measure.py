@@ -6,6 +6,8 @@ import json
 from pathlib import Path
 
 from ray_learngene.config import MeasureConfig
+from ray_learngene.config.documents import read_document
+from ray_learngene.errors import UserError
 from ray_learngene.io.errors import clear_errors
 from ray_learngene.store.store import Store
 from ray_learngene.store.timings import Record, check_name, publish_record, read_records
@@ -34,8 +36,11 @@ def measure(config: MeasureConfig) -> list[Record]:
         store.check(write=True)
     if config.imported:
         path = Path(config.imported).expanduser()
-        with clear_errors(str(path)):
-            text = path.read_text()
+        try:
+            with clear_errors(str(path)):
+                text = read_document(path)
+        except ValueError as error:
+            raise UserError(f"{config.imported}: {error}") from None
         records = read_records(text, config.imported)
     else:
         from ray_learngene.delivery.device import measure as measure_here

@@ -12,7 +12,7 @@ from typing import Any, ClassVar, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
-from ray_learngene.config.documents import parse_yaml
+from ray_learngene.config.documents import parse_yaml, read_document
 from ray_learngene.errors import UserError
 from ray_learngene.provenance import without_password
 
@@ -59,7 +59,7 @@ class StorageConfig(Config):
             if not given:
                 return {}
             try:
-                given = parse_yaml(Path(given).read_text() if not given.lstrip().startswith("{") else given)
+                given = parse_yaml(read_document(given) if not given.lstrip().startswith("{") else given)
             except OSError as error:
                 raise ValueError(f"{error.strerror or error}: give a YAML file, or YAML in braces") from None
         for place, options in given.items() if isinstance(given, dict) else ():
@@ -137,9 +137,9 @@ def what_decides(cls: type[Config], field: str) -> str:
 def read_recipe(path: str | Path) -> dict[str, Any]:
     """Read a YAML recipe."""
     try:
-        values = parse_yaml(Path(path).read_text())
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"recipe {path}: {getattr(error, 'strerror', None) or 'not a text file'}") from None
+        values = parse_yaml(read_document(path))
+    except OSError as error:
+        raise UserError(f"recipe {path}: {error.strerror or error}") from None
     except ValueError as error:
         raise UserError(f"recipe {path}: {error}") from None
     if not isinstance(values, dict):

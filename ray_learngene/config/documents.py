@@ -8,12 +8,14 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Hashable
+from pathlib import Path
 from typing import Any
 
 import yaml
 from pydantic import ValidationError
 
 _MOST_CHARACTERS = 1_000_000  # PyYAML reads about a million in ten seconds
+_MOST_BYTES = 10_000_000
 _MOST_NODES = 100_000  # with every alias written out
 _SCALARS: dict[str, tuple[str, str]] = {  # tag: pattern, first characters
     "null": (r"~|null|Null|NULL|", "~nN"),
@@ -61,6 +63,23 @@ _Loader.add_constructor("tag:yaml.org,2002:int", _Loader.construct_yaml_int)
 
 class _Dumper(yaml.SafeDumper):
     yaml_implicit_resolvers = _resolvers()
+
+
+def read_document(path: str | Path) -> str:
+    """Read a document that people write; of a device without end no more than a document can have.
+
+    Raises:
+        OSError: the file cannot be read.
+        ValueError: it is longer than a document, or no text.
+    """
+    with Path(path).open("rb") as file:  # a pipe is fine: `--config <(envsubst < recipe.yaml)`
+        data = file.read(_MOST_BYTES + 1)
+    if len(data) > _MOST_BYTES:
+        raise ValueError(f"longer than {_MOST_BYTES:,} bytes")
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        raise ValueError("not UTF-8 text") from None
 
 
 def parse_yaml(text: str) -> Any:

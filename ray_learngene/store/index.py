@@ -94,17 +94,17 @@ class Entry:
 
 SCHEMA = pyarrow.schema(
     [(field.name, pyarrow.int64() if field.name == "size" else pyarrow.string()) for field in fields(Entry)],
-    metadata={"format": "2"},
+    metadata={"format": "3"},
 )
 Key = tuple[Kind, str]
 
 
 def _label_set(metadata: dict[str, Any]) -> dict[str, Any]:
-    """What tells the label set and the image set of a descendant from others, where its row does not."""
+    """The classes and the image set of an artefact, where its row does not say them."""
     labels, config = metadata.get("labels"), metadata.get("config")
     found: dict[str, Any] = {}
     if isinstance(labels, list):
-        found["labels"] = labels_key(labels)
+        found |= {"labels": labels_key(labels), "classes": len(labels)}
     if isinstance(config, dict) and isinstance(config.get("data"), str):
         found["data"] = config["data"]
     return found
@@ -256,7 +256,7 @@ class Index:
         try:
             found = pyarrow.parquet.read_schema(io.BytesIO(data))
             if found.names == SCHEMA.names and (found.metadata or {}).get(b"format") != SCHEMA.metadata[b"format"]:
-                return None  # of a version whose rows did not say which label set they are of
+                return None  # of a version whose rows said less
             table = pyarrow.parquet.read_table(io.BytesIO(data), schema=SCHEMA)
             rows = table.to_pylist()
             entries = [Entry(**row) for row in rows]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +12,7 @@ from safetensors import SafetensorError
 from ray_learngene.config.documents import first_error
 from ray_learngene.errors import UserError
 from ray_learngene.methods.base import DESCRIPTION_FILE, WEIGHTS_FILE, Learngene
+from ray_learngene.methods.registry import method_class
 from ray_learngene.store.manifest import Manifest
 from ray_learngene.store.rows import numbers_of
 from ray_learngene.store.store import Store
@@ -40,7 +42,10 @@ class StoredLearngene:
         manifest = store.manifest("learngene", name)
         files = [store.read_file(manifest, file) for file in (WEIGHTS_FILE, DESCRIPTION_FILE)]
         try:
-            return cls(Learngene.from_bytes(*files), manifest)
+            learngene = Learngene.from_bytes(*files)
+            with suppress(UserError):  # a method of a package that is not here
+                method_class(learngene.method)(**learngene.options)
+            return cls(learngene, manifest)
         except (SafetensorError, ValueError, OverflowError) as error:
             detail = first_error(error) if isinstance(error, ValidationError) else one_line(error)
             raise UserError(

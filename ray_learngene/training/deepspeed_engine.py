@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ray_learngene.config import OptimizationConfig
-from ray_learngene.config.documents import parse_object
+from ray_learngene.config.documents import parse_object, read_document
 from ray_learngene.errors import RunError, UserError
 from ray_learngene.training import deepspeed_internals
 from ray_learngene.training.deepspeed_settings import check_names
@@ -90,7 +90,7 @@ def read_user_config(path: str) -> dict[str, Any]:
         UserError: the file cannot be read, or it contains settings that the run's own flags determine.
     """
     try:
-        values = parse_object(Path(path).read_bytes())
+        values = parse_object(read_document(path))
     except OSError as error:
         raise UserError(f"--deepspeed {path}: {error.strerror}") from None
     except ValueError as error:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import threading
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,7 +13,9 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ray_learngene.config.documents import parse_json, parse_yaml, write_yaml
+from ray_learngene.config.base import read_recipe
+from ray_learngene.config.documents import parse_json, parse_yaml, read_document, write_yaml
+from ray_learngene.errors import UserError
 
 SCALARS = {
     "1:2": "1:2",
@@ -96,3 +101,17 @@ def test_json_is_yaml(value: Any) -> None:
 def test_texts_that_look_like_something_else_stay_texts(text: str) -> None:
     assert parse_yaml(write_yaml({"name": text}))["name"] == text
     assert yaml.safe_load(write_yaml({"name": "x"})) == {"name": "x"}
+
+
+def test_a_document_may_come_through_a_pipe_but_not_without_end(tmp_path: Path) -> None:
+    pipe = tmp_path / "recipe.yaml"
+    os.mkfifo(pipe)  # as of `--config <(envsubst < recipe.yaml)`
+    writer = threading.Thread(target=pipe.write_text, args=("epochs: 3\n",))
+    writer.start()
+    assert read_recipe(pipe) == {"epochs": 3}
+    writer.join()
+    with pytest.raises(ValueError, match="longer than"):
+        read_document("/dev/zero")
+    (tmp_path / "binary").write_bytes(b"\xff\xfe")
+    with pytest.raises(UserError, match="recipe .*binary: not UTF-8 text"):
+        read_recipe(tmp_path / "binary")

@@ -85,6 +85,8 @@ def published(store: Store, folder: Path, **changes: Any) -> None:
     [
         {"method": 3},
         {"options": "stages"},
+        {"options": {"stages": [2, "two"]}},
+        {"options": {"stages": 1.5}},
         {"spec": {**SPEC.model_dump(), "width": 10**400}},
         {"spec": {**SPEC.model_dump(), "depth": "two"}},
         {"spec": None},

@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from PIL import Image
-from pyarrow.fs import FileSelector, FileSystem
+from pyarrow.fs import FileSelector, FileSystem, FileType
 
 from ray_learngene.config import DataConfig
 from ray_learngene.data.formats.files import left_out
@@ -163,11 +163,18 @@ class _ImagesOf:
 
 def find_files(source: FileSystem, root: str, ending: str) -> list[str]:
     """The files below `root` (or `root` itself), by their sorted names relative to it; hidden ones are left out."""
-    if source.get_file_info(root).is_file:
+    whole = source.get_file_info(root)
+    selected = [whole]
+    if whole.type not in (FileType.File, FileType.Unknown):
+        selected = source.get_file_info(FileSelector(root, allow_not_found=True, recursive=True))
+    every = {info.path[len(root) :].lstrip("/"): info for info in selected if info.path.endswith(ending)}
+    named = {name: info for name, info in every.items() if not any(map(left_out, name.split("/")))}
+    for info in named.values():
+        if info.type is FileType.Unknown:
+            raise UserError(f"{info.path} is a pipe or a device, not a file: remove it")
+    if whole.is_file:
         return [os.path.basename(root)]
-    selected = source.get_file_info(FileSelector(root, allow_not_found=True, recursive=True))
-    names = (info.path[len(root) :].lstrip("/") for info in selected if info.is_file and info.path.endswith(ending))
-    return sorted(name for name in names if not any(map(left_out, name.split("/"))))
+    return sorted(name for name, info in named.items() if info.is_file)
 
 
 def _rows_of_splits(rows: Rows, uri: str) -> dict[str, Labels]:

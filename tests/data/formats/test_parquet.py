@@ -15,6 +15,7 @@ from PIL import Image
 
 from ray_learngene.config import AugmentationConfig, DataConfig
 from ray_learngene.data.check import check_images
+from ray_learngene.data.convert import convert
 from ray_learngene.data.formats import parquet_cache
 from ray_learngene.data.image_set import ImageSets
 from ray_learngene.data.loader import train_loader
@@ -281,6 +282,23 @@ def test_pickles_to_an_address_and_reads_again_where_the_cache_is_missing(
         file.unlink()
     with pytest.raises(UserError, match="80 rows here and 100 where the run started"):
         pickle.loads(data)
+
+
+@pytest.mark.parametrize(("kind", "ending"), [("", ".parquet"), ("wds/", ".tar")])
+def test_a_pipe_or_a_device_among_the_shards_is_named(kind: str, ending: str, tmp_path: Path) -> None:
+    (tmp_path / "shards").mkdir()
+    if not kind:
+        write_parquet(tmp_path / "shards" / "train-0.parquet", [0, 1] * 5)
+    pipe = tmp_path / "shards" / f"train-1{ending}"
+    os.mkfifo(pipe)
+    for data in (f"{kind}{pipe.parent}", f"{kind}{pipe}"):
+        with pytest.raises(UserError, match=f"train-1{ending} is a pipe or a device, not a file: remove it"):
+            convert(DataConfig(data=data), str(tmp_path / "out"))
+    pipe.unlink()
+    pipe.symlink_to("/dev/zero")
+    with pytest.raises(UserError, match="is a pipe or a device"):
+        convert(DataConfig(data=f"{kind}{pipe.parent}"), str(tmp_path / "out"))
+    assert not (tmp_path / "out").exists()
 
 
 def test_loader_processes_read_the_mapped_file(tmp_path: Path) -> None:
