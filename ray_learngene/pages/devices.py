@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import logging
 from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any
-
-from pydantic import ValidationError
 
 from ray_learngene.errors import UserError
 from ray_learngene.pages.columns import Record
 from ray_learngene.store.store import Store
 from ray_learngene.store.timings import Record as Timed
-from ray_learngene.store.timings import Timing, Timings
+from ray_learngene.store.timings import Timing, Timings, record_of
+
+log = logging.getLogger(__name__)
 
 
 def device_timings(store: Store) -> list[Timings]:
@@ -20,8 +21,9 @@ def device_timings(store: Store) -> list[Timings]:
     found: dict[tuple[str, str], list[Timed]] = defaultdict(list)
     for manifest in store.manifests("timing"):
         try:
-            record = Timed.model_validate(manifest.metadata["record"])
-        except (ValidationError, KeyError):
+            record = record_of(manifest)
+        except UserError as error:
+            log.warning("left out: %s", error)
             continue
         found[manifest.name.partition("/")[0], record.conditions].append(record)
     return [Timings(device, tuple(records)) for (device, _), records in sorted(found.items())]

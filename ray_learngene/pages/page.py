@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -13,6 +14,7 @@ from typing import Any
 from ray_learngene import __version__
 from ray_learngene.config import PageConfig
 from ray_learngene.errors import UserError
+from ray_learngene.io.errors import Unavailable
 from ray_learngene.io.objects import Objects
 from ray_learngene.pages.ancestries import Ancestries
 from ray_learngene.pages.columns import Record, model_columns, planned_models, records_of, unfinished_models
@@ -25,6 +27,8 @@ from ray_learngene.store.rows import usable
 from ray_learngene.store.store import Entry, Store
 from ray_learngene.store.sweeps import read_plan, read_settings
 from ray_learngene.store.timings import Timings
+
+log = logging.getLogger(__name__)
 
 
 class SweepPage:
@@ -91,7 +95,14 @@ def write_page(config: PageConfig) -> Path:
 
 def _settings(store: Store, name: str) -> dict[str, Any]:
     """What the page says of a sweep besides its descendants."""
-    settings, plan = read_settings(store, name), read_plan(store, name)
+    plan = read_plan(store, name)
+    try:
+        settings = read_settings(store, name)
+    except Unavailable:
+        raise
+    except UserError as error:  # what its descendants say stays true
+        log.warning("left out: the budgets of the sweep %s: %s", name, error)
+        settings = None
     found: dict[str, Any] = {"budgets": list(settings["budgets"]) if settings else []}
     if plan:
         found["planned"] = {**planned_models(plan), "distilled": _distilled(store, plan.get("distillation"))}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -43,8 +42,7 @@ class StoredLearngene:
         files = [store.read_file(manifest, file) for file in (WEIGHTS_FILE, DESCRIPTION_FILE)]
         try:
             learngene = Learngene.from_bytes(*files)
-            with suppress(UserError):  # a method of a package that is not here
-                method_class(learngene.method)(**learngene.options)
+            _check_options(learngene)
             return cls(learngene, manifest)
         except (SafetensorError, ValueError, OverflowError) as error:
             detail = first_error(error) if isinstance(error, ValidationError) else one_line(error)
@@ -62,6 +60,16 @@ class StoredLearngene:
             "learngene_parameters": self.learngene.parameters(),
             **{name: None if value is None else value + (_number(start, name) or 0) for name, value in costs.items()},
         }
+
+
+def _check_options(learngene: Learngene) -> None:
+    """Raise ValueError if the method of a learngene cannot have its options."""
+    try:
+        method_class(learngene.method)(**learngene.options)
+    except UserError:  # a method of a package that is not here
+        return
+    except ValidationError as error:
+        raise ValueError(f"options.{first_error(error)}") from None
 
 
 def _number(facts: object, name: str) -> int | float | None:

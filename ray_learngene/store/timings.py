@@ -24,6 +24,7 @@ from ray_learngene.store.store import Store
 RECORD = "record.json"
 Array = npt.NDArray[np.float64]
 Text = Annotated[str, StringConstraints(max_length=200)]
+Count = Annotated[int, Field(ge=1, le=10**6)]
 
 
 class TimedSpec(BaseModel):
@@ -31,13 +32,13 @@ class TimedSpec(BaseModel):
 
     model_config = ConfigDict(extra="ignore", frozen=True)
 
-    width: int = Field(ge=1)
-    depth: int = Field(ge=1)
-    heads: int = Field(ge=1)
-    image: int = Field(ge=1)
-    patch: int = Field(ge=1)
+    width: Count
+    depth: Count
+    heads: Count
+    image: Count
+    patch: Count
     architecture: str | None = None
-    depths: tuple[int, ...] | None = None
+    depths: tuple[Count, ...] | None = None
 
     @model_validator(mode="before")
     @classmethod
@@ -86,8 +87,8 @@ class Record(BaseModel):
     runtime: Text
     provider: Text = ""
     precision: Text
-    threads: int = Field(ge=1)
-    batch: int = Field(ge=1)
+    threads: Count
+    batch: Count
     clock: Text
     busy: bool = False
     sizes: list[TimedSize] = Field(min_length=1, max_length=10_000)
@@ -140,7 +141,7 @@ def record_of(manifest: Manifest) -> Record:
     """
     try:
         return Record.model_validate(manifest.metadata["record"])
-    except (ValidationError, KeyError):
+    except (ValidationError, KeyError, OverflowError):
         raise UserError(f"timings/{manifest.name} is damaged: import it again with --overwrite") from None
 
 

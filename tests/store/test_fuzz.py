@@ -54,7 +54,7 @@ DOCUMENTS: dict[str, list[str]] = {
     "ancestries/vit/manifest.json": ["show ancestries/vit"],
     "timings/pi/*/manifest.json": [ON_DEVICE],
     "softlabels/*/*/manifest.json": [],
-    "checkpoints/begun/sws-*/manifest.json": [],
+    "checkpoints/begun/sws-w16-d01-*/manifest.json": [],
     "sweeps/sizes/sweep.json": [],
     "sweeps/sizes/plan.json": [],
     "store.json": [EXPAND],
