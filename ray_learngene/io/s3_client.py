@@ -72,6 +72,7 @@ class S3Client:
         self._session, self._credentials = self._log_in()
         self.anonymous = bool(options.get("anon")) or self._credentials is None
         self._process, self._alone = os.getpid(), threading.Lock()  # held by the thread that runs the own loop
+        self._opening = threading.Lock()
         self._own: tuple[S3FileSystem, asyncio.AbstractEventLoop] | None = None
         self._shared: S3FileSystem | None = None
 
@@ -83,8 +84,8 @@ class S3Client:
         found = None if self._options.get("anon") else sync(get_loop(), session.get_credentials)
         return session, found and sync(get_loop(), found.get_frozen_credentials)
 
-    def _open(self, *, asynchronous: bool) -> S3FileSystem:
-        """A client whose requests run on the loop of s3fs, or with `asynchronous` on the one that awaits them."""
+    def _open(self) -> S3FileSystem:
+        """A client whose requests run on the loop that awaits them first."""
         options, settings = self._options, s3_settings.s3_settings(self._options)
         client, config = options.get("client_kwargs") or {}, options.get("config_kwargs") or {}
         s3 = S3FileSystem(
@@ -107,7 +108,7 @@ class S3Client:
                 "s3": {"payload_signing_enabled": False, **(config.get("s3") or {})},
             },
             session=self._session,
-            asynchronous=asynchronous,
+            asynchronous=True,  # else s3fs closes it itself, on whatever loop runs when it is dropped
             use_listings_cache=False,
             skip_instance_cache=True,
         )
@@ -125,9 +126,16 @@ class S3Client:
 
     @property
     def _s3(self) -> S3FileSystem:
-        if self._shared is None:
-            self._shared = self._open(asynchronous=False)
-        return self._shared
+        """The client on the loop of s3fs."""
+        if os.getpid() != self._process:
+            raise RuntimeError("a forked process makes its own client")
+        with self._opening:
+            if self._shared is None:
+                s3 = self._open()
+                client = asyncio.run_coroutine_threadsafe(s3.set_session(), get_loop()).result()
+                weakref.finalize(s3, _close_shared, get_loop(), client, self._process)
+                self._shared = s3
+            return self._shared
 
     def _at_once(self, request: Callable[[S3FileSystem], Coroutine[Any, Any, T]]) -> T:
         """Run a request: on the own loop if no other thread does, and this one runs no other loop."""
@@ -136,7 +144,7 @@ class S3Client:
         if not _runs_a_loop() and self._alone.acquire(blocking=False):
             try:
                 if self._own is None:
-                    loop, s3 = asyncio.new_event_loop(), self._open(asynchronous=True)
+                    loop, s3 = asyncio.new_event_loop(), self._open()
                     client = _run(loop, s3.set_session())
                     weakref.finalize(s3, _close, loop, client, self._process)
                     self._own = s3, loop
@@ -144,7 +152,7 @@ class S3Client:
                 return _run(loop, request(s3))
             finally:
                 self._alone.release()
-        return asyncio.run_coroutine_threadsafe(request(self._s3), self._s3.loop).result()
+        return self.start(request(self._s3)).result()
 
     @contextmanager
     def errors(self) -> Iterator[None]:
@@ -226,7 +234,7 @@ class S3Client:
 
     def start(self, method: Coroutine[Any, Any, T]) -> Future[T]:
         """Run a coroutine on the thread of s3fs."""
-        return asyncio.run_coroutine_threadsafe(method, self._s3.loop)
+        return asyncio.run_coroutine_threadsafe(method, get_loop())
 
 
 def _runs_a_loop() -> bool:
@@ -260,6 +268,15 @@ def _close(loop: asyncio.AbstractEventLoop, client: Any, process: int) -> None:
         return
     loop.run_until_complete(client.__aexit__(None, None, None))
     loop.close()
+
+
+def _close_shared(loop: asyncio.AbstractEventLoop, client: Any, process: int) -> None:
+    """Close the connections of the loop of s3fs; at the end of the process, wait a moment for that."""
+    if os.getpid() == process and loop.is_running():
+        closing = asyncio.run_coroutine_threadsafe(client.__aexit__(None, None, None), loop)
+        if not _runs_a_loop():
+            with suppress(TimeoutError):
+                closing.result(0.5)
 
 
 class Body:
