@@ -24,7 +24,7 @@ from ray_learngene.methods.warm_start import Rule
 from .digits import ANCESTRY_SIZE, DIGITS
 
 _RATE = 3e-3
-_T95 = {3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8: 2.306, 9: 2.262}  # by degrees of freedom
+_T95 = {2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8: 2.306, 9: 2.262}  # by degrees of freedom
 
 
 def accuracy(store: str, seed: int, width: int, epochs: int, rule: str | None) -> float:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import timm
 import torch
@@ -82,6 +84,32 @@ def test_parameters_and_macs_are_those_of_the_real_model(architecture: str) -> N
         model(torch.zeros(1, 3, spec.image, spec.image))
     assert 2 * costs.macs(spec) == counter.get_total_flops()
     assert 0 < 4 * costs.parameters(spec) < costs.inference_memory(spec) < costs.training_memory(spec, 2)
+
+
+@pytest.mark.parametrize(
+    ("architecture", "arguments"),
+    [
+        ("deit_tiny_patch16_224", {"depth": 2}),
+        ("vit_small_patch16_dinov3", {"depth": 2}),
+        ("swin_tiny_patch4_window7_224", {"depths": [1, 1, 2, 1]}),
+        ("convnext_atto", {}),
+    ],
+)
+def test_estimated_memory_is_within_15_percent_of_a_measured_peak(architecture: str, arguments: dict[str, Any]) -> None:
+    spec = spec_for(architecture, classes=10, **arguments)
+    model, images = build(spec).eval(), torch.zeros(1, 3, spec.image, spec.image)
+    with torch.inference_mode():
+        model(images)
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as recorded:
+            model(images)
+    profiler: Any = recorded.profiler
+    allocations = [event for event in profiler.kineto_results.events() if event.name() == "[memory]"]
+    in_use, peak = 0, 0
+    for event in sorted(allocations, key=lambda event: event.start_ns()):
+        in_use += event.nbytes()
+        peak = max(peak, in_use)
+    measured = peak + 4 * (costs.parameters(spec) + images.numel())
+    assert abs(costs.inference_memory(spec) / measured - 1) < 0.15
 
 
 def test_an_entry_point_is_itself() -> None:
