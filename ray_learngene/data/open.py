@@ -9,7 +9,7 @@ from pathlib import Path
 
 from ray_learngene.config import DataConfig
 from ray_learngene.data.formats.builtin import open_cifar10, open_digits
-from ray_learngene.data.formats.files import left_out
+from ray_learngene.data.formats.files import left_out, subfolders
 from ray_learngene.data.formats.folder import open_any_folder, open_folder
 from ray_learngene.data.formats.parquet import NoParquet, open_parquet
 from ray_learngene.data.formats.remote_folder import local_copy
@@ -83,6 +83,8 @@ def _open(config: DataConfig, report: Report, labelled: bool) -> ImageSets:
     if data.endswith(".parquet") or _holds_parquet(Path(path)):
         return open_parquet(config)
     if os.path.isdir(path):
+        if not subfolders(path) and next(Path(path).glob("*.tar"), None):
+            raise UserError(f"{data} holds tar files: run `learngene data convert --data wds/{data} --out FOLDER`")
         return _open_folder(path, config, report, labelled)
     raise UserError(f"no image set {data!r}: give {KINDS}")
 

@@ -301,6 +301,11 @@ def test_a_pipe_or_a_device_among_the_shards_is_named(kind: str, ending: str, tm
     assert not (tmp_path / "out").exists()
 
 
+def test_a_folder_of_tar_files_is_told_how_to_read_them(tmp_path: Path) -> None:
+    (tmp_path / "train-0.tar").touch()
+    assert f"data convert --data wds/{tmp_path}" in error(tmp_path)
+
+
 def test_loader_processes_read_the_mapped_file(tmp_path: Path) -> None:
     sets = opened(write_parquet(tmp_path / "x.parquet", [0, 1] * 20))
     options: dict[str, Any] = {"seed": 0, "batch_size": 8, "epochs": 1}
