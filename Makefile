@@ -16,7 +16,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 # three processes on two cores: one of them waits for Ray most of the time (tests/conftest.py)
-SIDE_BY_SIDE := -n 3 --dist loadgroup --no-loadscope-reorder
+SIDE_BY_SIDE := -n 3 --dist loadfile --no-loadscope-reorder
 
 .PHONY: demo test quick test-client test-compile test-export test-hosts test-families test-browser test-trackers test-notebook test-clouds lint docs clean
 
@@ -35,7 +35,7 @@ SLOW := tests/methods/test_every_method.py tests/methods/test_any_size.py tests/
 	tests/models/test_compile.py
 
 quick: $(VENV)/.dev
-	$(BIN)/python -m pytest -n 2 --dist loadgroup $(QUICK) $(SLOW:%=--ignore=%)
+	$(BIN)/python -m pytest -n 2 --dist loadfile $(QUICK) $(SLOW:%=--ignore=%)
 
 test-client: $(VENV)/.dev
 	$(BIN)/python -m pytest -m client

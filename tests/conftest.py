@@ -18,6 +18,7 @@ os.environ.update(
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -50,14 +51,21 @@ def pytest_runtest_setup() -> None:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Keep the tests of a file in one process, and those on Ray, which share a cluster, in the first one.
-
-    Tests on Ray take longest, and mostly wait for processes that start. `make test` runs the others at the same time.
-    """
-    for item in items:
-        folder = item.path.parent.name
-        item.add_marker(pytest.mark.xdist_group(folder if folder == RAY_JOBS else f"{folder}/{item.path.stem}"))
+    """Begin with the tests on Ray: they take longest, and mostly wait for processes that start."""
     items.sort(key=lambda item: item.path.parent.name != RAY_JOBS)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Keep the tests of a file in one process, and all tests on Ray, which share a cluster, in another."""
+    from xdist.scheduler import LoadFileScheduling
+
+    class OneCluster(LoadFileScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file: str = super()._split_scope(nodeid)
+            return RAY_JOBS if f"/{RAY_JOBS}/" in file else file
+
+    return OneCluster(config, log)
 
 
 @pytest.fixture(scope="session", autouse=True)
