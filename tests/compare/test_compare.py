@@ -179,10 +179,10 @@ def test_a_search_that_fails_for_another_reason_chooses_nothing(
     once = {"seeds": 1, "depths": "2", "front": 1, "search_more": 0}
     some = config.model_copy(update={"name": "c", "arms": arms, "out": str(tmp_path), **once})
 
-    def full(run: DistillConfig) -> None:
+    def full(run: DistillConfig, **options: Any) -> None:
         if run.lr == 2e-2:
             raise UserError("the disk is full")
-        distill(run)
+        distill(run, **options)
 
     with monkeypatch.context() as patched, pytest.raises(UserError, match="distillations failed: .*the disk is full"):
         patched.setattr("ray_learngene.compare.distillations.distill", full)

@@ -56,7 +56,7 @@ def test_a_descendant_is_named_after_all_settings_that_decide_what_it_becomes() 
 
 def test_models_may_be_added_to_a_benchmark() -> None:
     added = {"arms", "reference", "depths", "widths", "seeds", "lrs", "tune_lrs", "front", "front_gain", "search_more"}
-    added |= {"budget"}
+    added |= {"budget", "transfer", "transfer_depths"}
     executed = {"out", "in_process", "cpus_per_trial", "gpus_per_trial", "siblings"}
     executed |= {*ELSEWHERE, *ClusterConfig.model_fields, *SpeedConfig.model_fields}
     assert fields(BenchConfig, BENCHMARK) == BenchConfig.model_fields.keys() - added - executed - later(BenchConfig)
