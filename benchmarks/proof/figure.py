@@ -38,9 +38,10 @@ def figure(rows: list[dict[str, Any]]) -> Figure:
         f"{name.replace(' ', ', ')} epochs": everything[everything["arm"] == name]
         for name in everything[everything["learngene"].notna()]["arm"].drop_duplicates()
     }
-    for number, (label, some) in enumerate({**reference, **others}.items()):
-        colour, marker = ARMS[REFERENCE if label in reference else "any-size"]
-        style: dict[str, Any] = {"color": colour, "marker": marker, "ms": 5, "alpha": 0.5 + 0.5 * (number % 2)}
+    colours = iter(["#0072B2", "#D55E00", "#009E73", "#CC79A7"])  # Okabe and Ito's
+    for label, some in {**reference, **others}.items():
+        colour, marker = ARMS[REFERENCE] if label in reference else (next(colours), "o")
+        style: dict[str, Any] = {"color": colour, "marker": marker, "ms": 5}
         scores = some.groupby("depth")["top1"].mean()
         by_size.plot(scores.index, scores, label=label, **style)
         shared = some[some["depth"].isin(common)]
@@ -52,8 +53,14 @@ def figure(rows: list[dict[str, Any]]) -> Figure:
         by_cost.annotate(label, (total, shared["top1"].mean()), (7, -3), textcoords="offset points", fontsize=8)
     by_size.set(xlabel="layers", ylabel="top-1 on 10,000 test images, %", xticks=sorted(set(everything["depth"])))
     by_size.legend(fontsize=8, frameon=False)
-    by_cost.set(xlabel=f"training of {len(common)} sizes together, TFLOPs", ylabel="mean top-1, %", xscale="log")
-    by_cost.margins(x=0.25)
+    by_cost.set(
+        xlabel=f"training of {len(common)} sizes together, TFLOPs (hollow: with the teacher's own)",
+        ylabel="mean top-1, %",
+        xscale="log",
+    )
+    by_cost.margins(x=0.3, y=0.1)
+    by_cost.xaxis.set_major_formatter("{x:g}")
+    by_cost.xaxis.set_minor_formatter("{x:g}")
     for axes in (by_size, by_cost):
         axes.grid(alpha=0.25)
         axes.spines[["top", "right"]].set_visible(False)
