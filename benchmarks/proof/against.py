@@ -28,6 +28,12 @@ def against_front(rows: Sequence[Row], data: str, charges: Charges | None = None
     for name in tuned[tuned["learngene"].notna()]["arm"].drop_duplicates():
         arm, before = (one[one["arm"] == name] for one in (tuned, untuned))
         lines += [f"### {name} epochs against the front of {REFERENCE}", "", *_sizes(tuned, arm, before), ""]
+        sizes = arm["depth"].nunique()
+        lines += [
+            f"| | unit | cost of {sizes} sizes | times less than {REFERENCE} | {MANY} sizes: times less "
+            "| with the teacher's own training |",
+            "|---|---|---|---|---|---|",
+        ]
         for said, some in (("untuned", before), ("tuned", arm)):
             lines += [_whole(tuned, some, said, unit) for unit in ("flops", "seconds")]
         lines.append("")
@@ -70,7 +76,7 @@ def _whole(everything: pandas.DataFrame, arm: pandas.DataFrame, said: str, unit:
     front = Front(everything, REFERENCE, unit)
     saved = front.saving(arm, unit)
     if saved is None:
-        return f"- {said}: no size in common"
+        return f"| {said} | no size in common | | | | |"
     factor, bound = saved
     spent, sizes = cost(arm, unit), arm["depth"].nunique()
     shared = [size for size in arm.groupby(["width", "depth"]).groups if size in front.points]
@@ -78,8 +84,5 @@ def _whole(everything: pandas.DataFrame, arm: pandas.DataFrame, said: str, unit:
     with_teacher = cost(arm, unit, ancestry=True)
     ten, whole = (MANY * reference / one.total(MANY, search=False) for one in (spent, with_teacher))
     scale, name = (1e12, "TFLOPs") if unit == "flops" else (1, "s")
-    return (
-        f"- {said}: {spent.total(sizes, search=False) / scale:,.4g} {name} for {sizes} sizes, {bound.replace('=', '')}"
-        f"{factor:.2f} times less than {REFERENCE} for the same accuracies at {len(shared)} of them; ten sizes: "
-        f"{ten:.2f} times, with the teacher's own training {whole:.2f} times"
-    )
+    total = spent.total(sizes, search=False) / scale
+    return f"| {said} | {name} | {total:,.4g} | {bound.replace('=', '')}{factor:.2f} | {ten:.2f} | {whole:.2f} |"

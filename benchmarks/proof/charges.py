@@ -1,6 +1,7 @@
 """Seconds of the proof's runs on one machine that does nothing else: steps times the milliseconds of seconds.json.
 
-CPU seconds of the runs themselves are those of several machines, and of processes beside them. Validation is left out.
+CPU seconds of the runs themselves are those of several machines, and of others that ran at the same time.
+Validation is left out.
 """
 
 from __future__ import annotations

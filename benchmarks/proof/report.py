@@ -18,6 +18,11 @@ from benchmarks.proof.charges import Charges
 from benchmarks.proof.run import ROWS, read_rows
 from benchmarks.proof.table import REFERENCE, Row, cost_together
 
+BOUNDS = """
+"Times less" is what scratch pays along its front for a learngene's accuracies, over what the learngene costs with its
+teacher's passes. `<`: scratch's shortest schedule is more accurate at a size, so the factor flatters. `>`: no schedule
+is as accurate. `~`: both occur. Learning-rate searches are not included.
+"""
 SIZE_MATTERS = 3.0  # points from the smallest to the largest size
 STUDENT = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776}  # two-sided 95 % quantiles by degrees of freedom
 
@@ -142,7 +147,7 @@ def _top1(row: Row) -> str:
 def page(rows: Sequence[Row], charges: Charges | None) -> str:
     """The report as a page; `results.md` of the committed rows."""
     made = "Made by `python -m benchmarks.proof.report`; see [the design](README.md)."
-    return f"# Results\n\n{made}\n\n{report(rows, charges)}\n"
+    return f"# Results\n\n{made}\n{BOUNDS}\n{report(rows, charges)}\n"
 
 
 def main() -> None:

@@ -1,4 +1,4 @@
-"""Transfer: the same learngenes tuned on other image sets, as WAVE reports it (Feng et al., CVPR 2025, table 3).
+"""Transfer: the same learngenes tuned on other image sets, as WAVE reports it (Feng et al., CVPR 2025).
 
 Every arm that tunes on labels is tuned on every set, at a learning rate searched there on held-out training images.
 Classes differ from those of the distillation, so every descendant gets a fresh head.

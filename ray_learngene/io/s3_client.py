@@ -258,7 +258,7 @@ def _run(loop: asyncio.AbstractEventLoop, request: Coroutine[Any, Any, T]) -> T:
 
 
 def _close(loop: asyncio.AbstractEventLoop, client: Any, process: int) -> None:
-    """Close the connections of a loop that nobody runs any more."""
+    """Close the connections of a loop that no longer runs."""
     if os.getpid() != process or loop.is_running():
         return
     if _runs_a_loop():  # the client was dropped while this thread ran the loop of another one
