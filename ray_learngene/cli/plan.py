@@ -8,9 +8,11 @@ from ray_learngene.distillation.calibration import plan_distillation
 from ray_learngene.errors import UserError
 from ray_learngene.models.budgets import format_quantity
 from ray_learngene.models.costs import training_memory
+from ray_learngene.store.rows import measured_on
 from ray_learngene.store.store import Store
 from ray_learngene.sweeps import plan as sweeps
 from ray_learngene.sweeps.calibration import SweepCost
+from ray_learngene.sweeps.selection import latency_columns
 from ray_learngene.terminal import Table, print_table
 
 
@@ -64,8 +66,8 @@ def print_plan(config: PlanConfig) -> None:
         table.add_row(*cells, style=None if latency else "dim")
     print_table(table)
     print(
-        f"latency: batch {config.latency_batch}, {config.latency_dtype}, {config.latency_threads} thread(s), "
-        f"{next(iter(planned.latencies.values())).device}; training memory: a micro-batch of {micro_batch} in fp32"
+        f"latency: {measured_on(latency_columns(next(iter(planned.latencies.values()))))}; "
+        f"training memory: a micro-batch of {micro_batch} in fp32"
     )
     for note in (*selection.timing_notes(), *planned.outside):
         print(f"note: {note}")

@@ -17,7 +17,7 @@ from ray_learngene.delivery.accuracy import UNKNOWN, Accuracy, known_accuracy
 from ray_learngene.delivery.evaluate import evaluate_folder
 from ray_learngene.delivery.features import FeatureScores
 from ray_learngene.delivery.folders import check_free, local_path, new_folder
-from ray_learngene.delivery.latency import largest_within_latency
+from ray_learngene.delivery.latency_limit import largest_within_latency
 from ray_learngene.errors import NothingWithin, UserError
 from ray_learngene.methods.base import Method
 from ray_learngene.methods.registry import create_method

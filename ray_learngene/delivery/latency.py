@@ -1,95 +1,88 @@
-"""The largest size within a latency: by the record of a device, or by timing as few sizes as possible here."""
+"""The latency of a model in eager torch on the device at hand, by the procedure of measure.py."""
 
 from __future__ import annotations
 
-import logging
-from collections import defaultdict
-from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
 from functools import partial
+from typing import Any
 
 import torch
 
 from ray_learngene.delivery import measure as clock
 from ray_learngene.device import resolve_device
-from ray_learngene.errors import NothingWithin
-from ray_learngene.models.budgets import Budget, Candidate, format_quantity
-from ray_learngene.models.costs import device_name
 from ray_learngene.models.specs import Spec, build
-from ray_learngene.store.timings import Timings
 
-SECONDS, BLOCK = 1.0, 0.05  # of the timing of one size here, and of its blocks
-
-log = logging.getLogger(__name__)
+REPEATABLE = 1.5  # the spread of a measurement that another one would confirm
+_SECONDS, _BLOCK = 0.2, 0.01  # of the passes of one size, unless its rounds take longer, and of a block of them
 
 
-def largest_within_latency(limit: Budget, choices: Sequence[Candidate], timings: Timings | None) -> Candidate:
-    """The first choice within a limit on latency; logs its latency, and where that comes from.
+@dataclass(frozen=True)
+class Latency:
+    """A measured latency of one forward pass and what it was measured on.
 
-    Without timings, sizes are timed here. Of each width they are halved until the largest one is found, because a
-    deeper model takes longer.
+    Attributes:
+        clock: "cpu" on one thread of a CPU, which other programs hardly change; else "wall".
+        wall_ms: The median by the clock.
+        spread: The slowest of three parts of the passes over the fastest, by their medians.
+    """
+
+    median_ms: float
+    p90_ms: float
+    batch: int
+    dtype: str
+    threads: int
+    device: str
+    runs: int
+    spread: float = 1.0
+    clock: str = "wall"
+    wall_ms: float | None = None
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def measure_latency(
+    spec: Spec,
+    *,
+    device: torch.device | None = None,
+    batch: int = 1,
+    dtype: torch.dtype = torch.float32,
+    threads: int = 1,
+) -> Latency:
+    """Time forward passes of the model of a spec: ten blocks of a hundredth of a second at least.
 
     Args:
-        choices: The largest first.
-
-    Raises:
-        NothingWithin: No choice is; says what the fastest one takes.
+        device: By default the one at hand.
+        threads: Number of CPU threads for torch.
     """
-    where = f"on {timings.device}" if timings else _here()
-    known: dict[Spec, float] = {}
-
-    def admits(one: Candidate) -> bool:
-        if one.spec not in known:
-            known[one.spec] = timings.of(one.spec).milliseconds if timings else time_here(one.spec)
-        return limit.admits({"latency": known[one.spec]})
-
-    fitting = choices if timings else [one for some in _by_width(choices) for one in _first(some, admits)]
-    position = {one.spec: number for number, one in enumerate(choices)}
-    for one in sorted(fitting, key=lambda one: position[one.spec]):
-        if admits(one):
-            log.info(
-                f"latency {timings.of(one.spec) if timings else format_quantity('latency', known[one.spec])} {where}"
-            )
-            return one
-    fastest = format_quantity("latency", min(known.values()))
-    raise NothingWithin(f"budget {limit}: nothing meets it; the fastest size takes {fastest} {where}")
-
-
-def _by_width(choices: Sequence[Candidate]) -> list[list[Candidate]]:
-    groups: dict[int, list[Candidate]] = defaultdict(list)
-    for one in choices:
-        groups[one.spec.width].append(one)
-    return list(groups.values())
-
-
-def _first(choices: Sequence[Candidate], admits: Callable[[Candidate], bool]) -> list[Candidate]:
-    """The first of the choices that is admitted, if all after it are; none if the last one is not."""
-    if not admits(choices[-1]):
-        return []
-    low, high = 0, len(choices) - 1
-    while low < high:
-        middle = (low + high) // 2
-        low, high = (low, middle) if admits(choices[middle]) else (middle + 1, high)
-    return [choices[high]]
-
-
-def _here() -> str:
-    device = resolve_device()
-    how = "eager torch, one thread, CPU time" if device.type == "cpu" else "eager torch"
-    return f"on this machine ({device_name(device)}, {how}); give --device for another one"
-
-
-def time_here(spec: Spec) -> float:
-    """Milliseconds of one image on the device at hand, in about a second; on a CPU on one thread, in CPU time."""
-    device = resolve_device()
+    device = device or resolve_device()
     gpu = device.type == "cuda"
-    model = build(spec).to(device).eval()
-    images = torch.rand(1, 3, spec.image, spec.image, device=device)
+    model = build(spec).to(device=device, dtype=dtype).eval()
+    images = torch.rand(batch, 3, spec.image, spec.image, device=device, dtype=dtype)
+    which = "wall" if gpu or threads > 1 else "cpu"
     before = torch.get_num_threads()
     with torch.inference_mode():
         try:
-            torch.set_num_threads(1)
+            torch.set_num_threads(threads)
             wait = partial(torch.cuda.synchronize, device) if gpu else None
-            timed = clock.time_all({"": partial(model, images)}, SECONDS, "wall" if gpu else "cpu", wait, BLOCK)
+            runs = {"": partial(model, images)}
+            timed = clock.time_all(runs, _SECONDS, which, wait, block=_BLOCK, least=clock.LEAST_ROUNDS)[""]
         finally:
             torch.set_num_threads(before)
-    return float(timed[""]["latency_ms"])
+    return Latency(
+        median_ms=timed["latency_ms"],
+        p90_ms=timed["p90_ms"],
+        batch=batch,
+        dtype=str(dtype).removeprefix("torch."),
+        threads=threads,
+        device=device_name(device),
+        runs=timed["runs"],
+        spread=1 + timed["spread"],
+        clock=which,
+        wall_ms=timed["wall_ms"],
+    )
+
+
+def device_name(device: torch.device) -> str:
+    """The name of a device's hardware, as tables and plans state it."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else clock.cpu_name()

@@ -46,6 +46,7 @@ def time_all(
     clock: str = "cpu",
     synchronize: Callable[[], Any] | None = None,
     block: float = BLOCK_SECONDS,
+    least: int = 1,
 ) -> dict[Name, dict[str, Any]]:
     """Time functions, all taking turns in blocks.
 
@@ -54,6 +55,7 @@ def time_all(
         seconds: When this time is over, no further round begins.
         clock: "cpu" or "wall", which of the two the latency is.
         synchronize: Waits until what was computed is there, for devices that compute on their own.
+        least: Rounds that are made however long they take.
 
     Returns:
         By name: latency_ms, p90_ms, cpu_ms, wall_ms, wall_p90_ms, runs, rounds, spread and agreed.
@@ -76,7 +78,7 @@ def time_all(
         rounds = len(blocks[next(iter(runs))])
         results = {name: _summary(found, clock) for name, found in blocks.items()}
         agreed = rounds >= LEAST_ROUNDS and all(result["agreed"] for result in results.values())
-        if agreed or time.perf_counter() - begun >= seconds:
+        if agreed or (rounds >= least and time.perf_counter() - begun >= seconds):
             return results
 
 

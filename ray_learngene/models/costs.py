@@ -1,4 +1,4 @@
-"""Costs of a spec: exact parameters and MACs, estimated memory, measured latency.
+"""Costs of a spec: exact parameters and MACs, estimated memory.
 
 MACs are multiply-accumulates of one image's forward pass: convolution, linear layers and the two attention products. As
 in the papers' tables, norms, activations and additions are not counted.
@@ -6,16 +6,13 @@ in the papers' tables, norms, activations and additions are not counted.
 
 from __future__ import annotations
 
-import platform
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
 from functools import lru_cache
 from typing import Any
 
 import torch
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.benchmark import Timer
 from torch.utils.flop_counter import FlopCounterMode
 
 from ray_learngene.errors import UserError
@@ -162,83 +159,3 @@ def costs(spec: Spec, batch: int = 1) -> dict[str, int]:
         "macs": macs(spec),
         "memory": inference_memory(spec, batch),
     }
-
-
-REPEATABLE = 1.5  # the spread of a measurement that another one would confirm
-_ROUNDS, _ATTEMPTS = 5, 3
-
-
-@dataclass(frozen=True)
-class Latency:
-    """A measured latency of one forward pass and what it was measured on.
-
-    Attributes:
-        spread: The slowest of the rounds of passes over the fastest, both by their medians; 1 if there was one round.
-    """
-
-    median_ms: float
-    p90_ms: float
-    batch: int
-    dtype: str
-    threads: int
-    device: str
-    runs: int
-    spread: float = 1.0
-
-    def as_dict(self) -> dict[str, Any]:
-        return asdict(self)
-
-
-def measure_latency(
-    model: nn.Module,
-    image: int,
-    *,
-    device: torch.device | str = "cpu",
-    batch: int = 1,
-    dtype: torch.dtype = torch.float32,
-    threads: int = 1,
-    runs: int = 50,
-) -> Latency:
-    """Time single forward passes of images `[batch, 3, image, image]`, after three warm-up passes.
-
-    A measurement that is not repeatable is made again, three times at most; the one of the least spread counts.
-
-    Args:
-        threads: Number of CPU threads for torch.
-        runs: Number of timed passes, for the median and the 90th percentile.
-    """
-    device = torch.device(device)
-    model = model.to(device=device, dtype=dtype).eval()
-    images = torch.randn(batch, 3, image, image, device=device, dtype=dtype)
-    timer = Timer("model(images)", globals={"model": model, "images": images}, num_threads=threads)
-    with torch.inference_mode():
-        timer.timeit(3)
-        milliseconds, spread = _timed(timer, runs)
-        for _ in range(_ATTEMPTS - 1):
-            if spread > REPEATABLE:
-                milliseconds, spread = min((milliseconds, spread), _timed(timer, runs), key=lambda timed: timed[1])
-    return Latency(
-        median_ms=round(milliseconds.median().item(), 4),
-        p90_ms=round(milliseconds.quantile(0.9).item(), 4),
-        batch=batch,
-        dtype=str(dtype).removeprefix("torch."),
-        threads=threads,
-        device=device_name(device),
-        runs=runs,
-        spread=round(spread, 3),
-    )
-
-
-def _timed(timer: Timer, runs: int) -> tuple[torch.Tensor, float]:
-    """Milliseconds of passes, and the spread between rounds of them."""
-    milliseconds = torch.tensor([1e3 * timer.timeit(1).median for _ in range(runs)])
-    rounds = [part.median().item() for part in milliseconds.tensor_split(_ROUNDS if runs >= 2 * _ROUNDS else 1)]
-    return milliseconds, max(rounds) / min(rounds)
-
-
-def device_name(device: torch.device | str) -> str:
-    """Return the name of a device's hardware, as latency records store it."""
-    device = torch.device(device)
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    return f"{device.type} {platform.processor() or platform.machine()}"

@@ -54,6 +54,7 @@ def measured_on(facts: Mapping[str, Any]) -> str:
     return (
         f"{facts.get('latency_device')}, batch {facts.get('latency_batch')}, {facts.get('latency_dtype')}"
         f"{'' if threads is None else f', {threads} thread(s)'}"
+        f"{', CPU time' if facts.get('latency_clock') == 'cpu' else ''}"
     )
 
 

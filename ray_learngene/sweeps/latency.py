@@ -10,10 +10,9 @@ from contextlib import contextmanager
 import torch
 
 from ray_learngene.config import SelectionConfig, SweepConfig
-from ray_learngene.device import resolve_device
+from ray_learngene.delivery.latency import REPEATABLE, Latency, measure_latency
 from ray_learngene.errors import UserError
-from ray_learngene.models.costs import REPEATABLE, Latency, measure_latency
-from ray_learngene.models.specs import Spec, build
+from ray_learngene.models.specs import Spec
 
 log = logging.getLogger(__name__)
 
@@ -40,9 +39,7 @@ def measured_latency(config: SelectionConfig, measure: Meter | None = None) -> M
 def measure_here(config: SelectionConfig, spec: Spec) -> Latency:
     """Measure a spec on the device at hand."""
     return measure_latency(
-        build(spec),
-        spec.image,
-        device=resolve_device(),
+        spec,
         batch=config.latency_batch,
         dtype=getattr(torch, config.latency_dtype),
         threads=config.latency_threads,

@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 
 from ray_learngene.config import PlanConfig, SweepConfig
 from ray_learngene.data.open import open_image_sets
+from ray_learngene.delivery.latency import Latency
 from ray_learngene.errors import UserError
-from ray_learngene.models.costs import Latency
 from ray_learngene.models.specs import Spec
 from ray_learngene.store.learngenes import StoredLearngene
 from ray_learngene.store.manifest import folder_of

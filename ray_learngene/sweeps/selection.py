@@ -7,10 +7,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ray_learngene.config import SelectionConfig
+from ray_learngene.delivery.latency import Latency
 from ray_learngene.errors import UserError
 from ray_learngene.methods.base import Learngene
 from ray_learngene.models.budgets import Budget, Candidate, candidates, largest_within
-from ray_learngene.models.costs import Latency, costs, training_memory
+from ray_learngene.models.costs import costs, training_memory
 from ray_learngene.models.search import Grid, largest_of_grids, parse_stages
 from ray_learngene.models.sizes import parse_depths, parse_factors, parse_numbers, sizes_of
 from ray_learngene.models.specs import Spec
@@ -206,7 +207,12 @@ def _require_preprocessing(arm: Arm, name: str | None, learngene: Learngene, kno
 
 def cost_columns(spec: Spec, latency: Latency, micro_batch: int) -> dict[str, Any]:
     """The costs of a spec as columns of the results table; training memory is that of one micro-batch."""
+    return {**costs(spec), **latency_columns(latency), "training_memory": training_memory(spec, micro_batch)}
+
+
+def latency_columns(latency: Latency) -> dict[str, Any]:
+    """A latency and what it was measured on, as columns of the results table."""
     measured = latency.as_dict()
-    columns = {"latency": measured.pop("median_ms"), "latency_p90": measured.pop("p90_ms")}
-    columns["training_memory"] = training_memory(spec, micro_batch)
-    return {**costs(spec), **columns, **{f"latency_{name}": value for name, value in measured.items()}}
+    named = {"latency": "median_ms", "latency_p90": "p90_ms", "latency_wall": "wall_ms"}
+    columns = {column: measured.pop(name) for column, name in named.items()}
+    return {**columns, **{f"latency_{name}": value for name, value in measured.items()}}

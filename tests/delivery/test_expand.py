@@ -12,8 +12,9 @@ import torch
 
 import ray_learngene as lg
 from ray_learngene.delivery import expand as module
-from ray_learngene.delivery import latency
+from ray_learngene.delivery import latency_limit
 from ray_learngene.delivery.expand import Expander
+from ray_learngene.delivery.latency import Latency
 from ray_learngene.models.budgets import Budget, candidates, parse_quantity
 from ray_learngene.models.costs import costs, parameters
 from ray_learngene.models.specs import Spec
@@ -169,20 +170,20 @@ def test_few_sizes_are_timed_to_find_the_largest_that_is_fast_enough(
 ) -> None:
     timed: list[tuple[int, int]] = []
 
-    def time_here(spec: Spec) -> float:
+    def measured(spec: Spec) -> Latency:
         timed.append((spec.width, spec.depth))
-        return spec.depth * spec.width / 48
+        return Latency(spec.depth * spec.width / 48, 1.0, batch=1, dtype="float32", threads=1, device="x", runs=1)
 
-    monkeypatch.setattr(latency, "time_here", time_here)
+    monkeypatch.setattr(latency_limit, "measure_latency", measured)
     specs = [SPEC.replace(depth=depth, width=width) for depth in range(1, 65) for width in (48, 96)]
     with caplog.at_level(logging.INFO, logger="ray_learngene"):
         limit = parse_quantity("latency", "37.5ms")
-        found = latency.largest_within_latency(limit, candidates(specs, costs), None)
+        found = latency_limit.largest_within_latency(limit, candidates(specs, costs), None)
     assert (found.spec.width, found.spec.depth) == (96, 18)  # larger than depth 37 of width 48
     assert len(timed) == len({*timed}) <= 2 * 8
-    assert "latency 36 ms on this machine (cpu" in caplog.text and "give --device for another one" in caplog.text
-    with pytest.raises(lg.UserError, match=r"nothing meets it; the fastest size takes 1 ms on this machine \(cpu"):
-        latency.largest_within_latency(parse_quantity("latency", "0.5ms"), candidates(specs, costs), None)
+    assert "latency 36 ms on this machine (" in caplog.text and "give --device for another one" in caplog.text
+    with pytest.raises(lg.UserError, match=r"nothing meets it; the fastest size takes 1 ms on this machine \("):
+        latency_limit.largest_within_latency(parse_quantity("latency", "0.5ms"), candidates(specs, costs), None)
 
 
 def test_a_size_is_timed_here(store: Store, tmp_path: Path) -> None:

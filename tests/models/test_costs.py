@@ -63,31 +63,3 @@ def test_activation_memory_is_within_a_tenth_of_what_autograd_keeps(preset: str)
         model(torch.zeros(batch, 3, spec.image, spec.image))
     measured = sum(storage.nbytes() for storage in kept.values())
     assert costs.activation_memory(spec, batch) == pytest.approx(measured, rel=0.1)
-
-
-def test_a_measurement_that_is_not_repeatable_is_made_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    timed = [([9.0, 9.0], 5.0), ([3.0, 3.0], 1.2), ([1.0, 1.0], 1.0)]
-    monkeypatch.setattr(costs, "_timed", lambda timer, runs: (torch.tensor(timed[0][0]), timed.pop(0)[1]))
-    spec = PRESETS["nano"]
-    latency = costs.measure_latency(build(spec), spec.image)
-    assert (latency.median_ms, latency.spread, len(timed)) == (3.0, 1.2, 1)
-
-
-def test_the_spread_of_a_measurement_is_that_between_its_rounds() -> None:
-    class Slower:
-        passes = 0
-
-        def timeit(self, number: int) -> object:
-            self.passes += 1
-            self.median = 0.005 if self.passes > 8 else 0.001
-            return self
-
-    milliseconds, spread = costs._timed(Slower(), 10)  # type: ignore[arg-type]
-    assert milliseconds.tolist() == pytest.approx([1.0] * 8 + [5.0] * 2) and spread == pytest.approx(5)
-
-
-def test_latency_records_what_it_was_measured_on() -> None:
-    spec = PRESETS["nano"]
-    latency = costs.measure_latency(build(spec), spec.image, batch=2, threads=1, runs=10)
-    assert 0 < latency.median_ms <= latency.p90_ms
-    assert (latency.batch, latency.dtype, latency.threads, latency.runs) == (2, "float32", 1, 10)

@@ -11,8 +11,8 @@ import torch
 from ray_learngene.config import SweepConfig
 from ray_learngene.data.open import open_image_sets
 from ray_learngene.data.pipeline import ImagePipeline
+from ray_learngene.delivery.latency import measure_latency
 from ray_learngene.methods.registry import create_method
-from ray_learngene.models.costs import measure_latency
 from ray_learngene.models.preprocessing import Preprocessing
 from ray_learngene.models.specs import PRESETS, build
 from ray_learngene.models.timm_folder import load_timm
@@ -61,7 +61,7 @@ def inputs(store: Path, made_by: str = "sws:stages=1-1") -> tuple[SweepConfig, I
 def run(store: Path, arm: str = "sws", report: Any = lambda metrics: None) -> tuple[Descendant, dict[str, Any]]:
     config, images, stored = inputs(store, arm if arm.startswith("wave") else "sws:stages=1-1")
     expanded = stored if arm != "scratch" else None
-    costs = cost_columns(SPEC, measure_latency(build(SPEC), 8, runs=3), 256)
+    costs = cost_columns(SPEC, measure_latency(SPEC), 256)
     shared = SweepContext(config, images, None, Store(config.store))
     one = descendant(Arm.parse(arm, "digits"), SPEC, 3, 1e-3, shared, expanded)
     return one, train_descendant(DescendantTask(one, expanded, costs, report), shared)

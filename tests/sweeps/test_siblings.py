@@ -22,9 +22,9 @@ from ray_learngene.config import SweepConfig
 from ray_learngene.data.image_set import Subset
 from ray_learngene.data.loader import _Augmented
 from ray_learngene.data.pipeline import ImagePipeline
+from ray_learngene.delivery.latency import Latency, measure_latency
 from ray_learngene.errors import Interrupted, RunError
 from ray_learngene.methods.registry import create_method
-from ray_learngene.models.costs import Latency, measure_latency
 from ray_learngene.models.specs import Spec, build
 from ray_learngene.store.learngenes import StoredLearngene
 from ray_learngene.store.store import Store
@@ -44,7 +44,7 @@ TIMES = {"seconds", "overhead_seconds", "fit_seconds"}
 
 @functools.cache
 def latency(depth: int) -> Latency:
-    return measure_latency(build(SPEC.replace(depth=depth)), 8, runs=1)
+    return measure_latency(SPEC.replace(depth=depth))
 
 
 @dataclasses.dataclass
