@@ -54,6 +54,10 @@ class Denied(UserError):
     """The credentials do not allow the request."""
 
 
+class CredentialsRenewed(ConnectionError):
+    """A request was refused because its credentials had expired, and there are others now: make it again."""
+
+
 def client_error(error: BaseException | None) -> ClientError | None:
     """What botocore raised for an answer of the server; s3fs translates it, once or twice."""
     while error is not None and not isinstance(error, ClientError):
@@ -97,6 +101,7 @@ SECRET_VARIABLES = (
 REJECTED = "{server} does not accept the credentials for {uri}: set {keys}"
 DENIED = "access to {uri} is denied: check {keys}, and that this key may list, read and write there"
 EXPIRED = "the credentials for {uri} have expired: renew them (AWS_SESSION_TOKEN, AWS_PROFILE)"
+RENEWED = "the credentials for {uri} expired during a request, and others were found: run the command again"
 NO_KEYS = "no S3 credentials for {uri}: set {keys}"
 NO_LOGIN = "no credentials for {uri}: set {keys}"
 NO_BUCKET = "the bucket of {uri} does not exist: create it, or correct the name or {address}"
@@ -140,6 +145,7 @@ BY_TYPE: tuple[tuple[type[Exception] | tuple[type[Exception], ...], str], ...] =
     ((NoCredentialsError, PartialCredentialsError), NO_KEYS),
     (ProfileNotFound, "AWS_PROFILE names a profile that does not exist: correct it for {uri}"),
     (SSLError, UNTRUSTED),
+    (CredentialsRenewed, RENEWED),
     ((NoConnection, HTTPClientError, IncompleteReadError, ResponseParserError), UNREACHABLE),
     ((ConnectionError, TimeoutError), UNREACHABLE),
     (http.client.HTTPException, UNREACHABLE),
@@ -204,7 +210,7 @@ def explain(error: BaseException, uri: str) -> UserError:
     words = words_of(uri, error)
     endpoint = f" {endpoint_host(options_for(uri))}" if "{endpoint}" in text and words is SCHEMES["s3"] else ""
     line = text.format(uri=uri, server=words.server, keys=words.keys, address=words.address, endpoint=endpoint)
-    if text not in (UNREACHABLE, FAILING):
+    if text not in (UNREACHABLE, FAILING, RENEWED):
         return (Denied if text in (DENIED, NO_KEYS, NO_LOGIN) else UserError)(line)
     unavailable = Unavailable(line)
     unavailable.retry_after = _retry_after(answer)

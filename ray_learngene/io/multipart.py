@@ -22,7 +22,7 @@ from ray_learngene.io.retry import Retry
 from ray_learngene.io.s3 import S3Storage
 
 if TYPE_CHECKING:
-    from ray_learngene.io.s3_client import Stream
+    from ray_learngene.io.s3_bytes import Stream
 
 RANGE_BYTES = 32 * 2**20
 PIECE_BYTES = 2**20

@@ -12,7 +12,8 @@ from ray_learngene.io.errors import ClientError, s3_code
 from ray_learngene.io.options import options_for
 
 if TYPE_CHECKING:
-    from ray_learngene.io.s3_client import S3Client, Stream
+    from ray_learngene.io.s3_bytes import Stream
+    from ray_learngene.io.s3_client import S3Client
 
 ABSENT = {"NOSUCHKEY", "404"}
 NO_UPLOAD = {"NOSUCHUPLOAD"}

@@ -9,6 +9,7 @@ import stat
 import sys
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,9 @@ from ray_learngene.cli.main import main
 from ray_learngene.config import DataConfig, PullConfig, load_config
 from ray_learngene.data.open import open_image_sets
 from ray_learngene.errors import UserError
+from ray_learngene.io.errors import Unavailable
 from ray_learngene.io.options import VARIABLE, options_for
+from ray_learngene.io.retry import Retry
 from ray_learngene.store.store import Store
 from tests.conftest import S3Server
 from tests.data.image_files import write_class_folders, write_parquet
@@ -176,6 +179,30 @@ def test_keys_that_expire_during_a_run_are_read_again(
     proxy.fault = lambda request: 400 if request.number == first else None
     objects.put("a", b"x")  # which the first key may not
     assert objects.read("a") == b"x"
+
+
+def test_keys_that_expire_under_many_threads_are_read_again_for_all_of_them(
+    proxy: Proxy, s3_env: Callable[[], str], s3_server: S3Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    uri = f"{s3_env()}/store"
+    monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.endpoint)
+    objects = Store(uri).objects
+    names = [f"a{number}" for number in range(24)]
+    objects.each(partial(objects.put, name, name.encode()) for name in names)
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", s3_server.reader_key)
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", s3_server.reader_secret)
+    proxy.body = b"<Error><Code>ExpiredToken</Code></Error>"
+    old = f"Credential={s3_server.access_key}/".encode()
+    proxy.fault = lambda request: 400 if old in request.head else None
+    assert objects.read_many(names) == [name.encode() for name in names]
+    objects.retry = Retry(0)  # what is streamed is asked again, too
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", s3_server.access_key)
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", s3_server.secret)
+    proxy.fault = lambda request: 400
+    with pytest.raises(Unavailable, match="expired during a request, and others were found: run the command again"):
+        b"".join(objects.chunks("a0", 0))
+    with pytest.raises(UserError, match="the credentials for .* have expired: renew them"):
+        b"".join(objects.chunks("a0", 0))
 
 
 def test_a_program_that_gives_keys_is_asked_again_when_they_run_out(

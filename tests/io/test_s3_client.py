@@ -88,6 +88,15 @@ def test_what_the_clouds_say_to_retry_is_retried(
     assert objects.find("") == ["store.json"]
 
 
+@pytest.mark.parametrize("text", ["2026-11-29T22:15:42.123Z", "2026-11-29T22:15:42Z", "Sun, 29 Nov 2026 22:15:42 GMT"])
+def test_dates_are_those_of_botocore(text: str) -> None:
+    from botocore.utils import parse_timestamp
+
+    from ray_learngene.io.s3_open import timestamp
+
+    assert timestamp(text) == parse_timestamp(text)
+
+
 def test_a_forked_process_opens_its_own_client(objects: Objects) -> None:
     program = """
 import os, sys

@@ -17,11 +17,12 @@ Fault = Literal["refuse", "hang", "stall", "cut", "half", "drip", "lose", "late"
 
 @dataclass(frozen=True)
 class Request:
-    """The head of a request; `number` counts all requests from 0."""
+    """A request without its body; `number` counts all requests from 0."""
 
     number: int
     method: str
     path: str
+    head: bytes = b""
 
     @property
     def writes(self) -> bool:
@@ -88,7 +89,7 @@ class Proxy:
         """One request and its answer; whether the connection goes on."""
         method, path, _ = head.split(b"\r\n", 1)[0].decode().split(" ", 2)
         with self._lock:
-            request = Request(len(self.requests), method, path)
+            request = Request(len(self.requests), method, path, head)
             self.requests.append(request)
         fault = self.fault(request)
         if fault == "refuse":
