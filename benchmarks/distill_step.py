@@ -4,11 +4,14 @@ Compares the distillation step of `learngene distill` (Ray Train, DeepSpeed, `St
 same mathematics. Both have the same auxiliary model, initial weights, ancestry model, batches, fused AdamW, schedule
 and precision. With several workers the bare loop uses DistributedDataParallel. Two workers on CPUs, one on a GPU.
 
+The rows of ViT, Eva, Swin and ConvNeXt train SWS on a small size of each. Their bare side is timm's plain model, whose
+layers of a stage hold the same parameters: nothing is generated there.
+
 The comparison is fair. Both sides run in the same workers of one Ray Train run and on one process group. They alternate
 in blocks of steps (A B A B ...), so machine, threads and load are the same. Stochastic depth is off, so both compute
 the same losses; the table has their largest difference. Two warm-up blocks exclude start-up. In `loader` rows both
 sides read and augment images (a loader each, in the training process). All other rows use preloaded batches. On a GPU
-images are random numbers.
+images are random numbers. "ratio, CPU" compares the CPU seconds of one worker, which other programs disturb less.
 Goal: the package's images/s at least 0.97 of the bare loop's.
 """
 
@@ -18,6 +21,7 @@ import copy
 import itertools
 import os
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -34,10 +38,11 @@ from ray_learngene.ancestry.model import Ancestry
 from ray_learngene.config import AugmentationConfig, DataConfig, OptimizationConfig
 from ray_learngene.data.open import open_image_sets
 from ray_learngene.data.pipeline import ImagePipeline
+from ray_learngene.methods.generated import GeneratedVisionTransformer
 from ray_learngene.methods.registry import create_method
 from ray_learngene.models.compile import compile_layers
 from ray_learngene.models.preprocessing import Preprocessing
-from ray_learngene.models.specs import Spec, preset
+from ray_learngene.models.specs import Spec, build, preset, spec_for
 from ray_learngene.training.deepspeed_engine import DeepSpeedEngine, deepspeed_config, zero_stage
 from ray_learngene.training.engine import resolve_precision
 from ray_learngene.training.finite_guard import FiniteGuard
@@ -53,9 +58,12 @@ Block = Callable[[], list[float]]
 
 @dataclass(frozen=True)
 class Case:
-    """One row: `batch` images per worker and step, `rounds` blocks of `steps` steps for each side."""
+    """One row: `batch` images per worker and step, `rounds` blocks of `steps` steps for each side.
 
-    preset: str
+    `size` is a preset or one of `FAMILIES`.
+    """
+
+    size: str
     batch: int
     steps: int
     rounds: int
@@ -64,12 +72,32 @@ class Case:
     zero: int | None = None
 
 
+_ISOTROPIC: dict[str, Any] = {"img_size": 32, "patch_size": 4, "embed_dim": 48, "depth": 12, "num_heads": 3}
+FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
+    "ViT (DINOv2)": ("vit_small_patch14_reg4_dinov2", _ISOTROPIC),
+    "Eva (DINOv3)": ("vit_small_patch16_dinov3", _ISOTROPIC),
+    "Swin": (
+        "swin_tiny_patch4_window7_224",
+        {
+            "img_size": 32,
+            "patch_size": 2,
+            "window_size": 4,
+            "embed_dim": 24,
+            "depths": [2, 2, 6, 2],
+            "num_heads": [1, 2, 4, 8],
+        },
+    ),
+    "ConvNeXt": ("convnext_atto", {"dims": [16, 32, 64, 128], "depths": [2, 2, 6, 2]}),
+}
+
+FAMILY_CASES = tuple(Case(name, 32, steps=4, rounds=11) for name in FAMILIES)
 CPU_CASES = (
     Case("nano", 32, steps=10, rounds=15),
     Case("nano", 32, steps=10, rounds=15, loader=True),
     Case("nano", 32, steps=10, rounds=15, zero=1),
     Case("micro", 32, steps=2, rounds=11),
     Case("micro", 32, steps=2, rounds=11, loader=True),
+    *FAMILY_CASES,
 )
 GPU_CASES = (
     Case("s", 512, steps=10, rounds=15),
@@ -77,7 +105,11 @@ GPU_CASES = (
     Case("b", 256, steps=10, rounds=15),
     Case("b", 256, steps=10, rounds=15, compile=True),
 )
-QUICK_CASES = (Case("nano", 8, steps=2, rounds=2), Case("nano", 8, steps=2, rounds=2, loader=True))
+QUICK_CASES = (
+    Case("nano", 8, steps=2, rounds=2),
+    Case("nano", 8, steps=2, rounds=2, loader=True),
+    *(Case(name, 8, steps=2, rounds=2) for name in FAMILIES),
+)
 
 
 def main() -> None:
@@ -86,11 +118,12 @@ def main() -> None:
 
     from ray_learngene.cluster.session import cluster_has_gpus, ray_cluster
 
-    args = arguments(__doc__)
+    args = arguments(__doc__, lambda parser: parser.add_argument("--only", help="rows of sizes that contain this text"))
     facts = machine()
     with ray_cluster(None), tempfile.TemporaryDirectory() as storage:
         gpu = cluster_has_gpus()
         cases = QUICK_CASES if args.quick else GPU_CASES if gpu else CPU_CASES
+        cases = tuple(case for case in cases if (args.only or "") in case.size)
         trainer = TorchTrainer(
             _worker,  # type: ignore[arg-type]
             train_loop_config={"cases": cases},
@@ -110,7 +143,7 @@ def _worker(loop: dict[str, Any]) -> list[dict[str, Any]]:
 
 def _measure(case: Case, device: torch.device) -> dict[str, Any]:
     world_size = torch.distributed.get_world_size()
-    spec = preset(case.preset)
+    spec = _spec(case.size)
     torch.manual_seed(SEED)
     student = create_method("sws").auxiliary(spec).to(device)
     ancestry = Ancestry(_ancestry_model(spec)).ready(device, compiled=case.compile)
@@ -120,9 +153,7 @@ def _measure(case: Case, device: torch.device) -> dict[str, Any]:
         seed=SEED,
     )
     blocks = {
-        "bare": _bare_block(
-            case, config, copy.deepcopy(student), ancestry, _batches(case, config, spec, ancestry, device)
-        ),
+        "bare": _bare_block(case, config, _plain(student), ancestry, _batches(case, config, spec, ancestry, device)),
         "package": _package_block(case, config, student, ancestry, _batches(case, config, spec, ancestry, device)),
     }
     losses: dict[str, list[float]] = {name: [] for name in blocks}
@@ -132,16 +163,23 @@ def _measure(case: Case, device: torch.device) -> dict[str, Any]:
             torch.cuda.synchronize()
         torch.distributed.barrier()
 
+    cpu: dict[str, list[float]] = {name: [] for name in blocks}
+
     def timed(name: str) -> float:
         finish()
-        return seconds_of(lambda: losses[name].extend(blocks[name]()), finish)
+        before = time.process_time()
+        seconds = seconds_of(lambda: losses[name].extend(blocks[name]()), finish)
+        cpu[name].append(time.process_time() - before)
+        return seconds
 
     sides = {name: lambda name=name: timed(name) for name in blocks}
     in_turn(sides, WARM_UP_BLOCKS)
+    cpu = {name: [] for name in blocks}
     seconds = in_turn(sides, case.rounds)
+    busy = medians(cpu)
     rates = {name: case.steps * config.batch_size / value for name, value in medians(seconds).items()}
     return {
-        "preset": case.preset,
+        "size": case.size,
         "workers": world_size,
         "batch": config.batch_size,
         "precision": str(resolve_precision(config.precision, device) or torch.float32).removeprefix("torch."),
@@ -151,19 +189,42 @@ def _measure(case: Case, device: torch.device) -> dict[str, Any]:
         "bare images/s": rates["bare"],
         "package images/s": rates["package"],
         "ratio": rates["package"] / rates["bare"],
+        "ratio, CPU": busy["bare"] / busy["package"],
         "goal": f">= {GOAL_RATIO}",
         "loss difference": max(abs(a - b) for a, b in zip(losses["bare"], losses["package"], strict=True)),
         "raw_seconds_bare": seconds["bare"],
         "raw_seconds_package": seconds["package"],
+        "raw_cpu_seconds_bare": cpu["bare"],
+        "raw_cpu_seconds_package": cpu["package"],
     }
+
+
+def _spec(size: str) -> Spec:
+    if size not in FAMILIES:
+        return preset(size)
+    architecture, keywords = FAMILIES[size]
+    return spec_for(architecture, classes=10, image=32, **keywords)
+
+
+def _plain(student: nn.Module) -> nn.Module:
+    """Copy a student; of one that generates its layers, timm's plain model with the same parameters in many layers."""
+    student = copy.deepcopy(student)
+    if not isinstance(student, GeneratedVisionTransformer):
+        return student
+    model: nn.Module = build(student.spec).to(next(student.parameters()).device)
+    for name, parameter in student.generate(student.genes(), student.spec).items():
+        owner, _, own = name.rpartition(".")
+        model.get_submodule(owner)._parameters[own] = parameter  # type: ignore[assignment]
+    return model
 
 
 def _ancestry_model(spec: Spec) -> nn.Module:
     """Create LeViT-384 for the paper's sizes; for small sizes, a vision transformer of about the auxiliary's cost."""
     if spec.image == 224:
         return timm.create_model("levit_384", num_classes=spec.classes)
+    patch = 4 if spec.architecture else spec.patch
     return timm.create_model(
-        "deit_tiny_patch16_224", num_classes=spec.classes, img_size=spec.image, patch_size=spec.patch, embed_dim=64,
+        "deit_tiny_patch16_224", num_classes=spec.classes, img_size=spec.image, patch_size=patch, embed_dim=64,
         depth=4, num_heads=4, class_token=False, global_pool="avg",
     )  # fmt: skip
 

@@ -72,6 +72,19 @@ def seconds_of(call: Callable[[], Any], finish: Callable[[], Any] = lambda: None
     return time.perf_counter() - began
 
 
+def peak_of(call: Callable[[], object]) -> int:
+    """Return the most bytes that a call has allocated at once on the CPU, by torch's profiler."""
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as recorded:
+        call()
+    profiler: Any = recorded.profiler
+    allocations = [event for event in profiler.kineto_results.events() if event.name() == "[memory]"]
+    in_use, peak = 0, 0
+    for event in sorted(allocations, key=lambda event: event.start_ns()):
+        in_use += event.nbytes()
+        peak = max(peak, in_use)
+    return peak
+
+
 def run_command(*words: object) -> tuple[float, float]:
     """Run `python` with these arguments in the repository; return its wall and CPU seconds.
 

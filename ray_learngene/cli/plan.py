@@ -56,7 +56,9 @@ def print_plan(config: PlanConfig) -> None:
             format_quantity("params", candidate.costs["params"]),
             format_quantity("macs", candidate.costs["macs"]),
             format_quantity("memory", candidate.costs["memory"]),
-            format_quantity("memory", training_memory(candidate.spec, micro_batch)),
+            format_quantity(
+                "memory", training_memory(candidate.spec, micro_batch, checkpointed=config.grad_checkpointing)
+            ),
             format_quantity("latency", latency.median_ms if latency else candidate.costs.get("latency")),
             format_quantity("latency", latency.p90_ms if latency else None),
         ]

@@ -17,13 +17,12 @@ from ray_learngene.distillation.distill import prepare
 from ray_learngene.distillation.distill_task import DistillTask
 from ray_learngene.io.scratch import scratch_folder
 from ray_learngene.methods.base import DESCRIPTION_FILE, WEIGHTS_FILE, Learngene
-from ray_learngene.models.compile import compile_layers
 from ray_learngene.provenance import publishable
 from ray_learngene.store.learngenes import StoredLearngene
 from ray_learngene.store.manifest import FORMAT, Manifest
 from ray_learngene.training.batches import Batches
 from ray_learngene.training.clock import Clock
-from ray_learngene.training.engine import TorchEngine, resolve_precision
+from ray_learngene.training.engine import TorchEngine, prepare_layers, resolve_precision
 from ray_learngene.training.optimizers import create_optimizer
 from ray_learngene.training.pace import MOST, DistillationCost, NoCheckpoints, marks, step_seconds
 from ray_learngene.training.trainer import Trainer
@@ -66,8 +65,7 @@ def measure(task: DistillTask, rank: int = 0) -> Measured:
     task = replace(task, config=config)
     clock, autocast = Clock(device), resolve_precision(config.precision, device)
     module = copy.deepcopy(task.module).to(device)
-    if config.compile:
-        compile_layers(module)
+    prepare_layers(module, config)
     optimizer = create_optimizer(module, config)
     world = World(device, rank, max(1, config.most_workers))
     trainer = Trainer(

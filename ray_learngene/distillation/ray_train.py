@@ -43,10 +43,9 @@ from ray_learngene.distillation.task import (
     run_name,
 )
 from ray_learngene.errors import Interrupted, RunError, UserError
-from ray_learngene.models.compile import compile_layers
 from ray_learngene.store.checkpoints import StoreCheckpoints
 from ray_learngene.training.deepspeed_engine import DeepSpeedEngine, deepspeed_config, zero_stage
-from ray_learngene.training.engine import resolve_precision
+from ray_learngene.training.engine import prepare_layers, resolve_precision
 from ray_learngene.training.optimizers import create_optimizer, traits_of
 from ray_learngene.training.out_of_memory import smaller_text, with_smaller_micro_batch
 from ray_learngene.training.trainer import Trainer
@@ -234,8 +233,7 @@ def _train(loop: dict[str, Any]) -> dict[str, Any]:
         config = _within_memory(task, world_size)
         autocast = resolve_precision(config.precision, device)
         module = copy.deepcopy(task.module).to(device)  # what Ray sent is shared with others on this host
-        if config.compile:
-            compile_layers(module)
+        prepare_layers(module, config)
         optimizer = create_optimizer(module, config)
         stage = zero_stage(config.zero, optimizer, loop["deepspeed"], traits_of(config))
         engine = DeepSpeedEngine(

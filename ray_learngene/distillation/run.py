@@ -32,7 +32,7 @@ from ray_learngene.distillation.task import (
 )
 from ray_learngene.distillation.tracked import TrackedRun
 from ray_learngene.errors import UserError
-from ray_learngene.models.compile import compile_layers
+from ray_learngene.models.checkpointing import checkpoint_gradients
 from ray_learngene.progress import scores_text
 from ray_learngene.provenance import publishable
 from ray_learngene.store.manifest import Manifest
@@ -41,7 +41,7 @@ from ray_learngene.tracking.trackers import Trackers
 from ray_learngene.training.batches import Batches
 from ray_learngene.training.checkpoints import BackgroundCheckpoints
 from ray_learngene.training.deepspeed_engine import read_user_config
-from ray_learngene.training.engine import TorchEngine, resolve_precision
+from ray_learngene.training.engine import TorchEngine, prepare_layers, resolve_precision
 from ray_learngene.training.lockstep import train
 from ray_learngene.training.optimizers import create_optimizer
 from ray_learngene.training.out_of_memory import within_memory
@@ -70,6 +70,8 @@ def run(task: Task, callbacks: Sequence[UserCallback] = (), trackers: Trackers |
     user_deepspeed = read_user_config(config.deepspeed) if config.deepspeed else {}
     task.images.training_batches(config, world_size=max(1, config.most_workers))  # refuses too small a batch
     create_optimizer(task.module, config)  # refuses layer decay of shared layers
+    if config.grad_checkpointing:
+        checkpoint_gradients(copy.deepcopy(task.module))  # refuses a model without blocks
     store = task.store
     settings = _settings(task, user_deepspeed)
     done = made_before(store, task.kind, config, settings)
@@ -153,8 +155,7 @@ def _train_here(task: Task, settings: dict[str, Any], flops: dict[str, int], tra
     def attempt(config: AncestryConfig | DistillConfig) -> None:
         autocast = resolve_precision(config.precision, device)
         module = copy.deepcopy(task.module).to(device)  # another attempt starts from what this one did
-        if config.compile:
-            compile_layers(module)
+        prepare_layers(module, config)
         optimizer = create_optimizer(module, config)
         engine = TorchEngine(
             module, optimizer, accumulation=config.accumulation, clip_grad=config.clip_grad, autocast=autocast

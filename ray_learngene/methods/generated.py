@@ -18,11 +18,12 @@ from torch.func import functional_call
 
 from ray_learngene.errors import UserError
 from ray_learngene.methods.base import Learngene, Method
+from ray_learngene.models.checkpointing import checkpoint_blocks
 from ray_learngene.models.compile import compile_layers
 from ray_learngene.models.features import Read, Reading
-from ray_learngene.models.layout import resampled
+from ray_learngene.models.layout import block_lists, resampled
 from ray_learngene.models.meta import on_meta
-from ray_learngene.models.specs import Spec, build, build_with, meta_model, set_drop_path
+from ray_learngene.models.specs import Spec, build, build_with, meta_model, set_drop_path, shapes_of
 
 Genes = Mapping[str, Tensor]
 State = dict[str, Tensor]
@@ -32,7 +33,9 @@ _NOT_DECAYED = ("norm", "bias", "pos_embed", "scaler")
 
 
 @lru_cache(maxsize=64)
-def prototype(spec: Spec, drop_path: float = 0.0, compiled: bool = False, device: str = "cpu") -> nn.Module:
+def prototype(
+    spec: Spec, drop_path: float = 0.0, compiled: bool = False, checkpointed: bool = False, device: str = "cpu"
+) -> nn.Module:
     """Build the spec's timm model on the meta device, to be called with generated parameters on `device`.
 
     The cache is outside the modules that use it, so that neither their state dicts nor their copies contain the model.
@@ -43,6 +46,8 @@ def prototype(spec: Spec, drop_path: float = 0.0, compiled: bool = False, device
     set_drop_path(model, drop_path)
     if compiled:
         compile_layers(model)
+    if checkpointed:
+        checkpoint_blocks(block for name in block_lists(spec) for block in model.get_submodule(name).children())
     return model
 
 
@@ -114,7 +119,8 @@ class GeneratedVisionTransformer(nn.Module):
         frozen: Genes | None = None,
     ) -> None:
         super().__init__()
-        self.spec, self.generate, self.drop_path, self.compiled = spec, generate, drop_path, False
+        self.spec, self.generate, self.drop_path = spec, generate, drop_path
+        self.compiled = self.checkpointed = False
         for name, tensor in genes.items():
             self.register_parameter(attribute_of(name), nn.Parameter(tensor.clone()))
         for name, tensor in (frozen or {}).items():
@@ -137,21 +143,27 @@ class GeneratedVisionTransformer(nn.Module):
         """Compile the layers of all models generated from now on; their sizes may differ."""
         self.compiled = True
 
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Checkpoint the blocks of all models generated from now on, under timm's name."""
+        self.checkpointed = enable
+
     def forward(self, images: Tensor, read: Read | None = None) -> Any:
         return self.forward_as(self.spec, images, read)
 
     def forward_as(self, spec: Spec, images: Tensor, read: Read | None = None) -> Any:
         """Return the logits `[B, classes]` of the generated model of another spec, or what `read` reads of it."""
-        model: nn.Module = prototype(spec, self.drop_path, self.compiled, str(images.device))
-        model.train(self.training)
+        model: nn.Module = prototype(spec, self.drop_path, self.compiled, self.checkpointed, str(images.device))
+        if model.training != self.training:  # visiting all submodules costs a percent of a small model's step
+            model.train(self.training)
         device = images.device.type
         # under autocast, matrix products would round norms and biases to its precision
         with torch.autocast(device, enabled=False) if torch.amp.is_autocast_available(device) else nullcontext():
             state = self.generate(self.genes(), spec)
-        state = {**dict(model.named_buffers()), **state}
+        if odd := state.keys() ^ shapes_of(spec).keys():  # torch's own check takes as long as small layers
+            raise RuntimeError(f"{sorted(odd)[0]} was not generated, or is no parameter of {spec}")
         if read is not None:
             model, state = Reading(model, read), {f"model.{name}": tensor for name, tensor in state.items()}
-        return functional_call(model, state, (images,), strict=True)
+        return functional_call(model, state, (images,))
 
     @torch.no_grad()
     def materialise(self) -> nn.Module:

@@ -109,10 +109,7 @@ class StageSharedVisionTransformer(VisionTransformer):
         """Map images `[B, 3, image, image]` to tokens `[B, tokens, width]`; masks are not supported."""
         x = self._pos_embed(self.patch_embed(x))
         for stage, rate in zip(self.stage_of_layer, self.drop_path_rates, strict=True):
-            if self.grad_checkpointing and self.training:
-                x = checkpoint(self._apply_block, self.blocks[stage], x, rate, use_reentrant=False)
-            else:
-                x = self._apply_block(self.blocks[stage], x, rate)
+            x = self._applied(stage, x, rate)
         return x
 
     def forward_intermediates(  # type: ignore[override]
@@ -121,10 +118,16 @@ class StageSharedVisionTransformer(VisionTransformer):
         """Return the last tokens and the maps `[B, width, H, W]` after some layers, counted as applied."""
         x, maps = self._pos_embed(self.patch_embed(x)), []
         for layer, (stage, rate) in enumerate(zip(self.stage_of_layer, self.drop_path_rates, strict=True)):
-            x = self._apply_block(self.blocks[stage], x, rate)
+            x = self._applied(stage, x, rate)
             if layer in indices:
                 maps.append(x.transpose(1, 2).unflatten(2, self.patch_embed.grid_size))
         return x, maps
+
+    def _applied(self, stage: int, x: Tensor, rate: float) -> Tensor:
+        block = self.blocks[stage]
+        if self.grad_checkpointing and self.training:
+            return checkpoint(self._apply_block, block, x, rate, use_reentrant=False)
+        return self._apply_block(block, x, rate)
 
     def _apply_block(self, block: Any, x: Tensor, rate: float) -> Tensor:
         # timm's Block.forward, with the drop-path rate of this application: timm's block has one fixed rate

@@ -98,12 +98,16 @@ def _numel(values: Any) -> int:
 
 
 @lru_cache(maxsize=4096)
-def _saved_activations(spec: Spec) -> int:
-    """Count the values per image that the forward pass saves for the backward pass, without weights."""
+def _saved_activations(spec: Spec, checkpointed: bool = False) -> int:
+    """Count the values per image that the forward pass saves for the backward pass, without weights.
+
+    With checkpointing those are the inputs of blocks, all outside of blocks, and the inside of one block.
+    """
     with on_meta():
         model: nn.Module = build(spec)
     weights = {parameter.untyped_storage()._cdata for parameter in model.parameters()}
-    saved: dict[int, torch.UntypedStorage] = {}
+    outside: dict[int, torch.UntypedStorage] = {}
+    saved, inside, inputs = outside, [outside], [0]
 
     def keep(tensor: torch.Tensor) -> torch.Tensor:
         storage = tensor.untyped_storage()
@@ -111,10 +115,24 @@ def _saved_activations(spec: Spec) -> int:
             saved[storage._cdata] = storage
         return tensor
 
+    def enter(module: nn.Module, given: Any) -> None:
+        nonlocal saved
+        saved = {}
+        inside.append(saved)
+        inputs[0] += _BYTES * _numel(given)
+
+    def leave(module: nn.Module, given: Any, output: Any) -> None:
+        nonlocal saved
+        saved = outside
+
+    for block in blocks_in_order(model) if checkpointed else ():
+        block.register_forward_pre_hook(enter)
+        block.register_forward_hook(leave)
     batch = 2  # BatchNorm trains on two images at least
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         model.train()(torch.zeros(batch, 3, spec.image, spec.image, device="meta"))
-    return sum(storage.nbytes() for storage in saved.values()) // (_BYTES * batch)
+    first, *others = (sum(storage.nbytes() for storage in each.values()) for each in inside)
+    return (first + inputs[0] + max(others, default=0)) // (_BYTES * batch)
 
 
 def inference_memory(spec: Spec, batch: int = 1, bytes_per_value: int = 4) -> int:
@@ -125,16 +143,18 @@ def inference_memory(spec: Spec, batch: int = 1, bytes_per_value: int = 4) -> in
     return bytes_per_value * (parameters(spec) + activations)
 
 
-def activation_memory(spec: Spec, batch: int, bytes_per_value: int = 4) -> int:
-    """Estimate the bytes that the forward pass saves for the backward pass (fused attention, no checkpointing).
+def activation_memory(spec: Spec, batch: int, bytes_per_value: int = 4, *, checkpointed: bool = False) -> int:
+    """Estimate the bytes that the forward pass saves for the backward pass (fused attention).
 
-    In units of tokens × width a block saves the inputs of two norms, qkv, proj and fc1 (5), and q, k, v (3). In units
-    of tokens × hidden width it saves the input and output of the activation (2). The attention output is proj's input.
+    Without checkpointing, in units of tokens × width a block saves the inputs of two norms, qkv, proj and fc1 (5), and
+    q, k, v (3). In units of tokens × hidden width it saves the input and output of the activation (2). The attention
+    output is proj's input.
     """
     if spec.architecture is not None:
-        return bytes_per_value * batch * _saved_activations(spec)
+        return bytes_per_value * batch * _saved_activations(spec, checkpointed)
     block = 8 * spec.width + 2 * spec.hidden
-    return bytes_per_value * batch * spec.tokens * spec.depth * block
+    layers = spec.depth * spec.width + block if checkpointed else spec.depth * block
+    return bytes_per_value * batch * spec.tokens * layers
 
 
 def kept_memory(spec: Spec, averaged: bool = False, moments: float = 2) -> int:
@@ -142,14 +162,14 @@ def kept_memory(spec: Spec, averaged: bool = False, moments: float = 2) -> int:
     return round((1 + moments + averaged) * _BYTES * parameters(spec))
 
 
-def step_memory(spec: Spec, batch: int, bytes_per_value: int = 4) -> int:
+def step_memory(spec: Spec, batch: int, bytes_per_value: int = 4, *, checkpointed: bool = False) -> int:
     """Estimate the additional bytes of a training step: gradients and saved activations."""
-    return _BYTES * parameters(spec) + activation_memory(spec, batch, bytes_per_value)
+    return _BYTES * parameters(spec) + activation_memory(spec, batch, bytes_per_value, checkpointed=checkpointed)
 
 
-def training_memory(spec: Spec, batch: int, bytes_per_value: int = 4) -> int:
+def training_memory(spec: Spec, batch: int, bytes_per_value: int = 4, *, checkpointed: bool = False) -> int:
     """Estimate the bytes of AdamW training with fp32 weights: weights, gradients, moments and saved activations."""
-    return kept_memory(spec) + step_memory(spec, batch, bytes_per_value)
+    return kept_memory(spec) + step_memory(spec, batch, bytes_per_value, checkpointed=checkpointed)
 
 
 def costs(spec: Spec, batch: int = 1) -> dict[str, int]:

@@ -85,6 +85,7 @@ def _plain_attributes(module: nn.Module) -> Iterator[tuple[str, Any]]:
     return ((key, value) for key, value in vars(module).items() if key not in skipped and isinstance(value, plain))
 
 
+@lru_cache(maxsize=1024)
 def block_lists(spec: Spec) -> tuple[str, ...]:
     """Return the names of the lists whose length follows the depth."""
     return _block_lists(spec.replace(image=spec.image, classes=max(1, spec.classes)))
@@ -101,6 +102,7 @@ def _block_lists(spec: Spec) -> tuple[str, ...]:
     return tuple(name for name in outer if name in before)
 
 
+@lru_cache(maxsize=1024)
 def layered(spec: Spec) -> dict[str, int]:
     """Return the parameters outside blocks that have an axis of layers, with that axis."""
     return {} if spec.architecture is None else _layered(spec.replace(classes=max(1, spec.classes)))
@@ -171,7 +173,7 @@ def _with_chains(spec: Spec, lengths: tuple[tuple[str, int], ...]) -> Spec:
 def axes(spec: Spec) -> dict[str, tuple[Axis, ...]]:
     """Return what every axis of every parameter and buffer follows, by name."""
     own, rules = shapes_of(spec), family(spec)
-    probes: dict[Kind, dict[str, torch.Size]] = {}
+    probes: dict[Kind, Mapping[str, torch.Size]] = {}
     for kind, changes in _probes(spec).items():
         try:
             shapes = shapes_of(spec.replace(**changes))
@@ -192,7 +194,7 @@ def _probes(spec: Spec) -> dict[Kind, dict[str, Any]]:
 
 
 def _axis(
-    name: str, dim: int, own: Mapping[str, torch.Size], probes: Mapping[Kind, dict[str, torch.Size]], rules: Family
+    name: str, dim: int, own: Mapping[str, torch.Size], probes: Mapping[Kind, Mapping[str, torch.Size]], rules: Family
 ) -> Axis:
     kind: Kind = next((kind for kind, shapes in probes.items() if shapes[name][dim] != own[name][dim]), "fixed")
     attention = (dim == 0 and _ATTENTION_ROWS.search(name)) or (dim == 1 and _PROJECTION.search(name))

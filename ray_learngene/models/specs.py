@@ -261,8 +261,9 @@ def meta_model(spec: Spec) -> nn.Module:
     return model
 
 
-def shapes_of(spec: Spec) -> dict[str, torch.Size]:
-    """Return the shapes of a spec's state dict by name."""
+@lru_cache(maxsize=1024)
+def shapes_of(spec: Spec) -> Mapping[str, torch.Size]:
+    """Return the shapes of a spec's state dict by name; cached, as every step of a generated model needs them."""
     return {name: tensor.shape for name, tensor in meta_model(spec).state_dict().items()}
 
 

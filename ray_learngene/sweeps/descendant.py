@@ -20,7 +20,6 @@ from ray_learngene.config.decides import DESCENDANT, TAUGHT_DESCENDANT, decisive
 from ray_learngene.data.pipeline import ImagePipeline
 from ray_learngene.device import resolve_device
 from ray_learngene.io.scratch import scratch_folder
-from ray_learngene.models.compile import compile_layers
 from ray_learngene.models.origin import Origin, data_name
 from ray_learngene.models.sizes import size_columns, size_name
 from ray_learngene.models.specs import Spec, build, set_drop_path, timm_arguments
@@ -36,7 +35,7 @@ from ray_learngene.sweeps.exports import CARD, METRICS, descendant_card, write_e
 from ray_learngene.training.batches import Batches
 from ray_learngene.training.checkpoints import BackgroundCheckpoints, Progress
 from ray_learngene.training.clock import Clock
-from ray_learngene.training.engine import TorchEngine, resolve_precision
+from ray_learngene.training.engine import TorchEngine, prepare_layers, resolve_precision
 from ray_learngene.training.fitting import Fit, Fitting
 from ray_learngene.training.flops import TRAINING_PASSES, forward_flops
 from ray_learngene.training.objectives import DistillationLoss, DistillationObjective, LabelObjective, Objective
@@ -223,8 +222,7 @@ class DescendantRun:
         settings, model = self.settings, self.model
         set_drop_path(model, settings.drop_path)
         model.to(self.clock.device)
-        if settings.compile:
-            compile_layers(model)
+        prepare_layers(model, settings)
         objective: Objective = LabelObjective(settings.smoothing)
         if self.ancestry is not None:
             loss = DistillationLoss(settings.distillation, settings.alpha, settings.tau)

@@ -205,9 +205,13 @@ def _require_preprocessing(arm: Arm, name: str | None, learngene: Learngene, kno
             )
 
 
-def cost_columns(spec: Spec, latency: Latency, micro_batch: int) -> dict[str, Any]:
+def cost_columns(spec: Spec, latency: Latency, micro_batch: int, *, checkpointed: bool = False) -> dict[str, Any]:
     """The costs of a spec as columns of the results table; training memory is that of one micro-batch."""
-    return {**costs(spec), **latency_columns(latency), "training_memory": training_memory(spec, micro_batch)}
+    return {
+        **costs(spec),
+        **latency_columns(latency),
+        "training_memory": training_memory(spec, micro_batch, checkpointed=checkpointed),
+    }
 
 
 def latency_columns(latency: Latency) -> dict[str, Any]:

@@ -23,9 +23,10 @@ from ray_learngene.data.pipeline import ImagePipeline, checked_image_sets
 from ray_learngene.delivery.export import require_packages
 from ray_learngene.errors import Diverged, RunError, UserError
 from ray_learngene.methods.base import Learngene
+from ray_learngene.models.checkpointing import checkpoint_gradients
 from ray_learngene.models.compile import require_compiler
 from ray_learngene.models.preprocessing import Preprocessing
-from ray_learngene.models.specs import Spec
+from ray_learngene.models.specs import Spec, build
 from ray_learngene.provenance import provenance, publishable
 from ray_learngene.store.checkpoints import StoreCheckpoints
 from ray_learngene.store.learngenes import StoredLearngene
@@ -129,7 +130,12 @@ def prepare(
     micro_batch = config.batch_size // config.accumulation
     with nullcontext(known) if known else latency_meter(config) as measure:
         selection = select(config, learngene, len(images.train.classes), measure, store)
-        costs = {one.spec: cost_columns(one.spec, measure(one.spec), micro_batch) for one in selection.specs}
+        costs = {
+            one.spec: cost_columns(one.spec, measure(one.spec), micro_batch, checkpointed=config.grad_checkpointing)
+            for one in selection.specs
+        }
+    if config.grad_checkpointing:
+        checkpoint_gradients(build(selection.specs[0].spec))  # refuses a model without blocks
     seeds = range(config.seed, config.seed + config.seeds)
     learngenes = load_arms(config, store, arms, selection, stored, seeds)
     earlier = read_settings(store, config.name)

@@ -104,7 +104,7 @@ class SweepInputs(SweepContext):
                 trial.seed if config.view_seed is None else config.view_seed,
                 macs(trial.spec) * max(1, self.epochs(trial)),
                 kept_memory(trial.spec, averaged=config.ema > 0, moments=traits_of(config).moments),
-                step_memory(trial.spec, micro_batch),
+                step_memory(trial.spec, micro_batch, checkpointed=config.grad_checkpointing),
             )
             for trial in trials
         ]

@@ -11,6 +11,9 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from ray_learngene.config import OptimizationConfig
+from ray_learngene.models.checkpointing import checkpoint_gradients
+from ray_learngene.models.compile import compile_layers
 from ray_learngene.training.engine_state import EngineState, read_state, write_state
 
 # logits `[B, classes]` or features by name, or a tuple of one such value per sub-model of an elastic auxiliary model
@@ -78,6 +81,19 @@ class TorchEngine:
         state = read_state(folder, self.device)
         self.module.load_state_dict(state.model)
         state.restore(self.optimizer)
+
+
+def prepare_layers(module: nn.Module, config: OptimizationConfig) -> None:
+    """Compile the layers of a module and checkpoint their gradients, as the settings say.
+
+    Raises:
+        RunError: torch cannot compile here.
+        UserError: timm cannot checkpoint this class of model.
+    """
+    if config.compile:
+        compile_layers(module)
+    if config.grad_checkpointing:
+        checkpoint_gradients(module)
 
 
 def resolve_precision(precision: str, device: torch.device) -> torch.dtype | None:

@@ -71,6 +71,10 @@ class FeatureStudent(nn.Module):
     def compile(self, *args: Any, **kwargs: Any) -> None:
         compile_layers(self.student)
 
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Switch the student's checkpointing on or off, under timm's name."""
+        self.student.set_grad_checkpointing(enable)  # type: ignore[operator]
+
     def projector_flops(self) -> int:
         """Count the FLOPs of the projectors for one image."""
         sizes = ((name, projector.weight.numel()) for name, projector in self._projectors())

@@ -14,6 +14,7 @@ from ray_learngene.config import OptimizationConfig
 from ray_learngene.data.pipeline import ImagePipeline
 from ray_learngene.errors import Interrupted
 from ray_learngene.methods.base import Adapter
+from ray_learngene.models.checkpointing import checkpoint_gradients
 from ray_learngene.training.clock import Clock
 from ray_learngene.training.engine import TorchEngine
 from ray_learngene.training.finite_guard import FiniteGuard, NonFiniteLoss
@@ -77,6 +78,8 @@ class Fitting:
             adapter, images.preprocessing.image_size, batch=config.batch_size, steps=adapter.fit_steps, seed=config.seed
         )
         adapter.to(clock.device)
+        if config.grad_checkpointing:
+            checkpoint_gradients(adapter)
         optimizer = create_optimizer(adapter, settings)
         self._guard = FiniteGuard(clock.device)
         self._stepper = Stepper(

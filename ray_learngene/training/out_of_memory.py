@@ -48,8 +48,8 @@ def with_smaller_micro_batch(config: ConfigT, world_size: int = 1) -> ConfigT:
     if config.accumulation >= most:
         smallest = "one pair of images" if mixing else "one image"
         raise RunError(
-            f"out of memory with a micro-batch of {smallest}: choose a smaller model or image size, --precision bf16, "
-            "or more memory"
+            f"out of memory with a micro-batch of {smallest}: choose --grad-checkpointing, --precision bf16, a smaller "
+            "model or image size, or more memory"
         )
     return config.model_copy(update={"accumulation": min(2 * config.accumulation, most)})
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from benchmarks.measure import peak_of
 from ray_learngene.errors import UserError
 from ray_learngene.models import costs
 from ray_learngene.models.layout import axes, chains, scales_input
@@ -100,14 +101,7 @@ def test_estimated_memory_is_within_15_percent_of_a_measured_peak(architecture: 
     model, images = build(spec).eval(), torch.zeros(1, 3, spec.image, spec.image)
     with torch.inference_mode():
         model(images)
-        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as recorded:
-            model(images)
-    profiler: Any = recorded.profiler
-    allocations = [event for event in profiler.kineto_results.events() if event.name() == "[memory]"]
-    in_use, peak = 0, 0
-    for event in sorted(allocations, key=lambda event: event.start_ns()):
-        in_use += event.nbytes()
-        peak = max(peak, in_use)
+        peak = peak_of(lambda: model(images))
     measured = peak + 4 * (costs.parameters(spec) + images.numel())
     assert abs(costs.inference_memory(spec) / measured - 1) < 0.15
 
