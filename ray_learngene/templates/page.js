@@ -78,6 +78,10 @@ function admits(group) {
   });
 }
 
+function limited() {
+  return Object.keys(state.budgets).length > 0;
+}
+
 function ofSet() {
   return GROUPS.filter((group) => group.set === state.set);
 }
@@ -209,8 +213,8 @@ function makeAxes() {
     choice("range", [["auto", "without outliers"], ["front", "near the front"], ["all", "everything"]], state.zoom, (zoom) => change({ zoom })),
     several ? choice("colours", [["arm", "by arm"], ["sweep", "by sweep"]], styleNames().by, (colour) => change({ colour })) : null,
     several ? choice("sweeps", [["", "in one chart"], ["sweep", "side by side"]], state.panels, (panels) => change({ panels })) : null,
-    checkbox("logarithmic", state.scale === "log", (on) => change({ scale: on ? "log" : "linear" })),
-    state.y === "untuned" ? null : checkbox("untuned too", showsBefore(), (before) => change({ before })),
+    h("span", { className: "checks" }, checkbox("logarithmic", state.scale === "log", (on) => change({ scale: on ? "log" : "linear" })),
+      state.y === "untuned" ? null : checkbox("untuned too", showsBefore(), (before) => change({ before }))),
   ]);
 }
 
@@ -251,7 +255,8 @@ function makeBudgets() {
   remake("budgets", [state.set, state.device, steps.map(([name]) => name)], () => steps.map(([name, values]) => budget(name, values)));
   for (const [name] of steps) $(`budget-${name}`).show();
   $("budgets-title").hidden = $("reset").hidden = !steps.length;
-  $("reset").disabled = !Object.keys(state.budgets).length;
+  $("reset").disabled = !limited();
+  $("filters").hidden = !steps.length && data.sets.length < 2 && namesOf("sweep").length < 2;
 }
 
 function budget(name, values) {
@@ -301,10 +306,16 @@ function quoted(text) {
   return /^[\w@%+=:,./-]+$/.test(text) ? text : `'${text.replaceAll("'", "'\\''")}'`;
 }
 
+// What the budgets would have to allow at least.
+function least() {
+  const costs = Object.keys(state.budgets).map((name) => [name, Math.min(...shown.map((group) => costOf(group, name) ?? Infinity))]);
+  return `The least is ${costs.map(([name, cost]) => (cost === Infinity ? `no known ${QUANTITIES[name].name}` : `${amount(name, cost)} ${QUANTITIES[name].name}`)).join(", ")}.`;
+}
+
 function makeModel() {
   const host = $("model");
   if (!chosen) {
-    host.replaceChildren(h("p", {}, "No model is within the budgets."));
+    host.replaceChildren(h("p", {}, !shown.length ? "No arm is switched on." : `No model is within the budgets. ${least()}`));
     delete host.dataset.key;
     return;
   }
@@ -327,7 +338,7 @@ function makeModel() {
     ];
     const spread = score.count > 1 ? `mean of ${plural(score.count, "seed")}: ${percent(score.low)} to ${percent(score.high)}` : "one seed";
     return [
-      h("div", { className: "who" }, swatch(style), h("h3", {}, nameOf(chosen))),
+      h("div", { className: "who" }, swatch(style), h("h2", { className: "name" }, nameOf(chosen))),
       h("p", { className: "score" }, `${percent(score.mean)} %`),
       h("p", { className: "dim small" }, `${SCORES[state.y] === "tuned" ? "" : `${SCORES[state.y]}, `}${spread}`),
       admits(chosen) ? null : h("p", { className: "note" }, "This model exceeds a budget."),
@@ -388,9 +399,10 @@ function columns() {
 }
 
 function makeTable() {
-  remake("which", [state.table, front.length, within.length, state.x], () => [
-    choice("Show", [["front", `the Pareto front (${front.length.toLocaleString("en")})`], ["all", `all within the budgets (${within.length.toLocaleString("en")})`]], state.table, (table) => change({ table, lines: PAGE_ROWS })),
+  remake("which", [state.table, front.length, within.map((group) => Boolean(group.outside)), state.x, limited()], () => [
+    choice("Show", [["front", `the Pareto front (${front.length.toLocaleString("en")})`], ["all", `${limited() ? "all within the budgets" : "all models"} (${within.length.toLocaleString("en")})`]], state.table, (table) => change({ table, lines: PAGE_ROWS })),
     h("span", { className: "dim small" }, state.table === "front" ? `none is both cheaper in ${QUANTITIES[state.x].name} and more accurate` : ""),
+    within.some((group) => group.outside) ? h("span", { className: "dim small" }, "* a size that the learngene was not trained for") : null,
   ]);
   const kinds = columns(), [sorted, direction] = (state.sort || "top-1 %:down").split(":");
   const by = kinds.find(([name]) => name === sorted)?.[1] ?? kinds[1][1], sign = direction === "up" ? 1 : -1;
@@ -454,6 +466,21 @@ function onKey(event) {
   pickGroup(order[Math.min(order.length - 1, Math.max(0, to))]);
 }
 
+// What the lines and the hollow marks of the chart are.
+function keys() {
+  return [
+    front.length > 1 ? ["front", "Pareto front: nothing is both cheaper and more accurate"] : null,
+    showsBefore() && shown.some((group) => group.scores.untuned) ? ["before", "before tuning"] : null,
+    near(ancestries()).length ? ["ancestry", "ancestry model"] : null,
+  ].filter(Boolean);
+}
+
+function keyMark(kind) {
+  const picture = svg("svg", { width: 22, height: 12, viewBox: "0 0 22 12", "aria-hidden": "true" });
+  picture.append(kind === "before" ? svg("path", { d: SHAPES[0](11, 6, 4), class: "before" }) : svg("path", { d: "M1 6H21", class: kind }));
+  return picture;
+}
+
 function drawFigure() {
   marks = drawChart($("chart"), view());
   showTip(null);
@@ -464,6 +491,7 @@ function drawFigure() {
   chart.setAttribute("aria-valuetext", at >= 0 ? describe(chosen) : "no model");
   const cut = marks.filter((mark) => mark.cut).length, missing = shown.length - marks.length;
   const far = shown.length ? ancestries().filter((line) => !near([line]).length) : [];
+  $("key").replaceChildren(...keys().map(([kind, text]) => h("span", {}, keyMark(kind), text)));
   $("cut").textContent = [cut ? `▾ ${plural(cut, "model")} below the chart.` : "", missing ? `${plural(missing, "model")} without this measurement.` : "",
     ...far.map((line) => `Not on the chart: ${line.text}.`)].join(" ").trim();
 }
@@ -480,7 +508,7 @@ function makeSurroundings() {
     $("running").hidden = false;
     $("progress").textContent = `${running.done} of ${plural(running.total, "descendant")} done.${minutes >= 3 ? ` Nothing was written for ${plural(minutes, "minute")}: it may have stopped.` : ""}`;
     $("now").replaceChildren(...running.now.map((one) => h("li", {}, h("span", {}, `${one.arm} ${one.size}, seed ${one.seed}`),
-      h("progress", { max: one.epochs || 1, value: one.epoch, "aria-label": `epochs of ${one.arm} ${one.size}, seed ${one.seed}` }), h("span", { className: "dim" }, `${one.top1 === null ? "" : `${percent(one.top1)} %`}`))));
+      h("progress", { max: one.epochs || 1, value: one.epoch, "aria-label": `epochs of ${one.arm} ${one.size}, seed ${one.seed}` }), h("span", { className: "dim" }, `epoch ${short(one.epoch)} of ${one.epochs}${one.top1 === null ? "" : `, top-1 ${percent(one.top1)} %`}`))));
     $("follow").checked = state.follow;
     $("follow").addEventListener("change", () => change({ follow: $("follow").checked }));
   }
@@ -531,6 +559,11 @@ function follow() {
   }, 30000);
 }
 
+function counted() {
+  const all = ofSet().length, of = `${within.length.toLocaleString("en")} of ${plural(all, "model")}`;
+  return limited() ? `${of} within the budgets` : within.length < all ? `${of} shown` : plural(all, "model");
+}
+
 function update() {
   compute();
   makeAxes();
@@ -539,7 +572,7 @@ function update() {
   drawFigure();
   makeModel();
   makeTable();
-  $("count").textContent = GROUPS.length ? `${within.length.toLocaleString("en")} of ${plural(ofSet().length, "model")} within the budgets` : "no descendant has finished yet";
+  $("count").textContent = GROUPS.length ? counted() : "no descendant has finished yet";
   writeAddress();
 }
 
@@ -547,7 +580,7 @@ readAddress();
 makeSurroundings();
 makeCosts();
 update();
-for (const id of ["figure", "filters", "model"]) $(id).hidden = !GROUPS.length;
+document.body.classList.toggle("empty", !GROUPS.length);
 $("reset").addEventListener("click", () => change({ budgets: {}, model: null }));
 $("more").addEventListener("click", () => change({ lines: state.lines + 10 * PAGE_ROWS }));
 $("chart").addEventListener("keydown", onKey);

@@ -60,7 +60,7 @@ function scaler([low, high], [from, to], log) {
 function drawChart(host, view) {
   const width = Math.max(260, host.clientWidth), columns = Math.max(1, Math.min(view.panels.length, Math.floor(width / 240)));
   const rows = Math.ceil(view.panels.length / columns), titled = view.panels.length > 1;
-  const left = 44, gap = 14, top = titled ? 40 : 24, bottom = 44;
+  const left = 44, gap = 14, top = titled ? 46 : 24, bottom = 44;
   const inner = (width - left - 10 - gap * (columns - 1)) / columns;
   const tall = Math.max(180, Math.min(rows > 1 ? 260 : width < 560 ? 300 : 400, 0.8 * inner + 80));
   const height = rows * (tall + top + bottom);
@@ -78,7 +78,7 @@ function drawChart(host, view) {
 
 function drawPanel(root, view, panel, { x, y, x0, x1, y0, y1, first, titled }) {
   const add = (name, attributes, text) => root.appendChild(svg(name, attributes, text));
-  if (titled) add("text", { x: x0, y: y0 - 24, class: "panel" }, fitting(panel.title, (x1 - x0) / 7));
+  if (titled) add("text", { x: x0, y: y0 - 30, class: "panel" }, fitting(panel.title, (x1 - x0) / 7));
   if (first) add("text", { x: x0 - 40, y: y0 - 8 }, view.y.label);
   for (const tick of linearTicks(...view.y.domain, 6)) {
     add("line", { x1: x0, x2: x1, y1: tenth(y(tick)), y2: tenth(y(tick)), class: "grid" });
