@@ -10,7 +10,7 @@ from ray_learngene.config.documents import read_document
 from ray_learngene.errors import UserError
 from ray_learngene.io.errors import clear_errors
 from ray_learngene.store.store import Store
-from ray_learngene.store.timings import Record, check_name, publish_record, read_records
+from ray_learngene.store.timings import Record, check_device, check_name, publish_record, read_records
 from ray_learngene.terminal import one_line
 
 FORMAT = 1
@@ -34,6 +34,8 @@ def measure(config: MeasureConfig) -> list[Record]:
         return []
     if not config.out:
         store.check(write=True)
+    if config.device:
+        check_device(config.device)
     if config.imported:
         path = Path(config.imported).expanduser()
         try:

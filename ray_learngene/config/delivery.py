@@ -158,12 +158,12 @@ class MeasureConfig(StoreConfig):
     models: Texts = Field((), description="folders of timm models or of exports, or ONNX files")
     learngene: str | None = Field(None, description="time sizes of this learngene instead")
     depths: OptionalWholeNumbers = Field(
-        None, description="depths of the learngene; default: three, from which all others are predicted"
+        None, description="depths of the learngene; default: those from which all others are predicted"
     )
     widths: OptionalWholeNumbers = Field(
         None,
-        description="widths of the learngene; default: those that were trained. Of three or more, the smallest and the "
-        "largest depth are timed at the largest width, and the largest depth at the others",
+        description="widths of the learngene; default: those that were trained. Of several, the smallest and the "
+        "largest are timed at two depths, and one between them",
     )
     device: str | None = Field(None, description="what to call the device; default: the name of its CPU or GPU")
     runtime: Literal["onnxruntime", "torch"] = Field(

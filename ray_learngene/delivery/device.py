@@ -6,6 +6,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -28,8 +29,9 @@ from ray_learngene.models.specs import Spec
 from ray_learngene.models.timm_folder import load_timm
 from ray_learngene.progress import Progress
 from ray_learngene.store.store import Store
-from ray_learngene.store.timings import Record
+from ray_learngene.store.timings import Record, check_name
 
+Named = tuple[str, nn.Module, dict[str, Any]]  # a model with its name and its source
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -41,10 +43,11 @@ def measure(config: MeasureConfig, store: Store) -> list[Record]:
     """
     if config.runtime == "onnxruntime":
         require_packages(["onnx"])
+    sized = _Sized.of(config, store) if config.learngene else None
     with tempfile.TemporaryDirectory(prefix="learngene-measure-") as scratch:
         if config.runtime == "torch":
-            return [_time_torch(_models(config, store, Path(scratch)), config)]
-        paths = list(_onnx_paths(config, store, Path(scratch)))
+            return [_time_torch(_models(config, sized, Path(scratch)), config)]
+        paths = list(_onnx_paths(config, sized, Path(scratch)))
         try:
             found = clock.measure(
                 paths,
@@ -58,6 +61,45 @@ def measure(config: MeasureConfig, store: Store) -> list[Record]:
     return [Record.model_validate(one) for one in found]
 
 
+@dataclass(frozen=True)
+class _Sized:
+    """A learngene, and those of its sizes that are timed."""
+
+    expander: Expander
+    specs: Sequence[Spec]
+
+    @classmethod
+    def of(cls, config: MeasureConfig, store: Store) -> _Sized:
+        """Open a learngene, and refuse a record that could not be published, before anything is exported or timed."""
+        expander = Expander.open(store, str(config.learngene))
+        specs = sizes_to_time(expander, config.depths, config.widths)
+        if not config.out:
+            gpu = config.runtime == "torch" and resolve_device().type == "cuda"
+            here = clock.record(
+                {"": {"latency_ms": 1.0, "p90_ms": 1.0, "wall_over_cpu": 1.0}},
+                {"": {"spec": specs[0].model_dump(mode="json")}},
+                **_conditions(config, gpu),
+                runtime=config.runtime,
+                before=(),
+                started="",
+            )
+            check_name(store, Record.model_validate(here).name(config.device), config.overwrite)
+        return cls(expander, specs)
+
+
+def _conditions(config: MeasureConfig, gpu: bool) -> dict[str, Any]:
+    """What decides a latency besides the model, as a record of eager torch states it."""
+    return {
+        "device": config.device,
+        "provider": "CUDA" if gpu else "",
+        "precision": config.precision,
+        "threads": config.threads,
+        "batch": config.batch,
+        "clock": "wall" if gpu or config.threads > 1 else "cpu",
+        "gpu": gpu,
+    }
+
+
 def write_script(path: Path) -> None:
     """Write measure.py to a file.
 
@@ -69,36 +111,36 @@ def write_script(path: Path) -> None:
 
 
 def sizes_to_time(expander: Expander, depths: str | None, widths: str | None) -> list[Spec]:
-    """The sizes from which all others are predicted: three depths of one width, or four sizes and more of several.
+    """The sizes from which all others are predicted.
 
-    Of an architecture of several stages each stage is grown alone, and all together.
-
-    Depths that are named are all timed at the largest width.
+    Of one width three depths; of several widths the smallest and the largest at two depths each, and a size in the
+    middle, which tells the error. Of an architecture of several stages each stage is grown alone, and all together.
+    Depths that are named are all timed at the largest width, and the others at the last of them.
     """
     source = expander.stored.learngene.spec
     many = sorted(
         parse_numbers("widths", widths) if widths else expander.method.trained_widths(expander.stored.learngene)
     )
-    several = len(many) > 2
     if source.depths and not depths:
         lowest = [min(2, depth) for depth in source.depths]
         grown = [[*lowest[:stage], depth, *lowest[stage + 1 :]] for stage, depth in enumerate(source.depths)]
         each = dict.fromkeys(tuple(one) for one in (lowest, *grown, source.depths))
         depths = ",".join("-".join(map(str, one)) for one in each)
-    least = min(2, source.depth)
-    default = {least, source.depth} if several else {least, round((least + source.depth) / 2), source.depth}
-    chosen = depths or ",".join(map(str, sorted(default)))
-    found = expander.sizes(chosen, str(many[-1]))
-    if several or widths:
-        found += expander.sizes(str(found[-1].depth), ",".join(map(str, many[:-1]))) if many[:-1] else []
-    return found
+    least, middle = min(2, source.depth), round((min(2, source.depth) + source.depth) / 2)
+    if depths or len(many) < 2:
+        found = expander.sizes(depths or ",".join(map(str, sorted({least, middle, source.depth}))), str(many[-1]))
+        rest = ",".join(map(str, many[:-1]))
+        return [*found, *expander.sizes(str(found[-1].depth), rest)] if rest else found
+    ends = f"{many[0]},{many[-1]}"
+    found = expander.sizes(",".join(map(str, sorted({least, source.depth}))), ends)
+    return [*found, *expander.sizes(str(middle), str(many[len(many) // 2]))]
 
 
-def _models(config: MeasureConfig, store: Store, scratch: Path) -> Iterator[tuple[str, nn.Module, dict[str, Any]]]:
+def _models(config: MeasureConfig, sized: _Sized | None, scratch: Path) -> Iterator[Named]:
     """Models with their names and sources, one at a time."""
-    if config.learngene:
-        expander = Expander.open(store, config.learngene)
-        for spec in sizes_to_time(expander, config.depths, config.widths):
+    if sized:
+        expander = sized.expander
+        for spec in sized.specs:
             source = {"learngene": expander.name, "learngene_version": expander.stored.manifest.version}
             made = expander.write(spec, scratch / f"{size_name(spec)}-timm")
             yield f"{expander.name}-{size_name(spec)}", load_timm(made.path), source
@@ -107,14 +149,14 @@ def _models(config: MeasureConfig, store: Store, scratch: Path) -> Iterator[tupl
         yield folder.resolve().name, load_timm(folder), {}
 
 
-def _onnx_paths(config: MeasureConfig, store: Store, scratch: Path) -> Iterator[str]:
+def _onnx_paths(config: MeasureConfig, sized: _Sized | None, scratch: Path) -> Iterator[str]:
     """ONNX files and folders of exports as they are; timm folders and sizes are exported first."""
     ready = [text for text in config.models if not (Path(text).expanduser() / "config.json").is_file()]
     yield from ready
     rest = config.model_copy(update={"models": tuple(text for text in config.models if text not in ready)})
     format = "int8" if config.precision == "int8" else "onnx"
     with Progress("export models to time", 0, "models") as progress:
-        for name, model, source in _models(rest, store, scratch):
+        for name, model, source in _models(rest, sized, scratch):
             folder = scratch / name
             folder.mkdir()
             Exporter(model, name, QuantizationConfig(), source=source).write(format, folder)
@@ -122,11 +164,11 @@ def _onnx_paths(config: MeasureConfig, store: Store, scratch: Path) -> Iterator[
             yield str(folder)
 
 
-def _time_torch(models: Iterator[tuple[str, nn.Module, dict[str, Any]]], config: MeasureConfig) -> Record:
+def _time_torch(models: Iterator[Named], config: MeasureConfig) -> Record:
     """Time eager torch on the device at hand; on a GPU in wall time, with all work waited for."""
     device, dtype = resolve_device(), _DTYPES[config.precision]
     gpu = device.type == "cuda"
-    which = "wall" if gpu or config.threads > 1 else "cpu"
+    conditions = _conditions(config, gpu)
     runs, known = {}, {}
     for name, model, source in models:
         model = model.eval()
@@ -136,20 +178,14 @@ def _time_torch(models: Iterator[tuple[str, nn.Module, dict[str, Any]]], config:
         runs[name] = partial(model.to(device=device, dtype=dtype), images)
     before, started = clock.load(), datetime.now(UTC).isoformat(timespec="seconds")
     with torch.inference_mode(), _threads(config.threads, pinned=not gpu):
-        timed = clock.time_all(runs, config.seconds, which, torch.cuda.synchronize if gpu else None)
+        timed = clock.time_all(runs, config.seconds, conditions["clock"], torch.cuda.synchronize if gpu else None)
     found = clock.record(
         timed,
         known,
-        device=config.device,
+        **conditions,
         runtime=f"torch {torch.__version__}",
-        provider="CUDA" if gpu else "",
-        precision=config.precision,
-        threads=config.threads,
-        batch=config.batch,
-        clock=which,
         before=before,
         started=started,
-        gpu=gpu,
     )
     if gpu and not found["device"].get("gpu"):
         found["device"]["gpu"] = torch.cuda.get_device_name(device)

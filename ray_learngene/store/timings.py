@@ -1,28 +1,26 @@
 """Latencies of a device: records that `measure.py` made there, kept in the store, and what they predict of other sizes.
 
 A record belongs to one device, runtime, precision, number of threads and batch. Latencies of different ones are never
-mixed. On one of them the time of a model is a fixed part and a part for each layer, which depends on the width.
+mixed.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Annotated, Any
 
-import numpy as np
-import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, StringConstraints, ValidationError, model_validator
 
 from ray_learngene.errors import UserError
 from ray_learngene.io.scratch import scratch_folder
+from ray_learngene.store.latency_model import LatencyModel
 from ray_learngene.store.manifest import MANIFEST, NAME, Manifest, folder_of
 from ray_learngene.store.store import Store
 
 RECORD = "record.json"
-Array = npt.NDArray[np.float64]
 Text = Annotated[str, StringConstraints(max_length=200)]
 Count = Annotated[int, Field(ge=1, le=10**6)]
 
@@ -67,6 +65,7 @@ class TimedSize(BaseModel):
     p90_ms: FiniteFloat = Field(gt=0)
     spec: TimedSpec | None = None
     agreed: bool = True
+    spread: float = Field(0.0, ge=0)
 
 
 class Device(BaseModel):
@@ -145,15 +144,23 @@ def record_of(manifest: Manifest) -> Record:
         raise UserError(f"timings/{manifest.name} is damaged: import it again with --overwrite") from None
 
 
+def check_device(device: str) -> None:
+    """Check the name of a device.
+
+    Raises:
+        UserError: it is none that a store can hold.
+    """
+    if not NAME.fullmatch(device):
+        raise UserError(f"--device {device}: use letters, digits, '.', '_' and '-'")
+
+
 def check_name(store: Store, name: str, overwrite: bool) -> None:
     """Refuse the name of a record before anything is measured or published.
 
     Raises:
         UserError: the device's name is none that a store can hold, or there is such a record and it stays.
     """
-    device = name.partition("/")[0]
-    if not NAME.fullmatch(device):
-        raise UserError(f"--device {device}: use letters, digits, '.', '_' and '-'")
+    check_device(name.partition("/")[0])
     if not overwrite and store.has(f"{folder_of('timing', name)}/{MANIFEST}"):
         raise UserError(f"{store.uri} has timings/{name}: choose another --device, or --overwrite")
 
@@ -239,6 +246,14 @@ class Timings:
         return bool(store.manifests("timing", device.partition("/")[0]))
 
     @cached_property
+    def _models(self) -> dict[tuple[str, int], LatencyModel | None]:
+        return {}
+
+    @cached_property
+    def _spreads(self) -> dict[TimedSpec, float]:
+        return {one.spec: one.spread for record in self.records for one in record.sizes if one.spec}
+
+    @cached_property
     def _known(self) -> dict[TimedSpec, float]:
         return {one.spec: one.latency_ms for record in self.records for one in record.sizes if one.spec}
 
@@ -265,60 +280,32 @@ class Timings:
         return self._predicted(alike, spec)
 
     def _predicted(self, known: Mapping[TimedSpec, float], spec: TimedSpec) -> Timing:
-        line = {one: value for one, value in known.items() if one.width == spec.width}
-        columns: Callable[[Sequence[TimedSpec]], Array] = _by_depth
-        matrix = _by_depth(list(line)) if line else np.zeros((0, 1))
-        if len(line) > matrix.shape[1] and np.linalg.matrix_rank(matrix) == matrix.shape[1]:
-            known = line
-        elif spec.depths is None and len(known) >= 4 and len({one.width for one in known}) >= 3:
-            columns = _by_depth_and_width
-        else:
+        model = self._model(known, spec)
+        if model is None:
             wanted = (
                 f"measure {len(spec.depths) + 2} sizes of its width that differ in every stage"
                 if spec.depths
-                else "measure three depths of its width, or four sizes of three widths"
+                else "measure three depths of its width, or four sizes of several widths and depths"
             )
             raise UserError(
                 f"{len(known)} sizes on {self.device} are too few to predict width {spec.width}, depth {spec.depth}: "
                 f"{wanted}"
             )
-        specs, values = list(known), np.array(list(known.values()))
-        found = _fit(columns(specs), values, columns([spec]))
-        error = _left_out_error(columns(specs), values)
-        if not found > 0:
-            raise UserError(
-                f"the sizes on {self.device} do not predict width {spec.width}, depth {spec.depth}: measure it"
-            )
-        return Timing(found, max(error, 0.001))
+        return Timing(*model.predict(spec))
+
+    def _model(self, known: Mapping[TimedSpec, float], spec: TimedSpec) -> LatencyModel | None:
+        """Fitted to the sizes of its width where they are enough, else to those of all widths."""
+        key = _text(spec.kind), spec.width
+        if key not in self._models:
+            line = {one: value for one, value in known.items() if one.width == spec.width}
+            spreads = [self._spreads[one] for one in known]
+            spread = max(spreads) - min(spreads)  # what all share is the machine's drift
+            found = LatencyModel.fit(list(line), list(line.values()), spread, across_widths=False)
+            if found is None and spec.depths is None:
+                found = LatencyModel.fit(list(known), list(known.values()), spread, across_widths=True)
+            self._models[key] = found
+        return self._models[key]
 
 
 def _text(kind: Mapping[str, Any]) -> str:
     return ", ".join(f"{name} {value}" for name, value in kind.items())
-
-
-def _by_depth(specs: Sequence[TimedSpec]) -> Array:
-    """A fixed part, and one for each layer, apart for every stage."""
-    return np.array([[1.0, *(one.depths or (one.depth,))] for one in specs])
-
-
-def _by_depth_and_width(specs: Sequence[TimedSpec]) -> Array:
-    scaled = [(one.depth, one.width / 64) for one in specs]
-    return np.array([[1.0, depth * width, depth * width**2, depth] for depth, width in scaled])
-
-
-def _fit(columns: Array, values: Array, wanted: Array) -> float:
-    """Least squares of relative errors."""
-    factors = np.linalg.lstsq(columns / values[:, None], np.ones(len(values)), rcond=None)[0]
-    return float((wanted @ factors)[0])
-
-
-def _left_out_error(columns: Array, values: Array) -> float:
-    """The largest relative error with which each size is predicted from the others.
-
-    Where these are fewer than the columns, the last columns are left out.
-    """
-    columns = columns[:, : min(columns.shape[1], len(values) - 1)]
-    kept = [np.arange(len(values)) != index for index in range(len(values))]
-    return max(
-        abs(_fit(columns[others], values[others], columns[~others]) / float(values[~others][0]) - 1) for others in kept
-    )

@@ -14,10 +14,11 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import ray_learngene as lg
+from benchmarks.latency_prediction import RESULTS, rows_of
 from ray_learngene.config import PlanConfig
 from ray_learngene.delivery import measure as script
 from ray_learngene.delivery.device import sizes_to_time
@@ -155,13 +156,14 @@ def test_a_time_that_is_a_part_for_each_layer_is_predicted_exactly(fixed: float,
 
 def test_four_sizes_tell_of_every_width() -> None:
     def law(spec: Any) -> float:
-        return 1 + spec.depth * (0.1 + spec.width / 100 + spec.width**2 / 5000)
+        return 0.3 + spec.width / 50 + spec.depth * (0.3 + spec.width / 100 + spec.width**2 / 5000)
 
-    four = [*sizes([2, 12]), *sizes([12], 16), *sizes([12], 32)]
+    four = [*sizes([2, 12]), *sizes([2, 12], 16)]
     timings = Timings("pi", tuple(read_records(record(law, four), "x")))
     (other,) = sizes([7], 32)
-    assert timings.of(other).milliseconds == pytest.approx(law(other)) and timings.of(other).error > 0
+    assert timings.of(other).milliseconds == pytest.approx(law(other), rel=5e-3) and timings.of(other).error > 0
     assert timings.of({**other.model_dump(), "arm": "sws"}) == timings.of(other)  # as a row of a table
+    assert timings.of(sizes([20], 32)[0]).error >= timings.of(other).error  # beyond what was measured
     few = Timings("pi", tuple(read_records(record(law, four[:3]), "x")))
     with pytest.raises(lg.UserError, match="3 sizes on pi are too few to predict width 32, depth 7"):
         few.of(other)
@@ -187,6 +189,27 @@ def test_stages_are_told_apart_by_sizes_that_differ_in_each() -> None:
         Timings("pi", tuple(read_records(record(law, known[:3]), "x"))).of(wanted)
     with pytest.raises(lg.UserError, match="of another model: architecture swin, .*, not image 8"):
         timings.of(SPEC)
+
+
+def test_latencies_of_vits_are_predicted_within_five_percent_from_sizes_that_were_measured() -> None:
+    """ViTs of widths 192 to 512 on onnxruntime, timed on a busy machine: what was held out was measured too."""
+    path = RESULTS / "vit_224_fp32.json"
+    (measured,) = read_records(path.read_text(), str(path))
+    rows = {row["given"]: row for row in rows_of("x", measured)}
+    assert all(row["at most (%)"] < 5 for name, row in rows.items() if "one of them" not in name)
+    assert rows["three widths, one of them at two depths"]["at most (%)"] < 6
+    for row in rows.values():  # the error that is stated is near the truth
+        assert row["missed by, mean (%)"] <= row["stated error (%)"] < 7
+
+
+@given(st.lists(st.floats(0.1, 10), min_size=5, max_size=5))
+@settings(max_examples=20)
+def test_no_prediction_is_negative_and_deeper_or_wider_is_never_faster(times: list[float]) -> None:
+    measured = [*sizes([2, 12]), *sizes([2, 12], 16), *sizes([7], 32)]
+    known = dict(zip(measured, times, strict=True))
+    timings = Timings("pi", tuple(read_records(record(known.__getitem__, measured), "x")))
+    at = [[timings.of(sizes([depth], width)[0]).milliseconds for depth in (3, 4, 20)] for width in (64, 80)]
+    assert all(0 < one[0] <= one[1] <= one[2] for one in at) and all(a <= b for a, b in zip(*at, strict=True))
 
 
 def test_noise_in_the_sizes_becomes_the_error_of_predictions() -> None:
@@ -225,6 +248,12 @@ def test_budgets_plan_expand_and_pull_use_a_device(
         ("measure --import nowhere.json", "nowhere.json"),
         ("measure", "give models, or one of learngene, import and script"),
         ("measure made/gene --out r2.json", "is no ONNX file, and no folder with a model.onnx"),
+        (
+            "measure --learngene gene --device other",
+            "has timings/other/onnxruntime-fp32-t1-b1-i8-p2-h16: choose",
+        ),
+        ("measure --learngene gene --device ../pi", "--device ../pi: use letters, digits"),
+        ("measure made/gene --device a/b", "--device a/b: use letters, digits"),
         ("expand gene --depth 3 --device other", "device tells a latency: give max_latency too"),
     ],
 )
@@ -233,8 +262,11 @@ def test_a_mistake_is_one_line(
 ) -> None:
     text = record(lambda spec: 1.0, [SPEC.replace(image=16)])
     (tmp_path / "r.json").write_text(text)
+    (tmp_path / "r8.json").write_text(record(lambda spec: 1.0, [SPEC]))
     (tmp_path / "gene.txt").write_text('{"records": [{"format": 1}]}')
     assert learngene("measure --import r.json --device other") == 0
+    if "measure --learngene" in command:
+        assert learngene("measure --import r8.json --device other") == 0
     capsys.readouterr()
     before = sorted(tmp_path.rglob("*"))
     assert learngene(command) == 2
@@ -249,14 +281,16 @@ def test_a_budget_names_its_device() -> None:
     assert budget.admits({"latency@pi/onnxruntime-int8": 8.0, "params": 1}) and not budget.admits({"params": 1})
 
 
-def test_three_depths_are_timed_and_four_sizes_where_widths_were_trained(store: Store, tmp_path: Path) -> None:
+def test_three_depths_are_timed_and_five_sizes_where_widths_were_trained(store: Store, tmp_path: Path) -> None:
     def timed(method: str, *given: str | None) -> list[tuple[int, int]]:
         name = f"g{len(store.manifests('learngene'))}"
         publish_learngene(tmp_path, method, name)
         return [(one.width, one.depth) for one in sizes_to_time(Expander.open(store, name), *given)]
 
     assert timed("any-size", None, None) == [(48, 2), (48, 4), (48, 6)]
-    assert timed("any-size:widths=16-32", None, None) == [(48, 2), (48, 6), (16, 6), (32, 6)]
+    assert sorted(timed("any-size:widths=16-32", None, None)) == [(16, 2), (16, 6), (32, 4), (48, 2), (48, 6)]
+    assert sorted(timed("any-size:widths=32", None, None)) == [(32, 2), (32, 6), (48, 2), (48, 4), (48, 6)]
+    assert sorted(timed("any-size:widths=32", "2,6", None)) == [(32, 6), (48, 2), (48, 6)]
     assert timed("any-size", "1,5", None) == [(48, 1), (48, 5)]
 
 
