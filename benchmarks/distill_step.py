@@ -17,9 +17,11 @@ Goal: the package's images/s at least 0.97 of the bare loop's.
 
 from __future__ import annotations
 
+import argparse
 import copy
 import itertools
 import os
+import re
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -90,7 +92,7 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "ConvNeXt": ("convnext_atto", {"dims": [16, 32, 64, 128], "depths": [2, 2, 6, 2]}),
 }
 
-FAMILY_CASES = tuple(Case(name, 32, steps=4, rounds=11) for name in FAMILIES)
+FAMILY_CASES = tuple(Case(name, 32, steps=2, rounds=9) for name in FAMILIES)
 CPU_CASES = (
     Case("nano", 32, steps=10, rounds=15),
     Case("nano", 32, steps=10, rounds=15, loader=True),
@@ -118,12 +120,19 @@ def main() -> None:
 
     from ray_learngene.cluster.session import cluster_has_gpus, ray_cluster
 
-    args = arguments(__doc__, lambda parser: parser.add_argument("--only", help="rows of sizes that contain this text"))
+    args = arguments(__doc__, _add_arguments)
     facts = machine()
+    if args.alone:
+        store = torch.distributed.HashStore()
+        torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
+        torch.set_num_threads(1)
+        cases = [case for case in (QUICK_CASES if args.quick else CPU_CASES) if re.search(args.only or "", case.size)]
+        publish("distill_step", args, facts, [_measure(case, torch.device("cpu")) for case in cases])
+        return
     with ray_cluster(None), tempfile.TemporaryDirectory() as storage:
         gpu = cluster_has_gpus()
         cases = QUICK_CASES if args.quick else GPU_CASES if gpu else CPU_CASES
-        cases = tuple(case for case in cases if (args.only or "") in case.size)
+        cases = tuple(case for case in cases if re.search(args.only or "", case.size))
         trainer = TorchTrainer(
             _worker,  # type: ignore[arg-type]
             train_loop_config={"cases": cases},
@@ -132,6 +141,11 @@ def main() -> None:
         )
         rows: list[dict[str, Any]] = trainer.fit().return_value  # type: ignore[attr-defined]
     publish("distill_step", args, facts, rows)
+
+
+def _add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--only", help="rows of sizes that match this expression")
+    parser.add_argument("--alone", action="store_true", help="one worker in this process, without Ray")
 
 
 def _worker(loop: dict[str, Any]) -> list[dict[str, Any]]:

@@ -3,7 +3,7 @@
 Measures the peak memory of a training step of 32 images on the CPU: weights, gradients and all that torch allocates
 meanwhile, without the optimizer's moments. The sides are the largest size alone and the elastic model of `any-size`,
 each with and without gradient checkpointing. "seconds" compares CPU seconds of a step with those of the first side.
-Goals: any-size needs no more than the largest size alone plus the shared weights; checkpointing less than 0.6.
+Goal: any-size needs no more than the largest size alone plus the shared weights.
 """
 
 from __future__ import annotations

@@ -57,6 +57,7 @@ def facts_of(
         "format": FORMAT,
         "ancestry": ancestry.sha256(),
         "ancestry_image_size": ancestry.image_size if ancestry.square else list(ancestry.input_size),
+        **ancestry.resizing(images.preprocessing.image_size),
         **({} if ancestry.scale is None else {"normalised_anew": True}),
         "precision": precision,
         **({"compiled": True} if config.compile else {}),

@@ -26,6 +26,8 @@ from ray_learngene.models.timm_folder import labels_of, load_timm
 from ray_learngene.store.manifest import Kind
 from ray_learngene.store.store import Store
 
+# torch's nearest to the filters of Pillow that timm names; all others are bicubic
+_RESIZES = {"bilinear": "bilinear", "hamming": "bilinear", "box": "area", "nearest": "nearest-exact"}
 _LUMA = (0.299, 0.587, 0.114)  # of Pillow's mode L
 _STORED = {"ancestries": "ancestry", "descendants": "descendant"}
 
@@ -33,9 +35,11 @@ _STORED = {"ancestries": "ancestry", "descendants": "descendant"}
 class Ancestry(nn.Module):
     """A frozen ancestry model: images `[B, 3, H, W]` of any size to logits `[B, K]`.
 
-    Images are resized to the model's own input size where that is another, and made grey for a model of one channel.
+    Images are resized to the model's own input size where that is another, as the model's interpolation says, and made
+    grey for a model of one channel.
 
     Attributes:
+        interpolation: timm's name of how the model's images were resized.
         origin: What its weights were made of, and their licence.
     """
 
@@ -52,6 +56,7 @@ class Ancestry(nn.Module):
         channels, *size = map(int, get_model_input_config(model)["input_size"])
         self.grey, self.input_size, self.image_size = channels == 1, tuple(size), size[-1]
         self.mean, self.std = (_per_channel(settings[name], self.grey) for name in ("mean", "std"))
+        self.interpolation = str(settings["interpolation"])
         self.classes = int(getattr(model, "num_classes", 0))
         self.labels = labels_of(model)
         self.register_buffer("scale", None, persistent=False)
@@ -63,6 +68,11 @@ class Ancestry(nn.Module):
     @property
     def square(self) -> bool:
         return self.input_size[0] == self.input_size[1]
+
+    def resizing(self, image: int) -> dict[str, str]:
+        """Say how it resizes images of so many pixels, for names of results; empty where that was always so."""
+        mode = _RESIZES.get(self.interpolation)
+        return {"ancestry_resizing": mode} if mode and self.input_size != (image, image) else {}
 
     def accept(self, mean: Sequence[float], std: Sequence[float]) -> None:
         """Accept images normalised with these per-channel statistics instead of the model's own."""
@@ -84,7 +94,8 @@ class Ancestry(nn.Module):
         if self.luma is not None:  # its mean and deviation are one for all channels, and the weights sum to 1
             images = (images * self.luma).sum(dim=1, keepdim=True)
         if images.shape[-2:] != self.input_size:
-            images = F.interpolate(images, self.input_size, mode="bicubic", antialias=True)
+            mode = _RESIZES.get(self.interpolation, "bicubic")
+            images = F.interpolate(images, self.input_size, mode=mode, antialias=mode in ("bilinear", "bicubic"))
         if read is not None:
             return read(self.model, images)
         logits = self.model(images)

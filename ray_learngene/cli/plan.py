@@ -52,7 +52,7 @@ def print_plan(config: PlanConfig) -> None:
         latency = planned.latencies.get(candidate.spec)
         cells = [
             str(candidate.spec.width),
-            str(candidate.spec.depth),
+            candidate.spec.layers,
             format_quantity("params", candidate.costs["params"]),
             format_quantity("macs", candidate.costs["macs"]),
             format_quantity("memory", candidate.costs["memory"]),
@@ -107,7 +107,7 @@ def _print_cost(cost: SweepCost, learngene_seconds: float | None) -> None:
         each = cost.share * one.seconds / 3600
         price = "-" if cost.price_per_hour is None else _money(each * one.count * cost.price_per_hour)
         table.add_row(
-            *(one.arm, str(one.spec.width), str(one.spec.depth), str(one.count)),
+            *(one.arm, str(one.spec.width), one.spec.layers, str(one.count)),
             *(f"{each:.3g}", f"{each * one.count:.3g}", price),
         )
     print_table(table)

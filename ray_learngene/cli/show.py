@@ -73,10 +73,13 @@ def _page(manifest: Manifest, store: Store) -> Iterator[tuple[str, str]]:
         yield "method", ", ".join([str(method), *(f"{name}={value}" for name, value in options.items())])
     spec = _mapping(facts.get("spec")) or row
     if "width" in spec:
-        yield "size", ", ".join(f"{name} {spec[name]}" for name in ("width", "depth", "image", "patch") if name in spec)
+        stages = "-".join(map(str, spec["depths"])) if isinstance(spec.get("depths"), list) else spec.get("stages")
+        named = {**spec, "depth": stages} if stages else spec
+        size = [f"{name} {named[name]}" for name in ("width", "depth", "image", "patch") if name in named]
+        yield "size", ", ".join([*([str(named["architecture"])] if named.get("architecture") else []), *size])
     if isinstance(labels := facts.get("labels"), list):
         shown = ", ".join(str(label) for label in labels[:5])
-        yield "classes", f"{len(labels)}: {shown}{', ...' if len(labels) > 5 else ''}"
+        yield "classes", f"{len(labels)}: {shown}{', ...' if len(labels) > 5 else ''}" if labels else "none: features"
     if data := config.get("data"):
         yield "images", str(data)
     for source in ("ancestry", "source", "learngene"):

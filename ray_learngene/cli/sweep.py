@@ -68,7 +68,7 @@ def print_leaderboard(results: pandas.DataFrame, budgets: Mapping[str, int] | No
         previous = row["params"]
         cells = [
             str(row["width"]),
-            str(row["depth"]),
+            row["stages"] if isinstance(row["stages"], str) else str(row["depth"]),
             format_quantity("params", row["params"]),
             format_quantity("macs", row["macs"]),
             format_quantity("latency", row["latency"]),

@@ -254,9 +254,8 @@ def _measured(one: Expansion, config: DataConfig, batch_size: int) -> Expansion:
 def size_text(spec: Spec) -> str:
     """A size and its costs in a few words."""
     known = {name: format_quantity(name, value) for name, value in costs(spec).items()}
-    depth = "-".join(map(str, spec.depths)) if spec.depths else spec.depth
     return (
-        f"width {spec.width}, depth {depth}: {known['params']} parameters, {known['macs']} MACs, "
+        f"width {spec.width}, depth {spec.layers}: {known['params']} parameters, {known['macs']} MACs, "
         f"{known['memory']} to run"
     )
 

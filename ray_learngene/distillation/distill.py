@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 import torch
 from torch import nn
@@ -16,12 +16,13 @@ from ray_learngene.ancestry.classes import match_classes
 from ray_learngene.ancestry.model import Ancestry, load_ancestry
 from ray_learngene.ancestry.origin import stored_origin
 from ray_learngene.config import DistillConfig
+from ray_learngene.config.data import Interpolation
 from ray_learngene.data.image_set import ImageSets
 from ray_learngene.data.pipeline import ImagePipeline, checked_image_sets
 from ray_learngene.distillation.distill_task import DistillTask
 from ray_learngene.distillation.features import FeatureTask, feature_student, refuse_cache
 from ray_learngene.distillation.run import run
-from ray_learngene.distillation.task import open_store
+from ray_learngene.distillation.task import open_store, settings_path
 from ray_learngene.errors import UserError
 from ray_learngene.methods.base import Learngene
 from ray_learngene.methods.generated import attribute_of
@@ -32,6 +33,7 @@ from ray_learngene.models.preprocessing import Preprocessing
 from ray_learngene.models.specs import Spec, preset, spec_for
 from ray_learngene.store.learngenes import StoredLearngene
 from ray_learngene.store.manifest import Manifest
+from ray_learngene.store.store import Store
 from ray_learngene.tracking.trackers import Trackers
 
 if TYPE_CHECKING:
@@ -66,6 +68,7 @@ def prepare(config: DistillConfig) -> DistillTask:
     store = open_store(config, "learngene")
     features = config.teach == "features"
     ancestry = load_ancestry(config.ancestry, store, features=features)
+    config = with_interpolation(config, ancestry, store)
     sets = checked_image_sets(config)
     labels: tuple[str, ...] = ()
     if not features:
@@ -85,6 +88,7 @@ def prepare(config: DistillConfig) -> DistillTask:
         check_depth(module, config.depth, config.method)
     images = images_for(config, sets, spec, ancestry)
     facts: dict[str, Any] = {"data_sha256": sets.train.fingerprint, "ancestry_sha256": ancestry.sha256()}
+    facts |= ancestry.resizing(spec.image)
     if start:
         facts["start_version"] = start.manifest.version
     sources = [ancestry.origin, *([stored_origin(start.manifest, store)] if start else [])]
@@ -94,6 +98,20 @@ def prepare(config: DistillConfig) -> DistillTask:
         refuse_cache(config, ancestry, images)
         task, module = FeatureTask, feature_student(config, module, ancestry, spec.image)
     return task(config, store, images, module, method, ancestry, labels, facts, start, origin)
+
+
+def with_interpolation(config: DistillConfig, ancestry: Ancestry, store: Store) -> DistillConfig:
+    """Resize images as the ancestry model does, unless the user says otherwise or the run began otherwise."""
+    if "interpolation" in config.model_fields_set or ancestry.interpolation not in get_args(Interpolation):
+        return config
+    interpolation, name = ancestry.interpolation, config.name
+    if name and not config.overwrite:
+        if store.exists("learngene", name):
+            begun: dict[str, Any] | None = store.manifest("learngene", name).metadata.get("config")
+        else:
+            begun = store.read_object(settings_path("learngene", name), "--overwrite starts the run again")
+        interpolation = (begun or {}).get("interpolation", interpolation)
+    return config.model_copy(update={"interpolation": interpolation})
 
 
 def auxiliary_spec(config: DistillConfig, classes: int | None = None) -> Spec:
@@ -130,11 +148,10 @@ def check_depth(module: nn.Module, depth: int | tuple[int, ...], method: str) ->
 
 def images_for(config: DistillConfig, sets: ImageSets, spec: Spec, ancestry: Ancestry) -> ImagePipeline:
     """Return the images with the preprocessing of the ancestry model; another interpolation is logged."""
-    own = getattr(ancestry.model, "pretrained_cfg", {}).get("interpolation", config.interpolation)
-    if own != config.interpolation:
+    if ancestry.interpolation != config.interpolation:
         log.info(
-            f"the ancestry model was trained on images resized with {own} interpolation, this run uses "
-            f"{config.interpolation} for both models (--interpolation)"
+            f"views are resized with {config.interpolation} interpolation (--interpolation), the ancestry model was "
+            f"trained with {ancestry.interpolation}"
         )
     preprocessing = Preprocessing(
         image_size=spec.image,

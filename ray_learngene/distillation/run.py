@@ -21,7 +21,6 @@ from ray_learngene.device import gpu_allowed, resolve_device
 from ray_learngene.distillation.task import (
     Task,
     _as_text,
-    _settings_path,
     checkpoint_due,
     claim_run,
     log_continuation,
@@ -29,6 +28,7 @@ from ray_learngene.distillation.task import (
     own_checkpoints,
     publish,
     run_name,
+    settings_path,
 )
 from ray_learngene.distillation.tracked import TrackedRun
 from ray_learngene.errors import UserError
@@ -128,7 +128,7 @@ def _check_run(task: Task, settings: dict[str, Any]) -> None:
     store = task.store
     if task.config.overwrite:
         return
-    before = store.read_object(_settings_path(task), "--overwrite starts the run again")
+    before = store.read_object(settings_path(task.kind, task.config.name), "--overwrite starts the run again")
     if before is None:
         return
     require_same(

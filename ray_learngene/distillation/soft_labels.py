@@ -24,7 +24,7 @@ from ray_learngene.ancestry.model import Ancestry, load_ancestry
 from ray_learngene.config import SoftLabelsConfig
 from ray_learngene.data.pipeline import ImagePipeline, checked_image_sets
 from ray_learngene.device import gpu_allowed, resolve_device
-from ray_learngene.distillation.distill import auxiliary_spec, images_for
+from ray_learngene.distillation.distill import auxiliary_spec, images_for, with_interpolation
 from ray_learngene.errors import Interrupted, UserError
 from ray_learngene.models.compile import require_compiler
 from ray_learngene.progress import Progress
@@ -105,6 +105,7 @@ def fill(config: SoftLabelsConfig) -> None:
         require_compiler()
     spec = auxiliary_spec(config)
     ancestry = load_ancestry(config.ancestry, store)
+    config = with_interpolation(config, ancestry, store)  # type: ignore[assignment]
     sets = checked_image_sets(config)
     match_classes(ancestry, config.ancestry, config.data, sets, labelled=config.labels)
     filling = Filling(config, store, images_for(config, sets, spec, ancestry), ancestry)

@@ -133,11 +133,12 @@ def claim_run(task: Task, settings: dict[str, Any]) -> None:
     if task.config.overwrite:
         task.store.remove_tree(f"runs/{run_name(task)}")
         own_checkpoints(task).remove()
-    task.store.create_text(_settings_path(task), _as_text(settings))
+    task.store.create_text(settings_path(task.kind, task.config.name), _as_text(settings))
 
 
-def _settings_path(task: Task) -> str:
-    return f"runs/{run_name(task)}/settings.json"
+def settings_path(kind: Kind, name: str) -> str:
+    """Where the settings of a run are."""
+    return f"runs/{manifest.run_name(kind, name)}/settings.json"
 
 
 def _as_text(settings: dict[str, Any]) -> str:

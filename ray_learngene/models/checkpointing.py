@@ -68,8 +68,16 @@ def _checkpointed(cls: type[nn.Module]) -> type[nn.Module]:
             return cls.__call__(self, *args, **kwargs)
         tensors: dict[str, Tensor] = {**dict(self.named_parameters()), **dict(self.named_buffers())}
         held = {f"block.{name}": tensor for name, tensor in tensors.items()}
-        again = _Call(self, cls)
-        return checkpoint(lambda *a, **k: functional_call(again, held, a, k), *args, use_reentrant=False, **kwargs)
+        first = True
+
+        def run(*args: Any, **kwargs: Any) -> Any:
+            nonlocal first
+            if first:  # inside of the outer call, where the block has its parameters
+                first = False
+                return cls.__call__(self, *args, **kwargs)
+            return functional_call(_Call(self, cls), held, args, kwargs)
+
+        return checkpoint(run, *args, use_reentrant=False, **kwargs)
 
     return type(cls.__name__, (cls,), {"__call__": call})
 

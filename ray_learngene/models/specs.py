@@ -79,6 +79,11 @@ class Spec(Config):
         """Hidden width of the MLP."""
         return int(self.width * self.mlp_ratio)
 
+    @property
+    def layers(self) -> str:
+        """The depth, or the depths of its stages, as a text such as 3-3-9-3."""
+        return "-".join(map(str, self.depths)) if self.depths else str(self.depth)
+
     def replace(self, **changes: Any) -> Spec:
         """Return a copy with some fields changed, validated again.
 
@@ -91,9 +96,10 @@ class Spec(Config):
         return _resized(self, changes)
 
     def __str__(self) -> str:
-        depth = "-".join(map(str, self.depths)) if self.depths else self.depth
         name = f"{self.architecture}: " if self.architecture else ""
-        return f"{name}width {self.width}, depth {depth}, {self.heads} heads, {self.image} px / patch {self.patch}"
+        return (
+            f"{name}width {self.width}, depth {self.layers}, {self.heads} heads, {self.image} px / patch {self.patch}"
+        )
 
 
 PRESETS: dict[str, Spec] = {name: Spec(**size._asdict()) for name, size in PRESET_SIZES.items()}
@@ -146,6 +152,11 @@ def spec_for(architecture: str, *, classes: int | None = None, image: int | None
     settings: Any = getattr(model.model, "pretrained_cfg", {})
     classes = int(getattr(model.model, "num_classes", 0)) if classes is None else classes
     pixels = found.image or arguments.get("img_size") or settings.get("input_size", (3, 224, 224))[-1]
+    if not isinstance(pixels, int):
+        raise UserError(
+            f"{architecture}: its images have {' x '.join(map(str, pixels))} pixels; a learngene is for square images, "
+            "and such a model can teach (--ancestry)"
+        )
     spec = _described(architecture, arguments, found, classes, pixels, model.model)
     if image is None and not arguments:
         return spec

@@ -46,12 +46,12 @@ from ray_learngene.training.world import World
 log = logging.getLogger(__name__)
 
 
-def decisive_settings(config: SweepConfig, ancestry: Ancestry | None) -> dict[str, Any]:
+def decisive_settings(config: SweepConfig, ancestry: Ancestry | None, image: int) -> dict[str, Any]:
     """Return the settings that decide the results of descendants, as JSON values."""
     settings = decisive(config, TAUGHT_DESCENDANT if ancestry else DESCENDANT)
     settings = {name: value for name, value in settings.items() if name not in ("lr", "seed")}  # a trial's own
     if ancestry:
-        settings["ancestry"] = ancestry.sha256()
+        settings |= {"ancestry": ancestry.sha256(), **ancestry.resizing(image)}
         if ancestry.scale is not None:  # an earlier version gave it the images as they were
             settings["normalised_anew"] = True
     return settings
@@ -110,7 +110,7 @@ def descendant(
         "data": images.train.fingerprint,
         "preprocessing": images.preprocessing.model_dump(mode="json"),
         "settings": {
-            **decisive_settings(config, shared.ancestry),
+            **decisive_settings(config, shared.ancestry, images.preprocessing.image_size),
             **({} if epochs is None else {"epochs": epochs}),
         },
     }

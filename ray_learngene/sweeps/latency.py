@@ -28,7 +28,7 @@ def measured_latency(config: SelectionConfig, measure: Meter | None = None) -> M
             known[spec] = found = measure(spec) if measure else measure_here(config, spec)
             if found.spread > REPEATABLE:
                 log.warning(
-                    f"latency of width {spec.width} depth {spec.depth} on {found.device} is not repeatable: "
+                    f"latency of width {spec.width} depth {spec.layers} on {found.device} is not repeatable: "
                     f"rounds differ {found.spread:.1f} times; measure on an idle machine"
                 )
         return known[spec]

@@ -53,6 +53,7 @@ def leaderboard(results: pandas.DataFrame) -> pandas.DataFrame:
     best = finished.loc[finished.groupby([*size, "seed"])["top1"].idxmax()]
     groups = best.groupby(size, sort=False)
     board = groups[["macs", "memory", "latency"]].first()
+    board["stages"] = groups["stages"].first() if "stages" in best else None
     for measure in MEASURES:
         board[measure] = groups[measure].mean()
         board[f"{measure}_std"] = groups[measure].std(ddof=0)

@@ -136,6 +136,31 @@ def _searched(config: SelectionConfig, source: Spec, budgets: list[Budget], chan
     return Selection(found, found, chosen)
 
 
+def require_reach(config: SelectionConfig, store: Store, arms: tuple[Arm, ...], known: StoredLearngene) -> None:
+    """Expand the learngene once at each width and at the largest depth, before images are read.
+
+    Raises:
+        UserError: a size is none, or it is not one that the learngene grows to.
+    """
+    if config.budgets:  # they may leave out what does not fit
+        return
+    specs = sizes_of(
+        known.learngene.spec,
+        depths=config.depths,
+        widths=config.widths,
+        depth_factor=config.depth_factor,
+        width_factor=config.width_factor,
+        changes={"image": config.image_size},
+    )
+    narrow = min(spec.width for spec in specs)
+    shallow = {spec.width: spec for spec in sorted(specs, key=lambda spec: -spec.depth)}
+    deepest = max((spec for spec in specs if spec.width == narrow), key=lambda spec: spec.depth)
+    for arm in arms:
+        if arm.learngene == config.learngene and known.learngene.method == arm.method.name:
+            for spec in dict.fromkeys([*shallow.values(), deepest]):
+                _try(arm, known.learngene, config.learngene, spec, store)
+
+
 def load_arms(
     config: SelectionConfig,
     store: Store,

@@ -77,4 +77,4 @@ class SweepStatus:
 
 def trial_name(trial: Trial) -> str:
     """A short name of a trial, for one line of several."""
-    return f"{trial.arm.text} w{trial.spec.width} d{trial.spec.depth} s{trial.seed} lr {trial.lr:.0e}"
+    return f"{trial.arm.text} w{trial.spec.width} d{trial.spec.layers} s{trial.seed} lr {trial.lr:.0e}"

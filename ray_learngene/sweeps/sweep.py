@@ -49,6 +49,7 @@ from ray_learngene.sweeps.selection import (
     load_arms,
     load_learngene,
     parse_arms,
+    require_reach,
     select,
 )
 from ray_learngene.sweeps.tracked import TrackedTrials
@@ -120,6 +121,7 @@ def prepare(
     stored = planned or load_learngene(config, store)
     learngene = stored.learngene
     arms = parse_arms(config, learngene)
+    require_reach(config, store, arms, stored)
     preprocessing = _preprocessing(config, learngene)
     config = config.model_copy(update={"interpolation": preprocessing.interpolation})  # in training as in evaluation
     images = _images(config, preprocessing)
@@ -128,16 +130,16 @@ def prepare(
         match_classes(ancestry, str(config.ancestry), config.data, ImageSets(images.train, images.val))
         ancestry.accept(preprocessing.mean, preprocessing.std)
     micro_batch = config.batch_size // config.accumulation
+    seeds = range(config.seed, config.seed + config.seeds)
     with nullcontext(known) if known else latency_meter(config) as measure:
         selection = select(config, learngene, len(images.train.classes), measure, store)
+        learngenes = load_arms(config, store, arms, selection, stored, seeds)  # before anything is timed
         costs = {
             one.spec: cost_columns(one.spec, measure(one.spec), micro_batch, checkpointed=config.grad_checkpointing)
             for one in selection.specs
         }
     if config.grad_checkpointing:
         checkpoint_gradients(build(selection.specs[0].spec))  # refuses a model without blocks
-    seeds = range(config.seed, config.seed + config.seeds)
-    learngenes = load_arms(config, store, arms, selection, stored, seeds)
     earlier = read_settings(store, config.name)
     config = config.model_copy(update={"scratch": _scratch(config, earlier)})
     inputs = SweepInputs(
@@ -299,7 +301,7 @@ def _settings(
             "preprocessing": inputs.images.preprocessing.model_dump(mode="json"),
             "data": inputs.images.train.fingerprint,
             "validation": inputs.images.val.fingerprint,
-            **decisive_settings(config, inputs.ancestry),
+            **decisive_settings(config, inputs.ancestry, inputs.images.preprocessing.image_size),
             **({} if config.lr_search else {"lr": config.lr}),
         },
         "budgets": budgets_of(selection),

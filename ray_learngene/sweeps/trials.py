@@ -207,7 +207,7 @@ def log_packs(packs: Sequence[Sequence[Trial]]) -> None:
 def trial_line(number: int, total: int, trial: Trial, text: str) -> str:
     """Return the line of a trial that has ended."""
     width = len(str(total))
-    size = f"width {trial.spec.width:3} depth {trial.spec.depth:2}"
+    size = f"width {trial.spec.width:3} depth {trial.spec.layers:>2}"
     return f"[{number:{width}}/{total}] {trial.arm.text:10} {size}   seed {trial.seed}   lr {trial.lr:.1e}   {text}"
 
 

@@ -13,6 +13,8 @@ DATA = {"input_size": (3, 8, 8), "mean": (0.5,) * 3, "std": (0.5,) * 3, "crop_pc
 KINDS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {  # arguments of the model, data configuration
     "one-channel": ({"in_chans": 1}, {"input_size": (1, 8, 8), "mean": (0.4,), "std": (0.3,)}),
     "non-square": ({"img_size": (8, 12)}, {"input_size": (3, 8, 12)}),
+    "bilinear": ({}, {"interpolation": "bilinear"}),
+    "box": ({}, {"interpolation": "box"}),
     "lanczos": ({}, {"interpolation": "lanczos"}),
     "four-channels": ({"in_chans": 4}, {"input_size": (4, 8, 8), "mean": (0.5,) * 4, "std": (0.5,) * 4}),
     "random": ({}, {"interpolation": "random"}),

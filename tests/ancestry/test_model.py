@@ -95,6 +95,22 @@ def test_a_teacher_of_other_sides_sees_the_whole_image(tmp_path: Path) -> None:
     assert torch.equal(ancestry(F.interpolate(images, (8, 12))), model(F.interpolate(images, (8, 12))))
 
 
+@pytest.mark.parametrize(
+    ("kind", "mode", "antialias"),
+    [("", "bicubic", True), ("bilinear", "bilinear", True), ("box", "area", False), ("random", "bicubic", True)],
+)
+def test_a_teacher_of_another_size_gets_images_resized_as_its_own_were(
+    kind: str, mode: str, antialias: bool, tmp_path: Path
+) -> None:
+    """Names of results hold what differs from the bicubic that every teacher had once."""
+    ancestry, model = loaded(tmp_path, kind)
+    images = torch.randn(2, 3, 12, 12)
+    torch.testing.assert_close(ancestry(images), model(F.interpolate(images, (8, 8), mode=mode, antialias=antialias)))
+    same = images[..., :8, :8]
+    assert torch.equal(ancestry(same), model(same)) and ancestry.resizing(8) == {}
+    assert ancestry.resizing(12) == ({} if mode == "bicubic" else {"ancestry_resizing": mode})
+
+
 def test_teachers_of_other_channels_are_refused_in_one_line(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="--ancestry local-dir:.* takes images of 4 channels; choose one of 3, or of 1"):
         loaded(tmp_path, "four-channels")

@@ -106,6 +106,15 @@ def test_estimated_memory_is_within_15_percent_of_a_measured_peak(architecture: 
     assert abs(costs.inference_memory(spec) / measured - 1) < 0.15
 
 
+def test_images_that_are_not_square_are_one_line() -> None:
+    for build_spec in (
+        lambda: spec_for("deit_tiny_patch16_224", img_size=(32, 48)),
+        lambda: spec_of(timm.create_model("deit_tiny_patch16_224", img_size=(32, 48), embed_dim=24, num_heads=2)),
+    ):
+        with pytest.raises(UserError, match="its images have 32 x 48 pixels; a learngene is for square images"):
+            build_spec()
+
+
 def test_an_entry_point_is_itself() -> None:
     spec = spec_for("vit_small_patch16_dinov3")
     assert (spec.width, spec.depth, spec.heads, spec.classes, spec.arguments) == (384, 12, 6, 0, {})

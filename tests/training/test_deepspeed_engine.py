@@ -23,7 +23,7 @@ from ray_learngene.models.preprocessing import Preprocessing
 from ray_learngene.models.specs import PRESETS, build
 from ray_learngene.training.batches import Batches
 from ray_learngene.training.deepspeed_engine import DeepSpeedEngine, deepspeed_config, read_user_config, zero_stage
-from ray_learngene.training.engine import Engine, TorchEngine, resolve_precision
+from ray_learngene.training.engine import Engine, TorchEngine, prepare_layers, resolve_precision
 from ray_learngene.training.engine_state import STATE_FILE, read_state
 from ray_learngene.training.features import FeatureLoss, FeatureObjective, FeatureStudent
 from ray_learngene.training.finite_guard import FiniteGuard
@@ -48,6 +48,8 @@ CASES = [
     ("pretrained", 3, CONFIG.model_copy(update={"opt": "rmsproptf", "layer_decay": 0.7})),
     # a student of features, whose projectors are parameters too
     ("features of any-size", 3, CONFIG.model_copy(update={"batch_size": 48})),
+    # the backward pass repeats blocks, whose parameters are gathered again
+    ("any-size:stages=5", 3, CONFIG.model_copy(update={"batch_size": 48, "grad_checkpointing": True})),
 ]
 # A shared block's gradient is a sum, in fp32, of gradients that autocast has rounded.
 BF16 = CONFIG.model_copy(update={"precision": "bf16", "clip_grad": 0.0})
@@ -101,6 +103,7 @@ def train(
 
 def plain(method: str, config: OptimizationConfig) -> tuple[TorchEngine, torch.optim.Optimizer]:
     module = student(method)
+    prepare_layers(module, config)
     optimizer = create_optimizer(module, config)
     return TorchEngine(module, optimizer, accumulation=config.accumulation, clip_grad=config.clip_grad), optimizer
 
@@ -119,6 +122,7 @@ def worker(rank: int, world_size: int, port: int, folder: Path, step: int) -> No
         method: str, stage: int, config: OptimizationConfig, user: dict[str, Any] | None = None
     ) -> tuple[DeepSpeedEngine, torch.optim.Optimizer]:
         module = student(method)
+        prepare_layers(module, config)
         optimizer = create_optimizer(module, config)
         autocast = resolve_precision(config.precision, CPU)
         settings = deepspeed_config(config, world_size=world_size, zero=stage, autocast=autocast, user=user or {})
