@@ -119,26 +119,37 @@ def _same_data(wanted: str, data: object) -> bool:
 
 
 def _label_sets(found: Iterable[Entry]) -> dict[Hashable, list[Entry]]:
-    """Descendants by label set and validation images; older ones that do not say join the only set of their classes."""
+    """Descendants by label set and validation images.
+
+    Older ones do not say which validation images; they join the only set with their labels and image set.
+    """
     sets: dict[Hashable, list[Entry]] = defaultdict(list)
-    older: list[Entry] = []
+    older: dict[Hashable, list[Entry]] = defaultdict(list)
     for one in found:
-        key = (one.facts.get("labels"), one.facts.get("validation"))
-        (sets[key] if None not in key and all(isinstance(part, str) for part in key) else older).append(one)
-    for one in older:
-        near = [
-            key
-            for key, members in sets.items()
-            if one.facts.get("classes") == members[0].facts.get("classes")
-            and one.facts.get("labels") in (None, members[0].facts.get("labels"))
-        ]
-        sets[near[0] if len(near) == 1 else _older_key(one)].append(one)
+        labels, validation = (_text(one, name) for name in ("labels", "validation"))
+        if labels and validation:
+            sets[labels, validation].append(one)
+        else:
+            older["older", labels, validation, _text(one, "classes"), _text(one, "data")].append(one)
+    near: dict[Hashable, list[Hashable]] = {
+        key: [each for each, members in sets.items() if _joins(few[0], members[0])] for key, few in older.items()
+    }
+    for key, few in older.items():
+        sets[near[key][0] if len(near[key]) == 1 else key] += few
     return sets
 
 
-def _older_key(one: Entry) -> Hashable:
-    classes, labels = one.facts.get("classes"), one.facts.get("labels")
-    return ("older", classes if isinstance(classes, int) else None, labels if isinstance(labels, str) else None)
+def _joins(older: Entry, one: Entry) -> bool:
+    """Whether an older descendant that names its labels has those of another one, and its image set."""
+    labels, data = _text(older, "labels"), _text(older, "data")
+    return (
+        labels is not None and labels == _text(one, "labels") and (not data or _same_data(data, one.facts.get("data")))
+    )
+
+
+def _text(one: Entry, name: str) -> str | None:
+    value = one.facts.get(name)
+    return str(value) if isinstance(value, str | int) else None
 
 
 def _grouped(found: Iterable[Entry], key: Any) -> dict[Hashable, list[Entry]]:
