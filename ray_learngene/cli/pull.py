@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections import defaultdict
 from collections.abc import Hashable, Iterable, Mapping
 from dataclasses import replace
@@ -19,6 +20,8 @@ from ray_learngene.store.rows import measured_on, numbers_of
 from ray_learngene.store.store import Entry, Store
 from ray_learngene.store.timings import Timings
 from ray_learngene.terminal import one_line
+
+log = logging.getLogger(__name__)
 
 _LIMITS = {"params": "max_params", "macs": "max_macs", "memory": "max_memory", "latency": "max_latency"}
 
@@ -83,8 +86,16 @@ def _best(known: list[Entry], config: PullConfig, limits: list[Budget], uri: str
             f"none of {len(found)} descendants is within {', '.join(map(str, limits))}: {_nearest(found, limits)}"
         )
     # sizes that the learngene was not trained for are taken where nothing else is within the limits
-    within = [one for one in within if not one.facts.get("outside")] or within
-    return max(within, key=lambda one: (one.facts["top1"], -one.facts["params"]))
+    best, trained = (
+        max(few, key=lambda one: (one.facts["top1"], -one.facts["params"]))
+        for few in (within, [one for one in within if not one.facts.get("outside")] or within)
+    )
+    if best is not trained and best.facts["top1"] > trained.facts["top1"]:
+        log.info(
+            f"left out: descendants/{best.name}, top-1 {best.facts['top1']:.2f} %, whose learngene was not "
+            "trained for this size (pull it by name)"
+        )
+    return trained
 
 
 def device_timings(config: PullConfig, store: Store) -> Timings | None:

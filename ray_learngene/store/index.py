@@ -108,8 +108,8 @@ def _label_set(metadata: dict[str, Any]) -> dict[str, Any]:
 def _image_set(metadata: dict[str, Any]) -> dict[str, Any]:
     """The image set of an artefact, where its row does not say it."""
     config = metadata.get("config")
-    named = isinstance(config, dict) and isinstance(config.get("data"), str)
-    return {"data": config["data"]} if named else {}
+    data = config.get("data") if isinstance(config, dict) else None
+    return {"data": data} if isinstance(data, str) else {}
 
 
 def labels_key(labels: Iterable[object]) -> str:

@@ -57,7 +57,7 @@ def find_images(folder: str) -> Files:
     for entry, name in walk(folder):
         if entry.is_dir():
             files.leave(LOOP, name)
-        elif not (entry.is_file() or entry.is_symlink()):  # a broken link is an unreadable image
+        elif not entry.is_file() and os.path.exists(entry.path):  # a link to nothing is an unreadable image
             files.leave("pipes or devices", name)
         elif entry.name.lower().endswith(EXTENSIONS):
             files.images.append(name)
