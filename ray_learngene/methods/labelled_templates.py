@@ -215,6 +215,11 @@ class LabelledTemplates:
             return size * side // spec.width
         raise UserError(f"wave: templates of side {side} do not divide {name}, {size} wide, of {spec.architecture}")
 
+    def require(self, spec: Spec) -> None:
+        """Raise `UserError` if templates do not divide the parameters of a spec, or cut through heads."""
+        for part in self.templated(spec).values():
+            self.shape(spec, part, *part.sizes(spec))
+
     # Genes.
 
     def initial(self, spec: Spec) -> State:
