@@ -344,7 +344,7 @@ def _of_learngene(learngene: Artefact | str, settings: dict[str, Any]) -> dict[s
 
 
 def _configure(cls: type[ConfigT], settings: dict[str, Any]) -> ConfigT:
-    """The typed configuration of keywords; a store may be an object, and every path a `Path`."""
+    """Return the typed configuration of keywords; a store may be an object, and every path a `Path`."""
     values = {name: os.fspath(value) if isinstance(value, os.PathLike) else value for name, value in settings.items()}
     if isinstance(store := values.get("store"), Store):
         values |= {"store": store.uri, "store_patience": store.patience}

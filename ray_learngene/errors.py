@@ -36,14 +36,14 @@ class Diverged(RunError):
 class Interrupted(Exception):
     """No error: the work was asked to stop, and the store holds its artefacts and checkpoints."""
 
-    def __init__(self, done: int, total: int, of: str = "steps") -> None:
+    def __init__(self, done: int, total: int, of: str = "step") -> None:
         super().__init__(done, total, of)
         self.done, self.total, self.of = done, total, of
 
     @property
     def has_checkpoint(self) -> bool:
         """Check whether a checkpoint holds the unfinished work."""
-        return self.of in ("descendants", "distillations") or (self.of == "steps" and self.done > 0)
+        return self.of in ("descendant", "distillation") or (self.of == "step" and self.done > 0)
 
 
 class JobFailed(UserError):

@@ -10,7 +10,9 @@ from dataclasses import dataclass
 from typing import Any
 
 LINE_SECONDS = 10.0  # between lines
+EPOCH_SECONDS = 5.0  # between lines of epochs
 BAR_SECONDS = 0.5  # between two states of a bar
+SETTLED_SECONDS = 5.0  # a rate of less time says nothing about the time left
 
 log = logging.getLogger(__name__)
 
@@ -43,7 +45,7 @@ class Progress:
         self.what, self.total, self.unit, self.quiet = what, total, unit, quiet
         self.done = 0.0
         self._began = self._drawn = self._told = time.monotonic()
-        self._first: float | None = None  # done before this run
+        self._first = 0.0  # done before the clock started
         self._lock = threading.Lock()
 
     def advance(self, by: float = 1, note: str = "") -> None:
@@ -52,11 +54,24 @@ class Progress:
             self._at(self.done + by, note)
 
     def at(self, done: float, note: str = "", more: str = "") -> None:
-        """Set what is done; the first call starts the clock. `more` is for a line, a bar has no room for it."""
+        """Set what is done. The rate leaves out what was done before the first call, and the time of the start-up.
+
+        Args:
+            more: For a line; a bar has no room for it.
+        """
         with self._lock:
-            if self._first is None:
-                self._first, self._began = done, time.monotonic()
+            if not self._first or done <= self._first:
+                self.start(done)
             self._at(done, note, more)
+
+    def start(self, done: float) -> None:
+        """Start the clock, also again: the rate is that of what follows."""
+        self._first, self._began = done, time.monotonic()
+
+    def skip(self, by: float) -> None:
+        """Leave out of the rate what an earlier run did; the next call of `at` counts it as done."""
+        with self._lock:
+            self._first += by
 
     def _at(self, done: float, note: str, more: str = "") -> None:
         self.done, now = done, time.monotonic()
@@ -74,13 +89,19 @@ class Progress:
         rate = self.rate()
         if rate and self.unit:
             yield rate_text(rate, self.unit)
-        if rate and self.total:
-            yield f"{duration_text(max(0.0, self.total - self.done) / rate)} left"
+        if left := self.left():
+            yield f"{left} left"
 
     def rate(self) -> float:
         """Units a second in this run; 0 where it is not known yet."""
         seconds = time.monotonic() - self._began
-        return (self.done - (self._first or 0)) / seconds if seconds > 0 else 0.0
+        return (self.done - self._first) / seconds if seconds > 0 else 0.0
+
+    def left(self) -> str:
+        """Return the time left; empty where it is not known yet."""
+        rate, seconds = self.rate(), time.monotonic() - self._began
+        known = self.total and rate > 0 and seconds >= SETTLED_SECONDS
+        return duration_text(max(0.0, self.total - self.done) / rate) if known else ""
 
     def _count(self) -> str:
         of = f" of {self._number(self.total)}" if self.total else ""
@@ -103,8 +124,8 @@ class Progress:
 class TrainingProgress:
     """Logs what a trainer reports: the first and the last epoch, between them a line every few seconds, and a bar."""
 
-    def __init__(self, what: str, seconds: float = 5.0) -> None:
-        self.what, self.seconds = what, seconds
+    def __init__(self, what: str) -> None:
+        self.what = what
         self._printed = float("-inf")
         self._bar: Progress | None = None
         self._expected = False
@@ -114,20 +135,17 @@ class TrainingProgress:
             self._bar = Progress(self.what, metrics["total_steps"], "steps", quiet=True)
         bar, now, last = self._bar, time.monotonic(), metrics["step"] == metrics["total_steps"]
         bar.at(metrics["step"], f"epoch {metrics['epoch']:.2f} of {metrics['epochs']}")
-        left = "" if last else self._left(metrics["step"])
-        if not self._expected and left and now - bar._began >= self.seconds:
+        if metrics.get("continued"):  # workers have started again
+            bar.start(metrics["step"])
+        left = "" if last else bar.left()
+        if not self._expected and left:
             self._expected = True
             log.info(f"{self.what}: about {left} to go")
-        if "lr" in metrics and (now - self._printed >= self.seconds or last):
+        if "lr" in metrics and (now - self._printed >= EPOCH_SECONDS or last):
             log.info(progress_line(metrics) + (f"   {left} left" if left else ""))
             self._printed = now
         if last:
             bar.end()
-
-    def _left(self, step: int) -> str:
-        assert self._bar is not None
-        rate = self._bar.rate()
-        return duration_text((self._bar.total - step) / rate) if rate else ""
 
 
 LOSSES = ("loss", "distill_loss", "label_loss", "map_loss", "vector_loss")
@@ -135,13 +153,13 @@ SCORES = {"top1": "top-1", "knn": "kNN", "linear": "linear probe"}
 
 
 def scores_text(metrics: Mapping[str, float]) -> str:
-    """The scores of a model in a few words."""
+    """Return the scores of a model in a few words."""
     scores = [f"{title} {metrics[name]:.2f} %" for name, title in SCORES.items() if name in metrics]
     return ", ".join(scores) or f"validation loss {metrics['val_loss']:.4f}"
 
 
 def progress_line(metrics: Mapping[str, Any]) -> str:
-    """One line for the end of an epoch, or a step on the way there."""
+    """Return one line for the end of an epoch, or a step on the way there."""
     parts = [f"epoch {metrics['epoch']:6.2f} / {metrics['epochs']}"]
     parts += [f"{name.replace('_', ' ')} {metrics[name]:.4f}" for name in LOSSES if name in metrics]
     if metrics["step"]:
@@ -157,8 +175,15 @@ def progress_line(metrics: Mapping[str, Any]) -> str:
     return "   ".join(parts)
 
 
+def counted(number: Any, noun: str) -> str:
+    """Return a number with its noun: `1 epoch`, `1,200 images`, `2 classes`."""
+    plural = f"{noun}es" if noun.endswith(("tch", "s", "x")) else f"{noun}s"
+    shown = f"{number:,}" if isinstance(number, int | float) else str(number)  # a row may hold none
+    return f"{shown} {noun if number == 1 else plural}"
+
+
 def duration_text(seconds: float) -> str:
-    """A duration in its two largest units, as `1 h 20 min`."""
+    """Return a duration in its two largest units, as `1 h 20 min`."""
     whole = round(seconds)
     if whole < 60:
         return f"{whole} s"
@@ -167,11 +192,11 @@ def duration_text(seconds: float) -> str:
     minutes = round(seconds / 60)
     if minutes < 48 * 60:
         return f"{minutes // 60} h {minutes % 60} min"
-    return f"{round(minutes / 1440)} days"
+    return counted(round(minutes / 1440), "day")
 
 
 def rate_text(rate: float, unit: str) -> str:
-    """A rate in the time in which at least one is done."""
+    """Return a rate in the time in which at least one is done."""
     for each, name in ((1, "s"), (60, "min"), (3600, "h")):
         if rate * each >= 1:
             return f"{rate * each:,.0f} {unit}/{name}"

@@ -35,7 +35,7 @@ def provenance() -> dict[str, Any]:
 
 
 def git_revision() -> str | None:
-    """The revision of the checkout that this package runs from, or of the one that it was submitted from."""
+    """Return the revision of the checkout that this package runs from, or of the one that it was submitted from."""
     if REVISION_VARIABLE in os.environ:
         return os.environ[REVISION_VARIABLE]
     try:

@@ -12,12 +12,6 @@ from rich.table import Table as RichTable
 _WIDEST = 1000  # of a table that goes to a file or another program
 
 
-def unreadable_text(names: Sequence[str]) -> str:
-    """One line about the images that could not be read and were skipped."""
-    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-    return f"skipped {len(names)} unreadable images: {', '.join(names[:3])}{more}"
-
-
 class Table(RichTable):
     """rich's, whose rows may have text from outside."""
 

@@ -64,6 +64,9 @@ def test_from_an_ancestry_to_a_table(store: lg.Store, tmp_path: Path) -> None:
             r"^epoch: no such .* mean epochs",
         ),
         (lambda: lg.pull("s3:/bucket", max_params="1M"), r"^store: write s3://bucket"),
+        (lambda: lg.Store("s3:/bucket"), r"^store 's3:/bucket': write s3://bucket"),
+        (lambda: lg.Store(3), r"^store 3: expected str, bytes or os.PathLike object"),
+        (lambda: lg.sweep("gene", data="d", name="x", budgets=8_000_000), r"^budgets: expected a list, got 8000000"),
         (
             lambda: lg.sweep("gene", data="digits", name="x", in_process=True, callbacks=[object()]),
             "^callbacks are Ray Tune's: leave in_process out",

@@ -12,7 +12,11 @@ from pathlib import Path
 import pytest
 
 from ray_learngene import progress
-from ray_learngene.progress import Progress, TrainingProgress, duration_text, rate_text
+from ray_learngene.models.specs import Spec
+from ray_learngene.progress import Progress, TrainingProgress, counted, duration_text, rate_text
+from ray_learngene.sweeps.arms import Arm
+from ray_learngene.sweeps.status import SweepStatus
+from ray_learngene.sweeps.trials import Trial
 
 WORK = """
 from ray_learngene import progress
@@ -91,6 +95,53 @@ def test_a_training_says_its_duration_once_and_its_epochs(
     ]
 
 
+def test_the_time_of_a_restart_is_not_in_the_rate(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    clock = [0.0]
+    monkeypatch.setattr(progress.time, "monotonic", lambda: clock[0])
+    report = TrainingProgress("photos")
+    with caplog.at_level(logging.INFO, "ray_learngene"):
+        for step, seconds, more in [(10, 1, {}), (12, 300, {"continued": True}), (20, 8, {})]:
+            clock[0] += seconds
+            report({"step": step, "epoch": step / 20, "epochs": 2, "total_steps": 40, **more})
+    assert caplog.messages == ["photos: about 20 s to go"]
+
+
+def test_the_start_of_a_training_is_not_in_its_rate(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = [0.0]
+    monkeypatch.setattr(progress.time, "monotonic", lambda: clock[0])
+    work = Progress("photos", 100, "steps", quiet=True)
+    for step, seconds in [(0, 60), (0, 60), (1, 30), (3, 2)]:  # two evaluations, a slow first step, two ordinary ones
+        clock[0] += seconds
+        work.at(step)
+    assert work.rate() == 1 and work.left() == ""  # two seconds say nothing yet
+    clock[0] += 7
+    work.at(10)
+    assert work.left() == "1 min 30 s"
+
+
+def test_a_sweep_expects_the_time_of_the_work_that_is_left(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A trial counts by its epochs, and not by what an earlier run did of it."""
+    clock = [0.0]
+    monkeypatch.setattr(progress.time, "monotonic", lambda: clock[0])
+    sizes = [Spec(width=48, depth=depth, heads=3, image=8, patch=2, classes=10) for depth in (1, 2, 3)]
+    one, long, ended = (Trial(Arm.parse("sws", "photos"), size, 0, 1e-3) for size in sizes)
+    status = SweepStatus("sizes", {one: 100, long: 900, ended: 500})
+    of = {"epochs": 1, "total_steps": 100}
+    clock[0] = 30
+    status.end(ended)
+    status.report(one, {"step": 0, "epoch": 0, **of})
+    status.report(long, {"step": 50, "epoch": 0.5, **of})  # from its checkpoint
+    with caplog.at_level(logging.INFO, "ray_learngene"):
+        for step in range(1, 21):
+            clock[0] += 1
+            status.report(one, {"step": 5 * step, "epoch": step / 20, **of})
+    assert "1 min 30 s left" in caplog.messages[-1]  # 450 at 5 a second
+
+
 def test_from_python_nothing_is_seen_that_was_not_asked_for() -> None:
     code = "import logging, sys; from ray_learngene import progress; progress.LINE_SECONDS = 0; "
     work = "work = progress.Progress('convert', 2, 'images'); work.advance(); work.advance(); work.end()"
@@ -109,6 +160,14 @@ def test_from_python_nothing_is_seen_that_was_not_asked_for() -> None:
 )
 def test_durations_have_two_units_at_most(seconds: float, text: str) -> None:
     assert duration_text(seconds) == text
+
+
+@pytest.mark.parametrize(
+    ("number", "noun", "text"),
+    [(1, "epoch", "1 epoch"), (1200, "image", "1,200 images"), (0, "class", "0 classes"), (2, "batch", "2 batches")],
+)
+def test_things_are_counted_in_words(number: int, noun: str, text: str) -> None:
+    assert counted(number, noun) == text
 
 
 @pytest.mark.parametrize(

@@ -21,6 +21,7 @@ from ray_learngene.data.pipeline import validation_batches
 from ray_learngene.device import gpu_allowed
 from ray_learngene.errors import UserError
 from ray_learngene.models.preprocessing import Preprocessing
+from ray_learngene.progress import counted
 
 log = logging.getLogger(__name__)
 
@@ -31,7 +32,7 @@ _measured: dict[tuple[str, str], tuple[Labels, Labels]] = {}  # by model and ima
 
 
 def order_of(names: Sequence[str], classes: Sequence[str]) -> list[int] | None:
-    """The place in `names` of every class; None where these are not the same names."""
+    """Return the place in `names` of every class; None where these are not the same names."""
     places = {same_name(name): index for index, name in enumerate(names)}
     if len(places) < len(names) or sorted(places) != sorted(map(same_name, classes)):
         return None
@@ -55,7 +56,7 @@ def match_classes(ancestry: Ancestry, reference: str, data: str, sets: ImageSets
         if not labelled:
             return
         raise UserError(
-            f"--ancestry {reference} has {ancestry.classes} classes, --data {data} has {len(classes)}: "
+            f"--ancestry {reference} has {counted(ancestry.classes, 'class')}, --data {data} has {len(classes)}: "
             "fine-tune it on this data first (learngene ancestry --pretrained), or leave the labels out (--no-labels)"
         )
     if ancestry.labels:
@@ -85,17 +86,17 @@ def match_classes(ancestry: Ancestry, reference: str, data: str, sets: ImageSets
 
 
 def _numbered(names: Sequence[str]) -> bool:
-    """Whether names are only the numbers of the classes, as where a table has no names."""
+    """Return whether names are only the numbers of the classes, as where a table has no names."""
     return tuple(names) == tuple(map(str, range(len(names))))
 
 
 def _measure(ancestry: Ancestry, odd: str, images: ImageSet) -> str | None:
     """Print top-1 in the order of the images' classes; what is wrong where that order cannot be the model's."""
     decisions, labels = _decisions(ancestry, images)
-    timms = timms_order(images.classes)
+    timms = _timms_order(images.classes)
     right = decisions == labels
     chance = _chance(decisions, labels)
-    measured = f"{odd}: top-1 {_percent(right)} on {len(labels)} validation images in the order of --data"
+    measured = f"{odd}: top-1 {_percent(right)} on {counted(len(labels), 'validation image')} in the order of --data"
     log.info(f"{measured} (chance: {100 * chance:.1f} %)")
     near_chance = _near(right, chance)
     if timms is not None:
@@ -121,7 +122,7 @@ def _percent(right: np.ndarray) -> str:
 
 
 def _chance(decisions: Labels, labels: Labels) -> float:
-    """The top-1 of decisions that have nothing to do with the labels but their frequencies."""
+    """Return the top-1 of decisions that have nothing to do with the labels but their frequencies."""
     size = 1 + max(int(decisions.max()), int(labels.max()))
     shares = [np.bincount(each, minlength=size) / len(each) for each in (decisions, labels)]
     return float(shares[0] @ shares[1])
@@ -133,12 +134,12 @@ def _near(right: np.ndarray, chance: float) -> bool:
 
 
 def _clearly_more(one: np.ndarray, other: np.ndarray) -> bool:
-    """Whether one set of answers to the same questions is better than another beyond chance."""
+    """Return whether one set of answers to the same questions is better than another beyond chance."""
     gained, lost = int((one & ~other).sum()), int((other & ~one).sum())
     return gained - lost > _DEVIATIONS * math.sqrt(gained + lost)
 
 
-def timms_order(classes: Sequence[str]) -> Labels | None:
+def _timms_order(classes: Sequence[str]) -> Labels | None:
     """Our index of each of timm's classes, which counts folders 0, 1, 2, ..., 10; None where that is our order too."""
     try:
         names = sorted(classes, key=natural_key)
@@ -150,7 +151,7 @@ def timms_order(classes: Sequence[str]) -> Labels | None:
 
 
 def _decisions(ancestry: Ancestry, images: ImageSet) -> tuple[Labels, Labels]:
-    """The model's decisions on some validation images, and their labels; on the CPU, as drivers open no GPU."""
+    """Return the model's decisions on some validation images, and their labels; on the CPU, as drivers open no GPU."""
     key = ancestry.sha256(), images.fingerprint
     if key not in _measured:
         step = max(1, len(images) // _IMAGES)

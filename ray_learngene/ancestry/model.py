@@ -23,6 +23,7 @@ from ray_learngene.models.compile import compile_layers
 from ray_learngene.models.features import Read, gives_features
 from ray_learngene.models.origin import Origin
 from ray_learngene.models.timm_folder import labels_of, load_timm
+from ray_learngene.progress import counted
 from ray_learngene.store.manifest import Kind
 from ray_learngene.store.store import Store
 
@@ -147,7 +148,7 @@ class Ancestry(nn.Module):
 
 
 def _per_channel(values: Sequence[float], grey: bool) -> tuple[float, ...]:
-    """A mean or deviation for each of three channels; of a grey model, the same for all."""
+    """Return a mean or deviation for each of three channels; of a grey model, the same for all."""
     if grey or len(values) == 1:
         return (sum(values) / len(values),) * 3
     return tuple(values)
@@ -188,7 +189,9 @@ def load_ancestry(
         )
     channels = get_model_input_config(model)["input_size"][0]
     if channels not in (1, 3):
-        raise UserError(f"{flag} {reference}: the model takes images of {channels} channels; choose one of 3, or of 1")
+        raise UserError(
+            f"{flag} {reference}: the model takes images of {counted(channels, 'channel')}; choose one of 3, or of 1"
+        )
     origin = origin_of(reference, store, model.pretrained_cfg)
     log_license(reference, origin)
     return Ancestry(model, origin)
@@ -229,7 +232,7 @@ def _near(name: str) -> str:
 
 
 def _not_fetched(error: BaseException) -> str:
-    """What to do about pretrained weights that the hub does not give."""
+    """Return what to do about pretrained weights that the hub does not give."""
     from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError
 
     causes = [error]

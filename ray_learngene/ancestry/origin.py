@@ -24,7 +24,7 @@ log = logging.getLogger(__name__)
 
 
 def origin_of(reference: str, store: Store, settings: Any = None, *, chain: int = 0) -> Origin:
-    """The origin of the model that a reference of `load_ancestry` names; it may be a learngene of the store too.
+    """Return the origin of the model that a reference of `load_ancestry` names; it may be a learngene of the store too.
 
     Args:
         settings: timm's settings of the model, if it is loaded.
@@ -43,7 +43,7 @@ def origin_of(reference: str, store: Store, settings: Any = None, *, chain: int 
 
 
 def stored_origin(manifest: Manifest, store: Store, *, chain: int = 0) -> Origin:
-    """The origin of an artefact; of one from an earlier version, what follows from the models that it names."""
+    """Return the origin of an artefact; of one from an earlier version, what follows from the models that it names."""
     metadata = manifest.metadata
     if "origin" in metadata:
         try:
@@ -75,7 +75,9 @@ def log_license_kept(manifest: Manifest, stated: str | None) -> None:
 
 
 def _with_card(card: str | Path, origin: Origin) -> Origin:
-    """What a model card states; without one, a restrictive licence of the settings stays, and another is not known.
+    """Return what a model card states.
+
+    Without one, a restrictive licence of the settings stays, and another is not known.
 
     timm copies the licence of an architecture's own weights into the settings of any weights of that architecture.
     """

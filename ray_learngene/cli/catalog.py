@@ -10,6 +10,7 @@ from typing import Any
 from ray_learngene.config import ListConfig
 from ray_learngene.errors import UserError
 from ray_learngene.models.budgets import format_quantity
+from ray_learngene.progress import counted
 from ray_learngene.store.manifest import FOLDERS, Manifest
 from ray_learngene.store.rows import numbers_of
 from ray_learngene.store.store import Entry, Store
@@ -23,7 +24,7 @@ def print_list(config: ListConfig) -> None:
     store = Store.of(config)
     store.check(write=config.rebuild)
     if config.rebuild:
-        print(f"the index of {store.uri} is rebuilt from {store.index.rebuild():,} manifests", flush=True)
+        print(f"the index of {store.uri} is rebuilt from {counted(store.index.rebuild(), 'manifest')}", flush=True)
     if config.as_json:
         listed = [
             {"kind": one.kind, "name": one.name, "version": one.version, "created": one.created, "bytes": one.size}

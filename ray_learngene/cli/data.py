@@ -8,7 +8,9 @@ from ray_learngene.config import CheckConfig, ConvertConfig
 from ray_learngene.data.check import is_full
 from ray_learngene.data.convert import convert
 from ray_learngene.data.findings import Inspection, inspect_image_sets, refuse_errors
-from ray_learngene.terminal import print_columns, unreadable_text
+from ray_learngene.data.reader import unreadable_text
+from ray_learngene.progress import counted
+from ray_learngene.terminal import print_columns
 
 
 def print_check(config: CheckConfig) -> None:
@@ -29,9 +31,12 @@ def _print_inspection(inspection: Inspection, mode: str) -> None:
     for note in inspection.notes:
         print(note)
     for name, part in (("training", inspection.training), ("validation", inspection.validation)):
+        each = counted(part.largest_class, "image")
+        if part.smallest_class < part.largest_class:
+            each = f"{part.smallest_class:,} to {each}"
         print(
-            f"{name}: {part.images:,} images, {part.classes} classes of {part.smallest_class:,} to "
-            f"{part.largest_class:,} images" + (f", {part.unreadable:,} unreadable" if part.unreadable else "")
+            f"{name}: {counted(part.images, 'image')}, {counted(part.classes, 'class')} of {each}"
+            + (f", {part.unreadable:,} unreadable" if part.unreadable else "")
         )
     total = inspection.training.images + inspection.validation.images
     if not is_full(mode, total):
@@ -42,6 +47,8 @@ def _print_inspection(inspection: Inspection, mode: str) -> None:
     ]
     if rows:
         print_columns(("", "split", "count", "finding", "for example"), rows, right=(2,))
+    else:
+        print("nothing wrong was found")
 
 
 def print_convert(config: ConvertConfig) -> None:
@@ -52,6 +59,6 @@ def print_convert(config: ConvertConfig) -> None:
     if facts["skipped"]:
         print(unreadable_text(facts["skipped"]))
     print(
-        f"{config.out}: {facts['train']:,} training and {facts['val']:,} validation images "
-        f"in {facts['shards']} shards, {facts['bytes'] / 1e6:,.1f} MB"
+        f"{config.out}: {facts['train']:,} training and {counted(facts['val'], 'validation image')} "
+        f"in {counted(facts['shards'], 'shard')}, {facts['bytes'] / 1e6:,.1f} MB"
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from ray_learngene.config import ExpandConfig
 from ray_learngene.delivery.expand import expand, notes_of, size_text
 from ray_learngene.models.budgets import format_quantity
+from ray_learngene.progress import counted
 from ray_learngene.terminal import print_columns
 
 
@@ -21,7 +22,7 @@ def print_expansions(config: ExpandConfig) -> None:
             for one in made
         ]
         print_columns(("model", "parameters", "MACs", "memory", "accuracy"), rows, right=(1, 2, 3))
-        print(f"expanded {config.learngene} to {len(made)} models in {made[0].path.parent}")
+        print(f"expanded {config.learngene} to {counted(len(made), 'model')} in {made[0].path.parent}")
     else:
         print(f"expanded {config.learngene} to {made[0].path}")
         print(size_text(made[0].spec))

@@ -92,11 +92,19 @@ def _add_argument(group: argparse._ArgumentGroup, name: str, field: Any, *, posi
         group.add_argument(name, nargs="*" if many else "?", help=f"{help_text}; also as --{name}")
     if positional or hidden:
         help_text = argparse.SUPPRESS
-    flags = [f"--{name.replace('_', '-')}", *_ALIASES.get(name, ())]
     if name in NAMES:
         group.add_argument(f"--{NAMES[name]}", dest=name, help=field.description, action="store_true")
         help_text = argparse.SUPPRESS
-    group.add_argument(*flags, dest=name, help=help_text, **_argument(name, field.annotation))
+    group.add_argument(*_flags(name), dest=name, help=help_text, **_argument(name, field.annotation))
+
+
+def _flags(name: str) -> list[str]:
+    return [f"--{name.replace('_', '-')}", *_ALIASES.get(name, ())]
+
+
+def flags_of(name: str) -> list[str]:
+    """Return the flags of a field that a user may have meant."""
+    return [f"--{NAMES[name]}"] if name in NAMES else _flags(name)
 
 
 def _show(default: Any) -> str:
@@ -126,7 +134,7 @@ def _argument(name: str, annotation: Any) -> dict[str, Any]:
 
 
 def _shown(kind: Any) -> str:
-    """What a help text calls a value of this kind: its type, its values, or 3-3-9-3 for several numbers."""
+    """Return what a help text calls a value of this kind: its type, its values, or 3-3-9-3 for several numbers."""
     origin, inner = typing.get_origin(kind), typing.get_args(kind)
     if origin is tuple:
         return "N-N-..."

@@ -11,8 +11,9 @@ from typing import Any
 
 from ray_learngene import __version__, sigterm
 from ray_learngene.cli.commands import COMMANDS, JOBS, overview
-from ray_learngene.cli.flags import COMMA_SEPARATED, parser_of
+from ray_learngene.cli.flags import COMMA_SEPARATED, flags_of, parser_of
 from ray_learngene.errors import Interrupted, UserError
+from ray_learngene.progress import counted
 
 # packages of the extra [train]; the thin client, without them, lists, shows, pulls and makes pages
 _TRAINING_PACKAGES = {
@@ -56,8 +57,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         how = "interrupted" if sigterm.by_ctrl_c() else "stopped by SIGTERM"
         begun = "what was begun is in a checkpoint, " if interrupted.has_checkpoint else ""
         print(
-            f"learngene: {how} after {interrupted.done} of {interrupted.total} {interrupted.of}; {begun}run the same "
-            "command again to continue",
+            f"learngene: {how} after {interrupted.done} of {counted(interrupted.total, interrupted.of)}; {begun}"
+            "run the same command again to continue",
             file=sys.stderr,
         )
         return sigterm.CTRL_C_STATUS if sigterm.by_ctrl_c() else sigterm.STATUS
@@ -108,10 +109,8 @@ def _parse(arguments: list[str]) -> tuple[Any, ...] | None:
     known, unknown = parser.parse_known_args(arguments[words:])
     if unknown:
         flag = unknown[0].split("=")[0]
-        near = difflib.get_close_matches(flag, [f"--{name.replace('_', '-')}" for name in cls.model_fields], n=1)
-        raise UserError(
-            f"learngene {command}: unknown argument {flag!r}" + (f"; did you mean {near[0]}?" if near else "")
-        )
+        near = difflib.get_close_matches(flag, [name for field in cls.model_fields for name in flags_of(field)], n=1)
+        raise UserError(f"{command}: unknown argument {flag!r}" + (f"; did you mean {near[0]}?" if near else ""))
     flags = vars(known)
     recipes, print_config = flags.pop("config", None), flags.pop("print_config", False)
     for name in COMMA_SEPARATED & {name for name, value in flags.items() if isinstance(value, list)}:
@@ -139,9 +138,9 @@ def _parse_submit(arguments: list[str]) -> tuple[Any, ...] | None:
         return None
     flags, rest = parser.parse_known_args(arguments)
     if not rest:
-        raise UserError("learngene submit: which command? e.g. `learngene submit distill --config recipe.yaml`")
+        raise UserError("submit: which command? e.g. `learngene submit distill --config recipe.yaml`")
     settings = load_config(SubmitConfig, vars(flags))
     if rest[0] not in JOBS:
-        raise UserError(f"learngene submit: {rest[0]!r} is not run as a job; those are {', '.join(JOBS)}")
+        raise UserError(f"submit: {rest[0]!r} is not run as a job; those are {', '.join(JOBS)}")
     parsed = _parse(rest)
     return parsed and (COMMANDS["submit"][1], rest[0], parsed[1], settings)

@@ -8,6 +8,7 @@ from ray_learngene.distillation.calibration import plan_distillation
 from ray_learngene.errors import UserError
 from ray_learngene.models.budgets import format_quantity
 from ray_learngene.models.costs import training_memory
+from ray_learngene.progress import counted
 from ray_learngene.store.rows import measured_on
 from ray_learngene.store.store import Store
 from ray_learngene.sweeps import plan as sweeps
@@ -73,14 +74,17 @@ def print_plan(config: PlanConfig) -> None:
     )
     for note in (*selection.timing_notes(), *planned.outside):
         print(f"note: {note}")
-    counts = f"{len(selection.specs)} sizes x {planned.arms} arms x {config.seeds} seeds"
+    counts = (
+        f"{counted(len(selection.specs), 'size')} x {counted(planned.arms, 'arm')} x {counted(config.seeds, 'seed')}"
+    )
     if config.lr_search:
-        counts += f" x {config.lr_search} learning rates"
+        counts += f" x {counted(config.lr_search, 'learning rate')}"
     if planned.steps is None:
         cost = f"together about {planned.flops:.3g} training FLOPs an image (give --data)"
     else:
         cost = (
-            f"each {config.epochs} epochs = {planned.steps:,} steps = {planned.steps * config.batch_size:,} images; "
+            f"each {counted(config.epochs, 'epoch')} = {counted(planned.steps, 'step')} = "
+            f"{counted(planned.steps * config.batch_size, 'image')}; "
             f"together about {planned.flops:.3g} training FLOPs"
         )
     if planned.scratch_epochs:
@@ -88,7 +92,7 @@ def print_plan(config: PlanConfig) -> None:
         cost += f"; arms without a learngene {least} to {most} epochs, at equal cost (--scratch cost)"
     if config.ancestry:
         cost += ", without those of the ancestry model that teaches"
-    print(f"{planned.descendants} descendants ({counts}), {cost}")
+    print(f"{counted(planned.descendants, 'descendant')} ({counts}), {cost}")
     if planned.cost:
         _print_cost(planned.cost, planned.learngene_seconds)
 
@@ -122,8 +126,8 @@ def _print_cost(cost: SweepCost, learngene_seconds: float | None) -> None:
         hours, whole = distilled.seconds / 3600, distilled.device_hours + cost.device_hours
         price = "" if distilled.price is None else f", price {_money(distilled.price + (cost.price or 0))}"
         print(
-            f"the distillation: {hours:.3g} hours with {distilled.workers} workers; with the sweep {whole:.3g} "
-            f"{unit}-hours, {hours + cost.hours:.3g} hours{price}"
+            f"the distillation: {hours:.3g} hours with {counted(distilled.workers, 'worker')}; "
+            f"with the sweep {whole:.3g} {unit}-hours, {hours + cost.hours:.3g} hours{price}"
         )
 
 

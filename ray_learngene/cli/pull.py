@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 from collections import defaultdict
 from collections.abc import Hashable, Iterable, Mapping
 from dataclasses import replace
@@ -15,22 +14,21 @@ from ray_learngene.config import PullConfig
 from ray_learngene.config.delivery import EXPORT_FORMATS
 from ray_learngene.errors import NothingWithin, UserError
 from ray_learngene.models.budgets import Budget, format_quantity, parse_quantity
+from ray_learngene.progress import counted
 from ray_learngene.store.manifest import FOLDERS, Manifest
 from ray_learngene.store.rows import measured_on, numbers_of
 from ray_learngene.store.store import Entry, Store
 from ray_learngene.store.timings import Timings
 from ray_learngene.terminal import one_line
 
-log = logging.getLogger(__name__)
-
 _LIMITS = {"params": "max_params", "macs": "max_macs", "memory": "max_memory", "latency": "max_latency"}
 
 
 def select_descendant(config: PullConfig, store: Store) -> Manifest:
-    """The most accurate descendant within every limit; of equals, the one with fewer parameters.
+    """Return the most accurate descendant within every limit; of equals, the one with fewer parameters.
 
-    Only descendants with the same classes that were measured on the same images are compared; of latencies, only those
-    of one device, batch, dtype and number of threads.
+    Accuracies are compared if the classes and the validation images are the same. Latencies are compared if the device,
+    batch, dtype and number of threads are the same.
 
     Raises:
         UserError: there is more than one such set to choose from; lists them.
@@ -83,23 +81,16 @@ def _best(known: list[Entry], config: PullConfig, limits: list[Budget], uri: str
     within = [one for one in found if all(limit.admits(one.facts) for limit in limits)]
     if not within:
         raise NothingWithin(
-            f"none of {len(found)} descendants is within {', '.join(map(str, limits))}: {_nearest(found, limits)}"
+            f"none of {counted(len(found), 'descendant')} is within {', '.join(map(str, limits))}: "
+            f"{_nearest(found, limits)}"
         )
     # sizes that the learngene was not trained for are taken where nothing else is within the limits
-    best, trained = (
-        max(few, key=lambda one: (one.facts["top1"], -one.facts["params"]))
-        for few in (within, [one for one in within if not one.facts.get("outside")] or within)
-    )
-    if best is not trained and best.facts["top1"] > trained.facts["top1"]:
-        log.info(
-            f"left out: descendants/{best.name}, top-1 {best.facts['top1']:.2f} %, whose learngene was not "
-            "trained for this size (pull it by name)"
-        )
-    return trained
+    within = [one for one in within if not one.facts.get("outside")] or within
+    return max(within, key=lambda one: (one.facts["top1"], -one.facts["params"]))
 
 
 def device_timings(config: PullConfig, store: Store) -> Timings | None:
-    """The record of the device whose latency is limited; None where the store has none of that name."""
+    """Return the record of the device whose latency is limited; None where the store has none of that name."""
     if config.max_latency and config.device and Timings.has(store, config.device):
         return Timings.load(store, config.device)
     return None
@@ -130,37 +121,26 @@ def _same_data(wanted: str, data: object) -> bool:
 
 
 def _label_sets(found: Iterable[Entry]) -> dict[Hashable, list[Entry]]:
-    """Descendants by label set and validation images.
-
-    Older ones do not say which validation images; they join the only set with their labels and image set.
-    """
+    """Descendants by label set and validation images; older ones that do not say join the only set of their classes."""
     sets: dict[Hashable, list[Entry]] = defaultdict(list)
-    older: dict[Hashable, list[Entry]] = defaultdict(list)
+    older: list[Entry] = []
     for one in found:
-        labels, validation = (_text(one, name) for name in ("labels", "validation"))
-        if labels and validation:
-            sets[labels, validation].append(one)
-        else:
-            older["older", labels, validation, _text(one, "classes"), _text(one, "data")].append(one)
-    near: dict[Hashable, list[Hashable]] = {
-        key: [each for each, members in sets.items() if _joins(few[0], members[0])] for key, few in older.items()
-    }
-    for key, few in older.items():
-        sets[near[key][0] if len(near[key]) == 1 else key] += few
+        key = (one.facts.get("labels"), one.facts.get("validation"))
+        (sets[key] if None not in key and all(isinstance(part, str) for part in key) else older).append(one)
+    for one in older:
+        near = [
+            key
+            for key, members in sets.items()
+            if one.facts.get("classes") == members[0].facts.get("classes")
+            and one.facts.get("labels") in (None, members[0].facts.get("labels"))
+        ]
+        sets[near[0] if len(near) == 1 else _older_key(one)].append(one)
     return sets
 
 
-def _joins(older: Entry, one: Entry) -> bool:
-    """Whether an older descendant that names its labels has those of another one, and its image set."""
-    labels, data = _text(older, "labels"), _text(older, "data")
-    return (
-        labels is not None and labels == _text(one, "labels") and (not data or _same_data(data, one.facts.get("data")))
-    )
-
-
-def _text(one: Entry, name: str) -> str | None:
-    value = one.facts.get(name)
-    return str(value) if isinstance(value, str | int) else None
+def _older_key(one: Entry) -> Hashable:
+    classes, labels = one.facts.get("classes"), one.facts.get("labels")
+    return ("older", classes if isinstance(classes, int) else None, labels if isinstance(labels, str) else None)
 
 
 def _grouped(found: Iterable[Entry], key: Any) -> dict[Hashable, list[Entry]]:
@@ -176,7 +156,11 @@ def _require_one(groups: Mapping[Hashable, list[Entry]], what: str, choose: str)
     listed = []
     for key, members in list(groups.items())[:5]:
         facts = members[0].facts
-        label = key if isinstance(key, str) else f"{facts.get('classes')} classes of {facts.get('data', 'images')}"
+        label = (
+            key
+            if isinstance(key, str)
+            else f"{counted(facts.get('classes'), 'class')} of {facts.get('data', 'images')}"
+        )
         listed.append(f"{label}: {', '.join(sorted({one.name.split('/')[0] for one in members})[:5])}")
     raise UserError(f"{what} ({'; '.join(listed)}): choose with {choose}")
 

@@ -11,6 +11,7 @@ from ray_learngene.cli.catalog import summaries
 from ray_learngene.config import ShowConfig
 from ray_learngene.errors import UserError
 from ray_learngene.models.budgets import format_quantity
+from ray_learngene.progress import duration_text
 from ray_learngene.store.manifest import FOLDERS, Manifest
 from ray_learngene.store.rows import numbers_of
 from ray_learngene.store.store import Store
@@ -18,7 +19,7 @@ from ray_learngene.store.timings import record_of
 from ray_learngene.terminal import one_line
 
 _ROW = {"params": "parameters", "macs": "MACs", "memory": "memory", "latency": "latency"}
-_COST = {"images": "images", "flops": "FLOPs", "teacher_flops": "teacher FLOPs", "seconds": "seconds"}
+_COST = {"images": "{:,.0f} images", "flops": "{:.3g} FLOPs", "teacher_flops": "{:.3g} teacher FLOPs"}
 
 
 def print_artefact(config: ShowConfig) -> None:
@@ -47,7 +48,7 @@ def print_artefact(config: ShowConfig) -> None:
 
 
 def _timing(manifest: Manifest) -> Iterator[tuple[str, str]]:
-    """What a record of latencies says: its device, its conditions, and every size."""
+    """Yield what a record of latencies says: its device, its conditions, and every size."""
     record = record_of(manifest)
     device = record.device.model_dump()
     yield (
@@ -98,7 +99,10 @@ def _page(manifest: Manifest, store: Store) -> Iterator[tuple[str, str]]:
     if row.get("outside"):
         yield "note", str(row["outside"])
     spent = cost or row
-    if known := [f"{each[name]:.4g} {word}" for name, word in _COST.items() if (each := numbers_of(spent, name))]:
+    known = [text.format(each[name]) for name, text in _COST.items() if (each := numbers_of(spent, name))]
+    if seconds := numbers_of(spent, "seconds"):
+        known.append(duration_text(seconds["seconds"]))
+    if known:
         yield "cost", ", ".join(known)
     if row and manifest.kind == "descendant":
         from ray_learngene.store.costs import cost_text, costed_rows

@@ -19,12 +19,12 @@ _PROPAGATED = ("RAY_", "TRAIN_", "TUNE_", "TORCHFT_", "NCCL_")  # prefixes of se
 
 
 def temporary_folder() -> str:
-    """The folder of Ray's own files: sockets, logs, states."""
+    """Return the folder of Ray's own files: sockets, logs, states."""
     return str(get_default_system_temp_dir())
 
 
 def has_dashboard() -> bool:
-    """Whether the connected Ray has a dashboard."""
+    """Return whether the connected Ray has a dashboard."""
     return bool(get_dashboard_url())
 
 

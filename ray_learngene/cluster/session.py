@@ -156,7 +156,7 @@ def token_missing(address: str) -> str:
 
 
 def cluster_has_gpus() -> bool:
-    """Whether any node of the connected cluster has a GPU."""
+    """Return whether any node of the connected cluster has a GPU."""
     return ray.cluster_resources().get("GPU", 0) > 0
 
 

@@ -63,7 +63,8 @@ def submit(command: str, config: Config, settings: SubmitConfig, show: Callable[
     runtime_env = _runtime_env(settings)
     client = _connect(settings.address)
     with _errors_of(client.get_address()):
-        job = _running(client, command, config) or _start(client, command, config, runtime_env)
+        key = settings.submission_id or _key(command, config)
+        job = _running(client, key, command, config) or _start(client, key, command, config, runtime_env)
     again = f"--address {client.get_address()}"
     if settings.follow:
         follow(client, job, show)
@@ -94,7 +95,7 @@ def _refuse_what_stays_here(command: str, config: Config) -> None:
 
 
 def _runtime_env(settings: SubmitConfig) -> dict[str, Any]:
-    """The job's runtime environment without its files. The dashboard shows it: nothing secret may be in it."""
+    """Return the job's runtime environment without its files. The dashboard shows it: nothing secret may be in it."""
     from ray.runtime_env import RuntimeEnv
 
     given = read_recipe(settings.runtime_env) if settings.runtime_env else {}
@@ -169,14 +170,14 @@ def _decisive(config: Config) -> dict[str, Any]:
 
 
 def _attempts(client: JobSubmissionClient, key: str) -> dict[int, JobDetails]:
-    """Return the cluster's jobs of a key, by the number at the end of their ids."""
-    jobs = ((re.fullmatch(rf"{key}\.(\d+)", job.submission_id or ""), job) for job in client.list_jobs())
-    return {int(match[1]): job for match, job in jobs if match}
+    """Return the cluster's jobs of a key, by the number at the end of their ids; the key alone is the first."""
+    jobs = ((re.fullmatch(rf"{key}(?:\.(\d+))?", job.submission_id or ""), job) for job in client.list_jobs())
+    return {int(match[1] or 1): job for match, job in jobs if match}
 
 
-def _running(client: JobSubmissionClient, command: str, config: Config) -> str | None:
+def _running(client: JobSubmissionClient, key: str, command: str, config: Config) -> str | None:
     """Return the id of the job that does this work now."""
-    for job in _attempts(client, _key(command, config)).values():
+    for job in _attempts(client, key).values():
         if job.status in ENDED:
             continue
         if (job.metadata or {}).get("settings") != fingerprint(_decisive(config)):
@@ -189,9 +190,9 @@ def _running(client: JobSubmissionClient, command: str, config: Config) -> str |
     return None
 
 
-def _start(client: JobSubmissionClient, command: str, config: Config, runtime_env: dict[str, Any]) -> str:
-    attempts = _attempts(client, _key(command, config))
-    job = f"{_key(command, config)}.{max(attempts, default=0) + 1}"
+def _start(client: JobSubmissionClient, key: str, command: str, config: Config, runtime_env: dict[str, Any]) -> str:
+    attempts = _attempts(client, key)
+    job = key if key != _key(command, config) and not attempts else f"{key}.{max(attempts, default=0) + 1}"
     with tempfile.TemporaryDirectory() as temporary:
         recipe = f"{command}.yaml"
         values = _decisive(config)
@@ -211,7 +212,7 @@ def _start(client: JobSubmissionClient, command: str, config: Config, runtime_en
                 entrypoint_resources=_driver_share(client.get_address()),
             )
         except RuntimeError:
-            started = _running(client, command, config)  # by someone else in between
+            started = _running(client, key, command, config)  # by someone else in between
             if started is None:
                 raise
             return started

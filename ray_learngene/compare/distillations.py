@@ -17,7 +17,7 @@ from ray_learngene.config.compare import ARM_SETTINGS
 from ray_learngene.distillation.distill import distill
 from ray_learngene.errors import Diverged, Interrupted, UserError
 from ray_learngene.methods.registry import create_method
-from ray_learngene.progress import Progress
+from ray_learngene.progress import Progress, counted
 from ray_learngene.store.checkpoints import steps_of
 from ray_learngene.store.store import Store
 from ray_learngene.tracking.trackers import ToDriver, Trackers, hear
@@ -50,7 +50,7 @@ def distill_all(config: BenchConfig, store: Store, runs: Sequence[DistillConfig]
     """
     runs = list({run.name: run for run in runs}.values())
     left = [run for run in runs if not _is_done(store, run)]
-    log.info(f"{what}: {len(left)} distillations to run, {len(runs) - len(left)} done")
+    log.info(f"{what}: {counted(len(left), 'distillation')} to run, {len(runs) - len(left)} done")
     found = ((run.name, store.look_up("checkpoint", f"learngene-{run.name}/state")) for run in left)
     for name, manifest in found:
         if manifest is not None:
@@ -117,7 +117,7 @@ def _distil_on_cluster(
             ended += 1
             tell(ended, run, failure)
     if sigterm.requested() and ended < len(runs):
-        raise Interrupted(ended, len(runs), "distillations")
+        raise Interrupted(ended, len(runs), "distillation")
 
 
 def _is_done(store: Store, run: DistillConfig) -> bool:
@@ -179,5 +179,6 @@ def refuse_failed(failed: Mapping[str, Failure]) -> None:
     if failed:
         name, failure = next(iter(failed.items()))
         raise UserError(
-            f"{len(failed)} distillations failed: {name}: {failure.reason}; the others are stored, run it again"
+            f"{counted(len(failed), 'distillation')} failed: {name}: {failure.reason}; "
+            "the others are stored, run it again"
         )

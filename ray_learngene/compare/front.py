@@ -99,7 +99,7 @@ class Front:
         """Compute what the reference pays for an accuracy at a size, linear in the logarithm of the cost in between.
 
         Returns:
-            The cost, and `=`; or `<`: even the shortest training is better; or `>`: no training is as good, and the
+            The cost, and `=`. With `<` even the shortest training is better. With `>` no training is as good, and the
             cost is that of the best one.
         """
         reached = [self.points[size][0]]  # without the schedules that a cheaper one beats

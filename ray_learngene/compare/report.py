@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import pandas
 import pyarrow
-from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from ray_learngene.compare.arms import ArmPlan
 from ray_learngene.compare.front import Front, schedules
@@ -23,6 +22,8 @@ from ray_learngene.compare.summary import MEASURES, Cost, accuracy, cost, summar
 from ray_learngene.compare.transfer import gains
 from ray_learngene.config import BenchConfig
 from ray_learngene.models.budgets import format_quantity
+from ray_learngene.models.card import render
+from ray_learngene.progress import counted
 from ray_learngene.provenance import publishable
 from ray_learngene.store.store import Store
 from ray_learngene.terminal import plot_label
@@ -55,27 +56,28 @@ def write_report(
     names = [row.name for row in arms]
     for figure, name in zip((accuracy_plot(table, names), break_even_plot(table, names)), PLOTS, strict=True):
         figure.savefig(folder / name)
-    log.info(f"benchmark {config.name}: {len(table)} descendants; see {folder / PAGE}")
+    log.info(f"benchmark {config.name}: {counted(len(table), 'descendant')}; see {folder / PAGE}")
 
 
 def page(
     config: BenchConfig, table: pandas.DataFrame, arms: Sequence[ArmPlan], moved: pandas.DataFrame | None = None
 ) -> str:
     """Render the Markdown page: settings and hardware, the table of arms, and a table of sizes for each measure."""
-    environment = Environment(
-        loader=PackageLoader("ray_learngene"), undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    environment.filters["quantity"] = lambda value: format_quantity("params", value)
-    environment.filters["score"] = lambda pair: f"{pair[0]:.1f} ± {pair[1]:.1f}"
-    environment.filters["rate"] = _rate
-    environment.filters["flops"] = lambda flops: _known(flops, f"{flops:.2e}")
-    environment.filters["times"] = lambda ratio: "-" if ratio is None else _known(ratio, f"{ratio:.1f}")
-    environment.filters["count"] = _count
-    environment.filters["bounded"] = lambda pair: f"{pair[1].replace('=', '')}{pair[0]:.1f}" if pair else "-"
-    environment.filters["interval"] = _interval
+    filters: dict[str, Callable[..., str]] = {
+        "quantity": lambda value: format_quantity("params", value),
+        "score": lambda pair: f"{pair[0]:.1f} ± {pair[1]:.1f}",
+        "rate": _rate,
+        "flops": lambda flops: _known(flops, f"{flops:.2e}"),
+        "times": lambda ratio: "-" if ratio is None else _known(ratio, f"{ratio:.1f}"),
+        "count": _count,
+        "bounded": lambda pair: f"{pair[1].replace('=', '')}{pair[0]:.1f}" if pair else "-",
+        "interval": _interval,
+    }
     specs = [spec for spec in sizes(config, 1) if len(_at(table, spec.width, spec.depth))]
     arms = [row for row in arms if len(table[table["arm"] == row.name])]
-    return environment.get_template("bench.md").render(
+    return render(
+        "bench.md",
+        filters,
         config=publishable(config.model_dump()),
         rows=summarise(table, [row.name for row in arms], config.reference),
         rules=rules(config, table, arms),
@@ -117,7 +119,7 @@ def _transfer_rows(config: BenchConfig, moved: pandas.DataFrame) -> list[dict[st
 
 
 def _tried(table: pandas.DataFrame, arm: str, column: str, otherwise: Sequence[float]) -> Sequence[float]:
-    """The learning rates that an arm's search tried; a table of an earlier version does not say them."""
+    """Return the learning rates that an arm's search tried; a table of an earlier version does not say them."""
     tried = table.loc[table["arm"] == arm, column].iloc[0] if column in table else None
     return otherwise if tried is None else list(tried)
 
@@ -157,9 +159,6 @@ def _against_front(config: BenchConfig, table: pandas.DataFrame, arms: Sequence[
 
 def runs_page(config: BenchConfig, table: pandas.DataFrame) -> str:
     """Render the page that every cell of a table of sizes links to: the descendants it averages, in the store."""
-    environment = Environment(
-        loader=PackageLoader("ray_learngene"), undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
     cells = [
         {
             "arm": arm,
@@ -170,7 +169,7 @@ def runs_page(config: BenchConfig, table: pandas.DataFrame) -> str:
         }
         for (arm, width, depth), rows in table.groupby(["arm", "width", "depth"], sort=False)
     ]
-    return environment.get_template("bench_runs.md").render(config=publishable(config.model_dump()), cells=cells)
+    return render("bench_runs.md", config=publishable(config.model_dump()), cells=cells)
 
 
 def anchor(arm: str, width: int, depth: int) -> str:

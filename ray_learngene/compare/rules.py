@@ -14,6 +14,7 @@ from ray_learngene.compare.searches import at_border
 from ray_learngene.compare.significance import sampling_half
 from ray_learngene.compare.summary import cost
 from ray_learngene.config import BenchConfig
+from ray_learngene.progress import counted
 
 SIZES_APART = 3.0  # points that the reference's largest size must gain over its smallest
 SEEDS = 5
@@ -135,5 +136,5 @@ def _test_images(config: BenchConfig, table: pandas.DataFrame) -> Rule:
         return Rule(rule, None, "the table does not say how many")
     count = int(table["test_images"].iloc[0])
     half = sampling_half(float(table["top1"].mean()), count)
-    seen = f"{count:,} images; an accuracy is known to ± {half:.1f} points"
+    seen = f"{counted(count, 'image')}; an accuracy is known to ± {half:.1f} points"
     return Rule(rule, config.val_share == 1, seen)

@@ -30,7 +30,7 @@ class Difference:
 
     @classmethod
     def of(cls, values: Sequence[float]) -> Difference:
-        """One value per seed; the interval of a single one is infinite."""
+        """Return one value per seed; the interval of a single one is infinite."""
         if len(values) < 2:
             return cls(fmean(values), math.inf, len(values))
         quantile = float(student.ppf((1 + _CONFIDENCE) / 2, len(values) - 1))

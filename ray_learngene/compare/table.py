@@ -105,7 +105,7 @@ def current_descendants(store: Store, sweep: str) -> Iterator[Manifest]:
 
 
 def _distilled(row: ArmPlan, one: dict[str, Any], chosen: Mapping[Distillation, Any]) -> Any:
-    """What was chosen for the distillation that made a descendant's learngene; None if it has none."""
+    """Return what was chosen for the distillation that made a descendant's learngene; None if it has none."""
     for spec, distillation in row.distillations.items():
         if distillation is not None and (spec.width, spec.depth) == (one["width"], one["depth"]):
             return chosen[distillation]

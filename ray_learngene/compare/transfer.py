@@ -67,7 +67,7 @@ def check_sets(config: BenchConfig) -> None:
 
 
 def _moved(row: ArmPlan, target: BenchConfig) -> ArmPlan:
-    """The arm at the sizes of the transfer; in full it trains for the set's own epochs."""
+    """Return the arm at the sizes of the transfer; in full it trains for the set's own epochs."""
     depths = parse_numbers("transfer_depths", target.transfer_depths or target.depths)
     sizes = {spec: made for spec, made in row.distillations.items() if spec.depth in depths}
     return replace(row, arm=row.arm.model_copy(update={"epochs": None}), distillations=sizes)

@@ -162,7 +162,8 @@ def address(text: str) -> str:
 
 def _explain(error: ValidationError, cls: type[Config], origin: dict[str, str], keywords: bool) -> str:
     first = error.errors()[0]
-    message = first["msg"].removeprefix("Value error, ")
+    message = first["msg"].removeprefix("Value error, ").partition(", unable to parse")[0]
+    message = message.replace("Input should be a valid tuple", "Expected a list")
     if not first["loc"]:
         return message
     key, *inside = map(str, first["loc"])

@@ -23,7 +23,7 @@ class DataConfig(StorageConfig):
     )
     data_dir: str | None = Field(
         None,
-        description="folder of a built-in set's files (cifar10: download or .bin files)",
+        description="folder with the files of cifar10 or torch/NAME; timm's --data-dir is --data here",
         json_schema_extra=NOTHING,
     )
     image_column: str = Field("image", description="Parquet column with the encoded image")

@@ -155,7 +155,7 @@ def parse_json(text: str | bytes) -> Any:
 
 
 def parse_object(text: str | bytes) -> dict[str, Any]:
-    """The value of a JSON document that is an object.
+    """Return the value of a JSON document that is an object.
 
     Raises:
         ValueError: see `parse_json`, or it is another value; one line.
@@ -167,7 +167,7 @@ def parse_object(text: str | bytes) -> dict[str, Any]:
 
 
 def first_error(error: ValidationError) -> str:
-    """The first error of a document that does not have the form of its model, in one line."""
+    """Return the first error of a document that does not have the form of its model, in one line."""
     first = error.errors(include_url=False)[0]
     where = ".".join(str(part) for part in first["loc"])
     return " ".join(f"{where}: {first['msg']}".removeprefix(": ").replace("Value error, ", "").split())

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from pydantic import Field
+import re
+
+from pydantic import Field, field_validator
 
 from ray_learngene.config.base import Config
 
@@ -14,6 +16,16 @@ class SubmitConfig(Config):
         None, description="job server of the cluster, e.g. http://head:8265; default: RAY_API_SERVER_ADDRESS"
     )
     follow: bool = Field(True, description="print the job's log to its end and end with its exit status")
+    submission_id: str | None = Field(
+        None, description="id of the job, for `ray job logs`; default: from the command, its name and its store"
+    )
     runtime_env: str | None = Field(
         None, description="YAML file of a Ray runtime environment (pip, image_uri, env_vars) that is added to the job's"
     )
+
+    @field_validator("submission_id")
+    @classmethod
+    def _an_id(cls, value: str | None) -> str | None:
+        if value is not None and not re.fullmatch("[a-zA-Z0-9_-]+", value):
+            raise ValueError("write letters, digits, '_' and '-'")
+        return value

@@ -132,7 +132,7 @@ class PlanConfig(SelectionConfig, TrialsConfig):
     @model_validator(mode="before")
     @classmethod
     def _of_a_sweep(cls, values: dict[str, Any]) -> dict[str, Any]:
-        """The recipe of a sweep is one of its plan, which does not use all of it."""
+        """Return the recipe of a sweep is one of its plan, which does not use all of it."""
         return {name: value for name, value in values.items() if name in cls.model_fields or name not in SWEEPS}
 
     @model_validator(mode="after")
@@ -154,7 +154,9 @@ class SweepConfig(SelectionConfig, TrialsConfig, SweepExportConfig):
         json_schema_extra=CHOICE,
     )
     epochs: int = Field(10, ge=0, description="epochs of each descendant")
-    lr: float = Field(5e-5, gt=0, description="learning rate at a batch of 512; scaled by batch_size / 512")
+    lr: float = Field(
+        5e-5, gt=0, description="learning rate at a batch of 512, scaled by batch_size / 512: timm's --lr-base"
+    )
     min_lr: float = Field(1e-6, ge=0, description="learning rate at the end of the cosine, as it is (not scaled)")
     warmup_epochs: float = Field(0, ge=0, description="linear warm-up, in epochs")
     ancestry: str | None = Field(

@@ -28,7 +28,7 @@ class TrackingConfig(Config):
 
 
 def _tracker(text: str) -> str:
-    """A tracker's text, with a local path made absolute: workers of Ray run in folders of their own."""
+    """Return a tracker's text, with a local path made absolute: workers of Ray run in folders of their own."""
     kind, _, target = text.partition(":")
     if kind not in KINDS or not target:
         raise ValueError("write tensorboard:DIR, mlflow:URI or wandb:PROJECT")

@@ -9,6 +9,7 @@ from pydantic import Field, field_validator, model_validator
 
 from ray_learngene.config.base import LATER, NOTHING, RESULT, ROUNDING, Config, StorageConfig, address
 from ray_learngene.config.texts import License
+from ray_learngene.progress import counted
 
 
 class OptimizationConfig(Config):
@@ -16,7 +17,11 @@ class OptimizationConfig(Config):
 
     epochs: int = Field(150, ge=0, description="passes over the training set")
     batch_size: int = Field(512, ge=1, description="global batch size (all workers and accumulation steps together)")
-    lr: float = Field(5e-4, gt=0, description="learning rate at a global batch of 512; scaled by batch_size / 512")
+    lr: float = Field(
+        5e-4,
+        gt=0,
+        description="learning rate at a global batch of 512, scaled by batch_size / 512: timm's --lr-base",
+    )
     min_lr: float = Field(1e-5, ge=0, description="learning rate at the end of the cosine, as it is (not scaled)")
     warmup_epochs: float = Field(
         5, ge=0, description="linear warm-up, in epochs; by default half of a run that is no longer than the warm-up"
@@ -92,7 +97,8 @@ class OptimizationConfig(Config):
                 self.__dict__["warmup_epochs"] = self.epochs / 2
                 return self
             raise ValueError(
-                f"warmup_epochs {self.warmup_epochs:g} leaves nothing of {self.epochs} epochs: lower warmup_epochs"
+                f"warmup_epochs {self.warmup_epochs:g} leaves nothing of {counted(self.epochs, 'epoch')}: "
+                "lower warmup_epochs"
             )
         return self
 

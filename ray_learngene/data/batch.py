@@ -1,8 +1,8 @@
-"""Batches of decoded pixels, and the arithmetic that makes a model's input of them on the device that will use it.
+"""Batches of decoded pixels, and the arithmetic on the device that turns them into a model's input.
 
-Loader processes send uint8, a quarter of the bytes of float32, with what they have drawn at random: where to erase and
-with what noise, and how to mix each pair. Nothing random is left to be done here, and every operation rounds as timm's
-and torchvision's transforms of one image at a time do, so the numbers are theirs.
+Loader processes send uint8, a quarter of the bytes of float32. They also send their random choices: where to erase,
+with what noise, and how to mix each pair. Nothing here is random. Every operation rounds as timm's and torchvision's
+transforms of single images do, so the numbers are the same.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ def _shares(own: float) -> tuple[float, float]:
 
 
 def _of_both(rows: Sequence[tuple[float, ...]]) -> Tensor:
-    """What each pair has, for each of its images."""
+    """Return what each pair has, for each of its images."""
     return torch.tensor(rows).repeat_interleave(2, dim=0)
 
 
@@ -157,12 +157,12 @@ def _erase(images: Tensor, places: list[tuple[int, int, int, int, int]], noise: 
 
 
 def _swapped(rows: Tensor) -> Tensor:
-    """The partner of every row, in pairs (0, 1), (2, 3), …"""
+    """Return the partner of every row, in pairs (0, 1), (2, 3), …"""
     return rows.unflatten(0, (-1, 2)).flip(1).flatten(0, 1)
 
 
 def _inside(boxes: Tensor, images: Tensor) -> Tensor:
-    """Where the pixels `[B, 1, H, W]` are that are exchanged."""
+    """Return where the pixels `[B, 1, H, W]` are that are exchanged."""
     top, bottom, left, right = (each.view(-1, 1, 1, 1) for each in boxes.unbind(1))
     rows = torch.arange(images.shape[-2], device=images.device).view(1, 1, -1, 1)
     columns = torch.arange(images.shape[-1], device=images.device).view(1, 1, 1, -1)

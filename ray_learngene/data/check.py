@@ -13,7 +13,7 @@ from PIL import Image
 from ray_learngene.data.decode import readable, to_rgb
 from ray_learngene.data.image_set import ImageSet
 from ray_learngene.errors import UserError
-from ray_learngene.progress import Progress
+from ray_learngene.progress import Progress, counted
 
 _FULL_CHECK_IMAGES = 10_000
 _CHUNK = 512
@@ -32,7 +32,7 @@ class ImageFacts(NamedTuple):
 
 
 def is_full(mode: str, images: int) -> bool:
-    """Whether a check of so many images decodes them all."""
+    """Return whether a check of so many images decodes them all."""
     return mode == "full" or (mode == "auto" and images <= _FULL_CHECK_IMAGES)
 
 
@@ -101,4 +101,4 @@ def _one_line(complaints: list[str], images: int) -> str:
         return complaints[0]
     named = "; ".join(text.removeprefix("cannot read image ").partition("; ")[0] for text in complaints[:_NAMED])
     more = f"; and {len(complaints) - _NAMED} more" if len(complaints) > _NAMED else ""
-    return f"{len(complaints)} of {images} images cannot be read: {named}{more}; remove or replace them"
+    return f"{len(complaints)} of {counted(images, 'image')} cannot be read: {named}{more}; remove or replace them"

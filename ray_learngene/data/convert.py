@@ -27,7 +27,7 @@ from ray_learngene.data.open import open_image_sets
 from ray_learngene.errors import UserError
 from ray_learngene.io.errors import clear_errors
 from ray_learngene.io.filesystems import filesystem
-from ray_learngene.progress import Progress
+from ray_learngene.progress import Progress, counted
 
 _CHUNK = 256
 
@@ -106,7 +106,7 @@ def convert(
                     progress.advance(len(chunk) - len(labelled))
         shards.publish()
     if unlabelled:
-        note = f"left out {unlabelled:,} images of the test split of {config.data}, which have no labels"
+        note = f"left out {counted(unlabelled, 'image')} of the test split of {config.data}, which have no labels"
     return {**counts, "shards": len(shards.names), "bytes": shards.bytes, "skipped": skipped, "note": note}
 
 
@@ -131,7 +131,7 @@ def _items(image_set: ImageSet) -> Iterator[Item]:
 
 
 def _encode(item: Item, short_side: int | None, quality: int) -> bytes:
-    """The image's own bytes where it is small enough, else a resized JPEG (PNG for pixels)."""
+    """Return the image's own bytes where it is small enough, else a resized JPEG (PNG for pixels)."""
     if isinstance(item.data, UserError):
         raise item.data
     with readable(lambda: item.name):

@@ -35,7 +35,7 @@ class ImageSet(ABC):
         return len(self.labels)
 
     def image(self, index: int) -> Image.Image:
-        """The image, RGB and upright.
+        """Return the image, RGB and upright.
 
         Raises:
             UserError: it cannot be decoded; names it.
@@ -45,23 +45,23 @@ class ImageSet(ABC):
 
     @abstractmethod
     def open(self, index: int) -> Image.Image:
-        """The image with its header read and, where it is stored encoded, its pixels not decoded yet."""
+        """Return the image with its header read and, where it is stored encoded, its pixels not decoded yet."""
 
     def encoded(self, index: int) -> bytes | None:
-        """The encoded image as it is stored; None where pixels are stored."""
+        """Return the encoded image as it is stored; None where pixels are stored."""
         return None
 
     @abstractmethod
     def describe(self, index: int) -> str:
-        """Where the image is, for messages: a file name, or a shard and a row."""
+        """Return where the image is, for messages: a file name, or a shard and a row."""
 
     def describe_inside(self, index: int) -> str:
-        """Where the image is inside the set, for artefacts, which say nothing about this machine's folders."""
+        """Return where the image is inside the set, for artefacts, which say nothing about this machine's folders."""
         return self.describe(index)
 
     @abstractmethod
     def content(self) -> Iterator[bytes]:
-        """What tells the images from other images with the same labels, for the fingerprint."""
+        """Return what tells the images from other images with the same labels, for the fingerprint."""
 
     @cached_property
     def fingerprint(self) -> str:
@@ -115,7 +115,7 @@ class Subset(ImageSet):
 
 
 def relabelled(whole: ImageSet, index: Labels, classes: tuple[str, ...]) -> ImageSet:
-    """The same images with their classes in another order: `index` is the new one of every class."""
+    """Return the same images with their classes in another order: `index` is the new one of every class."""
     images = Subset(whole, np.arange(len(whole)))
     images.labels, images.classes = index[whole.labels], classes
     return images
@@ -140,12 +140,12 @@ def hold_out(whole: ImageSet, share: float, note: str | None = None) -> ImageSet
 
 
 def share_of(whole: ImageSet, share: float) -> ImageSet:
-    """A share of every class, evenly spaced over its images in their order; at least one of each."""
+    """Return a share of every class, evenly spaced over its images in their order; at least one of each."""
     return whole if share == 1 else Subset(whole, np.flatnonzero(_spread(whole, share, of_single=1)))
 
 
 def _spread(whole: ImageSet, share: float, *, of_single: int) -> npt.NDArray[np.bool_]:
-    """Which images make a share of every class: at least one and not all, and `of_single` of a class of one."""
+    """Return which images make a share of every class: at least one and not all, and `of_single` of a class of one."""
     taken = np.zeros(len(whole), dtype=bool)
     for label in range(len(whole.classes)):
         members = np.flatnonzero(whole.labels == label)

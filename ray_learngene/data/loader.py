@@ -50,7 +50,7 @@ def train_loader(
     reader: Reader | None = None,
     device: torch.device | None = None,
 ) -> DataLoader[Batch]:
-    """The micro-batches of one worker from `start_step` to the end of the last epoch, in one pass.
+    """Return the micro-batches of one worker from `start_step` to the end of the last epoch, in one pass.
 
     Yields normalised images `[B, 3, image_size, image_size]` and targets: class indices `[B]`, or, with mixup or
     cutmix, smoothed probabilities `[B, classes]`.
@@ -194,7 +194,7 @@ class _Plain(Dataset[tuple[npt.NDArray[np.uint8], int] | None]):
 
 
 def _collate_readable(items: list[tuple[npt.NDArray[np.uint8], int] | None]) -> PixelBatch | None:
-    """A batch of what could be read; None where that is nothing."""
+    """Return a batch of what could be read; None where that is nothing."""
     found = [item for item in items if item is not None]
     return PixelBatch.of([pixels for pixels, _ in found], [label for _, label in found]) if found else None
 

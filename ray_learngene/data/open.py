@@ -46,7 +46,7 @@ def open_image_sets(config: DataConfig, report: Report = refuse, *, labelled: bo
 
 
 def _hidden_by_a_name(data: str) -> str | None:
-    """What to say where a local folder has the name of a set that is known by name."""
+    """Return what to say where a local folder has the name of a set that is known by name."""
     known = data in ("digits", "cifar10") or data.startswith(("torch/", "hfds/"))
     if not (known and os.path.exists(data)):
         return None
@@ -97,7 +97,7 @@ def _open_folder(path: str, config: DataConfig, report: Report, labelled: bool) 
 
 
 def _holds_parquet(folder: Path) -> bool:
-    """Whether there are Parquet files in a folder, its folders, or folders of splits in those (the Hub's layout)."""
+    """Return whether a folder, its folders, or folders of splits in those (the Hub's layout) hold Parquet files."""
     if any(next(folder.glob(pattern), None) for pattern in ("*.parquet", "*/*.parquet")):
         return True
     deeper = (path.relative_to(folder).parts for path in folder.glob("*/*/*.parquet"))

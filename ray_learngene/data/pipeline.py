@@ -24,6 +24,7 @@ from ray_learngene.data.open import open_image_sets
 from ray_learngene.data.reader import Policy, Reader
 from ray_learngene.errors import UserError
 from ray_learngene.models.preprocessing import Preprocessing
+from ray_learngene.progress import counted
 
 log = logging.getLogger(__name__)
 
@@ -49,7 +50,7 @@ class ImagePipeline:
 
     @classmethod
     def of(cls, sets: ImageSets, preprocessing: Preprocessing, config: Trains) -> ImagePipeline:
-        """The pipeline of a command's image sets, with its augmentation and the way it reads images.
+        """Return the pipeline of a command's image sets, with its augmentation and the way it reads images.
 
         Raises:
             UserError: `publish` is "best", and no image can be held out of training.
@@ -62,7 +63,7 @@ class ImagePipeline:
                 raise UserError(
                     "--publish best needs a class of two training images or more: add images, or leave it out"
                 )
-            log.info(f"choosing the epoch to publish on {len(choice):,} images held out of the training split")
+            log.info(f"choosing the epoch to publish on {counted(len(choice), 'image')} held out of the training split")
         return cls(
             train,
             sets.val,
@@ -83,7 +84,7 @@ class ImagePipeline:
     def training_batches(
         self, config: OptimizationConfig, *, rank: int = 0, world_size: int = 1, start_step: int = 0
     ) -> DataLoader[Batch]:
-        """The micro-batches of one worker from `start_step` to the last step; see `train_loader`."""
+        """Return the micro-batches of one worker from `start_step` to the last step; see `train_loader`."""
         return train_loader(
             self.train,
             self.preprocessing.image_size,
@@ -104,7 +105,7 @@ class ImagePipeline:
         )
 
     def scored_batches(self, batch_size: int, *, rank: int = 0, world_size: int = 1) -> list[DataLoader[Batch]]:
-        """One worker's share of the validation split and, if there is one, of `choice`; see `eval_loader`."""
+        """Return one worker's share of the validation split and, if there is one, of `choice`; see `eval_loader`."""
         return [
             validation_batches(
                 images,
@@ -151,7 +152,8 @@ def validation_batches(
 def images_text(images: ImagePipeline) -> str:
     """Return what a run logs about its images."""
     train = images.train
-    return f"{len(train):,} training and {len(images.val):,} validation images of {len(train.classes)} classes"
+    validation = counted(len(images.val), "validation image")
+    return f"{len(train):,} training and {validation} of {counted(len(train.classes), 'class')}"
 
 
 def checked_image_sets(config: DataConfig) -> ImageSets:
@@ -171,6 +173,6 @@ def checked_image_sets(config: DataConfig) -> ImageSets:
         except UnreadableImages as error:
             if config.unreadable == "fail":
                 raise
-            left = f"{error.readable:,} of {len(part):,} images"
+            left = f"{error.readable:,} of {counted(len(part), 'image')}"
             log.warning(f"{error} (--unreadable skip: going on with {left})")
     return sets

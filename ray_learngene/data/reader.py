@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
@@ -9,6 +10,7 @@ from PIL import Image
 
 from ray_learngene.data.image_set import ImageSet
 from ray_learngene.errors import UserError
+from ray_learngene.progress import counted
 
 Policy = Literal["fail", "skip"]
 
@@ -27,7 +29,7 @@ class Reader:
         return Reader, (self.images, self.policy)
 
     def image(self, index: int) -> tuple[Image.Image, int] | None:
-        """The image and its label; None where it cannot be read and the policy is to skip it.
+        """Return the image and its label; None where it cannot be read and the policy is to skip it.
 
         Raises:
             UserError: it cannot be read and the policy is to fail; names it.
@@ -43,7 +45,9 @@ class Reader:
             return None
 
     def image_or_next(self, index: int) -> tuple[Image.Image, int]:
-        """The image and its label, or those of the next one in the set that can be read: the same for all workers.
+        """Return the image and its label, or those of the next one in the set that can be read.
+
+        It is the same image for all workers.
 
         Raises:
             UserError: see `image`, or no image of the set can be read.
@@ -55,5 +59,11 @@ class Reader:
         raise UserError(f"none of the {len(self.images)} images can be read: check the image set with `data check`")
 
     def names(self) -> list[str]:
-        """What could not be read so far, in this process and its loader's."""
+        """Return what could not be read so far, in this process and its loader's."""
         return [self.images.describe_inside(index) for index in self.unreadable.nonzero().flatten().tolist()]
+
+
+def unreadable_text(names: Sequence[str]) -> str:
+    """Return one line about the images that could not be read and were skipped."""
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return f"skipped {counted(len(names), 'unreadable image')}: {', '.join(names[:3])}{more}"

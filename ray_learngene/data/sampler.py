@@ -11,6 +11,7 @@ from torch.utils.data import Sampler
 
 from ray_learngene.data.image_set import Labels
 from ray_learngene.errors import UserError
+from ray_learngene.progress import counted
 
 
 class Sample(NamedTuple):
@@ -22,11 +23,11 @@ class Sample(NamedTuple):
 
 
 def global_batches(size: int, batch_size: int, seed: int, epoch: int, repeats: int = 1) -> tuple[Labels, Labels]:
-    """The batches of one epoch over all workers; what does not fill a batch is dropped.
+    """Return the batches of one epoch over all workers; images that do not fill a batch are dropped.
 
-    With `repeats` every image of a random order comes that many times in a row, and the epoch still has `size` views,
-    as in timm's `RepeatAugSampler`. Within a batch first views come before second ones, so that two views of an image
-    are not neighbours.
+    With `repeats` every image comes that many times in a row, in a random order of images. The epoch still has `size`
+    views, as in timm's `RepeatAugSampler`. Within a batch first views come before second ones, so that two views of an
+    image are not neighbours.
 
     Returns:
         Image index and number of the view, both `[steps, batch_size]`.
@@ -46,7 +47,9 @@ def global_batches(size: int, batch_size: int, seed: int, epoch: int, repeats: i
 
 def _require_batch(size: int, batch_size: int) -> None:
     if size < batch_size:
-        raise UserError(f"the training set has {size} images, less than one batch of {batch_size}: lower --batch-size")
+        raise UserError(
+            f"the training set has {counted(size, 'image')}, less than one batch of {batch_size}: lower --batch-size"
+        )
 
 
 class WorkerBatches(Sampler[list[Sample]]):
@@ -83,7 +86,8 @@ class WorkerBatches(Sampler[list[Sample]]):
         if batch_size < unit * micro_batches:
             raise UserError(
                 f"--batch-size {batch_size} is less than {'a pair' if unit == 2 else 'an image'} for each of "
-                f"{world_size} workers with {accumulation} micro-batches each: choose {unit * micro_batches} or more"
+                f"{counted(world_size, 'worker')} with {counted(accumulation, 'micro-batch')} each: "
+                f"choose {unit * micro_batches} or more"
             )
         self.size, self.batch_size, self.seed, self.repeats = size, batch_size, seed, repeats
         self.rank, self.world_size, self.accumulation = rank, world_size, accumulation
@@ -93,7 +97,7 @@ class WorkerBatches(Sampler[list[Sample]]):
         self.total_steps = epochs * self.steps_per_epoch
 
     def view_epoch(self, epoch: int) -> int:
-        """The epoch whose order and augmentation an epoch has."""
+        """Return the epoch whose order and augmentation an epoch has."""
         return epoch % self.view_epochs if self.view_epochs else epoch
 
     def __len__(self) -> int:

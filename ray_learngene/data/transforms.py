@@ -66,7 +66,7 @@ def eval_transform(size: int, augmentation: AugmentationConfig, crop_mode: str =
 
 
 def _pixels(transform: Compose) -> Transform:
-    """A transform of timm without the last step, which makes a tensor of an image."""
+    """Return a transform of timm without the last step, which makes a tensor of an image."""
     return Compose([*transform.transforms[:-1], np.array])
 
 

@@ -46,7 +46,7 @@ UNKNOWN = "accuracy unknown: measure it with `learngene expand --data`"
 def known_accuracy(
     rows: Iterable[Mapping[str, Any]], stored: StoredLearngene, method: Method, spec: Spec
 ) -> Accuracy | None:
-    """The accuracy of an expansion as far as rows of descendants tell; None where they do not.
+    """Return the accuracy of an expansion as far as rows of descendants tell; None where they do not.
 
     Between two measured depths of the same width, or two widths of the same depth, it is interpolated linearly.
     Nothing is extrapolated.
@@ -109,7 +109,7 @@ def _between(line: Mapping[int, float], below: int, above: int, wanted: int) -> 
 
 
 def _error(line: Mapping[int, float], below: int, above: int) -> float:
-    """The largest error with which the two neighbours themselves would be interpolated, each from its own.
+    """Return the largest error with which the two neighbours themselves would be interpolated, each from its own.
 
     A neighbour at the end of the line has none. Then it is half of the neighbours' difference, at least.
     """

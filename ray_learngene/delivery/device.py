@@ -111,7 +111,7 @@ def write_script(path: Path) -> None:
 
 
 def sizes_to_time(expander: Expander, depths: str | None, widths: str | None) -> list[Spec]:
-    """The sizes from which all others are predicted.
+    """Return the sizes from which all others are predicted.
 
     Of one width three depths; of several widths the smallest and the largest at two depths each, and a size in the
     middle, which tells the error. Of an architecture of several stages each stage is grown alone, and all together.

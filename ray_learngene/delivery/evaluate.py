@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,20 +12,19 @@ from timm.data import resolve_model_data_config
 from torch import nn
 from torch.utils.data import DataLoader
 
-from ray_learngene.ancestry.classes import order_of, timms_order
+from ray_learngene.ancestry.classes import order_of
 from ray_learngene.config import DataConfig, EvaluateConfig
 from ray_learngene.data.image_set import ImageSet, relabelled
 from ray_learngene.data.loader import Batch
 from ray_learngene.data.open import open_image_sets
 from ray_learngene.data.pipeline import validation_batches
-from ray_learngene.data.reader import Reader
+from ray_learngene.data.reader import Reader, unreadable_text
 from ray_learngene.delivery.features import FeatureScores, evaluate_features
 from ray_learngene.device import resolve_device
 from ray_learngene.errors import UserError
 from ray_learngene.models.preprocessing import Preprocessing
 from ray_learngene.models.timm_folder import labels_of, load_timm
-from ray_learngene.progress import Progress
-from ray_learngene.terminal import unreadable_text
+from ray_learngene.progress import Progress, counted
 from ray_learngene.training.evaluation import Scores, evaluate
 from ray_learngene.training.feature_scores import bank_of
 
@@ -58,11 +57,10 @@ class ModelImages:
         order = order_of(sets.val.classes, labels) if given else list(range(len(sets.val.classes)))
         if (model.num_classes and model.num_classes != len(sets.val.classes)) or order is None:
             raise UserError(
-                f"{where} has {model.num_classes} classes ({', '.join(labels[:3])}, ...), --data {config.data} has "
+                f"{where} has {counted(model.num_classes, 'class')} ({', '.join(labels[:3])}, ...), "
+                f"--data {config.data} has "
                 f"{len(sets.val.classes)} ({', '.join(sets.val.classes[:3])}, ...): they are not the same label set"
             )
-        if model.num_classes and not labels:
-            log.warning(_unnamed(where, config.data, sets.val.classes))
         data = resolve_model_data_config(model)
         preprocessing = Preprocessing.of(model, where, input_size=data["input_size"])
         train, val = (
@@ -80,17 +78,6 @@ class ModelImages:
             reader=reader or Reader(images, self.config.unreadable),
             crop_mode=self.crop_mode,
         )
-
-
-def _unnamed(where: str, data: str, classes: Sequence[str]) -> str:
-    """Say in which order the classes of a model are counted that does not name them."""
-    timms = timms_order(classes)
-    first = ", ".join(classes[:3])
-    other = "" if timms is None else f"; timm counts {', '.join(classes[index] for index in timms[:3])}, ..."
-    return (
-        f"{where} names no classes: they are taken in the order of --data {data} ({first}, ...){other}; label_names of "
-        "config.json says another order"
-    )
 
 
 def evaluate_folder(folder: str | Path, config: DataConfig, batch_size: int) -> Scores | FeatureScores:

@@ -29,6 +29,7 @@ from ray_learngene.models.preprocessing import Preprocessing
 from ray_learngene.models.sizes import parse_depths, size_name, sizes_of
 from ray_learngene.models.specs import Spec, timm_arguments
 from ray_learngene.models.timm_folder import export_timm
+from ray_learngene.progress import counted
 from ray_learngene.provenance import provenance
 from ray_learngene.store.learngenes import StoredLearngene
 from ray_learngene.store.store import Store
@@ -88,12 +89,12 @@ class Expander:
         return learngene.labels or tuple(str(index) for index in range(learngene.spec.classes))
 
     def sizes(self, depths: str | None = None, widths: str | None = None, image_size: int | None = None) -> list[Spec]:
-        """The sizes of these depths and widths, by default of every depth and of the widths that were trained."""
+        """Return the sizes of these depths and widths, by default of every depth and of the trained widths."""
         widths = widths or ",".join(map(str, self.method.trained_widths(self.stored.learngene)))
         return sizes_of(self.stored.learngene.spec, depths=depths, widths=widths, changes={"image": image_size})
 
     def largest(self, limits: Mapping[str, str], choices: Sequence[Spec], timings: Timings | None = None) -> Spec:
-        """The largest size within limits; of several, one that the learngene was trained for.
+        """Return the largest size within limits; of several, one that the learngene was trained for.
 
         Args:
             timings: Of the device whose latency is limited; without them it is that of the device at hand.
@@ -119,23 +120,23 @@ class Expander:
             raise NothingWithin(str(error)) from None
 
     def notes(self, spec: Spec) -> list[str]:
-        """What a user should know of an expansion to this size."""
+        """Return what a user should know of an expansion to this size."""
         found = []
         if note := self.method.outside(self.stored.learngene, spec):
             found.append(note)
         if steps := self.method.fitting_steps:
             found.append(
-                f"in a sweep {self.method.name} fits the model to its size for {steps} steps, which needs images: "
-                "this one is not fitted"
+                f"in a sweep {self.method.name} fits the model to its size for {counted(steps, 'step')}, "
+                "which needs images: this one is not fitted"
             )
         return found
 
     def accuracy(self, spec: Spec) -> Accuracy | None:
-        """What the store knows of the accuracy of an expansion to this size."""
+        """Return what the store knows of the accuracy of an expansion to this size."""
         return known_accuracy(self.rows, self.stored, self.method, spec)
 
     def expand(self, spec: Spec, seed: int = 0) -> nn.Module:
-        """The plain timm model of a size.
+        """Return the plain timm model of a size.
 
         Raises:
             UserError: the method cannot expand the learngene to it.
@@ -241,18 +242,20 @@ def expand(config: ExpandConfig) -> list[Expansion]:
 def _measured(one: Expansion, config: DataConfig, batch_size: int) -> Expansion:
     scores = evaluate_folder(one.path, config, batch_size)
     if isinstance(scores, FeatureScores):
-        text = f"{scores} untuned, measured on {scores.images:,} images of {data_name(config.data)}"
+        text = f"{scores} untuned, measured on {counted(scores.images, 'image')} of {data_name(config.data)}"
         facts = {**one.facts, "knn": scores.knn, "linear": scores.linear, "accuracy": text}
         write_facts(one.path, facts, {"data": data_name(config.data), "split": config.validate_on})
         return Expansion(one.path, one.spec, facts)
-    accuracy = Accuracy(scores.top1, 0.0, f"measured on {int(scores.images):,} images of {data_name(config.data)}")
+    accuracy = Accuracy(
+        scores.top1, 0.0, f"measured on {counted(int(scores.images), 'image')} of {data_name(config.data)}"
+    )
     facts = {**one.facts, "top1_untuned": scores.top1, "top1_untuned_error": 0.0, "accuracy": str(accuracy)}
     write_facts(one.path, facts, {"data": data_name(config.data), "split": config.validate_on})
     return Expansion(one.path, one.spec, facts)
 
 
 def size_text(spec: Spec) -> str:
-    """A size and its costs in a few words."""
+    """Return a size and its costs in a few words."""
     known = {name: format_quantity(name, value) for name, value in costs(spec).items()}
     return (
         f"width {spec.width}, depth {spec.layers}: {known['params']} parameters, {known['macs']} MACs, "
@@ -261,5 +264,5 @@ def size_text(spec: Spec) -> str:
 
 
 def notes_of(made: Iterable[Expansion]) -> list[str]:
-    """The notes of several expansions, each once."""
+    """Return the notes of several expansions, each once."""
     return list(dict.fromkeys(note for one in made for note in one.facts["notes"]))

@@ -1,7 +1,7 @@
 """Export a timm model folder to a file that a runtime loads, compared with the model before it appears.
 
-A folder of one export holds the file, `golden.npz` (inputs with their logits, for a device to check itself),
-`export.json` (everything about it) and a card.
+An export is a folder with the file and a card. `golden.npz` holds inputs with their logits, so that a device can check
+itself. `export.json` holds all that is known of the file.
 """
 
 from __future__ import annotations
@@ -18,7 +18,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from timm.data import resolve_model_data_config
 from torch import Tensor, nn
 
@@ -30,8 +29,10 @@ from ray_learngene.delivery.evaluate import ModelImages
 from ray_learngene.delivery.folders import check_free, local_path, new_folder
 from ray_learngene.delivery.parity import TOLERANCE, Array, Parity, Run, compare, require_equal
 from ray_learngene.errors import UserError
+from ray_learngene.models.card import render
 from ray_learngene.models.specs import spec_of
 from ray_learngene.models.timm_folder import labels_of, load_timm
+from ray_learngene.progress import counted
 from ray_learngene.provenance import provenance, publishable
 
 FACTS, GOLDEN, CARD = "export.json", "golden.npz", "README.md"
@@ -107,7 +108,7 @@ class Exporter:
         self.architecture = str(getattr(model, "pretrained_cfg", {}).get("architecture") or type(model).__name__)
         channels, height, width = self.size = tuple(self.data["input_size"])
         if uint8_input and channels != 3:
-            raise UserError(f"{name} takes images of {channels} channels: uint8 input is for RGB images")
+            raise UserError(f"{name} takes images of {counted(channels, 'channel')}: uint8 input is for RGB images")
         self.model = onnx_file.Normalised(model, self.data["mean"], self.data["std"]).eval() if uint8_input else model
         self.classifies = bool(getattr(model, "num_classes", 0))  # else it computes features
         self.what = f"{name} ({self.architecture})"
@@ -168,15 +169,14 @@ class Exporter:
             "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
             **({} if format == "torch" else {"opset": onnx_file.OPSET}),
             "quantization": quantization,
-            "compared_on": self.images.name if self.images else f"{parity.images} random images",
+            "compared_on": self.images.name if self.images else counted(parity.images, "random image"),
             "compared": parity.as_dict(),
             "tolerance": TOLERANCE if format != "int8" else None,
             "packages": {name: version(name) for name in ("torch", "timm", *_PACKAGES[format])},
             **provenance(),
         }
         (folder / FACTS).write_text(json.dumps(facts, indent=2) + "\n")
-        environment = Environment(loader=PackageLoader("ray_learngene"), undefined=StrictUndefined, trim_blocks=True)
-        (folder / CARD).write_text(environment.get_template("export_card.md").render(**facts))
+        (folder / CARD).write_text(render("export_card.md", **facts))
         return Exported(folder, facts)
 
     def _quantize(self, source: Path, target: Path) -> dict[str, Any]:
@@ -201,8 +201,9 @@ class Exporter:
         if self.images is not None and parity.agreement < self.settings.min_agreement:
             raise UserError(
                 f"the int8 file of {self.what} decides as the timm model on {parity.agreement:.2f} % of "
-                f"{parity.images} validation images, less than --min-agreement {self.settings.min_agreement:g}: export "
-                "with --int8 static, or lower it; nothing was written"
+                f"{counted(parity.images, 'validation image')}, "
+                f"less than --min-agreement {self.settings.min_agreement:g}: export with --int8 static, or lower it; "
+                "nothing was written"
             )
 
     def _compare(self, run: Run) -> Parity:
@@ -231,7 +232,7 @@ class Exporter:
         return pixels.to(torch.uint8).permute(0, 2, 3, 1).contiguous()
 
     def _golden(self) -> Tensor:
-        """A few validation images, or random pixels."""
+        """Return a few validation images, or random pixels."""
         if self.images is not None:
             images, _ = next(iter(self.images.validation()))
             return self._input(images[:_GOLDEN_IMAGES])
@@ -259,8 +260,8 @@ def export(config: ExportConfig) -> list[Exported]:
     """Export a model folder to one or several formats; each appears when it is whole and compared.
 
     Raises:
-        UserError: a package is missing, the folder is no timm folder, its architecture does not export, or a file does
-            not compute what the model computes.
+        UserError: a package is missing, the folder is no timm folder, its architecture does not export, or the logits
+            of a file differ from the model's.
     """
     require_packages(config.format)
     folder = local_path(config.model, "--model")
@@ -286,7 +287,7 @@ def _images_of(images: ModelImages, config: ExportConfig) -> ExportImages:
     def training(count: int) -> Batches:
         return images.batches(Subset(images.train, spaced(len(images.train), count)), config.batch_size)
 
-    name = f"{len(images.val)} validation images of {publishable(config.data)}"
+    name = f"{counted(len(images.val), 'validation image')} of {publishable(config.data)}"
     return ExportImages(name, lambda: images.batches(images.val, config.batch_size), training)
 
 
@@ -296,7 +297,7 @@ def spaced(length: int, count: int) -> Array:
 
 
 def _source(folder: Path) -> dict[str, Any]:
-    """Where a model folder comes from, as far as its `metrics.json` says, and a hash of its weights."""
+    """Return where a model folder comes from, as far as its `metrics.json` says, and a hash of its weights."""
     weights = hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
     try:
         facts = json.loads((folder / "metrics.json").read_text())

@@ -14,7 +14,7 @@ from ray_learngene.io.errors import clear_errors
 
 
 def local_path(text: str | Path, flag: str = "--out") -> Path:
-    """The absolute path of a local folder.
+    """Return the absolute path of a local folder.
 
     Raises:
         UserError: its home directory is unknown, or it is the root.

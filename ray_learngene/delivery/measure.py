@@ -119,7 +119,7 @@ def _digits(value: Any) -> float:
 
 
 def machine(gpu: bool = False) -> dict[str, Any]:
-    """What the device is: CPU, board, GPU, cores, governor, system."""
+    """Return what the device is: CPU, board, GPU, cores, governor, system."""
     found = {
         "cpu": cpu_name(),
         "board": _read("/proc/device-tree/model"),
@@ -132,7 +132,7 @@ def machine(gpu: bool = False) -> dict[str, Any]:
 
 
 def cpu_name() -> str:
-    """The CPU's model, as /proc/cpuinfo, the device tree or macOS names it."""
+    """Return the CPU's model, as /proc/cpuinfo, the device tree or macOS names it."""
     text = _read("/proc/cpuinfo")
     for key in ("model name", "Model", "Hardware"):
         match = re.search(rf"^{key}\s*:\s*(.+)$", text, re.MULTILINE)
@@ -162,7 +162,7 @@ def _output(*command: str) -> str:
 
 
 def load() -> list[float]:
-    """The load averages of 1, 5 and 15 minutes, where the system tells."""
+    """Return the load averages of 1, 5 and 15 minutes, where the system tells."""
     try:
         return [round(value, 2) for value in os.getloadavg()]
     except (OSError, AttributeError):
@@ -189,7 +189,7 @@ def unpin(cores: Sequence[int]) -> None:
 
 
 def onnx_file(path: str) -> str:
-    """The ONNX file that is meant by a path, a folder's being model.onnx."""
+    """Return the ONNX file that is meant by a path, a folder's being model.onnx."""
     file = os.path.join(path, "model.onnx") if os.path.isdir(path) else path
     if not os.path.isfile(file):
         raise Failed(f"{path} is no ONNX file, and no folder with a model.onnx: write it with `learngene export`")
@@ -197,7 +197,7 @@ def onnx_file(path: str) -> str:
 
 
 def open_model(path: str, threads: int, provider: str) -> tuple[Any, dict[str, Any]]:
-    """An onnxruntime session of a model, and what its file says of it."""
+    """Return an onnxruntime session of a model, and what its file says of it."""
     try:
         import onnxruntime
     except ImportError:
@@ -248,7 +248,7 @@ def check(path: str, session: Any, facts: Mapping[str, Any]) -> int:
 
 
 def random_input(session: Any, batch: int) -> dict[str, Any]:
-    """An input of a batch of random values, as the model takes it."""
+    """Return an input of a batch of random values, as the model takes it."""
     wanted = session.get_inputs()[0]
     shape = [batch, *(size if isinstance(size, int) else 1 for size in wanted.shape[1:])]
     values = np.random.default_rng(0).random(shape, np.float32)
@@ -256,7 +256,7 @@ def random_input(session: Any, batch: int) -> dict[str, Any]:
 
 
 def slug(text: str) -> str:
-    """A name that a store can hold, of any text."""
+    """Return a name that a store can hold, of any text."""
     return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")[:60] or "device"
 
 
@@ -275,7 +275,7 @@ def record(
     started: str,
     gpu: bool = False,
 ) -> dict[str, Any]:
-    """What was measured under one precision, with everything that decides how long a model takes."""
+    """Return what was measured under one precision, with everything that decides how long a model takes."""
     here = machine(gpu)
     ratio = max(one["wall_over_cpu"] for one in timed.values())
     facts = ("architecture", "params", "spec", "source")
@@ -355,7 +355,7 @@ def measure(
 
 
 def allowed_cores() -> list[int]:
-    """The cores that this process may use, where the system tells."""
+    """Return the cores that this process may use, where the system tells."""
     try:
         return sorted(os.sched_getaffinity(0))
     except AttributeError:
@@ -363,10 +363,11 @@ def allowed_cores() -> list[int]:
 
 
 def lines(found: Mapping[str, Any]) -> list[str]:
-    """A record as lines for a terminal."""
+    """Return a record as lines for a terminal."""
     said = [
         f"{found['device'].get('gpu') or found['device'].get('board') or found['device']['cpu']}, {found['runtime']}, "
-        f"{found['precision']}, {found['threads']} thread(s), batch {found['batch']}, {found['clock']} time"
+        f"{found['precision']}, {found['threads']} thread{'s' * (found['threads'] != 1)}, "
+        f"batch {found['batch']}, {found['clock']} time"
     ]
     width = max(len(one["name"]) for one in found["sizes"])
     for one in found["sizes"]:

@@ -99,7 +99,7 @@ def _quiet() -> Iterator[None]:
 
 
 def layer_outputs(proto: Any) -> dict[str, str]:
-    """The value in the graph that each layer of the timm model computes; to be asked before `strip`."""
+    """Return the value in the graph that each layer of the timm model computes; to be asked before `strip`."""
     found: dict[str, str] = {}
     for node in proto.graph.node:
         scopes = next((one.value for one in node.metadata_props if one.key == "pkg.torch.onnx.name_scopes"), "[]")
@@ -169,7 +169,7 @@ def quantize_static(source: Path, target: Path, batches: Iterator[Array]) -> Non
 
 
 def session(model: Path | bytes) -> Any:
-    """An onnxruntime session on the CPU, with as many threads as torch uses."""
+    """Return an onnxruntime session on the CPU, with as many threads as torch uses."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -180,7 +180,7 @@ def session(model: Path | bytes) -> Any:
 
 
 def onnx_run(model: Path | bytes) -> Run:
-    """The logits of an ONNX file on onnxruntime."""
+    """Return the logits of an ONNX file on onnxruntime."""
     opened = session(model)
 
     def run(images: Array) -> Array:
@@ -192,7 +192,10 @@ def onnx_run(model: Path | bytes) -> Run:
 
 @torch.no_grad()
 def first_layer_that_differs(model: nn.Module, proto: Any, layers: Mapping[str, str], images: Tensor) -> str | None:
-    """The first layer whose output in the ONNX file is not the timm model's; None where no layer can be compared."""
+    """Return the first layer whose output in the ONNX file is not the timm model's.
+
+    None if no layer can be compared.
+    """
     import onnx
 
     outputs: dict[str, Tensor] = {}

@@ -41,7 +41,7 @@ class Parity:
     first: int | None
 
     def as_dict(self) -> dict[str, Any]:
-        """All but the place of a difference, rounded for a card."""
+        """Return all but the place of a difference, rounded for a card."""
         found = {name: value for name, value in asdict(self).items() if name != "first"}
         return {name: float(f"{value:.6g}") if isinstance(value, float) else value for name, value in found.items()}
 

@@ -26,7 +26,7 @@ def save(program: ExportedProgram, path: Path, metadata: Mapping[str, Any]) -> N
 
 
 def torch_run(path: Path) -> Run:
-    """The logits of a torch.export file."""
+    """Return the logits of a torch.export file."""
     module = torch.export.load(path).module()
 
     @torch.no_grad()

@@ -115,7 +115,7 @@ def _in_worker(task: DistillTask, rank: int) -> Measured:
 
 
 def _untrained(task: DistillTask, steps: int, seconds: float) -> StoredLearngene:
-    """The learngene of the untrained auxiliary model, with what its training will cost."""
+    """Return the learngene of the untrained auxiliary model, with what its training will cost."""
     with scratch_folder() as folder:
         facts = task.write(task.module, folder)
         files = [(folder / name).read_bytes() for name in (WEIGHTS_FILE, DESCRIPTION_FILE)]

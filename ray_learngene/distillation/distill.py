@@ -31,6 +31,7 @@ from ray_learngene.methods.warm_start import start_from_model
 from ray_learngene.models.origin import Origin, data_name
 from ray_learngene.models.preprocessing import Preprocessing
 from ray_learngene.models.specs import Spec, preset, spec_for
+from ray_learngene.progress import counted
 from ray_learngene.store.learngenes import StoredLearngene
 from ray_learngene.store.manifest import Manifest
 from ray_learngene.store.store import Store
@@ -143,7 +144,9 @@ def check_depth(module: nn.Module, depth: int | tuple[int, ...], method: str) ->
     spec = getattr(module, "spec", None)
     total = depth if isinstance(depth, int) else sum(depth)
     if spec is not None and spec.depth != total:
-        raise UserError(f"--depth {depth} and --method {method} ({spec.depth} layers) disagree: leave one out")
+        raise UserError(
+            f"--depth {depth} and --method {method} ({counted(spec.depth, 'layer')}) disagree: leave one out"
+        )
 
 
 def images_for(config: DistillConfig, sets: ImageSets, spec: Spec, ancestry: Ancestry) -> ImagePipeline:

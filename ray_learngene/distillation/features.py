@@ -50,7 +50,7 @@ class FeatureTask(DistillTask):
         return FeatureScorer(self.objective(device, autocast), device, autocast, bank, classes)
 
     def _bank(self) -> Iterable[Batch]:
-        """The training images that classifiers are fitted to, as evaluation sees images."""
+        """Return the training images that classifiers are fitted to, as evaluation sees images."""
         images = self.images
         some = bank_of(images.train)
         return validation_batches(

@@ -17,6 +17,7 @@ from ray_learngene import sigterm
 from ray_learngene.config import AncestryConfig, DistillConfig
 from ray_learngene.config.decides import RUN, decisive, require_same
 from ray_learngene.data.pipeline import images_text
+from ray_learngene.data.reader import unreadable_text
 from ray_learngene.device import gpu_allowed, resolve_device
 from ray_learngene.distillation.task import (
     Task,
@@ -33,10 +34,9 @@ from ray_learngene.distillation.task import (
 from ray_learngene.distillation.tracked import TrackedRun
 from ray_learngene.errors import UserError
 from ray_learngene.models.checkpointing import checkpoint_gradients
-from ray_learngene.progress import scores_text
+from ray_learngene.progress import counted, scores_text
 from ray_learngene.provenance import publishable
 from ray_learngene.store.manifest import Manifest
-from ray_learngene.terminal import unreadable_text
 from ray_learngene.tracking.trackers import Trackers
 from ray_learngene.training.batches import Batches
 from ray_learngene.training.checkpoints import BackgroundCheckpoints
@@ -112,9 +112,9 @@ def _log_beginning(task: Task) -> None:
         least = f"{config.least_workers} to " if config.least_workers < config.most_workers else ""
         where = f"by Ray: workers {least}{config.most_workers}, CPUs of each {config.cpus_per_worker:g}"
     log.info(
-        f"{task.kind} {config.name}: {images_text(images)}, {config.epochs} epochs of {steps:,} steps of "
-        f"{config.batch_size} images, {sum(each.numel() for each in task.module.parameters()):,} parameters to train, "
-        f"{where}"
+        f"{task.kind} {config.name}: {images_text(images)}, {counted(config.epochs, 'epoch')} of "
+        f"{counted(steps, 'step')} of {counted(config.batch_size, 'image')}, "
+        f"{sum(each.numel() for each in task.module.parameters()):,} parameters to train, {where}"
     )
 
 

@@ -27,7 +27,7 @@ from ray_learngene.device import gpu_allowed, resolve_device
 from ray_learngene.distillation.distill import auxiliary_spec, images_for, with_interpolation
 from ray_learngene.errors import Interrupted, UserError
 from ray_learngene.models.compile import require_compiler
-from ray_learngene.progress import Progress
+from ray_learngene.progress import Progress, counted
 from ray_learngene.store.store import Store
 from ray_learngene.training.engine import resolve_precision
 
@@ -168,8 +168,8 @@ def _on_cluster(filling: Filling) -> None:
             raise UserError(f"soft labels cannot be computed: {str(error).strip().splitlines()[-1]}") from error
         except ray.exceptions.RayError as error:
             raise UserError(
-                f"a worker was lost {config.max_failures + 1} times ({str(error).strip().splitlines()[0]}): run the "
-                "same command again to continue"
+                f"a worker was lost {counted(config.max_failures + 1, 'time')} ({str(error).strip().splitlines()[0]}): "
+                "run the same command again to continue"
             ) from error
 
 
@@ -200,11 +200,11 @@ def _follow(key: str, filling: Filling, shards: list[Shard], compute: Callable[[
     if not shards:
         log.info(f"{name} are complete: nothing to do")
         return
-    log.info(f"{name}: {len(shards)} parts of epochs to compute")
+    log.info(f"{name}: {counted(len(shards), 'part')} of epochs to compute")
     each = filling.views // filling.parts
     number = 0
     with Progress("soft labels", len(shards) * each, "images") as progress:
         for number, shard in enumerate(compute(progress), start=1):
             progress.at(number * each, f"epoch {shard.epoch} part {shard.part + 1} of {filling.parts}")
     if number < len(shards):
-        raise Interrupted(number, len(shards), "parts of epochs")
+        raise Interrupted(number, len(shards), "part")

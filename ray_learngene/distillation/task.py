@@ -53,7 +53,7 @@ class Task(Protocol):
         ...
 
     def scorer(self, device: torch.device, autocast: torch.dtype | None) -> Scorer:
-        """What scores the module on the validation split."""
+        """Return what scores the module on the validation split."""
         ...
 
     def flops(self, steps: int) -> dict[str, int]:
@@ -69,7 +69,7 @@ class Task(Protocol):
         ...
 
     def card(self, metadata: dict[str, Any]) -> str | None:
-        """The artefact's README.md; None for one that only this package reads."""
+        """Return the artefact's README.md; None for one that only this package reads."""
         ...
 
 
@@ -119,7 +119,7 @@ def made_before(store: Store, kind: Kind, config: PublishConfig, settings: dict[
 
 
 def run_name(task: Task) -> str:
-    """The run's folder below `runs` and the name of its checkpoints."""
+    """Return the run's folder below `runs` and the name of its checkpoints."""
     return manifest.run_name(task.kind, task.config.name)
 
 

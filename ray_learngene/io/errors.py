@@ -59,7 +59,7 @@ class CredentialsRenewed(ConnectionError):
 
 
 def client_error(error: BaseException | None) -> ClientError | None:
-    """What botocore raised for an answer of the server; s3fs translates it, once or twice."""
+    """Return what botocore raised for an answer of the server; s3fs translates it, once or twice."""
     while error is not None and not isinstance(error, ClientError):
         error = error.__cause__
     return error
@@ -83,7 +83,10 @@ def _retry_after(answer: ClientError | None) -> float:
 
 
 def s3_code(error: BaseException) -> str:
-    """The S3 error code of what pyarrow, s3fs or botocore raised, in capitals without separators; "" without one."""
+    """Return the S3 error code of what pyarrow, s3fs or botocore raised, in capitals without separators.
+
+    It is empty if there is none.
+    """
     if (answer := client_error(error)) is not None:
         return _plain(answer.response.get("Error", {}).get("Code", ""))
     match = re.search(r"AWS Error (\w+)(?: \(HTTP status (\d+)\))?", str(error))
@@ -173,7 +176,7 @@ OTHERS = {
 
 
 def storage_errors() -> tuple[type[BaseException], ...]:
-    """All that the storage libraries in use and the operating system raise."""
+    """Return all that the storage libraries in use and the operating system raise."""
     ours = (OSError, pyarrow.ArrowException, BotoCoreError, ClientError, ResponseParserError, http.client.HTTPException)
     return ours + tuple(kind for kind, _ in _others())
 
@@ -185,7 +188,7 @@ def _others() -> Iterator[tuple[type[BaseException], str | None]]:
 
 
 def status_of(error: BaseException) -> int:
-    """The HTTP status that the client of another scheme than S3 hands on; 0 where it does not."""
+    """Return the HTTP status that the client of another scheme than S3 hands on; 0 where it does not."""
     found = getattr(error, "status_code", None) or getattr(error, "code", None) or getattr(error, "status", None)
     found = found or getattr(getattr(error, "response", None), "status_code", None)
     if isinstance(error, OSError) and str(error).startswith("Forbidden:"):  # gcsfs
@@ -218,7 +221,7 @@ def explain(error: BaseException, uri: str) -> UserError:
 
 
 def without_secrets(text: str) -> str:
-    """A text of the server or of a library without the credentials that it may repeat."""
+    """Return a text of the server or of a library without the credentials that it may repeat."""
     for name in SECRET_VARIABLES:
         if secret := os.environ.get(name):
             text = text.replace(secret, f"<{name}>")

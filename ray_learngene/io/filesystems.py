@@ -11,7 +11,7 @@ from ray_learngene.io.schemes import locate
 
 
 def filesystem(uri: str, retry_seconds: float = 0.0) -> tuple[pyarrow.fs.FileSystem, str]:
-    """The pyarrow filesystem of a URI, for bytes and tables, and the path in it.
+    """Return the pyarrow filesystem of a URI, for bytes and tables, and the path in it.
 
     pyarrow's own client of S3, and fsspec's of every other scheme, by which the store reads there, too.
 

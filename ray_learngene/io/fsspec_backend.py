@@ -40,7 +40,7 @@ TIMES = ("LastModified", "last_modified", "mtime", "updated", "created")
 
 
 def open_filesystem(scheme: str, path: str) -> tuple[AbstractFileSystem, str]:
-    """The fsspec filesystem of a URI, which never answers from a list of earlier, and the path in it."""
+    """Return the fsspec filesystem of a URI, which never answers from a list of earlier, and the path in it."""
     os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")  # else gcsfs asks a second service per bucket
     from fsspec import url_to_fs  # only here: a local path needs none
 
@@ -106,7 +106,7 @@ class FsspecStorage:
         return True
 
     def lists_at_once(self, path: str) -> bool:
-        """Whether a list shows an object that was just written."""
+        """Return whether a list shows an object that was just written."""
         folder, _, _ = path.rpartition("/")
         return any(found.path == path for found in self.look(folder))
 
@@ -126,11 +126,11 @@ class FsspecStorage:
             raise
 
     def size(self, path: str) -> int:
-        """The bytes of an object."""
+        """Return the bytes of an object."""
         return int(self._call("info", self._full(path))["size"])
 
     def range(self, path: str, start: int, end: int) -> bytes:
-        """The bytes `[start, end)` of an object."""
+        """Return the bytes `[start, end)` of an object."""
         data: bytes = self._call("cat_file", self._full(path), start=start, end=end, moved=end - start)
         if len(data) != end - start:
             raise ConnectionError(f"{len(data)} bytes came instead of {end - start}")
@@ -211,13 +211,13 @@ class Handler(pyarrow.fs.FSSpecHandler):
 
 
 def arrow_filesystem(scheme: str, path: str) -> tuple[pyarrow.fs.FileSystem, str]:
-    """A filesystem that pyarrow reads tables from."""
+    """Return a filesystem that pyarrow reads tables from."""
     opened, inside = open_filesystem(scheme, path)
     return pyarrow.fs.PyFileSystem(Handler(opened)), inside
 
 
 def receive(size: int, offset: int, ranged: Callable[[int, int], bytes]) -> Iterator[bytes]:
-    """The bytes of an object from an offset on, in order; several ranges are asked for at once."""
+    """Yield the bytes of an object from an offset on, in order; several ranges are asked for at once."""
     starts = iter(range(offset, size, RANGE_BYTES))
     with ThreadPoolExecutor(RANGES) as pool:
         ahead: deque[Future[bytes]] = deque()

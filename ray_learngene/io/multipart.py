@@ -108,7 +108,7 @@ class _Range:
         return self.stream
 
     def piece(self) -> bytes:
-        """The next bytes; none at the end of the range."""
+        """Return the next bytes; none at the end of the range."""
         stream = self.ask()
         try:
             piece = stream.read()

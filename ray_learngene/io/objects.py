@@ -65,11 +65,11 @@ class Objects:
             self.storage.check(write=False)
 
     def full(self, path: str) -> str:
-        """The path as pyarrow's filesystems take it."""
+        """Return the path as pyarrow's filesystems take it."""
         return f"{self.root}/{path}" if path else self.root
 
     def uri_of(self, path: str) -> str:
-        """The path as a user writes it."""
+        """Return the path as a user writes it."""
         return f"{self.uri}/{path}" if path else self.uri
 
     def check(self, write: bool) -> None:
@@ -97,7 +97,7 @@ class Objects:
             self.retry = retry
 
     def each(self, calls: Iterable[Callable[[], T]], threads: int = THREADS) -> list[T]:
-        """The results of many calls, made in threads; where one fails the others are not waited for."""
+        """Return the results of many calls, made in threads; where one fails the others are not waited for."""
         with ThreadPoolExecutor(threads) as pool:
             futures = [pool.submit(call) for call in calls]
             try:
@@ -124,14 +124,14 @@ class Objects:
         return data
 
     def read_many(self, paths: Iterable[str], most: int = MOST_BYTES) -> list[bytes | None]:
-        """The contents of many small objects, in the order asked."""
+        """Return the contents of many small objects, in the order asked."""
         if self.is_local:
             return [self.read(path, most) for path in paths]
         return self.each(partial(self.read, path, most) for path in paths)
 
     @retrying
     def exists(self, path: str) -> bool:
-        """Whether there is an object, without reading it."""
+        """Return whether there is an object, without reading it."""
         with clear_errors(self.uri_of(path)):
             return self.storage.exists(path)
 
@@ -242,7 +242,7 @@ class Objects:
 
     @retrying
     def named(self, folder: str, name: str, depth: int) -> list[str]:
-        """The paths of the objects called `name` so many folders below a folder, sorted."""
+        """Return the paths of the objects called `name` so many folders below a folder, sorted."""
         with clear_errors(self.uri_of(folder)):
             return sorted(self.storage.named(folder, name, depth))
 
@@ -271,7 +271,7 @@ class Objects:
 
     @retrying
     def incomplete_uploads(self) -> list[IncompleteUpload]:
-        """The multipart uploads below the root that were neither finished nor given up."""
+        """Return the multipart uploads below the root that were neither finished nor given up."""
         with clear_errors(self.uri):
             return self.storage.incomplete_uploads() if isinstance(self.storage, S3Storage) else []
 

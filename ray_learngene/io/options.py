@@ -20,7 +20,7 @@ VARIABLE = "LEARNGENE_STORAGE_OPTIONS"
 
 
 def options_for(uri: str) -> dict[str, Any]:
-    """The options of the longest beginning of a URI that has any.
+    """Return the options of the longest beginning of a URI that has any.
 
     Raises:
         UserError: The variable holds no options.

@@ -59,7 +59,7 @@ def _open_again(uri: str, retry_seconds: float) -> pyarrow.fs.FileSystem:
 
 
 def ray_filesystem(uri: str, retry_seconds: float = 0.0) -> tuple[pyarrow.fs.FileSystem, str]:
-    """A filesystem of pyarrow's own for a URI, and the path in it.
+    """Return a filesystem of pyarrow's own for a URI, and the path in it.
 
     Do not keep the result in a module: an S3 filesystem that outlives the interpreter can abort the exit.
 
@@ -110,7 +110,7 @@ def require_agreement(uri: str, storage: pyarrow.fs.FileSystem, path: str) -> No
 
 
 def s3_arguments(path: str, options: Mapping[str, Any], retry_seconds: float) -> dict[str, Any]:
-    """The arguments of pyarrow's S3 filesystem."""
+    """Return the arguments of pyarrow's S3 filesystem."""
     settings = s3_settings.s3_settings(options)
     if (options.get("client_kwargs") or {}).get("verify") is False:
         raise UserError("pyarrow cannot be told verify: false: name the server's certificate in AWS_CA_BUNDLE")
@@ -134,7 +134,7 @@ def s3_arguments(path: str, options: Mapping[str, Any], retry_seconds: float) ->
 
 
 def _s3_credentials(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Those that the store's client has; what expires is left to the AWS library, which renews it."""
+    """Return those that the store's client has; what expires is left to the AWS library, which renews it."""
     from botocore.credentials import RefreshableCredentials
 
     found = None if options.get("anon") else s3_settings.s3_session(options).get_credentials()
@@ -154,7 +154,7 @@ def _s3_credentials(options: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _attempts(seconds: float) -> int:
-    """How often the AWS library tries in that time: its pauses double, from half a second on average."""
+    """Return how often the AWS library tries in that time: its pauses double, from half a second on average."""
     return ATTEMPTS + math.ceil(seconds / REPEATED_WAIT) + (4 if seconds else 0)
 
 

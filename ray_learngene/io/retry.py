@@ -32,7 +32,7 @@ class Retry:
         self._given_up = threading.Event()
 
     def wait_for(self, attempt: Callable[[], T]) -> T:
-        """The result of `attempt`, which is called again and again while the storage is not available.
+        """Return the result of `attempt`, which is called again and again while the storage is not available.
 
         Raises:
             Unavailable: It still was not when the time was over, or `give_up` was called.

@@ -18,7 +18,7 @@ KEYS = "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY (or AWS_PROFILE)"
 
 
 def s3_session(options: Mapping[str, Any]) -> Session:
-    """A session of botocore with the profile of the storage options, else of AWS_PROFILE."""
+    """Return a session of botocore with the profile of the storage options, else of AWS_PROFILE."""
     import botocore.session  # only here: sessions are slow to import, and a local path needs none
 
     return botocore.session.Session(profile=options.get("profile"))

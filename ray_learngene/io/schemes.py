@@ -52,13 +52,13 @@ CLIENTS = {"gcsfs": "gs", "google": "gs", "adlfs": "abfs", "azure": "abfs", "hug
 
 
 def scheme_of(uri: str) -> str:
-    """The scheme of a URI by its first name, "file" for a path."""
+    """Return the scheme of a URI by its first name, "file" for a path."""
     scheme = uri.partition("://")[0] if "://" in uri else "file"
     return ALIASES.get(scheme, scheme)
 
 
 def words_of(uri: str, error: BaseException | None = None) -> Scheme:
-    """How to speak of the place of a URI; of a path, by the client that raised an error."""
+    """Return how to speak of the place of a URI; of a path, by the client that raised an error."""
     scheme = scheme_of(uri)
     if scheme == "file" and error is not None:
         scheme = CLIENTS.get(type(error).__module__.partition(".")[0], "s3")
@@ -94,7 +94,7 @@ def locate(uri: str) -> tuple[str, str]:
 
 
 def _client_package(uri: str, scheme: str) -> str:
-    """The package with fsspec's client of a scheme."""
+    """Return the package with fsspec's client of a scheme."""
     from fsspec.registry import known_implementations  # only here: a second of what a local path does not need
 
     client = known_implementations.get(uri.partition("://")[0], {}).get("class", "")

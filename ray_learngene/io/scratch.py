@@ -17,7 +17,7 @@ _NAME = re.compile(r"learngene-(?P<host>.+)-(?P<process>\d+)-[0-9a-f]{32}")
 
 
 def scratch_path() -> Path:
-    """A path in TMPDIR for a folder of this process; the caller that makes the folder removes it."""
+    """Return a path in TMPDIR for a folder of this process; the caller that makes the folder removes it."""
     parent = tempfile.gettempdir()
     _remove_leftovers(parent)
     return Path(parent, f"learngene-{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex}")

@@ -22,6 +22,7 @@ from ray_learngene.methods.shared_weights import inherited_blocks, require_same,
 from ray_learngene.methods.trained_source import InheritingMethod, State
 from ray_learngene.models.layout import block_lists, chains, split
 from ray_learngene.models.specs import Spec
+from ray_learngene.progress import counted
 
 
 def _checked(keep: str) -> str:
@@ -78,7 +79,7 @@ class _KeptBlocks(InheritingMethod):
         found = chains(source)
         if len(found) > 1 and not self.keep[:1].isalpha():
             raise UserError(
-                f"{self.name}:keep={self.keep}: {source.architecture} has {len(found)} chains of blocks: "
+                f"{self.name}:keep={self.keep}: {source.architecture} has {counted(len(found), 'chain')} of blocks: "
                 "write firstN or lastN, which takes N of each"
             )
         return {chain[layer] for chain in found.values() for layer in self._layers(len(chain))}

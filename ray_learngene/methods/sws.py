@@ -31,6 +31,7 @@ from ray_learngene.methods.shared_weights import inherited_blocks, require_same,
 from ray_learngene.models.compile import CompiledBlock
 from ray_learngene.models.layout import chains, reduced
 from ray_learngene.models.specs import Spec, build, timm_arguments
+from ray_learngene.progress import counted
 
 Rule = Literal["cyclic", "random", "interleaved", "proportional", "unbalanced"]
 
@@ -223,7 +224,8 @@ class SWS(Method):
         if len(self.layout) != len(auxiliary_layout) or sum(self.layout) != depth:
             text = "-".join(map(str, self.layout))
             raise UserError(
-                f"layout {text} has {sum(self.layout)} layers in {len(self.layout)} stages; "
-                f"the spec asks for depth {depth}, the learngene has {len(auxiliary_layout)} stages"
+                f"layout {text} has {counted(sum(self.layout), 'layer')} in "
+                f"{counted(len(self.layout), 'stage')}; "
+                f"the spec asks for depth {depth}, the learngene has {counted(len(auxiliary_layout), 'stage')}"
             )
         return tuple(stage for stage, layers in enumerate(self.layout) for _ in range(layers))

@@ -1,13 +1,15 @@
-"""The model card of a published timm folder: README.md, with the metadata that the Hugging Face Hub reads."""
+"""Model cards, with the metadata that the Hugging Face Hub reads, and other pages from the templates."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from huggingface_hub import EvalResult, ModelCardData
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from ray_learngene.models.origin import Origin
+from ray_learngene.progress import counted
 
 
 def model_card(
@@ -51,7 +53,13 @@ def model_card(
         eval_results=results,
         **origin.card_license(),  # type: ignore[arg-type]
     )
-    environment = Environment(loader=PackageLoader("ray_learngene"), undefined=StrictUndefined, trim_blocks=True)
-    return environment.get_template(template).render(
-        card_data=card_data.to_yaml(), name=name, origin=origin, data=data, **values
+    return render(template, card_data=card_data.to_yaml(), name=name, origin=origin, data=data, **values)
+
+
+def render(template: str, filters: Mapping[str, Callable[..., str]] | None = None, **values: Any) -> str:
+    """Render a template of `templates/`; a value that is missing is an error."""
+    environment = Environment(
+        loader=PackageLoader("ray_learngene"), undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
+    environment.filters |= {"counted": counted, **(filters or {})}
+    return environment.get_template(template).render(**values)

@@ -46,7 +46,7 @@ class FeatureReader:
 
 
 def gives_features(model: nn.Module) -> bool:
-    """Whether timm gives feature maps of a model."""
+    """Return whether timm gives feature maps of a model."""
     return all(hasattr(model, name) for name in ("forward_intermediates", "forward_head", "feature_info"))
 
 

@@ -69,7 +69,7 @@ def chains(spec: Spec) -> dict[str, tuple[str, ...]]:
 
 
 def _kind_of(block: nn.Module) -> Any:
-    """What must be equal for two blocks to be exchangeable: classes, shapes and plain attributes, by name."""
+    """Return what must be equal for two blocks to be exchangeable: classes, shapes and plain attributes, by name."""
     attributes = [
         (name, type(module).__name__, sorted((key, repr(value)) for key, value in _plain_attributes(module)))
         for name, module in block.named_modules()

@@ -4,19 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated, Any, Self
+from typing import Any, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict
-
-from ray_learngene.terminal import one_line
+from pydantic import BaseModel, ConfigDict
 
 # licences that allow every use; each other one restricts what is derived, or may do so
 _PERMISSIVE = frozenset({"apache-2.0", "mit", "bsd-2-clause", "bsd-3-clause", "isc", "cc-by-4.0", "cc0-1.0"})
 # identifiers of the Hugging Face Hub besides Creative Commons' own; a card names each other licence as "other"
 _ON_HUB = _PERMISSIVE | {"apple-amlr", "apple-ascl", "gemma", "other"}
 _UNKNOWN = (None, "", "unknown")
-
-Line = Annotated[str, AfterValidator(lambda text: one_line(" ".join(text.split())))]  # cards come from outside
 
 
 class Origin(BaseModel):
@@ -30,9 +26,9 @@ class Origin(BaseModel):
 
     model_config = ConfigDict(frozen=True)
 
-    license: Line | None = None
-    base_models: tuple[Line, ...] = ()
-    datasets: tuple[Line, ...] = ()
+    license: str | None = None
+    base_models: tuple[str, ...] = ()
+    datasets: tuple[str, ...] = ()
 
     @classmethod
     def join(cls, sources: Iterable[Origin], *, data: str | None = None, stated: str | None = None) -> Self:
@@ -59,7 +55,7 @@ class Origin(BaseModel):
         return self.license is not None and self.license not in _PERMISSIVE
 
     def card_license(self) -> dict[str, str]:
-        """The licence as fields of a model card; none if it is not known."""
+        """Return the licence as fields of a model card; none if it is not known."""
         if self.license is None:
             return {}
         if self.license in _ON_HUB or (self.license.startswith("cc-") and " " not in self.license):
@@ -68,7 +64,7 @@ class Origin(BaseModel):
 
 
 def origin_of_settings(pretrained_cfg: dict[str, Any]) -> Origin:
-    """The origin that timm's settings of pretrained weights state."""
+    """Return the origin that timm's settings of pretrained weights state."""
     license, hub = pretrained_cfg.get("license"), pretrained_cfg.get("hf_hub_id")
     return Origin(
         license=license if isinstance(license, str) and license not in _UNKNOWN else None,
@@ -77,7 +73,7 @@ def origin_of_settings(pretrained_cfg: dict[str, Any]) -> Origin:
 
 
 def data_name(data: str) -> str:
-    """The name of an image set in a card: of `hfds/NAME` and `torch/NAME` the name, of a path its last part."""
+    """Return the name of an image set in a card: of `hfds/NAME` and `torch/NAME` the name, of a path its last part."""
     for scheme in ("hfds/", "torch/"):
         if data.startswith(scheme):
             return data.removeprefix(scheme)

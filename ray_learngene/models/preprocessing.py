@@ -14,6 +14,7 @@ from torch import nn
 from ray_learngene.config import Config
 from ray_learngene.config.data import Interpolation
 from ray_learngene.errors import UserError
+from ray_learngene.progress import counted
 
 
 class Preprocessing(Config):
@@ -29,7 +30,7 @@ class Preprocessing(Config):
     def of(
         cls, model: nn.Module, where: str, *, input_size: Sequence[int] | None = None, **settings: Any
     ) -> Preprocessing:
-        """The preprocessing of a timm model for square RGB images.
+        """Return the preprocessing of a timm model for square RGB images.
 
         Args:
             where: What the model is called in a message.
@@ -43,8 +44,9 @@ class Preprocessing(Config):
         channels, height, width = input_size or get_model_input_config(model)["input_size"]
         if channels != 3 or height != width:
             raise UserError(
-                f"{where} takes images of {channels} channels and {height} x {width} pixels: here models of square RGB "
-                "images are trained, measured and taken learngenes from; as a teacher (--ancestry) it can be used"
+                f"{where} takes images of {counted(channels, 'channel')} and {height} x {width} pixels: "
+                "here models of square RGB images "
+                "are trained, measured and taken learngenes from; as a teacher (--ancestry) it can be used"
             )
         found = {
             "image_size": int(width),

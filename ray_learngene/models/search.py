@@ -18,6 +18,7 @@ from ray_learngene.models.budgets import Budget, Candidate, candidates, largest_
 from ray_learngene.models.costs import costs
 from ray_learngene.models.sizes import parse_numbers
 from ray_learngene.models.specs import Spec
+from ray_learngene.progress import counted
 
 _MOST = 10_000_000  # combinations of one width: a quarter of a second, and 80 MB for each quantity
 _EXACT = ("params", "macs", "memory")
@@ -100,7 +101,8 @@ def parse_stages(text: str, source: Spec) -> tuple[tuple[int, ...], ...]:
     count = len(source.depths or (1,))
     if len(stages) != count:
         raise UserError(
-            f"--stage-depths {text}: {len(stages)} stages, but {source.architecture or 'the model'} has {count}"
+            f"--stage-depths {text}: {counted(len(stages), 'stage')}, "
+            f"but {source.architecture or 'the model'} has {count}"
         )
     total = int(np.prod([len(depths) for depths in stages], dtype=np.float64))
     if total > _MOST:

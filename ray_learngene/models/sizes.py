@@ -114,13 +114,13 @@ def _depth(depth: int | tuple[int, ...]) -> dict[str, Any]:
 
 
 def size_name(spec: Spec) -> str:
-    """A short name of a size among those of one architecture, as names of descendants hold it."""
+    """Return a short name of a size among those of one architecture, as names of descendants hold it."""
     depth = ".".join(map(str, spec.depths)) if spec.depths else f"{spec.depth:02d}"
     return f"w{spec.width}-d{depth}"
 
 
 def size_columns(spec: Spec) -> dict[str, Any]:
-    """What a results table says of a size."""
+    """Return what a results table says of a size."""
     columns = spec.model_dump(include={"width", "depth", "heads", "image", "patch", "classes"})
     if spec.architecture is not None:
         stages = "-".join(map(str, spec.depths)) if spec.depths else None

@@ -21,6 +21,7 @@ from ray_learngene.errors import UserError
 from ray_learngene.models.families.base import Arguments, Family, Size, made, resized
 from ray_learngene.models.families.registry import family_of, family_of_model
 from ray_learngene.models.meta import on_meta
+from ray_learngene.progress import counted
 
 # timm's DeiT entry points set ImageNet's mean and standard deviation; keyword arguments set the size.
 _ARCHITECTURES = {192: "deit_tiny_patch16_224", 384: "deit_small_patch16_224", 768: "deit_base_patch16_224"}
@@ -97,9 +98,8 @@ class Spec(Config):
 
     def __str__(self) -> str:
         name = f"{self.architecture}: " if self.architecture else ""
-        return (
-            f"{name}width {self.width}, depth {self.layers}, {self.heads} heads, {self.image} px / patch {self.patch}"
-        )
+        heads = counted(self.heads, "head")
+        return f"{name}width {self.width}, depth {self.layers}, {heads}, {self.image} px / patch {self.patch}"
 
 
 PRESETS: dict[str, Spec] = {name: Spec(**size._asdict()) for name, size in PRESET_SIZES.items()}
@@ -128,7 +128,7 @@ def preset(name: str, **changes: Any) -> Spec:
 
 
 def first_message(error: ValueError) -> str:
-    """What is wrong with a spec, without the other lines of pydantic's error."""
+    """Return what is wrong with a spec, without the other lines of pydantic's error."""
     errors = getattr(error, "errors", None)
     return errors()[0]["msg"].removeprefix("Value error, ") if errors else str(error)
 
@@ -320,7 +320,9 @@ def spec_of(model: nn.Module) -> Spec:
         raise UserError(f"this {type(model).__name__} was not made by timm.create_model: its entry point is not known")
     given: dict[str, Any] = getattr(model, "_model_args", {})
     if given.get("in_chans", 3) != 3:
-        raise UserError(f"{architecture}: its images have {given['in_chans']} channels; a learngene is for RGB images")
+        raise UserError(
+            f"{architecture}: its images have {counted(given['in_chans'], 'channel')}; a learngene is for RGB images"
+        )
     arguments = {name: value for name, value in given.items() if name not in _NOT_OF_THE_SIZE}
     # an architecture without an image size keeps that of its weights
     size = getattr(model, "pretrained_cfg", {}).get("input_size")
@@ -334,7 +336,7 @@ def spec_of(model: nn.Module) -> Spec:
 
 
 def _plain_spec(model: nn.Module) -> Spec | None:
-    """The spec of a class-token-free, average-pooled vision transformer with GELU; None for any other model."""
+    """Return the spec of a class-token-free, average-pooled vision transformer with GELU; None for any other model."""
     if not isinstance(model, VisionTransformer) or model.global_pool != "avg" or not len(model.blocks):
         return None
     embed: Any = model.patch_embed

@@ -41,7 +41,7 @@ class Ancestries:
         return self._entries[name]
 
     def _of(self, learngene: str) -> str | None:
-        """The name in the store of the ancestry model that a learngene was distilled from."""
+        """Return the name in the store of the ancestry model that a learngene was distilled from."""
         if learngene not in self._names:
             manifest = self._look_up("learngene", learngene)
             ancestry = manifest.metadata.get("ancestry") if manifest else None

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from ray_learngene.progress import counted
 from ray_learngene.provenance import publishable
 from ray_learngene.store.costs import epochs_text
 from ray_learngene.store.rows import measured_on, numbers_of
@@ -21,7 +22,7 @@ _NOT_SHOWN = ("timed", "device", "latency", "labels", "images_of_set", "set_name
 
 
 def record(row: Mapping[str, Any], folder: str | None = None) -> Record:
-    """What the page shows of a finished descendant.
+    """Return what the page shows of a finished descendant.
 
     Args:
         folder: The folder of its files in the store, where it is known.
@@ -53,29 +54,29 @@ def record(row: Mapping[str, Any], folder: str | None = None) -> Record:
         "timed": tuple((name, row.get(name)) for name in ("width", "depth", "heads", "image", "patch")),
         "labels": labels,
         "images_of_set": f"{labels} {row.get('validation') or ''}".strip(),  # what makes accuracies comparable
-        "set_name": f"{images or 'images'}, {row.get('classes')} classes",
+        "set_name": f"{images or 'images'}, {counted(row.get('classes'), 'class')}",
     }
 
 
 def records_of(rows: Iterable[Mapping[str, Any]], entries: Iterable[Entry]) -> list[Record]:
-    """What the page shows of finished descendants, from their rows with whole costs and the store's entries."""
+    """Return what the page shows of finished descendants, from their rows with whole costs and the store's entries."""
     return [record(row, entry.folder) for row, entry in zip(rows, entries, strict=True)]
 
 
 def size_of(row: Mapping[str, Any]) -> str:
-    """A size as people write it: 48×6, or with its architecture and the blocks of each stage."""
+    """Return a size as people write it: 48×6, or with its architecture and the blocks of each stage."""
     stages = row.get("stages") or "-".join(map(str, row.get("depths") or ()))
     name = f"{row['architecture']} " if row.get("architecture") else ""
     return f"{name}{row.get('width')}×{stages or row.get('depth')}"
 
 
 def label_set(facts: Mapping[str, Any]) -> str:
-    """What tells the classes of a model from others."""
+    """Return what tells the classes of a model from others."""
     return str(facts.get("labels") or facts.get("classes"))
 
 
 def model_columns(records: Sequence[Record]) -> dict[str, Any]:
-    """The columns of all models, the devices of their latencies, and the image sets of their accuracies."""
+    """Return the columns of all models, the devices of their latencies, and the image sets of their accuracies."""
     devices = _distinct(one["device"] for one in records if one["latency"] is not None)
     order = numbered_sets(records)
     sets = {one["images_of_set"]: one["set_name"] for one in records}
@@ -93,7 +94,7 @@ def model_columns(records: Sequence[Record]) -> dict[str, Any]:
 
 
 def planned_models(plan: Mapping[str, Any]) -> dict[str, Any]:
-    """What a sweep was to cost, by arm and size, and the distillation before it."""
+    """Return what a sweep was to cost, by arm and size, and the distillation before it."""
     models = [one for one in plan["descendants"] if isinstance(one, dict)]
     distilled = plan.get("distillation")
     return {
@@ -112,12 +113,12 @@ def planned_models(plan: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def numbered_sets(records: Iterable[Record]) -> dict[str, int]:
-    """The number of every image set on the page."""
+    """Return the number of every image set on the page."""
     return {image_set: number for number, image_set in enumerate(_distinct(one["images_of_set"] for one in records))}
 
 
 def unfinished_models(rows: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """What became of descendants that did not finish."""
+    """Return what became of descendants that did not finish."""
     return [
         {
             "arm": _text(row, "arm"),
@@ -154,7 +155,7 @@ def _sum(row: Mapping[str, Any], names: Iterable[str]) -> float | None:
 
 
 def _packed(values: Sequence[Any]) -> Any:
-    """A column as it is, or as numbers of its distinct values where those are few."""
+    """Return a column as it is, or as numbers of its distinct values where those are few."""
     distinct = list(dict.fromkeys(values))
     if len(values) < 4 or len(distinct) > len(values) / 2:
         return list(values)

@@ -17,7 +17,7 @@ log = logging.getLogger(__name__)
 
 
 def device_timings(store: Store) -> list[Timings]:
-    """All devices of a store under all conditions; a damaged record is left out."""
+    """Return all devices of a store under all conditions; a damaged record is left out."""
     found: dict[tuple[str, str], list[Timed]] = defaultdict(list)
     for manifest in store.manifests("timing"):
         try:

@@ -20,7 +20,7 @@ SCRIPTS = ("page_models.js", "page_chart.js", "page.js")
 
 
 def assemble(data: Mapping[str, Any], title: str) -> str:
-    """The page that shows these data."""
+    """Return the page that shows these data."""
     style, script = _template("page.css"), _script()
     parts = {
         "policy": f"default-src 'none'; script-src '{_digest(script)}'; style-src '{_digest(style)}'; img-src data:; "

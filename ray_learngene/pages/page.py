@@ -48,7 +48,7 @@ class SweepPage:
         unfinished: Sequence[Mapping[str, Any]] = (),
         running: Mapping[str, Any] | None = None,
     ) -> str:
-        """The HTML file.
+        """Return the HTML file.
 
         Args:
             records: Its descendants that have finished.
@@ -94,7 +94,7 @@ def write_page(config: PageConfig) -> Path:
 
 
 def _settings(store: Store, name: str) -> dict[str, Any]:
-    """What the page says of a sweep besides its descendants."""
+    """Return what the page says of a sweep besides its descendants."""
     plan = read_plan(store, name)
     try:
         settings = read_settings(store, name)
@@ -126,7 +126,7 @@ def _page(
     *,
     root: str | None,
 ) -> str:
-    """A page of some sweeps.
+    """Return a page of some sweeps.
 
     Args:
         root: The relative address of the store from where the page will be; None where a browser cannot go there.

@@ -9,6 +9,7 @@ from functools import cache
 from typing import Any
 
 from ray_learngene.errors import UserError
+from ray_learngene.progress import counted
 from ray_learngene.store.lineage import ancestry_costs
 from ray_learngene.store.rows import numbers_of
 from ray_learngene.store.store import Store
@@ -22,12 +23,12 @@ COST_NOTE = (
 
 
 def own_cost(row: Mapping[str, Any], unit: str) -> float | None:
-    """The cost of a descendant's own training and of the fit to its size; FLOPs with teacher forward passes."""
+    """Return the cost of a descendant's own training and of the fit to its size; FLOPs with teacher forward passes."""
     return _sum(row, "", unit, fit=True)
 
 
 def learngene_cost(row: Mapping[str, Any], unit: str) -> float | None:
-    """The cost of a descendant's learngene, with the teacher and what it started from; 0 without a learngene."""
+    """Return the cost of a descendant's learngene, with the teacher and what it started from; 0 without a learngene."""
     return _sum(row, "learngene_", unit) if row.get("learngene") else 0.0
 
 
@@ -79,7 +80,7 @@ def _sum(row: Mapping[str, Any], part: str, unit: str, *, fit: bool = False) -> 
 
 
 def costed_rows(store: Store, name: str) -> list[dict[str, Any]]:
-    """The rows of a sweep's published descendants, with the columns of `with_whole_costs`."""
+    """Return the rows of a sweep's published descendants, with the columns of `with_whole_costs`."""
     return costed(store.rows(name), store, name)
 
 
@@ -94,7 +95,7 @@ def costed(rows: Sequence[Mapping[str, Any]], store: Store, name: str) -> list[d
 
 
 def cost_text(row: Mapping[str, Any], kind: str) -> str:
-    """The whole or undivided cost of a row in FLOPs and seconds."""
+    """Return the whole or undivided cost of a row in FLOPs and seconds."""
     found = numbers_of(row, f"{kind}_flops", f"{kind}_seconds")
     if found is None or any(math.isnan(value) for value in found.values()):
         return "-"
@@ -103,6 +104,6 @@ def cost_text(row: Mapping[str, Any], kind: str) -> str:
 
 
 def epochs_text(row: Mapping[str, Any]) -> str:
-    """The epochs of an arm without a learngene, and what it has in common with arms that have one."""
+    """Return the epochs of an arm without a learngene, and what it has in common with arms that have one."""
     basis = {"cost": "equal cost", "epochs": "equal epochs"}.get(str(row.get("scratch")))
-    return f", {row['epochs']} epochs, {basis}" if basis else ""
+    return f", {counted(row['epochs'], 'epoch')}, {basis}" if basis else ""

@@ -107,7 +107,7 @@ def _check_ours(folder: Path, manifest: Manifest) -> None:
 
 
 def _others(folder: Path, manifest: Manifest) -> list[Path]:
-    """What is below a local folder, but for folders, and is not named by the manifest; links to folders, too."""
+    """Return what is below a local folder, but for folders, and is not named by the manifest; links to folders, too."""
     return [
         path
         for path in sorted(folder.rglob("*"))
@@ -118,7 +118,7 @@ def _others(folder: Path, manifest: Manifest) -> list[Path]:
 
 
 def _is_own(path: Path) -> bool:
-    """Whether a path is a file or folder by itself: writing there reaches nothing that has another name, too."""
+    """Return whether a path is a file or folder by itself: writing there reaches nothing that has another name, too."""
     found = path.lstat()
     return stat.S_ISDIR(found.st_mode) or (stat.S_ISREG(found.st_mode) and found.st_nlink == 1)
 

@@ -130,7 +130,7 @@ def _unneeded(store: Store, kind: Kind, name: str, folder: str, before: datetime
 
 
 def _named(store: Store, kind: Kind, name: str, folder: str) -> bool:
-    """Whether an artefact's manifest names a folder, or cannot be read and so may."""
+    """Return whether an artefact's manifest names a folder, or cannot be read and so may."""
     try:
         manifest = store.look_up(kind, name)
     except UserError:
@@ -161,18 +161,18 @@ def _finished(store: Store, everything: Iterable[Found], before: datetime) -> It
 
 
 def _is_table(path: str) -> bool:
-    """Whether a path is that of a sweep's results, which are written when a sweep ends or is interrupted."""
+    """Return whether a path is that of a sweep's results, which are written when a sweep ends or is interrupted."""
     return path.startswith("sweeps/") and path.endswith("/results.parquet")
 
 
 def _artefact_of(run: str, published: dict[str, Found]) -> Found | None:
-    """The published artefact of a run called "<kind>-<name>"."""
+    """Return the published artefact of a run called "<kind>-<name>"."""
     kind, _, name = run.partition("-")
     return published.get(f"{FOLDERS[kind]}/{name}") if kind in FOLDERS else None
 
 
 def _downloads(folder: str | None, before: datetime) -> Iterator[Garbage]:
-    """What pulls that died left in a local folder."""
+    """Yield what pulls that died left in a local folder."""
     if folder is None:
         return
     if not Path(folder).expanduser().is_dir():
@@ -192,7 +192,7 @@ def _downloads(folder: str | None, before: datetime) -> Iterator[Garbage]:
 
 
 def _unlocked(partial: Path) -> bool:
-    """Whether no pull is running into a folder."""
+    """Return whether no pull is running into a folder."""
     if not (partial / LOCK).exists():
         return True
     try:
@@ -208,7 +208,7 @@ def _remove_folder(path: Path) -> None:
 
 
 def _quiet(store: Store, folder: str, before: datetime) -> bool:
-    """Whether nothing below a folder has changed since `before`."""
+    """Return whether nothing below a folder has changed since `before`."""
     return all(one.modified < before for one in store.objects.look(folder))
 
 

@@ -66,7 +66,7 @@ class Entry:
 
     @classmethod
     def of(cls, manifest: Manifest) -> Entry:
-        """The entry of an artefact."""
+        """Return the entry of an artefact."""
         row = manifest.metadata.get("row")
         if not isinstance(row, dict):
             metrics = manifest.metadata.get("metrics")
@@ -78,7 +78,7 @@ class Entry:
             manifest.version,
             manifest.created,
             manifest.bytes,
-            json.dumps({**_image_set(manifest.metadata), **row, **_label_set(manifest.metadata)}),
+            json.dumps({**_label_set(manifest.metadata), **row}),
             manifest.base.rpartition("/")[2],
         )
 
@@ -100,16 +100,14 @@ Key = tuple[Kind, str]
 
 
 def _label_set(metadata: dict[str, Any]) -> dict[str, Any]:
-    """The classes of an artefact. Its own list of them overrules what its row says."""
-    labels = metadata.get("labels")
-    return {"labels": labels_key(labels), "classes": len(labels)} if isinstance(labels, list) else {}
-
-
-def _image_set(metadata: dict[str, Any]) -> dict[str, Any]:
-    """The image set of an artefact, where its row does not say it."""
-    config = metadata.get("config")
-    data = config.get("data") if isinstance(config, dict) else None
-    return {"data": data} if isinstance(data, str) else {}
+    """Return the classes and the image set of an artefact, where its row does not say them."""
+    labels, config = metadata.get("labels"), metadata.get("config")
+    found: dict[str, Any] = {}
+    if isinstance(labels, list):
+        found |= {"labels": labels_key(labels), "classes": len(labels)}
+    if isinstance(config, dict) and isinstance(config.get("data"), str):
+        found["data"] = config["data"]
+    return found
 
 
 def labels_key(labels: Iterable[object]) -> str:
@@ -128,7 +126,7 @@ class Note:
 
 
 def digest(manifest: bytes | None) -> str:
-    """What tells one manifest of an artefact from every other."""
+    """Return what tells one manifest of an artefact from every other."""
     return "" if manifest is None else hashlib.sha256(manifest).hexdigest()[:16]
 
 
@@ -147,7 +145,7 @@ class Index:
         return path
 
     def entries(self, kinds: Sequence[Kind] = KINDS) -> dict[Key, Entry]:
-        """The entries of all artefacts, as their manifests are now; perhaps those of some kinds only."""
+        """Return the entries of all artefacts, as their manifests are now; perhaps those of some kinds only."""
         known = self._newest()
         if known is not None:
             return known
@@ -155,14 +153,17 @@ class Index:
         return _with({}, self._read(there)) if len(there) < MANY_NOTES else self._scan(keep=True)
 
     def of(self, there: set[Key]) -> dict[Key, Entry]:
-        """The entries of exactly these artefacts, which are there."""
+        """Return the entries of exactly these artefacts, which are there."""
         known = self._newest()
         if known is None:
             known = {} if len(there) < MANY_NOTES else self._scan(keep=True)
         return self.completed(known, there)
 
     def _newest(self) -> dict[Key, Entry] | None:
-        """The entries of the newest snapshot and of what has changed since; None without a snapshot that is sound."""
+        """Return the entries of the newest snapshot and of what has changed since.
+
+        None if no snapshot is sound.
+        """
         for _ in range(REBUILDS):
             notes = self._notes()  # before the snapshots: who deletes a note has made a snapshot first
             snapshots = self._snapshots()
@@ -183,7 +184,7 @@ class Index:
         return None
 
     def completed(self, known: dict[Key, Entry], there: set[Key]) -> dict[Key, Entry]:
-        """The entries of exactly the artefacts that are there; the manifests of those not known are read."""
+        """Return the entries of exactly the artefacts that are there; the manifests of those not known are read."""
         kept = {key: entry for key, entry in known.items() if key in there}
         return _with(kept, self._read(there - kept.keys()))
 
@@ -211,7 +212,7 @@ class Index:
         raise UserError(f"the index of {self.objects.uri} is being rebuilt by others: run the command again later")
 
     def names(self, kind: Kind, under: str = "") -> list[str]:
-        """The names of all artefacts of a kind, sorted, as the storage lists them; of a sweep `under` only."""
+        """Return the names of all artefacts of a kind, sorted, as the storage lists them; of a sweep `under` only."""
         root = FOLDERS[kind]
         depth = 2 if kind in GROUPED else 1
         paths = self.objects.named(f"{root}/{under}" if under else root, MANIFEST, depth - bool(under))
@@ -254,7 +255,7 @@ class Index:
         return {int(number): one for number, one in found.items() if number.isdecimal()}
 
     def _load(self, data: bytes, path: str) -> dict[Key, Entry] | None:
-        """The entries of a snapshot; None where it is damaged."""
+        """Return the entries of a snapshot; None where it is damaged."""
         try:
             found = pyarrow.parquet.read_schema(io.BytesIO(data))
             if found.names == SCHEMA.names and (found.metadata or {}).get(b"format") != SCHEMA.metadata[b"format"]:

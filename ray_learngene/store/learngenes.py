@@ -51,7 +51,7 @@ class StoredLearngene:
             ) from error
 
     def facts(self) -> dict[str, Any]:
-        """The columns of `LEARNGENE_COLUMNS`; a learngene that started from another has cost that one too."""
+        """Return the columns of `LEARNGENE_COLUMNS`; a learngene that started from another has cost that one too."""
         cost, start = (self.manifest.metadata.get(name) for name in ("cost", "start"))
         costs = {name: _number(cost, name.removeprefix("learngene_")) for name in LEARNGENE_COLUMNS[3:]}
         return {
@@ -73,5 +73,5 @@ def _check_options(learngene: Learngene) -> None:
 
 
 def _number(facts: object, name: str) -> int | float | None:
-    """A cost that a manifest states; None where it is none."""
+    """Return a cost that a manifest states; None where it is none."""
     return facts[name] if isinstance(facts, dict) and numbers_of(facts, name) else None

@@ -16,7 +16,7 @@ _UNITS = {"images": ("images",), "flops": ("flops", "teacher_flops"), "seconds":
 
 
 def named_artefact(reference: str, store: Store) -> Manifest | None:
-    """The artefact that a reference such as `store:ancestries/x` names; None if there is none in this store."""
+    """Return the artefact that a reference such as `store:ancestries/x` names; None if there is none in this store."""
     scheme, _, rest = reference.partition(":")
     folder, _, name = rest.partition("/")
     if scheme != "store" or folder not in _KINDS:
@@ -42,7 +42,7 @@ def sources_of(manifest: Manifest) -> list[str]:
 
 
 def ancestry_costs(references: Iterable[str], store: Store) -> dict[str, float]:
-    """The cost of training all ancestry models behind these references, each once: images, FLOPs and seconds.
+    """Return the cost of training all ancestry models behind these references, each once: images, FLOPs and seconds.
 
     A learngene costs nothing here, only the models that it was made from. FLOPs include teacher forward passes. A model
     from elsewhere, such as one of timm's pretrained ones, costs nothing.
@@ -62,7 +62,7 @@ def ancestry_costs(references: Iterable[str], store: Store) -> dict[str, float]:
 
 
 def training_costs(manifest: Manifest) -> dict[str, float]:
-    """What one artefact cost to train; a descendant with its learngene and the fit to its size."""
+    """Return what one artefact cost to train; a descendant with its learngene and the fit to its size."""
     row = _mapping(manifest.metadata.get("row"))
     facts = row or _mapping(manifest.metadata.get("cost"))
     parts = ("", "fit_", "learngene_") if row else ("",)

@@ -29,7 +29,6 @@ FOLDERS: dict[str, str] = dict(
 GROUPED = ("descendant", "checkpoint", "softlabels", "timing")  # "sweep/name", "run/name", "key/part", "device/name"
 LONGEST_NAME = 128
 NAME = re.compile(rf"[a-zA-Z0-9][a-zA-Z0-9._-]{{0,{LONGEST_NAME - 1}}}")
-LEGAL = f"in letters, digits, '.', '_' and '-', beginning with a letter or digit, at most {LONGEST_NAME} characters"
 LONGEST_JSON = 256 * 2**20  # bytes; what reads a text reads it whole
 PICKLES = (".pkl", ".pickle", ".pt", ".pth", ".bin", ".ckpt")
 
@@ -110,7 +109,10 @@ class Manifest(BaseModel):
         return sum(entry.bytes for entry in self.files)
 
     def below(self, part: str) -> Manifest | None:
-        """The manifest of one folder of the artefact, with its files at the top; None if there is no such folder."""
+        """Return the manifest of one folder of the artefact, with its files at the top.
+
+        None if there is no such folder.
+        """
         files = [entry for entry in self.files if entry.path.startswith(f"{part}/")]
         if not files:
             return None
@@ -118,12 +120,12 @@ class Manifest(BaseModel):
         return self.model_copy(update={"files": stripped, "folder": f"{self.folder or self.version}/{part}"})
 
     def without(self, parts: Collection[str]) -> Manifest:
-        """The manifest without the files of some folders."""
+        """Return the manifest without the files of some folders."""
         kept = [entry for entry in self.files if entry.path.partition("/")[0] not in parts or "/" not in entry.path]
         return self.model_copy(update={"files": kept})
 
     def entry(self, path: str) -> FileEntry | None:
-        """The entry of one file, None where the artefact has no such file."""
+        """Return the entry of one file, None where the artefact has no such file."""
         return next((entry for entry in self.files if entry.path == path), None)
 
 
@@ -134,7 +136,7 @@ def version_of(files: list[FileEntry]) -> str:
 
 
 def file_entry(folder: Path, path: str) -> FileEntry:
-    """The entry of a file below a local folder.
+    """Return the entry of a file below a local folder.
 
     Raises:
         UserError: It cannot be read.
@@ -145,7 +147,7 @@ def file_entry(folder: Path, path: str) -> FileEntry:
 
 
 def list_files(folder: Path) -> list[str]:
-    """The path of every file below a local folder, sorted.
+    """Return the path of every file below a local folder, sorted.
 
     Raises:
         UserError: There is no such folder, it is empty, or it holds a file that no store may hold.
@@ -199,7 +201,7 @@ def _format_of(text: bytes) -> int:
 
 
 def folder_of(kind: Kind, name: str) -> str:
-    """Where an artefact lies below the store's root.
+    """Return where an artefact lies below the store's root.
 
     Raises:
         UserError: The name is not one that every store can hold.
@@ -207,9 +209,21 @@ def folder_of(kind: Kind, name: str) -> str:
     parts = name.split("/")
     wanted = 2 if kind in GROUPED else 1
     if len(parts) != wanted or not all(NAME.fullmatch(part) for part in parts):
-        form = "GROUP/NAME" if kind in GROUPED else "NAME"
-        raise UserError(f"{name!r} is not the name of a {kind}: write {form} {LEGAL}")
+        raise UserError(_no_name(name, kind, "GROUP/NAME" if kind in GROUPED else "NAME"))
     return f"{FOLDERS[kind]}/{name}"
+
+
+def check_sweep_name(name: str) -> None:
+    """Raise `UserError` if the name of a sweep is not one that every store can hold."""
+    if not NAME.fullmatch(name):
+        raise UserError(_no_name(name, "sweep", "NAME"))
+
+
+def _no_name(name: str, what: str, form: str) -> str:
+    return (
+        f"{name!r} is not the name of a {what}: write {form} in letters, digits, '.', '_' and '-', "
+        f"beginning with a letter or digit, at most {LONGEST_NAME} characters"
+    )
 
 
 def run_name(kind: Kind, name: str) -> str:

@@ -8,6 +8,8 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, FiniteFloat, StringConstraints, ValidationError
 
+from ray_learngene.progress import counted
+
 log = logging.getLogger(__name__)
 
 Text = Annotated[str, StringConstraints(max_length=1000)]
@@ -39,7 +41,7 @@ class _Row(BaseModel):
 
 
 def numbers_of(row: Mapping[str, Any], *names: str) -> dict[str, float] | None:
-    """The named columns as finite numbers; None where one is missing or is none."""
+    """Return the named columns as finite numbers; None where one is missing or is none."""
     values = {name: row.get(name) for name in names}
     try:
         found = {name: float(value) for name, value in values.items() if isinstance(value, int | float)}
@@ -49,17 +51,16 @@ def numbers_of(row: Mapping[str, Any], *names: str) -> dict[str, float] | None:
 
 
 def measured_on(facts: Mapping[str, Any]) -> str:
-    """The device and the conditions of a latency, in a few words."""
+    """Return the device and the conditions of a latency, in a few words."""
     threads = facts.get("latency_threads")
-    return (
-        f"{facts.get('latency_device')}, batch {facts.get('latency_batch')}, {facts.get('latency_dtype')}"
-        f"{'' if threads is None else f', {threads} thread(s)'}"
-        f"{', CPU time' if facts.get('latency_clock') == 'cpu' else ''}"
-    )
+    words = [f"{facts.get('latency_device')}, batch {facts.get('latency_batch')}, {facts.get('latency_dtype')}"]
+    words += [] if threads is None else [counted(threads, "thread")]
+    words += ["CPU time"] if facts.get("latency_clock") == "cpu" else []
+    return ", ".join(words)
 
 
 def usable(row: Mapping[str, Any], where: str) -> bool:
-    """Whether a row can stand in a results table; if not, says so in one line."""
+    """Return whether a row can stand in a results table; if not, says so in one line."""
     try:
         _Row.model_validate(row)
         odd = next((name for name, value in row.items() if isinstance(value, dict | list)), None)

@@ -16,6 +16,7 @@ import difflib
 import hashlib
 import io
 import logging
+import os
 from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -26,6 +27,7 @@ import pyarrow.fs
 import pyarrow.parquet
 
 from ray_learngene.config import StoreConfig
+from ray_learngene.config.base import address
 from ray_learngene.config.documents import parse_object
 from ray_learngene.errors import UserError
 from ray_learngene.io.errors import Unavailable, clear_errors
@@ -61,8 +63,12 @@ class Store:
     line, for an impossible name or path and for errors of the storage.
     """
 
-    def __init__(self, uri: str, retry_seconds: float = RETRY_SECONDS) -> None:
-        self.objects = Objects(uri, retry_seconds)
+    def __init__(self, uri: str | os.PathLike[str], retry_seconds: float = RETRY_SECONDS) -> None:
+        try:
+            where = address(os.fspath(uri))
+        except (TypeError, ValueError) as error:
+            raise UserError(f"store {uri!r}: {error}") from None
+        self.objects = Objects(where, retry_seconds)
         self.uri = self.objects.uri
         self.index = Index(self.objects)
 
@@ -163,7 +169,7 @@ class Store:
         self.objects.delete_many(self.objects.find(check_path(path)))
 
     def manifest(self, kind: Kind, name: str) -> Manifest:
-        """What the store knows about an artefact.
+        """Return what the store knows about an artefact.
 
         Raises:
             UserError: There is none of this name (says which names are near), or its manifest is not to be trusted.
@@ -190,11 +196,13 @@ class Store:
         return self.objects.read(f"{folder_of(kind, name)}/{MANIFEST}", MOST_BYTES)
 
     def _names(self, kind: Kind, under: str = "") -> list[str]:
-        """The names of all artefacts of a kind, as the storage lists them."""
+        """Return the names of all artefacts of a kind, as the storage lists them."""
         return self.index.names(kind, check_path(under) if under else "")
 
     def manifests(self, kind: Kind, under: str = "") -> list[Manifest]:
-        """The manifests of all artefacts of a kind, sorted by name; of descendants, those of the sweep `under` only.
+        """Return the manifests of all artefacts of a kind, sorted by name.
+
+        Of descendants, those of the sweep `under` only.
 
         A manifest that is not to be trusted is left out, with a warning.
         """
@@ -210,7 +218,9 @@ class Store:
         return manifests
 
     def entries(self, kinds: Sequence[Kind] = KINDS, under: str = "") -> list[Entry]:
-        """What the index knows of all artefacts of some kinds, sorted; of descendants, those of the sweep `under` only.
+        """Return what the index knows of all artefacts of some kinds, sorted.
+
+        Of descendants, those of the sweep `under` only.
 
         It takes as many requests for ten thousand artefacts as for ten. What was copied into a bucket or deleted there
         by hand is not seen before `index.rebuild`.
@@ -225,11 +235,11 @@ class Store:
         return sorted(found, key=lambda entry: (order[entry.kind], entry.name))
 
     def rows(self, sweep: str) -> list[dict[str, Any]]:
-        """The rows of the results table of all descendants of a sweep that are there, sorted by name."""
+        """Return the rows of the results table of all descendants of a sweep that are there, sorted by name."""
         return [entry.facts for entry in self.finished(sweep)]
 
     def finished(self, sweep: str) -> list[Entry]:
-        """All descendants of a sweep that are there with a row of the results table, sorted by name."""
+        """Return all descendants of a sweep that are there with a row of the results table, sorted by name."""
         listing = Listing(self.objects, "descendant", sweep)
         if not listing.names:
             return []
@@ -241,7 +251,7 @@ class Store:
         return [entry for entry in entries if usable(entry.facts, f"{FOLDERS['descendant']}/{entry.name}")]
 
     def broken(self) -> list[Entry]:
-        """The artefacts that `entries` knows and whose files are not all there."""
+        """Return the artefacts that `entries` knows and whose files are not all there."""
         entries = self.entries()
         return [
             broken
@@ -279,7 +289,7 @@ class Store:
         return download(self.objects, manifest, out, overwrite, without)
 
     def read_bytes(self, kind: Kind, name: str, path: str) -> bytes:
-        """One file of an artefact, verified; see `read_file` for several of one version.
+        """Return one file of an artefact, verified; see `read_file` for several of one version.
 
         Raises:
             UserError: There is no such artefact or file, or the file does not match its hash.
@@ -287,7 +297,7 @@ class Store:
         return self.read_file(self.manifest(kind, name), path)
 
     def read_file(self, manifest: Manifest, path: str) -> bytes:
-        """One file of the version of an artefact that a manifest describes, verified.
+        """Return one file of the version of an artefact that a manifest describes, verified.
 
         Raises:
             UserError: There is no such file, or it does not match its hash.
@@ -305,7 +315,7 @@ class Store:
         return data
 
     def sweeps(self) -> list[str]:
-        """The names of all sweeps."""
+        """Return the names of all sweeps."""
         paths = [path.split("/") for path in self.objects.find("sweeps")]
         return [parts[1] for parts in paths if len(parts) == 3 and parts[2] == "sweep.json"]
 
@@ -337,7 +347,7 @@ class Store:
             return None if data is None else pyarrow.parquet.read_table(io.BytesIO(data))
 
     def has(self, path: str) -> bool:
-        """Whether there is something at a path below the store."""
+        """Return whether there is something at a path below the store."""
         return self.objects.exists(check_path(path))
 
     def write_text(self, path: str, text: str) -> None:
@@ -349,7 +359,7 @@ class Store:
         return self.objects.create(check_path(path), text.encode())
 
     def read_text(self, path: str) -> str | None:
-        """The text at a path below the store, None where there is none.
+        """Return the text at a path below the store, None where there is none.
 
         Raises:
             UserError: it is no text.
@@ -361,7 +371,7 @@ class Store:
             raise UserError(f"{self.objects.uri_of(path)} is damaged (not UTF-8 text): remove it") from None
 
     def read_object(self, path: str, instead: str) -> dict[str, Any] | None:
-        """The JSON object at a path below the store, None where there is none.
+        """Return the JSON object at a path below the store, None where there is none.
 
         Args:
             instead: What the user can do where it is damaged.

@@ -8,20 +8,13 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from ray_learngene.config.documents import first_error, parse_json
 from ray_learngene.errors import UserError
-from ray_learngene.store.manifest import LEGAL, NAME
 from ray_learngene.store.store import Store
 
 RESULTS, PAGE, SETTINGS, PLAN = "results.parquet", "leaderboard.html", "sweep.json", "plan.json"
 
 
 def sweep_file(name: str, file: str) -> str:
-    """The path of a file of a sweep below the store's root.
-
-    Raises:
-        UserError: The name is not one that every store can hold.
-    """
-    if not NAME.fullmatch(name):
-        raise UserError(f"{name!r} is not the name of a sweep: write NAME {LEGAL}")
+    """Return the path of a file of a sweep below the store's root."""
     return f"sweeps/{name}/{file}"
 
 
@@ -40,7 +33,10 @@ class _Settings(BaseModel):
 
 
 def read_plan(store: Store, name: str) -> dict[str, Any] | None:
-    """What `learngene plan --calibrate` said that a sweep would cost; None where nothing that can be read says so."""
+    """Return what `learngene plan --calibrate` said that a sweep would cost.
+
+    None where nothing that can be read says so.
+    """
     text = store.read_text(sweep_file(name, PLAN))
     try:
         plan = parse_json(text) if text else None
@@ -50,7 +46,9 @@ def read_plan(store: Store, name: str) -> dict[str, Any] | None:
 
 
 def read_settings(store: Store, name: str) -> dict[str, Any] | None:
-    """What sweep.json says of a sweep: what its descendants have in `common` and its `budgets`; None without one.
+    """Return what sweep.json says of a sweep: what its descendants have in `common` and its `budgets`.
+
+    None without one.
 
     Raises:
         UserError: it is damaged.

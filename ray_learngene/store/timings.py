@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, StringConstraint
 
 from ray_learngene.errors import UserError
 from ray_learngene.io.scratch import scratch_folder
+from ray_learngene.progress import counted
 from ray_learngene.store.latency_model import LatencyModel
 from ray_learngene.store.manifest import MANIFEST, NAME, Manifest, folder_of
 from ray_learngene.store.store import Store
@@ -41,7 +42,7 @@ class TimedSpec(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _of_a_row(cls, values: Any) -> Any:
-        """A row of a results table holds the depths of stages as `3-3-9-3`."""
+        """Return a row of a results table holds the depths of stages as `3-3-9-3`."""
         if isinstance(values, dict) and isinstance(stages := values.get("stages"), str) and "depths" not in values:
             return {**values, "depths": stages.split("-")}
         return values
@@ -106,7 +107,7 @@ class Record(BaseModel):
     @property
     def text(self) -> str:
         """The conditions in a few words."""
-        return f"{self.runtime}, {self.precision}, {self.threads} thread(s), batch {self.batch}"
+        return f"{self.runtime}, {self.precision}, {counted(self.threads, 'thread')}, batch {self.batch}"
 
     def name(self, device: str | None = None) -> str:
         """Its name in a store: device and conditions, with what tells architectures apart."""
@@ -116,7 +117,7 @@ class Record(BaseModel):
 
 
 def read_records(text: str, where: str) -> list[Record]:
-    """The records of a file that `measure.py` wrote.
+    """Return the records of a file that `measure.py` wrote.
 
     Raises:
         UserError: it is something else.
@@ -133,7 +134,7 @@ def read_records(text: str, where: str) -> list[Record]:
 
 
 def record_of(manifest: Manifest) -> Record:
-    """The record of an artefact.
+    """Return the record of an artefact.
 
     Raises:
         UserError: it is damaged.
@@ -242,7 +243,7 @@ class Timings:
 
     @classmethod
     def has(cls, store: Store, device: str) -> bool:
-        """Whether a store holds a record of a device."""
+        """Return whether a store holds a record of a device."""
         return bool(store.manifests("timing", device.partition("/")[0]))
 
     @cached_property
@@ -258,7 +259,7 @@ class Timings:
         return {one.spec: one.latency_ms for record in self.records for one in record.sizes if one.spec}
 
     def of(self, size: Any) -> Timing:
-        """The latency of a spec, or of a row of a results table: measured, or predicted from other sizes.
+        """Return the latency of a spec, or of a row of a results table: measured, or predicted from other sizes.
 
         Raises:
             UserError: the record is of another architecture, or of too few sizes to predict from.
@@ -288,8 +289,8 @@ class Timings:
                 else "measure three depths of its width, or four sizes of several widths and depths"
             )
             raise UserError(
-                f"{len(known)} sizes on {self.device} are too few to predict width {spec.width}, depth {spec.depth}: "
-                f"{wanted}"
+                f"{counted(len(known), 'size')} on {self.device} are too few to predict width {spec.width}, "
+                f"depth {spec.depth}: {wanted}"
             )
         return Timing(*model.predict(spec))
 

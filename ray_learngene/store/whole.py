@@ -14,7 +14,7 @@ from ray_learngene.store.manifest import FOLDERS, GROUPED, MANIFEST, FileEntry, 
 
 
 def missing_file(objects: Objects, folder: str, files: Sequence[FileEntry]) -> str | None:
-    """The path of a file that a folder of the store does not hold with its size; None where all are there."""
+    """Return the path of a file that a folder of the store does not hold with its size; None where all are there."""
     there = {found.path: found.bytes for found in objects.look(folder)}
     return next((file.path for file in files if there.get(f"{folder}/{file.path}") != file.bytes), None)
 
@@ -42,5 +42,5 @@ class Listing:
                 self._bytes["/".join(parts[: depth + 2])] += found.bytes
 
     def broken(self, entries: Iterable[Entry]) -> list[Entry]:
-        """Those of the entries of an index whose files are not all there."""
+        """Return those of the entries of an index whose files are not all there."""
         return [one for one in entries if self._bytes[f"{folder_of(one.kind, one.name)}/{one.folder}"] != one.size]

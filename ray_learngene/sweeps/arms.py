@@ -19,8 +19,8 @@ class Arm:
 
     Attributes:
         text: As the user wrote it; the arm's name in every table.
-        learngene: Name of the learngene, with `{seed}`, `{depth}` and `{width}` of the descendant filled in, so that
-            every seed can have a learngene of its own; None where the method needs none.
+        learngene: Name of the learngene. `{seed}`, `{depth}` and `{width}` stand for those of the descendant, so that
+            every seed can have a learngene of its own. None if the method needs none.
     """
 
     text: str
@@ -52,5 +52,5 @@ class Arm:
         return cls(text.strip(), method, name if method.needs_learngene else None)
 
     def learngene_of(self, spec: Spec, seed: int) -> str | None:
-        """The learngene that a descendant expands."""
+        """Return the learngene that a descendant expands."""
         return self.learngene and self.learngene.format(seed=seed, depth=spec.depth, width=spec.width)

@@ -92,7 +92,7 @@ class SweepCost:
         return None if self.price_per_hour is None else self.device_hours * self.price_per_hour
 
     def as_json(self) -> dict[str, Any]:
-        """What the store keeps of it, for the page of the sweep."""
+        """Return what the store keeps of it, for the page of the sweep."""
         return {
             "descendants": [
                 {"arm": one.arm, **one.spec.model_dump(), "count": one.count, "seconds": round(one.seconds, 3)}
@@ -133,7 +133,7 @@ def add_up(
     load: float,
     price_per_hour: float | None,
 ) -> SweepCost:
-    """The cost of all trials, packed as the sweep packs them."""
+    """Return the cost of all trials, packed as the sweep packs them."""
     config = inputs.config
     of_kind = {(trial.arm, trial.spec): pace for trial, pace in paces.items()}
     seconds: dict[Trial, float] = {}
@@ -153,7 +153,7 @@ def add_up(
 
 
 def seconds_of(inputs: SweepInputs, trial: Trial, pace: Pace, siblings: int) -> float:
-    """The device seconds of a trial that shares its images with siblings, itself included."""
+    """Return the device seconds of a trial that shares its images with siblings, itself included."""
     epochs = inputs.epochs(trial)
     steps = epochs * (len(inputs.images.train) // inputs.config.batch_size)
     adapter_steps = fit_steps(inputs, trial)
@@ -162,7 +162,7 @@ def seconds_of(inputs: SweepInputs, trial: Trial, pace: Pace, siblings: int) -> 
 
 
 def fit_steps(inputs: SweepInputs, trial: Trial) -> int:
-    """The steps for which a trial's method fits an adapter to the size."""
+    """Return the steps for which a trial's method fits an adapter to the size."""
     stored = inputs.learngene(trial)
     adapter = trial.arm.method.adapter(stored.learngene if stored else None, trial.spec, seed=trial.seed)
     return adapter.fit_steps if adapter else 0
@@ -230,7 +230,7 @@ def _fitting_pace(inputs: SweepInputs, trial: Trial, read: float) -> float:
 
 
 def _run(inputs: SweepInputs, trial: Trial) -> tuple[Clock, SweepConfig, DescendantRun]:
-    """A training that writes nothing, of epochs enough to be measured."""
+    """Return a training that writes nothing, of epochs enough to be measured."""
     clock = Clock(resolve_device())
     task = DescendantTask(inputs.descendant(trial), inputs.learngene(trial), {})
     per_epoch = max(1, len(inputs.images.train) // inputs.config.batch_size)

@@ -98,7 +98,7 @@ def descendant(
     stored: StoredLearngene | None,
     epochs: int | None = None,
 ) -> Descendant:
-    """The descendant of an arm and a spec under a sweep's settings; `epochs`: other than those."""
+    """Return the descendant of an arm and a spec under a sweep's settings; `epochs`: other than those."""
     config, images = shared.config, shared.images
     method = arm.method
     facts = {
@@ -136,13 +136,13 @@ class DescendantTask:
     report: Report = lambda metrics: None
 
     def settings(self, config: SweepConfig) -> SweepConfig:
-        """The sweep's settings with this descendant's seed and learning rate."""
+        """Return the sweep's settings with this descendant's seed and learning rate."""
         own = {"seed": self.one.seed, "lr": self.one.lr}
         return config.model_copy(update=own if self.one.epochs is None else {**own, "epochs": self.one.epochs})
 
 
 def descendant_batches(shared: SweepContext, settings: SweepConfig, *, taught: bool) -> Batches:
-    """The views of descendants with these settings; `taught`: with their teacher's logits where there is one."""
+    """Return the views of descendants with these settings; `taught`: with their teacher's logits where there is one."""
     device, ancestry = resolve_device(), shared.ancestry
     answers: Answers | LiveAnswers | None = None
     if taught and ancestry is not None:
@@ -247,20 +247,12 @@ class DescendantRun:
         )
         if self.fitting is not None:
             self.trainer.progress.fit = vars(fit)
-            self.fitting = None  # the adapter and its moments are no longer needed
 
     def publish(self) -> dict[str, Any]:
         """Publish the trained descendant, remove its checkpoint, and return its row of the results table."""
         row = self._publish(self._row(self.trainer.progress, self.trainer.load_published()), self.trainer)
         self.uploads.remove()
         return row
-
-    def release(self) -> None:
-        """Free the memory of training, when this one has ended: others of its pack may train for long."""
-        if trainer := vars(self).pop("trainer", None):
-            trainer.release()
-        vars(self).pop("model", None)
-        self.fitting = None
 
     def _row(self, progress: Progress, final: dict[str, Any]) -> dict[str, Any]:
         """Return all columns; `overhead_seconds` is filled in later.

@@ -27,6 +27,7 @@ from ray_learngene.io.scratch import scratch_folder
 from ray_learngene.models.card import model_card
 from ray_learngene.models.origin import Origin, data_name
 from ray_learngene.models.timm_folder import load_timm
+from ray_learngene.progress import counted
 from ray_learngene.store.store import Store
 
 log = logging.getLogger(__name__)
@@ -47,7 +48,7 @@ def write_exports(folder: Path, name: str, formats: Sequence[str], config: Sweep
         return validation_batches(some, images.preprocessing, size, reader=Reader(some, images.unreadable))
 
     seen = ExportImages(
-        f"{len(images.val)} validation images of {data_name(config.data)}",
+        f"{counted(len(images.val), 'validation image')} of {data_name(config.data)}",
         lambda: images.scored_batches(size)[0],
         training,
     )
@@ -67,7 +68,7 @@ def write_exports(folder: Path, name: str, formats: Sequence[str], config: Sweep
 
 
 def descendant_card(row: Row, origin: Origin, config: Row) -> str:
-    """The README.md of a descendant.
+    """Return the README.md of a descendant.
 
     Args:
         config: Settings of its sweep, as they are published.
@@ -94,7 +95,7 @@ class AddsExports:
     store: Store
 
     def missing(self, row: Row) -> list[str]:
-        """The formats that the sweep wants and a descendant lacks."""
+        """Return the formats that the sweep wants and a descendant lacks."""
         return [format for format in self.config.export if format not in (row.get("exports") or "").split(",")]
 
     def add(self, name: str) -> Row | None:
@@ -145,7 +146,7 @@ def add_exports(adds: AddsExports, rows: Sequence[Row], added: Callable[[Row], N
                 )
                 added(row)
             if sigterm.requested() and number < len(names):
-                raise Interrupted(number, len(names), "descendants")
+                raise Interrupted(number, len(names), "descendant")
 
 
 def _here(adds: AddsExports, names: Sequence[str]) -> Iterator[Row | None]:

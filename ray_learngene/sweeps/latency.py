@@ -20,16 +20,19 @@ Meter = Callable[[Spec], Latency]
 
 
 def measured_latency(config: SelectionConfig, measure: Meter | None = None) -> Meter:
-    """Measure each spec once, by default on this process's device; warn if a measurement is not repeatable."""
+    """Measure each spec once, by default on this process's device; warn of the first that is not repeatable."""
     known: dict[Spec, Latency] = {}
+    warned = False
 
     def known_latency(spec: Spec) -> Latency:
+        nonlocal warned
         if spec not in known:
             known[spec] = found = measure(spec) if measure else measure_here(config, spec)
-            if found.spread > REPEATABLE:
+            if found.spread > REPEATABLE and not warned:
+                warned = True
                 log.warning(
-                    f"latency of width {spec.width} depth {spec.layers} on {found.device} is not repeatable: "
-                    f"rounds differ {found.spread:.1f} times; measure on an idle machine"
+                    f"latency of width {spec.width} depth {spec.layers} on {found.device} is not repeatable: rounds "
+                    f"differ {found.spread:.1f} times; other sizes are not named; measure on an idle machine"
                 )
         return known[spec]
 

@@ -14,7 +14,7 @@ DRAWN = 10  # learning rates of a descendant until Optuna's model of their score
 
 
 def drawn_rates(config: SweepConfig) -> list[float]:
-    """The first learning rates of every group, drawn at random: they depend on the settings alone.
+    """Return the first learning rates of every group, drawn at random: they depend on the settings alone.
 
     So trials of them can be side by side, and a sweep that is run again goes on with those that it had begun.
     """
@@ -26,7 +26,7 @@ def drawn_rates(config: SweepConfig) -> list[float]:
 def drawn_and_following(
     wanted: Sequence[Trial], known: Known, begun: Sequence[Trial], config: SweepConfig
 ) -> tuple[list[Trial], list[Trial]]:
-    """The trials of a search: all whose learning rates are there, and those left whose learning rates follow.
+    """Return the trials of a search: all whose learning rates are there, and those left whose learning rates follow.
 
     Args:
         known: What earlier runs tried.

@@ -59,24 +59,24 @@ class Pack:
         return self
 
     def has_room(self, load: Load, memory: float, most: int | None) -> bool:
-        """Whether a load may be added; the first one always may."""
+        """Return whether a load may be added; the first one always may."""
         fits = self.kept + load.kept + max(self.step, load.step) <= memory
         return not self.loads or (fits and (most is None or len(self.loads) < most))
 
 
 def pack(loads: Sequence[Load], place: Place, most: int | None = None) -> list[Pack]:
-    """Put every load into one pack, the packs with most work first.
+    """Group loads into packs, and return the packs with most work first.
 
-    A pack holds loads of one seed of views. Reading images is then done once for all of them; what must not happen is
-    that one process trains a long pack while others have nothing left to do. So there are as few packs as end, started
-    one after another on the places that become free, about when separate trials would: with one seed, one for each
-    place, filled evenly.
+    The loads of a pack have one seed of views, so their images are read once. Few packs read least. Too few would leave
+    places idle while one place trains a long pack. So there are as few packs as still end about when separate trials
+    would. With one seed that is one pack for each place, filled evenly.
 
     Args:
-        most: So many loads of a pack, and as few packs as that makes, also where places stay empty; None: see above.
+        most: The most loads of a pack. There are then as few packs as that allows, even if places stay idle. None: see
+            above.
 
     Returns:
-        Packs within the memory of a place; a load that alone exceeds it is alone.
+        Packs within the memory of a place. A load that exceeds it is alone.
     """
     alone = _longest_first(Pack().add(load) for load in loads)
     if most == 1 or (most is None and len(loads) <= place.count):

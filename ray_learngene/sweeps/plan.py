@@ -10,7 +10,9 @@ from ray_learngene.data.open import open_image_sets
 from ray_learngene.delivery.latency import Latency
 from ray_learngene.errors import UserError
 from ray_learngene.models.specs import Spec
+from ray_learngene.progress import counted
 from ray_learngene.store.learngenes import StoredLearngene
+from ray_learngene.store.manifest import check_sweep_name
 from ray_learngene.store.store import Store
 from ray_learngene.store.sweeps import PLAN, sweep_file
 from ray_learngene.sweeps.calibration import SweepCost, calibrate
@@ -84,7 +86,7 @@ def plan(
         steps = len(sets.train) // config.batch_size * config.epochs
         if len(sets.train) < config.batch_size:
             raise UserError(
-                f"{config.data} has {len(sets.train)} training images, less than a batch: lower --batch-size"
+                f"{config.data} has {counted(len(sets.train), 'training image')}, less than a batch: lower --batch-size"
             )
     measure = measured_latency(config)
     selection = select(config, learngene, len(sets.train.classes) if sets else learngene.spec.classes, measure, store)
@@ -145,7 +147,7 @@ def _calibrate(
     given = {name: getattr(config, name) for name in SweepConfig.model_fields if name in config.model_fields_set}
     settings = SweepConfig(**{**given, "name": config.name or "plan"})
     if config.name:
-        sweep_file(config.name, PLAN)  # refuses a name that no store can hold
+        check_sweep_name(config.name)
         store.check(write=True)
     prepared = prepare(settings, store, measure, planned)
     cost = replace(calibrate(prepared.inputs, prepared.wanted, config.price_per_hour), distillation=distillation)

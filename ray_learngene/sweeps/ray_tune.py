@@ -88,7 +88,7 @@ def run_with_ray_tune(
                 ),
             ).fit()
         if sigterm.requested() and outcomes.ended < outcomes.total:
-            raise Interrupted(outcomes.ended, outcomes.total, "descendants")
+            raise Interrupted(outcomes.ended, outcomes.total, "descendant")
 
 
 def _train(one: dict[str, Any], inputs: SweepInputs, driver: Driver, requests: Queue) -> None:

@@ -16,12 +16,12 @@ from ray_learngene.store.sweeps import PAGE, RESULTS, sweep_file
 
 
 def sweep_table(store: Store, name: str, unfinished: Sequence[dict[str, Any]] = ()) -> pandas.DataFrame:
-    """One row per published descendant of a sweep with its whole cost, and one for each trial that did not finish."""
+    """Return a row with its whole cost per published descendant of a sweep, and one per trial that did not finish."""
     return pandas.DataFrame([*costed_rows(store, name), *unfinished])
 
 
 def earlier_rows(store: Store, name: str) -> list[dict[str, Any]]:
-    """What earlier runs of a sweep settled: its published descendants, and trials that were stopped early."""
+    """Return what earlier runs of a sweep settled: its published descendants, and trials that were stopped early."""
     table = store.find_table(sweep_file(name, RESULTS))
     return store.rows(name) + [row for row in (table.to_pylist() if table else ()) if row["status"] == "stopped"]
 

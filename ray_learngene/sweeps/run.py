@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from ray_learngene.data.pipeline import images_text
 from ray_learngene.errors import Diverged, Interrupted, RunError
+from ray_learngene.progress import counted
 from ray_learngene.store.checkpoints import continuing_text, steps_of
 from ray_learngene.store.manifest import Manifest
 from ray_learngene.sweeps.trials import Follower, Known, Outcomes, SweepInputs, Trial, log_packs
@@ -52,7 +53,7 @@ def run_trials(
     left = [trial for trial in every if inputs.descendant(trial).name not in settled]
     total, count = len(wanted) * max(1, config.lr_search), len(left) + len(following)
     done = f", {total - count} already finished" if count < total else ""
-    log.info(f"sweep {config.name}: {count} descendants to train{done}")
+    log.info(f"sweep {config.name}: {counted(count, 'descendant')} to train{done}")
     steps = {name.removeprefix(f"{config.name}/"): step for name, step in steps_of(checkpoints).items()}
     if begun := {name: steps[name] for trial in left if (name := inputs.descendant(trial).name) in steps}:
         epochs = max(inputs.epochs(trial) for trial in left if inputs.descendant(trial).name in begun)
@@ -76,7 +77,8 @@ def _log_beginning(inputs: SweepInputs, trials: Sequence[Trial]) -> None:
     steps = len(images.train) // config.batch_size
     where = "in this process" if config.in_process else f"by Ray: CPUs of each training {config.cpus_per_trial:g}"
     log.info(
-        f"{images_text(images)}, {config.epochs} epochs of {steps:,} steps of {config.batch_size} images, "
+        f"{images_text(images)}, {counted(config.epochs, 'epoch')} of {counted(steps, 'step')} of "
+        f"{counted(config.batch_size, 'image')}, "
         f"{sizes[0]:,.0f} to {sizes[-1]:,.0f} parameters, {where}"
     )
 
@@ -97,7 +99,7 @@ def _train_here(inputs: SweepInputs, left: Sequence[Trial], outcomes: Outcomes) 
         for trials in packs:
             inputs.train(trials, outcomes.reported, ended)
     except Interrupted:
-        raise Interrupted(outcomes.ended, outcomes.total, "descendants") from None
+        raise Interrupted(outcomes.ended, outcomes.total, "descendant") from None
 
 
 def _known(inputs: SweepInputs, wanted: Sequence[Trial], before: Sequence[dict[str, Any]]) -> Known:

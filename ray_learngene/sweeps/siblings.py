@@ -15,7 +15,6 @@ from ray_learngene.sweeps.descendant import DescendantRun, DescendantTask, Sweep
 from ray_learngene.training.clock import Clock
 from ray_learngene.training.lockstep import Group, train
 from ray_learngene.training.out_of_memory import is_out_of_memory, release_memory, within_memory
-from ray_learngene.training.trainer import Trainer
 
 log = logging.getLogger(__name__)
 
@@ -86,7 +85,6 @@ def _together(
     alone: list[DescendantTask] = []
 
     def failed(run: DescendantRun, error: Exception) -> None:
-        run.release()
         if isinstance(error, Interrupted):
             interrupted.append(error)
         elif is_out_of_memory(error):
@@ -136,19 +134,12 @@ def _train(
                 stop=sigterm.requested,
                 failed=failed and (lambda fitting, error: group.drop(fits[fitting], error)),
             )
-            fits.clear()
         group.each(lambda run: run.open_trainer())
-
-        def finished(trainer: Trainer) -> None:
-            run = trainers[trainer]
-            published(run, run.publish())
-            run.release()
-
         if trainers := {run.trainer: run for run in group.running}:
             train(
                 list(trainers),
                 tune_batches,
                 stop=sigterm.requested,
-                finished=finished,
+                finished=lambda trainer: published(trainers[trainer], trainers[trainer].publish()),
                 failed=failed and (lambda trainer, error: group.drop(trainers[trainer], error)),
             )

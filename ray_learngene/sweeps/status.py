@@ -6,9 +6,8 @@ import threading
 from collections.abc import Mapping
 from typing import Any, Protocol
 
-from ray_learngene.models.costs import macs
 from ray_learngene.models.specs import Spec
-from ray_learngene.progress import Progress
+from ray_learngene.progress import Progress, counted
 from ray_learngene.sweeps.arms import Arm
 
 _SHOWN = 6  # models in a line
@@ -28,12 +27,16 @@ class Trial(Protocol):
 
 
 class SweepStatus:
-    """Logs how far a sweep is; a trial counts as much as its MACs."""
+    """Logs how far a sweep is.
 
-    def __init__(self, name: str, trials: int, work: float) -> None:
-        self.trials = trials
+    Args:
+        work: What every trial costs, in any unit.
+    """
+
+    def __init__(self, name: str, work: Mapping[Trial, float]) -> None:
+        self._work = work
         self._ended: set[Trial] = set()
-        self._all = Progress(f"sweep {name}", work, "")
+        self._all = Progress(f"sweep {name}", sum(work.values()), "")
         self._done = 0.0  # by trials that have ended
         self._models: dict[Trial, Progress] = {}
         self._scores: dict[Trial, str] = {}  # the last to report comes last
@@ -45,7 +48,10 @@ class SweepStatus:
             if trial in self._ended:  # its worker's messages take another way than its result
                 return
             name, total = trial_name(trial), max(1, metrics["total_steps"])
-            model = self._models.setdefault(trial, Progress(name, total, "steps", quiet=True))
+            if trial not in self._models:
+                self._models[trial] = Progress(name, total, "steps", quiet=True)
+                self._all.skip(self._work[trial] * metrics["step"] / total)
+            model = self._models[trial]
             epoch = f"epoch {metrics['epoch']:.3g}/{metrics['epochs']}"
             if "fit_step" in metrics:
                 epoch = f"fitting {metrics['fit_step']}/{metrics['fit_steps']}"
@@ -59,22 +65,26 @@ class SweepStatus:
         """A trial has ended, in whatever way."""
         with self._lock:
             self._ended.add(trial)
-            self._done += macs(trial.spec)
+            self._done += self._work[trial]
             self._scores.pop(trial, None)
             if model := self._models.pop(trial, None):
                 model.end()
-            if len(self._ended) >= self.trials:
+            else:  # an earlier run did it, or it failed at once
+                self._all.skip(self._work[trial])
+            if len(self._ended) >= len(self._work):
                 self._all.end()
             else:
                 self._show()
 
     def _show(self) -> None:
-        running = sum(macs(trial.spec) * model.done / model.total for trial, model in self._models.items())
+        running = sum(self._work[trial] * model.done / model.total for trial, model in self._models.items())
         last = [f"{trial_name(trial)} {text}" for trial, text in list(self._scores.items())[-_SHOWN:]]
         more = f"top-1: {', '.join(last)}" if last else ""
-        self._all.at(self._done + running, f"{len(self._ended)} of {self.trials} descendants ended", more)
+        self._all.at(
+            self._done + running, f"{len(self._ended)} of {counted(len(self._work), 'descendant')} ended", more
+        )
 
 
 def trial_name(trial: Trial) -> str:
-    """A short name of a trial, for one line of several."""
+    """Return a short name of a trial, for one line of several."""
     return f"{trial.arm.text} w{trial.spec.width} d{trial.spec.layers} s{trial.seed} lr {trial.lr:.0e}"

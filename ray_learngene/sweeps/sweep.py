@@ -27,9 +27,11 @@ from ray_learngene.models.checkpointing import checkpoint_gradients
 from ray_learngene.models.compile import require_compiler
 from ray_learngene.models.preprocessing import Preprocessing
 from ray_learngene.models.specs import Spec, build
+from ray_learngene.progress import counted
 from ray_learngene.provenance import provenance, publishable
 from ray_learngene.store.checkpoints import StoreCheckpoints
 from ray_learngene.store.learngenes import StoredLearngene
+from ray_learngene.store.manifest import check_sweep_name
 from ray_learngene.store.store import Store
 from ray_learngene.store.sweeps import SETTINGS, read_settings, sweep_file
 from ray_learngene.sweeps.arms import Arm
@@ -80,7 +82,7 @@ def sweep(config: SweepConfig, callbacks: Sequence[Callback] = ()) -> pandas.Dat
     """
     if callbacks and config.in_process:
         raise UserError("callbacks are Ray Tune's: leave in_process out")
-    sweep_file(config.name, SETTINGS)  # refuses a name that no store can hold
+    check_sweep_name(config.name)
     check_texts(config)
     traits_of(config)  # refuses an optimizer that does not work
     require_packages(config.export)
@@ -124,11 +126,6 @@ def prepare(
     preprocessing = _preprocessing(config, learngene)
     config = config.model_copy(update={"interpolation": preprocessing.interpolation})  # in training as in evaluation
     images = _images(config, preprocessing)
-    if learngene.spec.classes and learngene.labels != images.train.classes:
-        log.info(
-            f"learngene {config.learngene} does not have the classes of --data {config.data} by name and order: "
-            "descendants begin with a new head"
-        )
     ancestry = load_ancestry(config.ancestry, store) if config.ancestry else None
     if ancestry:
         match_classes(ancestry, str(config.ancestry), config.data, ImageSets(images.train, images.val))
@@ -198,14 +195,14 @@ def _sweep(config: SweepConfig, store: Store, trackers: Trackers, callbacks: Seq
     if failed:
         kind = Diverged if all(row["status"] == "diverged" for row in failed) else RunError
         raise kind(
-            f"{len(failed)} of {len(wanted)} descendants failed: {failed[0]['error']}; the others are published, "
-            "run the sweep again to retry these"
+            f"{len(failed)} of {counted(len(wanted), 'descendant')} failed: {failed[0]['error']}; "
+            "the others are published, run the sweep again to retry these"
         )
     return table
 
 
 def _scratch(config: SweepConfig, earlier: Mapping[str, Any] | None) -> Literal["cost", "epochs"]:
-    """How long arms without a learngene train: as given, as the sweep began, or at equal cost."""
+    """Return how long arms without a learngene train: as given, as the sweep began, or at equal cost."""
     if config.scratch:
         return config.scratch
     return "epochs" if earlier is not None and earlier["scratch"] == "epochs" else "cost"
@@ -234,7 +231,10 @@ def scratch_epochs(inputs: SweepInputs, arms: Sequence[Arm], before: Sequence[di
 
 
 def _as_before(trial: Trial, inputs: SweepInputs, before: Sequence[dict[str, Any]]) -> Trial:
-    """A trial at equal cost, with the epochs of the finished one if there is one: sizes may have been added since."""
+    """Return a trial at equal cost, with the epochs of the finished one if there is one.
+
+    Sizes may have been added since.
+    """
     if trial.epochs is None:
         return trial
     for row in before:
@@ -249,11 +249,11 @@ def _tell_scratch(config: SweepConfig, arms: Sequence[Arm], wanted: Sequence[Tri
     """Say how long arms without a learngene train."""
     names = ", ".join(arm.text for arm in arms if not arm.learngene)
     found = sorted({trial.epochs for trial in wanted if trial.epochs is not None})
-    epochs = f"{found[0]} to {found[-1]}" if len(found) > 1 else f"{found[0] if found else config.epochs}"
+    epochs = (f"{found[0]} to " if len(found) > 1 else "") + counted(found[-1] if found else config.epochs, "epoch")
     if found:
-        log.info(f"{names}: {epochs} epochs, the cost of a descendant with its share of the learngene (--scratch cost)")
+        log.info(f"{names}: {epochs}, the cost of a descendant with its share of the learngene (--scratch cost)")
     elif names:
-        log.info(f"{names}: {epochs} epochs, as the others; the learngene's cost is not counted (--scratch epochs)")
+        log.info(f"{names}: {epochs}, as the others; the learngene's cost is not counted (--scratch epochs)")
 
 
 def _settle(

@@ -41,7 +41,7 @@ class TrackedTrials:
         self.trackers.finish(run, row, lambda: reference_of(store, store.manifest("descendant", name)))
 
     def _run(self, trial: Trial) -> str:
-        """The run of a trial, begun or continued."""
+        """Return the run of a trial, begun or continued."""
         if trial not in self._names:
             name = f"{self.inputs.config.name}/{self.inputs.descendant(trial).name}"
             self._names[trial] = run_of("descendant", name)

@@ -10,6 +10,7 @@ from typing import Any, Protocol
 from ray_learngene.errors import RunError
 from ray_learngene.models.costs import kept_memory, macs, step_memory
 from ray_learngene.models.specs import Spec
+from ray_learngene.progress import counted
 from ray_learngene.store.learngenes import StoredLearngene
 from ray_learngene.sweeps.arms import Arm
 from ray_learngene.sweeps.descendant import Descendant, DescendantTask, SweepContext, descendant
@@ -90,6 +91,10 @@ class SweepInputs(SweepContext):
         trial_of = {tuning(trial): trial for trial in trials}
         train_siblings(list(trial_of), self, lambda tuning, outcome: ended(trial_of[tuning], outcome))
 
+    def work(self, trial: Trial) -> float:
+        """MACs for one image of every epoch: what a trial costs, compared with the others."""
+        return macs(trial.spec) * max(1, self.epochs(trial))
+
     def packs(self, trials: Sequence[Trial], place: Place) -> list[list[Trial]]:
         """Group trials into packs for places of a kind."""
         config = self.config
@@ -102,7 +107,7 @@ class SweepInputs(SweepContext):
             Load(
                 trial,
                 trial.seed if config.view_seed is None else config.view_seed,
-                macs(trial.spec) * max(1, self.epochs(trial)),
+                self.work(trial),
                 kept_memory(trial.spec, averaged=config.ema > 0, moments=traits_of(config).moments),
                 step_memory(trial.spec, micro_batch, checkpointed=config.grad_checkpointing),
             )
@@ -146,8 +151,7 @@ class Outcomes:
         followers: Sequence[Follower] = (),
     ) -> None:
         self.inputs, self.total, self.keep, self.followers, self.ended = inputs, len(trials), keep, followers, 0
-        work = sum(macs(trial.spec) for trial in trials)
-        self.status = SweepStatus(inputs.config.name, self.total, work)
+        self.status = SweepStatus(inputs.config.name, {trial: inputs.work(trial) for trial in trials})
 
     def reported(self, trial: Trial, metrics: dict[str, Any]) -> None:
         """It has reached an epoch, or a step on the way there; from any thread."""
@@ -216,5 +220,5 @@ def finished_text(row: Mapping[str, Any]) -> str:
     return (
         f"top-1 {row['top1_untuned']:6.2f} % untuned, {row['top1']:6.2f} % tuned   "
         f"{row['params'] / 1e6:8.3f} M parameters   {row['seconds']:6.1f} s"
-        + (f"   {row['unreadable']} unreadable images skipped" if row.get("unreadable") else "")
+        + (f"   {counted(row['unreadable'], 'unreadable image')} skipped" if row.get("unreadable") else "")
     )

@@ -1,7 +1,7 @@
 """Learning-rate search and early stopping inside each descendant's own group of trials.
 
 Ray Tune compares all trials of an experiment with each other. In a sweep a small descendant must not lose to a large
-one, so the search (Optuna) and the scheduler (ASHA) are kept once per group: same arm, same spec, same seed.
+one. So every group (same arm, spec and seed) has a search (Optuna) and a scheduler (ASHA) of its own.
 """
 
 from __future__ import annotations

@@ -68,7 +68,7 @@ def require(package: str, kind: str) -> ModuleType:
 
 
 def curve_points(metrics: Mapping[str, Any]) -> dict[str, float]:
-    """The numbers of a report that make curves."""
+    """Return the numbers of a report that make curves."""
     return {
         name: float(value)
         for name, value in metrics.items()
@@ -77,7 +77,7 @@ def curve_points(metrics: Mapping[str, Any]) -> dict[str, float]:
 
 
 def result_numbers(row: Mapping[str, Any]) -> dict[str, float]:
-    """The finite numbers of a row of results."""
+    """Return the finite numbers of a row of results."""
     return {
         name: float(value)
         for name, value in row.items()

@@ -49,7 +49,7 @@ class TensorBoard:
             self._close(run)
 
     def _writer(self, run: str, step: int | None) -> Any:
-        """The writer of a run; the first point says from where a continued run goes on."""
+        """Return the writer of a run; the first point says from where a continued run goes on."""
         if run not in self._writers:
             folder = self.folder / run
             purge = step if step and folder.exists() else None

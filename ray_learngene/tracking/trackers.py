@@ -150,17 +150,17 @@ def hear(trackers: Trackers, told: tuple[Any, ...]) -> None:
 
 
 def reference_of(store: Store, manifest: Manifest) -> Reference:
-    """How a tracker names a published model."""
+    """Return how a tracker names a published model."""
     weights = max(manifest.files, key=lambda file: file.bytes)
     uri = store.objects.uri_of(manifest.base)
     return Reference(uri, manifest.version, weights.sha256)
 
 
 def run_of(kind: Kind, name: str) -> str:
-    """What the run of an artefact is called: its address in the store."""
+    """Return what the run of an artefact is called: its address in the store."""
     return f"{FOLDERS[kind]}/{name}"
 
 
 def parameters_of(config: Config) -> dict[str, str]:
-    """The settings of a run as texts."""
+    """Return the settings of a run as texts."""
     return {name: str(value) for name, value in publishable(config.model_dump(mode="json")).items()}

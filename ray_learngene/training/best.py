@@ -49,5 +49,5 @@ class Best:
         safetensors.torch.save_file(self._state, folder / self.file)
 
     def record(self) -> dict[str, Any]:
-        """All but the weights, as JSON values."""
+        """Return all but the weights, as JSON values."""
         return {"index": self.index, "score": self._score}

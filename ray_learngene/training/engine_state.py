@@ -1,6 +1,6 @@
 """The engine state in a checkpoint: whole fp32 weights and the state of the optimizer.
 
-The file is the same for a single process, any number of ranks and any ZeRO stage, so a run can resume with any of them.
+The file does not depend on the number of ranks or the ZeRO stage, so a run can resume with others.
 The format is safetensors, no pickle.
 """
 

@@ -42,8 +42,8 @@ def current_rate(optimizer: torch.optim.Optimizer) -> float:
 def create_optimizer(module: nn.Module, config: OptimizationConfig, **grouping: Any) -> torch.optim.Optimizer:
     """Create timm's optimizer of that name, by default fused AdamW.
 
-    timm makes the parameter groups: no weight decay on 1-D parameters and on what the module's `no_weight_decay` names,
-    and with layer decay a group for each layer of its `group_matcher`.
+    timm makes the parameter groups. 1-D parameters and those that the module's `no_weight_decay` names have no weight
+    decay. With layer decay every layer of its `group_matcher` has a group.
 
     Args:
         grouping: Arguments of `create_optimizer_v2` that decide about groups otherwise.
@@ -137,9 +137,9 @@ def _traits(opt: str, arguments: str) -> Traits:
         _take(create_optimizer(parts, config, filter_bias_and_bn=False), parts, gradients)
     apart = torch.cat([part.detach() for part in parts])
     same = torch.allclose(apart, whole[0].detach().flatten(), rtol=1e-5, atol=1e-7)
-    # ZeRO looks for the state in the optimizer itself (Lookahead's is in the one that it wraps), and ZeRO-3 takes a
-    # step for every group, which would count several times. The engine keeps one step for all groups and no other
-    # number: LaProp's sums of learning rates differ between groups.
+    # ZeRO looks for the state in the optimizer itself; Lookahead's is in the one that it wraps. ZeRO-3 takes a step for
+    # every group, which would count several times. The engine keeps one step for all groups and no other number:
+    # LaProp's sums of learning rates differ between groups.
     numbers = {key for each in state.values() for key, value in each.items() if not getattr(value, "ndim", 0)}
     alone = (not held or bool(optimizer.state)) and not counters_of(optimizer.param_groups) and numbers <= {"step"}
     return Traits(round(held / _SIDE**2, 2), same and alone)
@@ -155,7 +155,7 @@ def _take(optimizer: torch.optim.Optimizer, parameters: nn.ParameterList, gradie
 def _continues(
     optimizer: torch.optim.Optimizer, parameters: nn.ParameterList, gradients: list[Tensor], config: OptimizationConfig
 ) -> bool:
-    """Whether steps from a checkpoint equal the steps without one, bit for bit."""
+    """Return whether steps from a checkpoint equal the steps without one, bit for bit."""
     others = copy.deepcopy(parameters)
     again = create_optimizer(others, config)
     with tempfile.TemporaryDirectory() as folder:

@@ -1,7 +1,7 @@
 """After an out-of-memory error, continue the same training with half the micro-batch and twice the accumulation.
 
 The sum of the gradients is the same. Three things still depend on the micro-batch: BatchNorm's statistics, the samples
-of stochastic depth, and which image goes through which sub-model of an elastic auxiliary model.
+of stochastic depth, and the sub-model of an elastic auxiliary model that an image goes through.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import torch
 
 from ray_learngene.config import AugmentationConfig, OptimizationConfig
 from ray_learngene.errors import RunError
+from ray_learngene.progress import counted
 
 T = TypeVar("T")
 ConfigT = TypeVar("ConfigT", bound=OptimizationConfig)
@@ -58,7 +59,7 @@ def smaller_text(config: OptimizationConfig, world_size: int = 1) -> str:
     """Return the line to log about the smaller micro-batch."""
     images = config.batch_size // (world_size * config.accumulation)
     return (
-        f"out of memory: continuing with micro-batches of {images} images "
+        f"out of memory: continuing with micro-batches of {counted(images, 'image')} "
         f"(accumulation {config.accumulation}, the same optimizer steps)"
     )
 

@@ -33,7 +33,7 @@ class NoCheckpoints:
 
 
 def marks(trains: Trains, batches: Any, clock: Clock) -> list[float]:
-    """The clock before every step of a training and after its last one; it ends after some steps."""
+    """Return the clock before every step of a training and after its last one; it ends after some steps."""
     found: list[float] = []
     began = time.monotonic()
 

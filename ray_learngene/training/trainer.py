@@ -44,7 +44,8 @@ class Trainer:
     Args:
         checkpoint_due: Called with (step, steps per epoch, seconds since the last checkpoint). A checkpoint always
             follows the last step.
-        report: Called on rank 0 with the metrics of every epoch, and about every second with the step alone.
+        report: Called on rank 0 with the metrics of every epoch, and about every second with the step alone. The first
+            report of a continued run has `continued`.
         scorer: Scores the validation split; by default top-1 and cross-entropy with the labels.
         whole_evaluation: Every rank scores the whole split (partitioned weights need equal numbers of passes).
         evaluate_first: Score the untrained model as epoch 0; so does `publish` "best".
@@ -98,6 +99,8 @@ class Trainer:
         self._unscored: tuple[Step, dict[str, Any]] | None = None
         if (evaluate_first or self.best or self.total_steps == 0) and not self.progress.history:
             self._begin_score(Step(0, {}, 0.0))
+        if self.step:
+            self._tick(continued=True)
 
     @property
     def step(self) -> int:
@@ -126,7 +129,7 @@ class Trainer:
         elif time.monotonic() - self._reported > REPORT_SECONDS:
             self._tell(self._metrics(step))
         elif time.monotonic() - self._ticked > TICK_SECONDS:
-            self._tick(step)
+            self._tick()
 
     def score(self, batch: Batch, split: int) -> None:
         """Add a batch to the scores of the model and, with `ema`, of its average; `split` as in `Batches.scored`."""
@@ -225,11 +228,6 @@ class Trainer:
             model.eval()
         self.scorer.begin(models)
 
-    def release(self) -> None:
-        """Free the weights, the moments and the best weights. It has ended, and cannot train on."""
-        for name in ("engine", "optimizer", "ema", "best", "stepper", "scorer"):
-            vars(self).pop(name, None)
-
     def _scored_models(self) -> list[nn.Module]:
         return [self.engine.module, *([self.ema.module] if self.ema is not None else [])]
 
@@ -249,11 +247,11 @@ class Trainer:
             self.report({**metrics, "epochs": self.config.epochs, "total_steps": self.total_steps})
         self._reported = self._ticked = time.monotonic()
 
-    def _tick(self, step: Step) -> None:
+    def _tick(self, **more: bool) -> None:
         if self.world.rank == 0:
-            epoch = round(step.number / self.steps_per_epoch, 4)
+            epoch = round(self.step / self.steps_per_epoch, 4)
             of = {"epochs": self.config.epochs, "total_steps": self.total_steps}
-            self.report({"epoch": epoch, "step": step.number, **of})
+            self.report({"epoch": epoch, "step": self.step, **of, **more})
         self._ticked = time.monotonic()
 
     def _checkpoint(self) -> None:

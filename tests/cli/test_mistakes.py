@@ -99,6 +99,7 @@ BENCH = (
 PLAN = ("plan", "--learngene", "gene", "--store", "{store}")
 MISTAKES: dict[str, tuple[tuple[str, ...], str]] = {
     "no such command": (("distil",), "unknown command 'distil'; did you mean 'distill'?"),
+    "a flag of another name": (("list", "--jsn"), "list: unknown argument '--jsn'; did you mean --json?"),
     "no such flag": (("sweep", "--epoch", "3"), "unknown argument '--epoch'; did you mean --epochs?"),
     "nothing to evaluate": (("evaluate", "--data", "digits"), "--model is required"),
     "a flag without its value": (("sweep", "--epochs"), "expected one argument"),
@@ -294,7 +295,7 @@ MISTAKES: dict[str, tuple[tuple[str, ...], str]] = {
         "use --zero 2",
     ),
     "ASHA without a search": ((*SWEEP, "--asha"), "it needs lr_search"),
-    "a name no store can hold": ((*SWEEP[:4], "a/b", *SWEEP[5:]), "is not the name of"),
+    "a name no store can hold": ((*SWEEP[:4], "a/b", *SWEEP[5:]), "'a/b' is not the name of a sweep: write NAME in"),
     "nothing to pull": (("pull", "--store", "{store}", "--max-params", "3M"), "no descendants in"),
     "a malformed limit": (("pull", "--store", "{store}", "--max-params", "many"), "cannot read"),
     "no such artefact": (

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -127,7 +129,7 @@ class Gateway(BaseHTTPRequestHandler):
         else:
             self._answer(503, {})
 
-    def _answer(self, status: int, body: dict[str, Any]) -> None:
+    def _answer(self, status: int, body: Any) -> None:
         self.send_response(status)
         self.end_headers()
         self.wfile.write(json.dumps(body).encode())
@@ -136,17 +138,48 @@ class Gateway(BaseHTTPRequestHandler):
         pass
 
 
-def test_a_gateway_that_fails_for_a_moment_does_not_end_the_following_of_a_job() -> None:
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Gateway)
+class Jobs(Gateway):
+    """A job server that lists jobs of some ids."""
+
+    ids: tuple[str, ...] = ()
+
+    def do_GET(self) -> None:
+        if self.path == "/api/jobs/":
+            facts = {"type": "SUBMISSION", "status": "SUCCEEDED", "entrypoint": "x"}
+            self._answer(200, [{"submission_id": each, **facts} for each in self.ids])
+        else:
+            super().do_GET()
+
+
+@contextmanager
+def client_of(handler: type[Gateway]) -> Iterator[JobSubmissionClient]:
+    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     try:
-        client = JobSubmissionClient(f"http://127.0.0.1:{server.server_port}")
-        follow(client, "x", print)
-        with pytest.raises(JobFailed, match="job gone was lost with the head"):
-            follow(client, "gone", print)
+        yield JobSubmissionClient(f"http://127.0.0.1:{server.server_port}")
     finally:
         server.shutdown()
         server.server_close()
+
+
+@pytest.mark.parametrize(
+    ("key", "ids"),
+    [
+        ("mine", ("mine", "mine.2", "mine-too", "mine.x", "not-mine")),  # --submission-id mine
+        ("sweep-s-1a2b3c", ("sweep-s-1a2b3c.1", "sweep-s-1a2b3c.2", "sweep-s")),
+    ],
+)
+def test_attempts_at_a_job_are_counted(key: str, ids: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Jobs, "ids", ids)
+    with client_of(Jobs) as client:
+        assert sorted(submit._attempts(client, key)) == [1, 2]
+
+
+def test_a_gateway_that_fails_for_a_moment_does_not_end_the_following_of_a_job() -> None:
+    with client_of(Gateway) as client:
+        follow(client, "x", print)
+        with pytest.raises(JobFailed, match="job gone was lost with the head"):
+            follow(client, "gone", print)
     assert Gateway.asked == 2
 
 

@@ -201,7 +201,7 @@ def test_a_teacher_is_given_images_as_it_normalises_them(store: str, monkeypatch
     torch.testing.assert_close(inputs.ancestry(given), model((pixels - 0.1) / 0.2), rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("end", [Interrupted(1, 2, "descendants"), SystemExit(143), RuntimeError("Tune's")])
+@pytest.mark.parametrize("end", [Interrupted(1, 2, "descendant"), SystemExit(143), RuntimeError("Tune's")])
 def test_what_was_stopped_early_is_kept_however_a_sweep_ends(
     store: str, end: BaseException, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -70,7 +70,7 @@ def test_a_signal_leaves_a_checkpoint_of_its_very_step(
     first, *last = said.splitlines()
     assert not last or first.startswith("learngene: writing checkpoints; Ctrl-C again")
     told = re.fullmatch(
-        rf"learngene: {how} after (\d+) of 2000 steps; what was begun is in a checkpoint, run the same command .*",
+        rf"learngene: {how} after (\d+) of 2,000 steps; what was begun is in a checkpoint, run the same command .*",
         [first, *last][-1],
     )
     assert told, said

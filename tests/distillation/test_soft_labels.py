@@ -60,9 +60,9 @@ def test_a_signal_ends_soft_labels_after_the_part_that_was_begun(
     with monkeypatch.context() as patched:
         patched.setattr(Filling, "compute", ending)
         assert main(["softlabels", *flags, *seed]) == status
-    assert "after 1 of 2 parts of epochs; run the same command again to continue" in capsys.readouterr().err
+    assert "after 1 of 2 parts; run the same command again to continue" in capsys.readouterr().err
     assert main(["softlabels", *flags, *seed]) == 0
-    assert "1 parts of epochs to compute" in capsys.readouterr().out
+    assert "1 part of epochs to compute" in capsys.readouterr().out
 
 
 def test_the_commands_share_one_cache(flags: list[str], capsys: pytest.CaptureFixture[str]) -> None:
@@ -70,7 +70,7 @@ def test_the_commands_share_one_cache(flags: list[str], capsys: pytest.CaptureFi
     store = Store(flags[flags.index("--store") + 1])
     others = {manifest.name.partition("/")[0] for manifest in store.manifests("softlabels")}
     assert main(["softlabels", *flags, *method, "--epochs", "1"]) == 0
-    assert "1 parts of epochs to compute" in capsys.readouterr().out
+    assert "1 part of epochs to compute" in capsys.readouterr().out
     assert main(["distill", *flags, *method, "--name", "one"]) == 0
     assert main(["distill", *flags, *method, "--name", "two", "--view-seed", "0", "--seed", "0"]) == 0
     assert main(["distill", *flags, *method, "--name", "online", "--no-soft-labels"]) == 0

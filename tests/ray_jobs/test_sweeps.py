@@ -96,7 +96,7 @@ def test_a_sweep_run_again_trains_only_what_is_missing(
     store.remove("descendant", min(before))
     table = sweep(sweep_config)
     after = {one.name: one.created for one in store.manifests("descendant", under="digits")}
-    assert "1 descendants to train, 3 already finished" in capsys.readouterr().out
+    assert "1 descendant to train, 3 already finished" in capsys.readouterr().out
     assert after.keys() == before.keys() and len(table) == 4
     assert [name for name in after if after[name] != before[name]] == [min(before)]
 
@@ -184,7 +184,7 @@ def test_a_signal_to_the_driver_leaves_checkpoints_of_all_that_runs(
     config = sweep_config.model_copy(update={**changes, "name": f"ended-{number}", "checkpoint_seconds": 10**6})
     with pytest.raises(Interrupted) as interrupted:
         sweep(config)
-    assert (interrupted.value.done, interrupted.value.total, interrupted.value.of) == (0, 3, "descendants")
+    assert (interrupted.value.done, interrupted.value.total, interrupted.value.of) == (0, 3, "descendant")
     assert len(Store(config.store).manifests("descendant", under=config.name)) == 0
     capsys.readouterr()
     sweep(config)
@@ -265,7 +265,7 @@ def test_a_job_is_submitted_to_the_head(sweep_config: SweepConfig, head: tuple[s
         timeout=900,
     )
     assert ran.returncode == 0, ran.stdout + ran.stderr
-    assert "sweep job: 1 descendants to train" in ran.stdout
+    assert "sweep job: 1 descendant to train" in ran.stdout
     assert [one.metadata["row"]["depth"] for one in Store(sweep_config.store).manifests("descendant", under="job")] == [
         1
     ]

@@ -9,6 +9,7 @@ import numpy as np
 from ray_learngene.data.formats.timm_sets import open_timm_sets
 from ray_learngene.data.image_set import ArraySet, ImageSets, hold_out
 from ray_learngene.errors import UserError
+from ray_learngene.progress import counted
 
 _DIGITS_HOLDOUT = 0.2
 _CIFAR10_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
@@ -19,7 +20,10 @@ _CIFAR10_ROW = 1 + 3 * 32 * 32
 
 
 def open_digits() -> ImageSets:
-    """The 1,797 8x8 scans of handwritten digits that come with scikit-learn; a fifth of each digit is held out."""
+    """Return the 1,797 8x8 scans of handwritten digits that come with scikit-learn.
+
+    A fifth of each digit is held out.
+    """
     from sklearn.datasets import load_digits
 
     digits = load_digits()
@@ -60,7 +64,8 @@ def _read_cifar10_file(path: Path) -> np.ndarray:
     values = np.fromfile(path, dtype=np.uint8)
     if not values.size or values.size % _CIFAR10_ROW:
         raise UserError(
-            f"{path} is not a CIFAR-10 binary: {values.size} bytes are not rows of {_CIFAR10_ROW}; copy it again"
+            f"{path} is not a CIFAR-10 binary: {counted(values.size, 'byte')} are not rows of {_CIFAR10_ROW}; "
+            "copy it again"
         )
     rows = values.reshape(-1, _CIFAR10_ROW)
     wrong = np.flatnonzero(rows[:, 0] >= len(_CIFAR10_CLASSES))

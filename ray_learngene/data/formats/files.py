@@ -21,12 +21,12 @@ LOOP = "links to a folder around them"
 
 
 def is_system(name: str) -> bool:
-    """Whether a file or folder is hidden or was put there by a file system or a program."""
+    """Return whether a file or folder is hidden or was put there by a file system or a program."""
     return name.startswith(".") or name.lower() in _SYSTEM
 
 
 def left_out(name: str) -> bool:
-    """Whether a file or folder of tables is hidden, as Spark's `_SUCCESS` is."""
+    """Return whether a file or folder of tables is hidden, as Spark's `_SUCCESS` is."""
     return name.startswith("_") or is_system(name)
 
 
@@ -45,42 +45,36 @@ class Files:
 
 
 def subfolders(folder: str) -> list[str]:
-    """The sorted names of the folders in a folder, but for those of systems and links to folders around it."""
+    """Return the sorted names of the folders in a folder, but for those of systems and links to folders around it."""
     with os.scandir(folder) as entries:
         inner = [entry for entry in entries if not is_system(entry.name) and entry.is_dir()]
     return sorted(entry.name for entry in inner if not _leads_back(entry, (os.path.realpath(folder),)))
 
 
 def find_images(folder: str) -> Files:
-    """All images below a folder, whatever links lead to them."""
-    files = Files()
-    for entry, name in walk(folder):
-        if entry.is_dir():
-            files.leave(LOOP, name)
-        elif not entry.is_file() and os.path.exists(entry.path):  # a link to nothing is an unreadable image
-            files.leave("pipes or devices", name)
-        elif entry.name.lower().endswith(EXTENSIONS):
-            files.images.append(name)
-        else:
-            files.leave(os.path.splitext(entry.name)[1].lower() or "without ending", name)
-    files.images.sort()
-    return files
+    """Return all images below a folder, whatever links lead to them.
 
-
-def walk(folder: str) -> Iterator[tuple[os.DirEntry[str], str]]:
-    """All that is below a folder, but folders, with its relative name.
-
-    A link to a folder that it is in is not followed: it is yielded itself.
+    A link to a folder around it is not followed.
     """
+    files = Files()
     waiting: list[tuple[str, tuple[str, ...]]] = [(folder, ())]  # and the real folders that links led out of
     while waiting:
         place, around = waiting.pop()
         for entry, name in _entries(place, folder):
-            chain = (*around, os.path.realpath(place)) if entry.is_symlink() else around
-            if entry.is_dir() and not _leads_back(entry, chain):
-                waiting.append((entry.path, chain))
+            if entry.is_dir():
+                chain = (*around, os.path.realpath(place)) if entry.is_symlink() else around
+                if _leads_back(entry, chain):
+                    files.leave(LOOP, name)
+                else:
+                    waiting.append((entry.path, chain))
+            elif not (entry.is_file() or entry.is_symlink()):  # a broken link is an unreadable image
+                files.leave("pipes or devices", name)
+            elif entry.name.lower().endswith(EXTENSIONS):
+                files.images.append(name)
             else:
-                yield entry, name
+                files.leave(os.path.splitext(entry.name)[1].lower() or "without ending", name)
+    files.images.sort()
+    return files
 
 
 def _entries(place: str, folder: str) -> Iterator[tuple[os.DirEntry[str], str]]:
@@ -98,7 +92,7 @@ def _leads_back(entry: os.DirEntry[str], around: tuple[str, ...]) -> bool:
 
 
 def not_read(others: Mapping[str, int], examples: Mapping[str, str], folder: str) -> str | None:
-    """One line about files that are no images; None where there are none."""
+    """Return one line about files that are no images; None where there are none."""
     if not others:
         return None
     kinds = sorted(others, key=lambda kind: (-others[kind], kind))

@@ -121,7 +121,10 @@ def _flat(folder: str) -> FolderSet:
 
 
 def _training(root: str, folders: Sequence[str], named: Mapping[str, str], splits: Mapping[str, str]) -> str | None:
-    """The folder of the training split; None where the folders are those of classes, perhaps called like splits."""
+    """Return the folder of the training split.
+
+    None if the folders are those of classes, perhaps named like splits.
+    """
     others = {"val", "test"} & set(splits.values())
     plain = [name for name, split in splits.items() if name.lower() in PLAIN[split]]
     if "train" in splits.values() and (
@@ -141,17 +144,20 @@ def _training(root: str, folders: Sequence[str], named: Mapping[str, str], split
 
 
 def _printable(path: str) -> str:
-    """A path with what is no UTF-8 in it written out; manifests and terminals take nothing else."""
+    """Return a path with what is no UTF-8 in it written out; manifests and terminals take nothing else."""
     return os.fsencode(path).decode("utf-8", "backslashreplace")
 
 
 def same_name(name: str) -> str:
-    """What two spellings of one name have in common: an accent is a character of its own on some file systems."""
+    """Return what two spellings of one name have in common.
+
+    On some file systems an accent is a character of its own.
+    """
     return unicodedata.normalize("NFC", name)
 
 
 def _open_split(folder: str, report: Report, classes: tuple[str, ...] | None = None) -> tuple[FolderSet, str | None]:
-    """The images of a split, and what the user should know about it."""
+    """Return the images of a split, and what the user should know about it."""
     found = subfolders(folder)
     if not found:
         raise UserError(f"{folder} has no class folders: put the images of each class into a folder with its name")

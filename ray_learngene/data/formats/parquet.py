@@ -12,10 +12,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from PIL import Image
-from pyarrow.fs import FileSelector, FileSystem, FileType, LocalFileSystem
+from pyarrow.fs import FileSelector, FileSystem, FileType
 
 from ray_learngene.config import DataConfig
-from ray_learngene.data.formats.files import left_out, walk
+from ray_learngene.data.formats.files import left_out
 from ray_learngene.data.formats.folder import same_name
 from ray_learngene.data.formats.parquet_cache import CLASSES_KEY, UNLABELLED, Source, cached_rows
 from ray_learngene.data.formats.split_names import group_by_split, split_of
@@ -23,11 +23,7 @@ from ray_learngene.data.image_set import ImageSet, ImageSets, Labels, Subset, ho
 from ray_learngene.errors import UserError
 from ray_learngene.io.errors import clear_errors
 from ray_learngene.io.filesystems import filesystem
-
-_NO_FILE = {
-    FileType.Unknown: "is a pipe or a device, not a file: remove it",
-    FileType.NotFound: "links to a file that is not there: remove the link, or bring the file back",
-}
+from ray_learngene.progress import counted
 
 
 class NoParquet(UserError):
@@ -42,7 +38,9 @@ class Rows:
         self.path = path if path is not None and path.exists() else cached_rows(source, cache_limit)
         self.table: pa.Table = pa.ipc.open_file(pa.memory_map(str(self.path))).read_all()
         if length is not None and length != len(self):
-            raise UserError(f"{source.uri} has {len(self)} rows here and {length} where the run started: copy it again")
+            raise UserError(
+                f"{source.uri} has {counted(len(self), 'row')} here and {length} where the run started: copy it again"
+            )
         classes = (self.table.schema.metadata or {}).get(CLASSES_KEY)
         self.classes: list[str] | None = json.loads(classes) if classes else None
 
@@ -139,7 +137,7 @@ class _ImagesOf:
         return hold_out_noted(train, config.holdout, uri, note)
 
     def _validation(self) -> str | None:
-        """The split to validate on; None where there is none, or none that is read."""
+        """Return the split to validate on; None where there is none, or none that is read."""
         splits = self.rows if self.members is None else self.members
         found = next((split for split in ("val", "test") if split in splits), None)
         if found and self.members is not None and self.config.validate_on == "holdout":
@@ -159,7 +157,7 @@ class _ImagesOf:
         return set(labels.unique().to_pylist()) <= UNLABELLED
 
     def _used(self, validation: str | None) -> dict[str, Labels | None]:
-        """The rows of every table whose labels are used; None: all."""
+        """Return the rows of every table whose labels are used; None: all."""
         if self.members is None:
             return dict.fromkeys(self.rows)
         chosen = [self.members["train"], *([self.members[validation]] if validation else [])]
@@ -167,32 +165,26 @@ class _ImagesOf:
 
 
 def find_files(source: FileSystem, root: str, ending: str) -> list[str]:
-    """The files below `root` (or `root` itself), by their sorted names relative to it; hidden ones are left out."""
+    """Return the files below `root` (or `root` itself), by their sorted names relative to it.
+
+    Hidden ones are left out.
+    """
     whole = source.get_file_info(root)
-    if whole.type is FileType.Unknown:
-        raise UserError(f"{root} {_NO_FILE[whole.type]}")
+    selected = [whole]
+    if whole.type not in (FileType.File, FileType.Unknown):
+        selected = source.get_file_info(FileSelector(root, allow_not_found=True, recursive=True))
+    every = {info.path[len(root) :].lstrip("/"): info for info in selected if info.path.endswith(ending)}
+    named = {name: info for name, info in every.items() if not any(map(left_out, name.split("/")))}
+    for info in named.values():
+        if info.type is FileType.Unknown:
+            raise UserError(f"{info.path} is a pipe or a device, not a file: remove it")
     if whole.is_file:
-        return [os.path.basename(root)] if root.endswith(ending) else []
-    found = {name: kind for name, kind in _below(source, root) if name.endswith(ending)}
-    named = sorted(name for name in found if not any(map(left_out, name.split("/"))))
-    for name in named:
-        if reason := _NO_FILE.get(found[name]):
-            raise UserError(f"{root}/{name} {reason}")
-    return [name for name in named if found[name] is FileType.File]
-
-
-def _below(source: FileSystem, root: str) -> Iterator[tuple[str, FileType]]:
-    """What is below a folder, by its relative name; pyarrow would follow links round in circles."""
-    if isinstance(source, LocalFileSystem) and os.path.isdir(root):
-        for entry, name in walk(root):
-            yield name, source.get_file_info(entry.path).type
-    else:
-        for info in source.get_file_info(FileSelector(root, allow_not_found=True, recursive=True)):
-            yield info.path[len(root) :].lstrip("/"), info.type
+        return [os.path.basename(root)]
+    return sorted(name for name, info in named.items() if info.is_file)
 
 
 def _rows_of_splits(rows: Rows, uri: str) -> dict[str, Labels]:
-    """The rows of every split, as the column says."""
+    """Return the rows of every split, as the column says."""
     column = rows.table["split"].to_numpy()
     members: dict[str, np.ndarray] = {}
     for value in dict.fromkeys(column):
@@ -210,7 +202,7 @@ def _rows_of_splits(rows: Rows, uri: str) -> dict[str, Labels]:
 def _labels(
     rows: dict[str, Rows], used: dict[str, Labels | None], uri: str
 ) -> tuple[tuple[str, ...], dict[str, Labels]]:
-    """The classes, and the class index of every row; what the rows that are not used have is never looked at."""
+    """Return the classes, and the class index of every row; what the rows that are not used have is never looked at."""
     columns = {split: each.table["label"] for split, each in rows.items()}
     kinds = {column.type for column in columns.values()}
     if len(kinds) > 1:

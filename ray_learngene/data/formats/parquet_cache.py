@@ -48,15 +48,15 @@ class Source:
     split_column: str = "split"
 
     def state(self) -> dict[str, Any]:
-        """What it is known by in the cache: alike for all that name no split column."""
+        """Return what it is known by in the cache: alike for all that name no split column."""
         return {key: value for key, value in asdict(self).items() if (key, value) != ("split_column", "split")}
 
 
 def cached_rows(source: Source, limit: float = 0) -> Path:
-    """The local Arrow file with the rows of all files in order; written first where it is not there yet.
+    """Return the local Arrow file with the rows of all files in order; write it if it is not there yet.
 
-    Its columns are `image` (encoded bytes), `label` (int64 or string), `split` (string; only where the source has it),
-    `file` (position in `source.names`) and `row` (within that file).
+    Its columns are `image` (encoded bytes), `label` (int64 or string), `file` (position in `source.names`) and `row`
+    (within that file). If the source has a column of splits, there is `split` (string) too.
 
     Args:
         limit: Bytes that all files of the cache may take together; 0: no limit.
@@ -87,12 +87,12 @@ def cached_rows(source: Source, limit: float = 0) -> Path:
 
 
 def cache_folder() -> Path:
-    """Where local copies of image sets lie."""
+    """Return where local copies of image sets lie."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ray_learngene"
 
 
 def cached(path: Path, write: Callable[[], object]) -> Path:
-    """A path of the cache; written first where it is not there yet, by one process of a host."""
+    """Return a path of the cache; written first where it is not there yet, by one process of a host."""
     _opened.add(path)
     with suppress(FileNotFoundError):
         os.utime(path)
@@ -210,7 +210,7 @@ def _schema(found: pa.Schema, name: str, source: Source) -> pa.Schema:
 
 
 def _partitions(name: str) -> dict[str, str]:
-    """The columns that the folders of a file stand for, as in `split=train/label=3/0.parquet`."""
+    """Return the columns that the folders of a file stand for, as in `split=train/label=3/0.parquet`."""
     pairs = (folder.partition("=") for folder in name.split("/")[:-1])
     return {unquote(key): unquote(value) for key, equals, value in pairs if equals}
 
@@ -234,7 +234,7 @@ def _stored_classes(metadata: dict[bytes, bytes], label_column: str) -> list[str
 
 
 def _cached_batch(batch: pa.RecordBatch, schema: pa.Schema, source: Source, number: int, row: int) -> pa.RecordBatch:
-    """A batch of the source, whose first row is `row` of file `number`, in the columns of the cache."""
+    """Return a batch of the source, whose first row is `row` of file `number`, in the columns of the cache."""
     image = batch.column(source.image_column)
     if pa.types.is_struct(image.type):
         image = pc.struct_field(image, "bytes")

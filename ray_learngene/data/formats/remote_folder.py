@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 def local_copy(uri: str, limit: float) -> tuple[Path, str | None]:
-    """The local copy of the images below a URI, and what the user should know about other files there.
+    """Return the local copy of the images below a URI, and what the user should know about other files there.
 
     Args:
         limit: Bytes that the cache may take; 0: no limit.

@@ -65,7 +65,7 @@ def group_by_split(names: Sequence[str], where: str) -> dict[str, list[str]]:
 
 
 def the_one(where: str, splits: Mapping[str, str], split: str) -> str | None:
-    """The name that tells this split; the plainest one where several do.
+    """Return the name that tells this split; the plainest one where several do.
 
     Raises:
         UserError: several do, and none is plain.

@@ -34,7 +34,7 @@ class Item(NamedTuple):
 
 
 def open_webdataset(uri: str) -> dict[str, Iterator[Item]]:
-    """The items of every split; splits come from the names of the tar files, else all is `train`.
+    """Return the items of every split; splits come from the names of the tar files, else all is `train`.
 
     Raises:
         UserError: there are no tar files; while reading: a tar file cannot be read, or a sample lacks image or label.

@@ -23,6 +23,7 @@ from torch import nn
 
 from ray_learngene.errors import UserError
 from ray_learngene.models.meta import on_meta
+from ray_learngene.progress import counted
 
 Arguments = dict[str, Any]
 
@@ -133,7 +134,7 @@ class Family:
 
 
 def _numbers(value: Any) -> tuple[int, ...] | None:
-    """A number or a list of numbers as a tuple; None for anything else."""
+    """Return a number or a list of numbers as a tuple; None for anything else."""
     values = value if isinstance(value, Sequence) and not isinstance(value, str) else (value,)
     return tuple(values) if all(type(each) is int for each in values) else None
 
@@ -148,13 +149,13 @@ def _per_block(heads: Sequence[int], have: Size, size: Size) -> list[int]:
 
 
 def _side(value: Any) -> int | None:
-    """The side of a square image or patch; None if there is none or it is no square."""
+    """Return the side of a square image or patch; None if there is none or it is no square."""
     sides = set(_numbers(value) or ()) if value is not None else set()
     return sides.pop() if len(sides) == 1 else None
 
 
 def _like(example: Any, value: Any) -> Any:
-    """A number or numbers in the form of a keyword's present value."""
+    """Return a number or numbers in the form of a keyword's present value."""
     if isinstance(example, Sequence):
         return list(value) if isinstance(value, tuple) else [value] * len(example)
     return value[0] if isinstance(value, tuple) else value
@@ -173,7 +174,9 @@ def resized(size: Size, **changes: Any) -> Size:
     if depths is None and "depth" in changes:
         depths = spread(changes["depth"], size.depths)
     if depths is not None and len(depths) != len(size.depths):
-        raise UserError(f"depth {_text(depths)}: this architecture has {len(size.depths)} stages, not {len(depths)}")
+        raise UserError(
+            f"depth {_text(depths)}: this architecture has {counted(len(size.depths), 'stage')}, not {len(depths)}"
+        )
     if widths is None and "width" in changes and size.widths:
         first = size.widths[0]
         odd = [width for width in size.widths if width * changes["width"] % first]
@@ -182,7 +185,9 @@ def resized(size: Size, **changes: Any) -> Size:
             raise UserError(f"width {changes['width']}: a stage of width {odd[0]} cannot be scaled by {factor}")
         widths = tuple(width * changes["width"] // first for width in size.widths)
     if widths is not None and len(widths) != len(size.widths):
-        raise UserError(f"width {_text(widths)}: this architecture has {len(size.widths)} widths, not {len(widths)}")
+        raise UserError(
+            f"width {_text(widths)}: this architecture has {counted(len(size.widths), 'width')}, not {len(widths)}"
+        )
     heads = size.heads
     if "heads" in changes and len(heads) == 1:
         heads = (changes["heads"],)
@@ -213,7 +218,9 @@ def spread(depth: int, depths: Sequence[int]) -> tuple[int, ...]:
         UserError: there are fewer blocks than stages.
     """
     if depth < len(depths):
-        raise UserError(f"depth {depth}: this architecture has {len(depths)} stages, each of one block at least")
+        raise UserError(
+            f"depth {depth}: this architecture has {counted(len(depths), 'stage')}, each of one block at least"
+        )
     found = [1] * len(depths)
     for _ in range(depth - len(depths)):
         shares = [depth * have / sum(depths) - now for have, now in zip(depths, found, strict=True)]

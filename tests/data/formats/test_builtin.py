@@ -71,7 +71,7 @@ def test_cifar10_errors(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"data_batch_2\.bin row 1: label 11 is above 9"):
         open_image_sets(config)
     file.write_bytes(content[:-1])
-    with pytest.raises(UserError, match=r"data_batch_2\.bin is not a CIFAR-10 binary: 12291 bytes"):
+    with pytest.raises(UserError, match=r"data_batch_2\.bin is not a CIFAR-10 binary: 12,291 bytes"):
         open_image_sets(config)
     file.unlink()
     with pytest.raises(UserError, match=r"lacks data_batch_2\.bin"):
