@@ -49,6 +49,7 @@ _TAKEN = {
     "OptionalNumbers": "str | float | Sequence[float] | None",
     "Texts": "str | Sequence[str]",
     "License": "str | None",
+    "LocalPath": "str",
 }
 HEAD = '''"""Written by `python docs/api_stub.py`: the keywords of every function, with types and defaults."""
 

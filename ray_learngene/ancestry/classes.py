@@ -93,7 +93,7 @@ def _numbered(names: Sequence[str]) -> bool:
 def _measure(ancestry: Ancestry, odd: str, images: ImageSet) -> str | None:
     """Print top-1 in the order of the images' classes; what is wrong where that order cannot be the model's."""
     decisions, labels = _decisions(ancestry, images)
-    timms = _timms_order(images.classes)
+    timms = timms_order(images.classes)
     right = decisions == labels
     chance = _chance(decisions, labels)
     measured = f"{odd}: top-1 {_percent(right)} on {counted(len(labels), 'validation image')} in the order of --data"
@@ -139,7 +139,7 @@ def _clearly_more(one: np.ndarray, other: np.ndarray) -> bool:
     return gained - lost > _DEVIATIONS * math.sqrt(gained + lost)
 
 
-def _timms_order(classes: Sequence[str]) -> Labels | None:
+def timms_order(classes: Sequence[str]) -> Labels | None:
     """Our index of each of timm's classes, which counts folders 0, 1, 2, ..., 10; None where that is our order too."""
     try:
         names = sorted(classes, key=natural_key)

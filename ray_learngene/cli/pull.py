@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections import defaultdict
 from collections.abc import Hashable, Iterable, Mapping
 from dataclasses import replace
@@ -20,6 +21,8 @@ from ray_learngene.store.rows import measured_on, numbers_of
 from ray_learngene.store.store import Entry, Store
 from ray_learngene.store.timings import Timings
 from ray_learngene.terminal import one_line
+
+log = logging.getLogger(__name__)
 
 _LIMITS = {"params": "max_params", "macs": "max_macs", "memory": "max_memory", "latency": "max_latency"}
 
@@ -85,8 +88,16 @@ def _best(known: list[Entry], config: PullConfig, limits: list[Budget], uri: str
             f"{_nearest(found, limits)}"
         )
     # sizes that the learngene was not trained for are taken where nothing else is within the limits
-    within = [one for one in within if not one.facts.get("outside")] or within
-    return max(within, key=lambda one: (one.facts["top1"], -one.facts["params"]))
+    best, trained = (
+        max(few, key=lambda one: (one.facts["top1"], -one.facts["params"]))
+        for few in (within, [one for one in within if not one.facts.get("outside")] or within)
+    )
+    if best is not trained and best.facts["top1"] > trained.facts["top1"]:
+        log.info(
+            f"left out: descendants/{best.name}, top-1 {best.facts['top1']:.2f} %, whose learngene was not "
+            "trained for this size (pull it by name)"
+        )
+    return trained
 
 
 def device_timings(config: PullConfig, store: Store) -> Timings | None:
@@ -121,26 +132,37 @@ def _same_data(wanted: str, data: object) -> bool:
 
 
 def _label_sets(found: Iterable[Entry]) -> dict[Hashable, list[Entry]]:
-    """Descendants by label set and validation images; older ones that do not say join the only set of their classes."""
+    """Descendants by label set and validation images.
+
+    Older ones do not say which validation images; they join the only set with their labels and image set.
+    """
     sets: dict[Hashable, list[Entry]] = defaultdict(list)
-    older: list[Entry] = []
+    older: dict[Hashable, list[Entry]] = defaultdict(list)
     for one in found:
-        key = (one.facts.get("labels"), one.facts.get("validation"))
-        (sets[key] if None not in key and all(isinstance(part, str) for part in key) else older).append(one)
-    for one in older:
-        near = [
-            key
-            for key, members in sets.items()
-            if one.facts.get("classes") == members[0].facts.get("classes")
-            and one.facts.get("labels") in (None, members[0].facts.get("labels"))
-        ]
-        sets[near[0] if len(near) == 1 else _older_key(one)].append(one)
+        labels, validation = (_text(one, name) for name in ("labels", "validation"))
+        if labels and validation:
+            sets[labels, validation].append(one)
+        else:
+            older["older", labels, validation, _text(one, "classes"), _text(one, "data")].append(one)
+    near: dict[Hashable, list[Hashable]] = {
+        key: [each for each, members in sets.items() if _joins(few[0], members[0])] for key, few in older.items()
+    }
+    for key, few in older.items():
+        sets[near[key][0] if len(near[key]) == 1 else key] += few
     return sets
 
 
-def _older_key(one: Entry) -> Hashable:
-    classes, labels = one.facts.get("classes"), one.facts.get("labels")
-    return ("older", classes if isinstance(classes, int) else None, labels if isinstance(labels, str) else None)
+def _joins(older: Entry, one: Entry) -> bool:
+    """Whether an older descendant that names its labels has those of another one, and its image set."""
+    labels, data = _text(older, "labels"), _text(older, "data")
+    return (
+        labels is not None and labels == _text(one, "labels") and (not data or _same_data(data, one.facts.get("data")))
+    )
+
+
+def _text(one: Entry, name: str) -> str | None:
+    value = one.facts.get(name)
+    return str(value) if isinstance(value, str | int) else None
 
 
 def _grouped(found: Iterable[Entry], key: Any) -> dict[Hashable, list[Entry]]:

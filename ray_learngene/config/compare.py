@@ -10,7 +10,7 @@ from ray_learngene.config.base import CHOICE, NOTHING, Config, load_config
 from ray_learngene.config.data import AugmentationConfig, DataConfig
 from ray_learngene.config.presets import PRESET_NAMES
 from ray_learngene.config.sweep import TrialsConfig
-from ray_learngene.config.texts import OptionalWholeNumbers, WholeNumbers
+from ray_learngene.config.texts import LocalPath, OptionalWholeNumbers, WholeNumbers
 from ray_learngene.config.training import DistillationConfig, OptimizationConfig, StoreConfig
 from ray_learngene.errors import UserError
 
@@ -159,7 +159,7 @@ class BenchConfig(StoreConfig, TrialsConfig):
     transfer_depths: OptionalWholeNumbers = Field(
         None, description="depths of the descendants on these sets; default: depths", json_schema_extra=CHOICE
     )
-    out: str = Field(
+    out: LocalPath = Field(
         "./bench",
         description="folder for the table (Parquet, Markdown) and the plots",
         json_schema_extra=NOTHING,

@@ -8,7 +8,7 @@ from pydantic import Field, field_validator, model_validator
 
 from ray_learngene.config.base import LATER, Config
 from ray_learngene.config.data import DataConfig
-from ray_learngene.config.texts import OptionalWholeNumbers, Quantity, Texts
+from ray_learngene.config.texts import LocalPath, OptionalWholeNumbers, Quantity, Texts
 from ray_learngene.config.training import StoreConfig
 
 
@@ -55,7 +55,7 @@ class ExpandConfig(LimitsConfig, StoreConfig, DataConfig):
     seed: int = Field(0, description="seed of what the learngene does not determine")
     data: str = Field("", description="image set on whose validation split to measure the models; default: none")
     batch_size: int = Field(256, ge=1, description="images at a time with --data")
-    out: str | None = Field(
+    out: LocalPath | None = Field(
         None, description="folder of the model, or of one folder per size; default: LEARNGENE-SIZE, or LEARNGENE-sizes"
     )
     overwrite: bool = Field(False, description="replace folders of models")
@@ -122,7 +122,7 @@ class ExportConfig(QuantizationConfig, DataConfig):
     uint8_input: bool = Field(False, description="the file takes uint8 images [N, H, W, 3] and normalises them itself")
     data: str = Field("", description="image set to compare on, and to calibrate with; default: a few random images")
     batch_size: int = Field(64, ge=1, description="images at a time in the comparison")
-    out: str | None = Field(
+    out: LocalPath | None = Field(
         None, description="folder for the file; of several formats one folder each in it; default: MODEL-FORMAT"
     )
     overwrite: bool = Field(False, description="replace folders of earlier exports")
@@ -176,7 +176,9 @@ class MeasureConfig(StoreConfig):
     batch: int = Field(1, ge=1, description="images at a time")
     seconds: float = Field(60, gt=0, description="time limit of the measurement")
     imported: str | None = Field(None, description="publish the records of this file, which measure.py wrote elsewhere")
-    out: str | None = Field(None, description="write the record to this JSON file; default: publish it in the store")
+    out: LocalPath | None = Field(
+        None, description="write the record to this JSON file; default: publish it in the store"
+    )
     script: str | None = Field(None, description="write measure.py to this file, for a device without this package")
     overwrite: bool = Field(False, description="replace an earlier record of the same device and conditions")
 

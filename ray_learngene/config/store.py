@@ -11,7 +11,7 @@ from pydantic import Field, field_validator
 from ray_learngene.config.base import address
 from ray_learngene.config.data import DataConfig
 from ray_learngene.config.delivery import LimitsConfig
-from ray_learngene.config.texts import Texts
+from ray_learngene.config.texts import LocalPath, Texts
 from ray_learngene.config.training import StoreConfig
 
 PUBLISHING = timedelta(hours=1)
@@ -40,7 +40,7 @@ class PullConfig(LimitsConfig, StoreConfig):
         "of it is taken where there is one",
     )
     expand: bool = Field(False, description="expand the learngene although a trained descendant is within the limits")
-    out: str | None = Field(None, description="target folder; default: the artefact's name in the current folder")
+    out: LocalPath | None = Field(None, description="target folder; default: the artefact's name in the current folder")
     overwrite: bool = Field(False, description="replace the target folder")
 
 
@@ -129,7 +129,7 @@ class PageConfig(StoreConfig):
     """`learngene page`: a page to choose a model by, of all sweeps of a store; one HTML file without a network."""
 
     sweeps: Texts = Field((), description="only these sweeps; default: all of the store")
-    out: str = Field("models.html", description="the file to write")
+    out: LocalPath = Field("models.html", description="the file to write")
 
 
 class ShowConfig(OutputConfig):

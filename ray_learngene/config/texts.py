@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Any
 
-from pydantic import BeforeValidator, Field, StringConstraints
+from pydantic import AfterValidator, BeforeValidator, Field, StringConstraints
 
 
 def _text(value: Any) -> Any:
@@ -29,6 +30,13 @@ def _stages(value: Any) -> Any:
     return value
 
 
+def _local(path: str) -> str:
+    """Refuse a URI, which would be a local folder of that name."""
+    if re.match(r"[A-Za-z][A-Za-z0-9+.-]+:/", path):
+        raise ValueError(f"a path on this machine is needed: copy it to a bucket afterwards, or write ./{path}")
+    return path
+
+
 # the depth of a model, or of each of its stages
 Stages = Annotated[
     Annotated[int, Field(ge=1)] | tuple[Annotated[int, Field(ge=1)], ...] | None, BeforeValidator(_stages)
@@ -40,3 +48,4 @@ OptionalWholeNumbers = Annotated[str | None, BeforeValidator(_numbers)]
 OptionalNumbers = OptionalWholeNumbers
 Texts = Annotated[tuple[str, ...], BeforeValidator(_texts)]
 License = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9 .+()-]{0,99}$")] | None
+LocalPath = Annotated[str, AfterValidator(_local)]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,7 +12,7 @@ from timm.data import resolve_model_data_config
 from torch import nn
 from torch.utils.data import DataLoader
 
-from ray_learngene.ancestry.classes import order_of
+from ray_learngene.ancestry.classes import order_of, timms_order
 from ray_learngene.config import DataConfig, EvaluateConfig
 from ray_learngene.data.image_set import ImageSet, relabelled
 from ray_learngene.data.loader import Batch
@@ -61,6 +61,8 @@ class ModelImages:
                 f"--data {config.data} has "
                 f"{len(sets.val.classes)} ({', '.join(sets.val.classes[:3])}, ...): they are not the same label set"
             )
+        if model.num_classes and not labels:
+            log.warning(_unnamed(where, config.data, sets.val.classes))
         data = resolve_model_data_config(model)
         preprocessing = Preprocessing.of(model, where, input_size=data["input_size"])
         train, val = (
@@ -78,6 +80,17 @@ class ModelImages:
             reader=reader or Reader(images, self.config.unreadable),
             crop_mode=self.crop_mode,
         )
+
+
+def _unnamed(where: str, data: str, classes: Sequence[str]) -> str:
+    """Say in which order the classes of a model are counted that does not name them."""
+    timms = timms_order(classes)
+    first = ", ".join(classes[:3])
+    other = "" if timms is None else f"; timm counts {', '.join(classes[index] for index in timms[:3])}, ..."
+    return (
+        f"{where} names no classes: they are taken in the order of --data {data} ({first}, ...){other}; label_names of "
+        "config.json says another order"
+    )
 
 
 def evaluate_folder(folder: str | Path, config: DataConfig, batch_size: int) -> Scores | FeatureScores:

@@ -7,6 +7,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ray_learngene.errors import UserError
 from ray_learngene.io.backend import Found, IncompleteUpload
 from ray_learngene.io.errors import ClientError, s3_code
 from ray_learngene.io.options import options_for
@@ -107,7 +108,10 @@ class S3Storage:
             yield from page.get(what, ())
             if not page.get("IsTruncated"):
                 return
-            where |= {name: page[f"Next{name}"] for name in MARKERS if f"Next{name}" in page}
+            following = {name: page[f"Next{name}"] for name in MARKERS if f"Next{name}" in page}
+            if following.items() <= where.items():  # else it would be asked for the same page for ever
+                raise UserError(f"{method} of bucket {self.bucket}: the server says that there is more, but not where")
+            where |= following
 
     def named(self, folder: str, name: str, depth: int) -> list[str]:
         tail, slashes = f"/{name}", folder.count("/") + 1 + depth

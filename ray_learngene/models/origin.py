@@ -4,15 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, Self
+from typing import Annotated, Any, Self
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import AfterValidator, BaseModel, ConfigDict
+
+from ray_learngene.terminal import one_line
 
 # licences that allow every use; each other one restricts what is derived, or may do so
 _PERMISSIVE = frozenset({"apache-2.0", "mit", "bsd-2-clause", "bsd-3-clause", "isc", "cc-by-4.0", "cc0-1.0"})
 # identifiers of the Hugging Face Hub besides Creative Commons' own; a card names each other licence as "other"
 _ON_HUB = _PERMISSIVE | {"apple-amlr", "apple-ascl", "gemma", "other"}
 _UNKNOWN = (None, "", "unknown")
+
+Line = Annotated[str, AfterValidator(lambda text: one_line(" ".join(text.split())))]  # cards come from outside
 
 
 class Origin(BaseModel):
@@ -26,9 +30,9 @@ class Origin(BaseModel):
 
     model_config = ConfigDict(frozen=True)
 
-    license: str | None = None
-    base_models: tuple[str, ...] = ()
-    datasets: tuple[str, ...] = ()
+    license: Line | None = None
+    base_models: tuple[Line, ...] = ()
+    datasets: tuple[Line, ...] = ()
 
     @classmethod
     def join(cls, sources: Iterable[Origin], *, data: str | None = None, stated: str | None = None) -> Self:

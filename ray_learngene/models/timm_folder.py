@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -19,6 +20,8 @@ from ray_learngene.errors import UserError
 from ray_learngene.models.origin import Origin
 from ray_learngene.models.preprocessing import Preprocessing
 from ray_learngene.terminal import one_line
+
+log = logging.getLogger(__name__)
 
 # what timm's settings say of where an architecture's own weights come from
 _SOURCE_FACTS = ("tag", "license", "description", "origin_url", "paper_name", "paper_ids", "notes")
@@ -112,7 +115,10 @@ def _run_once(model: nn.Module) -> None:
 
 
 def labels_of(model: nn.Module) -> tuple[str, ...]:
-    """Return the class names that a timm model carries, as a list or by class index; empty where it carries none."""
+    """Return the class names that a timm model carries, as a list or by class index; empty where it carries none.
+
+    Another number of names than its head has classes names none of them, and is logged.
+    """
     settings: Any = getattr(model, "pretrained_cfg", {})
     names = settings.get("label_names") or ()
     if not isinstance(names, list | tuple | Mapping):
@@ -125,6 +131,10 @@ def labels_of(model: nn.Module) -> tuple[str, ...]:
         except (TypeError, ValueError):
             return ()
         names = [by_index[index] for index in sorted(by_index)] if sorted(by_index) == [*range(len(by_index))] else ()
+    classes = getattr(model, "num_classes", 0)
+    if names and classes and len(names) != classes:
+        log.warning("label_names in config.json has %d names for %d classes: left out", len(names), classes)
+        return ()
     return tuple(map(str, names))
 
 

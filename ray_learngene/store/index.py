@@ -78,7 +78,7 @@ class Entry:
             manifest.version,
             manifest.created,
             manifest.bytes,
-            json.dumps({**_label_set(manifest.metadata), **row}),
+            json.dumps({**_image_set(manifest.metadata), **row, **_label_set(manifest.metadata)}),
             manifest.base.rpartition("/")[2],
         )
 
@@ -100,14 +100,16 @@ Key = tuple[Kind, str]
 
 
 def _label_set(metadata: dict[str, Any]) -> dict[str, Any]:
-    """Return the classes and the image set of an artefact, where its row does not say them."""
-    labels, config = metadata.get("labels"), metadata.get("config")
-    found: dict[str, Any] = {}
-    if isinstance(labels, list):
-        found |= {"labels": labels_key(labels), "classes": len(labels)}
-    if isinstance(config, dict) and isinstance(config.get("data"), str):
-        found["data"] = config["data"]
-    return found
+    """Return the classes of an artefact. Its own list of them overrules what its row says."""
+    labels = metadata.get("labels")
+    return {"labels": labels_key(labels), "classes": len(labels)} if isinstance(labels, list) else {}
+
+
+def _image_set(metadata: dict[str, Any]) -> dict[str, Any]:
+    """Return the image set of an artefact, where its row does not say it."""
+    config = metadata.get("config")
+    data = config.get("data") if isinstance(config, dict) else None
+    return {"data": data} if isinstance(data, str) else {}
 
 
 def labels_key(labels: Iterable[object]) -> str:

@@ -29,6 +29,7 @@ FOLDERS: dict[str, str] = dict(
 GROUPED = ("descendant", "checkpoint", "softlabels", "timing")  # "sweep/name", "run/name", "key/part", "device/name"
 LONGEST_NAME = 128
 NAME = re.compile(rf"[a-zA-Z0-9][a-zA-Z0-9._-]{{0,{LONGEST_NAME - 1}}}")
+LEGAL = f"in letters, digits, '.', '_' and '-', beginning with a letter or digit, at most {LONGEST_NAME} characters"
 LONGEST_JSON = 256 * 2**20  # bytes; what reads a text reads it whole
 PICKLES = (".pkl", ".pickle", ".pt", ".pth", ".bin", ".ckpt")
 
@@ -209,21 +210,9 @@ def folder_of(kind: Kind, name: str) -> str:
     parts = name.split("/")
     wanted = 2 if kind in GROUPED else 1
     if len(parts) != wanted or not all(NAME.fullmatch(part) for part in parts):
-        raise UserError(_no_name(name, kind, "GROUP/NAME" if kind in GROUPED else "NAME"))
+        form = "GROUP/NAME" if kind in GROUPED else "NAME"
+        raise UserError(f"{name!r} is not the name of a {kind}: write {form} {LEGAL}")
     return f"{FOLDERS[kind]}/{name}"
-
-
-def check_sweep_name(name: str) -> None:
-    """Raise `UserError` if the name of a sweep is not one that every store can hold."""
-    if not NAME.fullmatch(name):
-        raise UserError(_no_name(name, "sweep", "NAME"))
-
-
-def _no_name(name: str, what: str, form: str) -> str:
-    return (
-        f"{name!r} is not the name of a {what}: write {form} in letters, digits, '.', '_' and '-', "
-        f"beginning with a letter or digit, at most {LONGEST_NAME} characters"
-    )
 
 
 def run_name(kind: Kind, name: str) -> str:

@@ -8,13 +8,20 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from ray_learngene.config.documents import first_error, parse_json
 from ray_learngene.errors import UserError
+from ray_learngene.store.manifest import LEGAL, NAME
 from ray_learngene.store.store import Store
 
 RESULTS, PAGE, SETTINGS, PLAN = "results.parquet", "leaderboard.html", "sweep.json", "plan.json"
 
 
 def sweep_file(name: str, file: str) -> str:
-    """Return the path of a file of a sweep below the store's root."""
+    """Return the path of a file of a sweep below the store's root.
+
+    Raises:
+        UserError: The name is not one that every store can hold.
+    """
+    if not NAME.fullmatch(name):
+        raise UserError(f"{name!r} is not the name of a sweep: write NAME {LEGAL}")
     return f"sweeps/{name}/{file}"
 
 

@@ -247,12 +247,20 @@ class DescendantRun:
         )
         if self.fitting is not None:
             self.trainer.progress.fit = vars(fit)
+            self.fitting = None  # the adapter and its moments are no longer needed
 
     def publish(self) -> dict[str, Any]:
         """Publish the trained descendant, remove its checkpoint, and return its row of the results table."""
         row = self._publish(self._row(self.trainer.progress, self.trainer.load_published()), self.trainer)
         self.uploads.remove()
         return row
+
+    def release(self) -> None:
+        """Free the memory of training, when this one has ended: others of its pack may train for long."""
+        if trainer := vars(self).pop("trainer", None):
+            trainer.release()
+        vars(self).pop("model", None)
+        self.fitting = None
 
     def _row(self, progress: Progress, final: dict[str, Any]) -> dict[str, Any]:
         """Return all columns; `overhead_seconds` is filled in later.

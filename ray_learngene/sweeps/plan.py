@@ -12,7 +12,6 @@ from ray_learngene.errors import UserError
 from ray_learngene.models.specs import Spec
 from ray_learngene.progress import counted
 from ray_learngene.store.learngenes import StoredLearngene
-from ray_learngene.store.manifest import check_sweep_name
 from ray_learngene.store.store import Store
 from ray_learngene.store.sweeps import PLAN, sweep_file
 from ray_learngene.sweeps.calibration import SweepCost, calibrate
@@ -147,7 +146,7 @@ def _calibrate(
     given = {name: getattr(config, name) for name in SweepConfig.model_fields if name in config.model_fields_set}
     settings = SweepConfig(**{**given, "name": config.name or "plan"})
     if config.name:
-        check_sweep_name(config.name)
+        sweep_file(config.name, PLAN)  # refuses a name that no store can hold
         store.check(write=True)
     prepared = prepare(settings, store, measure, planned)
     cost = replace(calibrate(prepared.inputs, prepared.wanted, config.price_per_hour), distillation=distillation)

@@ -15,6 +15,7 @@ from ray_learngene.sweeps.descendant import DescendantRun, DescendantTask, Sweep
 from ray_learngene.training.clock import Clock
 from ray_learngene.training.lockstep import Group, train
 from ray_learngene.training.out_of_memory import is_out_of_memory, release_memory, within_memory
+from ray_learngene.training.trainer import Trainer
 
 log = logging.getLogger(__name__)
 
@@ -85,6 +86,7 @@ def _together(
     alone: list[DescendantTask] = []
 
     def failed(run: DescendantRun, error: Exception) -> None:
+        run.release()
         if isinstance(error, Interrupted):
             interrupted.append(error)
         elif is_out_of_memory(error):
@@ -134,12 +136,19 @@ def _train(
                 stop=sigterm.requested,
                 failed=failed and (lambda fitting, error: group.drop(fits[fitting], error)),
             )
+            fits.clear()
         group.each(lambda run: run.open_trainer())
+
+        def finished(trainer: Trainer) -> None:
+            run = trainers[trainer]
+            published(run, run.publish())
+            run.release()
+
         if trainers := {run.trainer: run for run in group.running}:
             train(
                 list(trainers),
                 tune_batches,
                 stop=sigterm.requested,
-                finished=lambda trainer: published(trainers[trainer], trainers[trainer].publish()),
+                finished=finished,
                 failed=failed and (lambda trainer, error: group.drop(trainers[trainer], error)),
             )

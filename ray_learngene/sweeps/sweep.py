@@ -31,7 +31,6 @@ from ray_learngene.progress import counted
 from ray_learngene.provenance import provenance, publishable
 from ray_learngene.store.checkpoints import StoreCheckpoints
 from ray_learngene.store.learngenes import StoredLearngene
-from ray_learngene.store.manifest import check_sweep_name
 from ray_learngene.store.store import Store
 from ray_learngene.store.sweeps import SETTINGS, read_settings, sweep_file
 from ray_learngene.sweeps.arms import Arm
@@ -82,7 +81,7 @@ def sweep(config: SweepConfig, callbacks: Sequence[Callback] = ()) -> pandas.Dat
     """
     if callbacks and config.in_process:
         raise UserError("callbacks are Ray Tune's: leave in_process out")
-    check_sweep_name(config.name)
+    sweep_file(config.name, SETTINGS)  # refuses a name that no store can hold
     check_texts(config)
     traits_of(config)  # refuses an optimizer that does not work
     require_packages(config.export)
@@ -126,6 +125,11 @@ def prepare(
     preprocessing = _preprocessing(config, learngene)
     config = config.model_copy(update={"interpolation": preprocessing.interpolation})  # in training as in evaluation
     images = _images(config, preprocessing)
+    if learngene.spec.classes and learngene.labels != images.train.classes:
+        log.info(
+            f"learngene {config.learngene} does not have the classes of --data {config.data} by name and order: "
+            "descendants begin with a new head"
+        )
     ancestry = load_ancestry(config.ancestry, store) if config.ancestry else None
     if ancestry:
         match_classes(ancestry, str(config.ancestry), config.data, ImageSets(images.train, images.val))

@@ -43,10 +43,33 @@ OFFLOAD = {
     "offload_optimizer": frozenset(_OFFLOAD_OPTIMIZER.split()),
     "offload_param": frozenset(_OFFLOAD_PARAM.split()),
 }
+# sections of whose names DeepSpeed ignores those that it does not know
+FLAT = {
+    section: frozenset(names.split())
+    for section, names in {
+        "activation_checkpointing": "contiguous_memory_optimization cpu_checkpointing number_checkpoints "
+        "partition_activations profile synchronize_checkpoint_boundary",
+        "aio": "block_size intra_op_parallelism overlap_events queue_depth single_submit use_gds",
+        "checkpoint": "load_universal parallel_write tag_validation use_node_local_storage",
+        "data_types": "grad_accum_dtype",
+        "flops_profiler": "detailed enabled module_depth output_file profile_step recompute_fwd_factor top_modules",
+        "timers": "throughput",
+    }.items()
+}
+# sections that DeepSpeed itself checks, but only where training has begun
+CHECKED = {
+    section: frozenset(names.split())
+    for section, names in {
+        "comms_logger": "debug enabled prof_all prof_ops verbose",
+        "csv_monitor": "enabled job_name output_path",
+        "tensorboard": "enabled job_name output_path",
+        "wandb": "enabled group project team",
+    }.items()
+}
 
 
 def check_names(values: dict[str, Any], where: str) -> None:
-    """Refuse names that DeepSpeed does not know, on the top level and in the settings of ZeRO.
+    """Refuse names that DeepSpeed does not know, on the top level, in the settings of ZeRO and in flat sections.
 
     Raises:
         UserError: names the first one, and the known one that is nearest.
@@ -55,10 +78,16 @@ def check_names(values: dict[str, Any], where: str) -> None:
     zero = values.get("zero_optimization", {})
     _check(zero, ZERO, f"{where}: zero_optimization")
     for name, known in OFFLOAD.items():
-        section = zero.get(name)
-        if section is not None and not isinstance(section, dict):
-            raise UserError(f"{where}: zero_optimization: {name}: expected a JSON object")
-        _check(section or {}, known, f"{where}: zero_optimization: {name}")
+        _check_section(zero, name, known, f"{where}: zero_optimization")
+    for name, known in {**FLAT, **CHECKED}.items():
+        _check_section(values, name, known, where)
+
+
+def _check_section(values: dict[str, Any], name: str, known: frozenset[str], where: str) -> None:
+    section = values.get(name)
+    if section is not None and not isinstance(section, dict):
+        raise UserError(f"{where}: {name}: expected a JSON object")
+    _check(section or {}, known, f"{where}: {name}")
 
 
 def _check(values: dict[str, Any], known: frozenset[str], where: str) -> None:

@@ -228,6 +228,11 @@ class Trainer:
             model.eval()
         self.scorer.begin(models)
 
+    def release(self) -> None:
+        """Free the weights, the moments and the best weights. It has ended, and cannot train on."""
+        for name in ("engine", "optimizer", "ema", "best", "stepper", "scorer"):
+            vars(self).pop(name, None)
+
     def _scored_models(self) -> list[nn.Module]:
         return [self.engine.module, *([self.ema.module] if self.ema is not None else [])]
 

@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor, nn
 
 from ray_learngene.ancestry.classes import match_classes, order_of
@@ -137,6 +138,28 @@ def test_spellings_and_orders_of_names() -> None:
 )
 def test_names_as_timm_folders_carry_them(names: object, expected: tuple[str, ...]) -> None:
     assert labels_of(SimpleNamespace(pretrained_cfg={"label_names": names})) == expected  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("names", [OURS[:11], (*OURS, "x")])
+def test_too_few_or_too_many_names_name_no_class(
+    names: tuple[str, ...], capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    assert matched(OURS, names, OURS) == 1.0
+    assert f"label_names in config.json has {len(names)} names for 12 classes: left out" in caplog.text
+
+
+def test_evaluate_says_in_which_order_it_takes_classes_without_names(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    save_teacher(tmp_path / "model", classes=12)
+    for split in ("train", "val"):
+        for number in range(12):
+            (tmp_path / "data" / split / str(number)).mkdir(parents=True)
+            Image.new("RGB", (8, 8), (20 * number,) * 3).save(tmp_path / "data" / split / str(number) / "0.png")
+    assert main(["evaluate", str(tmp_path / "model"), "--data", str(tmp_path / "data")]) == 0
+    told = capsys.readouterr().err
+    assert "names no classes: they are taken in the order of --data" in told
+    assert "(0, 1, 10, ...); timm counts 0, 1, 2, ..." in told
 
 
 def test_evaluate_maps_names_too(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

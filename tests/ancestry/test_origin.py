@@ -52,6 +52,13 @@ def test_timms_weights_have_the_licence_that_timm_states(tmp_path: Path) -> None
     assert origin_of("no_such_model", store) == origin_of("store:ancestries/none", store) == Origin()
 
 
+def test_what_a_card_says_is_one_line(tmp_path: Path) -> None:
+    card = '---\nlicense: "mine\\n\\nevil: yes\\e[31m"\nbase_model: "a\\nb"\n---\n'
+    (tmp_path / "README.md").write_text(card)
+    found = origin_of(f"local-dir:{tmp_path}", Store(str(tmp_path / "store")))
+    assert (found.license, found.base_models) == ("mine evil: yes�[31m", ("a b",))
+
+
 def test_a_card_decides_over_settings_that_timm_copied(tmp_path: Path) -> None:
     model = timm.create_model("deit_tiny_patch16_224", num_classes=2, **VIT)
     save_for_hf(model, str(tmp_path), safe_serialization=True)

@@ -46,3 +46,19 @@ def test_a_name_is_shortened_only_where_it_is_too_long() -> None:
     assert shortened("x" * LONGEST_NAME) == "x" * LONGEST_NAME
     one, other = shortened("x" * 140 + "a"), shortened("x" * 140 + "b")
     assert len(one) == len(other) == LONGEST_NAME and one != other
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["sweep", "--name", "../x", "--learngene", "g", "--data", "digits"],
+        ["show", "sweeps/.."],
+    ],
+    ids=["sweep", "show"],
+)
+def test_a_name_that_no_sweep_can_have(command: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "store" / "sweeps").mkdir(parents=True)
+    assert main([*command, "--store", str(tmp_path / "store")]) == 2
+    error = capsys.readouterr().err
+    assert "is not the name of a sweep: write NAME in letters" in error and error.count("\n") == 1
+    assert not (tmp_path / "x").exists()

@@ -163,6 +163,15 @@ def test_an_address_without_its_slashes_is_no_local_folder(store: str) -> None:
         load_config(config.ListConfig, {"store": fine})
 
 
+@pytest.mark.parametrize("out", ["s3://bucket/x", "s3:/bucket/x", "gs://bucket", "file:///x", "https://x/y"])
+@pytest.mark.parametrize("cls", [config.PullConfig, config.PageConfig, config.MeasureConfig])
+def test_an_address_is_no_path_on_this_machine(cls: type[config.Config], out: str) -> None:
+    with pytest.raises(UserError, match="^--out: a path on this machine is needed: copy it to a bucket afterwards"):
+        load_config(cls, {"out": out, "models": ("x",)} if cls is config.MeasureConfig else {"out": out})
+    if cls is config.PullConfig:
+        assert cls(out=f"./{out}").out == f"./{out}"
+
+
 @pytest.mark.parametrize("command", sorted(COMMANDS))
 def test_every_flag_is_a_setting_with_help(command: str) -> None:
     cls = getattr(config, COMMANDS[command][0])

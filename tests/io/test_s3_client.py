@@ -4,13 +4,16 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
+from ray_learngene.errors import UserError
 from ray_learngene.io import multipart
 from ray_learngene.io.errors import Unavailable
 from ray_learngene.io.objects import Objects
 from ray_learngene.io.retry import Retry
+from ray_learngene.io.s3 import S3Storage
 from tests.store.proxy import Fault, Proxy
 
 DATA = bytes(range(251)) * 40_000
@@ -115,3 +118,14 @@ assert parent.read("small") == b"0123456789"
 """
     ran = subprocess.run([sys.executable, "-c", program, objects.uri], capture_output=True, text=True, timeout=900)
     assert (ran.returncode, ran.stderr) == (0, "")
+
+
+def test_a_listing_without_a_next_page_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    storage = S3Storage("bucket/store")
+    page = {"Contents": [], "IsTruncated": True, "NextContinuationToken": "again"}  # as of a server that does not count
+    monkeypatch.setitem(vars(storage), "client", SimpleNamespace(call=lambda method, **where: page))
+    with pytest.raises(UserError, match="list_objects_v2 of bucket bucket: the server says that there is more"):
+        list(storage.look("descendants"))
+    del page["NextContinuationToken"]
+    with pytest.raises(UserError, match="but not where"):
+        list(storage.look("descendants"))

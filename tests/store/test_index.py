@@ -320,6 +320,35 @@ def test_other_validation_images_are_another_set(store: Store, folder: Path) -> 
     assert select_descendant(PullConfig(store=store.uri, max_params="1M"), store).name in ("s/a", "old/a")
 
 
+def test_rows_that_do_not_say_their_labels_are_compared_with_none(store: Store, folder: Path) -> None:
+    for name, facts in (("s/a", {"labels": "d", "validation": "v"}), ("old/a", {}), ("older/a", {"labels": "d"})):
+        store.publish("descendant", name, folder, {"row": {**row(1.0)["row"], "classes": 10, "data": "x", **facts}})
+    with pytest.raises(UserError, match=r"different label sets \(10 classes of x: older, s; 10 classes of x: old\)"):
+        select_descendant(PullConfig(store=store.uri, max_params="1M"), store)
+    assert select_descendant(PullConfig(store=store.uri, max_params="1M", sweep="old"), store).name == "old/a"
+
+
+@pytest.mark.parametrize("other", [{"data": "elsewhere/y"}, {"labels": "e"}])
+def test_older_rows_of_other_image_sets_or_labels_join_no_set(
+    store: Store, folder: Path, other: dict[str, str]
+) -> None:
+    facts = {**row(1.0)["row"], "classes": 10, "data": "x", "labels": "d"}
+    store.publish("descendant", "new/a", folder, {"row": {**facts, "validation": "v"}})
+    store.publish("descendant", "old/a", folder, {"row": {**facts, **other}})
+    with pytest.raises(UserError, match="different label sets"):
+        select_descendant(PullConfig(store=store.uri, max_params="1M"), store)
+
+
+def test_the_labels_of_a_manifest_overrule_those_of_its_row(store: Store, folder: Path) -> None:
+    for name, top1 in (("s/a", 1.0), ("s/b", 2.0)):
+        facts = {**row(top1)["row"], "classes": 10, "labels": "d", "validation": "v"}
+        store.publish("descendant", name, folder, {"row": facts, "labels": ["cat", "dog"]})
+        facts = {**facts, "classes": 12, "labels": "e"}
+    store.publish("descendant", "s/c", folder, {"row": {**facts, "top1": 3.0}, "labels": ["cat", "dog"]})
+    assert select_descendant(PullConfig(store=store.uri, sweep="s", max_params="1M"), store).name == "s/c"
+    assert {entry.facts["classes"] for entry in store.entries()} == {2}
+
+
 def test_latencies_are_compared_on_one_device_only(store: Store, folder: Path) -> None:
     for name, device, latency in (("s/a", "Arm", 9.0), ("t/a", "Xeon", 1.0)):
         facts = row(1.0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import gc
 import logging
 import os
 import signal
@@ -34,6 +35,8 @@ from ray_learngene.sweeps.selection import cost_columns
 from ray_learngene.sweeps.siblings import train_descendant, train_siblings
 from ray_learngene.sweeps.sweep import sweep
 from ray_learngene.training.clock import Clock, shared_by
+from ray_learngene.training.engine import TorchEngine
+from ray_learngene.training.fitting import Fitting
 from tests.sweeps.test_descendant import PREPROCESSING, SPEC, inputs, weights
 
 STEPS, BATCH = 3, 16  # of an epoch
@@ -171,9 +174,12 @@ def test_siblings_of_other_lengths_are_those_trained_alone_and_end_when_they_do(
     *short, long = made.names
     store = Store(made.config.store)
     ended: dict[str, Any] = {}
+    held: list[str] = []
 
     def killed(name: str, metrics: dict[str, Any]) -> None:
         if name == long and metrics["epoch"] == 3:
+            gc.collect()
+            held.extend(type(one).__name__ for one in gc.get_objects() if isinstance(one, (TorchEngine, Fitting)))
             raise KeyboardInterrupt
 
     killable = made.reporting(killed)
@@ -181,6 +187,7 @@ def test_siblings_of_other_lengths_are_those_trained_alone_and_end_when_they_do(
         train_siblings(killable.tunings, made.shared, lambda tuning, end: ended.update({tuning.one.name: end}))
     rows = {name: store.manifest("descendant", f"s/{name}").metadata["row"] for name in short}
     assert ended == rows, "the store holds what has ended, and its end was told, while the longest trained on"
+    assert held == ["TorchEngine"], "what has ended takes no memory for weights, moments or adapters"
     assert not store.exists("descendant", f"s/{long}")
     assert {name: row for name, row in made.together().items() if name != long} == rows, "nothing is trained again"
     other.alone()

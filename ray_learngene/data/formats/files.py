@@ -52,29 +52,35 @@ def subfolders(folder: str) -> list[str]:
 
 
 def find_images(folder: str) -> Files:
-    """Return all images below a folder, whatever links lead to them.
-
-    A link to a folder around it is not followed.
-    """
+    """Return all images below a folder, whatever links lead to them."""
     files = Files()
+    for entry, name in walk(folder):
+        if entry.is_dir():
+            files.leave(LOOP, name)
+        elif not entry.is_file() and os.path.exists(entry.path):  # a link to nothing is an unreadable image
+            files.leave("pipes or devices", name)
+        elif entry.name.lower().endswith(EXTENSIONS):
+            files.images.append(name)
+        else:
+            files.leave(os.path.splitext(entry.name)[1].lower() or "without ending", name)
+    files.images.sort()
+    return files
+
+
+def walk(folder: str) -> Iterator[tuple[os.DirEntry[str], str]]:
+    """All that is below a folder, but folders, with its relative name.
+
+    A link to a folder that it is in is not followed: it is yielded itself.
+    """
     waiting: list[tuple[str, tuple[str, ...]]] = [(folder, ())]  # and the real folders that links led out of
     while waiting:
         place, around = waiting.pop()
         for entry, name in _entries(place, folder):
-            if entry.is_dir():
-                chain = (*around, os.path.realpath(place)) if entry.is_symlink() else around
-                if _leads_back(entry, chain):
-                    files.leave(LOOP, name)
-                else:
-                    waiting.append((entry.path, chain))
-            elif not (entry.is_file() or entry.is_symlink()):  # a broken link is an unreadable image
-                files.leave("pipes or devices", name)
-            elif entry.name.lower().endswith(EXTENSIONS):
-                files.images.append(name)
+            chain = (*around, os.path.realpath(place)) if entry.is_symlink() else around
+            if entry.is_dir() and not _leads_back(entry, chain):
+                waiting.append((entry.path, chain))
             else:
-                files.leave(os.path.splitext(entry.name)[1].lower() or "without ending", name)
-    files.images.sort()
-    return files
+                yield entry, name
 
 
 def _entries(place: str, folder: str) -> Iterator[tuple[os.DirEntry[str], str]]:

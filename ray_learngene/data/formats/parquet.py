@@ -12,10 +12,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from PIL import Image
-from pyarrow.fs import FileSelector, FileSystem, FileType
+from pyarrow.fs import FileSelector, FileSystem, FileType, LocalFileSystem
 
 from ray_learngene.config import DataConfig
-from ray_learngene.data.formats.files import left_out
+from ray_learngene.data.formats.files import left_out, walk
 from ray_learngene.data.formats.folder import same_name
 from ray_learngene.data.formats.parquet_cache import CLASSES_KEY, UNLABELLED, Source, cached_rows
 from ray_learngene.data.formats.split_names import group_by_split, split_of
@@ -24,6 +24,11 @@ from ray_learngene.errors import UserError
 from ray_learngene.io.errors import clear_errors
 from ray_learngene.io.filesystems import filesystem
 from ray_learngene.progress import counted
+
+_NO_FILE = {
+    FileType.Unknown: "is a pipe or a device, not a file: remove it",
+    FileType.NotFound: "links to a file that is not there: remove the link, or bring the file back",
+}
 
 
 class NoParquet(UserError):
@@ -170,17 +175,26 @@ def find_files(source: FileSystem, root: str, ending: str) -> list[str]:
     Hidden ones are left out.
     """
     whole = source.get_file_info(root)
-    selected = [whole]
-    if whole.type not in (FileType.File, FileType.Unknown):
-        selected = source.get_file_info(FileSelector(root, allow_not_found=True, recursive=True))
-    every = {info.path[len(root) :].lstrip("/"): info for info in selected if info.path.endswith(ending)}
-    named = {name: info for name, info in every.items() if not any(map(left_out, name.split("/")))}
-    for info in named.values():
-        if info.type is FileType.Unknown:
-            raise UserError(f"{info.path} is a pipe or a device, not a file: remove it")
+    if whole.type is FileType.Unknown:
+        raise UserError(f"{root} {_NO_FILE[whole.type]}")
     if whole.is_file:
-        return [os.path.basename(root)]
-    return sorted(name for name, info in named.items() if info.is_file)
+        return [os.path.basename(root)] if root.endswith(ending) else []
+    found = {name: kind for name, kind in _below(source, root) if name.endswith(ending)}
+    named = sorted(name for name in found if not any(map(left_out, name.split("/"))))
+    for name in named:
+        if reason := _NO_FILE.get(found[name]):
+            raise UserError(f"{root}/{name} {reason}")
+    return [name for name in named if found[name] is FileType.File]
+
+
+def _below(source: FileSystem, root: str) -> Iterator[tuple[str, FileType]]:
+    """What is below a folder, by its relative name; pyarrow would follow links round in circles."""
+    if isinstance(source, LocalFileSystem) and os.path.isdir(root):
+        for entry, name in walk(root):
+            yield name, source.get_file_info(entry.path).type
+    else:
+        for info in source.get_file_info(FileSelector(root, allow_not_found=True, recursive=True)):
+            yield info.path[len(root) :].lstrip("/"), info.type
 
 
 def _rows_of_splits(rows: Rows, uri: str) -> dict[str, Labels]:

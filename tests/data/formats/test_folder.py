@@ -139,6 +139,8 @@ def test_images_of_other_endings_are_read_and_what_is_not_is_named(tmp_path: Pat
     note = opened(tmp_path).note or ""
     assert note.startswith(f"not read in {tmp_path / 'train'}: 2 .heic (a/") and ", 1 .txt (b/readme.TXT)" in note
     assert "1 without ending (b/odd)" in note and "1 pipes or devices (b/pipe.jpg)" in note
+    (tmp_path / "train" / "b" / "endless.jpg").symlink_to("/dev/zero")
+    assert "2 pipes or devices (b/" in (opened(tmp_path).note or "")
     assert len(opened(tmp_path).train) == 8
 
 

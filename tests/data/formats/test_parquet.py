@@ -301,6 +301,27 @@ def test_a_pipe_or_a_device_among_the_shards_is_named(kind: str, ending: str, tm
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize(("kind", "ending"), [("", ".parquet"), ("wds/", ".tar")])
+def test_a_link_to_nothing_among_the_shards_is_named(kind: str, ending: str, tmp_path: Path) -> None:
+    write_parquet(tmp_path / "shards" / "train-0.parquet", [0, 1] * 5)
+    (tmp_path / "shards" / f"train-1{ending}").symlink_to("nowhere")
+    with pytest.raises(UserError, match=f"train-1{ending} links to a file that is not there"):
+        convert(DataConfig(data=f"{kind}{tmp_path / 'shards'}"), str(tmp_path / "out"))
+
+
+def test_shards_that_links_lead_back_to_are_read_once(tmp_path: Path) -> None:
+    shards = tmp_path / "shards"
+    write_parquet(shards / "train-0.parquet", [0, 1] * 5)
+    elsewhere = write_parquet(tmp_path / "elsewhere" / "train-1.parquet", [0, 1] * 5)
+    for inner in ("a", "b"):  # each leads round in a circle, and two of them would be read 2^40 times
+        (shards / inner).mkdir()
+        (shards / inner / "up").symlink_to("..")
+        (shards / inner / "around").symlink_to(shards)
+    (shards / "linked").symlink_to(elsewhere.parent)
+    sets = opened(shards)
+    assert len(sets.train) + len(sets.val) == 20
+
+
 def test_a_folder_of_tar_files_is_told_how_to_read_them(tmp_path: Path) -> None:
     (tmp_path / "train-0.tar").touch()
     assert f"data convert --data wds/{tmp_path}" in error(tmp_path)
