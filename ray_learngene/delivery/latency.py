@@ -84,5 +84,5 @@ def measure_latency(
 
 
 def device_name(device: torch.device) -> str:
-    """The name of a device's hardware, as tables and plans state it."""
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else clock.cpu_name()
+    """The name of a device's hardware, as tables and plans state it; that of a CPU begins with "cpu"."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu {clock.cpu_name()}"

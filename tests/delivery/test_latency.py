@@ -17,7 +17,7 @@ def test_one_thread_of_a_cpu_is_timed_in_cpu_time_and_said_so() -> None:
     assert latency.clock == "cpu" and latency.wall_ms and latency.spread >= 1
     row = latency_columns(latency)
     assert row["latency"] == latency.median_ms and row["latency_wall"] == latency.wall_ms
-    assert measured_on(row) == f"{clock.cpu_name()}, batch 2, float32, 1 thread, CPU time"
+    assert measured_on(row) == f"cpu {clock.cpu_name()}, batch 2, float32, 1 thread, CPU time"
     assert measured_on({**row, "latency_clock": "wall"}) == measured_on({**row, "latency_clock": None})  # old rows
 
 
