@@ -117,6 +117,7 @@ class Exporter:
         self.metadata = {
             "name": name,
             **spec_facts(model),
+            "classifies": self.classifies,
             "labels": list(labels_of(model)),
             "input": {
                 "name": onnx_file.INPUT,
@@ -199,11 +200,12 @@ class Exporter:
 
     def _require_agreement(self, parity: Parity) -> None:
         if self.images is not None and parity.agreement < self.settings.min_agreement:
+            of, so_much = counted(parity.images, "validation image"), f"{parity.agreement:.2f} %"
+            decided = f"decides as the timm model on {so_much} of {of}"
+            similar = f"has features with a cosine similarity of {so_much} to the timm model's on {of}"
             raise UserError(
-                f"the int8 file of {self.what} decides as the timm model on {parity.agreement:.2f} % of "
-                f"{counted(parity.images, 'validation image')}, "
-                f"less than --min-agreement {self.settings.min_agreement:g}: export with --int8 static, or lower it; "
-                "nothing was written"
+                f"the int8 file of {self.what} {decided if self.classifies else similar}, less than --min-agreement "
+                f"{self.settings.min_agreement:g}: export with --int8 static, or lower it; nothing was written"
             )
 
     def _compare(self, run: Run) -> Parity:
@@ -216,7 +218,7 @@ class Exporter:
                 given = self._input(images)
                 yield run(given.numpy()), self._logits(given), labels.numpy() if self.classifies else None
 
-        return compare(pairs())
+        return compare(pairs(), classifies=self.classifies)
 
     @torch.no_grad()
     def _logits(self, given: Tensor) -> Array:

@@ -88,13 +88,17 @@ def _not_exported(name: str, target: str, error: Exception) -> UserError:
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
     """Keep exporters and quantizers from printing; what matters comes back as an error."""
-    before = logging.root.manager.disable
+    before, silent = logging.root.manager.disable, logging.NullHandler()
     logging.disable(logging.WARNING)
+    logging.root.addHandler(
+        silent
+    )  # without one, a library's logging.warning() adds one that prints our messages again
     try:
         with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
             warnings.simplefilter("ignore")
             yield
     finally:
+        logging.root.removeHandler(silent)
         logging.disable(before)
 
 

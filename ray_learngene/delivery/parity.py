@@ -23,7 +23,8 @@ class Parity:
     Attributes:
         images: Images that both were given.
         max_difference: Largest difference of a logit.
-        agreement: Percentage of images on which both decide for the same class.
+        agreement: Percentage of images on which both decide for the same class; of models without classes the mean
+            cosine similarity of their features in percent.
         undecided: Images whose two highest logits are closer than twice the tolerance, so that either may come first.
         top1: Accuracy of the file in percent; None where there are no labels.
         timm_top1: The same of the timm model.
@@ -46,14 +47,17 @@ class Parity:
         return {name: float(f"{value:.6g}") if isinstance(value, float) else value for name, value in found.items()}
 
 
-def compare(pairs: Iterable[tuple[Array, Array, Array | None]], tolerance: float = TOLERANCE) -> Parity:
+def compare(
+    pairs: Iterable[tuple[Array, Array, Array | None]], tolerance: float = TOLERANCE, classifies: bool = True
+) -> Parity:
     """Compare logits of a file and of the timm model, batch by batch.
 
     Args:
         pairs: The file's logits, the timm model's, and labels, if there are any.
+        classifies: False for features, of which none is a decision.
     """
-    count = same = undecided = right = timm_right = 0
-    worst = loss = 0.0
+    count = undecided = right = timm_right = 0
+    worst = loss = same = 0.0
     first: int | None = None
     labelled = True
     for found, expected, labels in pairs:
@@ -61,13 +65,13 @@ def compare(pairs: Iterable[tuple[Array, Array, Array | None]], tolerance: float
         difference[~np.isfinite(difference)] = np.inf
         highest = np.sort(expected, axis=1)
         close = highest[:, -1] - highest[:, -2] <= 2 * tolerance
-        agree = found.argmax(1) == expected.argmax(1)
+        agree = found.argmax(1) == expected.argmax(1) if classifies else np.ones(len(found), bool)
         wrong = np.flatnonzero((difference.max(1) > tolerance) | ~(agree | close))
         if len(wrong) and first is None:
             first = count + int(wrong[0])
         worst = max(worst, float(difference.max()))
         undecided += int((close & ~agree).sum())
-        same += int(agree.sum())
+        same += float((agree if classifies else _cosines(found, expected)).sum())
         if labels is None:
             labelled = False
         else:
@@ -85,6 +89,11 @@ def compare(pairs: Iterable[tuple[Array, Array, Array | None]], tolerance: float
         loss=loss / count if labelled else None,
         first=first,
     )
+
+
+def _cosines(features: Array, others: Array) -> Array:
+    norms = np.linalg.norm(features, axis=1) * np.linalg.norm(others, axis=1)
+    return (features * others).sum(1) / np.maximum(norms, np.finfo(np.float32).tiny)  # type: ignore[no-any-return]
 
 
 def _log_softmax(logits: Array) -> Array:

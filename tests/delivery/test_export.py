@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import logging
 import re
 import zipfile
 from pathlib import Path
@@ -15,7 +16,7 @@ import onnxruntime
 import pytest
 import timm
 import torch
-from timm.models import register_model
+from timm.models import register_model, save_for_hf
 from torch import Tensor, nn
 
 import ray_learngene as lg
@@ -122,6 +123,64 @@ def test_decisions_may_differ_only_where_two_logits_are_close() -> None:
     assert (round(found.top1 or 0, 1), round(found.timm_top1 or 0, 1)) == (33.3, 66.7)
     assert compare([(expected, expected, None), (expected + 1, expected, None)]).first == 3
     assert compare([(np.full((1, 2), np.nan), expected[:1], None)]).first == 0
+
+
+def test_features_agree_by_their_direction_and_decide_nothing() -> None:
+    features = np.array([[1.0, 0.0], [3.0, 4.0]], np.float32)
+    found = compare([(features[:, ::-1], features, None)], classifies=False)
+    assert (found.agreement, found.undecided, found.first) == (pytest.approx(48), 0, 0)
+    near = compare([(features + np.float32(5e-5), features, None)], classifies=False)
+    assert near.first is None and near.agreement == pytest.approx(100)
+
+
+def test_a_library_that_warns_while_it_exports_leaves_no_handler(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(logging.root, "handlers", [])
+    with onnx_file._quiet():
+        logging.warning("please preprocess")
+    assert logging.root.handlers == []
+
+
+VIT = {"embed_dim": 48, "depth": 1, "num_heads": 3, "patch_size": 8}
+
+
+@pytest.mark.export
+@pytest.mark.parametrize(
+    ("size", "classes", "labels"),
+    [
+        ((1, 32, 32), 4, []),
+        ((3, 32, 48), 4, []),
+        ((3, 32, 32), 0, []),
+        ((3, 32, 32), 4, ["Größe", "模型", "🦊", "a b\n"]),
+    ],
+    ids=["one channel", "not square", "features", "names"],
+)
+def test_a_users_own_model_of_timm(size: tuple[int, int, int], classes: int, labels: list[str], tmp_path: Path) -> None:
+    channels, height, width = size
+    arguments = {**VIT, "img_size": (height, width)}
+    model = timm.create_model("vit_tiny_patch16_224", num_classes=classes, in_chans=channels, **arguments)
+    data = {"input_size": size, "mean": (0.5,) * channels, "std": (0.25,) * channels, "crop_pct": 1.0}
+    named = {"label_names": labels} if labels else {}
+    save_for_hf(
+        model,
+        str(tmp_path / "own"),
+        model_config=named,
+        model_args=arguments,
+        safe_serialization=True,
+        data_config=data,
+    )
+    uint8 = channels == 3
+    made = lg.export(tmp_path / "own", format=["onnx", "int8"], uint8_input=uint8, out=tmp_path / "out")
+    for one in made:
+        session = onnxruntime.InferenceSession(one.path / "model.onnx")
+        facts = json.loads(session.get_modelmeta().custom_metadata_map["learngene"])
+        assert facts["labels"] == labels and facts["input"]["size"] == list(size)
+        golden = np.load(one.path / "golden.npz")
+        assert golden["inputs"].shape[1:] == ((height, width, 3) if uint8 else size)
+        np.testing.assert_allclose(session.run(None, {"images": golden["inputs"]})[0], golden["logits"], atol=1e-5)
+        assert one.facts["classifies"] == bool(classes) and one.facts["compared"]["agreement"] > 50
+    if not uint8:
+        with pytest.raises(lg.UserError, match="own takes images of 1 channels: uint8 input is for RGB images"):
+            lg.export(tmp_path / "own", uint8_input=True, out=tmp_path / "other")
 
 
 @pytest.mark.export
