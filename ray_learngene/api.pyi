@@ -492,7 +492,7 @@ def bench(
     front_gain: float = 0.5,
     transfer: dict[str, dict[str, Any]] = ...,
     transfer_depths: str | int | Sequence[int] | None = None,
-    out: str = "./bench",
+    out: Path | str = "./bench",
 ) -> pandas.DataFrame: ...
 def pull(
     store: Store | str,
@@ -511,7 +511,7 @@ def pull(
     format: Literal["onnx", "int8"] | None = None,
     learngene: str | None = None,
     expand: bool = False,
-    out: Path | LocalPath | None = None,
+    out: Path | str | None = None,
     overwrite: bool = False,
 ) -> Model: ...
 def expand(
@@ -546,7 +546,7 @@ def expand(
     device: str | None = None,
     seed: int = 0,
     batch_size: int = 256,
-    out: Path | LocalPath | None = None,
+    out: Path | str | None = None,
     overwrite: bool = False,
 ) -> Model: ...
 def expand_all(
@@ -581,7 +581,7 @@ def expand_all(
     device: str | None = None,
     seed: int = 0,
     batch_size: int = 256,
-    out: Path | LocalPath | None = None,
+    out: Path | str | None = None,
     overwrite: bool = False,
 ) -> list[Model]: ...
 def page(
@@ -590,7 +590,7 @@ def page(
     storage_options: dict[str, Any] = ...,
     store_patience: float = 300.0,
     sweeps: str | Sequence[str] = (),
-    out: str = "models.html",
+    out: Path | str = "models.html",
 ) -> Path: ...
 def export(
     model: Model | str | Path,
@@ -615,7 +615,7 @@ def export(
     format: str | Sequence[str] = ("onnx",),
     uint8_input: bool = False,
     batch_size: int = 64,
-    out: Path | LocalPath | None = None,
+    out: Path | str | None = None,
     overwrite: bool = False,
 ) -> list[Exported]: ...
 def measure(
@@ -632,7 +632,7 @@ def measure(
     threads: int = 1,
     batch: int = 1,
     seconds: float = 60,
-    out: Path | LocalPath | None = None,
+    out: Path | str | None = None,
     overwrite: bool = False,
 ) -> list[Record]: ...
 def evaluate(
