@@ -112,6 +112,8 @@ def scan(names: list[str]) -> Iterator[Found]:
             key = (found.kind, frozenset(part for each in shapes_of(fewer) for part in each.split(".")))
             if key not in consistent:
                 consistent[key] = _labels(spec.replace(depth=stages))
+                if "timm refuses" in consistent[key]:  # such as a stage whose depth is a multiple
+                    consistent[key] = _labels(spec)
             found.student = consistent[key]
         except (UserError, ValueError) as error:
             found.source = found.student = str(error)
@@ -185,6 +187,7 @@ def _reason(said: str) -> str:
     """What was said without the name of the entry point, its arguments and numbers."""
     if (twice := re.search(r"got multiple values for keyword argument", said)) is not None:
         return f"timm's entry point fixes its size: {twice[0]}"
+    said = said.partition("; its own is ")[0]
     said = re.sub(r"^[\w.-]+( \([^:]*\))?: ", "", said).removeprefix("timm refuses this size: ")
     return re.sub(r"\d+", "N", said).replace("|", "/").strip()
 

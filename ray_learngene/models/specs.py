@@ -165,6 +165,11 @@ def spec_for(architecture: str, *, classes: int | None = None, image: int | None
 
 def _described(architecture: str, arguments: Arguments, size: Size, classes: int, image: int, model: nn.Module) -> Spec:
     width = size.widths[0] if size.widths else int(getattr(model, "num_features", 1))
+    if size.heads and width // size.heads[0] % 4 and getattr(model, "rope", None) is not None:
+        raise UserError(
+            f"{architecture}: rotary positions need a head size that is a multiple of 4, not {width // size.heads[0]} "
+            f"(width {width} with {size.heads[0]} heads)"
+        )
     return Spec(
         width=width,
         depth=sum(size.depths),

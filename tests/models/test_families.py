@@ -106,6 +106,20 @@ def test_estimated_memory_is_within_15_percent_of_a_measured_peak(architecture: 
     assert abs(costs.inference_memory(spec) / measured - 1) < 0.15
 
 
+@pytest.mark.parametrize(
+    ("architecture", "arguments", "says"),
+    [
+        ("vit_small_patch16_dinov3", {"embed_dim": 32, "num_heads": 16}, "a head size that is a multiple of 4, not 2"),
+        ("nextvit_small", {"depths": [1, 1, 1, 1]}, r"timm refuses this size: .*; its own is depths=\(3, 4, 10, 3\)"),
+        ("efficientvit_m0", {"num_heads": [8, 8, 8]}, r"timm refuses this size: .*; its own is num_heads=\[4, 4, 4\]"),
+    ],
+)
+def test_a_size_that_a_family_cannot_have_is_one_line(architecture: str, arguments: dict[str, Any], says: str) -> None:
+    with pytest.raises(UserError, match=f"^{architecture}.*{says}") as refused:
+        spec_for(architecture, **arguments)
+    assert "\n" not in str(refused.value)
+
+
 def test_images_that_are_not_square_are_one_line() -> None:
     for build_spec in (
         lambda: spec_for("deit_tiny_patch16_224", img_size=(32, 48)),

@@ -256,7 +256,19 @@ def made(architecture: str, arguments: Mapping[str, Any]) -> Made:
     except Exception as error:  # timm's classes raise what their arithmetic happens to raise, StopIteration too
         given = ", ".join(f"{name}={value}" for name, value in arguments.items())
         reason = " ".join(str(error).split())[:200] or type(error).__name__
-        raise UserError(f"{architecture} ({given}): timm refuses this size: {reason}") from None
+        raise UserError(
+            f"{architecture} ({given}): timm refuses this size: {reason}{_own(architecture, arguments)}"
+        ) from None
+
+
+def _own(architecture: str, arguments: Mapping[str, Any]) -> str:
+    """Say what an entry point has by itself for the keywords of a size that timm refuses."""
+    try:
+        own = _made(architecture, "{}").arguments
+    except Exception:  # timm cannot build it at all
+        return ""
+    known = [f"{name}={own[name]}" for name in arguments if own.get(name) is not None and name != "num_classes"]
+    return f"; its own is {', '.join(known)}" if known else ""
 
 
 @lru_cache(maxsize=512)
