@@ -92,7 +92,7 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "ConvNeXt": ("convnext_atto", {"dims": [16, 32, 64, 128], "depths": [2, 2, 6, 2]}),
 }
 
-FAMILY_CASES = tuple(Case(name, 32, steps=2, rounds=9) for name in FAMILIES)
+FAMILY_CASES = tuple(Case(name, 32, steps=2, rounds=7) for name in FAMILIES)
 CPU_CASES = (
     Case("nano", 32, steps=10, rounds=15),
     Case("nano", 32, steps=10, rounds=15, loader=True),
@@ -123,6 +123,7 @@ def main() -> None:
     args = arguments(__doc__, _add_arguments)
     facts = machine()
     if args.alone:
+        os.environ |= {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1"}  # DeepSpeed wants a launcher's
         store = torch.distributed.HashStore()
         torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
         torch.set_num_threads(1)

@@ -28,6 +28,7 @@ from ray_learngene.methods.base import Learngene
 from ray_learngene.methods.generated import attribute_of
 from ray_learngene.methods.registry import create_method
 from ray_learngene.methods.warm_start import start_from_model
+from ray_learngene.models.costs import macs
 from ray_learngene.models.origin import Origin, data_name
 from ray_learngene.models.preprocessing import Preprocessing
 from ray_learngene.models.specs import Spec, preset, spec_for
@@ -132,7 +133,9 @@ def auxiliary_spec(config: DistillConfig, classes: int | None = None) -> Spec:
     kind = "depths" if isinstance(config.depth, tuple) else "depth"
     given = {kind: config.depth, "width": config.width, "image": config.image_size}
     spec = spec_for(config.student, classes=classes, **config.student_args)
-    return spec.replace(**{name: value for name, value in given.items() if value is not None})
+    spec = spec.replace(**{name: value for name, value in given.items() if value is not None})
+    macs(spec)  # timm builds models that cannot run, such as one whose heads do not divide its width
+    return spec
 
 
 def check_depth(module: nn.Module, depth: int | tuple[int, ...], method: str) -> None:

@@ -65,7 +65,7 @@ def _counted_macs(spec: Spec) -> int:
         return forward_flops(meta_model(spec).eval(), spec.image) // 2
     except (RuntimeError, AssertionError, ValueError) as error:
         reason = " ".join(str(error).split())[:200]
-        raise UserError(f"{spec.architecture} does not take images of {spec.image} pixels: {reason}") from None
+        raise UserError(f"{spec} does not run: {reason}; choose another size or image size") from None
 
 
 @lru_cache(maxsize=4096)

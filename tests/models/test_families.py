@@ -120,6 +120,12 @@ def test_a_size_that_a_family_cannot_have_is_one_line(architecture: str, argumen
     assert "\n" not in str(refused.value)
 
 
+def test_a_model_that_timm_builds_but_that_cannot_run_is_one_line() -> None:
+    spec = spec_for("swinv2_tiny_window8_256", **{**SMALL["swinv2_tiny_window8_256"], "num_heads": [3, 2]})
+    with pytest.raises(UserError, match="^swinv2_tiny_window8_256: width 16, .* does not run: .*; choose another size"):
+        costs.macs(spec)
+
+
 def test_images_that_are_not_square_are_one_line() -> None:
     for build_spec in (
         lambda: spec_for("deit_tiny_patch16_224", img_size=(32, 48)),
