@@ -44,7 +44,7 @@ from ray_learngene.methods.generated import GeneratedVisionTransformer
 from ray_learngene.methods.registry import create_method
 from ray_learngene.models.compile import compile_layers
 from ray_learngene.models.preprocessing import Preprocessing
-from ray_learngene.models.specs import Spec, build, preset, spec_for
+from ray_learngene.models.specs import Spec, build, preset, set_drop_path, spec_for
 from ray_learngene.training.deepspeed_engine import DeepSpeedEngine, deepspeed_config, zero_stage
 from ray_learngene.training.engine import resolve_precision
 from ray_learngene.training.finite_guard import FiniteGuard
@@ -227,6 +227,7 @@ def _plain(student: nn.Module) -> nn.Module:
     if not isinstance(student, GeneratedVisionTransformer):
         return student
     model: nn.Module = build(student.spec).to(next(student.parameters()).device)
+    set_drop_path(model, student.drop_path)  # timm has a rate of its own for some
     for name, parameter in student.generate(student.genes(), student.spec).items():
         owner, _, own = name.rpartition(".")
         model.get_submodule(owner)._parameters[own] = parameter  # type: ignore[assignment]

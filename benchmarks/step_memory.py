@@ -20,7 +20,7 @@ from benchmarks.measure import arguments, in_turn, machine, medians, peak_of, pu
 from ray_learngene.methods.elastic import draw_step
 from ray_learngene.methods.registry import create_method
 from ray_learngene.models.checkpointing import checkpoint_gradients
-from ray_learngene.models.specs import Spec, build, spec_for
+from ray_learngene.models.specs import Spec, build, set_drop_path, spec_for
 
 BATCH, ROUNDS, MIB = 32, 5, 2**20
 
@@ -48,6 +48,7 @@ def _row(name: str, spec: Spec, rounds: int) -> dict[str, Any]:
         for checkpointed in ("", " checkpointed"):
             torch.manual_seed(0)
             model = build(spec) if side == "largest" else create_method("any-size").auxiliary(spec)
+            set_drop_path(model, 0.0)  # timm has a rate of its own for some
             if checkpointed:
                 checkpoint_gradients(model)
             models[side + checkpointed] = model
