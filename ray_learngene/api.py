@@ -333,7 +333,7 @@ def _expanded(config: ExpandConfig) -> list[Model]:
 
 
 def _of_learngene(learngene: Artefact | str, settings: dict[str, Any]) -> dict[str, Any]:
-    """Settings of a sweep with those that its learngene gives."""
+    """Return the settings of a sweep with those that its learngene gives."""
     if isinstance(learngene, str):
         return {"learngene": learngene, **settings}
     from ray_learngene.config import DataConfig

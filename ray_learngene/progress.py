@@ -93,7 +93,7 @@ class Progress:
             yield f"{left} left"
 
     def rate(self) -> float:
-        """Units a second in this run; 0 where it is not known yet."""
+        """Return the units a second in this run; 0 where it is not known yet."""
         seconds = time.monotonic() - self._began
         return (self.done - self._first) / seconds if seconds > 0 else 0.0
 

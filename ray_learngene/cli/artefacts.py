@@ -14,7 +14,7 @@ KINDS: dict[str, Kind] = {
 
 
 def parse_artefact(text: str) -> tuple[str, str]:
-    """`learngenes/x` as (folder, name).
+    """Read `learngenes/x` as (folder, name).
 
     Raises:
         UserError: the text does not begin with a folder of the store.

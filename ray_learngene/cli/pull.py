@@ -108,7 +108,7 @@ def device_timings(config: PullConfig, store: Store) -> Timings | None:
 
 
 def _on_device(found: list[Entry], timings: Timings) -> list[Entry]:
-    """Descendants with the latency that a record tells of each; those of which it tells nothing are left out.
+    """Return the descendants with the latency that a record tells of each. Others are left out.
 
     Raises:
         UserError: it tells nothing of any; says why.
@@ -132,7 +132,7 @@ def _same_data(wanted: str, data: object) -> bool:
 
 
 def _label_sets(found: Iterable[Entry]) -> dict[Hashable, list[Entry]]:
-    """Descendants by label set and validation images.
+    """Return the descendants by label set and validation images.
 
     Older ones do not say which validation images; they join the only set with their labels and image set.
     """
@@ -153,7 +153,7 @@ def _label_sets(found: Iterable[Entry]) -> dict[Hashable, list[Entry]]:
 
 
 def _joins(older: Entry, one: Entry) -> bool:
-    """Whether an older descendant that names its labels has those of another one, and its image set."""
+    """Return whether an older descendant that names its labels has those of another one, and its image set."""
     labels, data = _text(older, "labels"), _text(older, "data")
     return (
         labels is not None and labels == _text(one, "labels") and (not data or _same_data(data, one.facts.get("data")))

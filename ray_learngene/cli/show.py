@@ -61,7 +61,7 @@ def _timing(manifest: Manifest) -> Iterator[tuple[str, str]]:
 
 
 def _page(manifest: Manifest, store: Store) -> Iterator[tuple[str, str]]:
-    """Labels and values, the most asked for first; whatever a store's own script left out is left out here."""
+    """Yield labels and values, the most wanted first. What a user's own script left out of a store is left out."""
     facts = manifest.metadata
     row, config, cost = (_mapping(facts.get(name)) for name in ("row", "config", "cost"))
     artefact = f"{FOLDERS[manifest.kind]}/{manifest.name}"

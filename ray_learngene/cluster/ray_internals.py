@@ -29,17 +29,17 @@ def has_dashboard() -> bool:
 
 
 def draining_nodes() -> set[str]:
-    """Ids of the nodes that Ray is about to take away; Ray Train's own watcher asks the same."""
+    """Return the ids of the nodes that Ray is about to take away; Ray Train's own watcher asks the same."""
     return set(ray._private.state.state.get_draining_nodes())
 
 
 def most_resources() -> Mapping[str, float] | None:
-    """Resources that the cluster may grow to, as Ray Train asks; None where it does not grow."""
+    """Return the resources that the cluster may grow to, as Ray Train asks; None where it does not grow."""
     return ray._private.state.state.get_max_resources_from_cluster_config()
 
 
 def available_memory() -> int:
-    """Bytes of main memory that this process may take, within the limits of its container."""
+    """Return the bytes of main memory that this process may take, within the limits of its container."""
     from ray._private.utils import estimate_available_memory
 
     return int(estimate_available_memory())
@@ -74,7 +74,7 @@ def keep_credentials_out_of_trials() -> None:
 
 
 def without_cleaner(callbacks: list[Any]) -> list[Any]:
-    """Callbacks of Ray Train without the actor that removes placement groups once the controller has died.
+    """Return the callbacks of Ray Train without the actor that removes placement groups once the controller has died.
 
     It asks Ray's dashboard whether the controller lives. Without one, as on this machine alone, every question takes
     ten seconds to fail, and the end of a training waits for it.

@@ -101,7 +101,7 @@ def page(
 
 
 def _transfer_rows(config: BenchConfig, moved: pandas.DataFrame) -> list[dict[str, Any]]:
-    """Every arm on every set, mean over sizes and seeds, with its average gain over the reference."""
+    """Return every arm on every set, mean over sizes and seeds, with its average gain over the reference."""
     gained = gains(moved, config.reference)
     return [
         {
@@ -125,7 +125,7 @@ def _tried(table: pandas.DataFrame, arm: str, column: str, otherwise: Sequence[f
 
 
 def _front_rows(config: BenchConfig, table: pandas.DataFrame) -> list[dict[str, Any]]:
-    """Every schedule of the reference at every size, with what the latest doubling brought."""
+    """Return every schedule of the reference at every size, with what the latest doubling brought."""
     if len(schedules(table, config.reference)) < 2:
         return []
     flops, seconds = (Front(table, config.reference, unit).points for unit in ("flops", "seconds"))
@@ -138,7 +138,7 @@ def _front_rows(config: BenchConfig, table: pandas.DataFrame) -> list[dict[str, 
 
 
 def _against_front(config: BenchConfig, table: pandas.DataFrame, arms: Sequence[ArmPlan]) -> list[dict[str, Any]]:
-    """Every other arm against the reference's front: cost at equal accuracy, accuracy against its end."""
+    """Return every other arm against the reference's front: cost at equal accuracy, accuracy against its end."""
     longer = schedules(table, config.reference)
     flops, seconds = (Front(table, config.reference, unit) for unit in ("flops", "seconds"))
     plateau = flops.plateau(table, config.reference)

@@ -138,7 +138,7 @@ EXPORT_FORMATS = ("onnx", "int8", "torch")
 
 
 def known_formats(formats: tuple[str, ...], known: tuple[str, ...]) -> tuple[str, ...]:
-    """Formats without repetitions.
+    """Return formats without repetitions.
 
     Raises:
         ValueError: one is unknown.

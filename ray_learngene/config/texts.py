@@ -22,7 +22,7 @@ def _texts(value: Any) -> Any:
 
 
 def _stages(value: Any) -> Any:
-    """`12` as a number, `3-3-9-3` as numbers."""
+    """Read `12` as a number, `3-3-9-3` as numbers."""
     parts = value.split("-") if isinstance(value, str) else value
     if isinstance(parts, list | tuple) and all(str(part).strip().isdecimal() for part in parts):
         numbers = tuple(int(part) for part in parts)

@@ -157,7 +157,7 @@ def _spread(whole: ImageSet, share: float, *, of_single: int) -> npt.NDArray[np.
 
 
 def hold_out_noted(whole: ImageSet, share: float, where: str, more: str | None = None) -> ImageSets:
-    """`hold_out` for a set that has no validation split of its own, with a note that says so, and more."""
+    """Call `hold_out` for a set that has no validation split of its own, with a note that says so, and more."""
     note = f"no validation split in {where}: held out {100 * share:g} % per class (by position, the same in every run)"
     return hold_out(whole, share, "\n".join(filter(None, (more, note))))
 

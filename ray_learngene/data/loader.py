@@ -114,7 +114,7 @@ def eval_loader(
     device: torch.device | None = None,
     crop_mode: str = "center",
 ) -> DataLoader[Batch]:
-    """Every `world_size`-th image from `rank` on, in order, resized and cropped, with class indices `[B]`.
+    """Return every `world_size`-th image from `rank` on, in order, resized and cropped, with class indices `[B]`.
 
     Args:
         batch_size: Of this worker; the last batch, and one with unreadable images, may be smaller.

@@ -132,7 +132,7 @@ def validation_batches(
     reader: Reader | None = None,
     crop_mode: str = "center",
 ) -> DataLoader[Batch]:
-    """Images in their order, resized and cropped as the preprocessing says."""
+    """Return the images in their order, resized and cropped as the preprocessing says."""
     crop = AugmentationConfig(crop_pct=preprocessing.crop_pct, interpolation=preprocessing.interpolation)
     return eval_loader(
         images,

@@ -137,7 +137,7 @@ def sizes_to_time(expander: Expander, depths: str | None, widths: str | None) ->
 
 
 def _models(config: MeasureConfig, sized: _Sized | None, scratch: Path) -> Iterator[Named]:
-    """Models with their names and sources, one at a time."""
+    """Yield the models with their names and sources, one at a time."""
     if sized:
         expander = sized.expander
         for spec in sized.specs:
@@ -206,5 +206,5 @@ def _threads(count: int, *, pinned: bool) -> Iterator[None]:
 
 
 def record_lines(records: Sequence[Record]) -> list[str]:
-    """Records as lines for a terminal."""
+    """Return the records as lines for a terminal."""
     return [line for record in records for line in clock.lines(record.model_dump(mode="json"))]

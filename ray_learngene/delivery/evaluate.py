@@ -71,7 +71,7 @@ class ModelImages:
         return cls(train, val, preprocessing, data["crop_mode"], config)
 
     def batches(self, images: ImageSet, batch_size: int, reader: Reader | None = None) -> DataLoader[Batch]:
-        """Batches of one of the two splits in order, resized and cropped as in evaluation."""
+        """Return the batches of one of the two splits in order, resized and cropped as in evaluation."""
         return validation_batches(
             images,
             self.preprocessing,

@@ -226,7 +226,7 @@ class Exporter:
         return logits
 
     def _input(self, images: Tensor) -> Tensor:
-        """Normalised images `[N, C, H, W]` as the file takes them; their pixels were whole numbers."""
+        """Return normalised images `[N, C, H, W]` as the file takes them; their pixels were whole numbers."""
         if not self.uint8_input:
             return images.contiguous()
         mean, std = (torch.tensor(self.data[name]).view(1, 3, 1, 1) for name in ("mean", "std"))
@@ -294,7 +294,7 @@ def _images_of(images: ModelImages, config: ExportConfig) -> ExportImages:
 
 
 def spaced(length: int, count: int) -> Array:
-    """Indices of at most `count` images, evenly spaced over `length`."""
+    """Return the indices of at most `count` images, evenly spaced over `length`."""
     return np.unique(np.linspace(0, length - 1, min(count, length)).round().astype(int))
 
 

@@ -137,7 +137,7 @@ def claim_run(task: Task, settings: dict[str, Any]) -> None:
 
 
 def settings_path(kind: Kind, name: str) -> str:
-    """Where the settings of a run are."""
+    """Return where the settings of a run are."""
     return f"runs/{manifest.run_name(kind, name)}/settings.json"
 
 

@@ -72,7 +72,7 @@ def _retried(answer: ClientError | None) -> bool:
 
 
 def _retry_after(answer: ClientError | None) -> float:
-    """Seconds that the server asks to wait, by a number or by a date; 0 where it does not."""
+    """Return the seconds that the server asks to wait, by a number or by a date; 0 where it does not."""
     headers = answer.response.get("ResponseMetadata", {}).get("HTTPHeaders", {}) if answer else {}
     text = headers.get("retry-after", "")
     if text.isdecimal():

@@ -102,7 +102,7 @@ class S3Storage:
                 yield Found(one["Key"][skipped:], one["Size"], one["LastModified"])
 
     def _listed(self, method: str, what: str, **where: Any) -> Iterator[dict[str, Any]]:
-        """Everything that a listing finds, page by page."""
+        """Yield everything that a listing finds, page by page."""
         while True:
             page = self.client.call(method, Bucket=self.bucket, **where)
             yield from page.get(what, ())

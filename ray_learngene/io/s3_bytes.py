@@ -23,7 +23,7 @@ PAST_THE_END = {"INVALIDRANGE", "416"}
 
 
 def deadline() -> float:
-    """Seconds without progress after which a server does not answer."""
+    """Return the seconds without progress after which a server does not answer."""
     return s3_settings.CONNECT_SECONDS + s3_settings.REQUEST_SECONDS
 
 

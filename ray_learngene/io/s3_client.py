@@ -49,7 +49,7 @@ class S3Client:
         return Connections(partial(open_s3, self._options, session, self.anonymous))
 
     def _renewed(self, used: Connections) -> bool:
-        """Whether there are other credentials than those in use, or another thread has found some meanwhile."""
+        """Return whether there are other credentials than those in use, or another thread has found some meanwhile."""
         with self._renewing:
             if self._connections is used:
                 session, found = log_in(self._options)

@@ -11,7 +11,7 @@ from ray_learngene.models.specs import Spec, first_message
 
 
 def parse_numbers(flag: str, text: str) -> list[int]:
-    """`6-15` or `4,6,8` or a mix, as sorted distinct numbers.
+    """Read `6-15` or `4,6,8` or a mix, as sorted distinct numbers.
 
     Raises:
         UserError: the text is neither.
@@ -43,7 +43,7 @@ def parse_depths(text: str) -> list[int | tuple[int, ...]]:
 
 
 def parse_factors(flag: str, text: str) -> list[float]:
-    """`0.25,0.5,1` as numbers above 0.
+    """Read `0.25,0.5,1` as numbers above 0.
 
     Raises:
         UserError: a part is none.
@@ -58,7 +58,7 @@ def parse_factors(flag: str, text: str) -> list[float]:
 
 
 def factor_depths(source: Spec, factors: str) -> list[int | tuple[int, ...]]:
-    """Depths that are a factor of the source's, stage by stage, rounded and at least 1."""
+    """Return the depths that are a factor of the source's, stage by stage, rounded and at least 1."""
     each = source.depths or (source.depth,)
     found = [
         tuple(max(1, round(depth * factor)) for depth in each) for factor in parse_factors("depth-factor", factors)
@@ -75,7 +75,7 @@ def sizes_of(
     width_factor: str | None = None,
     changes: Mapping[str, Any] | None = None,
 ) -> list[Spec]:
-    """Specs of every width and depth, by default of depths 1 to the source's and of its width.
+    """Return the specs of every width and depth, by default of depths 1 to the source's and of its width.
 
     Heads grow with the width, at the source's head size.
 

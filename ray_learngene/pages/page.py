@@ -110,7 +110,7 @@ def _settings(store: Store, name: str) -> dict[str, Any]:
 
 
 def _distilled(store: Store, planned: object) -> float | None:
-    """Seconds that a planned distillation has taken; None if there was no plan, or it is not done."""
+    """Return the seconds that a planned distillation has taken; None if there was no plan, or it is not done."""
     if not isinstance(planned, dict):
         return None
     manifest = named_artefact(f"store:learngenes/{planned.get('learngene')}", store)

@@ -85,7 +85,7 @@ def costed_rows(store: Store, name: str) -> list[dict[str, Any]]:
 
 
 def costed(rows: Sequence[Mapping[str, Any]], store: Store, name: str) -> list[dict[str, Any]]:
-    """Finished rows of a sweep, with the columns of `with_whole_costs`."""
+    """Return the finished rows of a sweep, with the columns of `with_whole_costs`."""
     try:
         settings = read_settings(store, name)
     except UserError:  # damaged: the teacher of the descendants themselves is not known then

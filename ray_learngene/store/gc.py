@@ -101,7 +101,7 @@ def _temporary(store: Store, everything: Iterable[Found], before: datetime) -> I
 
 
 def _unnamed(store: Store, kind: Kind, everything: Iterable[Found], before: datetime) -> Iterator[Garbage]:
-    """Folders of files that no manifest names: of replaced artefacts, and of publishers that died."""
+    """Yield the folders of files that no manifest names: of replaced artefacts, and of publishers that died."""
     depth = 2 if kind in GROUPED else 1
     manifests: dict[str, Found] = {}
     folders: dict[str, dict[str, list[Found]]] = defaultdict(lambda: defaultdict(list))
@@ -139,7 +139,7 @@ def _named(store: Store, kind: Kind, name: str, folder: str) -> bool:
 
 
 def _finished(store: Store, everything: Iterable[Found], before: datetime) -> Iterator[Garbage]:
-    """Checkpoints and Ray's state of runs whose artefact is published."""
+    """Yield the checkpoints and Ray's state of runs whose artefact is published."""
     published = {one.path.removesuffix(f"/{MANIFEST}"): one for one in everything if one.path.endswith(f"/{MANIFEST}")}
     results = {one.path.split("/")[1]: one for one in everything if _is_table(one.path)}
     runs: dict[str, list[Found]] = defaultdict(list)

@@ -221,7 +221,7 @@ class Index:
         return [path.removeprefix(f"{root}/").removesuffix(f"/{MANIFEST}") for path in paths]
 
     def _read(self, keys: Iterable[Key]) -> dict[Key, tuple[str, Entry | None]]:
-        """Digest and entry of manifests; no entry where there is none, or none that can be trusted, which is told."""
+        """Return the digest and entry of manifests; no entry if there is none, or none to trust, which is logged."""
         asked = sorted(keys)
         paths = [f"{folder_of(kind, name)}/{MANIFEST}" for kind, name in asked]
         texts = self.objects.read_many(paths, MOST_BYTES)
@@ -316,7 +316,7 @@ class Index:
 
 
 def _with(known: dict[Key, Entry], changed: dict[Key, tuple[str, Entry | None]]) -> dict[Key, Entry]:
-    """Entries with those of changed artefacts in the place of what was known of them."""
+    """Return the entries with those of changed artefacts in the place of what was known of them."""
     kept = {key: entry for key, entry in known.items() if key not in changed}
     return kept | {key: entry for key, (_, entry) in changed.items() if entry is not None}
 

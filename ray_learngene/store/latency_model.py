@@ -75,13 +75,13 @@ class LatencyModel:
         return cls(tuple(sizes), parts, across_widths, max(inside or outside) + spread, max(inside + outside) + spread)
 
     def predict(self, size: Size) -> tuple[float, float]:
-        """Milliseconds of a size, and their relative error."""
+        """Return the milliseconds of a size, and their relative error."""
         milliseconds = float((_columns([size], self.across_widths) @ self.parts)[0])
         return milliseconds, max(self.inside if _around(self.sizes, size) else self.outside, 0.001)
 
 
 def _around(sizes: Sequence[Size], size: Size) -> bool:
-    """Whether a size lies within the ranges of the widths and depths of others."""
+    """Return whether a size lies within the ranges of the widths and depths of others."""
     positions = np.array([(one.width, *(one.depths or (one.depth,))) for one in (*sizes, size)])
     return bool((positions[:-1].min(0) <= positions[-1]).all() and (positions[-1] <= positions[:-1].max(0)).all())
 
@@ -95,7 +95,7 @@ def _columns(sizes: Sequence[Size], across_widths: bool) -> Array:
 
 
 def _tells(sizes: Sequence[Size], across_widths: bool) -> bool:
-    """Whether sizes tell the parts apart."""
+    """Return whether sizes tell the parts apart."""
     if across_widths:
         return len(sizes) > 2 and len({one.width for one in sizes}) > 1 and len({one.depth for one in sizes}) > 1
     columns = _columns(sizes, across_widths)

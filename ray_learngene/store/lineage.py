@@ -30,7 +30,7 @@ def named_artefact(reference: str, store: Store) -> Manifest | None:
 
 
 def sources_of(manifest: Manifest) -> list[str]:
-    """References of the models that an artefact was made from or taught by."""
+    """Return the references of the models that an artefact was made from or taught by."""
     metadata = manifest.metadata
     config, row, start = (_mapping(metadata.get(name)) for name in ("config", "row", "start"))
     sources = [metadata.get("ancestry"), metadata.get("source"), config.get("ancestry")]

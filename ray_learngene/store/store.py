@@ -386,7 +386,7 @@ class Store:
             raise UserError(f"{self.objects.uri_of(path)} is damaged ({error}): {instead}") from None
 
     def ray_storage(self, name: str) -> tuple[str, pyarrow.fs.FileSystem | None]:
-        """`storage_path` and `storage_filesystem` of Ray's RunConfig for the run `name`, kept in runs/<name>."""
+        """Return `storage_path` and `storage_filesystem` of Ray's RunConfig for the run `name`, kept in runs/<name>."""
         folder_of("learngene", name)  # the same rule for names
         if self.objects.is_local:
             return self.objects.full("runs"), None

@@ -241,7 +241,7 @@ def _run(inputs: SweepInputs, trial: Trial) -> tuple[Clock, SweepConfig, Descend
 
 
 def _read_pace(inputs: SweepInputs, settings: SweepConfig, clock: Clock) -> float:
-    """Seconds of reading the batch of one step, as a training does."""
+    """Return the seconds of reading the batch of one step, as a training does."""
     batches = descendant_batches(inputs, settings, taught=True)
     found = []
     for step in range(WARM_UP + LEAST):

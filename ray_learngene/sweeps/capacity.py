@@ -57,7 +57,7 @@ def _room(resources: Mapping[str, float], cpus: float, gpus: float) -> int:
 
 
 def _peak_memory() -> int:
-    """Bytes of main memory that this process, which has imported what the others will, has taken at most."""
+    """Return the bytes of main memory that this process, which has imported what the others will, has taken at most."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 

@@ -29,7 +29,9 @@ def equal_cost_epochs(
     teacher_flops: int = 0,
     earlier: Iterable[tuple[int, int]] = (),
 ) -> dict[Spec, int]:
-    """Epochs by spec at which an arm without a learngene costs the FLOPs of one with it: its share, fit and tuning.
+    """Return the epochs by spec at which an arm without a learngene costs the FLOPs of one with it.
+
+    Its share, its fit and its tuning count.
 
     What sizes share (the learngene and the ancestry models of this store) is divided by their number. If learning rates
     are searched, every rate gets its part of the share. Empty if a cost is not known.

@@ -213,7 +213,7 @@ def _scratch(config: SweepConfig, earlier: Mapping[str, Any] | None) -> Literal[
 
 
 def scratch_epochs(inputs: SweepInputs, arms: Sequence[Arm], before: Sequence[dict[str, Any]]) -> dict[Spec, int]:
-    """Epochs by spec of arms without a learngene; empty where they are those of the sweep."""
+    """Return the epochs by spec of arms without a learngene; empty where they are those of the sweep."""
     config, images, teacher = inputs.config, inputs.images, inputs.ancestry
     if config.scratch != "cost" or all(arm.learngene for arm in arms):
         return {}
@@ -273,7 +273,7 @@ def _settle(
 
 
 def budgets_of(selection: Selection) -> dict[str, int]:
-    """Budgets with the parameters of the size that each chose."""
+    """Return the budgets with the parameters of the size that each chose."""
     return {text: int(choice.costs["params"]) for text, choice in selection.chosen.items()}
 
 

@@ -248,7 +248,7 @@ def _labels(
 def _by_name(
     names: Sequence[str], stored: Sequence[str] | None, columns: dict[str, pa.ChunkedArray]
 ) -> tuple[tuple[str, ...], dict[str, Labels]]:
-    """Class indices of class names; spellings that differ in the encoding of accents alone are one class."""
+    """Return the class indices of class names; spellings that differ in the encoding of accents alone are one class."""
     classes = list(stored) if stored and {*map(same_name, names)} <= {*map(same_name, stored)} else names
     first = {same_name(name): name for name in reversed(classes)}
     classes = list(dict.fromkeys(first[same_name(name)] for name in classes))

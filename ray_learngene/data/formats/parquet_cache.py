@@ -224,7 +224,7 @@ def _is_text(kind: pa.DataType) -> bool:
 
 
 def _stored_classes(metadata: dict[bytes, bytes], label_column: str) -> list[str] | None:
-    """Class names in order, as `learngene data convert` or the Hugging Face hub keeps them in a Parquet file."""
+    """Return the class names in order, as `learngene data convert` or the Hugging Face hub writes them."""
     try:
         if CLASSES_KEY in metadata:
             return json.loads(metadata[CLASSES_KEY])
@@ -264,7 +264,7 @@ def _cached_batch(batch: pa.RecordBatch, schema: pa.Schema, source: Source, numb
 
 
 def _filled_test_labels(labels: pa.Array, splits: pa.Array | None, name: str) -> pa.Array:
-    """Labels where the rows of a test split may lack theirs."""
+    """Return the labels where the rows of a test split may lack theirs."""
     if not labels.null_count:
         return labels
     if splits is None:

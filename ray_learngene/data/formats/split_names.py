@@ -17,7 +17,7 @@ _KEYS = ("split", "subset", "set", "fold", "partition")  # of a folder such as s
 
 
 def split_of(name: str) -> str | None:
-    """`train`, `val` or `test` of a relative path or of a split's name; the file name counts before its folders.
+    """Return `train`, `val` or `test` of a relative path or of a split's name; the file name counts before its folders.
 
     A part of the path tells a split where its last word does, numbers and such aside: `seg_train`, `trainset`,
     `train-00001-of-00002.parquet`, `test_images`, `split=val`; but not `train_station`.
@@ -42,7 +42,7 @@ def _holds_a_split_word(name: str) -> bool:
 
 
 def group_by_split(names: Sequence[str], where: str) -> dict[str, list[str]]:
-    """Files by split: `train` and perhaps `val`, or all of them as `train` where no name tells a split.
+    """Return the files by split: `train` and perhaps `val`, or all of them as `train` where no name tells a split.
 
     A test split is left out where there is a validation split; where there is none, it is there as `test`.
 
