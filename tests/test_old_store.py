@@ -46,7 +46,7 @@ def manifest(store: Path, name: str) -> dict[str, Any]:
 
 
 def manifests(store: Path) -> dict[str, str]:
-    """The text of every manifest but those of checkpoints, by artefact."""
+    """Return the text of every manifest but those of checkpoints, by artefact."""
     paths = [path for path in store.glob("*/**/manifest.json") if "checkpoints" not in path.parts]
     return {str(path.parent.relative_to(store)): path.read_text() for path in paths}
 

@@ -74,7 +74,7 @@ def distilled(
     config: TrainingConfig = CONFIG,
     loss: DistillationLoss | None = None,
 ) -> tuple[dict[str, Tensor], int]:
-    """The weights after a run, with their average, and how many answers were read."""
+    """Return the weights after a run, with their average, and how many answers were read."""
     torch.manual_seed(0)
     model = create_method("sws:stages=1-1").auxiliary(PRESETS["nano"].replace(depth=2), drop_path=config.drop_path)
     optimizer = create_optimizer(model, config)
@@ -108,7 +108,7 @@ def equal(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
 
 
 def unasked(ancestry: Ancestry) -> Ancestry:
-    """The same model, which must not be run or moved."""
+    """Return the same model, which must not be run or moved."""
 
     class Unasked(Ancestry):
         def forward(self, images: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ CLUSTER = Path(__file__).parents[2] / "cluster"
 
 
 def refused(name: str, bucket: str, prefix: str, requests: Iterable[Request]) -> list[Request]:
-    """Those of the requests that a policy file, filled in for a store, does not allow."""
+    """Return those of the requests that a policy file, filled in for a store, does not allow."""
     text = (CLUSTER / name).read_text().replace("BUCKET", bucket).replace("PREFIX", prefix)
     statements = json.loads(text)["Statement"]
     return sorted((one for one in requests if not any(_allows(each, one) for each in statements)), key=str)

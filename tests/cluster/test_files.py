@@ -105,7 +105,7 @@ def test_ray_start_knows_every_flag_of_the_file(aws: dict[str, Any]) -> None:
 
 
 def kubernetes(name: str) -> dict[str, Any]:
-    """The Ray resource of a file."""
+    """Return the Ray resource of a file."""
     documents = [each for each in yaml.safe_load_all((CLUSTER / name).read_text()) if each["apiVersion"] == "ray.io/v1"]
     assert len(documents) == 1
     return documents[0]
@@ -176,7 +176,7 @@ def pods() -> Iterator[Any]:
 
 
 def restricted_container(context: dict[str, Any]) -> bool:
-    """Whether a container's securityContext meets Pod Security's restricted profile, with what its pod says."""
+    """Return whether a container's securityContext meets Pod Security's restricted profile, with what its pod says."""
     return (
         context.get("allowPrivilegeEscalation") is False
         and context.get("capabilities") == {"drop": ["ALL"]}

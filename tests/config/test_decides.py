@@ -35,7 +35,7 @@ def later(cls: type[Config]) -> set[str]:
 
 
 def fields(cls: type[Config], what: frozenset[Decides]) -> set[str]:
-    """The fields that decide one of these, without those that came later."""
+    """Return the fields that decide one of these, without those that came later."""
     return {name for name in cls.model_fields if what_decides(cls, name) in what} - later(cls)
 
 

@@ -123,7 +123,7 @@ def test_evaluation_is_timms_bit_for_bit() -> None:
 
 
 def sent_and_given(loader: DataLoader[Batch]) -> tuple[Any, Batch]:
-    """The first batch as a loader process sends it, and as training is given it."""
+    """Return the first batch as a loader process sends it, and as training is given it."""
     samples = next(iter(loader.batch_sampler))  # type: ignore[arg-type]
     return loader.collate_fn(loader.dataset.__getitems__(samples)), next(iter(loader))  # type: ignore[attr-defined]
 

@@ -99,7 +99,7 @@ def test_exif_orientation_of_16_bit_grey() -> None:
 
 
 def with_tags(data: bytes, *tags: bytes, more: bytes = b"") -> bytes:
-    """A JPEG with an EXIF block of these tags, as a camera may write it."""
+    """Return a JPEG with an EXIF block of these tags, as a camera may write it."""
     block = b"Exif\0\0II*\0" + struct.pack("<IH", 8, len(tags)) + b"".join(tags) + struct.pack("<I", 0) + more
     return data[:2] + b"\xff\xe1" + struct.pack(">H", len(block) + 2) + block + data[2:]
 

@@ -17,7 +17,7 @@ from tests.data.image_files import photo, write_class_folders, write_parquet
 
 
 def odd_set(root: Path) -> Path:
-    """A folder with one of each finding."""
+    """Return a folder with one of each finding."""
     train, val = root / "train", root / "val"
     write_class_folders(train, {"a": 6, "b": 5, "lone": 1, "none": 0})
     write_class_folders(val, {"a": 2, "b": 2})

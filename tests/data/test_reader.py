@@ -43,7 +43,7 @@ SETTINGS = OptimizationConfig(seed=1, batch_size=4, epochs=2, warmup_epochs=0)
 
 
 def batches(images: list[ImagePipeline]) -> list[tuple[Tensor, Tensor]]:
-    """The global batches of as many workers as there are image sets."""
+    """Return the global batches of as many workers as there are image sets."""
     workers = [
         list(one.training_batches(SETTINGS, rank=rank, world_size=len(images))) for rank, one in enumerate(images)
     ]

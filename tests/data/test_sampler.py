@@ -42,7 +42,7 @@ def test_repeats(size: int, batch: int, repeats: int) -> None:
 
 
 def merged(world_size: int, accumulation: int, start_step: int = 0, repeats: int = 1) -> list[list[Sample]]:
-    """The global batches that all workers together read."""
+    """Return the global batches that all workers together read."""
     options = {"world_size": world_size, "accumulation": accumulation, "seed": 3, "epochs": 3, "repeats": repeats}
     workers = [list(WorkerBatches(70, 16, rank=rank, start_step=start_step, **options)) for rank in range(world_size)]
     return [

@@ -21,7 +21,7 @@ PREPROCESSING = Preprocessing(image_size=8, mean=(0.4,) * 3, std=(0.3,) * 3, cro
 
 
 def publish_learngene(root: Path, method: str = "any-size", name: str = "gene", spec: Spec = SPEC) -> Store:
-    """A store with the learngene of an untrained auxiliary model."""
+    """Return a store with the learngene of an untrained auxiliary model."""
     store, made = Store(str(root / "store")), create_method(method)
     torch.manual_seed(0)
     learngene = made.extract(made.auxiliary(spec)).describe(

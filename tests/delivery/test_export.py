@@ -43,7 +43,7 @@ def model_folder(folder: Path, depth: int = 1) -> Path:
 
 
 def holds(path: Path, text: str) -> bool:
-    """Whether a text is in a file, or in a file of an archive."""
+    """Return whether a text is in a file, or in a file of an archive."""
     data = path.read_bytes()
     parts = [data]
     if zipfile.is_zipfile(io.BytesIO(data)):
@@ -239,7 +239,7 @@ def test_int8_that_decides_otherwise_is_refused(tmp_path: Path) -> None:
 
 @register_model
 def needs_its_values(pretrained: bool = False, **arguments: Any) -> nn.Module:
-    """A model that cannot be traced: what it does depends on what it sees."""
+    """Return a model that cannot be traced: what it does depends on what it sees."""
 
     class Model(nn.Module):
         num_classes, num_features = 10, 192

@@ -32,7 +32,7 @@ from tests.delivery.stores import SPEC, publish_descendant, publish_learngene
 
 
 def onnx_model(folder: Path, precision: str = "fp32", golden_shift: float = 0.0) -> Path:
-    """An export's folder with a model that doubles its input, which has four pixels."""
+    """Return an export's folder with a model that doubles its input, which has four pixels."""
     folder.mkdir()
     images = onnx.helper.make_tensor_value_info("images", onnx.TensorProto.FLOAT, ["batch", 4])
     logits = onnx.helper.make_tensor_value_info("logits", onnx.TensorProto.FLOAT, ["batch", 4])
@@ -62,7 +62,7 @@ class Sized(dict[str, Any]):
 
 
 def record(seconds: Callable[[Any], float], specs: list[Any], **facts: Any) -> str:
-    """A file of measure.py in which sizes take the time that a function tells."""
+    """Return a file of measure.py in which sizes take the time that a function tells."""
     one = {
         **{"format": 1, "device": {"name": "pi", "cpu": "ARM"}, "runtime": "onnxruntime 1.32.0", "clock": "cpu"},
         **{"provider": "CPUExecutionProvider", "precision": "fp32", "threads": 1, "batch": 1, "busy": False},

@@ -210,7 +210,7 @@ def test_sigterm_to_a_worker_moves_on_from_a_checkpoint(
 
 
 def processes(title: str) -> list[psutil.Process]:
-    """Those of this test's nodes that Ray has given a title."""
+    """Return those of this test's nodes that Ray has given a title."""
 
     def has_title(process: psutil.Process) -> bool:
         try:

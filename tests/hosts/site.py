@@ -105,7 +105,7 @@ class Site:
         return path
 
     def checkpoint_step(self, run: str) -> int:
-        """The step of a run's newest checkpoint in the store, 0 without one."""
+        """Return the step of a run's newest checkpoint in the store, 0 without one."""
         steps = [0]
         for path in self._objects.find(f"runs/{run}"):
             if path.endswith("/progress.json"):

@@ -100,7 +100,7 @@ def fresh_auxiliary(method: Method, spec: Spec = SPEC) -> nn.Module:
 
 
 def expand(made: Made, spec: Spec, seed: int = 3) -> VisionTransformer:
-    """The expansion, which leaves torch's global generator alone, even where it is refused."""
+    """Return the expansion, which leaves torch's global generator alone, even where it is refused."""
     before = torch.get_rng_state()
     try:
         return made.method.expand(made.learngene, spec, seed=seed)

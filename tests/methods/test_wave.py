@@ -31,7 +31,7 @@ def learngene_of(text: str, spec: Spec = NANO) -> tuple[Method, GeneratedVisionT
 
 
 def trained(spec: Spec = NANO, seed: int = 1) -> torch.nn.Module:
-    """A plain model none of whose parameters is as initialised."""
+    """Return a plain model none of whose parameters is as initialised."""
     model = build(spec, seed=seed).eval()
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():

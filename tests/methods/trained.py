@@ -31,7 +31,7 @@ specs = st.builds(
 
 
 def trained(spec: Spec, seed: int = 0) -> VisionTransformer:
-    """A plain model whose parameters are all noise: no bias is 0 and no gain 1."""
+    """Return a plain model whose parameters are all noise: no bias is 0 and no gain 1."""
     model = build(spec, seed=seed).eval()
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
@@ -41,7 +41,7 @@ def trained(spec: Spec, seed: int = 0) -> VisionTransformer:
 
 
 def learngene_of(text: str, spec: Spec, seed: int = 0) -> Learngene:
-    """The learngene that a source method takes from such a model."""
+    """Return the learngene that a source method takes from such a model."""
     return create_method(text).extract(trained(spec, seed))
 
 
@@ -50,7 +50,7 @@ def images_of(spec: Spec) -> torch.Tensor:
 
 
 def layer_of(model: torch.nn.Module, layer: int) -> dict[str, torch.Tensor]:
-    """The parameters of one block by their names in it."""
+    """Return the parameters of one block by their names in it."""
     start = f"blocks.{layer}."
     return {name.removeprefix(start): x for name, x in model.state_dict().items() if name.startswith(start)}
 

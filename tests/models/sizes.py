@@ -42,6 +42,6 @@ SMALL: dict[str, dict[str, Any]] = {
 
 
 def small(architecture: str, classes: int = 5) -> Spec:
-    """The small spec of an architecture."""
+    """Return the small spec of an architecture."""
     spec = spec_for(architecture, classes=classes, **SMALL[architecture])
     return spec.replace(image=32) if spec.image != 32 else spec

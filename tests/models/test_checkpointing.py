@@ -32,7 +32,7 @@ def images_for(size: int) -> Tensor:
 
 
 def step(model: nn.Module, images: Tensor, autocast: bool = False) -> tuple[list[Tensor], list[Tensor]]:
-    """The outputs of a training step, and its gradients and statistics."""
+    """Return the outputs of a training step, and its gradients and statistics."""
     model.train()
     draw_step(model, seed=0, step=1, total_steps=4)
     torch.manual_seed(3)

@@ -20,7 +20,7 @@ from tests.models.sizes import SMALL, small
 
 
 def noisy(spec: Spec) -> nn.Module:
-    """A model none of whose biases is 0 and none of whose gains is 1."""
+    """Return a model none of whose biases is 0 and none of whose gains is 1."""
     torch.manual_seed(0)
     model: nn.Module = build(spec).eval()
     with torch.no_grad():

@@ -15,7 +15,7 @@ Row = dict[str, Any]
 
 
 def row(**changes: Any) -> Row:
-    """One finished descendant."""
+    """Return one finished descendant."""
     width, depth = changes.get("width", 32), changes.get("depth", 6)
     params = 12 * width * width * depth + 500
     arm, seed = changes.get("arm", "sws"), changes.get("seed", 0)
@@ -64,7 +64,7 @@ def row(**changes: Any) -> Row:
 
 
 def rows(arms: Sequence[str], widths: Sequence[int], depths: Sequence[int], seeds: int, **changes: Any) -> list[Row]:
-    """A sweep in which wider and deeper models, and later arms, are better; seeds differ by half a point."""
+    """Return a sweep in which wider and deeper models, and later arms, are better; seeds differ by half a point."""
     return [
         row(
             **{"arm": arm, "width": width, "depth": depth, "seed": seed},
@@ -83,7 +83,7 @@ def page_of(store: Store, found: Iterable[Row], name: str = "photos", **others: 
 
 
 def data_of(page: str) -> dict[str, Any]:
-    """What a page carries."""
+    """Return what a page carries."""
     found = re.search(r'<script type="application/json" id="data">([^<]*)</script>', page)
     assert found
     data: dict[str, Any] = json.loads(found[1])

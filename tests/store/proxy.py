@@ -86,7 +86,7 @@ class Proxy:
                     return
 
     def _pass_on(self, head: bytes, client, server, incoming, answers) -> bool:  # type: ignore[no-untyped-def]
-        """One request and its answer; whether the connection goes on."""
+        """Return one request and its answer; whether the connection goes on."""
         method, path, _ = head.split(b"\r\n", 1)[0].decode().split(" ", 2)
         with self._lock:
             request = Request(len(self.requests), method, path, head)
@@ -145,7 +145,7 @@ class Proxy:
 
 
 def _head(stream) -> bytes:  # type: ignore[no-untyped-def]
-    """A message's first lines up to the empty one; empty where the connection has ended."""
+    """Return a message's first lines up to the empty one; empty where the connection has ended."""
     lines = []
     while line := stream.readline():
         lines.append(line)

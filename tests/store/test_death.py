@@ -36,7 +36,7 @@ def prepare(operation: str, store: Store, old: Path) -> None:
 
 
 def state(store: Store, out: Path) -> dict[str, bytes] | None:
-    """What a reader gets; the index must say the same."""
+    """Return what a reader gets; the index must say the same."""
     there = store.exists("descendant", "s/a")
     assert [entry.name for entry in store.entries(["descendant"])] == (["s/a"] if there else [])
     if not there:

@@ -21,7 +21,7 @@ SOON = timedelta(hours=1)
 
 
 def garbage(store: Store, age: timedelta = -SOON) -> dict[str, str]:
-    """What is found, by path; by default as if an hour had passed."""
+    """Return what is found, by path; by default as if an hour had passed."""
     return {one.path: one.what for one in find_garbage(store, datetime.now(UTC) - age)}
 
 

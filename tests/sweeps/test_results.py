@@ -17,7 +17,7 @@ NOTE = "depth 1 is outside of 3 to 12, the depths that any-size was trained at"
 
 
 def old_rows() -> list[dict[str, Any]]:
-    """The rows of a sweep whose version did not say what lies outside of the trained sizes."""
+    """Return the rows of a sweep whose version did not say what lies outside of the trained sizes."""
     paths = sorted((OLD_STORE / "descendants/sizes").glob("*/manifest.json"))
     return [json.loads(path.read_text())["metadata"]["row"] for path in paths]
 

@@ -45,7 +45,7 @@ def searched(packs: Sequence[Sequence[Trial]], following: Sequence[Trial], known
 
 
 def optunas(known: Sequence[tuple[float, float]], before: Sequence[float], count: int) -> list[float]:
-    """What a plain study of one group chooses after learning rates that were known and others that were drawn."""
+    """Return what a plain study of one group chooses after known learning rates and sampled ones."""
     seed = int(np.random.SeedSequence([CONFIG.seed, len(known)]).generate_state(1)[0])
     sampler = optuna.samplers.TPESampler(seed=seed, n_startup_trials=DRAWN)
     study = optuna.create_study(sampler=sampler, direction="maximize")

@@ -127,7 +127,7 @@ def wandb(place: Path) -> tuple[str, Callable[[], tuple[Curves, Facts]]]:
 
 
 def records_in(path: Path) -> Iterator[bytes]:
-    """The records of a W&B file: a header, then LevelDB's log format, blocks of 32 KiB."""
+    """Yield the records of a W&B file: a header, then LevelDB's log format, blocks of 32 KiB."""
     data, position, record = path.read_bytes(), 7, b""
     while position + 7 <= len(data):
         if (left := -position % 32768) and left < 7:
