@@ -151,8 +151,11 @@ def address(text: str) -> str:
     """Return an address as it is.
 
     Raises:
-        ValueError: it is a URI whose slashes were lost, which would be a local folder of that name.
+        ValueError: it is empty, which would be the current folder, or a URI whose slashes were lost, which would be a
+            local folder of that name.
     """
+    if not text.strip():
+        raise ValueError("an empty address: name a folder or a URI")
     if match := re.match(r"(s3a?|gs|gcs|abfss?|azure?|adl|https?|hdfs|hf|file):/?(?!/)", text, re.IGNORECASE):
         scheme = match[1].lower()
         start = f"{scheme}:///" if scheme == "file" else f"{scheme}://"

@@ -23,6 +23,8 @@ from botocore.exceptions import (
     PartialCredentialsError,
     ProfileNotFound,
     SSLError,
+    SSOError,
+    TokenRetrievalError,
 )
 from botocore.exceptions import ConnectionError as NoConnection
 from botocore.parsers import ResponseParserError
@@ -56,6 +58,12 @@ class Denied(UserError):
 
 class CredentialsRenewed(ConnectionError):
     """A request was refused because its credentials had expired, and there are others now: make it again."""
+
+
+class LoginFailed(BotoCoreError):
+    """Credentials that expire cannot be had. The cause is what the service that gives them, or its client, raised."""
+
+    fmt = "no credentials"
 
 
 def client_error(error: BaseException | None) -> ClientError | None:
@@ -102,13 +110,18 @@ SECRET_VARIABLES = (
     *("AZURE_STORAGE_ACCOUNT_KEY", "AZURE_STORAGE_CONNECTION_STRING", "AZURE_STORAGE_SAS_TOKEN", "HF_TOKEN"),
 )
 REJECTED = "{server} does not accept the credentials for {uri}: set {keys}"
-DENIED = "access to {uri} is denied: check {keys}, and that this key may list, read and write there"
+DENIED = "access to {uri} is denied: check {keys}, and that this key may {right} there"
 EXPIRED = "the credentials for {uri} have expired: renew them (AWS_SESSION_TOKEN, AWS_PROFILE)"
 RENEWED = "the credentials for {uri} expired during a request, and others were found: run the command again"
+NO_ROLE = "no credentials for {uri} ({detail}): check AWS_PROFILE, and its role, token or program{hint}"
+NO_SSO = "the SSO login for {uri} is missing or has expired: run aws sso login{profile}"
+LOGIN_SILENT = "no answer from the service that gives credentials for {uri} ({detail}): check the network{hint}"
+LOGIN_HINT = "; AWS_ENDPOINT_URL is asked for credentials, too: set AWS_ENDPOINT_URL_S3 instead"
 NO_KEYS = "no S3 credentials for {uri}: set {keys}"
 NO_LOGIN = "no credentials for {uri}: set {keys}"
 NO_BUCKET = "the bucket of {uri} does not exist: create it, or correct the name or {address}"
-REGION = "the bucket of {uri} is in another region: set AWS_REGION"
+REGION = "the bucket of {uri} is in another region: set AWS_REGION{region}"
+REDIRECTED = "{server} sends requests for {uri} elsewhere: set AWS_REGION to the bucket's region, or correct {address}"
 UNREACHABLE = "no answer from {server}{endpoint} for {uri}: check {address} and the network"
 UNTRUSTED = "the certificate of {server}{endpoint} for {uri} is not trusted: name its authority in AWS_CA_BUNDLE"
 FAILING = "{server} of {uri} is overloaded or failing: run the command again later"
@@ -121,12 +134,25 @@ FULL = "the disk of {uri} is full: free space and run the command again"
 NO_FOLDER = "{uri} cannot be a folder: a file stands in its way; choose another place"
 IN_THE_WAY = "a folder that is not empty stands at {uri}: remove it or choose another place"
 
+# What IAM calls the right to make a request; requests that write parts need the right to write the object.
+RIGHTS = {
+    **{
+        "ListObjectsV2": "s3:ListBucket",
+        "GetObject": "s3:GetObject",
+        "AbortMultipartUpload": "s3:AbortMultipartUpload",
+    },
+    **dict.fromkeys(("PutObject", "CreateMultipartUpload", "UploadPart", "CompleteMultipartUpload"), "s3:PutObject"),
+    **dict.fromkeys(("DeleteObject", "DeleteObjects"), "s3:DeleteObject"),
+    "ListMultipartUploads": "s3:ListBucketMultipartUploads",
+}
 BY_CODE = {
     **dict.fromkeys(("INVALIDACCESSKEYID", "SIGNATUREDOESNOTMATCH", "INVALIDCLIENTTOKENID", "INVALIDTOKEN"), REJECTED),
-    **dict.fromkeys(("UNRECOGNIZEDCLIENT", "INVALIDSIGNATURE", "401"), REJECTED),
+    **dict.fromkeys(("UNRECOGNIZEDCLIENT", "INVALIDSIGNATURE", "INVALIDTOKENID", "401"), REJECTED),
     **dict.fromkeys(("ACCESSDENIED", "ALLACCESSDISABLED", "FORBIDDEN", "403"), DENIED),
     **dict.fromkeys(("EXPIREDTOKEN", "TOKENREFRESHREQUIRED"), EXPIRED),
-    **dict.fromkeys(("PERMANENTREDIRECT", "AUTHORIZATIONHEADERMALFORMED", "301"), REGION),
+    **dict.fromkeys(("PERMANENTREDIRECT", "AUTHORIZATIONHEADERMALFORMED"), REGION),
+    "ILLEGALLOCATIONCONSTRAINTEXCEPTION": REGION,
+    **dict.fromkeys(("TEMPORARYREDIRECT", "REDIRECT", "301", "302", "303", "307", "308"), REDIRECTED),
     # What AWS, GCS and Azure say to retry; a code that is not here counts by its HTTP status.
     **dict.fromkeys(("SLOWDOWN", "SERVICEUNAVAILABLE", "SERVERBUSY", "INTERNALERROR", "INTERNALFAILURE"), FAILING),
     **dict.fromkeys(("THROTTLING", "THROTTLINGEXCEPTION", "REQUESTTHROTTLED", "REQUESTLIMITEXCEEDED"), FAILING),
@@ -142,7 +168,7 @@ BY_CODE = {
     **dict.fromkeys(("NOAUTHENTICATIONINFORMATION", "PUBLICACCESSNOTPERMITTED"), NO_LOGIN),
     "NETWORKCONNECTION": UNREACHABLE,
     "REQUESTTIMEOUT": UNREACHABLE,
-    "REQUESTTIMETOOSKEWED": CLOCK,
+    **dict.fromkeys(("REQUESTTIMETOOSKEWED", "REQUESTEXPIRED"), CLOCK),
 }
 BY_TYPE: tuple[tuple[type[Exception] | tuple[type[Exception], ...], str], ...] = (
     ((NoCredentialsError, PartialCredentialsError), NO_KEYS),
@@ -198,6 +224,8 @@ def status_of(error: BaseException) -> int:
 
 def explain(error: BaseException, uri: str) -> UserError:
     """Return one line: what went wrong at `uri`, and which variable or place to change."""
+    if isinstance(error, LoginFailed):
+        return _explain_login(error.__cause__, uri)
     answer = client_error(error)
     code = s3_code(error) or _plain(getattr(error, "error_code", None) or "")
     text = BY_CODE.get(code) or (FAILING if _retried(answer) else None)
@@ -212,12 +240,39 @@ def explain(error: BaseException, uri: str) -> UserError:
         return UserError(f"{uri} cannot be read or written: {detail[:300]}")
     words = words_of(uri, error)
     endpoint = f" {endpoint_host(options_for(uri))}" if "{endpoint}" in text and words is SCHEMES["s3"] else ""
-    line = text.format(uri=uri, server=words.server, keys=words.keys, address=words.address, endpoint=endpoint)
+    known = {"server": words.server, "keys": words.keys, "address": words.address, "region": _region(answer)}
+    known["right"] = (answer and RIGHTS.get(answer.operation_name)) or "list, read and write"
+    line = text.format(uri=uri, endpoint=endpoint, **known)
     if text not in (UNREACHABLE, FAILING, RENEWED):
         return (Denied if text in (DENIED, NO_KEYS, NO_LOGIN) else UserError)(line)
     unavailable = Unavailable(line)
     unavailable.retry_after = _retry_after(answer)
     return unavailable
+
+
+def _explain_login(cause: BaseException | None, uri: str) -> UserError:
+    if isinstance(cause, (SSOError, TokenRetrievalError)):
+        profile = options_for(uri).get("profile") or os.environ.get("AWS_PROFILE")
+        return Denied(NO_SSO.format(uri=uri, profile=f" --profile {profile}" if profile else ""))
+    unreadable = isinstance(cause, ResponseParserError)
+    detail = "it is not STS that answers" if unreadable else without_secrets(" ".join(str(cause).split()))
+    services = ("AWS_ENDPOINT_URL_STS", "AWS_ENDPOINT_URL_SSO")
+    shared = "AWS_ENDPOINT_URL" in os.environ and not any(name in os.environ for name in services)
+    known = {"uri": uri, "detail": detail[:300] or type(cause).__name__, "hint": LOGIN_HINT if shared else ""}
+    silent = isinstance(cause, (NoConnection, HTTPClientError, ConnectionError, TimeoutError))
+    if silent or _retried(client_error(cause)):
+        return Unavailable(LOGIN_SILENT.format(**known))
+    return Denied(NO_ROLE.format(**known))
+
+
+def _region(answer: ClientError | None) -> str:
+    """Where the bucket is, as an answer of the server says, to be put after AWS_REGION; "" if it does not."""
+    if answer is None:
+        return ""
+    headers = answer.response.get("ResponseMetadata", {}).get("HTTPHeaders", {})
+    error: dict[str, Any] = dict(answer.response.get("Error", {}))
+    found = str(headers.get("x-amz-bucket-region") or error.get("Region") or "")
+    return f"={found}" if re.fullmatch(r"[a-z0-9-]+", found) else ""
 
 
 def without_secrets(text: str) -> str:

@@ -24,7 +24,8 @@ from s3fs import S3FileSystem
 from ray_learngene.io.errors import CredentialsRenewed, client_error, s3_code
 from ray_learngene.io.s3_bytes import Answer, Body, Stream, deadline
 from ray_learngene.io.s3_connections import Connections
-from ray_learngene.io.s3_open import SMALL_BYTES, log_in, open_s3
+from ray_learngene.io.s3_login import log_in
+from ray_learngene.io.s3_open import SMALL_BYTES, open_s3
 
 EXPIRED = {"EXPIREDTOKEN", "TOKENREFRESHREQUIRED", "INVALIDTOKENID"}  # the last is MinIO's
 REFUSED = {"ACCESSDENIED", "FORBIDDEN", "403"}

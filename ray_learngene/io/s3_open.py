@@ -1,4 +1,4 @@
-"""Open s3fs for a store: its settings, its credentials, and what is changed below it.
+"""Open s3fs for a store: its settings, and what is changed below it.
 
 s3fs and botocore retry in silence; both are told to ask once, because `Retry` repeats requests and says so.
 """
@@ -13,7 +13,6 @@ from typing import Any
 
 from aiobotocore.session import AioSession
 from botocore.utils import determine_content_length, parse_timestamp
-from fsspec.asyn import get_loop, sync
 from s3fs import S3FileSystem
 
 from ray_learngene import __version__
@@ -27,17 +26,14 @@ _DECIDED_HERE = {
 }
 
 
-def log_in(options: Mapping[str, Any]) -> tuple[AioSession, Any]:
-    """A session, and the credentials that botocore's chain finds for it; None if there are none.
-
-    Args:
-        options: Arguments of `S3FileSystem`, on top of the standard variables and profiles.
-    """
+def new_session(options: Mapping[str, Any]) -> AioSession:
+    """A session of botocore with the changes that a store needs."""
     session = AioSession(profile=options.get("profile"))
     session.get_component("response_parser_factory").set_parser_defaults(timestamp_parser=timestamp)
-    session.get_component("event_emitter").register_last("before-call.s3", _send_with_headers)
-    found = None if options.get("anon") else sync(get_loop(), session.get_credentials)
-    return session, found and sync(get_loop(), found.get_frozen_credentials)
+    events = session.get_component("event_emitter")
+    events.register_last("before-call.s3", _send_with_headers)
+    events.register_last("before-call.s3.HeadBucket", _follow_no_redirect)
+    return session
 
 
 def open_s3(options: Mapping[str, Any], session: AioSession, anonymous: bool) -> S3FileSystem:
@@ -86,3 +82,8 @@ def _send_with_headers(params: dict[str, Any], **others: Any) -> None:
     size = determine_content_length(params["body"]) if params.get("body") else 0
     if size is not None and size <= SMALL_BYTES:
         params["headers"].pop("Expect", None)
+
+
+def _follow_no_redirect(params: dict[str, Any], **others: Any) -> None:
+    """Ask for a bucket's region once. botocore asks so where a redirect names none, and for each answer to it again."""
+    params["context"].setdefault("s3_redirect", {})["redirected"] = True

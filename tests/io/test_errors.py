@@ -1,6 +1,7 @@
 """The check before any work, and what goes wrong."""
 
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -9,11 +10,14 @@ from typing import Any
 
 import pytest
 
+from ray_learngene.cli.main import main
 from ray_learngene.errors import UserError
 from ray_learngene.io.errors import explain
 from ray_learngene.store.store import Store
 from tests.conftest import S3Server, free_ports
+from tests.s3_recorder import permissions
 from tests.store.folders import contents, one_line
+from tests.store.proxy import Fault, Proxy, Request
 
 
 def test_a_good_store_passes_the_check_and_keeps_no_trace(store: Store, store_uri: str) -> None:
@@ -102,6 +106,85 @@ def test_a_key_that_may_only_read_reads_and_is_refused_the_rest(
         with pytest.raises(UserError, match=f"access to {uri}/.* is denied: check AWS_ACCESS_KEY_ID") as error:
             write()
         assert "never-printed" not in one_line(error)
+
+
+@pytest.mark.parametrize(
+    "right", ["s3:ListBucket", "s3:GetObject", "s3:PutObject", "s3:DeleteObject", "s3:ListBucketMultipartUploads"]
+)
+def test_a_missing_right_is_named_before_anything_is_written(
+    s3_env: Callable[[], str],
+    proxy: Proxy,
+    folder: Path,
+    tmp_path: Path,
+    right: str,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    uri = f"{s3_env()}/store"
+    store = Store(uri)
+    store.publish("learngene", "a", folder, {})
+    there = store.objects.find("")
+    proxy.body = b"<Error><Code>AccessDenied</Code></Error>"
+
+    def refused(request: Request) -> Fault | None:
+        needed = permissions(request.method, request.path, b"<Key>x</Key>")
+        return 403 if right in [one.action for one in needed] else None
+
+    proxy.fault = refused
+    said = f"access to {uri}.* is denied: check AWS_ACCESS_KEY_ID .*, and that this key may {right} there"
+    if right == "s3:ListBucketMultipartUploads":
+        assert main(["gc", "--store", uri]) == 0
+        assert re.search(f"incomplete uploads are not looked for: {said}", capsys.readouterr().err)
+    else:
+        with pytest.raises(UserError, match=said) as error:
+            Store(uri).check(write=True)
+        one_line(error)
+    if right in ("s3:ListBucket", "s3:GetObject"):
+        assert main(["list", "--store", uri]) == 2
+        assert re.search(said, capsys.readouterr().err)
+    pulled = ["pull", "learngenes/a", "--store", uri, "--out", str(tmp_path / "out")]
+    assert main(pulled) == (2 if right == "s3:GetObject" else 0)
+    assert (tmp_path / "out").exists() == (right != "s3:GetObject")
+    proxy.fault = lambda request: None
+    left = [path for path in store.objects.find("") if path not in there]
+    assert [path[:7] for path in left] == ([".check-"] if right == "s3:DeleteObject" else [])
+
+
+REDIRECTS = [
+    (
+        301,
+        b"<Error><Code>PermanentRedirect</Code><Endpoint>elsewhere</Endpoint></Error>",
+        "another region: set AWS_REGION",
+    ),
+    (400, b"<Error><Code>AuthorizationHeaderMalformed</Code></Error>", "another region: set AWS_REGION"),
+    (301, b"", "elsewhere: set AWS_REGION to the bucket's region, or correct AWS_ENDPOINT_URL"),
+    (307, b"<Error><Code>TemporaryRedirect</Code></Error>", "elsewhere: set AWS_REGION"),
+]
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "message"), REDIRECTS, ids=[f"{status}-{len(body)}" for status, body, _ in REDIRECTS]
+)
+def test_a_bucket_of_another_region_is_one_line(
+    s3_env: Callable[[], str], proxy: Proxy, folder: Path, status: int, body: bytes, message: str
+) -> None:
+    store = Store(s3_env())
+    proxy.body, proxy.fault = body, lambda request: status
+    for use in (lambda: store.check(write=False), lambda: store.publish("learngene", "a", folder, {})):
+        with pytest.raises(UserError, match=message) as error:
+            use()
+        one_line(error)
+    assert len(proxy.requests) <= 8  # and not one for each answer to the question where the bucket is
+
+
+def test_a_region_that_the_server_names_is_used_or_told(s3_env: Callable[[], str], proxy: Proxy) -> None:
+    store = Store(s3_env())
+    proxy.body = b"<Error><Code>AuthorizationHeaderMalformed</Code><Region>eu-west-1</Region></Error>"
+    proxy.fault = lambda request: None if b"/eu-west-1/s3/" in request.head else 400
+    store.objects.put("a", b"x")
+    assert store.objects.read("a") == b"x"
+    proxy.fault = lambda request: 400
+    with pytest.raises(UserError, match="in another region: set AWS_REGION=eu-west-1$"):
+        Store(store.uri).check(write=False)
 
 
 def test_absent_credentials_are_explained(s3_env: Callable[[], str], monkeypatch: pytest.MonkeyPatch) -> None:
