@@ -7,6 +7,7 @@ its own ends in a bounded time, and a range that came short is not taken for who
 
 from __future__ import annotations
 
+import logging
 import os
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -42,6 +43,7 @@ TIMES = ("LastModified", "last_modified", "mtime", "updated", "created")
 def open_filesystem(scheme: str, path: str) -> tuple[AbstractFileSystem, str]:
     """Return the fsspec filesystem of a URI, which never answers from a list of earlier, and the path in it."""
     os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")  # else gcsfs asks a second service per bucket
+    logging.getLogger("gcsfs").setLevel(logging.CRITICAL)  # it prints tracebacks of what it tries in another way
     from fsspec import url_to_fs  # only here: a local path needs none
 
     uri = f"{scheme}://{path}"

@@ -203,16 +203,16 @@ class Objects:
 
     @cached_property
     def creates_once(self) -> bool:
-        """Check whether the storage can create an object only if it is absent; tried once per store and noted in it."""
+        """Whether the storage creates an object only if it is absent; tried and said once per store, then noted."""
         about = self.read(ABOUT)
-        if about is None:
-            answer = self._probe()
-            self.put(ABOUT, json.dumps({"format": 1, "conditional_create": answer}).encode())
-        else:
-            answer = self._remembered(about)
+        if about is not None:
+            return self._remembered(about)
+        answer = self._probe()
+        self.put(ABOUT, json.dumps({"format": 1, "conditional_create": answer}).encode())
         if not answer:
             log.warning(
-                "%s cannot create a file only if it is absent: two publishers of one name at once overwrite each other",
+                "%s cannot create a file only if it is absent: two publishers of one name at once overwrite each "
+                "other, so publish a name from one place at a time (this is said once per store)",
                 self.uri,
             )
         return answer

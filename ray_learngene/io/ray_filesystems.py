@@ -147,8 +147,8 @@ def _s3_credentials(options: Mapping[str, Any]) -> dict[str, Any]:
     if found.method not in RENEWED_BY_BOTH or (profile and os.environ.get("AWS_PROFILE") != profile):
         how = f"profile {profile}" if profile else found.method
         raise UserError(
-            f"pyarrow, which keeps Ray's own state, cannot renew the store's credentials ({how}): set AWS_PROFILE, "
-            "use a web-identity or instance role, or export keys"
+            f"pyarrow, which keeps Ray's state and reads images on S3, cannot renew credentials ({how}): set "
+            "AWS_PROFILE, use a web-identity or instance role, or export keys"
         )
     return {}
 

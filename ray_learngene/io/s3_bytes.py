@@ -81,8 +81,11 @@ class Answer:
                 raise
             self._end = self._position
             return b""
-        self._body = answer["Body"]
-        self.total = int(answer.get("ContentRange", "").rpartition("/")[2] or answer["ContentLength"])
+        self._body, given = answer["Body"], answer.get("ContentRange", "")
+        if self._position and not given.startswith(f"bytes {self._position}-"):
+            self._body.close()
+            raise OSError("the server sends other bytes of an object than those that were asked for")
+        self.total = int(given.rpartition("/")[2] or answer["ContentLength"])
         self._end = max(self._position, min(self._end, self.total))
         return await self.receive()
 

@@ -9,7 +9,7 @@ from tests.conftest import S3Server
 from tests.store.conftest import files, folder, store
 from tests.store.proxy import Proxy
 
-__all__ = ["files", "folder", "proxy", "store"]
+__all__ = ["files", "folder", "patient_proxy", "proxy", "store"]
 
 
 @pytest.fixture
@@ -25,3 +25,10 @@ def proxy(s3_env: Callable[[], str], s3_server: S3Server, monkeypatch: pytest.Mo
     monkeypatch.setenv("AWS_ENDPOINT_URL", made.endpoint)
     yield made
     made.close()
+
+
+@pytest.fixture
+def patient_proxy(proxy: Proxy, monkeypatch: pytest.MonkeyPatch) -> Proxy:
+    """The same, for tests whose every answer counts: a busy machine is no silent server."""
+    monkeypatch.setattr(s3_settings, "REQUEST_SECONDS", 100)
+    return proxy

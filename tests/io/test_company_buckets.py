@@ -182,23 +182,23 @@ def test_keys_that_expire_during_a_run_are_read_again(
 
 
 def test_keys_that_expire_under_many_threads_are_read_again_for_all_of_them(
-    proxy: Proxy, s3_env: Callable[[], str], s3_server: S3Server, monkeypatch: pytest.MonkeyPatch
+    patient_proxy: Proxy, s3_env: Callable[[], str], s3_server: S3Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     uri = f"{s3_env()}/store"
-    monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.endpoint)
+    monkeypatch.setenv("AWS_ENDPOINT_URL", patient_proxy.endpoint)
     objects = Store(uri).objects
     names = [f"a{number}" for number in range(24)]
     objects.each(partial(objects.put, name, name.encode()) for name in names)
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", s3_server.reader_key)
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", s3_server.reader_secret)
-    proxy.body = b"<Error><Code>ExpiredToken</Code></Error>"
+    patient_proxy.body = b"<Error><Code>ExpiredToken</Code></Error>"
     old = f"Credential={s3_server.access_key}/".encode()
-    proxy.fault = lambda request: 400 if old in request.head else None
+    patient_proxy.fault = lambda request: 400 if old in request.head else None
     assert objects.read_many(names) == [name.encode() for name in names]
     objects.retry = Retry(0)  # what is streamed is asked again, too
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", s3_server.access_key)
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", s3_server.secret)
-    proxy.fault = lambda request: 400
+    patient_proxy.fault = lambda request: 400
     with pytest.raises(Unavailable, match="expired during a request, and others were found: run the command again"):
         b"".join(objects.chunks("a0", 0))
     with pytest.raises(UserError, match="the credentials for .* have expired: renew them"):

@@ -113,7 +113,7 @@ def test_a_key_that_may_only_read_reads_and_is_refused_the_rest(
 )
 def test_a_missing_right_is_named_before_anything_is_written(
     s3_env: Callable[[], str],
-    proxy: Proxy,
+    patient_proxy: Proxy,
     folder: Path,
     tmp_path: Path,
     right: str,
@@ -123,13 +123,13 @@ def test_a_missing_right_is_named_before_anything_is_written(
     store = Store(uri)
     store.publish("learngene", "a", folder, {})
     there = store.objects.find("")
-    proxy.body = b"<Error><Code>AccessDenied</Code></Error>"
+    patient_proxy.body = b"<Error><Code>AccessDenied</Code></Error>"
 
     def refused(request: Request) -> Fault | None:
         needed = permissions(request.method, request.path, b"<Key>x</Key>")
         return 403 if right in [one.action for one in needed] else None
 
-    proxy.fault = refused
+    patient_proxy.fault = refused
     said = f"access to {uri}.* is denied: check AWS_ACCESS_KEY_ID .*, and that this key may {right} there"
     if right == "s3:ListBucketMultipartUploads":
         assert main(["gc", "--store", uri]) == 0
@@ -144,7 +144,7 @@ def test_a_missing_right_is_named_before_anything_is_written(
     pulled = ["pull", "learngenes/a", "--store", uri, "--out", str(tmp_path / "out")]
     assert main(pulled) == (2 if right == "s3:GetObject" else 0)
     assert (tmp_path / "out").exists() == (right != "s3:GetObject")
-    proxy.fault = lambda request: None
+    patient_proxy.fault = lambda request: None
     left = [path for path in store.objects.find("") if path not in there]
     assert [path[:7] for path in left] == ([".check-"] if right == "s3:DeleteObject" else [])
 
@@ -165,24 +165,24 @@ REDIRECTS = [
     ("status", "body", "message"), REDIRECTS, ids=[f"{status}-{len(body)}" for status, body, _ in REDIRECTS]
 )
 def test_a_bucket_of_another_region_is_one_line(
-    s3_env: Callable[[], str], proxy: Proxy, folder: Path, status: int, body: bytes, message: str
+    s3_env: Callable[[], str], patient_proxy: Proxy, folder: Path, status: int, body: bytes, message: str
 ) -> None:
     store = Store(s3_env())
-    proxy.body, proxy.fault = body, lambda request: status
+    patient_proxy.body, patient_proxy.fault = body, lambda request: status
     for use in (lambda: store.check(write=False), lambda: store.publish("learngene", "a", folder, {})):
         with pytest.raises(UserError, match=message) as error:
             use()
         one_line(error)
-    assert len(proxy.requests) <= 8  # and not one for each answer to the question where the bucket is
+    assert len(patient_proxy.requests) <= 8  # and not one for each answer to the question where the bucket is
 
 
-def test_a_region_that_the_server_names_is_used_or_told(s3_env: Callable[[], str], proxy: Proxy) -> None:
+def test_a_region_that_the_server_names_is_used_or_told(s3_env: Callable[[], str], patient_proxy: Proxy) -> None:
     store = Store(s3_env())
-    proxy.body = b"<Error><Code>AuthorizationHeaderMalformed</Code><Region>eu-west-1</Region></Error>"
-    proxy.fault = lambda request: None if b"/eu-west-1/s3/" in request.head else 400
+    patient_proxy.body = b"<Error><Code>AuthorizationHeaderMalformed</Code><Region>eu-west-1</Region></Error>"
+    patient_proxy.fault = lambda request: None if b"/eu-west-1/s3/" in request.head else 400
     store.objects.put("a", b"x")
     assert store.objects.read("a") == b"x"
-    proxy.fault = lambda request: 400
+    patient_proxy.fault = lambda request: 400
     with pytest.raises(UserError, match="in another region: set AWS_REGION=eu-west-1$"):
         Store(store.uri).check(write=False)
 

@@ -49,9 +49,11 @@ def test_credentials_that_pyarrow_cannot_renew_are_refused(
     )
     monkeypatch.setenv("AWS_CONFIG_FILE", str(config))
     monkeypatch.setenv("AWS_PROFILE", "lab")
-    assert "pyarrow, which keeps Ray's own state, cannot renew the store's credentials (assume-role)" in refused(uri)
+    assert "pyarrow, which keeps Ray's state and reads images on S3, cannot renew credentials (assume-role)" in refused(
+        uri
+    )
     options(monkeypatch, "s3://", profile="lab")
-    assert "cannot renew the store's credentials (profile lab): set AWS_PROFILE" in refused(uri)
+    assert "cannot renew credentials (profile lab): set AWS_PROFILE" in refused(uri)
     options(monkeypatch, "s3://", profile="base")  # keys that do not expire are handed over
     assert ray_filesystem(uri)[0].type_name == "s3"
 

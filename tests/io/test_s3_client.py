@@ -2,7 +2,10 @@
 
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
+from contextlib import suppress
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -64,6 +67,30 @@ def test_a_part_of_an_answer_is_never_the_whole(
         first = len(proxy.requests)
         proxy.fault = lambda request, first=first: "half" if request.number < first + 8 else None  # type: ignore[misc]
         assert read() == expected and len(proxy.requests) > first + 8
+
+
+def test_a_server_that_knows_no_ranges_is_not_taken_at_its_word(
+    objects: Objects, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    class Whole(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(DATA)))
+            self.end_headers()
+            with suppress(ConnectionError):  # nobody reads what was not asked for
+                self.wfile.write(DATA)
+
+        def log_message(self, format: str, *arguments: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Whole) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{server.server_port}")
+        asked = Objects(objects.uri)
+        assert asked.read("a") == b"".join(asked.chunks("a", 0)) == DATA
+        with pytest.raises(UserError, match="sends other bytes of an object than those that were asked for"):
+            next(asked.chunks("a", 1000))
+        server.shutdown()
 
 
 @pytest.mark.parametrize("status", [408, 429, 500, 502, 503, 504])

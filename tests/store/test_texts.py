@@ -60,9 +60,10 @@ def test_storage_without_conditional_writes_is_noticed_once(
     with caplog.at_level(logging.WARNING, "ray_learngene"):
         assert store.create_text("a.txt", "1")
         assert not store.create_text("a.txt", "2")
+        assert Store(store_uri).create_text("b.txt", "1")
     assert store.read_text("a.txt") == "1"
     assert [record.levelname for record in caplog.records] == ["WARNING"]
-    assert "two publishers" in caplog.text
+    assert "two publishers of one name at once overwrite each other, so publish" in caplog.text
     assert json.loads(Store(store_uri).read_text("store.json") or "")["conditional_create"] is False
     assert [path for path in store.objects.find("") if "probe" in path] == []
 
