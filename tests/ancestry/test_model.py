@@ -118,7 +118,7 @@ def test_teachers_of_other_channels_are_refused_in_one_line(tmp_path: Path) -> N
 
 @pytest.mark.parametrize(
     ("kind", "says"),
-    [("one-channel", "1 channels and 8 x 8"), ("non-square", "8 x 12 pixels"), ("random", "interpolation is 'random'")],
+    [("one-channel", "1 channel and 8 x 8"), ("non-square", "8 x 12 pixels"), ("random", "interpolation is 'random'")],
 )
 def test_preprocessing_that_is_not_ours_is_one_line(tmp_path: Path, kind: str, says: str) -> None:
     with pytest.raises(UserError, match=f"^x.* {says}"):

@@ -245,7 +245,7 @@ MISTAKES: dict[str, tuple[tuple[str, ...], str]] = {
             tuple(word.replace("{model}", f"{{store}}/../made/{kind}") for word in command),
             says,
         )
-        for kind, says in (("one-channel", "1 channels and 8 x 8"), ("non-square", "3 channels and 8 x 12"))
+        for kind, says in (("one-channel", "1 channel and 8 x 8"), ("non-square", "3 channels and 8 x 12"))
         for command in (
             (*EXTRACT, "--method", "wave", "--source", "local-dir:{model}"),
             ("evaluate", "{model}", "--data", "digits"),

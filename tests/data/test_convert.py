@@ -90,7 +90,7 @@ def test_an_unreadable_image_stops_and_leaves_nothing_or_is_left_out(
     shutil.rmtree(tmp_path / "out")
     words = ["data", "convert", "--data", str(root), "--out", str(tmp_path / "out")]
     assert main(words) == 2 and "or leave it out: --unreadable skip" in capsys.readouterr().err
-    assert main([*words, "--unreadable", "skip"]) == 0 and "skipped 1 unreadable images" in capsys.readouterr().out
+    assert main([*words, "--unreadable", "skip"]) == 0 and "skipped 1 unreadable image" in capsys.readouterr().out
     assert facts["train"] + facts["val"] == 15 and [str(damaged) in line for line in facts["skipped"]] == [True]
     empty.write_bytes(b"")
     broken.unlink()

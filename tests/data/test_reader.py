@@ -92,4 +92,4 @@ def test_an_evaluation_skips_them_if_asked(folder: Path, tmp_path: Path, capsys:
     assert main(words) == 2 and "or go on without it: --unreadable skip" in capsys.readouterr().err
     assert main([*words, "--unreadable", "skip"]) == 0
     said = capsys.readouterr()
-    assert "skipped 1 unreadable images" in said.out + said.err and "% on 7 images" in said.out
+    assert "skipped 1 unreadable image" in said.out + said.err and "% on 7 images" in said.out

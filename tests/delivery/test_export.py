@@ -179,7 +179,7 @@ def test_a_users_own_model_of_timm(size: tuple[int, int, int], classes: int, lab
         np.testing.assert_allclose(session.run(None, {"images": golden["inputs"]})[0], golden["logits"], atol=1e-5)
         assert one.facts["classifies"] == bool(classes) and one.facts["compared"]["agreement"] > 50
     if not uint8:
-        with pytest.raises(lg.UserError, match="own takes images of 1 channels: uint8 input is for RGB images"):
+        with pytest.raises(lg.UserError, match="own takes images of 1 channel: uint8 input is for RGB images"):
             lg.export(tmp_path / "own", uint8_input=True, out=tmp_path / "other")
 
 
