@@ -18,6 +18,7 @@ from ray_learngene.cli import main
 from ray_learngene.cli.commands import COMMANDS
 from ray_learngene.cluster import submit
 from ray_learngene.errors import UserError
+from tests.cluster.kuberay import rejected
 from tests.cluster.policy import refused
 from tests.s3_recorder import Request
 
@@ -162,6 +163,17 @@ def test_the_kuberay_jobs_images_are_where_the_policy_lets_it_read() -> None:
         Request("s3:ListBucket", bucket, f"{data.removeprefix(f'{bucket}/')}/"),
     ]
     assert refused("store-policy.json", bucket, prefix, asked) == []
+
+
+@pytest.mark.parametrize("name", ["kuberay-cluster.yaml", "kuberay-job.yaml"])
+def test_kuberays_operator_takes_the_files(name: str) -> None:
+    document = kubernetes(name)
+    assert rejected(document) == []
+    cluster = document["spec"].get("rayClusterSpec", document["spec"])
+    cluster["headGroupSpec"]["template"]["spec"]["containers"][0]["imagePulPolicy"] = "Always"
+    cluster["workerGroupSpecs"][0]["maxReplicas"] = "many"
+    del cluster["workerGroupSpecs"][0]["template"]
+    assert len(rejected(document)) == 3
 
 
 def pods() -> Iterator[Any]:
