@@ -14,6 +14,18 @@ from ray_learngene.config.tracking import TrackingConfig
 from ray_learngene.config.training import DistillationConfig, PublishConfig, StoreConfig, TrainingConfig, WorkersConfig
 
 
+def without_decided(arguments: dict[str, Any], classes: str, pretrained: str) -> dict[str, Any]:
+    """Refuse arguments of a timm model that other settings decide."""
+    for name, why in (
+        ("num_classes", f"follows from the classes {classes}"),
+        ("in_chans", "is 3, as images are RGB"),
+        ("pretrained", pretrained),
+    ):
+        if name in arguments:
+            raise ValueError(f"{name} {why}: leave it out")
+    return arguments
+
+
 class AncestryConfig(
     PublishConfig, StoreConfig, DataConfig, TrainingConfig, AugmentationConfig, WorkersConfig, TrackingConfig
 ):
@@ -27,14 +39,7 @@ class AncestryConfig(
     @field_validator("model_args")
     @classmethod
     def _decided_elsewhere(cls, model_args: dict[str, Any]) -> dict[str, Any]:
-        for name, why in (
-            ("num_classes", "follows from the classes of --data"),
-            ("in_chans", "is 3, as images are RGB"),
-            ("pretrained", "is a flag of its own"),
-        ):
-            if name in model_args:
-                raise ValueError(f"{name} {why}: leave it out")
-        return model_args
+        return without_decided(model_args, "of --data", "is a flag of its own")
 
 
 class FeaturesConfig(Config):
@@ -120,6 +125,13 @@ class DistillConfig(
         description="use the images' labels, which must be the ancestry model's classes; off: labels are never read. "
         "With --teach features they only measure",
     )
+
+    @field_validator("student_args")
+    @classmethod
+    def _decided_elsewhere(cls, student_args: dict[str, Any]) -> dict[str, Any]:
+        return without_decided(
+            student_args, "of the ancestry model", "is for ancestry models; warm_start begins from one"
+        )
 
     @model_validator(mode="after")
     def _one_size(self) -> DistillConfig:

@@ -61,10 +61,10 @@ class ModelImages:
                 f"--data {config.data} has "
                 f"{len(sets.val.classes)} ({', '.join(sets.val.classes[:3])}, ...): they are not the same label set"
             )
-        if model.num_classes and not labels:
-            log.warning(_unnamed(where, config.data, sets.val.classes))
         data = resolve_model_data_config(model)
         preprocessing = Preprocessing.of(model, where, input_size=data["input_size"])
+        if model.num_classes and not labels:
+            log.warning(_unnamed(where, config.data, sets.val.classes))
         train, val = (
             relabelled(part, np.argsort(order), labels if given else part.classes) for part in (sets.train, sets.val)
         )

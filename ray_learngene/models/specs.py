@@ -10,12 +10,13 @@ from typing import Any
 import ray_learngene.torchvision_cpu  # noqa: F401  isort:skip  (before the first timm import)
 import timm
 import torch
-from pydantic import Field, model_serializer, model_validator
+from pydantic import Field, ValidationError, model_serializer, model_validator
 from timm.layers import DropPath, calculate_drop_path_rates
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
 from ray_learngene.config import Config
+from ray_learngene.config.documents import first_error
 from ray_learngene.config.presets import PRESET_SIZES
 from ray_learngene.errors import UserError
 from ray_learngene.models.families.base import Arguments, Family, Size, made, resized
@@ -37,7 +38,7 @@ class Spec(Config):
     """
 
     width: int = Field(ge=1, le=_MOST, description="embedding dimension")
-    depth: int = Field(ge=1, le=_MOST, description="number of blocks (layers)")
+    depth: int = Field(ge=1, le=10_000, description="number of blocks (layers)")
     heads: int = Field(ge=1, le=_MOST, description="attention heads; width / heads is the head size")
     image: int = Field(ge=1, le=_MOST, description="input height and width in pixels")
     patch: int = Field(ge=1, le=_MOST, description="patch height and width in pixels")
@@ -157,7 +158,17 @@ def spec_for(architecture: str, *, classes: int | None = None, image: int | None
             f"{architecture}: its images have {' x '.join(map(str, pixels))} pixels; a learngene is for square images, "
             "and such a model can teach (--ancestry)"
         )
-    spec = _described(architecture, arguments, found, classes, pixels, model.model)
+    if (channels := arguments.get("in_chans") or settings.get("input_size", (3, 224, 224))[0]) != 3:
+        raise UserError(
+            f"{architecture}: its images have {channels} channels; a learngene is for RGB images, and such a model can "
+            "teach (--ancestry)"
+        )
+    if arguments.get("global_pool") == "":
+        raise UserError(f"{architecture}: without pooling it gives a vector for each patch: leave global_pool out")
+    try:
+        spec = _described(architecture, arguments, found, classes, pixels, model.model)
+    except ValidationError as error:
+        raise UserError(f"{architecture}: {first_error(error)}") from None
     if image is None and not arguments:
         return spec
     return spec.replace(**({} if image is None else {"image": image}))  # without arguments that change nothing

@@ -109,9 +109,11 @@ class _Settings(BaseModel):
 @torch.no_grad()
 def _run_once(model: nn.Module) -> None:
     """Pass one image through a model, because timm builds models that cannot run, such as one of -3 heads."""
-    training = model.training
-    model.eval()(torch.zeros(1, *get_model_input_config(model)["input_size"]))
+    training, classes = model.training, getattr(model, "num_classes", 0)
+    output = model.eval()(torch.zeros(1, *get_model_input_config(model)["input_size"]))
     model.train(training)
+    if classes and tuple(getattr(output, "shape", ())) != (1, classes):
+        raise ValueError(f"it does not give one logit for each of its {classes} classes")
 
 
 def labels_of(model: nn.Module) -> tuple[str, ...]:

@@ -172,6 +172,14 @@ def test_an_address_is_no_path_on_this_machine(cls: type[config.Config], out: st
         assert cls(out=f"./{out}").out == f"./{out}"
 
 
+@pytest.mark.parametrize("name", ["num_classes", "in_chans", "pretrained"])
+def test_arguments_of_models_that_other_settings_decide(name: str) -> None:
+    for cls, setting in ((config.AncestryConfig, "model_args"), (config.DistillConfig, "student_args")):
+        needed = {"data": "digits", "name": "x", **({"ancestry": "y"} if cls is config.DistillConfig else {})}
+        with pytest.raises(UserError, match=f"^--{setting.replace('_', '-')}: {name} .*: leave it out"):
+            load_config(cls, {**needed, setting: {name: 3}})
+
+
 @pytest.mark.parametrize("command", sorted(COMMANDS))
 def test_every_flag_is_a_setting_with_help(command: str) -> None:
     cls = getattr(config, COMMANDS[command][0])

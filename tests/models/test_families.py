@@ -15,7 +15,7 @@ from benchmarks.measure import peak_of
 from ray_learngene.errors import UserError
 from ray_learngene.models import costs
 from ray_learngene.models.layout import axes, chains, scales_input
-from ray_learngene.models.specs import Spec, build, shapes_of, spec_for, spec_of
+from ray_learngene.models.specs import Spec, build, preset, shapes_of, spec_for, spec_of
 from tests.models.sizes import SMALL, small
 
 
@@ -133,6 +133,30 @@ def test_images_that_are_not_square_are_one_line() -> None:
     ):
         with pytest.raises(UserError, match="its images have 32 x 48 pixels; a learngene is for square images"):
             build_spec()
+
+
+@pytest.mark.parametrize("channels", [1, 4])
+def test_images_of_other_channels_are_one_line(channels: int) -> None:
+    with pytest.raises(UserError, match=f"its images have {channels} channels; a learngene is for RGB images"):
+        spec_for("deit_tiny_patch16_224", in_chans=channels)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ({"global_pool": ""}, "without pooling it gives a vector for each patch"),
+        ({"mlp_ratio": 1_000_000}, "mlp_ratio"),
+    ],
+)
+def test_sizes_that_only_timm_can_have_are_one_line(arguments: dict[str, Any], says: str) -> None:
+    with pytest.raises(UserError, match=f"^deit_tiny_patch16_224: .*{says}") as error:
+        spec_for("deit_tiny_patch16_224", **arguments)
+    assert "\n" not in str(error.value)
+
+
+def test_a_preset_is_no_deeper_than_can_be_built() -> None:
+    with pytest.raises(UserError, match="less than or equal to 10000"):
+        preset("nano", depth=1_000_000)
 
 
 def test_an_entry_point_is_itself() -> None:

@@ -12,6 +12,7 @@ import timm
 import torch
 import torch.nn.functional as F
 from timm.data import create_transform, resolve_model_data_config
+from timm.models import save_for_hf
 
 from ray_learngene.ancestry.model import create_timm
 from ray_learngene.config import EvaluateConfig
@@ -153,3 +154,13 @@ def test_what_is_no_timm_folder_is_refused(tmp_path: Path) -> None:
     (tmp_path / "model.safetensors").write_bytes(b"nonsense")
     with pytest.raises(UserError, match="does not load as a timm model"):
         load_timm(tmp_path)
+
+
+def test_a_model_without_one_logit_for_each_class_is_refused(tmp_path: Path) -> None:
+    size = {"img_size": 8, "patch_size": 4, "embed_dim": 12, "depth": 1, "num_heads": 1, "class_token": False}
+    size |= {"global_pool": ""}  # a vector for each patch
+    model = timm.create_model("vit_tiny_patch16_224", num_classes=3, **size)
+    save_for_hf(model, str(tmp_path), model_args=size, safe_serialization=True)
+    with pytest.raises(UserError, match="does not give one logit for each of its 3 classes") as error:
+        load_timm(tmp_path)
+    assert "\n" not in str(error.value)
