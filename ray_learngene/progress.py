@@ -39,13 +39,14 @@ class Progress:
         total: Of the unit; 0 where it is not known.
         unit: Empty to show neither number nor rate.
         quiet: Log bars only, because the work logs lines of its own.
+        warms_up: What is done first takes longer, as the first step of a training does. The rate leaves it out.
     """
 
-    def __init__(self, what: str, total: float, unit: str, *, quiet: bool = False) -> None:
-        self.what, self.total, self.unit, self.quiet = what, total, unit, quiet
+    def __init__(self, what: str, total: float, unit: str, *, quiet: bool = False, warms_up: bool = False) -> None:
+        self.what, self.total, self.unit, self.quiet, self.warms_up = what, total, unit, quiet, warms_up
         self.done = 0.0
         self._began = self._drawn = self._told = time.monotonic()
-        self._first = 0.0  # done before the clock started
+        self._first: float | None = None  # done before the clock started
         self._lock = threading.Lock()
 
     def advance(self, by: float = 1, note: str = "") -> None:
@@ -60,7 +61,7 @@ class Progress:
             more: For a line; a bar has no room for it.
         """
         with self._lock:
-            if not self._first or done <= self._first:
+            if self._first is None or done <= self._first or (self.warms_up and not self._first):
                 self.start(done)
             self._at(done, note, more)
 
@@ -71,7 +72,7 @@ class Progress:
     def skip(self, by: float) -> None:
         """Leave out of the rate what an earlier run did; the next call of `at` counts it as done."""
         with self._lock:
-            self._first += by
+            self._first = (self._first or 0) + by
 
     def _at(self, done: float, note: str, more: str = "") -> None:
         self.done, now = done, time.monotonic()
@@ -95,7 +96,7 @@ class Progress:
     def rate(self) -> float:
         """Return the units a second in this run; 0 where it is not known yet."""
         seconds = time.monotonic() - self._began
-        return (self.done - self._first) / seconds if seconds > 0 else 0.0
+        return (self.done - (self._first or 0)) / seconds if seconds > 0 else 0.0
 
     def left(self) -> str:
         """Return the time left; empty where it is not known yet."""
@@ -132,7 +133,7 @@ class TrainingProgress:
 
     def __call__(self, metrics: Mapping[str, Any]) -> None:
         if self._bar is None:
-            self._bar = Progress(self.what, metrics["total_steps"], "steps", quiet=True)
+            self._bar = Progress(self.what, metrics["total_steps"], "steps", quiet=True, warms_up=True)
         bar, now, last = self._bar, time.monotonic(), metrics["step"] == metrics["total_steps"]
         bar.at(metrics["step"], f"epoch {metrics['epoch']:.2f} of {metrics['epochs']}")
         if metrics.get("continued"):  # workers have started again

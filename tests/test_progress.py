@@ -95,6 +95,16 @@ def test_a_training_says_its_duration_once_and_its_epochs(
     ]
 
 
+def test_the_first_of_a_few_long_works_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = [0.0]
+    monkeypatch.setattr(progress.time, "monotonic", lambda: clock[0])
+    work = Progress("bench", 3, "distillations")
+    for done, seconds in [(0, 60), (0, 60), (1, 3600)]:
+        clock[0] += seconds
+        work.at(done)
+    assert work.left() == "2 h 0 min"
+
+
 def test_the_time_of_a_restart_is_not_in_the_rate(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -111,7 +121,7 @@ def test_the_time_of_a_restart_is_not_in_the_rate(
 def test_the_start_of_a_training_is_not_in_its_rate(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = [0.0]
     monkeypatch.setattr(progress.time, "monotonic", lambda: clock[0])
-    work = Progress("photos", 100, "steps", quiet=True)
+    work = Progress("photos", 100, "steps", warms_up=True)
     for step, seconds in [(0, 60), (0, 60), (1, 30), (3, 2)]:  # two evaluations, a slow first step, two ordinary ones
         clock[0] += seconds
         work.at(step)

@@ -36,7 +36,7 @@ class SweepStatus:
     def __init__(self, name: str, work: Mapping[Trial, float]) -> None:
         self._work = work
         self._ended: set[Trial] = set()
-        self._all = Progress(f"sweep {name}", sum(work.values()), "")
+        self._all = Progress(f"sweep {name}", sum(work.values()), "", warms_up=True)
         self._done = 0.0  # by trials that have ended
         self._models: dict[Trial, Progress] = {}
         self._scores: dict[Trial, str] = {}  # the last to report comes last
