@@ -8,6 +8,8 @@ from ray_learngene.models.budgets import format_quantity
 from ray_learngene.progress import counted
 from ray_learngene.terminal import print_columns
 
+_MOST_NOTES = 3
+
 
 def print_expansions(config: ExpandConfig) -> None:
     """Expand, and print the models with their costs and accuracy."""
@@ -27,5 +29,8 @@ def print_expansions(config: ExpandConfig) -> None:
         print(f"expanded {config.learngene} to {made[0].path}")
         print(size_text(made[0].spec))
         print(made[0].facts["accuracy"])
-    for note in notes_of(made):
+    notes = notes_of(made)
+    for note in notes[:_MOST_NOTES]:
         print(f"note: {note}")
+    if len(notes) > _MOST_NOTES:
+        print(f"note: {counted(len(notes) - _MOST_NOTES, 'more note')} in the metrics.json of each model")

@@ -371,10 +371,13 @@ def lines(found: Mapping[str, Any]) -> list[str]:
     ]
     width = max(len(one["name"]) for one in found["sizes"])
     for one in found["sizes"]:
-        agreed = "" if one["agreed"] else f"   not repeatable: parts differ by {100 * one['spread']:.1f} %"
+        doubt = ""
+        if not one["agreed"]:
+            differ = f"not repeatable: parts differ by {100 * one['spread']:.1f} %"
+            doubt = f"   {differ if one['spread'] > AGREED else 'too few rounds: give more --seconds'}"
         said.append(
             f"{one['name']:{width}}  {one['latency_ms']:10.4g} ms   p90 {one['p90_ms']:.4g}   "
-            f"wall {one['wall_ms']:.4g}   {one['runs']} runs{agreed}"
+            f"wall {one['wall_ms']:.4g}   {one['runs']} runs{doubt}"
         )
     if found["busy"]:
         said.append("the machine was busy: wall time is more than 1.1 times CPU time")

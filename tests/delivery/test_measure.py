@@ -132,6 +132,15 @@ def test_a_runtime_that_computes_otherwise_says_where_first(tmp_path: Path, caps
     assert not out.exists()
 
 
+def test_a_time_limit_that_was_too_short_is_told_from_a_measurement_that_varies() -> None:
+    size = {"name": "a", "latency_ms": 1.0, "p90_ms": 1.0, "wall_ms": 1.0, "runs": 9}
+    said = {"device": {"cpu": "ARM"}, "runtime": "x", "precision": "fp32", "threads": 1, "batch": 1, "clock": "cpu"}
+    spreads = [(0.01, "too few rounds: give more --seconds"), (0.3, "not repeatable: parts differ by 30.0 %")]
+    for spread, text in spreads:
+        found = {**said, "busy": False, "sizes": [{**size, "agreed": False, "spread": spread}]}
+        assert script.lines(found)[1].endswith(text)
+
+
 def test_models_take_turns_until_their_medians_agree() -> None:
     order: list[str] = []
     runs = {name: lambda name=name: order.append(name) for name in ("a", "b")}
