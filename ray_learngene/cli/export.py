@@ -13,7 +13,7 @@ def print_exports(config: ExportConfig) -> None:
         facts, compared = one.facts, one.facts["compared"]
         size = format_quantity("memory", facts["bytes"])
         print(
-            f"exported {config.model} to {one.path / facts['file']} ({facts['format']}, {facts['precision']}, {size})"
+            f"exported {config.model} to {one.path / facts['file']} ({facts['format']}, {size})"
         )
         accuracy = (
             ""
