@@ -123,6 +123,7 @@ NO_BUCKET = "the bucket of {uri} does not exist: create it, or correct the name 
 REGION = "the bucket of {uri} is in another region: set AWS_REGION{region}"
 REDIRECTED = "{server} sends requests for {uri} elsewhere: set AWS_REGION to the bucket's region, or correct {address}"
 UNREACHABLE = "no answer from {server}{endpoint} for {uri}: check {address} and the network"
+OFFLINE = "the Hugging Face hub is not asked for {uri} while HF_HUB_OFFLINE is set: unset it"
 UNTRUSTED = "the certificate of {server}{endpoint} for {uri} is not trusted: name its authority in AWS_CA_BUNDLE"
 FAILING = "{server} of {uri} is overloaded or failing: run the command again later"
 REFUSED = "{server} refuses a request for {uri} (status 400): the credentials may have expired; check {keys}"
@@ -198,6 +199,7 @@ OTHERS = {
     "requests.exceptions": (("ConnectionError", UNREACHABLE), ("Timeout", UNREACHABLE)),
     **dict.fromkeys(("httpx", "httpx2"), (("TransportError", UNREACHABLE), ("HTTPError", None))),
     "aiohttp": (("ClientError", UNREACHABLE),),
+    "huggingface_hub.errors": (("OfflineModeIsEnabled", OFFLINE),),
 }
 
 

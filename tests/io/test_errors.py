@@ -187,6 +187,11 @@ def test_a_region_that_the_server_names_is_used_or_told(s3_env: Callable[[], str
         Store(store.uri).check(write=False)
 
 
+def test_the_hub_is_not_blamed_for_being_left_alone() -> None:
+    with pytest.raises(UserError, match="is not asked for hf://datasets/someone/thing while HF_HUB_OFFLINE is set"):
+        Store("hf://datasets/someone/thing").check(write=False)  # as in all tests
+
+
 def test_absent_credentials_are_explained(s3_env: Callable[[], str], monkeypatch: pytest.MonkeyPatch) -> None:
     uri = s3_env()
     monkeypatch.delenv("AWS_ACCESS_KEY_ID")
