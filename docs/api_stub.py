@@ -49,7 +49,6 @@ _TAKEN = {
     "OptionalNumbers": "str | float | Sequence[float] | None",
     "Texts": "str | Sequence[str]",
     "License": "str | None",
-    "LocalPath": "str",
 }
 HEAD = '''"""Written by `python docs/api_stub.py`: the keywords of every function, with types and defaults."""
 
@@ -100,7 +99,7 @@ def shown_log() -> AbstractContextManager[None]: ...
 def type_of(cls: type[Config], name: str) -> str:
     """The type of a keyword, as a stub writes it."""
     owner = next(base for base in cls.__mro__ if name in vars(base).get("__annotations__", {}))
-    declared = str(vars(owner)["__annotations__"][name])
+    declared = str(vars(owner)["__annotations__"][name]).replace("LocalPath", "str")
     if name == "store":
         return "Store | str"
     if declared in _TAKEN:
