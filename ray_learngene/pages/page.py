@@ -66,8 +66,6 @@ def write_page(config: PageConfig) -> Path:
     Raises:
         UserError: a sweep is not there, or the file cannot be written.
     """
-    if "://" in config.out:
-        raise UserError(f"--out {config.out}: the page is written to a local file; copy it to where it shall be read")
     store = Store.of(config)
     store.check(write=False)
     entries: dict[str, list[Entry]] = defaultdict(list)

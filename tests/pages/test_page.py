@@ -156,7 +156,7 @@ def test_a_sweep_that_is_not_there_is_named(tmp_path: Path, capsys: pytest.Captu
 def test_a_folder_in_the_place_of_the_file_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     shutil.copytree(OLD_STORE, tmp_path / "store")
     (folder := tmp_path / "page.html").mkdir()
-    for out, said in ((str(folder), str(folder)), ("s3://bucket/page.html", "a local file")):
+    for out, said in ((str(folder), str(folder)), ("s3://bucket/page.html", "a path on this machine")):
         assert main(["page", "--store", str(tmp_path / "store"), "--out", out]) == 2
         assert said in (text := capsys.readouterr().err) and text.count("\n") == 1
     assert {path.name for path in tmp_path.iterdir()} == {"store", "page.html"} and not list(folder.iterdir())
