@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from pydantic import Field
 
-from ray_learngene.methods.base import Learngene, Numbers
+from ray_learngene.methods.base import Numbers
 from ray_learngene.methods.elastic import ElasticMethod, at_width, nested, nested_widths, require_nested, smallest_depth
 from ray_learngene.methods.generated import Genes, State
 from ray_learngene.methods.shared_weights import inherited_blocks, require_same, singletons
@@ -74,16 +74,6 @@ class AnySize(ElasticMethod):
         widths = nested_widths(self.name, source, self.widths)
         turns = generator.permutation(np.resize(generator.permutation(widths), self.parts))
         return tuple(at_width(source, int(width), int(depth)) for width, depth in zip(turns, depths, strict=True))
-
-    def outside(self, learngene: Learngene | None, spec: Spec) -> str | None:
-        """Compare the depth with the range that `choose` samples from."""
-        if learngene is None:
-            return None
-        deepest = learngene.spec.depth
-        shallowest = smallest_depth(learngene.spec, self.as_made(learngene).shallowest)
-        if shallowest <= spec.depth <= deepest:
-            return None
-        return f"depth {spec.depth} is outside of {shallowest} to {deepest}, the depths that {self.name} was trained at"
 
     def generate(self, genes: Genes, source: Spec, spec: Spec) -> State:
         require_same(self.name, source, spec, "patch", "mlp_ratio")

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ray_learngene.errors import UserError
+from ray_learngene.methods.base import Learngene
 from ray_learngene.methods.generated import (
     GeneratedVisionTransformer,
     GeneratingMethod,
@@ -81,6 +82,20 @@ class ElasticMethod(GeneratingMethod):
 
     # True: the sub-models of a step share its images; False: each sees all of them
     split: ClassVar[bool] = False
+
+    def outside(self, learngene: Learngene | None, spec: Spec) -> str | None:
+        """Compare depth and width with those that `choose` samples."""
+        if learngene is None:
+            return None
+        made: Any = self.as_made(learngene)  # both methods have these options
+        source = learngene.spec
+        shallowest, widths = smallest_depth(source, made.shallowest), nested_widths(self.name, source, made.widths)
+        if not shallowest <= spec.depth <= source.depth:
+            there = f"{shallowest} to {source.depth}"
+            return f"depth {spec.depth} is outside of {there}, the depths that {self.name} was trained at"
+        if spec.width not in widths:
+            return f"width {spec.width} is none that {self.name} was trained at: {', '.join(map(str, widths))}"
+        return None
 
     @abstractmethod
     def choose(self, source: Spec, generator: np.random.Generator, done: float) -> tuple[Spec, ...]:

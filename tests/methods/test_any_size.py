@@ -92,6 +92,9 @@ def test_a_descendant_computes_what_was_trained_at_its_depth_and_width(width: in
 def test_depths_that_were_not_trained_are_outside() -> None:
     _, learngene = auxiliary_of("any-size:shallowest=3")
     method = create_method("any-size")
+    narrow = SPEC.replace(width=SPEC.width // 3, heads=1)
+    note = f"width {narrow.width} is none that any-size was trained at: {SPEC.width}"
+    assert method.outside(learngene, narrow) == note
     notes = {depth: method.outside(learngene, SPEC.replace(depth=depth)) for depth in range(1, SPEC.depth + 3)}
     assert {depth for depth, note in notes.items() if note} == {1, 2, SPEC.depth + 1, SPEC.depth + 2}
     assert notes[2] == f"depth 2 is outside of 3 to {SPEC.depth}, the depths that any-size was trained at"
