@@ -289,8 +289,8 @@ class Timings:
                 else "measure three depths of its width, or four sizes of several widths and depths"
             )
             raise UserError(
-                f"{counted(len(known), 'size')} on {self.device} are too few to predict width {spec.width}, "
-                f"depth {spec.depth}: {wanted}"
+                f"{counted(len(known), 'size')} on {self.device} {'is' if len(known) == 1 else 'are'} too few to predict "
+                f"width {spec.width}, depth {spec.depth}: {wanted}"
             )
         return Timing(*model.predict(spec))
 
