@@ -288,10 +288,8 @@ class Timings:
                 if spec.depths
                 else "measure three depths of its width, or four sizes of several widths and depths"
             )
-            raise UserError(
-                f"{counted(len(known), 'size')} on {self.device} {'is' if len(known) == 1 else 'are'} too few to predict "
-                f"width {spec.width}, depth {spec.depth}: {wanted}"
-            )
+            few = f"{counted(len(known), 'size')} on {self.device} {'is' if len(known) == 1 else 'are'} too few"
+            raise UserError(f"{few} to predict width {spec.width}, depth {spec.depth}: {wanted}")
         return Timing(*model.predict(spec))
 
     def _model(self, known: Mapping[TimedSpec, float], spec: TimedSpec) -> LatencyModel | None:
