@@ -99,7 +99,9 @@ def _page(manifest: Manifest, store: Store) -> Iterator[tuple[str, str]]:
     if row.get("outside"):
         yield "note", str(row["outside"])
     spent = cost or row
-    known = [text.format(each[name]) for name, text in _COST.items() if (each := numbers_of(spent, name))]
+    known = [
+        text.format(each[name]) for name, text in _COST.items() if (each := numbers_of(spent, name)) and each[name]
+    ]
     if seconds := numbers_of(spent, "seconds"):
         known.append(duration_text(seconds["seconds"]))
     if known:
