@@ -64,14 +64,14 @@ def base_commands(plan: Plan, data: str, places: Places) -> list[list[str]]:
     ]
 
 
-def _size(plan: Plan) -> dict[str, Any]:
-    """Keyword arguments of the largest model."""
+def _size(plan: Plan, depth: int | None = None) -> dict[str, Any]:
+    """Keyword arguments of a model; default: the largest."""
     base = plan.base
     return {
         "img_size": base["image"],
         "patch_size": base["patch"],
         "embed_dim": base["width"],
-        "depth": base["depth"],
+        "depth": depth or base["depth"],
         "num_heads": base["heads"],
         "class_token": False,
         "global_pool": "avg",
@@ -89,17 +89,18 @@ def teacher_command(plan: Plan, data: str, places: Places) -> list[str]:
 
 def distill_command(plan: Plan, run: Run, places: Places) -> list[str]:
     """The distillation of a learngene arm."""
+    learngene = plan.learngenes[run.arm]
     flags = {
         "name": sweep_name(run),
         **places.flags(plan, run.data),
         "ancestry": f"store:ancestries/{teacher_name(run.data)}",
         "student": ARCHITECTURE,
-        "student_args": _size(plan),
+        "student_args": _size(plan, learngene.get("depth")),
         "epochs": run.epochs,
         "seed": run.seed,
         "lr": run.lr,
         **plan.settings,
-        **plan.learngenes[run.arm],
+        **{name: value for name, value in learngene.items() if name not in ("arm", "depth")},
         **(plan.search["split"] if run.searching else {}),
         "workers": 0,
     }
@@ -115,7 +116,7 @@ def sweep_command(plan: Plan, runs: Sequence[Run], places: Places) -> list[str]:
         "name": sweep_name(first),
         **places.flags(plan, first.data),
         "learngene": sweep_name(first) if learngene else base_name(plan, first.data),
-        "arms": [learngene["method"].partition(":")[0] if learngene else "scratch"],
+        "arms": [learngene.get("arm", learngene["method"].partition(":")[0]) if learngene else "scratch"],
         "depths": ",".join(str(run.depth) for run in runs),
         "epochs": tuning if learngene else first.epochs,
         "seed": first.seed,

@@ -76,7 +76,8 @@ class Plan:
         images: Flags of every command that reads images.
         settings: Flags of every sweep.
         teacher: Flags of the ancestry model.
-        learngenes: Flags of the distillation of each learngene arm.
+        learngenes: Flags of the distillation of each learngene arm. `depth` is the layers of what it distils, if not
+            those of the largest model. `arm` is how the sweep names its method, if it has options there.
         tuning: Epochs of a learngene's descendants, and their learning rate as a share of the distillation's.
     """
 

@@ -19,7 +19,15 @@ import torch
 from pydantic import Field
 
 from ray_learngene.methods.base import Numbers
-from ray_learngene.methods.elastic import ElasticMethod, at_width, nested, nested_widths, require_nested, smallest_depth
+from ray_learngene.methods.elastic import (
+    ElasticMethod,
+    at_width,
+    deepest_depth,
+    nested,
+    nested_widths,
+    require_nested,
+    smallest_depth,
+)
 from ray_learngene.methods.generated import Genes, State
 from ray_learngene.methods.shared_weights import inherited_blocks, require_same, singletons
 from ray_learngene.methods.sws import stage_of_layer
@@ -67,7 +75,7 @@ class AnySize(ElasticMethod):
         Widths alternate over the parts, in random order.
         """
         shallowest = smallest_depth(source, self.shallowest)
-        deepest = shallowest + (source.depth - shallowest) * done**self.growth
+        deepest = deepest_depth(shallowest, source.depth, done, self.growth)
         within = generator.random(self.parts) if done < 1 else 1 - 1e-9
         share = (np.arange(self.parts) + within) / self.parts
         depths = shallowest + np.floor(share * (deepest + 1 - shallowest)).astype(int)

@@ -132,6 +132,11 @@ def smallest_depth(source: Spec, shallowest: int) -> int:
     return max(min(shallowest, source.depth), len(source.depths or (1,)))
 
 
+def deepest_depth(shallowest: int, depth: int, done: float, growth: float) -> float:
+    """Return the end of a range of depths that grows from `shallowest` to `depth`: `done`, 0 to 1, to this power."""
+    return shallowest + (depth - shallowest) * done**growth
+
+
 def at_width(source: Spec, width: int, depth: int) -> Spec:
     """Return the source's spec at another width and depth, with the same head size."""
     return source.replace(width=width, heads=width * source.heads // source.width, depth=depth)

@@ -150,15 +150,26 @@ class GeneratedVisionTransformer(nn.Module):
     def forward(self, images: Tensor, read: Read | None = None) -> Any:
         return self.forward_as(self.spec, images, read)
 
-    def forward_as(self, spec: Spec, images: Tensor, read: Read | None = None) -> Any:
-        """Return the logits `[B, classes]` of the generated model of another spec, or what `read` reads of it."""
+    def forward_as(
+        self,
+        spec: Spec,
+        images: Tensor,
+        read: Read | None = None,
+        *,
+        generate: Callable[[Genes, Spec], State] | None = None,
+    ) -> Any:
+        """Return the logits `[B, classes]` of the generated model of another spec, or what `read` reads of it.
+
+        Args:
+            generate: How it is generated, if not as usual.
+        """
         model: nn.Module = prototype(spec, self.drop_path, self.compiled, self.checkpointed, str(images.device))
         if model.training != self.training:  # visiting all submodules costs a percent of a small model's step
             model.train(self.training)
         device = images.device.type
         # under autocast, matrix products would round norms and biases to its precision
         with torch.autocast(device, enabled=False) if torch.amp.is_autocast_available(device) else nullcontext():
-            state = self.generate(self.genes(), spec)
+            state = (generate or self.generate)(self.genes(), spec)
         if odd := state.keys() ^ shapes_of(spec).keys():  # torch's own check takes as long as small layers
             raise RuntimeError(f"{sorted(odd)[0]} was not generated, or is no parameter of {spec}")
         if read is not None:

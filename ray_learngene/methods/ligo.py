@@ -4,12 +4,13 @@ Every parameter of the larger model is a linear function of the smaller model's 
 
     W̄_l = Σ_j w_lj W_j,        W'_l = [I; B] W̄_l [I; A]ᵀ.
 
-All layers share the expanders, which are tied on the residual stream. A layer that writes to the stream uses the B of
-the embeddings; a layer that reads from it has A = B. The projection reads with the expander of v, fc2 with that of fc1.
+The expanders are tied on the residual stream. A layer that writes to the stream uses the B of the embeddings; a layer
+that reads from it has A = B. The projection reads with the expander of v, fc2 with that of fc1. All layers share the
+expanders of q, k, v and fc1. With `expanders=layer` each layer has its own, as in the authors' release.
 The source is frozen. w and the expanders are trained for 100 steps, then the larger model is plain.
 
-Initially w copies layers, and every row of B averages with random positive weights that sum to 1. This follows the
-authors' released run (`stackbert_noisy rand`), without its noise. If nothing grows, the model is the source itself.
+Initially w copies layers, and every row of B averages with random positive weights that sum to 1. The release's run
+(`stackbert_noisy rand`) is `expanders=layer:noise=0.03`. If nothing grows, the model without noise is the source.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
+from itertools import chain as joined
 from typing import ClassVar, Literal, TypeVar
 
 import torch
@@ -28,7 +30,7 @@ from ray_learngene.methods.base import Learngene
 from ray_learngene.methods.generated import GeneratedVisionTransformer, Genes, State, require_no_statistics
 from ray_learngene.methods.shared_weights import blocks_of, is_head, require_head_size, require_same, singletons
 from ray_learngene.methods.trained_source import SourceMethod, require_order
-from ray_learngene.models.layout import SCALING, axes, chains, family, layered, resampled, roles
+from ray_learngene.models.layout import SCALING, axes, block_lists, chains, family, layered, resampled, roles, split
 from ray_learngene.models.specs import Spec, build, shapes_of
 
 T = TypeVar("T")
@@ -45,9 +47,13 @@ class Expander:
     channels: int = 1
 
     def matrix(self, added: Tensor | None, device: torch.device) -> Tensor:
-        """Return `[want, have]` with the trained rows `added`; rows and columns of whole heads count channels."""
-        identity = torch.eye(self.have, device=device)
-        rows = identity if added is None else torch.cat([identity, added])
+        """Return `[want, have]` with the trained rows `added`; rows and columns of whole heads count channels.
+
+        Rows of L layers, `[L, want - have, have]`, give `[L, want, have]`.
+        """
+        rows = torch.eye(self.have, device=device)
+        if added is not None:
+            rows = torch.cat([rows.expand(*added.shape[:-2], -1, -1), added], -2)
         return rows if self.channels == 1 else torch.kron(rows, torch.eye(self.channels, device=device))
 
 
@@ -63,6 +69,11 @@ def widened(tensor: Tensor, dim: int, matrix: Tensor) -> Tensor:
     if dim == tensor.ndim - 2:
         return matrix @ tensor
     return mixed(matrix, tensor.movedim(dim, 0)).movedim(0, dim)
+
+
+def widened_each(layers: Tensor, dim: int, matrices: Tensor) -> Tensor:
+    """Apply to every layer of `[L, ...]` a matrix of its own, `[L, n', n]`, to one dimension, of size n."""
+    return torch.einsum("lnm,lm...->ln...", matrices, layers.movedim(dim, 1)).movedim(1, dim)
 
 
 def _expanders_of(name: str, shape: torch.Size, source: Spec) -> dict[int, tuple[str, ...]]:
@@ -98,6 +109,32 @@ def _expanders(source: Spec, spec: Spec) -> dict[str, Expander]:
     return dict(sorted(found.items(), key=lambda one: (_ORDER.index(one[0]) if one[0] in _ORDER else 9, one[0])))
 
 
+def _places(source: Spec, spec: Spec, *, own: bool) -> list[tuple[str, str | None]]:
+    """List the expanders to train: each with the chain whose layers have their own, or None if it is shared.
+
+    Args:
+        own: Every layer has its own expanders, except those of the residual stream.
+    """
+    firsts = {chain: _stored(chain, chains(source))[0] for chain in chains(spec)}
+    lists, found = block_lists(source), dict[tuple[str, str | None], None]()
+    for name, shape in shapes_of(source).items():
+        users: list[str | None] = [None]
+        if own and split(name, lists):
+            users = [chain for chain, first in firsts.items() if name.startswith(f"{first}.")]
+        for each in joined.from_iterable(_expanders_of(name, shape, source).values()):
+            found |= dict.fromkeys((each, None if each.startswith("stream") else user) for user in users)
+    return list(found)
+
+
+def _diagonal(matrices: Sequence[Tensor]) -> Tensor:
+    """Join the matrices of the groups of an axis, or those of every layer, `[L, n', n]`, to block-diagonal ones."""
+    if len(matrices) == 1:
+        return matrices[0]
+    if matrices[0].ndim == 2:
+        return torch.block_diag(*matrices)
+    return torch.stack([torch.block_diag(*each) for each in zip(*matrices, strict=True)])
+
+
 def _layer_gene(chain: str, rest: str) -> str:
     return f"depth_scaler.{rest}" if chain == "blocks" else f"depth_scaler.{chain}.{rest}"
 
@@ -112,20 +149,23 @@ def grown(genes: Genes, spec: Spec, *, source: Spec) -> State:
 
     Args:
         genes: `depth_scaler.<parameter>` is w of a block parameter. `width_scaler.<expander>` is B; it exists if that
-            width grows. `source.<parameter>` is a frozen parameter of the source model, at the spec's image size.
-            All other genes are a new head.
+            width grows. `width_scaler.<chain>.<expander>` holds the B of every layer of a chain. `source.<parameter>`
+            is a frozen parameter of the source model, at the spec's image size. All other genes are a new head.
     """
     tensors = {name.removeprefix("source."): x for name, x in genes.items() if name.startswith("source.")}
     device = next(iter(tensors.values())).device
     matrices = {
-        name: expander.matrix(genes.get(f"width_scaler.{name}"), device)
+        gene: expander.matrix(genes.get(f"width_scaler.{gene}"), device)
         for name, expander in _expanders(source, spec).items()
+        for gene in (name, *(f"{chain}.{name}" for chain in chains(spec)))
+        if gene == name or f"width_scaler.{gene}" in genes
     }
 
-    def wide(name: str, tensor: Tensor, leading: int = 0) -> Tensor:
+    def wide(name: str, tensor: Tensor, chain: str | None = None) -> Tensor:
+        leading = int(chain is not None)  # the axis of layers
         for dim, names in _expanders_of(name, tensor.shape[leading:], source).items():
-            matrix = matrices[names[0]] if len(names) == 1 else torch.block_diag(*(matrices[each] for each in names))
-            tensor = widened(tensor, dim + leading, matrix)
+            matrix = _diagonal([matrices.get(f"{chain}.{each}", matrices[each]) for each in names])
+            tensor = (widened if matrix.ndim == 2 else widened_each)(tensor, dim + leading, matrix)
         return tensor
 
     state = {name: wide(name, tensor) for name, tensor in singletons(tensors, source, spec).items()}
@@ -138,7 +178,7 @@ def grown(genes: Genes, spec: Spec, *, source: Spec) -> State:
         first = _stored(chain, chains(source))[0]
         for rest in stored[0]:
             mix = mixed(genes[_layer_gene(chain, rest)], torch.stack([block[rest] for block in stored]))
-            parameters = wide(f"{first}.{rest}", mix, 1)
+            parameters = wide(f"{first}.{rest}", mix, chain)
             state |= {f"{layer}.{rest}": tensor for layer, tensor in zip(layers, parameters, strict=True)}
     return state
 
@@ -155,13 +195,18 @@ class LiGO(SourceMethod):
 
     name: ClassVar[str] = "ligo"
     source = "smallest"
-    expansion_options: ClassVar[frozenset[str]] = frozenset({"fit", "fit_lr", "layers"})
+    expansion_options: ClassVar[frozenset[str]] = frozenset({"fit", "fit_lr", "layers", "expanders", "noise"})
 
     fit: int = Field(100, ge=0, description="steps that train the growth; 0: none")
     fit_lr: float = Field(3e-3, gt=0, description="peak learning rate of the growth")
     layers: Literal["stack", "interlace"] = Field(
         "stack", description="initial copy of the layers: stack (0 1 2 0 1 2) or interlace (0 0 1 1 2 2)"
     )
+    expanders: Literal["shared", "layer"] = Field(
+        "shared",
+        description="expanders of attention and MLP: shared by all layers, or each layer its own (the release)",
+    )
+    noise: float = Field(0, ge=0, description="add up to this to every initial weight of a layer (the release: 0.03)")
 
     @torch.no_grad()
     def expand(self, learngene: Learngene | None, spec: Spec, *, seed: int = 0) -> nn.Module:
@@ -201,20 +246,34 @@ class LiGO(SourceMethod):
         return growing
 
     def _start(self, tensors: State, source: Spec, spec: Spec, seed: int) -> State:
-        genes, blocks = State(), blocks_of(tensors, source)
-        for chain, layers in chains(spec).items():
-            stored = _stored(chain, blocks)
-            genes |= {_layer_gene(chain, rest): self._copied(len(layers), len(stored)) for rest in stored[0]}
-        for name in layered(source):
-            genes[f"depth_scaler.{name}"] = self._copied(spec.depth, source.depth)
         generator = torch.Generator().manual_seed(seed)
-        for name, expander in _expanders(source, spec).items():
-            if expander.want > expander.have:
-                rows = torch.rand(expander.want - expander.have, expander.have, generator=generator)
-                genes[f"width_scaler.{name}"] = rows / rows.sum(1, keepdim=True)
+        genes, blocks, of_chains = State(), blocks_of(tensors, source), chains(spec)
+        for chain, layers in of_chains.items():
+            stored = _stored(chain, blocks)
+            genes |= {_layer_gene(chain, rest): self._mixing(len(layers), len(stored), generator) for rest in stored[0]}
+        for name in layered(source):
+            genes[f"depth_scaler.{name}"] = self._mixing(spec.depth, source.depth, generator)
+        expanders = _expanders(source, spec)
+        places = _places(source, spec, own=self.expanders == "layer")
+        for name, user in sorted(places, key=lambda place: (list(expanders).index(place[0]), place[1] or "")):
+            have, want = expanders[name].have, expanders[name].want
+            if want > have:
+                repeated = (len(of_chains[user]),) if user else ()
+                gene = f"{user}.{name}" if user else name
+                genes[f"width_scaler.{gene}"] = _averages((*repeated, want - have, have), generator)
         return genes
 
-    def _copied(self, depth: int, of: int) -> Tensor:
-        """Return the mixing weights `[depth, of]` that copy layers."""
+    def _mixing(self, depth: int, of: int, generator: torch.Generator) -> Tensor:
+        """Return the mixing weights `[depth, of]` that copy layers, with noise."""
         layers = torch.arange(depth)
-        return torch.eye(of)[layers % of if self.layers == "stack" else layers * of // depth]
+        copied = torch.eye(of)[layers % of if self.layers == "stack" else layers * of // depth]
+        if not self.noise:
+            return copied
+        noisy = torch.where(copied > 0, copied, self.noise * torch.rand(copied.shape, generator=generator))
+        return noisy / noisy.sum(1, keepdim=True)
+
+
+def _averages(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
+    """Return random positive rows that sum to 1."""
+    rows = torch.rand(shape, generator=generator)
+    return rows / rows.sum(-1, keepdim=True)

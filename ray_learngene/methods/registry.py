@@ -15,6 +15,7 @@ from ray_learngene.errors import UserError
 from ray_learngene.methods.any_size import AnySize
 from ray_learngene.methods.base import Method
 from ray_learngene.methods.kept_blocks import AutoLG, HeurLG
+from ray_learngene.methods.layer_drop import LayerDrop
 from ray_learngene.methods.ligo import LiGO
 from ray_learngene.methods.mimetic import Mimetic
 from ray_learngene.methods.pretrained import Pretrained
@@ -39,6 +40,7 @@ _CLASSES: tuple[type[Method], ...] = (
     WeightSelection,
     LiGO,
     Supernet,
+    LayerDrop,
     Mimetic,
     Scratch,
 )

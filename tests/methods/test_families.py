@@ -17,7 +17,7 @@ ARCHITECTURES = (
     *("vit_small_patch14_reg4_dinov2", "vit_small_patch16_dinov3", "swin_tiny_patch4_window7_224", "convnextv2_atto"),
     *("beit_base_patch16_224", "vit_small_patch16_rope_mixed_224"),
 )
-GENERATING = ("sws", "any-size", "tleg", "share-init", "supernet", "wave")
+GENERATING = ("sws", "any-size", "tleg", "share-init", "supernet", "layerdrop", "wave")
 EXTRACTING = ("pretrained:truncate=true", "heur-lg:keep=last9", "auto-lg:keep=first9", "weight-selection")
 
 
@@ -44,6 +44,10 @@ def test_an_expansion_to_the_auxiliarys_own_size_computes_its_logits(architectur
     spec, method = spec_of_method(architecture), create_method(text)
     if text == "tleg" and "mixed" in architecture:
         with pytest.raises(UserError, match="values of every layer"):
+            method.auxiliary(spec)
+        return
+    if text == "layerdrop" and len(chains(spec)) > 1:
+        with pytest.raises(UserError, match="has several: use supernet"):
             method.auxiliary(spec)
         return
     torch.manual_seed(0)

@@ -179,3 +179,35 @@ def test_what_it_cannot_do_it_says(change: dict[str, float], says: str) -> None:
     for attempt in (method.expand, method.adapter):
         with pytest.raises(UserError, match=says):
             attempt(learngene, SMALL.replace(**change))
+
+
+def test_every_layer_can_have_its_own_expanders_of_attention_and_mlp() -> None:
+    method, learngene = create_method("ligo:expanders=layer"), learngene_of("ligo", SMALL)
+    adapter = method.adapter(learngene, LARGE)
+    shapes = {name: tuple(gene.shape) for name, gene in adapter.genes().items() if name.startswith("width_scaler.")}
+    assert shapes == {
+        "width_scaler.stream": (12, 8),
+        **{f"width_scaler.blocks.{part}": (5, 12, 8) for part in "qkv"},
+        "width_scaler.blocks.hidden": (5, 48, 32),
+    }
+    # with equal expanders in all layers it is the shared growth
+    shared = create_method("ligo").adapter(learngene, LARGE)
+    with torch.no_grad():
+        for name, gene in shared.genes().items():
+            own = adapter.genes()
+            target = own.get(name, own.get(name.replace("width_scaler.", "width_scaler.blocks.")))
+            target.copy_(gene)
+    for name, tensor in shared.materialise().state_dict().items():
+        torch.testing.assert_close(adapter.materialise().state_dict()[name], tensor)
+    loss = torch.nn.functional.cross_entropy(adapter(images_of(LARGE)), torch.tensor([0, 1]))
+    loss.backward()
+    assert all(parameter.grad.any() for parameter in adapter.parameters())
+
+
+def test_noise_mixes_a_little_of_the_other_layers() -> None:
+    adapter = create_method("ligo:noise=0.03").adapter(learngene_of("ligo", SMALL), SMALL.replace(depth=5))
+    for name, gene in adapter.genes().items():
+        if name.startswith("depth_scaler."):
+            torch.testing.assert_close(gene.sum(1), torch.ones(5))
+            assert gene.argmax(1).tolist() == [0, 1, 0, 1, 0]
+            assert (gene.min(1).values > 0).all() and (gene.min(1).values < 0.03).all()

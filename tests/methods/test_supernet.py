@@ -175,3 +175,13 @@ def test_what_it_cannot_do_it_says() -> None:
     ]:
         with pytest.raises(UserError, match=says):
             create_method("supernet").expand(learngene, SPEC.replace(**change))
+
+
+@pytest.mark.parametrize(
+    ("growth", "done", "deepest"), [(0, 0.0, 6), (1, 0.0, 3), (1, 0.5, 4), (1, 1.0, 6), (2, 0.5, 3)]
+)
+def test_the_largest_slice_can_grow(growth: float, done: float, deepest: int) -> None:
+    method = Supernet(growth=growth, random=20)
+    drawn = method.choose(SPEC, np.random.default_rng(0), done)
+    assert drawn[0] == SPEC.replace(depth=deepest)
+    assert {spec.depth for spec in drawn} == set(range(3, deepest + 1))

@@ -9,7 +9,7 @@ from ray_learngene.errors import UserError
 from ray_learngene.methods.registry import create_method
 from ray_learngene.methods.weight_selection import evenly_spaced, evenly_spaced_heads
 from ray_learngene.models import costs
-from ray_learngene.models.specs import Spec, build
+from ray_learngene.models.specs import Spec, build, spec_for
 from tests.methods.trained import NANO, assert_untied, layer_of, learngene_of, trained
 
 LARGE = Spec(width=24, depth=4, heads=6, image=4, patch=2, classes=3)
@@ -65,6 +65,29 @@ def test_every_dimension_is_selected_and_q_k_and_v_apart() -> None:
     assert torch.equal(model.pos_embed, source.pos_embed[:, :, ::2])
     assert torch.equal(model.fc_norm.weight, source.fc_norm.weight[::2])
     assert torch.equal(model.head.weight, build(spec, seed=0).head.weight)
+
+
+@pytest.mark.parametrize("heads", [1, 2, 4, 5])
+def test_the_release_selects_q_k_and_v_at_once(heads: int) -> None:
+    spec = LARGE.replace(width=4 * heads, heads=heads, depth=3)
+    learngene, source = learngene_of("weight-selection", LARGE), trained(LARGE).state_dict()
+    joint, apart = (create_method("weight-selection", qkv=qkv).expand(learngene, spec) for qkv in ("joint", "separate"))
+    for name, tensor in joint.state_dict().items():
+        if not name.startswith("head."):
+            expected = source[name]
+            for dim, size in enumerate(tensor.shape):
+                expected = expected.index_select(dim, evenly_spaced(size, expected.shape[dim]))
+            assert torch.equal(tensor, expected), name
+    if LARGE.heads % heads == 0:
+        assert torch.equal(joint.blocks[0].attn.qkv.weight, apart.blocks[0].attn.qkv.weight)
+
+
+def test_whole_heads_are_not_selected_jointly() -> None:
+    with pytest.raises(UserError, match="one by one: leave qkv=joint out"):
+        create_method("weight-selection:heads=whole:qkv=joint")
+    spec = spec_for("eva02_tiny_patch14_224", classes=3, image=28, img_size=28, depth=2)
+    with pytest.raises(UserError, match="takes q, k and v of eva02_tiny_patch14_224 one by one"):
+        create_method("weight-selection:qkv=joint").expand(learngene_of("weight-selection", spec), spec)
 
 
 def test_whole_heads_keep_what_a_head_computes() -> None:
