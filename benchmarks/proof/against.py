@@ -1,4 +1,4 @@
-"""A learngene against the reference's front: accuracy by size, and what the reference pays for that accuracy."""
+"""A learngene against a reference's front: accuracy by size, and what the reference pays for that accuracy."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import pandas
 
 from benchmarks.proof.charges import Charges
-from benchmarks.proof.table import REFERENCE, Row, table
+from benchmarks.proof.table import Row, table
 from ray_learngene.compare.front import Front, schedules
 from ray_learngene.compare.significance import Difference, paired
 from ray_learngene.compare.summary import cost
@@ -15,51 +15,54 @@ from ray_learngene.compare.summary import cost
 MANY = 10  # sizes of the promise
 
 
-def against_front(rows: Sequence[Row], data: str, charges: Charges | None = None) -> list[str]:
+def against_front(
+    rows: Sequence[Row], data: str, charges: Charges | None = None, reference: str = "scratch"
+) -> list[str]:
     """Markdown for each learngene arm and schedule: sizes one by one, then what all of them cost.
 
     Args:
         charges: What runs cost in seconds; default: CPU seconds of their processes.
     """
     tuned, untuned = table(rows, data, charges), table(rows, data, charges, untuned=True)
-    if not len(tuned) or not schedules(tuned, REFERENCE):
+    if not len(tuned) or not schedules(tuned, reference):
         return []
     lines = []
     for name in tuned[tuned["learngene"].notna()]["arm"].drop_duplicates():
         arm, before = (one[one["arm"] == name] for one in (tuned, untuned))
-        lines += [f"### {name} epochs against the front of {REFERENCE}", "", *_sizes(tuned, arm, before), ""]
+        lines += [f"### {name} epochs against the front of {reference}", "", *_sizes(tuned, arm, before, reference), ""]
         sizes = arm["depth"].nunique()
         lines += [
-            f"| | unit | cost of {sizes} sizes | times less than {REFERENCE} | {MANY} sizes: times less "
+            f"| | unit | cost of {sizes} sizes | times less than {reference} | {MANY} sizes: times less "
             "| with the teacher's own training |",
             "|---|---|---|---|---|---|",
         ]
         for said, some in (("untuned", before), ("tuned", arm)):
-            lines += [_whole(tuned, some, said, unit) for unit in ("flops", "seconds")]
+            lines += [_whole(tuned, some, said, unit, reference) for unit in ("flops", "seconds")]
         lines.append("")
     return lines
 
 
-def _sizes(everything: pandas.DataFrame, arm: pandas.DataFrame, before: pandas.DataFrame) -> list[str]:
-    front = Front(everything, REFERENCE)
-    plateau = front.plateau(everything, REFERENCE)
+def _sizes(everything: pandas.DataFrame, arm: pandas.DataFrame, before: pandas.DataFrame, reference: str) -> list[str]:
+    front = Front(everything, reference)
+    plateau = front.plateau(everything, reference)
     lines = [
-        f"| depth | seeds | best of {REFERENCE} | untuned | tuned | tuned - {REFERENCE} | {REFERENCE} pays, TFLOPs |",
-        "|---|---|---|---|---|---|---|",
+        f"| depth | seeds | best of {reference} | untuned | tuned | untuned - {reference} | tuned - {reference} "
+        f"| {reference} pays, TFLOPs |",
+        "|---|---|---|---|---|---|---|---|",
     ]
     for size, some in arm.groupby(["width", "depth"]):
         same = [(one["width"] == size[0]) & (one["depth"] == size[1]) for one in (before, plateau)]
         if not same[1].any():
             continue
         best, (pays, bound) = front.best(size), front.cost_of(size, float(some["top1"].mean()))
-        difference = paired(some, plateau[same[1]])
+        differences = [paired(one, plateau[same[1]]) for one in (before[same[0]], some)]
         columns = (
             size[1],
             len(some),
             f"{best.top1:.2f} (x{best.times})",
             f"{before[same[0]]['top1'].mean():.2f}",
             f"{some['top1'].mean():.2f}",
-            "" if difference is None else _points(difference),
+            *("" if each is None else _points(each) for each in differences),
             f"{bound.replace('=', '')}{pays / 1e12:.1f}",
         )
         lines.append("| " + " | ".join(map(str, columns)) + " |")
@@ -71,18 +74,18 @@ def _points(difference: Difference) -> str:
     return f"{difference.mean:+.2f}" + (f" ± {difference.half:.2f}" if difference.seeds > 1 else "")
 
 
-def _whole(everything: pandas.DataFrame, arm: pandas.DataFrame, said: str, unit: str) -> str:
+def _whole(everything: pandas.DataFrame, arm: pandas.DataFrame, said: str, unit: str, reference: str) -> str:
     """What all sizes cost, and how many times less that is than the reference for the same accuracies."""
-    front = Front(everything, REFERENCE, unit)
+    front = Front(everything, reference, unit)
     saved = front.saving(arm, unit)
     if saved is None:
         return f"| {said} | no size in common | | | | |"
     factor, bound = saved
     spent, sizes = cost(arm, unit), arm["depth"].nunique()
     shared = [size for size in arm.groupby(["width", "depth"]).groups if size in front.points]
-    reference = factor * spent.total(len(shared), search=False) / len(shared)
+    pays = factor * spent.total(len(shared), search=False) / len(shared)
     with_teacher = cost(arm, unit, ancestry=True)
-    ten, whole = (MANY * reference / one.total(MANY, search=False) for one in (spent, with_teacher))
+    ten, whole = (MANY * pays / one.total(MANY, search=False) for one in (spent, with_teacher))
     scale, name = (1e12, "TFLOPs") if unit == "flops" else (1, "s")
     total = spent.total(sizes, search=False) / scale
     return f"| {said} | {name} | {total:,.4g} | {bound.replace('=', '')}{factor:.2f} | {ten:.2f} | {whole:.2f} |"

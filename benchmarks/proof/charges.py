@@ -35,9 +35,10 @@ class Charges:
         return cls({row["step"]: row["ms"] for row in rows}, rows[0]["batch"])
 
     def descendant(self, row: Row) -> float:
-        """Training or tuning one model. The models of its sweep share the loader and the teacher's passes."""
-        shared = row["steps"] * self.ms["loader"] / row["sweep"]["models"]
-        own = row["steps"] * self.ms[f"depth {row['depth']}"]
+        """Training or tuning one model, and fitting it before. The models of a sweep share loader and teacher."""
+        steps = row["steps"] + (row.get("fit_steps") or 0)
+        shared = steps * self.ms["loader"] / row["sweep"]["models"]
+        own = steps * self.ms[f"depth {row['depth']}"]
         return (shared + own) / 1e3 + self._passes(row["teacher_flops"], row.get("teacher")) / row["sweep"]["models"]
 
     def learngene(self, row: Row) -> float:

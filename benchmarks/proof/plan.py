@@ -167,15 +167,23 @@ class Plan:
     def _grid(self, step: Step, depth: int, rows: Iterable[Row]) -> list[float]:
         """The learning rates of a search: the given ones, and more while the best finished one is at the border."""
         scores = self._scores(step, depth, rows)
-        grid = sorted({*self.search["lrs"], *scores})
-        if set(grid) <= scores.keys():
-            best, factor = max(scores, key=lambda lr: scores[lr]), self.search["factor"]
-            low, high = self.search["limits"]
-            if best == grid[0] and best > low:
-                return [best / factor, *grid]
-            if best == grid[-1] and best < high:
-                return [*grid, best * factor]
+        return extended(
+            sorted({*self.search["lrs"], *scores}), scores, self.search["factor"], tuple(self.search["limits"])
+        )
+
+
+def extended(
+    grid: list[float], scores: Mapping[float, float], factor: float, limits: tuple[float, float]
+) -> list[float]:
+    """A grid of learning rates with the next one, `factor` away, where all are scored and the best is at the border."""
+    if not set(grid) <= scores.keys():
         return grid
+    best = max(scores, key=lambda lr: scores[lr])
+    if best == grid[0] and best > limits[0]:
+        return [best / factor, *grid]
+    if best == grid[-1] and best < limits[1]:
+        return [*grid, best * factor]
+    return grid
 
 
 def last_gain(rows: Iterable[Row], step: Step, depth: int) -> float:

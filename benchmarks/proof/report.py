@@ -16,12 +16,13 @@ from statistics import mean, stdev
 from benchmarks.proof.against import against_front
 from benchmarks.proof.charges import Charges
 from benchmarks.proof.run import ROWS, read_rows
-from benchmarks.proof.table import REFERENCE, Row, cost_together
+from benchmarks.proof.table import REFERENCES, Row, cost_together
 
 BOUNDS = """
-"Times less" is what scratch pays along its front for a learngene's accuracies, over what the learngene costs with its
-teacher's passes. `<`: scratch's shortest schedule is more accurate at a size, so the factor flatters. `>`: no schedule
-is as accurate. `~`: both occur. Learning-rate searches are not included.
+"Times less" is what a reference pays along its front for a learngene's accuracies, over what the learngene costs with
+its teacher's passes. `<`: the reference's shortest schedule is more accurate at a size, so the factor flatters. `>`: no
+schedule is as accurate. `~`: both occur. Learning-rate searches are not included. `distilled` trains each size alone
+from the learngenes' teacher.
 """
 SIZE_MATTERS = 3.0  # points from the smallest to the largest size
 STUDENT = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776}  # two-sided 95 % quantiles by degrees of freedom
@@ -112,7 +113,9 @@ def report(rows: Sequence[Row], charges: Charges | None = None) -> str:
         lines += [f"## {data}, {arm}", ""]
         shared = any(row.get("learngene") for row in rows if row["arm"] == arm)
         if shared:
-            lines += against_front([row for row in rows if row["arm"] in (arm, REFERENCE)], data, charges)
+            for reference in REFERENCES:
+                those = [row for row in rows if row["arm"] in (arm, reference)]
+                lines += against_front(those, data, charges, reference)
         elif cells := front(rows, data, arm):
             lines += [*front_table(cells), "", size_effect(cells), ""]
         if searches := search_lines(rows, data, arm):

@@ -41,7 +41,20 @@ from benchmarks.proof.plan import PLAN, Plan, Run, pending
 from ray_learngene.provenance import provenance
 
 ROWS = Path(__file__).with_name("rows.jsonl")
-COLUMNS = ("top1_untuned", "params", "macs", "steps", "images", "flops", "teacher_flops", "val_loss")
+COLUMNS = (
+    *(
+        "top1_untuned",
+        "params",
+        "macs",
+        "steps",
+        "images",
+        "flops",
+        "teacher_flops",
+        "fit_steps",
+        "fit_flops",
+        "val_loss",
+    ),
+)
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -11,27 +11,31 @@ from benchmarks.proof.charges import Charges
 from ray_learngene.compare.front import longer_name
 
 Row = Mapping[str, Any]
-REFERENCE = "scratch"
+REFERENCES = ("scratch", "distilled")  # each size alone: from labels, and from the learngenes' teacher
 
 
 def table(rows: Sequence[Row], data: str, charges: Charges | None = None, *, untuned: bool = False) -> pandas.DataFrame:
     """The finished runs on a data set, one a row.
 
-    The reference's arms are `scratch`, `scratch-x2`, ... by their epochs; others end with theirs: `any-size 40`.
+    The references' arms are `scratch`, `scratch-x2`, ... by their epochs; others end with theirs: `any-size 40`.
+
     Args:
         charges: What runs cost in seconds; default: CPU seconds of their processes.
         untuned: Learngenes' descendants as they are before tuning.
     """
     rows = [row for row in rows if row["data"] == data]
     finished = [row for row in rows if row["status"] == "finished" and not row["searching"]]
-    epochs = [row["epochs"] for row in finished if row["arm"] == REFERENCE]
-    return pandas.DataFrame([_entry(row, rows, min(epochs, default=0), charges, untuned) for row in finished])
+    shortest = {arm: min((row["epochs"] for row in finished if row["arm"] == arm), default=0) for arm in REFERENCES}
+    return pandas.DataFrame([_entry(row, rows, shortest, charges, untuned) for row in finished])
 
 
-def _entry(row: Row, rows: Sequence[Row], shortest: int, charges: Charges | None, untuned: bool) -> dict[str, Any]:
+def _entry(
+    row: Row, rows: Sequence[Row], shortest: Mapping[str, int], charges: Charges | None, untuned: bool
+) -> dict[str, Any]:
     learngene, teacher = row.get("learngene"), row.get("teacher")
     before = untuned and learngene is not None
-    name = longer_name(REFERENCE, row["epochs"] // shortest) if row["arm"] == REFERENCE else _name(row)
+    arm = row["arm"]
+    name = longer_name(arm, row["epochs"] // shortest[arm]) if arm in REFERENCES else f"{arm} {row['epochs']}"
     return {
         **{column: row[column] for column in ("width", "depth", "seed")},
         "arm": name,
@@ -45,10 +49,6 @@ def _entry(row: Row, rows: Sequence[Row], shortest: int, charges: Charges | None
     }
 
 
-def _name(row: Row) -> str:
-    return f"{row['arm']} {row['epochs']}"
-
-
 def _costs(on: str, flops: float, teacher: float, seconds: float) -> dict[str, float]:
     return {f"{on}_flops": flops, f"{on}_teacher_flops": teacher, f"{on}_seconds": seconds}
 
@@ -57,7 +57,8 @@ def _own(row: Row, charges: Charges | None) -> tuple[float, float, float]:
     """FLOPs, the teacher's FLOPs and seconds of a run itself."""
     if row["flops"] is None:  # it diverged
         return 0.0, 0.0, row["cpu_seconds"]
-    return row["flops"], row["teacher_flops"], charges.descendant(row) if charges else row["cpu_seconds"]
+    own = row["flops"] + (row.get("fit_flops") or 0.0)
+    return own, row["teacher_flops"], charges.descendant(row) if charges else row["cpu_seconds"]
 
 
 def _spent(made: Mapping[str, Any] | None, seconds: float | None) -> tuple[float, float, float]:

@@ -61,11 +61,25 @@ def test_a_search_is_charged_to_the_runs_that_it_decides() -> None:
 def test_the_reference_pays_along_its_front() -> None:
     """52 % lies half way between 50 and 54: the cost is the geometric mean of both schedules'."""
     lines = against_front(ROWS, "cifar10")
-    assert "| 3 | 1 | 54.00 (x2) | 51.00 | 52.00 | -2.00 | 2.8 |" in lines
-    assert "| 12 | 1 | 59.00 (x2) | 55.00 | 56.00 | -3.00 | 11.3 |" in lines
+    assert "| 3 | 1 | 54.00 (x2) | 51.00 | 52.00 | -3.00 | -2.00 | 2.8 |" in lines
+    assert "| 12 | 1 | 59.00 (x2) | 55.00 | 56.00 | -4.00 | -3.00 | 11.3 |" in lines
     reference = (2 * 4) ** 0.5 + (8 * 16) ** 0.5
     ten, whole = 5 * reference / 14, 5 * reference / 22
     assert f"| tuned | TFLOPs | 6 | {reference / 6:.2f} | {ten:.2f} | {whole:.2f} |" in lines
+
+
+def test_each_size_distilled_alone_is_a_reference_too() -> None:
+    """What it costs counts its own passes of the teacher."""
+    alone = [
+        row(depth, 20, top1, 2e12, arm="distilled", teacher=TEACHER, teacher_flops=5e11)
+        for depth, top1 in ((3, 52.5), (12, 57.0))
+    ]
+    lines = against_front([*alone, *ROWS[4:]], "cifar10", reference="distilled")
+    assert "### any-size 20 epochs against the front of distilled" in lines
+    assert "| 3 | 1 | 52.50 (x1) | 51.00 | 52.00 | -1.50 | -0.50 | <2.5 |" in lines
+    assert any(line.startswith("| untuned | TFLOPs | 4 | <1.25 ") for line in lines)
+    together = report([*ROWS, *alone])
+    assert together.index("against the front of scratch") < together.index("against the front of distilled")
 
 
 def test_what_cannot_be_compared_is_left_out() -> None:
