@@ -47,7 +47,7 @@ class Charges:
         if made is None:
             return 0.0
         cost = made["cost"]
-        own = cost["steps"] * (self.ms["loader"] + self.ms[row["arm"]])
+        own = cost["steps"] * (self.ms["loader"] + self.ms[made.get("arm", row["arm"])])
         return own / 1e3 + self._passes(cost["teacher_flops"], row["teacher"])
 
     def teacher(self, row: Row) -> float:

@@ -89,6 +89,7 @@ def teacher_command(plan: Plan, data: str, places: Places) -> list[str]:
 
 def distill_command(plan: Plan, run: Run, places: Places) -> list[str]:
     """The distillation of a learngene arm."""
+    run = plan.distilled_as(run)
     learngene = plan.learngenes[run.arm]
     flags = {
         "name": sweep_name(run),
@@ -109,18 +110,22 @@ def distill_command(plan: Plan, run: Run, places: Places) -> list[str]:
 
 def sweep_command(plan: Plan, runs: Sequence[Run], places: Places) -> list[str]:
     """One sweep for runs that can share a loader; a search of a learngene measures its descendants untuned."""
-    first, learngene = runs[0], plan.learngenes.get(runs[0].arm)
-    tuning = 0 if first.searching else plan.tuning.get("epochs")
-    taught = {"ancestry": f"store:ancestries/{teacher_name(first.data)}"} if first.arm == "distilled" else {}
+    first, shared = runs[0], runs[0].arm in plan.learngenes
+    tuning = plan.tuning_of(first.arm) if shared else {"epochs": first.epochs, "lr_share": 1}
+    made = plan.learngenes[plan.distilled_as(first).arm] if shared else {"method": "scratch"}
+    taught = {}
+    if first.arm == "distilled" or tuning.get("taught"):
+        taught = {"ancestry": f"store:ancestries/{teacher_name(first.data)}"}
     flags = {
         "name": sweep_name(first),
         **places.flags(plan, first.data),
-        "learngene": sweep_name(first) if learngene else base_name(plan, first.data),
-        "arms": [learngene.get("arm", learngene["method"].partition(":")[0]) if learngene else "scratch"],
+        "learngene": sweep_name(plan.distilled_as(first)) if shared else base_name(plan, first.data),
+        "arms": [made.get("arm", made["method"].partition(":")[0])],
         "depths": ",".join(str(run.depth) for run in runs),
-        "epochs": tuning if learngene else first.epochs,
+        "epochs": 0 if shared and first.searching else tuning["epochs"],
+        "scratch": "epochs",  # not those of equal cost
         "seed": first.seed,
-        "lr": first.lr * (plan.tuning["lr_share"] if learngene else 1),
+        "lr": first.lr * tuning["lr_share"],
         **plan.settings,
         **(plan.search["split"] if first.searching else {}),
         **taught,

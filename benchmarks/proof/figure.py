@@ -12,13 +12,20 @@ from typing import Any
 import matplotlib
 from matplotlib.figure import Figure
 
-from benchmarks.figures import ARMS, OUT
+from benchmarks.figures import OUT
 from benchmarks.proof.run import ROWS, read_rows
-from benchmarks.proof.table import REFERENCE, table
-from ray_learngene.compare.front import schedules
+from benchmarks.proof.table import REFERENCES, table
 from ray_learngene.compare.summary import cost
 
 DATA = "cifar10"
+COLOURS = dict(  # Okabe and Ito's
+    zip(
+        ("scratch", "distilled", "any-size", "any-size-steady", "any-size-views", "sws", "ligo"),
+        ("#000000", "#999999", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00"),
+        strict=True,
+    )
+)
+LINES = ("-", "--", "-.", ":")  # of the schedules, the shortest first
 
 
 def figure(rows: list[dict[str, Any]]) -> Figure:
@@ -28,31 +35,25 @@ def figure(rows: list[dict[str, Any]]) -> Figure:
     """
     everything = table(rows, DATA, untuned=True)
     common = set.intersection(*(set(one["depth"]) for _, one in everything.groupby("arm")))
-    drawn = Figure(figsize=(10, 4.2), layout="constrained")
+    drawn = Figure(figsize=(10, 4.8), layout="constrained")
     by_size, by_cost = drawn.subplots(1, 2)
-    shortest = min(row["epochs"] for row in rows if row["arm"] == REFERENCE and not row["searching"])
-    reference = {
-        f"{REFERENCE}, {times * shortest} epochs": some for times, some in schedules(everything, REFERENCE).items()
-    }
-    others = {
-        f"{name.replace(' ', ', ')} epochs": everything[everything["arm"] == name]
-        for name in everything[everything["learngene"].notna()]["arm"].drop_duplicates()
-    }
-    colours = iter(["#0072B2", "#D55E00", "#009E73", "#CC79A7"])  # Okabe and Ito's
-    for label, some in {**reference, **others}.items():
-        colour, marker = ARMS[REFERENCE] if label in reference else (next(colours), "o")
-        style: dict[str, Any] = {"color": colour, "marker": marker, "ms": 5}
+    schedules = sorted(set(everything["epochs"]))
+    for (arm, epochs), some in everything.groupby(["trained", "epochs"], sort=False):
+        if arm not in COLOURS:
+            continue
+        label, line = f"{arm}, {epochs} epochs", LINES[schedules.index(epochs)]
+        style: dict[str, Any] = {"color": COLOURS[arm], "marker": "s" if arm in REFERENCES else "o", "ms": 5}
         scores = some.groupby("depth")["top1"].mean()
-        by_size.plot(scores.index, scores, label=label, **style)
+        by_size.plot(scores.index, scores, label=label, ls=line, **style)
         shared = some[some["depth"].isin(common)]
         for ancestry, fill in ((False, "full"), (True, "none")):
-            if ancestry and label in reference:
+            if ancestry and arm == "scratch":
                 continue
             total = cost(shared, "flops", ancestry=ancestry).total(len(common), search=False) / 1e12
             by_cost.plot(total, shared["top1"].mean(), fillstyle=fill, **{**style, "ls": ""})
         by_cost.annotate(label, (total, shared["top1"].mean()), (7, -3), textcoords="offset points", fontsize=8)
     by_size.set(xlabel="layers", ylabel="top-1 on 10,000 test images, %", xticks=sorted(set(everything["depth"])))
-    by_size.legend(fontsize=8, frameon=False)
+    by_size.legend(fontsize=8, frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.15), ncols=3)
     by_cost.set(
         xlabel=f"training of {len(common)} sizes together, TFLOPs (hollow: with the teacher's own)",
         ylabel="mean top-1, %",

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import product
 from pathlib import Path
 from statistics import fmean
@@ -77,8 +77,10 @@ class Plan:
         settings: Flags of every sweep.
         teacher: Flags of the ancestry model.
         learngenes: Flags of the distillation of each learngene arm. `depth` is the layers of what it distils, if not
-            those of the largest model. `arm` is how the sweep names its method, if it has options there.
-        tuning: Epochs of a learngene's descendants, and their learning rate as a share of the distillation's.
+            those of the largest model. `arm` is how the sweep names its method, if it has options there. An arm with
+            `of` takes the learngene of that other arm, and has a `tuning` of its own.
+        tuning: Epochs of a learngene's descendants, and their learning rate as a share of the distillation's. With
+            `taught` the teacher's probabilities take the place of labels.
     """
 
     def __init__(self, text: str) -> None:
@@ -89,7 +91,7 @@ class Plan:
         self.teacher: dict[str, Any] = values["teacher"]
         self.search: dict[str, Any] = values["search"]
         self.learngenes: dict[str, dict[str, Any]] = values.get("learngenes", {})
-        self.tuning: dict[str, float] = values.get("tuning", {})
+        self.tuning: dict[str, Any] = values.get("tuning", {})
         self.steps = [
             Step(**{name: tuple(value) if isinstance(value, list) else value for name, value in step.items()})
             for step in values["steps"]
@@ -104,7 +106,16 @@ class Plan:
             decisive["teacher"] = self.teacher
         if run.arm in self.learngenes:
             decisive |= {"learngene": self.learngenes[run.arm], "tuning": self.tuning}
+            if other := self.learngenes[run.arm].get("of"):
+                decisive["of"] = self.learngenes[other]
         return fingerprint({**asdict(run), **decisive})[:16]
+
+    def distilled_as(self, run: Run) -> Run:
+        """The run whose learngene a run takes: its own, or another arm's."""
+        return replace(run, arm=self.learngenes[run.arm].get("of", run.arm))
+
+    def tuning_of(self, arm: str) -> dict[str, Any]:
+        return self.learngenes[arm].get("tuning", self.tuning)
 
     def taught(self, arm: str) -> bool:
         return arm == "distilled" or arm in self.learngenes

@@ -39,6 +39,8 @@ def _entry(
     return {
         **{column: row[column] for column in ("width", "depth", "seed")},
         "arm": name,
+        "trained": arm,  # the arm without its schedule
+        "epochs": row["epochs"],
         "top1": row["top1_untuned" if before else "top1"],
         "per_size": False,
         "learngene": learngene and learngene["name"],
