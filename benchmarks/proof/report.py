@@ -17,6 +17,8 @@ from benchmarks.proof.against import against_front
 from benchmarks.proof.charges import Charges
 from benchmarks.proof.run import ROWS, read_rows
 from benchmarks.proof.table import REFERENCES, Row, cost_together
+from benchmarks.proof.transfer import ROWS as TRANSFER_ROWS
+from benchmarks.proof.transfer_table import transfer_lines
 
 BOUNDS = """
 "Times less" is what a reference pays along its front for a learngene's accuracies, over what the learngene costs with
@@ -24,6 +26,10 @@ its teacher's passes. `<`: the reference's shortest schedule is more accurate at
 schedule is as accurate. `~`: both occur. Learning-rate searches are not included. `distilled` trains each size alone
 from the learngenes' teacher.
 """
+TRANSFER = (
+    "Top-1 in %, mean over tuning seeds of one learngene. All arms train for the same epochs, each set and arm at its "
+    "own rate. The gain is the average over sets, with its 95 % interval over those seeds."
+)
 SIZE_MATTERS = 3.0  # points from the smallest to the largest size
 STUDENT = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776}  # two-sided 95 % quantiles by degrees of freedom
 
@@ -147,10 +153,12 @@ def _top1(row: Row) -> str:
     return "diverged" if row["top1"] is None else f"{row['top1']:.2f}"
 
 
-def page(rows: Sequence[Row], charges: Charges | None) -> str:
-    """The report as a page; `results.md` of the committed rows."""
+def page(rows: Sequence[Row], charges: Charges | None, moved: Sequence[Row] = ()) -> str:
+    """The report as a page; `results.md` of the committed rows, `moved` being those of the transfer."""
     made = "Made by `python -m benchmarks.proof.report`; see [the design](README.md)."
-    return f"# Results\n\n{made}\n{BOUNDS}\n{report(rows, charges)}\n"
+    table = transfer_lines(moved)
+    transfer = ["## Other image sets, six layers", "", TRANSFER, "", *table, ""] if table else []
+    return "\n".join([f"# Results\n\n{made}\n{BOUNDS}\n{report(rows, charges)}\n", *transfer])
 
 
 def main() -> None:
@@ -162,7 +170,7 @@ def main() -> None:
     args = parser.parse_args()
     rows, charges = read_rows(args.rows), Charges.read()
     if args.out:
-        args.out.write_text(page(rows, charges))
+        args.out.write_text(page(rows, charges, read_rows(TRANSFER_ROWS)))
     else:
         print(report(rows, charges) if rows else "no finished runs yet")
 

@@ -103,6 +103,22 @@ def test_a_learngene_has_one_rate_for_all_depths() -> None:
     assert {run.lr for run in plan.runs(plan.steps[1], rows)} == {2}
 
 
+def test_an_arm_can_tune_the_learngene_of_another_in_its_own_way() -> None:
+    plan = Plan(
+        TEXT + "tuning: {epochs: 2, lr_share: 0.1}\n"
+        "learngenes: {gene: {method: sws}, taught: {of: gene, tuning: {epochs: 10, lr_share: 0.5, taught: true}}}"
+    )
+    places = Places(*PLACES.values())  # type: ignore[arg-type]
+    gene, taught = (Run("cifar10", arm, 2, 20, 0, 0.08, False) for arm in ("gene", "taught"))
+    assert distill_command(plan, gene, places) == distill_command(plan, taught, places)
+    assert plan.key(gene) != plan.key(taught)
+    lines = [" ".join(sweep_command(plan, [run], places)) for run in (gene, taught)]
+    for line, epochs, lr in zip(lines, (2, 10), (0.008, 0.04), strict=True):
+        assert f"--learngene cifar10-gene-e20-s0-lr0.08 --arms sws --depths 2 --epochs {epochs} " in line
+        assert f"--lr {lr} " in line
+    assert ["--ancestry" in line for line in lines] == [False, True]
+
+
 def test_the_plan_and_its_commands_are_the_products() -> None:
     """Every flag of the plan's commands is one that the product knows."""
     from ray_learngene.config import AncestryConfig, DistillConfig, ExtractConfig, SweepConfig
