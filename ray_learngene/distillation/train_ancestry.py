@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from ray_learngene.ancestry.classes import order_of
 from ray_learngene.ancestry.model import create_timm
 from ray_learngene.ancestry.origin import log_license, origin_of
 from ray_learngene.config import AncestryConfig
@@ -24,7 +25,7 @@ from ray_learngene.errors import UserError
 from ray_learngene.models.card import model_card
 from ray_learngene.models.origin import Origin, data_name
 from ray_learngene.models.preprocessing import Preprocessing
-from ray_learngene.models.timm_folder import export_timm
+from ray_learngene.models.timm_folder import export_timm, labels_of
 from ray_learngene.provenance import publishable
 from ray_learngene.store.manifest import Kind, Manifest
 from ray_learngene.store.store import Store
@@ -119,6 +120,14 @@ def _create(config: AncestryConfig, classes: int) -> nn.Module:
                 raise
 
 
+def _other_classes(module: nn.Module, classes: Sequence[str]) -> tuple[str, ...]:
+    """The classes of a model that kept its head, if they are named and are not these in this order."""
+    names = getattr(module, "pretrained_cfg", {}).get("label_names") or ()
+    if len(names) != len(classes) or order_of(labels := labels_of(module), classes) == [*range(len(classes))]:
+        return ()
+    return labels
+
+
 def _refuse_shared_memory(model: nn.Module, name: str) -> None:
     """Refuse weights that share memory: safetensors would refuse them after training."""
     seen: dict[int, str] = {}
@@ -143,6 +152,11 @@ def train_ancestry(config: AncestryConfig, callbacks: Sequence[UserCallback] = (
     sets = checked_image_sets(config)
     module = _create(config, len(sets.train.classes))
     _refuse_shared_memory(module, config.model)
+    if config.pretrained and (names := _other_classes(module, sets.train.classes)):
+        log.info(
+            f"--model {config.model} has other classes than --data {config.data} by name and order ({names[0]}, ...): "
+            "its head begins with those"
+        )
     changes: dict[str, Any] = {"image_size": config.image_size} if config.image_size else {}
     preprocessing = Preprocessing.of(
         module,

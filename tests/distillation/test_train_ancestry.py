@@ -8,10 +8,12 @@ from typing import Any
 
 import pytest
 
+from ray_learngene.cli.main import main
 from ray_learngene.config import AncestryConfig
 from ray_learngene.distillation.run import _settings
 from ray_learngene.distillation.train_ancestry import _create, train_ancestry
 from ray_learngene.errors import UserError
+from tests.ancestry.teachers import save_teacher
 
 QUICK: dict[str, Any] = {
     **{"data": "digits", "name": "x", "workers": 0, "epochs": 1, "warmup_epochs": 0, "batch_size": 512},
@@ -53,3 +55,14 @@ def test_a_setting_that_came_later_does_not_make_another_run_of_what_was_made_be
         return _settings(task, {})
 
     assert "split_column" not in settings() and settings(split_column="fold")["split_column"] == "fold"
+
+
+def test_a_head_that_begins_with_other_classes_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    digits = [str(digit) for digit in range(10)]
+    command = ["ancestry", "--data", "digits", "--train-share", "0.1", "--val-share", "0.1", "--epochs", "0"]
+    command += ["--pretrained", "--batch-size", "64", "--workers", "0", "--store", str(tmp_path / "store")]
+    for name, names in (("same", digits), ("other", digits[::-1])):
+        save_teacher(tmp_path / name, model_config={"label_names": names})
+        assert main([*command, "--model", f"local-dir:{tmp_path / name}", "--name", name]) == 0
+        told = "has other classes than --data digits by name and order (9, ...): its head begins with those"
+        assert (told in capsys.readouterr().out) == (name == "other")
