@@ -60,7 +60,7 @@ def front_table(cells: Mapping[Cell, Sequence[Row]]) -> list[str]:
     ]
     for (depth, epochs), rows in cells.items():
         shorter = cells.get((depth, epochs // 2), ())
-        teacher = mean(row["teacher_flops"] for row in rows) / 1e12
+        teacher = mean(row["teacher_flops"] / row["sweep"]["models"] for row in rows) / 1e12
         own = mean(row["flops"] for row in rows) / 1e12
         columns = (
             depth,

@@ -56,11 +56,15 @@ def _costs(on: str, flops: float, teacher: float, seconds: float) -> dict[str, f
 
 
 def _own(row: Row, charges: Charges | None) -> tuple[float, float, float]:
-    """FLOPs, the teacher's FLOPs and seconds of a run itself."""
+    """FLOPs, the teacher's FLOPs and seconds of a run itself; models of one sweep share the teacher's passes."""
     if row["flops"] is None:  # it diverged
         return 0.0, 0.0, row["cpu_seconds"]
     own = row["flops"] + (row.get("fit_flops") or 0.0)
-    return own, row["teacher_flops"], charges.descendant(row) if charges else row["cpu_seconds"]
+    return (
+        own,
+        row["teacher_flops"] / row["sweep"]["models"],
+        charges.descendant(row) if charges else row["cpu_seconds"],
+    )
 
 
 def _spent(made: Mapping[str, Any] | None, seconds: float | None) -> tuple[float, float, float]:

@@ -21,6 +21,7 @@ def row(depth: int, epochs: int, top1: float, flops: float, **changes: Any) -> d
         **{"data": "cifar10", "arm": "scratch", "width": 24, "depth": depth, "epochs": epochs, "seed": 0, "lr": 0.04},
         **{"searching": False, "status": "finished", "top1": top1, "top1_untuned": 10.0},
         **{"flops": flops, "teacher_flops": 0, "cpu_seconds": flops / 1e11, "learngene": None, "teacher": None},
+        "sweep": {"models": 1},
         **changes,
     }
 

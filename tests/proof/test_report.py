@@ -18,7 +18,7 @@ def row(depth: int, epochs: int, seed: int, top1: float | None, **changes: Any) 
     return {
         **{"data": "cifar10", "arm": "scratch", "depth": depth, "epochs": epochs, "seed": seed, "top1": top1},
         **{"searching": False, "status": "finished", "lr": 0.04},
-        **{"flops": 2e12, "teacher_flops": 1e12, "cpu_seconds": 1800.0},
+        **{"flops": 2e12, "teacher_flops": 1e12, "cpu_seconds": 1800.0, "sweep": {"models": 1}},
         **changes,
     }
 
