@@ -11,6 +11,7 @@ from typing import Any
 
 import matplotlib
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullLocator
 
 from benchmarks.figures import OUT
 from benchmarks.proof.run import ROWS, read_rows
@@ -53,15 +54,17 @@ def figure(rows: list[dict[str, Any]]) -> Figure:
             by_cost.plot(total, shared["top1"].mean(), fillstyle=fill, **{**style, "ls": ""})
         by_cost.annotate(label, (total, shared["top1"].mean()), (7, -3), textcoords="offset points", fontsize=8)
     by_size.set(xlabel="layers", ylabel="top-1 on 10,000 test images, %", xticks=sorted(set(everything["depth"])))
-    by_size.legend(fontsize=8, frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.15), ncols=3)
+    drawn.legend(*by_size.get_legend_handles_labels(), fontsize=8, frameon=False, loc="outside lower center", ncols=4)
     by_cost.set(
-        xlabel=f"training of {len(common)} sizes together, TFLOPs (hollow: with the teacher's own)",
+        xlabel=f"{len(common)} sizes together, TFLOPs (hollow: with the teacher's training)",
         ylabel="mean top-1, %",
         xscale="log",
     )
-    by_cost.margins(x=0.3, y=0.1)
+    by_cost.margins(x=0.15, y=0.1)
+    by_cost.set_xlim(right=3 * by_cost.get_xlim()[1])  # room for labels
+    by_cost.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     by_cost.xaxis.set_major_formatter("{x:g}")
-    by_cost.xaxis.set_minor_formatter("{x:g}")
+    by_cost.xaxis.set_minor_locator(NullLocator())
     for axes in (by_size, by_cost):
         axes.grid(alpha=0.25)
         axes.spines[["top", "right"]].set_visible(False)
