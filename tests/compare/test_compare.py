@@ -184,7 +184,7 @@ def test_a_search_that_fails_for_another_reason_chooses_nothing(
             raise UserError("the disk is full")
         distill(run, **options)
 
-    with monkeypatch.context() as patched, pytest.raises(UserError, match="distillations failed: .*the disk is full"):
+    with monkeypatch.context() as patched, pytest.raises(UserError, match="1 distillation failed: .*the disk is full"):
         patched.setattr("ray_learngene.compare.distillations.distill", full)
         bench(some)
     two = some.model_copy(update={"tune_lrs": (1e-3, 2e-3)})

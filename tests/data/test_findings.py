@@ -71,7 +71,7 @@ def test_convert_and_training_count_as_the_check_does(tmp_path: Path, capsys: py
     options = {"data": str(root), "unreadable": "skip"}
     inspection = inspect_image_sets(CheckConfig(**options))
     assert inspection.errors == [] and inspection.training.images + inspection.validation.images == 37
-    written = convert(ConvertConfig(out="", **options), str(tmp_path / "out"))
+    written = convert(ConvertConfig(out=str(tmp_path / "out"), **options), str(tmp_path / "out"))
     assert (written["train"], written["val"]) == (inspection.training.images, inspection.validation.images)
     sets = checked_image_sets(CheckConfig(**options))
     assert f"going on with {inspection.training.images} of {len(sets.train)} images" in capsys.readouterr().err

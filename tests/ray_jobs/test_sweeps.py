@@ -107,7 +107,7 @@ def test_latency_is_measured_by_a_task_on_the_cluster(
     from ray_learngene.models.specs import PRESETS
     from ray_learngene.sweeps import latency
 
-    monkeypatch.setattr(latency, "resolve_device", lambda: pytest.fail("measured in the driver"))
+    monkeypatch.setattr(latency, "measure_latency", lambda *args, **options: pytest.fail("measured in the driver"))
     with latency.latency_meter(sweep_config) as measure:
         assert measure(PRESETS["nano"]).runs == 50
 

@@ -56,13 +56,18 @@ def test_local_uris_become_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert filesystem("store")[1] == str(tmp_path / "store")
 
 
-@pytest.mark.parametrize("uri", ["ggs://bucket/a", "zip://a", "://a", ""])
+@pytest.mark.parametrize("uri", ["ggs://bucket/a", "zip://a", "://a"])
 def test_unknown_schemes_are_refused(uri: str) -> None:
     with pytest.raises(
         UserError, match="is not supported: give a local path, s3://bucket/prefix, gs://bucket"
     ) as error:
         Store(uri)
     one_line(error)
+
+
+def test_an_empty_address_is_not_the_current_folder() -> None:
+    with pytest.raises(UserError, match="an empty address: name a folder or a URI"):
+        Store("")
 
 
 def test_aliases_of_a_scheme_are_one_place() -> None:
