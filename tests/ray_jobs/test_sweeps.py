@@ -109,7 +109,8 @@ def test_latency_is_measured_by_a_task_on_the_cluster(
 
     monkeypatch.setattr(latency, "measure_latency", lambda *args, **options: pytest.fail("measured in the driver"))
     with latency.latency_meter(sweep_config) as measure:
-        assert measure(PRESETS["nano"]).runs == 50
+        found = measure(PRESETS["nano"])
+    assert found.runs > 1 and found.median_ms > 0 and found.clock == "cpu"
 
 
 def test_the_places_of_a_cluster(head: tuple[str, str]) -> None:
