@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from pydantic import Field
 
+from ray_learngene.config.base import LATER
 from ray_learngene.methods.base import Numbers
 from ray_learngene.methods.elastic import (
     ElasticMethod,
@@ -57,7 +58,10 @@ class AnySize(ElasticMethod):
     step: float = Field(0.5, ge=0, description="exponent of a residual branch's scale; 0: no scaling, 1: an Euler step")
     widths: Numbers = Field((), description="widths to train in addition to the auxiliary's own, e.g. 16-32")
     corrections: float = Field(
-        0, ge=0, description="add a correction for every layer of the auxiliary, 0 at the start, times this; 0: none"
+        0,
+        ge=0,
+        description="add a correction for every layer of the auxiliary, 0 at the start, times this; 0: none",
+        json_schema_extra=LATER,
     )
 
     def initial(self, spec: Spec) -> State:

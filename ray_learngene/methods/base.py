@@ -15,6 +15,7 @@ from pydantic import BaseModel, BeforeValidator, Field, field_validator
 from torch import nn
 
 from ray_learngene.config import Config
+from ray_learngene.config.decides import DESCENDANT, decisive
 from ray_learngene.config.documents import parse_object
 from ray_learngene.errors import UserError
 from ray_learngene.models.preprocessing import Preprocessing
@@ -144,6 +145,13 @@ class Method(Config, ABC):
     # options of the expansion; all other options belong to the distillation and are stored in the learngene
     expansion_options: ClassVar[frozenset[str]] = frozenset()
 
+    def options(self) -> dict[str, Any]:
+        """Return the options as JSON values, as artefacts keep them and as names of descendants hash them.
+
+        An option that came later is left out while it has its default, so that names and versions stay.
+        """
+        return decisive(self, DESCENDANT)
+
     def as_made(self, learngene: Learngene | None) -> Self:
         """Return this method with the options that the learngene was made with.
 
@@ -155,7 +163,8 @@ class Method(Config, ABC):
         if learngene.method != self.name:
             raise UserError(f"method {self.name!r} cannot expand a learngene of method {learngene.method!r}")
         for option in self.model_fields_set - self.expansion_options:
-            here, there = self.model_dump(mode="json")[option], learngene.options.get(option)
+            here = self.model_dump(mode="json")[option]
+            there = learngene.options.get(option, type(self).model_fields[option].default)
             if here != there:
                 raise UserError(
                     f"the learngene was made with {self.name}:{option}={there}, not {here}: leave the option out"

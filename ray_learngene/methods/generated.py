@@ -207,7 +207,7 @@ class GeneratingMethod(Method):
         if not isinstance(auxiliary, GeneratedVisionTransformer):
             raise UserError(f"method {self.name!r} needs its own auxiliary model: use `learngene distill`")
         genes = {name: tensor.detach().cpu().clone() for name, tensor in auxiliary.genes().items()}
-        return Learngene(self.name, self.model_dump(mode="json"), auxiliary.spec, genes)
+        return Learngene(self.name, self.options(), auxiliary.spec, genes)
 
     @torch.no_grad()
     def expand(self, learngene: Learngene | None, spec: Spec, *, seed: int = 0) -> nn.Module:

@@ -25,6 +25,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from ray_learngene.config.base import LATER
 from ray_learngene.errors import UserError
 from ray_learngene.methods.base import Learngene
 from ray_learngene.methods.generated import GeneratedVisionTransformer, Genes, State, require_no_statistics
@@ -205,8 +206,14 @@ class LiGO(SourceMethod):
     expanders: Literal["shared", "layer"] = Field(
         "shared",
         description="expanders of attention and MLP: shared by all layers, or each layer its own (the release)",
+        json_schema_extra=LATER,
     )
-    noise: float = Field(0, ge=0, description="add up to this to every initial weight of a layer (the release: 0.03)")
+    noise: float = Field(
+        0,
+        ge=0,
+        description="add up to this to every initial weight of a layer (the release: 0.03)",
+        json_schema_extra=LATER,
+    )
 
     @torch.no_grad()
     def expand(self, learngene: Learngene | None, spec: Spec, *, seed: int = 0) -> nn.Module:

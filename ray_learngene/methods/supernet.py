@@ -13,6 +13,7 @@ from typing import ClassVar, Literal
 import numpy as np
 from pydantic import Field
 
+from ray_learngene.config.base import LATER
 from ray_learngene.errors import UserError
 from ray_learngene.methods.base import Numbers
 from ray_learngene.methods.elastic import (
@@ -47,7 +48,12 @@ class Supernet(ElasticMethod):
     widths: Numbers = Field((), description="widths to train in addition to the auxiliary's own, e.g. 16-32")
     random: int = Field(1, ge=0, description="random slices in each step, in addition to the largest and the smallest")
     layers: Literal["even", "first"] = Field("even", description="layers of a slice: evenly spaced, or the first")
-    growth: float = Field(0, ge=0, description="exponent of the largest depth over training time; 0: always the whole")
+    growth: float = Field(
+        0,
+        ge=0,
+        description="exponent of the largest depth over training time; 0: always the whole",
+        json_schema_extra=LATER,
+    )
 
     def initial(self, spec: Spec) -> State:
         return dict(build(spec).state_dict())

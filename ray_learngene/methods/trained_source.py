@@ -33,7 +33,7 @@ class SourceMethod(Method):
         """Extract the learngene of any trained timm model, distilled here or not."""
         source = spec_of(auxiliary)
         tensors = {name: tensor.detach().cpu().clone() for name, tensor in auxiliary.state_dict().items()}
-        return Learngene(self.name, self.model_dump(mode="json"), source, self.kept(tensors, source))
+        return Learngene(self.name, self.options(), source, self.kept(tensors, source))
 
     def kept(self, tensors: State, source: Spec) -> State:
         """Select the parameters of a trained source model to store; by default all of them.

@@ -105,7 +105,7 @@ class Wave(GeneratingMethod):
         if spec.architecture is not None:
             require_no_statistics(self.name, spec)
         genes = self._templates(spec).closed_form(state, spec)
-        return Learngene(self.name, self.model_dump(mode="json"), spec, genes)
+        return Learngene(self.name, self.options(), spec, genes)
 
     def closest(self, learngene: Learngene, model: nn.Module) -> Learngene:
         """Express a trained model of any size by a learngene's templates: fit its scalers by least squares.

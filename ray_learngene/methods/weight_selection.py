@@ -15,6 +15,7 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
+from ray_learngene.config.base import LATER
 from ray_learngene.errors import UserError
 from ray_learngene.methods.generated import State
 from ray_learngene.methods.shared_weights import (
@@ -76,7 +77,9 @@ class WeightSelection(InheritingMethod):
         "mixed", description="mixed (the paper's): evenly spaced channels of q, k and v; whole: evenly spaced heads"
     )
     qkv: Literal["separate", "joint"] = Field(
-        "separate", description="separate (the paper's): q, k and v one by one; joint (the release's): their one matrix"
+        "separate",
+        description="separate (the paper's): q, k and v one by one; joint (the release's): their one matrix",
+        json_schema_extra=LATER,
     )
 
     @model_validator(mode="after")

@@ -102,7 +102,7 @@ def descendant(
     config, images = shared.config, shared.images
     method = arm.method
     facts = {
-        "arm": {"method": method.name, **method.model_dump(mode="json")},
+        "arm": {"method": method.name, **method.options()},
         "learngene": stored.manifest.version if stored else None,
         "spec": spec.model_dump(),
         "seed": seed,

@@ -337,3 +337,14 @@ def test_an_adapter_fits_few_parameters_and_becomes_a_plain_model(made: Made, tm
     assert_untied(model)
     assert torch.equal(model.eval()(images_of(spec)), adapter.eval()(images_of(spec)))
     assert not torch.equal(model(images_of(spec)), again.eval()(images_of(spec)))
+
+
+def test_an_option_that_came_later_is_kept_only_where_it_differs() -> None:
+    """So learngenes keep their versions and descendants their names; both hash the options."""
+    assert "corrections" not in create_method("any-size").options()
+    assert create_method("any-size:corrections=0.1").options()["corrections"] == 0.1
+    method = create_method("any-size")
+    learngene = method.extract(fresh_auxiliary(method))
+    assert create_method("any-size:corrections=0").as_made(learngene) == method
+    with pytest.raises(UserError, match=r"was made with any-size:corrections=0, not 0.1: leave the option out"):
+        create_method("any-size:corrections=0.1").as_made(learngene)
