@@ -77,7 +77,7 @@ def test_a_server_that_knows_no_ranges_is_not_taken_at_its_word(
             self.send_response(200)
             self.send_header("Content-Length", str(len(DATA)))
             self.end_headers()
-            with suppress(ConnectionError):  # nobody reads what was not asked for
+            with suppress(ConnectionError):  # the client may not read what it did not ask for
                 self.wfile.write(DATA)
 
         def log_message(self, format: str, *arguments: object) -> None:
