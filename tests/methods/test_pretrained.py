@@ -58,7 +58,7 @@ def test_a_source_method_distils_a_plain_model_and_takes_any_trained_one(text: s
     assert auxiliary.blocks[-1].drop_path1.drop_prob == pytest.approx(0.3)
     set_drop_path(auxiliary, 0.0)
     learngene = method.extract(auxiliary)
-    assert learngene.options == method.model_dump(mode="json") and learngene.spec == NANO
+    assert learngene.options == method.options() and learngene.spec == NANO
     before = {name: tensor.clone() for name, tensor in learngene.tensors.items()}
     with torch.no_grad():
         for parameter in auxiliary.parameters():
