@@ -14,11 +14,7 @@ KINDS: dict[str, Kind] = {
 
 
 def parse_artefact(text: str) -> tuple[str, str]:
-    """Read `learngenes/x` as (folder, name).
-
-    Raises:
-        UserError: the text does not begin with a folder of the store.
-    """
+    """Read `learngenes/x` as (folder, name)."""
     folder, _, name = text.strip("/").partition("/")
     folders = [*KINDS, "sweeps", "softlabels"]
     if folder not in folders or not name:

@@ -80,7 +80,6 @@ class Front:
     """The reference's accuracy against cost, for every size.
 
     Args:
-        table: The benchmark's table.
         unit: flops or seconds.
     """
 

@@ -149,14 +149,7 @@ def next_rate(losses: Mapping[float, float]) -> float | None:
 
 
 def best_rate(losses: Mapping[float, float], why: Sequence[str]) -> float:
-    """Return the rate of the smallest loss.
-
-    Args:
-        why: Why rates diverged, for the error.
-
-    Raises:
-        UserError: every rate diverged.
-    """
+    """Return the rate of the smallest loss."""
     best = _best(losses)
     if math.isinf(losses[best]):
         raise UserError(f"none of the learning rates {', '.join(f'{lr:g}' for lr in sorted(losses))} works: {why[0]}")

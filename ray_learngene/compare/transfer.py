@@ -56,11 +56,7 @@ def transfer(
 
 
 def check_sets(config: BenchConfig) -> None:
-    """Open every set of `config.transfer`, before anything is trained.
-
-    Raises:
-        UserError: a setting or a set is not usable; the message names it.
-    """
+    """Open every set of `config.transfer`, before anything is trained."""
     for label in config.transfer:
         folder_of("learngene", f"{config.name}-to-{label}")
         checked_image_sets(config.onto(label))

@@ -14,11 +14,7 @@ from ray_learngene.io.errors import clear_errors
 
 
 def local_path(text: str | Path, flag: str = "--out") -> Path:
-    """Return the absolute path of a local folder.
-
-    Raises:
-        UserError: its home directory is unknown, or it is the root.
-    """
+    """Return the absolute path of a local folder."""
     try:
         path = Path(os.path.abspath(Path(text).expanduser()))
     except RuntimeError as error:
@@ -29,11 +25,7 @@ def local_path(text: str | Path, flag: str = "--out") -> Path:
 
 
 def check_free(out: Path, overwrite: bool, mark: str) -> None:
-    """Refuse a target that is there, unless it may be replaced and holds the file `mark` of an earlier call.
-
-    Raises:
-        UserError: it is there and stays.
-    """
+    """Refuse a target that is there, unless it may be replaced and holds the file `mark` of an earlier call."""
     if not os.path.lexists(out):
         return
     if not overwrite:
@@ -48,9 +40,6 @@ def new_folder(out: Path, overwrite: bool, mark: str) -> Iterator[Path]:
 
     Args:
         mark: A file that every such folder has; a folder without it is never replaced.
-
-    Raises:
-        UserError: `out` is there and stays, or the disk refuses.
     """
     check_free(out, overwrite, mark)
     with clear_errors(str(out)):

@@ -49,12 +49,7 @@ def measure_latency(
     dtype: torch.dtype = torch.float32,
     threads: int = 1,
 ) -> Latency:
-    """Time forward passes of the model of a spec: ten blocks of a hundredth of a second at least.
-
-    Args:
-        device: By default the one at hand.
-        threads: Number of CPU threads for torch.
-    """
+    """Time forward passes of the model of a spec: ten blocks of a hundredth of a second at least."""
     device = device or resolve_device()
     gpu = device.type == "cuda"
     model = build(spec).to(device=device, dtype=dtype).eval()

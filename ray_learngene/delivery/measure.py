@@ -307,11 +307,7 @@ def measure(
     seconds: float = 60.0,
     provider: str = "CPUExecutionProvider",
 ) -> list[dict[str, Any]]:
-    """Check and time models.
-
-    Returns:
-        Records, one for each precision.
-    """
+    """Check and time models."""
     import onnxruntime
 
     before, started = load(), datetime.now(timezone.utc).isoformat(timespec="seconds")  # noqa: UP017

@@ -41,11 +41,7 @@ class Normalised(nn.Module):
 
 
 def export_program(model: nn.Module, example: Tensor, name: str) -> ExportedProgram:
-    """Trace a model for any batch up to MOST_IMAGES.
-
-    Raises:
-        UserError: its architecture cannot be exported.
-    """
+    """Trace a model for any batch up to MOST_IMAGES."""
     try:
         with torch.no_grad(), _quiet():
             batch = Dim("batch", min=1, max=MOST_IMAGES)
@@ -55,11 +51,7 @@ def export_program(model: nn.Module, example: Tensor, name: str) -> ExportedProg
 
 
 def to_onnx(program: ExportedProgram, example: Tensor, name: str) -> Any:
-    """Convert a traced model to an ONNX model.
-
-    Raises:
-        UserError: an operator of the architecture has no counterpart.
-    """
+    """Convert a traced model to an ONNX model."""
     try:
         with torch.no_grad(), _quiet():
             made = torch.onnx.export(

@@ -60,11 +60,7 @@ def distill(
 
 
 def prepare(config: DistillConfig) -> DistillTask:
-    """Read and check everything that a distillation needs.
-
-    Raises:
-        UserError: see the message.
-    """
+    """Read and check everything that a distillation needs."""
     method = create_method(config.method)
     auxiliary_spec(config)
     store = open_store(config, "learngene")
@@ -121,9 +117,6 @@ def auxiliary_spec(config: DistillConfig, classes: int | None = None) -> Spec:
 
     Args:
         classes: Of the ancestry model; default: what the preset or the student has.
-
-    Raises:
-        UserError: there is no such preset or timm model, or it has no such size.
     """
     if config.student is None:
         if isinstance(config.depth, tuple):
@@ -139,11 +132,7 @@ def auxiliary_spec(config: DistillConfig, classes: int | None = None) -> Spec:
 
 
 def check_depth(module: nn.Module, depth: int | tuple[int, ...], method: str) -> None:
-    """Refuse a depth that the method does not give its auxiliary model.
-
-    Raises:
-        UserError: the depths differ.
-    """
+    """Refuse a depth that the method does not give its auxiliary model."""
     spec = getattr(module, "spec", None)
     total = depth if isinstance(depth, int) else sum(depth)
     if spec is not None and spec.depth != total:

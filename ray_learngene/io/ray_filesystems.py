@@ -65,9 +65,6 @@ def ray_filesystem(uri: str, retry_seconds: float = 0.0) -> tuple[pyarrow.fs.Fil
 
     Args:
         retry_seconds: For about so long the filesystem itself repeats what the server does not answer, as Ray does not.
-
-    Raises:
-        UserError: pyarrow has no client for the scheme, or cannot use the settings of the store's client.
     """
     scheme, path = locate(uri)
     options = options_for(uri)
@@ -88,11 +85,7 @@ def ray_filesystem(uri: str, retry_seconds: float = 0.0) -> tuple[pyarrow.fs.Fil
 
 
 def require_agreement(uri: str, storage: pyarrow.fs.FileSystem, path: str) -> None:
-    """Find out whether pyarrow reaches the place that the store's client has reached.
-
-    Raises:
-        UserError: It does not; both reasons in one line.
-    """
+    """Find out whether pyarrow reaches the place that the store's client has reached."""
     try:
         with clear_errors(uri):
             storage.get_file_info(f"{path}/store.json")  # a key of the store: rights may end at its prefix

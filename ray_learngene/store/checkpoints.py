@@ -43,11 +43,7 @@ class StoreCheckpoints:
 
     @contextmanager
     def latest(self) -> Iterator[Path | None]:
-        """Yield a folder with the newest verified checkpoint; None if there is none, or a broken one.
-
-        Raises:
-            UserError: It was written by a version of this package whose checkpoints this one cannot continue.
-        """
+        """Yield a folder with the newest verified checkpoint; None if there is none, or a broken one."""
         if not self.exists():
             yield None
             return

@@ -29,7 +29,6 @@ class LivePage:
 
     Args:
         before: Rows of descendants that earlier runs settled.
-        total: Descendants of the sweep.
     """
 
     def __init__(

@@ -54,11 +54,7 @@ class Tracker(Protocol):
 
 
 def require(package: str, kind: str) -> ModuleType:
-    """Import the package of a tracker.
-
-    Raises:
-        UserError: it is not installed.
-    """
+    """Import the package of a tracker."""
     try:
         return importlib.import_module(package)
     except ModuleNotFoundError as error:

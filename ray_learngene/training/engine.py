@@ -84,12 +84,7 @@ class TorchEngine:
 
 
 def prepare_layers(module: nn.Module, config: OptimizationConfig) -> None:
-    """Compile the layers of a module and checkpoint their gradients, as the settings say.
-
-    Raises:
-        RunError: torch cannot compile here.
-        UserError: timm cannot checkpoint this class of model.
-    """
+    """Compile the layers of a module and checkpoint their gradients, as the settings say."""
     if config.compile:
         compile_layers(module)
     if config.grad_checkpointing:

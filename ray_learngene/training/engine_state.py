@@ -81,11 +81,7 @@ def write_state(folder: Path, state: EngineState) -> None:
 
 
 def read_state(folder: Path, device: torch.device) -> EngineState:
-    """Read a state that `write_state` wrote.
-
-    Raises:
-        RunError: another program or an earlier version wrote the checkpoint.
-    """
+    """Read a state that `write_state` wrote."""
     if not (folder / STATE_FILE).exists():
         raise RunError(
             f"the run's checkpoint has no {STATE_FILE}: an earlier version wrote it; start again with --overwrite"

@@ -40,11 +40,7 @@ class Scorer(Protocol):
 
 
 class LabelScorer:
-    """Top-1 and cross-entropy.
-
-    Args:
-        ancestry: See `score`.
-    """
+    """Top-1 and cross-entropy."""
 
     width = 3
 

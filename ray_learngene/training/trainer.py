@@ -137,11 +137,7 @@ class Trainer:
             row += self.scorer.score(model, batch)
 
     def end_score(self) -> None:
-        """Report the scores and add them to the history.
-
-        Raises:
-            NonFiniteLoss: the validation loss is not finite.
-        """
+        """Report the scores and add them to the history."""
         assert self._unscored is not None
         step, metrics = self._unscored
         self._unscored = None

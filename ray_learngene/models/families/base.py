@@ -60,8 +60,6 @@ class Family:
         """Count the equal parts that an axis concatenates, such as query, key and value.
 
         Args:
-            name: Parameter.
-            dim: Its axis.
             shapes: Shapes of all parameters and buffers by name.
         """
         module, _, _ = name.rpartition(".")
@@ -166,9 +164,6 @@ def resized(size: Size, **changes: Any) -> Size:
 
     A total depth is spread over the stages in proportion; a width is the first stage's, and the others follow. Heads
     follow the width at the present head size.
-
-    Raises:
-        UserError: a stage cannot have that depth or width.
     """
     depths, widths = changes.get("depths"), changes.get("widths")
     if depths is None and "depth" in changes:
@@ -212,11 +207,7 @@ def _heads(width: int, before: int, heads: int) -> int:
 
 
 def spread(depth: int, depths: Sequence[int]) -> tuple[int, ...]:
-    """Spread a total depth over stages in proportion to theirs; each stage gets one block at least.
-
-    Raises:
-        UserError: there are fewer blocks than stages.
-    """
+    """Spread a total depth over stages in proportion to theirs; each stage gets one block at least."""
     if depth < len(depths):
         raise UserError(
             f"depth {depth}: this architecture has {counted(len(depths), 'stage')}, each of one block at least"
@@ -244,11 +235,7 @@ class Made:
 
 
 def made(architecture: str, arguments: Mapping[str, Any]) -> Made:
-    """Build a model on the meta device and read its constructor's arguments, defaults included; cached.
-
-    Raises:
-        UserError: timm has no such entry point, or refuses the arguments.
-    """
+    """Build a model on the meta device and read its constructor's arguments, defaults included; cached."""
     if not timm.is_model(architecture):
         raise UserError(f"timm has no architecture {architecture!r}{near(architecture)}")
     try:
