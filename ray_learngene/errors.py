@@ -5,8 +5,7 @@ class UserError(Exception):
     """A mistake or a condition that the user can mend.
 
     The message is one line: what is wrong, where, and what to do instead. The command line prints it as it is and exits
-    with `status`; it never becomes a traceback. Any function may raise it. A docstring says so only if a caller relies
-    on more, such as that nothing was written.
+    with `status`; it never becomes a traceback.
     """
 
     status = 2

@@ -61,7 +61,11 @@ class Answers:
         autocast: torch.dtype | None,
         overwrite: bool = False,
     ) -> Answers:
-        """Create the answers for the training that these settings describe."""
+        """Create the answers for the training that these settings describe.
+
+        Args:
+            overwrite: Compute cached epochs again and replace them.
+        """
         facts = facts_of(config, teaching, images, ancestry, precision_of(autocast))
         cache = SoftLabelCache(store, facts, ancestry)
         return cls(cache, device, autocast, compiled=config.compile, overwrite=overwrite)

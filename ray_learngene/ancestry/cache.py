@@ -88,7 +88,11 @@ class SoftLabelCache:
         self._complete: dict[tuple[int, int], list[str]] = {}
 
     def parts_of(self, epoch: int, views: int, refresh: bool = True) -> list[str] | None:
-        """Return the names of the parts of an epoch with at least `views` views; None if it is incomplete."""
+        """Return the names of the parts of an epoch with at least `views` views; None if it is incomplete.
+
+        Args:
+            refresh: If no complete epoch is known, list the store again.
+        """
         found = [names for (e, count), names in sorted(self._complete.items()) if e == epoch and count >= views]
         if found or not refresh:
             return found[0] if found else None
@@ -116,6 +120,10 @@ class SoftLabelCache:
 
         Args:
             views: Number of views of the whole epoch, over all ranks.
+            wanted: Numbers of the views to read.
+
+        Raises:
+            UserError: a file is damaged or lacks views that its name promises.
         """
         names = self.parts_of(epoch, views)
         if names is None:
@@ -146,6 +154,11 @@ class SoftLabelCache:
 
         Args:
             views: Number of views of the whole epoch, over all ranks.
+            part: (rank, number of ranks).
+            numbers: Numbers of the part's views.
+
+        Raises:
+            UserError: a logit is not finite.
         """
         if not bool(torch.isfinite(labels.values).all()):
             raise UserError(

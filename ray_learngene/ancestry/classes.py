@@ -47,6 +47,9 @@ def match_classes(ancestry: Ancestry, reference: str, data: str, sets: ImageSets
 
     Args:
         labelled: False refuses nothing, as labels are not used; what is measured is printed all the same.
+
+    Raises:
+        UserError: another number of classes, other names, or a top-1 that says that the order is another.
     """
     classes = sets.train.classes
     if ancestry.classes != len(classes):

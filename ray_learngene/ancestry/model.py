@@ -164,6 +164,9 @@ def load_ancestry(
             `store:descendants/SWEEP/NAME`.
         features: It teaches features, and needs no classification head.
         needs_head: Refuse a model without a classification head.
+
+    Raises:
+        UserError: there is no such model, its weights cannot be fetched, or it cannot teach.
     """
     scheme, _, rest = reference.partition(":")
     if scheme == "store":

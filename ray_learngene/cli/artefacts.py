@@ -14,7 +14,11 @@ KINDS: dict[str, Kind] = {
 
 
 def parse_artefact(text: str) -> tuple[str, str]:
-    """Read `learngenes/x` as (folder, name)."""
+    """Read `learngenes/x` as (folder, name).
+
+    Raises:
+        UserError: the text does not begin with a folder of the store.
+    """
     folder, _, name = text.strip("/").partition("/")
     folders = [*KINDS, "sweeps", "softlabels"]
     if folder not in folders or not name:

@@ -19,6 +19,9 @@ FORMAT = 1
 def measure(config: MeasureConfig) -> list[Record]:
     """Do what a configuration says.
 
+    Returns:
+        The records that were made or imported.
+
     Raises:
         UserError: see the message; nothing is written or published then.
     """

@@ -18,7 +18,11 @@ from ray_learngene.terminal import Table, print_table
 
 
 def plan(config: PlanConfig) -> sweeps.Plan:
-    """Plan a sweep, with the distillation of its learngene if that has a recipe and is not in the store yet."""
+    """Plan a sweep, with the distillation of its learngene if that has a recipe and is not in the store yet.
+
+    Raises:
+        UserError: a budget that nothing meets, or whatever the distillation or the sweep would refuse.
+    """
     if not config.distill:
         return sweeps.plan(config)
     places = {"store": config.store} | ({"address": config.address} if config.address else {})

@@ -108,7 +108,11 @@ def device_timings(config: PullConfig, store: Store) -> Timings | None:
 
 
 def _on_device(found: list[Entry], timings: Timings) -> list[Entry]:
-    """Return the descendants with the latency that a record tells of each. Others are left out."""
+    """Return the descendants with the latency that a record tells of each. Others are left out.
+
+    Raises:
+        UserError: it tells nothing of any; says why.
+    """
     timed: list[Entry] = []
     reason: UserError | None = None
     for one in found:
@@ -257,7 +261,11 @@ def pull(config: PullConfig) -> Path:
 
 
 def _trained_or_expanded(config: PullConfig, store: Store) -> Manifest | Path:
-    """Print the best trained descendant and the largest expansion within the limits, and choose one."""
+    """Print the best trained descendant and the largest expansion within the limits, and choose one.
+
+    Returns:
+        The descendant, or the folder of the expansion.
+    """
     trained: Manifest | None = None
     try:
         trained = select_descendant(config, store)

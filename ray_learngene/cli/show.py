@@ -23,7 +23,11 @@ _COST = {"images": "{:,.0f} images", "flops": "{:.3g} FLOPs", "teacher_flops": "
 
 
 def print_artefact(config: ShowConfig) -> None:
-    """Print what is known about one artefact, or a sweep's leaderboard."""
+    """Print what is known about one artefact, or a sweep's leaderboard.
+
+    Raises:
+        UserError: there is no artefact of that name.
+    """
     store = Store.of(config)
     store.check(write=False)
     folder, name = parse_artefact(config.artefact)

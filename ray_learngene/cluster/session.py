@@ -67,7 +67,11 @@ def ray_cluster(address: str | None) -> Iterator[None]:
 
 
 def require_listener(address: str) -> None:
-    """Check that a cluster listens at the address; Ray itself would retry for minutes."""
+    """Check that a cluster listens at the address; Ray itself would retry for minutes.
+
+    Raises:
+        UserError: nothing does, or the address holds a password, which Ray would show to all users of the cluster.
+    """
     if "@" in address:  # not echoed
         raise UserError(
             "the address of the Ray cluster holds a user name or a password: give HOST:PORT in --address and "
@@ -84,7 +88,11 @@ def require_listener(address: str) -> None:
 
 
 def _require_room(more: str = "") -> None:
-    """Check the free space of Ray's own files: sockets, logs and states."""
+    """Check the free space of Ray's own files: sockets, logs and states.
+
+    Raises:
+        UserError: it is; the message ends with `more`.
+    """
     folder = Path(ray_internals.temporary_folder())
     if not folder.is_dir():
         return  # Ray makes it, or says why it cannot
@@ -158,7 +166,11 @@ def use_assigned_gpu() -> None:
 
 
 def require_resources(address: str | None, count: int, cpus: float, gpus: float, what: str) -> None:
-    """Refuse what this machine can never schedule. A cluster may grow, so nothing is refused there."""
+    """Refuse what this machine can never schedule. A cluster may grow, so nothing is refused there.
+
+    Raises:
+        UserError: says what is asked for and what there is.
+    """
     if address or os.environ.get("RAY_ADDRESS") or len(ray.nodes()) > 1:
         return
     have = ray.cluster_resources()

@@ -18,6 +18,12 @@ def with_equal_budgets(config: BenchConfig, ancestry: Ancestry, images: int) -> 
 
     All sizes together count, with the teacher's forward passes and tuning. Adapter fitting is not known beforehand and
     is left out; the page says how equal the budgets became.
+
+    Args:
+        images: Number of training images.
+
+    Raises:
+        UserError: an arm cannot have that budget, because its tuning alone costs more.
     """
     equal = [name for name, arm in config.arms.items() if arm.equal]
     if not equal:

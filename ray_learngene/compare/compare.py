@@ -162,6 +162,9 @@ def _refuse_another(config: BenchConfig, store: Store, hashes: dict[str, str]) -
     """Check that an earlier run of this benchmark had the same settings, so that rows stay comparable.
 
     Arms, sizes, seeds and learning rates may be added later.
+
+    Raises:
+        UserError: a benchmark of that name was made with other settings.
     """
     now = publishable(json.loads(json.dumps(decisive(config, BENCHMARK) | hashes)))
     path = f"benches/{config.name}/settings.json"

@@ -41,6 +41,9 @@ class Failure:
 def distill_all(config: BenchConfig, store: Store, runs: Sequence[DistillConfig], what: str) -> dict[str, Failure]:
     """Run the distillations that are not in the store: in parallel on the cluster, or one by one in this process.
 
+    Returns:
+        Failures by name of the run.
+
     Raises:
         Interrupted: this process was asked to end; running distillations have written their checkpoints.
         UserError: another method made the learngene with the name of a run.
@@ -118,7 +121,11 @@ def _distil_on_cluster(
 
 
 def _is_done(store: Store, run: DistillConfig) -> bool:
-    """Check whether a run's learngene is in the store."""
+    """Check whether a run's learngene is in the store.
+
+    Raises:
+        UserError: the learngene of that name was made by another method or with other settings.
+    """
     if not store.exists("learngene", run.name):
         return False
     made = store.manifest("learngene", run.name).metadata["config"]

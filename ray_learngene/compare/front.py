@@ -80,6 +80,7 @@ class Front:
     """The reference's accuracy against cost, for every size.
 
     Args:
+        table: The benchmark's table.
         unit: flops or seconds.
     """
 

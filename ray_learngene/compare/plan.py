@@ -35,7 +35,11 @@ def sizes(config: BenchConfig, classes: int) -> list[Spec]:
 
 
 def plan_arms(config: BenchConfig, classes: int) -> list[ArmPlan]:
-    """Plan every arm; expand an untrained learngene to every size, so that errors show before training."""
+    """Plan every arm; expand an untrained learngene to every size, so that errors show before training.
+
+    Raises:
+        UserError: a method or size is invalid, or an arm can make none of the sizes.
+    """
     _check_names(config)
     specs = sizes(config, classes)
     auxiliary = preset(config.preset, image=config.image_size, classes=classes, depth=config.depth)

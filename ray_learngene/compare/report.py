@@ -42,7 +42,11 @@ def write_report(
     folder: Path,
     moved: pandas.DataFrame | None = None,
 ) -> None:
-    """Write the tables to the store; write the tables, the pages and the plots to a folder."""
+    """Write the tables to the store; write the tables, the pages and the plots to a folder.
+
+    Args:
+        moved: The descendants on other image sets; see `transfer`.
+    """
     for name, rows in {RESULTS: table, TRANSFER: moved}.items():
         if rows is not None:
             store.write_table(f"benches/{config.name}/{name}", pyarrow.Table.from_pandas(rows, preserve_index=False))

@@ -149,7 +149,14 @@ def next_rate(losses: Mapping[float, float]) -> float | None:
 
 
 def best_rate(losses: Mapping[float, float], why: Sequence[str]) -> float:
-    """Return the rate of the smallest loss."""
+    """Return the rate of the smallest loss.
+
+    Args:
+        why: Why rates diverged, for the error.
+
+    Raises:
+        UserError: every rate diverged.
+    """
     best = _best(losses)
     if math.isinf(losses[best]):
         raise UserError(f"none of the learning rates {', '.join(f'{lr:g}' for lr in sorted(losses))} works: {why[0]}")

@@ -56,7 +56,11 @@ def transfer(
 
 
 def check_sets(config: BenchConfig) -> None:
-    """Open every set of `config.transfer`, before anything is trained."""
+    """Open every set of `config.transfer`, before anything is trained.
+
+    Raises:
+        UserError: a setting or a set is not usable; the message names it.
+    """
     for label in config.transfer:
         folder_of("learngene", f"{config.name}-to-{label}")
         checked_image_sets(config.onto(label))

@@ -173,7 +173,11 @@ class BenchConfig(StoreConfig, TrialsConfig):
         return f"-to-{self._onto}" if self._onto else ""
 
     def onto(self, label: str) -> BenchConfig:
-        """Return the benchmark as it tunes on a set of `transfer`."""
+        """Return the benchmark as it tunes on a set of `transfer`.
+
+        Raises:
+            UserError: a setting of the set is invalid.
+        """
         values = {**self.model_dump(exclude_unset=True), **self.transfer[label], "transfer": {}}
         try:
             target = load_config(BenchConfig, values, keywords=True)

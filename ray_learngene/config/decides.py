@@ -49,6 +49,9 @@ def require_same(before: Mapping[str, Any], now: Mapping[str, Any], begun: str, 
     Args:
         begun: What was begun, such as "the sweep 'x' in ./store".
         instead: What the user can do instead.
+
+    Raises:
+        UserError: one line that names the first setting that differs.
     """
     changed = [key for key in sorted({*before, *now}) if before.get(key) != now.get(key)]
     if changed:

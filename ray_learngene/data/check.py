@@ -75,6 +75,9 @@ def _frames(image: Image.Image) -> int:
 def check_images(image_set: ImageSet, mode: str) -> None:
     """Read every image of a set.
 
+    Args:
+        mode: As of `image_facts`; `off` does nothing.
+
     Raises:
         UnreadableImages: one or more cannot be read; counts them and names the first few.
     """

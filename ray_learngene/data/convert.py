@@ -53,6 +53,9 @@ def convert(
 
     Returns:
         `train` and `val` (numbers of images), `shards`, `bytes`, `skipped` (one line per image left out), `note`.
+
+    Raises:
+        UserError: the target is not empty or cannot be written, the set cannot be opened, or an image cannot be read.
     """
     target, folder = filesystem(out)
     with clear_errors(out):

@@ -78,7 +78,11 @@ class _Findings:
 
 
 def inspect_image_sets(config: DataConfig) -> Inspection:
-    """Read an image set and list all that is odd about it."""
+    """Read an image set and list all that is odd about it.
+
+    Raises:
+        UserError: the set cannot be opened at all.
+    """
     problems: list[str] = []
     sets = open_image_sets(config, problems.append)
     found = _Findings()
@@ -154,7 +158,11 @@ def _count(found: _Findings, split: str, part: ImageSet, unreadable: np.ndarray)
 
 
 def refuse_errors(inspection: Inspection) -> None:
-    """End with what would end training."""
+    """End with what would end training.
+
+    Raises:
+        UserError: there is something.
+    """
     if errors := inspection.errors:
         kinds = ", ".join(f"{error.count} {error.kind}" for error in errors)
         raise UserError(f"{inspection.data} cannot be trained on as it is: {kinds}; mend what the table calls an error")

@@ -63,6 +63,10 @@ def train_loader(
         finish_in_loader: Loader processes finish the batches; the numbers are the same.
         reader: Reads the set; default: one that fails at what it cannot read.
         device: Where the batches are put and finished; default: the one this process computes on.
+
+    Raises:
+        UserError: the batch is larger than the set, odd where pairs are mixed, or too small for its micro-batches; or
+            timm does not know the auto-augment policy.
     """
     mixing = augmentation.mixup > 0 or augmentation.cutmix > 0
     if mixing and batch_size % 2:

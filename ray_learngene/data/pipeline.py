@@ -50,7 +50,11 @@ class ImagePipeline:
 
     @classmethod
     def of(cls, sets: ImageSets, preprocessing: Preprocessing, config: Trains) -> ImagePipeline:
-        """Return the pipeline of a command's image sets, with its augmentation and the way it reads images."""
+        """Return the pipeline of a command's image sets, with its augmentation and the way it reads images.
+
+        Raises:
+            UserError: `publish` is "best", and no image can be held out of training.
+        """
         train, choice = sets.train, None
         if config.publish == "best":
             parts = hold_out(train, config.holdout)
@@ -156,6 +160,9 @@ def checked_image_sets(config: DataConfig) -> ImageSets:
     """Open an image set, say what the user should know about it, and refuse it where images cannot be read.
 
     With `unreadable="skip"` they are only told.
+
+    Raises:
+        UserError: see `open_image_sets` and `check_images`.
     """
     sets = open_image_sets(config)
     if sets.note:

@@ -48,6 +48,9 @@ class Reader:
         """Return the image and its label, or those of the next one in the set that can be read.
 
         It is the same image for all workers.
+
+        Raises:
+            UserError: see `image`, or no image of the set can be read.
         """
         for number in range(len(self.images)):
             found = self.image((index + number) % len(self.images))

@@ -31,6 +31,9 @@ def global_batches(size: int, batch_size: int, seed: int, epoch: int, repeats: i
 
     Returns:
         Image index and number of the view, both `[steps, batch_size]`.
+
+    Raises:
+        UserError: there are fewer images than a batch.
     """
     _require_batch(size, batch_size)
     steps = size // batch_size
@@ -58,6 +61,9 @@ class WorkerBatches(Sampler[list[Sample]]):
     Args:
         unit: Images that must stay together: 2 where pairs are mixed.
         view_epochs: Order and augmentation repeat after so many epochs; 0: never.
+
+    Raises:
+        UserError: the set is smaller than a batch, or a batch has less than a unit for every micro-batch.
     """
 
     def __init__(

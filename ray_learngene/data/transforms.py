@@ -22,6 +22,9 @@ def train_transform(size: int, mean: tuple[float, ...], augmentation: Augmentati
 
     Args:
         mean: Of the normalisation to come; what auto-augmentation moves in from outside an image has this colour.
+
+    Raises:
+        UserError: timm does not know the auto-augment policy.
     """
     try:
         return _pixels(

@@ -36,7 +36,11 @@ _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def measure(config: MeasureConfig, store: Store) -> list[Record]:
-    """Time the models or sizes of a configuration; records are neither written nor published."""
+    """Time the models or sizes of a configuration; records are neither written nor published.
+
+    Raises:
+        UserError: a model cannot be timed, or computes something else than its golden file.
+    """
     if config.runtime == "onnxruntime":
         require_packages(["onnx"])
     sized = _Sized.of(config, store) if config.learngene else None
@@ -97,7 +101,11 @@ def _conditions(config: MeasureConfig, gpu: bool) -> dict[str, Any]:
 
 
 def write_script(path: Path) -> None:
-    """Write measure.py to a file."""
+    """Write measure.py to a file.
+
+    Raises:
+        UserError: the disk refuses.
+    """
     with clear_errors(str(path)):
         shutil.copyfile(clock.__file__, path)
 

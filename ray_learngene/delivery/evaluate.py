@@ -47,6 +47,9 @@ class ModelImages:
 
         Args:
             where: What the model is called in a message.
+
+        Raises:
+            UserError: its classes are not those of the images, or it takes no square RGB images.
         """
         sets = open_image_sets(config)
         labels = labels_of(model)
@@ -94,6 +97,9 @@ def evaluate_folder(folder: str | Path, config: DataConfig, batch_size: int) -> 
     """Score a timm model folder on the validation split of an image set; unreadable images as `unreadable` says.
 
     A model without a head is scored by its vectors; see `FeatureScores`.
+
+    Raises:
+        UserError: it is no timm model folder, or its classes are not those of the images.
     """
     model = load_timm(Path(folder).expanduser())
     images = ModelImages.open(model, str(folder), config)

@@ -68,7 +68,11 @@ class Expander:
 
     @classmethod
     def open(cls, store: Store, name: str, method: str | None = None) -> Expander:
-        """Read a learngene and what its store knows of its descendants."""
+        """Read a learngene and what its store knows of its descendants.
+
+        Raises:
+            UserError: there is no such learngene, or the method cannot expand it.
+        """
         stored = StoredLearngene.load(store, name)
         chosen = create_method(method or stored.learngene.method)
         chosen.as_made(stored.learngene)
@@ -140,7 +144,11 @@ class Expander:
         return self.method.expand(self.stored.learngene, spec, seed=seed)
 
     def write(self, spec: Spec, out: Path, *, seed: int = 0, overwrite: bool = False) -> Expansion:
-        """Expand to a timm model folder, which appears when it is whole."""
+        """Expand to a timm model folder, which appears when it is whole.
+
+        Raises:
+            UserError: see `expand`, or the folder is there and stays.
+        """
         model, accuracy, learngene = self.expand(spec, seed), self.accuracy(spec), self.stored.learngene
         settings = {**learngene.preprocessing, "image_size": spec.image}
         facts = {

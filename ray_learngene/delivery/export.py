@@ -71,7 +71,11 @@ class Exported:
 
 
 def require_packages(formats: Iterable[str]) -> None:
-    """Check that what an export needs is installed."""
+    """Check that what an export needs is installed.
+
+    Raises:
+        UserError: a package is missing.
+    """
     for one in formats:
         missing = [name for name in _PACKAGES[one] if importlib.util.find_spec(name) is None]
         if missing:
@@ -127,7 +131,11 @@ class Exporter:
         }
 
     def write(self, format: str, folder: Path) -> Exported:
-        """Write one export into an empty folder."""
+        """Write one export into an empty folder.
+
+        Raises:
+            UserError: the architecture does not export, or the file does not compute what the model computes.
+        """
         require_packages([format])
         path = folder / FILES[format]
         quantization = None
@@ -251,7 +259,12 @@ def spec_facts(model: nn.Module) -> dict[str, Any]:
 
 
 def export(config: ExportConfig) -> list[Exported]:
-    """Export a model folder to one or several formats; each appears when it is whole and compared."""
+    """Export a model folder to one or several formats; each appears when it is whole and compared.
+
+    Raises:
+        UserError: a package is missing, the folder is no timm folder, its architecture does not export, or the logits
+            of a file differ from the model's.
+    """
     require_packages(config.format)
     folder = local_path(config.model, "--model")
     several = len(config.format) > 1

@@ -14,7 +14,11 @@ from ray_learngene.io.errors import clear_errors
 
 
 def local_path(text: str | Path, flag: str = "--out") -> Path:
-    """Return the absolute path of a local folder."""
+    """Return the absolute path of a local folder.
+
+    Raises:
+        UserError: its home directory is unknown, or it is the root.
+    """
     try:
         path = Path(os.path.abspath(Path(text).expanduser()))
     except RuntimeError as error:
@@ -25,7 +29,11 @@ def local_path(text: str | Path, flag: str = "--out") -> Path:
 
 
 def check_free(out: Path, overwrite: bool, mark: str) -> None:
-    """Refuse a target that is there, unless it may be replaced and holds the file `mark` of an earlier call."""
+    """Refuse a target that is there, unless it may be replaced and holds the file `mark` of an earlier call.
+
+    Raises:
+        UserError: it is there and stays.
+    """
     if not os.path.lexists(out):
         return
     if not overwrite:
@@ -40,6 +48,9 @@ def new_folder(out: Path, overwrite: bool, mark: str) -> Iterator[Path]:
 
     Args:
         mark: A file that every such folder has; a folder without it is never replaced.
+
+    Raises:
+        UserError: `out` is there and stays, or the disk refuses.
     """
     check_free(out, overwrite, mark)
     with clear_errors(str(out)):

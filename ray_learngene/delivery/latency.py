@@ -49,7 +49,12 @@ def measure_latency(
     dtype: torch.dtype = torch.float32,
     threads: int = 1,
 ) -> Latency:
-    """Time forward passes of the model of a spec: ten blocks of a hundredth of a second at least."""
+    """Time forward passes of the model of a spec: ten blocks of a hundredth of a second at least.
+
+    Args:
+        device: By default the one at hand.
+        threads: Number of CPU threads for torch.
+    """
     device = device or resolve_device()
     gpu = device.type == "cuda"
     model = build(spec).to(device=device, dtype=dtype).eval()

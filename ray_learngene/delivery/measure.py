@@ -307,7 +307,11 @@ def measure(
     seconds: float = 60.0,
     provider: str = "CPUExecutionProvider",
 ) -> list[dict[str, Any]]:
-    """Check and time models."""
+    """Check and time models.
+
+    Returns:
+        Records, one for each precision.
+    """
     import onnxruntime
 
     before, started = load(), datetime.now(timezone.utc).isoformat(timespec="seconds")  # noqa: UP017

@@ -41,7 +41,11 @@ class Normalised(nn.Module):
 
 
 def export_program(model: nn.Module, example: Tensor, name: str) -> ExportedProgram:
-    """Trace a model for any batch up to MOST_IMAGES."""
+    """Trace a model for any batch up to MOST_IMAGES.
+
+    Raises:
+        UserError: its architecture cannot be exported.
+    """
     try:
         with torch.no_grad(), _quiet():
             batch = Dim("batch", min=1, max=MOST_IMAGES)
@@ -51,7 +55,11 @@ def export_program(model: nn.Module, example: Tensor, name: str) -> ExportedProg
 
 
 def to_onnx(program: ExportedProgram, example: Tensor, name: str) -> Any:
-    """Convert a traced model to an ONNX model."""
+    """Convert a traced model to an ONNX model.
+
+    Raises:
+        UserError: an operator of the architecture has no counterpart.
+    """
     try:
         with torch.no_grad(), _quiet():
             made = torch.onnx.export(

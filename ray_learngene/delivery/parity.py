@@ -107,6 +107,9 @@ def require_equal(parity: Parity, what: str, where: Callable[[], str | None]) ->
     Args:
         what: The file in a few words.
         where: Finds the first layer that differs; None where that is not known.
+
+    Raises:
+        UserError: it does not; says by how much, and where it differs first.
     """
     if parity.first is None:
         return

@@ -39,6 +39,9 @@ def plan_distillation(
     Returns:
         The cost, and the learngene of the untrained auxiliary model, whose descendants cost what those of the trained
         one will.
+
+    Raises:
+        UserError: whatever the distillation would refuse, or the cluster lacks what its workers need.
     """
     task = prepare(config)
     if config.workers == 0:

@@ -60,7 +60,11 @@ def distill(
 
 
 def prepare(config: DistillConfig) -> DistillTask:
-    """Read and check everything that a distillation needs."""
+    """Read and check everything that a distillation needs.
+
+    Raises:
+        UserError: see the message.
+    """
     method = create_method(config.method)
     auxiliary_spec(config)
     store = open_store(config, "learngene")
@@ -117,6 +121,9 @@ def auxiliary_spec(config: DistillConfig, classes: int | None = None) -> Spec:
 
     Args:
         classes: Of the ancestry model; default: what the preset or the student has.
+
+    Raises:
+        UserError: there is no such preset or timm model, or it has no such size.
     """
     if config.student is None:
         if isinstance(config.depth, tuple):
@@ -132,7 +139,11 @@ def auxiliary_spec(config: DistillConfig, classes: int | None = None) -> Spec:
 
 
 def check_depth(module: nn.Module, depth: int | tuple[int, ...], method: str) -> None:
-    """Refuse a depth that the method does not give its auxiliary model."""
+    """Refuse a depth that the method does not give its auxiliary model.
+
+    Raises:
+        UserError: the depths differ.
+    """
     spec = getattr(module, "spec", None)
     total = depth if isinstance(depth, int) else sum(depth)
     if spec is not None and spec.depth != total:

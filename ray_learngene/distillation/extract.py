@@ -38,6 +38,9 @@ def extract(config: ExtractConfig) -> Manifest:
     """Take a learngene from a trained vision transformer and publish it in the store.
 
     The cost is the seconds of the extraction. A source learngene, such as `pretrained`, adds its own cost.
+
+    Raises:
+        UserError: the method takes none from a trained model, the model is none it can use, or the name is taken.
     """
     folder_of("learngene", config.name)
     method = create_method(config.method)

@@ -272,7 +272,11 @@ def _train(loop: dict[str, Any]) -> dict[str, Any]:
 
 
 def _within_memory(task: Task, world_size: int) -> AncestryConfig | DistillConfig:
-    """Apply the notes of earlier workers to the configuration."""
+    """Apply the notes of earlier workers to the configuration.
+
+    Raises:
+        RunError: a restart would fail in the same way.
+    """
     notes = RunNotes(task.store, run_name(task)).read()
     if "error" in notes:
         raise RunError(notes["error"])

@@ -58,7 +58,11 @@ def run(task: Task, callbacks: Sequence[UserCallback] = (), trackers: Trackers |
     """Train a task and publish its artefact; continue where an interrupted run of the same name stopped.
 
     Args:
+        callbacks: Ray Train's (`ray.train.UserCallback`), which run in its controller.
         trackers: Follow the run; default: those of its settings.
+
+    Raises:
+        UserError: the name is taken by an artefact or a run with other settings.
     """
     config = task.config
     if callbacks and config.workers == 0:

@@ -74,7 +74,11 @@ class Task(Protocol):
 
 
 def open_store(config: AncestryConfig | DistillConfig, kind: Kind) -> Store:
-    """Open the store, after the checks that need neither images nor weights."""
+    """Open the store, after the checks that need neither images nor weights.
+
+    Raises:
+        UserError: an impossible name, a bad DeepSpeed file or optimizer, or settings that exclude each other.
+    """
     manifest.run_name(kind, config.name)
     user_deepspeed = read_user_config(config.deepspeed) if config.deepspeed else {}
     if not traits_of(config).elementwise and (config.zero or "zero_optimization" in user_deepspeed):
@@ -96,7 +100,11 @@ def open_store(config: AncestryConfig | DistillConfig, kind: Kind) -> Store:
 
 
 def made_before(store: Store, kind: Kind, config: PublishConfig, settings: dict[str, Any]) -> Manifest | None:
-    """Return the artefact of the configuration's name if it is in the store, made with the same settings."""
+    """Return the artefact of the configuration's name if it is in the store, made with the same settings.
+
+    Raises:
+        UserError: it was made with other settings.
+    """
     if config.overwrite or not store.exists(kind, config.name):
         return None
     made = store.manifest(kind, config.name)

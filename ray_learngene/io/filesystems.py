@@ -14,6 +14,9 @@ def filesystem(uri: str, retry_seconds: float = 0.0) -> tuple[pyarrow.fs.FileSys
     """Return the pyarrow filesystem of a URI, for bytes and tables, and the path in it.
 
     pyarrow's own client of S3, and fsspec's of every other scheme, by which the store reads there, too.
+
+    Raises:
+        UserError: The URI is not supported, or the region of its bucket cannot be found out.
     """
     scheme, path = locate(uri)
     if scheme in ("file", "s3"):

@@ -112,7 +112,11 @@ class Objects:
 
     @retrying
     def read(self, path: str, most: int = MOST_BYTES) -> bytes | None:
-        """Return the content of an object, or None if it does not exist."""
+        """Return the content of an object, or None if it does not exist.
+
+        Raises:
+            UserError: It has more than `most` bytes.
+        """
         with clear_errors(self.uri_of(path)):
             data = self.storage.read(path, most + 1)
         if data is not None and len(data) > most:

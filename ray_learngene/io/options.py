@@ -20,7 +20,11 @@ VARIABLE = "LEARNGENE_STORAGE_OPTIONS"
 
 
 def options_for(uri: str) -> dict[str, Any]:
-    """Return the options of the longest beginning of a URI that has any."""
+    """Return the options of the longest beginning of a URI that has any.
+
+    Raises:
+        UserError: The variable holds no options.
+    """
     try:
         given = json.loads(os.environ.get(VARIABLE) or "{}")
         known = {_plain(place): dict(options) for place, options in given.items()}

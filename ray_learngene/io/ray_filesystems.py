@@ -65,6 +65,9 @@ def ray_filesystem(uri: str, retry_seconds: float = 0.0) -> tuple[pyarrow.fs.Fil
 
     Args:
         retry_seconds: For about so long the filesystem itself repeats what the server does not answer, as Ray does not.
+
+    Raises:
+        UserError: pyarrow has no client for the scheme, or cannot use the settings of the store's client.
     """
     scheme, path = locate(uri)
     options = options_for(uri)
@@ -85,7 +88,11 @@ def ray_filesystem(uri: str, retry_seconds: float = 0.0) -> tuple[pyarrow.fs.Fil
 
 
 def require_agreement(uri: str, storage: pyarrow.fs.FileSystem, path: str) -> None:
-    """Find out whether pyarrow reaches the place that the store's client has reached."""
+    """Find out whether pyarrow reaches the place that the store's client has reached.
+
+    Raises:
+        UserError: It does not; both reasons in one line.
+    """
     try:
         with clear_errors(uri):
             storage.get_file_info(f"{path}/store.json")  # a key of the store: rights may end at its prefix

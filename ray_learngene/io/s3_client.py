@@ -35,7 +35,11 @@ class S3Client:
     """Requests to an S3 server. Threads share a client; a forked process makes its own."""
 
     def __init__(self, options: Mapping[str, Any]) -> None:
-        """Find the credentials, by botocore's chain."""
+        """Find the credentials, by botocore's chain.
+
+        Args:
+            options: Arguments of `S3FileSystem`, on top of the standard variables and profiles.
+        """
         self._options = options
         session, self._credentials = log_in(options)
         self.anonymous = bool(options.get("anon")) or self._credentials is None

@@ -25,7 +25,15 @@ def s3_session(options: Mapping[str, Any]) -> Session:
 
 
 def s3_settings(options: Mapping[str, Any]) -> dict[str, str | None]:
-    """Endpoint, region and certificate bundle as options, AWS variables and profile give them, None if they do not."""
+    """Endpoint, region and certificate bundle as options, AWS variables and profile give them, None if they do not.
+
+    Args:
+        options: Storage options; see options.py.
+
+    Raises:
+        UserError: The endpoint is not a URL of a server alone (the message does not repeat it), or there is no such
+            certificate bundle.
+    """
     import botocore.configprovider
     from botocore.utils import is_valid_endpoint_url, is_valid_ipv6_endpoint_url
 

@@ -66,7 +66,11 @@ def words_of(uri: str, error: BaseException | None = None) -> Scheme:
 
 
 def locate(uri: str) -> tuple[str, str]:
-    """Split a URI into a scheme and a path: an absolute path ("file"), "bucket/prefix" ("s3"), or what follows."""
+    """Split a URI into a scheme and a path: an absolute local path ("file"), "bucket/prefix" ("s3"), or what follows.
+
+    Raises:
+        UserError: The scheme is not known, its client is not installed, or the URI can only be misread.
+    """
     scheme = scheme_of(uri)
     if scheme == "s3":
         match = S3_URI.fullmatch(uri)

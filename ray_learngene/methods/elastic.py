@@ -112,7 +112,11 @@ class ElasticMethod(GeneratingMethod):
 
 
 def nested_widths(method: str, source: Spec, widths: tuple[int, ...]) -> tuple[int, ...]:
-    """Check the widths that a method trains and return them sorted, with the source's own."""
+    """Check the widths that a method trains and return them sorted, with the source's own.
+
+    Raises:
+        UserError: a width is larger than the source's or is not a multiple of its head size.
+    """
     head_size = source.width // source.heads
     headless = source.architecture is not None and not size_of(source).heads
     for width in widths:
@@ -139,7 +143,11 @@ def at_width(source: Spec, width: int, depth: int) -> Spec:
 
 
 def require_nested(method: str, source: Spec, spec: Spec) -> None:
-    """Check that a spec is a slice of the source."""
+    """Check that a spec is a slice of the source.
+
+    Raises:
+        UserError: the width is larger or the head size differs; the message gives both values.
+    """
     if spec.width > source.width:
         raise UserError(
             f"{method} cannot grow the width: the learngene has width {source.width}, the spec asks for {spec.width}"

@@ -72,7 +72,11 @@ def initialised(spec: Spec, seed: int, state: Mapping[str, Tensor]) -> nn.Module
 
 
 def require_no_statistics(method: str, spec: Spec) -> None:
-    """Check that a model has no running statistics, such as BatchNorm's, which cannot be generated."""
+    """Check that a model has no running statistics, such as BatchNorm's, which cannot be generated.
+
+    Raises:
+        UserError: it has.
+    """
     model = meta_model(spec)
     statistics = set(model.state_dict()) - {name for name, _ in model.named_parameters()}
     if statistics:

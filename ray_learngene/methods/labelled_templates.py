@@ -172,7 +172,11 @@ class LabelledTemplates:
         return self.sides is not None
 
     def templated(self, spec: Spec) -> dict[str, Part]:
-        """Return the parts with templates."""
+        """Return the parts with templates.
+
+        Raises:
+            UserError: width mode on a model that has several widths, or values of every layer outside blocks.
+        """
         if self.wide and (spec.depths or layered(spec)):
             has = "stages of several widths" if spec.depths else f"values of every layer ({min(layered(spec))})"
             raise UserError(f"wave:template changes widths, and {spec.architecture} has {has}: leave the option out")
@@ -183,7 +187,11 @@ class LabelledTemplates:
         return self.wide and bool(part.dims)
 
     def shape(self, spec: Spec, part: Part, rows: int, columns: int) -> tuple[int, int, int]:
-        """Return the number, height and width of a part's templates."""
+        """Return the number, height and width of a part's templates.
+
+        Raises:
+            UserError: templates do not divide the part, or cut through heads.
+        """
         each = (rows // part.groups[0], columns // part.groups[1])
         if not self.sides:
             height, width = (_divisor(size, min(each)) for size in each)

@@ -56,7 +56,11 @@ class Mimetic(Method):
 
     @torch.no_grad()
     def expand(self, learngene: Learngene | None, spec: Spec, *, seed: int = 0) -> nn.Module:
-        """Build a model of `spec`; the singular value decompositions take about a minute at width 768, depth 12."""
+        """Build a model of `spec`; the singular value decompositions take about a minute at width 768, depth 12.
+
+        Raises:
+            UserError: the model has no such attention, or its width no 2-D sinusoidal position embedding.
+        """
         if spec.width % 4 and "pos_embed" in shapes_of(spec):
             raise UserError(
                 f"mimetic needs a width divisible by 4 for its sinusoidal position embedding, got {spec.width}"
@@ -95,7 +99,11 @@ class Mimetic(Method):
 
 
 def _attentions(spec: Spec) -> dict[str, int]:
-    """Return the attention modules of a spec's blocks, with their heads."""
+    """Return the attention modules of a spec's blocks, with their heads.
+
+    Raises:
+        UserError: there are none with square query, key, value and projection weights, or positions rotate queries.
+    """
     rules, shapes = family(spec), shapes_of(spec)
     if rules.whole_heads:
         raise UserError(

@@ -90,7 +90,11 @@ class PlainTemplates:
         return {name: part for name, part in PARTS.items() if self.sides or name in MATRICES}
 
     def _shape(self, name: str, rows: int, columns: int, spec: Spec) -> tuple[int, int, int]:
-        """Return the number, height and width of a part's templates."""
+        """Return the number, height and width of a part's templates.
+
+        Raises:
+            UserError: the templates do not divide the part, or they cut through heads.
+        """
         matrix = PARTS[name].matrix
         side = self.sides[matrix] if self.sides else spec.width
         head_size = spec.width // spec.heads

@@ -49,7 +49,11 @@ METHODS: dict[str, type[Method]] = {method.name: method for method in _CLASSES} 
 
 @cache
 def method_class(name: str) -> type[Method]:
-    """Return the method of a name, from this package or another one."""
+    """Return the method of a name, from this package or another one.
+
+    Raises:
+        UserError: there is none, or what another package offers cannot be imported or is no method.
+    """
     if name in METHODS:
         return METHODS[name]
     offered = {point.name: point for point in entry_points(group=METHODS_GROUP)}
@@ -75,6 +79,9 @@ def create_method(text: str, **options: Any) -> Method:
 
     Args:
         options: Further options; options in the text take precedence.
+
+    Raises:
+        UserError: unknown method, unknown option or bad value.
     """
     name, *pairs = text.strip().split(":")
     method = method_class(name)

@@ -16,7 +16,11 @@ _SIZES = ("width", "heads", "patch", "mlp_ratio")
 
 
 def require_same(method: str, source: Spec, spec: Spec, *fields: str) -> None:
-    """Check that a spec has the learngene's architecture, and its values in fields that the method cannot change."""
+    """Check that a spec has the learngene's architecture, and its values in the fields that the method cannot change.
+
+    Raises:
+        UserError: a field differs; the message gives its name and both values.
+    """
     for field in ("architecture", *fields):
         have, want = getattr(source, field), getattr(spec, field)
         if have != want:
@@ -30,7 +34,11 @@ def require_same(method: str, source: Spec, spec: Spec, *fields: str) -> None:
 
 
 def require_head_size(method: str, source: Spec, spec: Spec) -> None:
-    """Check that the head size is the learngene's: at another one the columns of q, k and v would change meaning."""
+    """Check that the head size is the learngene's: at another one the columns of q, k and v would change meaning.
+
+    Raises:
+        UserError: the head sizes differ; the message gives both.
+    """
     have, want = source.width // source.heads, spec.width // spec.heads
     if have != want and not (source.architecture and not size_of(source).heads):
         raise UserError(

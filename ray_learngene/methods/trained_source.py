@@ -69,7 +69,11 @@ _ORDERED = (("depth", "depth"), ("width", "width"), ("hidden", "MLP width"))
 
 
 def require_order(method: str, source: Spec, spec: Spec, *, grows: bool) -> None:
-    """Check that a spec is not smaller (with `grows`) or not larger (without) than the source in depth and widths."""
+    """Check that a spec is not smaller (with `grows`) or not larger (without) than the source in depth and widths.
+
+    Raises:
+        UserError: a size is on the wrong side; the message gives both values.
+    """
     sizes = [(words, getattr(source, field), getattr(spec, field)) for field, words in _ORDERED]
     if source.architecture is not None and spec.architecture == source.architecture:
         before, after = size_of(source), size_of(spec)

@@ -27,6 +27,9 @@ def start_from_model(module: nn.Module, model: nn.Module, rule: Rule) -> None:
 
     Args:
         rule: The block of a run of layers that becomes the shared one, or their average.
+
+    Raises:
+        UserError: the auxiliary model shares no blocks, or the trained model is of another family or narrower.
     """
     spec: Spec = module.spec  # type: ignore[assignment]
     genes = {gene_of(name): name for name in module.state_dict()}

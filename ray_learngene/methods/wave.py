@@ -94,6 +94,9 @@ class Wave(GeneratingMethod):
         The closed form is a truncated singular value decomposition. For every kind of matrix it gives the templates and
         scalers that come closest to all layers together. It is exact with as many templates as independent blocks. The
         genes have the auxiliary's names and shapes, so that a distillation can start from them.
+
+        Raises:
+            UserError: the model is not one of a spec, or the templates do not fit it.
         """
         if isinstance(auxiliary, GeneratedVisionTransformer):
             return super().extract(auxiliary)
@@ -109,6 +112,9 @@ class Wave(GeneratingMethod):
 
         The result has the model's spec and the learngene's templates. Use it for trained models only. Least squares are
         linear: for interpolated matrices they would return the interpolated scalers.
+
+        Raises:
+            UserError: the model is not one of a spec, or the templates do not fit it.
         """
         made, spec = self.as_made(learngene), spec_of(model)
         made._require(learngene.spec, spec)

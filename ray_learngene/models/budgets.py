@@ -61,7 +61,11 @@ class Budget:
 
     @classmethod
     def parse(cls, text: str) -> Budget:
-        """Parse `quantity<=number[unit]`; several limits are joined by commas."""
+        """Parse `quantity<=number[unit]`; several limits are joined by commas.
+
+        Raises:
+            UserError: a part cannot be parsed; the message names it.
+        """
         limits = tuple(_parse_limit(part, text) for part in text.split(","))
         return cls(re.sub(r"\s+", "", text), limits)
 
@@ -119,7 +123,11 @@ def candidates(specs: Sequence[Spec], cost: Callable[[Spec], Mapping[str, float]
 
 
 def largest_within(budget: Budget, choices: Sequence[Candidate]) -> Candidate:
-    """Choose the candidate with the most parameters that meets the budget."""
+    """Choose the candidate with the most parameters that meets the budget.
+
+    Raises:
+        UserError: no candidate meets it; the message says by how much the nearest one exceeds each limit.
+    """
     within = [choice for choice in choices if budget.admits(choice.costs)]
     if within:
         return max(within, key=lambda choice: choice.costs["params"])

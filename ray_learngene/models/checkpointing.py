@@ -20,6 +20,9 @@ def checkpoint_gradients(model: nn.Module) -> None:
     """Switch on timm's gradient checkpointing, or checkpoint the blocks of a model for which timm has none.
 
     Losses, gradients and running statistics do not change.
+
+    Raises:
+        UserError: it has neither.
     """
     try:
         model.set_grad_checkpointing(True)  # type: ignore[operator]

@@ -28,7 +28,11 @@ _GRAPHS = 256
 
 
 def require_compiler() -> None:
-    """Check that torch will be able to compile."""
+    """Check that torch will be able to compile.
+
+    Raises:
+        RunError: the C++ compiler or Python's headers are missing.
+    """
     compiler = os.environ.get("CXX", "g++")
     if shutil.which(compiler) is None or not Path(sysconfig.get_path("include"), "Python.h").exists():
         raise RunError(
@@ -41,6 +45,9 @@ def compile_layers(model: nn.Module) -> None:
     """Compile a model's blocks; a model without any is compiled as a whole.
 
     Weights, state dict and the samples of stochastic depth do not change. Results differ by rounding.
+
+    Raises:
+        RunError: see `require_compiler`.
     """
     require_compiler()
     # the limit is per process: a limit per function needs torch 2.13, and GPU installations use older versions too

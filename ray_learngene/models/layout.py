@@ -219,7 +219,11 @@ def roles(name: str, axis: Axis) -> tuple[str, ...]:
 
 
 def resampled(state: Mapping[str, Tensor], spec: Spec) -> dict[str, Tensor]:
-    """Resample the positions of a state dict to those of a spec's model, with timm's own function for its class."""
+    """Resample the positions of a state dict to those of a spec's model, with timm's own function for its class.
+
+    Raises:
+        UserError: timm has none that does.
+    """
     shapes = shapes_of(spec)
     odd = [name for name, tensor in state.items() if tensor.shape != shapes[name]]
     if not odd:

@@ -36,6 +36,9 @@ class Preprocessing(Config):
             where: What the model is called in a message.
             input_size: Channels, height and width; default: what the model was built for.
             settings: Fields that are decided otherwise.
+
+        Raises:
+            UserError: the model takes other images.
         """
         data = resolve_model_data_config(model)
         channels, height, width = input_size or get_model_input_config(model)["input_size"]

@@ -65,6 +65,9 @@ class Grid:
         """Return the size with the most parameters within the budget; None if none is within.
 
         Of equal sizes the first counts, with depths of early stages first.
+
+        Raises:
+            UserError: the model's costs are not a sum over stages.
         """
         allowed = np.ones([len(depths) for depths in self.stages], dtype=bool)
         for limit in budget.limits:
@@ -89,7 +92,11 @@ def _at(spec: Spec, depths: tuple[int, ...]) -> Spec:
 
 
 def parse_stages(text: str, source: Spec) -> tuple[tuple[int, ...], ...]:
-    """Parse the depths of every stage, `1-3/1-3/3-27/1-3`."""
+    """Parse the depths of every stage, `1-3/1-3/3-27/1-3`.
+
+    Raises:
+        UserError: a part cannot be read, or there is not one for each stage.
+    """
     stages = tuple(tuple(parse_numbers("stage-depths", part)) for part in text.split("/"))
     count = len(source.depths or (1,))
     if len(stages) != count:
@@ -106,7 +113,12 @@ def parse_stages(text: str, source: Spec) -> tuple[tuple[int, ...], ...]:
 
 
 def largest_of_grids(budget: Budget, grids: Sequence[Grid]) -> Candidate:
-    """Return the largest size within a budget among the sizes of several widths."""
+    """Return the largest size within a budget among the sizes of several widths.
+
+    Raises:
+        UserError: the budget limits a latency, or no size is within it; the message then says by how much the smallest
+            exceeds it.
+    """
     timed = next((limit for limit in budget.limits if limit.quantity not in _EXACT), None)
     if timed is not None:
         raise UserError(f"budget {budget}: {timed.quantity} is measured size by size: list sizes with --depths instead")

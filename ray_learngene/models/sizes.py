@@ -11,7 +11,11 @@ from ray_learngene.models.specs import Spec, first_message
 
 
 def parse_numbers(flag: str, text: str) -> list[int]:
-    """Read `6-15` or `4,6,8` or a mix, as sorted distinct numbers."""
+    """Read `6-15` or `4,6,8` or a mix, as sorted distinct numbers.
+
+    Raises:
+        UserError: the text is neither.
+    """
     numbers: set[int] = set()
     for part in text.split(","):
         match = re.fullmatch(r"\s*(\d+)\s*(?:-\s*(\d+)\s*)?", part)
@@ -23,7 +27,11 @@ def parse_numbers(flag: str, text: str) -> list[int]:
 
 
 def parse_depths(text: str) -> list[int | tuple[int, ...]]:
-    """Total depths as `parse_numbers` reads them, and depths of three stages or more such as `3-3-9-3`."""
+    """Total depths as `parse_numbers` reads them, and depths of three stages or more such as `3-3-9-3`.
+
+    Raises:
+        UserError: a part is neither.
+    """
     found: list[int | tuple[int, ...]] = []
     for part in text.split(","):
         stages = part.strip().split("-")
@@ -35,7 +43,11 @@ def parse_depths(text: str) -> list[int | tuple[int, ...]]:
 
 
 def parse_factors(flag: str, text: str) -> list[float]:
-    """Read `0.25,0.5,1` as numbers above 0."""
+    """Read `0.25,0.5,1` as numbers above 0.
+
+    Raises:
+        UserError: a part is none.
+    """
     try:
         factors = [float(part) for part in text.split(",")]
     except ValueError:
@@ -72,6 +84,9 @@ def sizes_of(
         depth_factor: Depths as factors of the source's, instead.
         width_factor: Widths as factors of the source's, instead.
         changes: Other fields of the spec, such as `classes` and `image`; None keeps the source's.
+
+    Raises:
+        UserError: a text cannot be read, or a size does not fit the head size or the patches.
     """
     many_depths: list[int | tuple[int, ...]] = list(range(len(source.depths or (1,)), source.depth + 1))
     if depths or depth_factor:

@@ -110,6 +110,9 @@ def preset(name: str, **changes: Any) -> Spec:
     """Return a preset with some fields changed; None leaves a field unchanged.
 
     If the width changes and `heads` is not given, the number of heads follows at the preset's head size.
+
+    Raises:
+        UserError: there is no such preset, or the changed spec is invalid.
     """
     if name not in PRESETS:
         raise UserError(f"unknown preset {name!r}: choose one of {', '.join(PRESETS)}")
@@ -137,6 +140,9 @@ def spec_for(architecture: str, *, classes: int | None = None, image: int | None
     Args:
         classes: Size of the label set; default: the entry point's.
         image: Input height and width; default: the entry point's.
+
+    Raises:
+        UserError: timm has no such entry point, refuses the arguments, or takes no depth for it.
     """
     arguments = _as_json(architecture, arguments)
     # what `meta_model` builds for the spec, so that it is built once
@@ -270,7 +276,11 @@ def build(spec: Spec, *, seed: int | None = None) -> Any:
 
 @lru_cache(maxsize=256)
 def meta_model(spec: Spec) -> nn.Module:
-    """Build a spec's model on the meta device, without stochastic depth; cached, so do not change it."""
+    """Build a spec's model on the meta device, without stochastic depth; cached, so do not change it.
+
+    Raises:
+        UserError: timm refuses the size.
+    """
     if spec.architecture is not None:
         return made(spec.architecture, {**spec.arguments, "num_classes": spec.classes}).model.requires_grad_(False)
     with on_meta():
@@ -313,7 +323,11 @@ _NOT_OF_THE_SIZE = ("num_classes", "in_chans", "drop_rate", "drop_path_rate", "p
 
 
 def spec_of(model: nn.Module) -> Spec:
-    """Return the spec of a timm model, so that methods can start from a trained model."""
+    """Return the spec of a timm model, so that methods can start from a trained model.
+
+    Raises:
+        UserError: the model was not built by a timm entry point that takes a depth, or was changed afterwards.
+    """
     plain = _plain_spec(model)
     if plain is not None:
         return plain

@@ -75,6 +75,9 @@ def load_timm(folder: Path, **arguments: Any) -> nn.Module:
 
     Args:
         arguments: Arguments of `timm.create_model`; another number of classes gives the model a fresh head.
+
+    Raises:
+        UserError: the folder is not a timm model folder, or its weights do not fit its configuration.
     """
     if not (folder / "config.json").is_file():
         raise UserError(f"{folder} is not a timm model folder: it has no config.json")

@@ -30,7 +30,11 @@ def device_timings(store: Store) -> list[Timings]:
 
 
 def device_columns(records: Sequence[Record], timings: Sequence[Timings], first: int) -> dict[str, list[Any]]:
-    """Latency of every model on every device, and the relative error of predictions; None where nothing is known."""
+    """Latency of every model on every device, and the relative error of predictions; None where nothing is known.
+
+    Args:
+        first: The number of the first of these devices on the page.
+    """
     columns: dict[str, list[Any]] = {}
     for number, device in enumerate(timings, start=first):
         known: dict[Any, Timing | None] = {}

@@ -61,7 +61,11 @@ class SweepPage:
 
 
 def write_page(config: PageConfig) -> Path:
-    """Write the page of all sweeps of a store, or of some, to a local file, and return its path."""
+    """Write the page of all sweeps of a store, or of some, to a local file, and return its path.
+
+    Raises:
+        UserError: a sweep is not there, or the file cannot be written.
+    """
     store = Store.of(config)
     store.check(write=False)
     entries: dict[str, list[Entry]] = defaultdict(list)

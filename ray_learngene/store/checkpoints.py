@@ -43,7 +43,11 @@ class StoreCheckpoints:
 
     @contextmanager
     def latest(self) -> Iterator[Path | None]:
-        """Yield a folder with the newest verified checkpoint; None if there is none, or a broken one."""
+        """Yield a folder with the newest verified checkpoint; None if there is none, or a broken one.
+
+        Raises:
+            UserError: It was written by a version of this package whose checkpoints this one cannot continue.
+        """
         if not self.exists():
             yield None
             return

@@ -36,6 +36,13 @@ def download(objects: Objects, manifest: Manifest, out: Path, overwrite: bool, w
 
     They gather in `<out>.partial`, which a later call continues, and which is renamed when every file has the size and
     the SHA-256 of the manifest.
+
+    Returns:
+        The absolute path of `out`.
+
+    Raises:
+        UserError: `out` exists and may not be replaced, another pull into it runs, a file does not match, or storage or
+            disk refuse.
     """
     try:
         out = Path(os.path.abspath(out.expanduser()))

@@ -47,7 +47,11 @@ class Garbage:
 
 
 def garbage_of(store: Store, config: GcConfig) -> list[Garbage]:
-    """Return what the store and the folder of downloads no longer need."""
+    """Return what the store and the folder of downloads no longer need.
+
+    Raises:
+        UserError: The store cannot be read, or may not be written.
+    """
     store.check(write=config.delete)
     for entry in store.broken():
         log.warning(broken_text(entry.kind, entry.name, store.uri))

@@ -194,6 +194,9 @@ class Index:
         """Read every manifest and make a new snapshot of them; returns how many there are.
 
         Finds what was copied into the store or deleted from it by hand.
+
+        Raises:
+            UserError: The store cannot be written, or others kept making snapshots meanwhile.
         """
         return len(self._scan(keep=False))
 

@@ -33,7 +33,11 @@ class StoredLearngene:
 
     @classmethod
     def load(cls, store: Store, name: str) -> StoredLearngene:
-        """Read a learngene from a store."""
+        """Read a learngene from a store.
+
+        Raises:
+            UserError: there is none of that name, or its files are not what its manifest says.
+        """
         manifest = store.manifest("learngene", name)
         files = [store.read_file(manifest, file) for file in (WEIGHTS_FILE, DESCRIPTION_FILE)]
         try:

@@ -137,14 +137,22 @@ def version_of(files: list[FileEntry]) -> str:
 
 
 def file_entry(folder: Path, path: str) -> FileEntry:
-    """Return the entry of a file below a local folder."""
+    """Return the entry of a file below a local folder.
+
+    Raises:
+        UserError: It cannot be read.
+    """
     with clear_errors(str(folder / path)), (folder / path).open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
         return FileEntry(path=path, bytes=file.tell(), sha256=digest)
 
 
 def list_files(folder: Path) -> list[str]:
-    """Return the path of every file below a local folder, sorted."""
+    """Return the path of every file below a local folder, sorted.
+
+    Raises:
+        UserError: There is no such folder, it is empty, or it holds a file that no store may hold.
+    """
     if not folder.is_dir():
         raise UserError(f"cannot publish {folder}: it is not a folder")
     paths = sorted(path for path in folder.rglob("*") if path.is_file())
@@ -158,7 +166,11 @@ def list_files(folder: Path) -> list[str]:
 
 
 def parse_manifest(text: bytes, uri: str, kind: str, name: str) -> Manifest:
-    """Read the manifest found at `uri`, where that of `name` belongs."""
+    """Read the manifest found at `uri`, where that of `name` belongs.
+
+    Raises:
+        UserError: It is damaged, hostile, of another artefact, or of a later format.
+    """
     try:
         manifest = Manifest.model_validate_json(text)
         found = manifest.format
@@ -190,7 +202,11 @@ def _format_of(text: bytes) -> int:
 
 
 def folder_of(kind: Kind, name: str) -> str:
-    """Return where an artefact lies below the store's root."""
+    """Return where an artefact lies below the store's root.
+
+    Raises:
+        UserError: The name is not one that every store can hold.
+    """
     parts = name.split("/")
     wanted = 2 if kind in GROUPED else 1
     if len(parts) != wanted or not all(NAME.fullmatch(part) for part in parts):
@@ -200,7 +216,11 @@ def folder_of(kind: Kind, name: str) -> str:
 
 
 def run_name(kind: Kind, name: str) -> str:
-    """Return the name of an artefact's run: the folder of its checkpoints and of Ray's state."""
+    """Return the name of an artefact's run: the folder of its checkpoints and of Ray's state.
+
+    Raises:
+        UserError: the artefact's name, or the longer one of its run, is not one that every store can hold.
+    """
     folder_of(kind, name)
     run = f"{kind}-{name}"
     if len(run) > LONGEST_NAME:

@@ -92,6 +92,9 @@ class Store:
         """Check before any work, without retries, that the store can be read and with `write` written.
 
         A local store that is to be written is created.
+
+        Raises:
+            UserError: It cannot; says why and what to set.
         """
         self.objects.check(write)
 
@@ -120,7 +123,9 @@ class Store:
         """Publish every file below a local folder under a name.
 
         Args:
+            kind: What it is.
             name: Its name; "sweep/name" for a descendant.
+            folder: The local folder.
             metadata: What the manifest shall say about it; plain JSON values.
             overwrite: Replace what has that name already.
             keep_replaced: Keep the files of the replaced artefact, because other processes may read them; else delete
@@ -164,7 +169,11 @@ class Store:
         self.objects.delete_many(self.objects.find(check_path(path)))
 
     def manifest(self, kind: Kind, name: str) -> Manifest:
-        """Return what the store knows about an artefact."""
+        """Return what the store knows about an artefact.
+
+        Raises:
+            UserError: There is none of this name (says which names are near), or its manifest is not to be trusted.
+        """
         found = self.look_up(kind, name)
         if found is None:
             names = self._names(kind)
@@ -174,7 +183,11 @@ class Store:
         return found
 
     def look_up(self, kind: Kind, name: str) -> Manifest | None:
-        """Return the manifest of an artefact, or None."""
+        """Return the manifest of an artefact, or None.
+
+        Raises:
+            UserError: Its manifest is not to be trusted.
+        """
         text = self._text(kind, name)
         uri = self.objects.uri_of(f"{folder_of(kind, name)}/{MANIFEST}")
         return None if text is None else parse_manifest(text, uri, kind, name)
@@ -276,11 +289,19 @@ class Store:
         return download(self.objects, manifest, out, overwrite, without)
 
     def read_bytes(self, kind: Kind, name: str, path: str) -> bytes:
-        """Return one file of an artefact, verified; see `read_file` for several of one version."""
+        """Return one file of an artefact, verified; see `read_file` for several of one version.
+
+        Raises:
+            UserError: There is no such artefact or file, or the file does not match its hash.
+        """
         return self.read_file(self.manifest(kind, name), path)
 
     def read_file(self, manifest: Manifest, path: str) -> bytes:
-        """Return one file of the version of an artefact that a manifest describes, verified."""
+        """Return one file of the version of an artefact that a manifest describes, verified.
+
+        Raises:
+            UserError: There is no such file, or it does not match its hash.
+        """
         kind, name = manifest.kind, manifest.name
         entry = manifest.entry(path)
         if entry is None:
@@ -305,14 +326,22 @@ class Store:
         self.objects.put(check_path(path), buffer.getvalue().to_pybytes())
 
     def read_table(self, path: str) -> pyarrow.Table:
-        """Read the Parquet table at a path below the store."""
+        """Read the Parquet table at a path below the store.
+
+        Raises:
+            UserError: There is none, or it is not Parquet.
+        """
         table = self.find_table(path)
         if table is None:
             raise UserError(f"there is no table {self.objects.uri_of(path)}: check the name")
         return table
 
     def find_table(self, path: str) -> pyarrow.Table | None:
-        """Read the Parquet table at a path below the store, None where there is none."""
+        """Read the Parquet table at a path below the store, None where there is none.
+
+        Raises:
+            UserError: It is not Parquet.
+        """
         data = self.objects.read(check_path(path))
         with clear_errors(self.objects.uri_of(path)):
             return None if data is None else pyarrow.parquet.read_table(io.BytesIO(data))
@@ -330,7 +359,11 @@ class Store:
         return self.objects.create(check_path(path), text.encode())
 
     def read_text(self, path: str) -> str | None:
-        """Return the text at a path below the store, None where there is none."""
+        """Return the text at a path below the store, None where there is none.
+
+        Raises:
+            UserError: it is no text.
+        """
         data = self.objects.read(check_path(path))
         try:
             return None if data is None else data.decode()
@@ -338,7 +371,14 @@ class Store:
             raise UserError(f"{self.objects.uri_of(path)} is damaged (not UTF-8 text): remove it") from None
 
     def read_object(self, path: str, instead: str) -> dict[str, Any] | None:
-        """Return the JSON object at a path below the store, None where there is none."""
+        """Return the JSON object at a path below the store, None where there is none.
+
+        Args:
+            instead: What the user can do where it is damaged.
+
+        Raises:
+            UserError: it is damaged.
+        """
         data = self.objects.read(check_path(path))
         try:
             return None if data is None else parse_object(data)

@@ -15,7 +15,11 @@ RESULTS, PAGE, SETTINGS, PLAN = "results.parquet", "leaderboard.html", "sweep.js
 
 
 def sweep_file(name: str, file: str) -> str:
-    """Return the path of a file of a sweep below the store's root."""
+    """Return the path of a file of a sweep below the store's root.
+
+    Raises:
+        UserError: The name is not one that every store can hold.
+    """
     if not NAME.fullmatch(name):
         raise UserError(f"{name!r} is not the name of a sweep: write NAME {LEGAL}")
     return f"sweeps/{name}/{file}"
@@ -52,6 +56,9 @@ def read_settings(store: Store, name: str) -> dict[str, Any] | None:
     """Return what sweep.json says of a sweep: what its descendants have in `common` and its `budgets`.
 
     None without one.
+
+    Raises:
+        UserError: it is damaged.
     """
     path = sweep_file(name, SETTINGS)
     found = store.read_object(path, _INSTEAD)

@@ -117,7 +117,11 @@ class Record(BaseModel):
 
 
 def read_records(text: str, where: str) -> list[Record]:
-    """Return the records of a file that `measure.py` wrote."""
+    """Return the records of a file that `measure.py` wrote.
+
+    Raises:
+        UserError: it is something else.
+    """
     try:
         return [Record.model_validate(one) for one in json.loads(text)["records"]]
     except ValidationError as error:
@@ -130,7 +134,11 @@ def read_records(text: str, where: str) -> list[Record]:
 
 
 def record_of(manifest: Manifest) -> Record:
-    """Return the record of an artefact."""
+    """Return the record of an artefact.
+
+    Raises:
+        UserError: it is damaged.
+    """
     try:
         return Record.model_validate(manifest.metadata["record"])
     except (ValidationError, KeyError, OverflowError):
@@ -138,20 +146,32 @@ def record_of(manifest: Manifest) -> Record:
 
 
 def check_device(device: str) -> None:
-    """Check the name of a device."""
+    """Check the name of a device.
+
+    Raises:
+        UserError: it is none that a store can hold.
+    """
     if not NAME.fullmatch(device):
         raise UserError(f"--device {device}: use letters, digits, '.', '_' and '-'")
 
 
 def check_name(store: Store, name: str, overwrite: bool) -> None:
-    """Refuse the name of a record before anything is measured or published."""
+    """Refuse the name of a record before anything is measured or published.
+
+    Raises:
+        UserError: the device's name is none that a store can hold, or there is such a record and it stays.
+    """
     check_device(name.partition("/")[0])
     if not overwrite and store.has(f"{folder_of('timing', name)}/{MANIFEST}"):
         raise UserError(f"{store.uri} has timings/{name}: choose another --device, or --overwrite")
 
 
 def publish_record(store: Store, record: Record, device: str | None, overwrite: bool) -> Manifest:
-    """Publish a record as `timings/DEVICE/CONDITIONS`."""
+    """Publish a record as `timings/DEVICE/CONDITIONS`.
+
+    Raises:
+        UserError: there is such a record and it stays.
+    """
     facts = record.model_dump(mode="json")
     with scratch_folder() as folder:
         (folder / RECORD).write_text(json.dumps(facts, indent=2) + "\n")
@@ -189,7 +209,11 @@ class Timings:
 
     @classmethod
     def load(cls, store: Store, device: str) -> Timings:
-        """Read the records of `DEVICE`, or of `DEVICE/CONDITIONS` where it was measured under several."""
+        """Read the records of `DEVICE`, or of `DEVICE/CONDITIONS` where it was measured under several.
+
+        Raises:
+            UserError: there is none, there are several conditions, or a record is damaged.
+        """
         name, _, conditions = device.partition("/")
         found: dict[str, list[Record]] = {}
         for manifest in store.manifests("timing", name):
@@ -235,7 +259,11 @@ class Timings:
         return {one.spec: one.latency_ms for record in self.records for one in record.sizes if one.spec}
 
     def of(self, size: Any) -> Timing:
-        """Return the latency of a spec, or of a row of a results table: measured, or predicted from other sizes."""
+        """Return the latency of a spec, or of a row of a results table: measured, or predicted from other sizes.
+
+        Raises:
+            UserError: the record is of another architecture, or of too few sizes to predict from.
+        """
         fields = size if isinstance(size, Mapping) else size.model_dump()
         try:
             spec = TimedSpec.model_validate(dict(fields))

@@ -29,7 +29,11 @@ class Arm:
 
     @classmethod
     def parse(cls, text: str, default: str) -> Arm:
-        """Read an arm; `default` is the learngene where the text names none."""
+        """Read an arm; `default` is the learngene where the text names none.
+
+        Raises:
+            UserError: unknown method or option, a learngene for a method that takes none, or an unknown placeholder.
+        """
         method_text, at, name = text.strip().partition("@")
         method = create_method(method_text)
         if at and not method.needs_learngene:

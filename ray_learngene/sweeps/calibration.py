@@ -107,7 +107,11 @@ class SweepCost:
 
 
 def calibrate(inputs: SweepInputs, wanted: Sequence[Trial], price_per_hour: float | None) -> SweepCost:
-    """Measure one descendant of every arm and size where trials will run, and add up what all will cost."""
+    """Measure one descendant of every arm and size where trials will run, and add up what all will cost.
+
+    Raises:
+        UserError: the cluster lacks what one trial needs.
+    """
     one_each = list({(trial.arm, trial.spec): trial for trial in wanted}.values())
     if inputs.config.in_process:
         from ray_learngene.sweeps.capacity import own_place

@@ -126,6 +126,10 @@ class AddsExports:
 def add_exports(adds: AddsExports, rows: Sequence[Row], added: Callable[[Row], None]) -> None:
     """Add the exports that are missing to published descendants, in this process or on Ray.
 
+    Args:
+        rows: Of the descendants.
+        added: Called with the new row of each.
+
     Raises:
         Interrupted: this process was asked to end.
     """

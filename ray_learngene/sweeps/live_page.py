@@ -29,6 +29,7 @@ class LivePage:
 
     Args:
         before: Rows of descendants that earlier runs settled.
+        total: Descendants of the sweep.
     """
 
     def __init__(

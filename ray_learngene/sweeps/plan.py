@@ -68,6 +68,9 @@ def plan(
     Args:
         distillation: What the distillation of the learngene will cost.
         planned: Stands for the learngene until it is distilled.
+
+    Raises:
+        UserError: a budget that nothing meets (says by how much), or whatever a sweep would refuse.
     """
     check_texts(config)
     traits_of(config)  # refuses what a sweep would

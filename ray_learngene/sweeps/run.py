@@ -34,6 +34,8 @@ def run_trials(
     Args:
         on_start: Called once the cluster has answered, before the first trial.
         keep: Called with a row for each trial that failed or was stopped early; those that finished are in the store.
+        followers: Are told what happens to every trial.
+        callbacks: Ray Tune's.
 
     Raises:
         Interrupted: this process was asked to end.

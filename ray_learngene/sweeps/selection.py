@@ -85,6 +85,9 @@ def select(
 
     Heads grow with the width, at the learngene's head size. Latencies of a device that a budget names come from its
     record in the store.
+
+    Raises:
+        UserError: a budget cannot be read, nothing meets it, or there is no record of a device.
     """
     budgets = [Budget.parse(text) for text in config.budgets]
     changes = {"classes": classes, "image": config.image_size}
@@ -134,7 +137,11 @@ def _searched(config: SelectionConfig, source: Spec, budgets: list[Budget], chan
 
 
 def require_reach(config: SelectionConfig, store: Store, arms: tuple[Arm, ...], known: StoredLearngene) -> None:
-    """Expand the learngene once at each width and at the largest depth, before images are read."""
+    """Expand the learngene once at each width and at the largest depth, before images are read.
+
+    Raises:
+        UserError: a size is none, or it is not one that the learngene grows to.
+    """
     if config.budgets:  # they may leave out what does not fit
         return
     specs = sizes_of(
@@ -165,6 +172,9 @@ def load_arms(
     """The learngenes of all arms by name, each expanded once at every size it is for.
 
     So an impossible expansion is refused before anything starts.
+
+    Raises:
+        UserError: a learngene is missing or was made by another method, or cannot become one of the specs.
     """
     learngenes = {config.learngene: known}
     expanded = set()
@@ -190,7 +200,11 @@ def load_arms(
 
 
 def _try(arm: Arm, learngene: Learngene | None, name: str | None, spec: Spec, store: Store) -> None:
-    """Expand to a spec once."""
+    """Expand to a spec once.
+
+    Raises:
+        UserError: the method cannot do it, or the learngene's tensors are not what its description says.
+    """
     try:
         arm.method.expand(learngene, spec)
     except UserError:

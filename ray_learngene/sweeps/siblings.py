@@ -26,6 +26,9 @@ Ended = Callable[[DescendantTask, Row | RunError], None]
 def train_descendant(task: DescendantTask, shared: SweepContext) -> Row:
     """Train one descendant from where its last checkpoint left it, and publish it.
 
+    Returns:
+        Its row of the results table.
+
     Raises:
         Interrupted: SIGTERM came; a checkpoint holds what is done.
         RunError: training cannot go on.

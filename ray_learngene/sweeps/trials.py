@@ -135,7 +135,9 @@ class Outcomes:
     """Records how trials end: logs a line for each, and keeps a row for each that did not finish.
 
     Args:
+        trials: All that are to be trained.
         keep: Called with those rows.
+        followers: Are told everything.
 
     Attributes:
         status: Logs how far the sweep is.

@@ -95,7 +95,11 @@ class LearningRateSearch(Searcher):
 
 
 class GroupedASHA(FIFOScheduler):
-    """ASHA (Li et al., 2020) among the trials of one group, each the only one of its pack."""
+    """ASHA (Li et al., 2020) among the trials of one group, each the only one of its pack.
+
+    Args:
+        epochs: Those of a trial.
+    """
 
     def __init__(self, epochs: Callable[[Trial], int]) -> None:
         super().__init__()

@@ -54,7 +54,11 @@ class Tracker(Protocol):
 
 
 def require(package: str, kind: str) -> ModuleType:
-    """Import the package of a tracker."""
+    """Import the package of a tracker.
+
+    Raises:
+        UserError: it is not installed.
+    """
     try:
         return importlib.import_module(package)
     except ModuleNotFoundError as error:

@@ -31,6 +31,9 @@ class Trackers:
     Args:
         texts: KIND:TARGET of each.
         others: Trackers that are open already, by what messages call them.
+
+    Raises:
+        UserError: a tracker's package is missing, or its target cannot be one.
     """
 
     def __init__(self, texts: Sequence[str], others: Mapping[str, Tracker] = MappingProxyType({})) -> None:
@@ -112,7 +115,11 @@ class _Feed:
 
 
 class ToDriver:
-    """A tracker in a worker that sends all to the driver, whose trackers hear it by `hear`."""
+    """A tracker in a worker that sends all to the driver, whose trackers hear it by `hear`.
+
+    Args:
+        send: Takes what `hear` is to be given there.
+    """
 
     def __init__(self, send: Callable[[tuple[Any, ...]], object]) -> None:
         self.send = send

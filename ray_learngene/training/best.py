@@ -17,6 +17,7 @@ class Best:
     Args:
         number: Which model of a run; 0 is the model itself, 1 the average of its weights.
         record: What `record` returned earlier, to resume from.
+        folder: The checkpoint to resume from.
 
     Attributes:
         index: Which entry of the history it is; None before the first.

@@ -166,7 +166,11 @@ class Progress:
 
     @classmethod
     def read(cls, folder: Path) -> Progress:
-        """Read the progress of an earlier process from its checkpoint."""
+        """Read the progress of an earlier process from its checkpoint.
+
+        Raises:
+            RunError: it is damaged, or a later version wrote it.
+        """
         try:
             progress = cls(**parse_object((folder / PROGRESS_FILE).read_bytes()))
         except (OSError, ValueError, TypeError) as error:

@@ -84,7 +84,11 @@ def deepspeed_config(
 
 
 def read_user_config(path: str) -> dict[str, Any]:
-    """Read a user's DeepSpeed JSON."""
+    """Read a user's DeepSpeed JSON.
+
+    Raises:
+        UserError: the file cannot be read, or it contains settings that the run's own flags determine.
+    """
     try:
         values = parse_object(read_document(path))
     except OSError as error:
@@ -106,6 +110,10 @@ class DeepSpeedEngine:
     """A DeepSpeed engine on the process group that Ray Train has set up.
 
     Weights stay in fp32, and bf16 is torch autocast. The arithmetic is therefore that of a single process.
+
+    Args:
+        module: The module, on this rank's training device.
+        settings: See `deepspeed_config`.
     """
 
     def __init__(self, module: nn.Module, optimizer: torch.optim.Optimizer, settings: dict[str, Any]) -> None:
@@ -190,7 +198,11 @@ class DeepSpeedEngine:
         return deepspeed_internals.flat_parameters(self._engine.optimizer, self._stage)
 
     def _gather_moments(self) -> Iterator[tuple[int, dict[str, Tensor]]]:
-        """Yield the optimizer's whole state of every parameter, on the CPU. All ranks iterate in lockstep."""
+        """Yield the optimizer's whole state of every parameter, on the CPU. All ranks iterate in lockstep.
+
+        Raises:
+            RunError: ZeRO has skipped every step so far, because it measured non-finite gradients.
+        """
         if self._stage == 0:
             yield from self._optimizer.state_dict()["state"].items()
             return

@@ -69,7 +69,11 @@ CHECKED = {
 
 
 def check_names(values: dict[str, Any], where: str) -> None:
-    """Refuse names that DeepSpeed does not know, on the top level, in the settings of ZeRO and in flat sections."""
+    """Refuse names that DeepSpeed does not know, on the top level, in the settings of ZeRO and in flat sections.
+
+    Raises:
+        UserError: names the first one, and the known one that is nearest.
+    """
     _check(values, SECTIONS, where)
     zero = values.get("zero_optimization", {})
     _check(zero, ZERO, f"{where}: zero_optimization")

@@ -84,7 +84,12 @@ class TorchEngine:
 
 
 def prepare_layers(module: nn.Module, config: OptimizationConfig) -> None:
-    """Compile the layers of a module and checkpoint their gradients, as the settings say."""
+    """Compile the layers of a module and checkpoint their gradients, as the settings say.
+
+    Raises:
+        RunError: torch cannot compile here.
+        UserError: timm cannot checkpoint this class of model.
+    """
     if config.compile:
         compile_layers(module)
     if config.grad_checkpointing:

@@ -81,7 +81,11 @@ def write_state(folder: Path, state: EngineState) -> None:
 
 
 def read_state(folder: Path, device: torch.device) -> EngineState:
-    """Read a state that `write_state` wrote."""
+    """Read a state that `write_state` wrote.
+
+    Raises:
+        RunError: another program or an earlier version wrote the checkpoint.
+    """
     if not (folder / STATE_FILE).exists():
         raise RunError(
             f"the run's checkpoint has no {STATE_FILE}: an earlier version wrote it; start again with --overwrite"

@@ -40,7 +40,11 @@ class Scorer(Protocol):
 
 
 class LabelScorer:
-    """Top-1 and cross-entropy."""
+    """Top-1 and cross-entropy.
+
+    Args:
+        ancestry: See `score`.
+    """
 
     width = 3
 

@@ -62,6 +62,7 @@ class FeatureScorer:
 
     Args:
         bank: Batches of labelled training images, read at every evaluation; None without labels.
+        classes: Number of classes.
     """
 
     width = 5  # loss, images, and images with labels that are right by either classifier, and their number

@@ -47,6 +47,10 @@ def create_optimizer(module: nn.Module, config: OptimizationConfig, **grouping: 
 
     Args:
         grouping: Arguments of `create_optimizer_v2` that decide about groups otherwise.
+
+    Raises:
+        UserError: timm has no such optimizer, it does not take these arguments, or the module has no layers to tell
+            apart.
     """
     settings: dict[str, Any] = {"lr": learning_rate(config), "weight_decay": config.weight_decay}
     if config.layer_decay < 1:
@@ -102,7 +106,11 @@ ADAMW_TRAITS = Traits(moments=2, elementwise=True)
 
 
 def traits_of(config: OptimizationConfig) -> Traits:
-    """Try the optimizer of a configuration on a small matrix."""
+    """Try the optimizer of a configuration on a small matrix.
+
+    Raises:
+        UserError: see `create_optimizer`, or a run could not continue from a checkpoint of its state.
+    """
     return _traits(config.opt, json.dumps(config.opt_args, sort_keys=True))
 
 

@@ -39,7 +39,11 @@ def says_out_of_memory(text: str) -> bool:
 
 
 def with_smaller_micro_batch(config: ConfigT, world_size: int = 1) -> ConfigT:
-    """Return the configuration with twice the accumulation."""
+    """Return the configuration with twice the accumulation.
+
+    Raises:
+        RunError: a micro-batch is already one image (one pair if mixup or cutmix mixes pairs).
+    """
     mixing = isinstance(config, AugmentationConfig) and (config.mixup > 0 or config.cutmix > 0)
     most = config.batch_size // (world_size * (2 if mixing else 1))
     if config.accumulation >= most:

@@ -61,7 +61,11 @@ class Stepper:
     ema: ModelEmaV3 | None = None
 
     def __call__(self, step: int, micro_batches: Iterable[Batch]) -> Step:
-        """Take step `step`, counted from 0, on its micro-batches."""
+        """Take step `step`, counted from 0, on its micro-batches.
+
+        Raises:
+            NonFiniteLoss: see `FiniteGuard`.
+        """
         engine, device = self.engine, self.device
         if not engine.module.training:  # visiting all submodules costs half a percent of a small model's step
             engine.train()

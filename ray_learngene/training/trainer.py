@@ -137,7 +137,11 @@ class Trainer:
             row += self.scorer.score(model, batch)
 
     def end_score(self) -> None:
-        """Report the scores and add them to the history."""
+        """Report the scores and add them to the history.
+
+        Raises:
+            NonFiniteLoss: the validation loss is not finite.
+        """
         assert self._unscored is not None
         step, metrics = self._unscored
         self._unscored = None

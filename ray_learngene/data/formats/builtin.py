@@ -33,7 +33,11 @@ def open_digits() -> ImageSets:
 
 
 def open_cifar10(data_dir: str | None) -> ImageSets:
-    """CIFAR-10 from its original binary files in `data_dir`, or through torchvision where there are none."""
+    """CIFAR-10 from its original binary files in `data_dir`, or through torchvision where there are none.
+
+    Raises:
+        UserError: a binary file is missing or is not one, or the set cannot be downloaded.
+    """
     folder = _cifar10_binaries(Path(data_dir).expanduser()) if data_dir else None
     if folder is None:
         return open_timm_sets("torch/cifar10", data_dir)

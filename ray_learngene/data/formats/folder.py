@@ -57,6 +57,10 @@ def open_folder(root: str, holdout: float, *, validate: bool = True, report: Rep
     Args:
         validate: False does not read a split to validate on; the training split stands for it.
         report: Is told what is wrong with class folders; what it does not refuse is left out.
+
+    Raises:
+        UserError: there are no class folders or images, or, by default, a class folder is empty, an image is outside
+            any of them, or a class is in one split only.
     """
     root = os.path.abspath(root)
     with clear_errors(root):
@@ -86,6 +90,9 @@ def open_any_folder(root: str, holdout: float, *, validate: bool = True) -> Imag
     """Open a folder whose labels are not needed: class folders where there are any, else every image below it.
 
     Images of a flat folder are split by `train/` and `val/` (or `test/`) where those exist; else some are held out.
+
+    Raises:
+        UserError: there are no images.
     """
     problems: list[str] = []
     try:

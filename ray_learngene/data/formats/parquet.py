@@ -84,6 +84,9 @@ def open_parquet(config: DataConfig) -> ImageSets:
     """Open the Parquet files at `config.data`; splits come from file or folder names, or from `config.split_column`.
 
     A test split without labels is left out. With `validate_on="holdout"` no split to validate on is read.
+
+    Raises:
+        UserError: there are no files, or columns, labels or splits are not usable; names file and row, or class.
     """
     uri = config.data
     source, root = filesystem(uri)

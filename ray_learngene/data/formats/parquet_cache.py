@@ -60,6 +60,10 @@ def cached_rows(source: Source, limit: float = 0) -> Path:
 
     Args:
         limit: Bytes that all files of the cache may take together; 0: no limit.
+
+    Raises:
+        UserError: a file or a column cannot be read, or an image or a label is missing; names file and row. Or the rows
+            do not fit into the limit.
     """
     place, root = filesystem(source.uri)
     with clear_errors(source.uri):
@@ -123,7 +127,11 @@ class Room:
         self.taken = sum(size for _, size, _ in self.others)
 
     def make(self, size: int) -> None:
-        """Make room for a copy of so many bytes."""
+        """Make room for a copy of so many bytes.
+
+        Raises:
+            UserError: There is not enough that can be removed.
+        """
         while self.limit and self.taken + size > self.limit:
             oldest = next((each for each in reversed(self.others) if each[2] not in _opened), None)
             if oldest is None:

@@ -26,7 +26,14 @@ if TYPE_CHECKING:
 
 
 def local_copy(uri: str, limit: float) -> tuple[Path, str | None]:
-    """Return the local copy of the images below a URI, and what the user should know about other files there."""
+    """Return the local copy of the images below a URI, and what the user should know about other files there.
+
+    Args:
+        limit: Bytes that the cache may take; 0: no limit.
+
+    Raises:
+        UserError: There are no images, they do not fit, or the storage or the disk refuses.
+    """
     from ray_learngene.io.objects import Objects  # only here: other image sets need no client of a storage
 
     objects = Objects(uri)

@@ -45,6 +45,9 @@ def group_by_split(names: Sequence[str], where: str) -> dict[str, list[str]]:
     """Return the files by split: `train` and perhaps `val`, or all of them as `train` where no name tells a split.
 
     A test split is left out where there is a validation split; where there is none, it is there as `test`.
+
+    Raises:
+        UserError: some names tell a split and some do not, or there is no training split.
     """
     groups: dict[str | None, list[str]] = {}
     for name in names:
@@ -62,7 +65,11 @@ def group_by_split(names: Sequence[str], where: str) -> dict[str, list[str]]:
 
 
 def the_one(where: str, splits: Mapping[str, str], split: str) -> str | None:
-    """Return the name that tells this split; the plainest one where several do."""
+    """Return the name that tells this split; the plainest one where several do.
+
+    Raises:
+        UserError: several do, and none is plain.
+    """
     found = [name for name, which in splits.items() if which == split]
     plain = [name for each in PLAIN[split] for name in found if name.lower() == each]
     if len(found) > 1 and not plain:

@@ -82,6 +82,9 @@ def open_timm_sets(
 
     Args:
         validate: False does not read a split to validate on; the training split stands for it.
+
+    Raises:
+        UserError: the name is unknown, a package is missing, or the set can neither be found nor downloaded.
     """
     if name.startswith("torch/"):
         root = os.path.abspath(os.path.expanduser(data_dir or "./data"))  # workers run in other folders

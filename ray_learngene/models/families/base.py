@@ -60,6 +60,8 @@ class Family:
         """Count the equal parts that an axis concatenates, such as query, key and value.
 
         Args:
+            name: Parameter.
+            dim: Its axis.
             shapes: Shapes of all parameters and buffers by name.
         """
         module, _, _ = name.rpartition(".")
@@ -164,6 +166,9 @@ def resized(size: Size, **changes: Any) -> Size:
 
     A total depth is spread over the stages in proportion; a width is the first stage's, and the others follow. Heads
     follow the width at the present head size.
+
+    Raises:
+        UserError: a stage cannot have that depth or width.
     """
     depths, widths = changes.get("depths"), changes.get("widths")
     if depths is None and "depth" in changes:
@@ -207,7 +212,11 @@ def _heads(width: int, before: int, heads: int) -> int:
 
 
 def spread(depth: int, depths: Sequence[int]) -> tuple[int, ...]:
-    """Spread a total depth over stages in proportion to theirs; each stage gets one block at least."""
+    """Spread a total depth over stages in proportion to theirs; each stage gets one block at least.
+
+    Raises:
+        UserError: there are fewer blocks than stages.
+    """
     if depth < len(depths):
         raise UserError(
             f"depth {depth}: this architecture has {counted(len(depths), 'stage')}, each of one block at least"
@@ -235,7 +244,11 @@ class Made:
 
 
 def made(architecture: str, arguments: Mapping[str, Any]) -> Made:
-    """Build a model on the meta device and read its constructor's arguments, defaults included; cached."""
+    """Build a model on the meta device and read its constructor's arguments, defaults included; cached.
+
+    Raises:
+        UserError: timm has no such entry point, or refuses the arguments.
+    """
     if not timm.is_model(architecture):
         raise UserError(f"timm has no architecture {architecture!r}{near(architecture)}")
     try:

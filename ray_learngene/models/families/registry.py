@@ -20,7 +20,11 @@ _DEFAULT = Family()
 
 
 def family_of(architecture: str, arguments: dict[str, Any] | None = None) -> Family:
-    """Return the family of a timm entry point; the default one for a class that no family names."""
+    """Return the family of a timm entry point; the default one for a class that no family names.
+
+    Raises:
+        UserError: timm has no such entry point, or refuses the arguments.
+    """
     return family_of_model(made(architecture, arguments or {}).model)
 
 
