@@ -40,9 +40,11 @@ class Unavailable(UserError):
 
     Attributes:
         retry_after: Seconds that the server asked to wait; 0 where it did not say.
+        answered: It said that it is overloaded or failing: the address is right.
     """
 
     retry_after = 0.0
+    answered = False
 
     status = 4
 
@@ -248,7 +250,7 @@ def explain(error: BaseException, uri: str) -> UserError:
     if text not in (UNREACHABLE, FAILING, RENEWED):
         return (Denied if text in (DENIED, NO_KEYS, NO_LOGIN) else UserError)(line)
     unavailable = Unavailable(line)
-    unavailable.retry_after = _retry_after(answer)
+    unavailable.retry_after, unavailable.answered = _retry_after(answer), text is FAILING
     return unavailable
 
 

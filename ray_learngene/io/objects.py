@@ -73,12 +73,14 @@ class Objects:
         return f"{self.uri}/{path}" if path else self.uri
 
     def check(self, write: bool) -> None:
-        """Check, without retries, that the store can be listed and read, and with `write` written."""
-        retry, self.retry = self.retry, Retry(0)
+        """Check that the store can be listed and read, and with `write` written.
+
+        A server that does not answer is not asked again: its address may be wrong.
+        """
+        retry, self.retry = self.retry, Retry(self.retry.seconds, only_answers=True)
         try:
             try:
-                with clear_errors(self.uri):
-                    self.storage.check(write)
+                self._check(write)
                 self.read(ABOUT)
             except Denied:  # a user who may read, but not list, can pull by name
                 about = None
@@ -95,6 +97,11 @@ class Objects:
                     raise UserError(f"{self.uri} does not list what was just written: keep the store elsewhere")
         finally:
             self.retry = retry
+
+    @retrying
+    def _check(self, write: bool) -> None:
+        with clear_errors(self.uri):
+            self.storage.check(write)
 
     def each(self, calls: Iterable[Callable[[], T]], threads: int = THREADS) -> list[T]:
         """Return the results of many calls, made in threads; where one fails the others are not waited for."""

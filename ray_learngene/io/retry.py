@@ -26,8 +26,10 @@ log = logging.getLogger(__name__)
 class Retry:
     """Retries what raises `Unavailable` until it works or the time is over; shared by the threads of one store."""
 
-    def __init__(self, seconds: float = RETRY_SECONDS) -> None:
+    def __init__(self, seconds: float = RETRY_SECONDS, only_answers: bool = False) -> None:
+        """Retry for `seconds`; with `only_answers` a server that says nothing is not asked again."""
         self.seconds = seconds
+        self._only_answers = only_answers
         self._told = False
         self._given_up = threading.Event()
 
@@ -43,7 +45,7 @@ class Retry:
                 result = attempt()
             except Unavailable as error:
                 waited = time.monotonic() - began
-                if waited >= self.seconds:
+                if waited >= self.seconds or (self._only_answers and not error.answered):
                     raise
                 if waited >= min(QUIET_SECONDS, self.seconds / 2):
                     self._tell(error)

@@ -89,9 +89,10 @@ class Store:
         return f"Store({self.uri!r})"
 
     def check(self, write: bool) -> None:
-        """Check before any work, without retries, that the store can be read and with `write` written.
+        """Check before any work that the store can be read and with `write` written.
 
-        A local store that is to be written is created.
+        A server that does not answer is not asked again; one that says it is overloaded is. A local store that is to be
+        written is created.
 
         Raises:
             UserError: It cannot; says why and what to set.

@@ -120,12 +120,21 @@ def test_patience_ends(uri: str, proxy: Proxy, folder: Path) -> None:
         one_line(error)
 
 
-@pytest.mark.parametrize("fault", ["refuse", "hang", 503])
-def test_the_check_of_a_command_has_no_patience(uri: str, proxy: Proxy, fault: Fault) -> None:
+@pytest.mark.parametrize("fault", ["refuse", "hang"])
+def test_the_check_of_a_command_asks_a_silent_server_once(uri: str, proxy: Proxy, fault: Fault) -> None:
     proxy.fault = lambda request: fault
     with pytest.raises(Unavailable):
         Store(uri).check(write=True)
     assert len(proxy.requests) <= 2
+
+
+@pytest.mark.parametrize("status", [429, 503])
+def test_the_check_of_a_command_waits_for_a_busy_server(uri: str, proxy: Proxy, status: int) -> None:
+    proxy.fault = lambda request: status if request.number in (0, 2) else None
+    Store(uri).check(write=True)
+    proxy.fault = lambda request: status
+    with pytest.raises(Unavailable, match="is overloaded or failing"):
+        Store(uri, retry_seconds=0.2).check(write=True)
 
 
 ERROR = "<Error><Code>{}</Code><Message>said the server</Message></Error>"
