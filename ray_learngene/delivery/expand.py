@@ -26,7 +26,7 @@ from ray_learngene.models.card import model_card
 from ray_learngene.models.costs import costs
 from ray_learngene.models.origin import Origin, data_name
 from ray_learngene.models.preprocessing import Preprocessing
-from ray_learngene.models.sizes import parse_depths, size_name, sizes_of
+from ray_learngene.models.sizes import outermost, parse_depths, size_name, sizes_of
 from ray_learngene.models.specs import Spec, timm_arguments
 from ray_learngene.models.timm_folder import export_timm
 from ray_learngene.progress import counted
@@ -87,6 +87,10 @@ class Expander:
     def _labels(self) -> tuple[str, ...]:
         learngene = self.stored.learngene
         return learngene.labels or tuple(str(index) for index in range(learngene.spec.classes))
+
+    @cached_property
+    def _provenance(self) -> dict[str, Any]:
+        return provenance()  # asks git, which takes longer than a small model
 
     def sizes(self, depths: str | None = None, widths: str | None = None, image_size: int | None = None) -> list[Spec]:
         """Return the sizes of these depths and widths, by default of every depth and of the trained widths."""
@@ -165,7 +169,7 @@ class Expander:
             "accuracy": str(accuracy) if accuracy else UNKNOWN,
             "notes": self.notes(spec),
             "origin": self.origin.model_dump(mode="json"),
-            **provenance(),
+            **self._provenance,
         }
         with new_folder(out, overwrite, MARK) as folder:
             export_timm(
@@ -235,6 +239,8 @@ def expand(config: ExpandConfig) -> list[Expansion]:
     outs = {spec: out / size_name(spec) if config.many else out for spec in specs}
     for path in outs.values():
         check_free(path, config.overwrite, MARK)
+    for spec in outermost(specs) if config.many else ():
+        expander.expand(spec)  # else a size that cannot be would end the call after others are written
     made = [expander.write(spec, path, seed=config.seed, overwrite=config.overwrite) for spec, path in outs.items()]
     return [_measured(one, config, config.batch_size) for one in made] if config.data else made
 

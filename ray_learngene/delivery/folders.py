@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from ray_learngene import sigterm
 from ray_learngene.errors import UserError
 from ray_learngene.io.errors import clear_errors
 
@@ -44,7 +45,7 @@ def check_free(out: Path, overwrite: bool, mark: str) -> None:
 
 @contextmanager
 def new_folder(out: Path, overwrite: bool, mark: str) -> Iterator[Path]:
-    """A folder to fill, which has the name `out` at the end and is removed where an error ends it.
+    """A folder to fill, which has the name `out` at the end and is removed if an error, Ctrl-C or SIGTERM ends it.
 
     Args:
         mark: A file that every such folder has; a folder without it is never replaced.
@@ -58,7 +59,8 @@ def new_folder(out: Path, overwrite: bool, mark: str) -> Iterator[Path]:
         made = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
         made.chmod(0o777 & ~_umask())
     try:
-        yield made
+        with sigterm.quiet_exit():
+            yield made
         with clear_errors(str(out)):
             check_free(out, overwrite, mark)  # again: it may have come into being meanwhile
             if out.exists():

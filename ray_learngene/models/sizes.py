@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ray_learngene.errors import UserError
@@ -111,6 +111,17 @@ def sizes_of(
 
 def _depth(depth: int | tuple[int, ...]) -> dict[str, Any]:
     return {"depth": depth} if isinstance(depth, int) else {"depths": depth}
+
+
+def outermost(specs: Sequence[Spec]) -> list[Spec]:
+    """Return the shallowest of several sizes at each width, and the deepest at the smallest width.
+
+    Who expands to these first finds early that a learngene does not grow to a width or a depth.
+    """
+    narrow = min(spec.width for spec in specs)
+    shallowest = {spec.width: spec for spec in sorted(specs, key=lambda spec: -spec.depth)}
+    deepest = max((spec for spec in specs if spec.width == narrow), key=lambda spec: spec.depth)
+    return list(dict.fromkeys([*shallowest.values(), deepest]))
 
 
 def size_name(spec: Spec) -> str:

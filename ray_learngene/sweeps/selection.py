@@ -13,7 +13,7 @@ from ray_learngene.methods.base import Learngene
 from ray_learngene.models.budgets import Budget, Candidate, candidates, largest_within
 from ray_learngene.models.costs import costs, training_memory
 from ray_learngene.models.search import Grid, largest_of_grids, parse_stages
-from ray_learngene.models.sizes import parse_depths, parse_factors, parse_numbers, sizes_of
+from ray_learngene.models.sizes import outermost, parse_depths, parse_factors, parse_numbers, sizes_of
 from ray_learngene.models.specs import Spec
 from ray_learngene.progress import Progress
 from ray_learngene.store.learngenes import StoredLearngene
@@ -152,12 +152,9 @@ def require_reach(config: SelectionConfig, store: Store, arms: tuple[Arm, ...], 
         width_factor=config.width_factor,
         changes={"image": config.image_size},
     )
-    narrow = min(spec.width for spec in specs)
-    shallow = {spec.width: spec for spec in sorted(specs, key=lambda spec: -spec.depth)}
-    deepest = max((spec for spec in specs if spec.width == narrow), key=lambda spec: spec.depth)
     for arm in arms:
         if arm.learngene == config.learngene and known.learngene.method == arm.method.name:
-            for spec in dict.fromkeys([*shallow.values(), deepest]):
+            for spec in outermost(specs):
                 _try(arm, known.learngene, config.learngene, spec, store)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import signal
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ import ray_learngene as lg
 from ray_learngene.delivery import expand as module
 from ray_learngene.delivery import latency_limit
 from ray_learngene.delivery.expand import Expander
+from ray_learngene.delivery.folders import new_folder
 from ray_learngene.delivery.latency import Latency
 from ray_learngene.models.budgets import Budget, candidates, parse_quantity
 from ray_learngene.models.costs import costs, parameters
@@ -130,6 +132,7 @@ def test_sizes_outside_the_training_are_said_and_chosen_last(store: Store, tmp_p
         ("expand gene --max-params 3", "nothing meets it; the nearest spec is depth 1"),
         ("expand gene --depth 3 --depths 4-5", "give depth or depths, not both"),
         ("expand gene --width 50", "50 is not a multiple of the learngene's head size, 16"),
+        ("expand gene --depths 2-3 --widths 32,64", "cannot grow the width: the learngene has width 48"),
         ("expand gene --method sws", "cannot expand a learngene of method 'any-size'"),
         ("expand nobody", "no learngene 'nobody'"),
         ("expand gene --out made", "made has no config.json, so it is not replaced"),
@@ -163,6 +166,14 @@ def test_a_write_that_fails_leaves_the_folder_as_it_was(
         expander.write(SPEC.replace(depth=2), tmp_path / "x", overwrite=True)
     assert (tmp_path / "x" / "model.safetensors").read_bytes() == before
     assert not list(tmp_path.glob(".x-*"))
+
+
+@pytest.mark.parametrize("signal_number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_leaves_no_part_of_a_folder(signal_number: signal.Signals, tmp_path: Path) -> None:
+    with pytest.raises((KeyboardInterrupt, SystemExit)), new_folder(tmp_path / "x", False, "config.json") as folder:
+        (folder / "config.json").write_text("{}")
+        signal.raise_signal(signal_number)
+    assert not list(tmp_path.iterdir())
 
 
 def test_few_sizes_are_timed_to_find_the_largest_that_is_fast_enough(
