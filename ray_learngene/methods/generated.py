@@ -174,7 +174,8 @@ class GeneratedVisionTransformer(nn.Module):
             raise RuntimeError(f"{sorted(odd)[0]} was not generated, or is no parameter of {spec}")
         if read is not None:
             model, state = Reading(model, read), {f"model.{name}": tensor for name, tensor in state.items()}
-        return functional_call(model, state, (images,))
+        # the state has every parameter by name; to look for tied ones takes a twentieth of a small model's step
+        return functional_call(model, state, (images,), tie_weights=False)
 
     @torch.no_grad()
     def materialise(self) -> nn.Module:
