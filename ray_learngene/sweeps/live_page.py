@@ -1,4 +1,7 @@
-"""The page of a sweep while it runs, written again in the background, at most every half minute."""
+"""The page of a sweep while it runs, written again in the background, at most every half minute.
+
+It is written again even if nothing happens, so that a page which is old tells of a sweep that has stopped.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +20,8 @@ from ray_learngene.store.sweeps import PAGE, sweep_file
 from ray_learngene.sweeps.trials import Trial
 
 SECONDS = 30.0  # between two writings
-_MAKING = 0.15  # seconds: a page that takes longer to make is made less often, in proportion
+IDLE = 60.0  # seconds to wait for news after that
+_MAKING = 0.15  # CPU seconds: a page that takes longer to make is made less often, in proportion
 
 log = logging.getLogger("ray_learngene")
 
@@ -29,13 +33,18 @@ class LivePage:
 
     Args:
         before: Rows of descendants that earlier runs settled.
-        total: Descendants of the sweep.
     """
 
     def __init__(
-        self, store: Store, name: str, before: Iterable[Mapping[str, Any]], total: int, seconds: float = SECONDS
+        self,
+        store: Store,
+        name: str,
+        before: Iterable[Mapping[str, Any]],
+        seconds: float = SECONDS,
+        idle: float = IDLE,
     ) -> None:
-        self.store, self.name, self.total, self.seconds = store, name, total, seconds
+        self.store, self.name, self.seconds, self.idle = store, name, seconds, idle
+        self._pause = seconds
         self._page = SweepPage(store, name)
         self._lock = threading.Lock()
         self._now: dict[Trial, dict[str, Any]] = {}
@@ -47,6 +56,7 @@ class LivePage:
                 self._records.append(record(row))
             else:
                 self._unfinished.append(row)
+        self._total = len(self._records) + len(self._unfinished)
         self._changed, self._ending, self._failed = threading.Event(), threading.Event(), False
         self._thread = threading.Thread(target=self._write_while_running, name="sweep-page", daemon=True)
 
@@ -63,8 +73,9 @@ class LivePage:
         if error is not None:  # else the results are written next, and the page with them
             self._write(running=False)
 
-    def started(self) -> None:
-        """The first trial is about to start."""
+    def started(self, count: int) -> None:
+        """The first of so many trials is about to start."""
+        self._total = len(self._records) + len(self._unfinished) + count
         self._changed.set()
 
     def reported(self, trial: Trial, metrics: Mapping[str, Any]) -> None:
@@ -101,23 +112,29 @@ class LivePage:
         self._ended.add(trial)
 
     def _write_while_running(self) -> None:
-        while True:
-            self._changed.wait()
-            if self._ending.is_set():
-                return
+        self._changed.wait()
+        while not self._ending.is_set():
             self._changed.clear()
-            began = time.monotonic()
+            began = time.thread_time()
             self._write(running=True)
-            if self._ending.wait(self.seconds * max(1.0, (time.monotonic() - began) / _MAKING)):
+            self._pause = self.seconds * max(1.0, (time.thread_time() - began) / _MAKING)
+            if self._ending.wait(self._pause):
                 return
+            self._changed.wait(self.idle)
 
     def _write(self, running: bool) -> None:
         with self._lock:
             records, unfinished, now = list(self._records), list(self._unfinished), list(self._now.values())
-        state = {"done": len(records) + len(unfinished), "total": self.total, "now": now} if running else None
+        state = {
+            "done": len(records) + len(unfinished),
+            "total": self._total,
+            "now": now,
+            "late": round(2 * (self._pause + self.idle)),
+        }
         try:
-            self.store.write_text(sweep_file(self.name, PAGE), self._page.text(records, unfinished, state))
-        except UserError as error:
+            self.store.write_text(sweep_file(self.name, PAGE), self._page.text(records, unfinished, state if running else None))
+        except Exception as error:  # the sweep goes on without its page
             if not self._failed:
-                log.warning("the page of the running sweep is not written: %s", error)
+                text = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
+                log.warning("the page of the running sweep is not written: %s", text)
             self._failed = True

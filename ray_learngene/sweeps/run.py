@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from ray_learngene.data.pipeline import images_text
@@ -24,7 +25,7 @@ def run_trials(
     inputs: SweepInputs,
     wanted: Sequence[Trial],
     before: Sequence[dict[str, Any]],
-    on_start: Callable[[], None],
+    on_start: Callable[[int], None],
     keep: Callable[[dict[str, Any]], None],
     followers: Sequence[Follower] = (),
     callbacks: Sequence[Callback] = (),
@@ -32,7 +33,7 @@ def run_trials(
     """Train the wanted trials that have no row yet, on the cluster or in this process.
 
     Args:
-        on_start: Called once the cluster has answered, before the first trial.
+        on_start: Called with the number of trials to train once the cluster has answered, before the first of them.
         keep: Called with a row for each trial that failed or was stopped early; those that finished are in the store.
         followers: Are told what happens to every trial.
         callbacks: Ray Tune's.
@@ -65,9 +66,9 @@ def run_trials(
     if count and not config.in_process:
         from ray_learngene.sweeps.ray_tune import run_with_ray_tune
 
-        run_with_ray_tune(inputs, left, following, known, outcomes, on_start, callbacks)
+        run_with_ray_tune(inputs, left, following, known, outcomes, partial(on_start, count), callbacks)
     else:
-        on_start()
+        on_start(count)
         _train_here(inputs, left, outcomes)
 
 

@@ -177,12 +177,12 @@ def _sweep(config: SweepConfig, store: Store, trackers: Trackers, callbacks: Seq
     _tell_scratch(config, tuple(dict.fromkeys(trial.arm for trial in wanted)), wanted)
     text = json.dumps(settings, indent=2) + "\n"
     unfinished: list[dict[str, Any]] = []
-    page = LivePage(store, config.name, before, len(wanted) * max(1, config.lr_search))
+    page = LivePage(store, config.name, before)
     tracked = TrackedTrials(trackers, inputs)
 
-    def on_start() -> None:
+    def on_start(count: int) -> None:
         store.write_text(sweep_file(config.name, SETTINGS), text)
-        page.started()
+        page.started(count)
 
     try:
         with running(store, config.name), page:

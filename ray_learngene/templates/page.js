@@ -506,7 +506,7 @@ function makeSurroundings() {
   $("written").textContent = `Written ${written.toLocaleString()} by ray_learngene ${data.by}. Accuracy is top-1 on the validation split. ${TOTAL_COST}`;
   if (running) {
     $("running").hidden = false;
-    $("progress").textContent = `${running.done} of ${plural(running.total, "descendant")} done.${minutes >= 3 ? ` Nothing was written for ${plural(minutes, "minute")}: it may have stopped.` : ""}`;
+    $("progress").textContent = `${running.done} of ${plural(running.total, "descendant")} done.${60 * minutes >= running.late ? ` Nothing was written for ${plural(minutes, "minute")}: the sweep may have stopped. Run it again to go on; learngene page shows all that is published.` : ""}`;
     $("now").replaceChildren(...running.now.map((one) => h("li", {}, h("span", {}, `${one.arm} ${one.size}, seed ${one.seed}`),
       h("progress", { max: one.epochs || 1, value: one.epoch, "aria-label": `epochs of ${one.arm} ${one.size}, seed ${one.seed}` }), h("span", { className: "dim" }, `epoch ${short(one.epoch)} of ${one.epochs}${one.top1 === null ? "" : `, top-1 ${percent(one.top1)} %`}`))));
     $("follow").checked = state.follow;

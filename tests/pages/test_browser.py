@@ -8,6 +8,7 @@ import os
 import shutil
 import threading
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ RUNNING = {
     "done": 12,
     "total": 27,
     "now": [{"arm": "wave", "size": "48×6", "seed": 1, "epoch": 2.5, "epochs": 5, "top1": 71.25}],
+    "late": 180,
 }
 
 
@@ -123,6 +125,16 @@ def test_a_page_has_no_violation_no_error_and_fits_its_window(
     assert opened.page.evaluate("document.documentElement.scrollWidth <= innerWidth")
     assert opened.page.is_visible("#running") == (what in ("running", "empty"))
     opened.save(what)
+
+
+@pytest.mark.parametrize(("minutes", "stopped"), [(2, False), (10, True)])
+def test_a_running_sweeps_page_that_is_old_says_that_it_may_have_stopped(
+    opening: Opening, minutes: int, stopped: bool
+) -> None:
+    opened = opening(SWEEP[:9], running=RUNNING)
+    opened.page.clock.set_fixed_time(datetime.now(UTC) + timedelta(minutes=minutes, seconds=5))
+    said = opened.go().text("#progress")
+    assert said.startswith("12 of 27 descendants done.") and ("the sweep may have stopped" in said) is stopped
 
 
 def test_the_most_accurate_mean_is_chosen_and_budgets_change_it(opening: Opening) -> None:

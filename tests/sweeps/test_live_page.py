@@ -48,10 +48,11 @@ def page(store: Store) -> str:
 
 def test_a_page_shows_what_runs_and_then_what_came_of_it(store: Store) -> None:
     earlier = [row(seed=7), row(seed=8) | {"status": "stopped"}]
-    with pytest.raises(KeyboardInterrupt), Watched(store, "photos", earlier, total=5) as live:
-        live.started()
+    with pytest.raises(KeyboardInterrupt), Watched(store, "photos", earlier) as live:
+        live.started(3)
         assert live.written.wait(60)
-        assert data_of(page(store))["sweeps"]["photos"]["running"] == {"done": 2, "total": 5, "now": []}
+        state = data_of(page(store))["sweeps"]["photos"]["running"]
+        assert state == {"done": 2, "total": 5, "now": [], "late": 180}
         live.reported(TRIAL, METRICS)
         live.reported(TRIAL, {"epoch": 1.5, "epochs": 5, "step": 12})
         live._write(running=True)
@@ -69,26 +70,37 @@ def test_a_page_shows_what_runs_and_then_what_came_of_it(store: Store) -> None:
 
 
 def test_between_two_pages_is_half_a_minute(store: Store) -> None:
-    with Watched(store, "photos", [], total=1) as live:
-        live.started()
+    with Watched(store, "photos", []) as live:
+        live.started(1)
         assert live.written.wait(60)
         for epoch in range(100):
             live.reported(TRIAL, METRICS | {"epoch": epoch})
     assert live.count == 1
 
 
+def test_a_page_is_written_again_although_nothing_happens(store: Store) -> None:
+    with Watched(store, "photos", [], seconds=0, idle=0.01) as live:
+        live.started(1)
+        for _ in range(3):
+            assert live.written.wait(60)
+            live.written.clear()
+
+
+@pytest.mark.parametrize(
+    ("error", "said"), [(UserError("the disk is full"), "the disk is full"), (KeyError("x"), "KeyError: 'x'")]
+)
 def test_a_page_that_cannot_be_written_is_told_once(
-    store: Store, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    error: Exception, said: str, store: Store, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     def refuse(path: str, text: str) -> None:
-        raise UserError("the disk is full")
+        raise error
 
     monkeypatch.setattr(store, "write_text", refuse)
-    with caplog.at_level(logging.WARNING), Watched(store, "photos", [], total=1, seconds=0) as live:
+    with caplog.at_level(logging.WARNING), Watched(store, "photos", [], seconds=0) as live:
         for _ in range(3):
             live.written.clear()
-            live.started()
+            live.started(1)
             assert live.written.wait(60)
     assert [record.getMessage() for record in caplog.records] == [
-        "the page of the running sweep is not written: the disk is full"
+        f"the page of the running sweep is not written: {said}"
     ]
