@@ -125,16 +125,13 @@ class LivePage:
     def _write(self, running: bool) -> None:
         with self._lock:
             records, unfinished, now = list(self._records), list(self._unfinished), list(self._now.values())
-        state = {
-            "done": len(records) + len(unfinished),
-            "total": self._total,
-            "now": now,
-            "late": round(2 * (self._pause + self.idle)),
-        }
+        late = round(2 * (self._pause + self.idle))
+        state = {"done": len(records) + len(unfinished), "total": self._total, "now": now, "late": late}
         try:
-            self.store.write_text(sweep_file(self.name, PAGE), self._page.text(records, unfinished, state if running else None))
+            text = self._page.text(records, unfinished, state if running else None)
+            self.store.write_text(sweep_file(self.name, PAGE), text)
         except Exception as error:  # the sweep goes on without its page
             if not self._failed:
-                text = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
-                log.warning("the page of the running sweep is not written: %s", text)
+                reason = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
+                log.warning("the page of the running sweep is not written: %s", reason)
             self._failed = True

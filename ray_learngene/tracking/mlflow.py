@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 import time
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 from ray_learngene.errors import UserError
@@ -14,6 +16,7 @@ from ray_learngene.tracking.base import Parameters, Reference, require, result_n
 EXPERIMENT = "ray_learngene"  # MLflow's own variable names another
 _TAG = "learngene.run"
 _LONGEST, _AT_ONCE = 500, 100  # of parameters, as every version of MLflow takes them
+_WRITING_SECONDS, _POINTS = 10.0, 900  # points of a run are written at most so often, and at most so many at once
 _SCHEMES = ("sqlite", "postgresql", "mysql", "mssql", "http", "https", "databricks")
 
 
@@ -35,6 +38,9 @@ class MLflow:
         self._client: Any = None
         self._experiment = ""
         self._ids: dict[str, str] = {}
+        self._pending: dict[str, list[Any]] = {}  # points by run
+        self._due: dict[str, float] = {}  # when they are written
+        self._registered: set[str] = set()
 
     def start(self, run: str, parameters: Parameters) -> None:
         if self._client is None:
@@ -55,26 +61,39 @@ class MLflow:
 
     def log(self, run: str, step: int, numbers: Mapping[str, float]) -> None:
         metric, now = self._mlflow.entities.Metric, int(1000 * time.time())
-        points = [metric(name, value, now, step) for name, value in numbers.items()]
-        self._client.log_batch(self._ids[run], metrics=points)
+        pending = self._pending.setdefault(run, [])
+        if len(pending) + len(numbers) > _POINTS:
+            self._write(run)
+        self._pending[run] += [metric(name, value, now, step) for name, value in numbers.items()]
+        if time.monotonic() >= self._due.get(run, 0):
+            self._write(run)
 
     def finish(self, run: str, row: Mapping[str, Any], model: Reference) -> None:
+        self._due[run] = math.inf
         self.log(run, 0, {f"result.{name}": value for name, value in result_numbers(row).items()})
         texts = {f"result.{name}": value for name, value in row.items() if isinstance(value, str)}
         reference = {f"learngene.model.{name}": value for name, value in vars(model).items()}
-        entities = self._mlflow.entities
-        tags = [entities.RunTag(name, value[:_LONGEST]) for name, value in {**texts, **reference}.items()]
-        self._client.log_batch(self._ids[run], tags=tags)
-        self._register(run, model)
-        self._client.set_terminated(self._ids.pop(run), "FINISHED")
+        self._end(run, "FINISHED", {**texts, **reference, "learngene.model.registered": self._register(run, model)})
 
     def fail(self, run: str, error: str) -> None:
-        self._client.set_tag(self._ids[run], "learngene.error", error[:_LONGEST])
-        self._client.set_terminated(self._ids.pop(run), "FAILED")
+        self._end(run, "FAILED", {"learngene.error": error})
 
     def close(self) -> None:
         for run in list(self._ids):
-            self._client.set_terminated(self._ids.pop(run), "KILLED")
+            self._end(run, "KILLED")
+
+    def _write(self, run: str, tags: Mapping[str, str] = MappingProxyType({})) -> None:
+        """Write the points that are pending: a call takes as long for many as for one."""
+        texts = [self._mlflow.entities.RunTag(name, value[:_LONGEST]) for name, value in tags.items()]
+        points = self._pending.pop(run, [])
+        if points or texts:
+            self._client.log_batch(self._ids[run], metrics=points, tags=texts)
+        self._pending[run], self._due[run] = [], time.monotonic() + _WRITING_SECONDS
+
+    def _end(self, run: str, status: str, tags: Mapping[str, str] = MappingProxyType({})) -> None:
+        self._write(run, tags)
+        del self._pending[run], self._due[run]
+        self._client.set_terminated(self._ids.pop(run), status)
 
     def _open(self) -> None:
         client = self._mlflow.MlflowClient(tracking_uri=self.uri, registry_uri=self.uri)
@@ -83,12 +102,18 @@ class MLflow:
         self._experiment = found.experiment_id if found else client.create_experiment(name)
         self._client = client
 
-    def _register(self, run: str, model: Reference) -> None:
-        """A version of the registered model of the run's sweep, or of the learngene; its files stay where they are."""
+    def _register(self, run: str, model: Reference) -> str:
+        """Make a version of the registered model of the run's sweep, or of the learngene, and return how it is called.
+
+        Its files stay where they are.
+        """
         name = ".".join(run.split("/")[:2])
-        if not self._client.search_registered_models(f"name = '{name}'", max_results=1):
+        if name not in self._registered and not self._client.search_registered_models(
+            f"name = '{name}'", max_results=1
+        ):
             self._client.create_registered_model(name)
+        self._registered.add(name)
         version = self._client.create_model_version(
             name, model.uri, self._ids[run], tags={_TAG: run, "version": model.version, "sha256": model.sha256}
         )
-        self._client.set_tag(self._ids[run], "learngene.model.registered", f"{name}/{version.version}")
+        return f"{name}/{version.version}"
