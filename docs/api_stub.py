@@ -9,6 +9,7 @@ import typing
 from pathlib import Path
 from typing import Any
 
+import ray_learngene
 from ray_learngene import config
 from ray_learngene.config.base import Config
 
@@ -75,7 +76,7 @@ from ray_learngene.store.timings import Record
 from ray_learngene.sweeps.plan import Plan
 from ray_learngene.training.evaluation import Scores
 
-__all__: list[str]
+__all__ = NAMES
 
 @dataclass(frozen=True)
 class Artefact:
@@ -89,6 +90,7 @@ class Artefact:
 @dataclass(frozen=True)
 class Model:
     path: Path
+    def __fspath__(self) -> str: ...
     def load(self) -> tuple[nn.Module, Callable[..., Any]]: ...
 
 def shown_log() -> AbstractContextManager[None]: ...
@@ -126,7 +128,7 @@ def _plain(value: Any) -> bool:
 
 def stub() -> str:
     """The text of api.pyi."""
-    parts = [HEAD]
+    parts = [HEAD.replace("NAMES", str(ray_learngene.__all__))]
     for function, (cls, before, elsewhere, returns) in FUNCTIONS.items():
         follows = _FROM_LEARNGENE if function == "sweep" else set()
         names = [name for name in cls.model_fields if name not in elsewhere | set(getattr(cls, "refused", ()))]

@@ -7,28 +7,7 @@ package is cheap.
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from ray_learngene.api import (
-        Artefact,
-        Diverged,
-        Interrupted,
-        Model,
-        Store,
-        UserError,
-        bench,
-        distill,
-        evaluate,
-        expand,
-        expand_all,
-        export,
-        extract,
-        measure,
-        page,
-        plan,
-        pull,
-        shown_log,
-        sweep,
-        train_ancestry,
-    )
+    from ray_learngene.api import *
 
 __version__ = "0.1.0"
 __all__ = [

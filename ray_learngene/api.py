@@ -31,7 +31,6 @@ if TYPE_CHECKING:
     from ray.tune import Callback
     from torch import nn
 
-    from ray_learngene.config import ExpandConfig
     from ray_learngene.delivery.export import Exported
     from ray_learngene.delivery.features import FeatureScores
     from ray_learngene.store.timings import Record
@@ -95,6 +94,9 @@ class Model:
     """
 
     path: Path
+
+    def __fspath__(self) -> str:
+        return str(self.path)
 
     def load(self) -> tuple[nn.Module, Callable[..., Any]]:
         """Load the model in evaluation mode, and the transform that makes its input of a PIL image.
@@ -235,15 +237,21 @@ def expand(learngene: Artefact | str, **settings: Any) -> Model:
         UserError: the learngene or the settings do not allow it, or name several sizes (then use `expand_all`).
         NothingWithin: no size is within the limits.
     """
-    config = _configure_expand(learngene, settings)
+    from ray_learngene.config import ExpandConfig
+    from ray_learngene.delivery.expand import expand
+
+    config = _configure(ExpandConfig, {**_named(learngene), **settings})
     if config.many:
         raise UserError("depths and widths name several sizes: use expand_all, or give depth and width")
-    return _expanded(config)[0]
+    return Model(expand(config)[0].path)
 
 
 def expand_all(learngene: Artefact | str, **settings: Any) -> list[Model]:
     """Make a model of every size that `depths` and `widths` name; the learngene is read once."""
-    return _expanded(_configure_expand(learngene, settings))
+    from ray_learngene.config import ExpandConfig
+    from ray_learngene.delivery.expand import expand
+
+    return [Model(one.path) for one in expand(_configure(ExpandConfig, {**_named(learngene), **settings}))]
 
 
 def page(store: Store | str, **settings: Any) -> Path:
@@ -275,8 +283,7 @@ def export(model: Model | str | Path, **settings: Any) -> list[Exported]:
     from ray_learngene.config import ExportConfig
     from ray_learngene.delivery.export import export
 
-    path = model.path if isinstance(model, Model) else model
-    return export(_configure(ExportConfig, {"model": path, **settings}))
+    return export(_configure(ExportConfig, {"model": model, **settings}))
 
 
 def measure(models: Artefact | Model | str | Path | Sequence[Model | str | Path], **settings: Any) -> list[Record]:
@@ -295,11 +302,9 @@ def measure(models: Artefact | Model | str | Path | Sequence[Model | str | Path]
     from ray_learngene.config import MeasureConfig
 
     if isinstance(models, Artefact):
-        given: dict[str, Any] = {"store": models.store, "learngene": models.name}
-    else:
-        several = [models] if isinstance(models, Model | str | Path) else models
-        given = {"models": [os.fspath(one.path if isinstance(one, Model) else one) for one in several]}
-    return measure(_configure(MeasureConfig, {**given, **settings}))
+        return measure(_configure(MeasureConfig, {**_named(models), **settings}))
+    several = [models] if isinstance(models, Model | str | Path) else models
+    return measure(_configure(MeasureConfig, {"models": [os.fspath(one) for one in several], **settings}))
 
 
 def evaluate(model: Model | str | Path, **settings: Any) -> Scores | FeatureScores:
@@ -313,34 +318,25 @@ def evaluate(model: Model | str | Path, **settings: Any) -> Scores | FeatureScor
     from ray_learngene.config import EvaluateConfig
     from ray_learngene.delivery.evaluate import evaluate_model
 
-    path = model.path if isinstance(model, Model) else model
-    return evaluate_model(_configure(EvaluateConfig, {"model": path, **settings}))
+    return evaluate_model(_configure(EvaluateConfig, {"model": model, **settings}))
 
 
-def _configure_expand(learngene: Artefact | str, settings: dict[str, Any]) -> ExpandConfig:
-    from ray_learngene.config import ExpandConfig
-
-    given: dict[str, Any] = {"learngene": learngene}
+def _named(learngene: Artefact | str) -> dict[str, Any]:
+    """Return the settings that name a learngene."""
     if isinstance(learngene, Artefact):
-        given = {"store": learngene.store, "learngene": learngene.name}
-    return _configure(ExpandConfig, {**given, **settings})
-
-
-def _expanded(config: ExpandConfig) -> list[Model]:
-    from ray_learngene.delivery.expand import expand
-
-    return [Model(one.path) for one in expand(config)]
+        return {"store": learngene.store, "learngene": learngene.name}
+    return {"learngene": learngene}
 
 
 def _of_learngene(learngene: Artefact | str, settings: dict[str, Any]) -> dict[str, Any]:
     """Return the settings of a sweep with those that its learngene gives."""
-    if isinstance(learngene, str):
-        return {"learngene": learngene, **settings}
-    from ray_learngene.config import DataConfig
+    if isinstance(learngene, Artefact):
+        from ray_learngene.config import DataConfig
 
-    made_with = learngene.manifest.metadata["config"]
-    images = {name: made_with[name] for name in DataConfig.model_fields if name in made_with}
-    return {"store": learngene.store, "learngene": learngene.name, "name": learngene.name, **images, **settings}
+        made_with = learngene.manifest.metadata["config"]
+        images = {name: made_with[name] for name in DataConfig.model_fields if name in made_with}
+        settings = {"name": learngene.name, **images, **settings}
+    return {**_named(learngene), **settings}
 
 
 def _configure(cls: type[ConfigT], settings: dict[str, Any]) -> ConfigT:

@@ -23,7 +23,28 @@ from ray_learngene.store.timings import Record
 from ray_learngene.sweeps.plan import Plan
 from ray_learngene.training.evaluation import Scores
 
-__all__: list[str]
+__all__ = [
+    "Artefact",
+    "Diverged",
+    "Interrupted",
+    "Model",
+    "Store",
+    "UserError",
+    "bench",
+    "distill",
+    "evaluate",
+    "expand",
+    "expand_all",
+    "export",
+    "extract",
+    "measure",
+    "page",
+    "plan",
+    "pull",
+    "shown_log",
+    "sweep",
+    "train_ancestry",
+]
 
 @dataclass(frozen=True)
 class Artefact:
@@ -37,6 +58,7 @@ class Artefact:
 @dataclass(frozen=True)
 class Model:
     path: Path
+    def __fspath__(self) -> str: ...
     def load(self) -> tuple[nn.Module, Callable[..., Any]]: ...
 
 def shown_log() -> AbstractContextManager[None]: ...

@@ -21,13 +21,13 @@ DRIVER = """
 import ray
 import torch
 
-from ray_learngene.cluster.session import use_assigned_gpu
+from ray_learngene.cluster.session import use_assigned
 from ray_learngene.device import resolve_device
 
 
 def device():
     torch.cuda.is_available = lambda: True
-    use_assigned_gpu()
+    use_assigned()
     return resolve_device().type
 
 

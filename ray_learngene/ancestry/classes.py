@@ -7,7 +7,6 @@ import math
 from collections.abc import Sequence
 from typing import get_args
 
-import ray_learngene.torchvision_cpu  # noqa: F401  isort:skip  (before the first timm import)
 import numpy as np
 import torch
 from timm.data import resolve_model_data_config
@@ -17,7 +16,7 @@ from ray_learngene.ancestry.model import Ancestry
 from ray_learngene.config.data import Interpolation
 from ray_learngene.data.formats.folder import same_name
 from ray_learngene.data.image_set import ImageSet, ImageSets, Labels, Subset
-from ray_learngene.data.pipeline import validation_batches
+from ray_learngene.data.loader import eval_loader
 from ray_learngene.device import gpu_allowed
 from ray_learngene.errors import UserError
 from ray_learngene.models.preprocessing import Preprocessing
@@ -167,8 +166,7 @@ def _decisions(ancestry: Ancestry, images: ImageSet) -> tuple[Labels, Labels]:
         )
         with gpu_allowed(False), torch.no_grad():
             batches = [
-                (ancestry(pixels).argmax(dim=-1), labels)
-                for pixels, labels in validation_batches(some, preprocessing, 32)
+                (ancestry(pixels).argmax(dim=-1), labels) for pixels, labels in eval_loader(some, preprocessing, 32)
             ]
         decisions, labels = (torch.cat(each).numpy() for each in zip(*batches, strict=True))
         _measured[key] = decisions, labels

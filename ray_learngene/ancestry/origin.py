@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import ray_learngene.torchvision_cpu  # noqa: F401  isort:skip  (before the first timm import)
 from huggingface_hub import ModelCard
 from pydantic import ValidationError
 from timm.models import get_pretrained_cfg
@@ -15,6 +13,7 @@ from timm.models import get_pretrained_cfg
 from ray_learngene.models.origin import Origin, data_name, origin_of_settings
 from ray_learngene.store.lineage import named_artefact, sources_of
 from ray_learngene.store.manifest import Manifest
+from ray_learngene.store.rows import mapping
 from ray_learngene.store.store import Store
 from ray_learngene.terminal import one_line
 
@@ -54,7 +53,7 @@ def stored_origin(manifest: Manifest, store: Store, *, chain: int = 0) -> Origin
         Origin() if reference.startswith("local-dir:") else origin_of(reference, store, chain=chain)
         for reference in sources_of(manifest)  # of a folder, an artefact holds the name without the path
     ]
-    data = _mapping(metadata.get("config")).get("data")
+    data = mapping(metadata.get("config")).get("data")
     return Origin.join(found, data=data_name(data) if isinstance(data, str) else None)
 
 
@@ -69,7 +68,7 @@ def log_license(what: str, origin: Origin) -> None:
 
 def log_license_kept(manifest: Manifest, stated: str | None) -> None:
     """Log whether a finished artefact has another licence than the one that is stated now."""
-    kept = _mapping(manifest.metadata.get("origin")).get("license")
+    kept = mapping(manifest.metadata.get("origin")).get("license")
     if stated and stated != kept:
         log.info(f"its licence stays {one_line(kept or 'not stated')}: --overwrite makes it again")
 
@@ -98,7 +97,3 @@ def _with_card(card: str | Path, origin: Origin) -> Origin:
         base_models=origin.base_models or tuple(map(str, [base] if isinstance(base, str) else base)),
         datasets=tuple(map(str, data.datasets or ())) if ours and isinstance(data.datasets, list) else (),
     )
-
-
-def _mapping(value: object) -> Mapping[str, Any]:
-    return value if isinstance(value, dict) else {}

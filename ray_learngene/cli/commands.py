@@ -2,83 +2,51 @@
 
 from __future__ import annotations
 
-# command -> (configuration class, module:function that takes it, one line of help)
+# command -> (configuration class, module of the package:function that takes it, one line of help)
 COMMANDS: dict[str, tuple[str, str, str]] = {
     "ancestry": (
         "AncestryConfig",
-        "ray_learngene.distillation.train_ancestry:train_ancestry",
+        "distillation.train_ancestry:train_ancestry",
         "train an ancestry model, if you have none",
     ),
-    "distill": (
-        "DistillConfig",
-        "ray_learngene.distillation.distill:distill",
-        "distil an ancestry model into a learngene",
-    ),
+    "distill": ("DistillConfig", "distillation.distill:distill", "distil an ancestry model into a learngene"),
     "softlabels": (
         "SoftLabelsConfig",
-        "ray_learngene.distillation.soft_labels:fill",
+        "distillation.soft_labels:fill",
         "cache the ancestry model's logits, for many distillations",
     ),
     "extract": (
         "ExtractConfig",
-        "ray_learngene.distillation.extract:extract",
+        "distillation.extract:extract",
         "take a learngene from a trained model, without distillation",
     ),
-    "plan": (
-        "PlanConfig",
-        "ray_learngene.cli.plan:print_plan",
-        "which sizes meet which budget, and what a sweep will cost",
-    ),
-    "sweep": (
-        "SweepConfig",
-        "ray_learngene.cli.sweep:print_sweep",
-        "train descendants of many sizes from one learngene",
-    ),
-    "bench": (
-        "BenchConfig",
-        "ray_learngene.compare.compare:bench",
-        "compare methods under one recipe, and what each costs",
-    ),
-    "pull": ("PullConfig", "ray_learngene.cli.pull:pull", "download the best model within a budget, verified"),
+    "plan": ("PlanConfig", "cli.plan:print_plan", "which sizes meet which budget, and what a sweep will cost"),
+    "sweep": ("SweepConfig", "cli.sweep:print_sweep", "train descendants of many sizes from one learngene"),
+    "bench": ("BenchConfig", "compare.compare:bench", "compare methods under one recipe, and what each costs"),
+    "pull": ("PullConfig", "cli.pull:pull", "download the best model within a budget, verified"),
     "expand": (
         "ExpandConfig",
-        "ray_learngene.cli.expand:print_expansions",
+        "cli.expand:print_expansions",
         "make a model of any size from a learngene, without training",
     ),
     "export": (
         "ExportConfig",
-        "ray_learngene.cli.export:print_exports",
+        "cli.export:print_exports",
         "write ONNX, int8 or torch.export files of a model, compared with it",
     ),
     "measure": (
         "MeasureConfig",
-        "ray_learngene.cli.measure:measure",
+        "cli.measure:measure",
         "time models on the device that will run them, and predict all other sizes",
     ),
-    "submit": (
-        "SubmitConfig",
-        "ray_learngene.cli.submit:print_job",
-        "run a command as a job on a cluster, and follow it",
-    ),
-    "evaluate": (
-        "EvaluateConfig",
-        "ray_learngene.cli.evaluate:print_evaluation",
-        "measure a pulled model with plain timm",
-    ),
-    "list": ("ListConfig", "ray_learngene.cli.catalog:print_list", "what a store holds"),
-    "show": ("ShowConfig", "ray_learngene.cli.show:print_artefact", "one artefact, or the leaderboard of a sweep"),
-    "page": (
-        "PageConfig",
-        "ray_learngene.cli.page:print_page",
-        "a page to choose a model by, of the sweeps of a store",
-    ),
-    "gc": ("GcConfig", "ray_learngene.cli.gc:print_garbage", "the leftovers of a store, and their removal"),
-    "data check": ("CheckConfig", "ray_learngene.cli.data:print_check", "name what is wrong with an image set"),
-    "data convert": (
-        "ConvertConfig",
-        "ray_learngene.cli.data:print_convert",
-        "any image set to resized Parquet shards",
-    ),
+    "submit": ("SubmitConfig", "cli.submit:print_job", "run a command as a job on a cluster, and follow it"),
+    "evaluate": ("EvaluateConfig", "cli.evaluate:print_evaluation", "measure a pulled model with plain timm"),
+    "list": ("ListConfig", "cli.catalog:print_list", "what a store holds"),
+    "show": ("ShowConfig", "cli.show:print_artefact", "one artefact, or the leaderboard of a sweep"),
+    "page": ("PageConfig", "cli.page:print_page", "a page to choose a model by, of the sweeps of a store"),
+    "gc": ("GcConfig", "cli.gc:print_garbage", "the leftovers of a store, and their removal"),
+    "data check": ("CheckConfig", "cli.data:print_check", "name what is wrong with an image set"),
+    "data convert": ("ConvertConfig", "cli.data:print_convert", "any image set to resized Parquet shards"),
 }
 # commands that `learngene submit` takes
 JOBS = ("ancestry", "distill", "softlabels", "extract", "sweep", "bench", "pull")

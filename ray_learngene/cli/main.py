@@ -36,7 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
             module, function = target.split(":")
             with shown_log():
-                getattr(importlib.import_module(module), function)(*configured)
+                getattr(importlib.import_module(f"ray_learngene.{module}"), function)(*configured)
         sys.stdout.flush()
         return 0
     except ModuleNotFoundError as error:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Iterator
 
 from ray_learngene.cli.artefacts import KINDS, parse_artefact
 from ray_learngene.cli.catalog import summaries
@@ -13,7 +12,7 @@ from ray_learngene.errors import UserError
 from ray_learngene.models.budgets import format_quantity
 from ray_learngene.progress import duration_text
 from ray_learngene.store.manifest import FOLDERS, Manifest
-from ray_learngene.store.rows import numbers_of
+from ray_learngene.store.rows import mapping, numbers_of
 from ray_learngene.store.store import Store
 from ray_learngene.store.timings import record_of
 from ray_learngene.terminal import one_line
@@ -63,16 +62,16 @@ def _timing(manifest: Manifest) -> Iterator[tuple[str, str]]:
 def _page(manifest: Manifest, store: Store) -> Iterator[tuple[str, str]]:
     """Yield labels and values, the most wanted first. What a user's own script left out of a store is left out."""
     facts = manifest.metadata
-    row, config, cost = (_mapping(facts.get(name)) for name in ("row", "config", "cost"))
+    row, config, cost = (mapping(facts.get(name)) for name in ("row", "config", "cost"))
     artefact = f"{FOLDERS[manifest.kind]}/{manifest.name}"
     yield "artefact", f"{artefact} in {store.uri}"
     yield "made", f"{manifest.created[:16].replace('T', ' ')} UTC, {format_quantity('memory', manifest.bytes)}"
     if manifest.kind == "timing":
         yield from _timing(manifest)
     if method := facts.get("method") or row.get("arm"):
-        options = _mapping(facts.get("options"))
+        options = mapping(facts.get("options"))
         yield "method", ", ".join([str(method), *(f"{name}={value}" for name, value in options.items())])
-    spec = _mapping(facts.get("spec")) or row
+    spec = mapping(facts.get("spec")) or row
     if "width" in spec:
         stages = "-".join(map(str, spec["depths"])) if isinstance(spec.get("depths"), list) else spec.get("stages")
         named = {**spec, "depth": stages} if stages else spec
@@ -91,10 +90,10 @@ def _page(manifest: Manifest, store: Store) -> Iterator[tuple[str, str]]:
         yield "costs", ", ".join(known)
     elif parameters := numbers_of(facts, "parameters"):
         yield "costs", f"{format_quantity('params', parameters['parameters'])} parameters"
-    scores = {**_mapping(facts.get("metrics")), **{name: row[name] for name in ("top1_untuned", "top1") if name in row}}
+    scores = {**mapping(facts.get("metrics")), **{name: row[name] for name in ("top1_untuned", "top1") if name in row}}
     if known := [f"{name} {each[name]:.4g}" for name in scores if (each := numbers_of(scores, name))]:
         yield "measured", ", ".join(known)
-    if license := _mapping(facts.get("origin")).get("license"):
+    if license := mapping(facts.get("origin")).get("license"):
         yield "license", str(license)
     if row.get("outside"):
         yield "note", str(row["outside"])
@@ -112,15 +111,11 @@ def _page(manifest: Manifest, store: Store) -> Iterator[tuple[str, str]]:
         found = {one["descendant"]: one for one in costed_rows(store, manifest.name.partition("/")[0])}
         if one := found.get(row.get("descendant")):
             yield "whole cost", f"{cost_text(one, 'whole')}; undivided {cost_text(one, 'undivided')}"
-    versions = _mapping(facts.get("versions"))
+    versions = mapping(facts.get("versions"))
     if versions or manifest.kind != "timing":
         yield "made with", ", ".join(f"{name} {value}" for name, value in versions.items()) or "unknown versions"
     yield "get it", f"learngene pull {artefact} --store {store.uri}"
     yield "all of it", f"learngene show {artefact} --store {store.uri} --json"
-
-
-def _mapping(value: object) -> Mapping[str, Any]:
-    return value if isinstance(value, dict) else {}
 
 
 def _print_sweep(store: Store, name: str, *, as_json: bool) -> None:

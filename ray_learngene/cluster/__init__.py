@@ -1,3 +1,3 @@
 """Ray: sessions, jobs and preemption."""
 
-import ray_learngene.cluster.shared_tensors  # noqa: F401  (before the first import of Ray)
+import ray_learngene.cluster.shared_tensors  # before the first import of Ray

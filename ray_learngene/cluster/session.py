@@ -12,9 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import ray
+import torch
 
 from ray_learngene import sigterm
 from ray_learngene.cluster import ray_internals, shared_tensors
+from ray_learngene.config import WorkersConfig
+from ray_learngene.config.sweep import TrialsConfig
 from ray_learngene.device import allow_gpu
 from ray_learngene.errors import Unreachable, UserError
 from ray_learngene.io.options import VARIABLE as STORAGE_OPTIONS
@@ -160,9 +163,27 @@ def cluster_has_gpus() -> bool:
     return ray.cluster_resources().get("GPU", 0) > 0
 
 
-def use_assigned_gpu() -> None:
-    """Allow this worker a GPU only if Ray assigned one; Ray hides none from workers without a GPU."""
+def trial_gpus(config: TrialsConfig, what: str = "trials") -> float:
+    """Return the GPU share of each training of a sweep; refuse one that this machine can never schedule."""
+    gpus = float(cluster_has_gpus()) if config.gpus_per_trial is None else config.gpus_per_trial
+    require_resources(config.address, 1, config.cpus_per_trial, gpus, what)
+    return gpus
+
+
+def worker_gpus(config: WorkersConfig, least: int) -> int:
+    """Return the GPUs of each worker, one or none; refuse workers that this machine can never schedule."""
+    gpus = int(cluster_has_gpus() if config.use_gpu is None else config.use_gpu)
+    require_resources(config.address, least, config.cpus_per_worker, gpus, "workers")
+    return gpus
+
+
+def use_assigned(threads: float = 0) -> None:
+    """Let this worker compute with what it has: a GPU only if Ray assigned one, and threads, else OMP_NUM_THREADS.
+
+    Ray hides no GPU from workers without one.
+    """
     allow_gpu(bool(ray.get_runtime_context().get_accelerator_ids()["GPU"]))
+    torch.set_num_threads(max(1, int(threads or os.environ.get("OMP_NUM_THREADS", "1"))))
 
 
 def require_resources(address: str | None, count: int, cpus: float, gpus: float, what: str) -> None:

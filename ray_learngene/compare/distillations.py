@@ -85,11 +85,10 @@ def _distil_on_cluster(
 
     from ray_learngene.cluster.driver import from_workers
     from ray_learngene.cluster.preemption import stop_requests
-    from ray_learngene.cluster.session import cluster_has_gpus, require_resources
+    from ray_learngene.cluster.session import trial_gpus
 
-    gpus = float(cluster_has_gpus()) if config.gpus_per_trial is None else config.gpus_per_trial
+    gpus = trial_gpus(config, "distillations")
     remote = ray.remote(num_cpus=config.cpus_per_trial, num_gpus=gpus, max_retries=config.max_failures)(_distill_task)
-    require_resources(config.address, 1, config.cpus_per_trial, gpus, "distillations")
     ended = 0
     with (
         Trackers(config.track) as trackers,
@@ -142,13 +141,10 @@ def _is_done(store: Store, run: DistillConfig) -> bool:
 
 def _distill_task(run: DistillConfig, threads: int, requests: Queue, driver: Driver) -> Failure | None:
     """Run `_distil` as a Ray task; the driver's trackers follow it, and its warnings are shown there."""
-    import torch
-
     from ray_learngene.cluster.preemption import watching
-    from ray_learngene.cluster.session import use_assigned_gpu
+    from ray_learngene.cluster.session import use_assigned
 
-    use_assigned_gpu()
-    torch.set_num_threads(threads)
+    use_assigned(threads)
     with watching(requests), driver.connected():
         return _distil(run, Trackers((), {"of the driver": ToDriver(driver.report)}) if run.track else None)
 

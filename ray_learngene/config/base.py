@@ -30,7 +30,7 @@ LATER: dict[str, Any] = {"later": True}
 class Config(BaseModel):
     """Base of all configurations: immutable, and an unknown key is an error."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, coerce_numbers_to_str=True)
     decides: ClassVar[str] = "result"  # what a class's own fields decide; see decides.py
 
 

@@ -18,7 +18,9 @@ def _numbers(value: Any) -> Any:
 
 
 def _texts(value: Any) -> Any:
-    return (value,) if isinstance(value, str) else value
+    if isinstance(value, dict | bool | None):
+        raise ValueError("give a text, or a list of texts")
+    return (value,) if isinstance(value, str | int | float) else value
 
 
 def _stages(value: Any) -> Any:

@@ -25,6 +25,7 @@ from ray_learngene.data.reader import Reader
 from ray_learngene.data.sampler import Sample, WorkerBatches
 from ray_learngene.data.transforms import Transform, eval_transform, train_transform
 from ray_learngene.errors import UserError
+from ray_learngene.models.preprocessing import Preprocessing
 
 _MIXING = 1  # keeps the random numbers of mixing apart from those of augmentation
 
@@ -102,11 +103,9 @@ def train_loader(
 
 def eval_loader(
     image_set: ImageSet,
-    image_size: int,
-    mean: tuple[float, ...],
-    std: tuple[float, ...],
-    augmentation: AugmentationConfig,
+    preprocessing: Preprocessing,
     batch_size: int,
+    *,
     workers: int = 0,
     rank: int = 0,
     world_size: int = 1,
@@ -120,16 +119,15 @@ def eval_loader(
         batch_size: Of this worker; the last batch, and one with unreadable images, may be smaller.
         reader: Reads the set; default: one that fails at what it cannot read.
         device: Where the batches are put and finished; default: the one this process computes on.
-        crop_mode: See `eval_transform`.
+        crop_mode: timm's: center, squash or border.
     """
-    transform = eval_transform(image_size, augmentation, crop_mode)
     return _ImageLoader(
-        _Plain(reader or Reader(image_set), transform),
+        _Plain(reader or Reader(image_set), eval_transform(preprocessing, crop_mode)),
         batch_size=batch_size,
         sampler=range(rank, len(image_set), world_size),
         num_workers=workers,
         collate_fn=_collate_readable,
-        finish=Finish(mean, std, device=device),
+        finish=Finish(preprocessing.mean, preprocessing.std, device=device),
     )
 
 

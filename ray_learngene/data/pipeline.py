@@ -107,7 +107,7 @@ class ImagePipeline:
     def scored_batches(self, batch_size: int, *, rank: int = 0, world_size: int = 1) -> list[DataLoader[Batch]]:
         """Return one worker's share of the validation split and, if there is one, of `choice`; see `eval_loader`."""
         return [
-            validation_batches(
+            eval_loader(
                 images,
                 self.preprocessing,
                 batch_size,
@@ -119,34 +119,6 @@ class ImagePipeline:
             for images, reader in zip((self.val, self.choice), self.readers[1:], strict=False)
             if images is not None
         ]
-
-
-def validation_batches(
-    images: ImageSet,
-    preprocessing: Preprocessing,
-    batch_size: int,
-    *,
-    workers: int = 0,
-    rank: int = 0,
-    world_size: int = 1,
-    reader: Reader | None = None,
-    crop_mode: str = "center",
-) -> DataLoader[Batch]:
-    """Return the images in their order, resized and cropped as the preprocessing says."""
-    crop = AugmentationConfig(crop_pct=preprocessing.crop_pct, interpolation=preprocessing.interpolation)
-    return eval_loader(
-        images,
-        preprocessing.image_size,
-        preprocessing.mean,
-        preprocessing.std,
-        crop,
-        batch_size=batch_size,
-        workers=workers,
-        rank=rank,
-        world_size=world_size,
-        reader=reader,
-        crop_mode=crop_mode,
-    )
 
 
 def images_text(images: ImagePipeline) -> str:

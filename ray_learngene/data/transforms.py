@@ -13,6 +13,7 @@ from torchvision.transforms import Compose
 from ray_learngene.config import AugmentationConfig
 from ray_learngene.data.timm_internals import mend_posterize
 from ray_learngene.errors import UserError
+from ray_learngene.models.preprocessing import Preprocessing
 
 Transform = Callable[[Image.Image], npt.NDArray[np.uint8]]
 
@@ -48,18 +49,14 @@ def train_transform(size: int, mean: tuple[float, ...], augmentation: Augmentati
         ) from None
 
 
-def eval_transform(size: int, augmentation: AugmentationConfig, crop_mode: str = "center") -> Transform:
-    """Resize and crop: an image becomes pixels `[size, size, 3]`.
-
-    Args:
-        crop_mode: timm's: center, squash or border.
-    """
+def eval_transform(preprocessing: Preprocessing, crop_mode: str = "center") -> Transform:
+    """Resize and crop: an image becomes pixels `[size, size, 3]`."""
     return _pixels(
         create_transform(
-            size,
+            preprocessing.image_size,
             use_prefetcher=True,
-            interpolation=augmentation.interpolation,
-            crop_pct=augmentation.crop_pct,
+            interpolation=preprocessing.interpolation,
+            crop_pct=preprocessing.crop_pct,
             crop_mode=crop_mode,
         )
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
@@ -194,14 +194,12 @@ def _time_torch(models: Iterator[Named], config: MeasureConfig) -> Record:
 
 @contextmanager
 def _threads(count: int, *, pinned: bool) -> Iterator[None]:
-    before, cores = torch.get_num_threads(), clock.allowed_cores() if pinned else []
+    before = torch.get_num_threads()
     torch.set_num_threads(count)
-    if cores:
-        clock.pin(count)
     try:
-        yield
+        with clock.pinned(count) if pinned else nullcontext():
+            yield
     finally:
-        clock.unpin(cores)
         torch.set_num_threads(before)
 
 

@@ -15,9 +15,8 @@ from torch.utils.data import DataLoader
 from ray_learngene.ancestry.classes import order_of, timms_order
 from ray_learngene.config import DataConfig, EvaluateConfig
 from ray_learngene.data.image_set import ImageSet, relabelled
-from ray_learngene.data.loader import Batch
+from ray_learngene.data.loader import Batch, eval_loader
 from ray_learngene.data.open import open_image_sets
-from ray_learngene.data.pipeline import validation_batches
 from ray_learngene.data.reader import Reader, unreadable_text
 from ray_learngene.delivery.features import FeatureScores, evaluate_features
 from ray_learngene.device import resolve_device
@@ -72,7 +71,7 @@ class ModelImages:
 
     def batches(self, images: ImageSet, batch_size: int, reader: Reader | None = None) -> DataLoader[Batch]:
         """Return the batches of one of the two splits in order, resized and cropped as in evaluation."""
-        return validation_batches(
+        return eval_loader(
             images,
             self.preprocessing,
             batch_size,

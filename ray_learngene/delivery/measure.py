@@ -19,7 +19,8 @@ import re
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
+from contextlib import contextmanager, nullcontext, suppress
 from datetime import datetime, timezone
 from functools import partial
 from typing import Any, TypeVar
@@ -169,23 +170,20 @@ def load() -> list[float]:
         return []
 
 
-def pin(threads: int) -> list[int]:
+@contextmanager
+def pinned(threads: int) -> Iterator[None]:
     """Keep this process on as many of the fastest cores as it has threads, where the system allows it."""
-    try:
+    allowed: Set[int] = set()
+    with suppress(AttributeError, OSError, ValueError):
         allowed = os.sched_getaffinity(0)
         speed = "/sys/devices/system/cpu/cpu{}/cpufreq/cpuinfo_max_freq"
         order = sorted(allowed, key=lambda core: (int(_read(speed.format(core)) or 0), core))
-        chosen = set(order[-threads:])
-        os.sched_setaffinity(0, chosen)
-        return sorted(chosen)
-    except (AttributeError, OSError, ValueError):
-        return []
-
-
-def unpin(cores: Sequence[int]) -> None:
-    """Undo `pin`, where it did something."""
-    if cores:
-        os.sched_setaffinity(0, cores)
+        os.sched_setaffinity(0, order[-threads:])
+    try:
+        yield
+    finally:
+        if allowed:
+            os.sched_setaffinity(0, allowed)
 
 
 def onnx_file(path: str) -> str:
@@ -325,13 +323,8 @@ def measure(
     gpu = provider != "CPUExecutionProvider"
     clock = "cpu" if threads == 1 and not gpu else "wall"
     runs = {key: partial(session.run, None, random_input(session, batch)) for key, (session, _) in opened.items()}
-    cores = [] if gpu else allowed_cores()
-    if cores:
-        pin(threads)
-    try:
+    with nullcontext() if gpu else pinned(threads):
         timed = time_all(runs, seconds, clock)
-    finally:
-        unpin(cores)
     found = []
     for precision in sorted({key[0] for key in opened}):
         names = [name for each, name in opened if each == precision]
@@ -352,14 +345,6 @@ def measure(
             )
         )
     return found
-
-
-def allowed_cores() -> list[int]:
-    """Return the cores that this process may use, where the system tells."""
-    try:
-        return sorted(os.sched_getaffinity(0))
-    except AttributeError:
-        return []
 
 
 def lines(found: Mapping[str, Any]) -> list[str]:

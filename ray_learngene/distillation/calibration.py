@@ -8,8 +8,6 @@ import os
 from dataclasses import replace
 from datetime import UTC, datetime
 
-import torch
-
 from ray_learngene.config import DistillConfig
 from ray_learngene.delivery.latency import device_name
 from ray_learngene.device import gpu_allowed, resolve_device
@@ -94,12 +92,11 @@ def _measure_on_ray(task: DistillTask) -> tuple[list[Measured], float]:
     import ray_learngene.cluster.shared_tensors  # noqa: F401  isort:skip  (before the first Ray import)
     import ray
 
-    from ray_learngene.cluster.session import cluster_has_gpus, ray_cluster, require_resources
+    from ray_learngene.cluster.session import ray_cluster, worker_gpus
 
     config = task.config
     with ray_cluster(config.address):
-        gpus = int(cluster_has_gpus() if config.use_gpu is None else config.use_gpu)
-        require_resources(config.address, config.least_workers, config.cpus_per_worker, gpus, "workers")
+        gpus = worker_gpus(config, config.least_workers)
         remote = ray.remote(num_cpus=config.cpus_per_worker, num_gpus=gpus, max_retries=config.max_failures)(_in_worker)
         shared = ray.put(task)
         found = ray.get([remote.remote(shared, rank) for rank in range(config.most_workers)])
@@ -107,10 +104,9 @@ def _measure_on_ray(task: DistillTask) -> tuple[list[Measured], float]:
 
 
 def _in_worker(task: DistillTask, rank: int) -> Measured:
-    from ray_learngene.cluster.session import use_assigned_gpu
+    from ray_learngene.cluster.session import use_assigned
 
-    use_assigned_gpu()
-    torch.set_num_threads(max(1, int(os.environ.get("OMP_NUM_THREADS", "1"))))
+    use_assigned()
     return measure(task, rank)
 
 

@@ -18,7 +18,8 @@ from torch import nn
 
 from ray_learngene.ancestry.model import Ancestry
 from ray_learngene.config import DistillConfig
-from ray_learngene.data.pipeline import ImagePipeline, validation_batches
+from ray_learngene.data.loader import eval_loader
+from ray_learngene.data.pipeline import ImagePipeline
 from ray_learngene.data.reader import Reader
 from ray_learngene.distillation.distill_task import DistillTask
 from ray_learngene.errors import UserError
@@ -53,7 +54,7 @@ class FeatureTask(DistillTask):
         """Return the training images that classifiers are fitted to, as evaluation sees images."""
         images = self.images
         some = bank_of(images.train)
-        return validation_batches(
+        return eval_loader(
             some,
             images.preprocessing,
             max(1, self.config.batch_size // self.config.accumulation),

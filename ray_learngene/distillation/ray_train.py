@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import logging
-import os
 import shutil
 import threading
 import traceback
@@ -30,7 +29,7 @@ from ray_learngene import sigterm
 from ray_learngene.cluster import ray_internals
 from ray_learngene.cluster.driver import from_workers
 from ray_learngene.cluster.preemption import GracefulTorchConfig, StopPoll, stop_requests
-from ray_learngene.cluster.session import cluster_has_gpus, ray_cluster, require_resources, use_assigned_gpu
+from ray_learngene.cluster.session import ray_cluster, use_assigned, worker_gpus
 from ray_learngene.config import AncestryConfig, DistillConfig
 from ray_learngene.distillation.run_notes import NoteFailures, RunNotes
 from ray_learngene.distillation.task import (
@@ -76,8 +75,7 @@ def train_with_ray_train(
     """
     config, store = task.config, task.store
     with ray_cluster(config.address), sigterm.graceful():
-        use_gpu = cluster_has_gpus() if config.use_gpu is None else config.use_gpu
-        require_resources(config.address, config.least_workers, config.cpus_per_worker, int(use_gpu), "workers")
+        use_gpu = bool(worker_gpus(config, config.least_workers))
         claim_run(task, settings)
         RunNotes(store, run_name(task)).clear()
         loop = {"task": ray.put(task), "settings": settings, "flops": flops, "deepspeed": user_deepspeed}
@@ -222,13 +220,12 @@ def _worker(loop: dict[str, Any]) -> dict[str, Any]:
 
 def _train(loop: dict[str, Any]) -> dict[str, Any]:
     """Train on one rank. An error that ends all ranks at the same step is returned, so that Ray does not retry it."""
-    use_assigned_gpu()
+    use_assigned()
     context = ray.train.get_context()
     task: Task = ray.get(loop["task"])
     world_size = context.get_world_size()
     device = ray.train.torch.get_device()
     world = World(device, context.get_world_rank(), world_size, torch.distributed.all_reduce)
-    torch.set_num_threads(max(1, int(os.environ.get("OMP_NUM_THREADS", "1"))))
     try:
         config = _within_memory(task, world_size)
         autocast = resolve_precision(config.precision, device)

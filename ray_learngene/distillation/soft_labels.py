@@ -9,12 +9,9 @@ of an interrupted or earlier run are reused.
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
-
-import torch
 
 from ray_learngene import sigterm
 from ray_learngene.ancestry.answers import Answers
@@ -131,14 +128,12 @@ def _on_cluster(filling: Filling) -> None:
     import ray_learngene.cluster.shared_tensors  # noqa: F401  isort:skip  (before the first Ray import)
     import ray
 
-    from ray_learngene.cluster.session import cluster_has_gpus, ray_cluster, require_resources
+    from ray_learngene.cluster.session import ray_cluster, worker_gpus
 
     config = filling.config
     with ray_cluster(config.address), sigterm.graceful():
-        gpus = int(cluster_has_gpus() if config.use_gpu is None else config.use_gpu)
-        require_resources(config.address, 1, config.cpus_per_worker, gpus, "workers")
-        remote = ray.remote(num_cpus=config.cpus_per_worker, num_gpus=gpus, max_retries=config.max_failures)
-        compute, missing = remote(_compute), remote(_missing)
+        gpus = worker_gpus(config, 1)
+        remote = ray.remote(num_cpus=config.cpus_per_worker, num_gpus=gpus, max_retries=config.max_failures)(_call)
         _ = filling.ancestry.sha256(), filling.images.train.fingerprint  # once here, not in every task
         shared = ray.put(filling)
 
@@ -149,7 +144,7 @@ def _on_cluster(filling: Filling) -> None:
                 while len(running) < filling.parts and not sigterm.requested():
                     if (shard := next(waiting, None)) is None:
                         break
-                    running[compute.remote(shared, shard)] = shard
+                    running[remote.remote(shared, "compute", shard)] = shard
                 if not running:
                     return
                 done, _ = ray.wait(list(running), num_returns=1, timeout=1)  # signals are handled between two waits
@@ -160,7 +155,7 @@ def _on_cluster(filling: Filling) -> None:
 
         try:
             # asked of a worker: what it computes in, bf16 or fp32, is part of the key
-            key, shards = ray.get(missing.remote(shared))
+            key, shards = ray.get(remote.remote(shared, "missing"))
             _follow(key, filling, shards, lambda progress: computed(shards))
         except ray.exceptions.RayTaskError as error:
             if isinstance(error.cause, UserError):
@@ -173,21 +168,12 @@ def _on_cluster(filling: Filling) -> None:
             ) from error
 
 
-def _missing(filling: Filling) -> tuple[str, list[Shard]]:
-    _prepare()
-    return filling.missing()
+def _call(filling: Filling, method: str, *arguments: Shard) -> Any:
+    """Call a method of the filling in a worker."""
+    from ray_learngene.cluster.session import use_assigned
 
-
-def _compute(filling: Filling, shard: Shard) -> None:
-    _prepare()
-    filling.compute(shard)
-
-
-def _prepare() -> None:
-    from ray_learngene.cluster.session import use_assigned_gpu
-
-    use_assigned_gpu()
-    torch.set_num_threads(max(1, int(os.environ.get("OMP_NUM_THREADS", "1"))))
+    use_assigned()
+    return getattr(filling, method)(*arguments)
 
 
 def _follow(key: str, filling: Filling, shards: list[Shard], compute: Callable[[Progress], Iterator[Shard]]) -> None:

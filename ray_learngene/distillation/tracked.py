@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from types import TracebackType
 from typing import Any, Self
 
 from ray_learngene.distillation.task import Task
@@ -26,9 +25,7 @@ class TrackedRun:
         self.trackers.start(self.name, parameters_of(self.task.config))
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         if isinstance(error, Exception) and not isinstance(error, Interrupted):  # that one is continued
             self.trackers.fail(self.name, str(error))
 

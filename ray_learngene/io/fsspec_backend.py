@@ -23,7 +23,7 @@ import pyarrow.fs
 
 from ray_learngene.errors import UserError
 from ray_learngene.io import s3_settings
-from ray_learngene.io.backend import Found
+from ray_learngene.io.backend import Found, named_in
 from ray_learngene.io.errors import NO_BUCKET, status_of, storage_errors, without_secrets
 from ray_learngene.io.options import options_for
 from ray_learngene.io.schemes import SCHEMES, words_of
@@ -57,7 +57,7 @@ def open_filesystem(scheme: str, path: str) -> tuple[AbstractFileSystem, str]:
 
 
 class FsspecStorage:
-    """See `Storage`. Every method is safe in threads; a process that was forked needs an object of its own."""
+    """A storage of fsspec. Every method is safe in threads; a process that was forked needs an object of its own."""
 
     def __init__(self, scheme: str, root: str) -> None:
         self.scheme, self.root = scheme, root
@@ -172,9 +172,7 @@ class FsspecStorage:
                 yield Found(name.strip("/")[len(root) + 1 :], int(info["size"] or 0), modified(info))
 
     def named(self, folder: str, name: str, depth: int) -> list[str]:
-        tail, slashes = f"/{name}", folder.count("/") + 1 + depth
-        paths = (found.path for found in self.look(folder))
-        return [path for path in paths if path.endswith(tail) and path.count("/") == slashes]
+        return named_in(self.look(folder), folder, name, depth)
 
     def delete(self, paths: list[str]) -> None:
         if len(paths) == 1:

@@ -38,7 +38,7 @@ def open_file(path: str, buffering: int = -1) -> IO[bytes]:
 
 
 class LocalStorage:
-    """See `Storage`."""
+    """The storage in a local folder."""
 
     def __init__(self, root: str) -> None:
         self.root = root

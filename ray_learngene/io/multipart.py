@@ -14,11 +14,10 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any
 
 from ray_learngene.errors import UserError
-from ray_learngene.io.errors import clear_errors
-from ray_learngene.io.retry import Retry
+from ray_learngene.io.errors import clear_errors, storage_errors
 from ray_learngene.io.s3 import S3Storage
 
 if TYPE_CHECKING:
@@ -31,26 +30,17 @@ PART_BYTES = 8 * 2**20  # the least that S3 takes is 5 MiB
 PARTS = 4  # sent at once
 MOST_PARTS = 10_000  # that S3 takes for an object
 
-T = TypeVar("T")
-
 
 class Transfer:
-    """One object of a bucket; `uri` is what errors name."""
+    """One object of a bucket; `call` makes a request, and retries it for a while."""
 
-    def __init__(self, storage: S3Storage, path: str, uri: str, retry: Retry) -> None:
-        self.storage, self.path, self.uri, self.retry = storage, path, uri, retry
-
-    def _retrying(self, request: Callable[[], T]) -> T:
-        def attempt() -> T:
-            with clear_errors(self.uri):
-                return request()
-
-        return self.retry.wait_for(attempt)
+    def __init__(self, storage: S3Storage, path: str, call: Callable[[Callable[[], Any]], Any]) -> None:
+        self.storage, self.path, self.call = storage, path, call
 
     def receive(self, offset: int) -> Iterator[bytes]:
         """Yield the content from a byte offset on, in pieces; nothing if it ends before the offset."""
         ranges = deque([_Range(self.storage, self.path, offset)])
-        piece = self._retrying(ranges[0].piece)  # with it comes the size of the object
+        piece = self.call(ranges[0].piece)  # with it comes the size of the object
         later = iter(range(offset + RANGE_BYTES, ranges[0].total, RANGE_BYTES))
         try:
             while ranges:
@@ -59,9 +49,9 @@ class Transfer:
                     ranges[-1].ask()
                 while piece:
                     yield piece
-                    piece = self._retrying(ranges[0].piece)
+                    piece = self.call(ranges[0].piece)
                 ranges.popleft()
-                piece = self._retrying(ranges[0].piece) if ranges else b""
+                piece = self.call(ranges[0].piece) if ranges else b""
         finally:
             for each in ranges:
                 each.close()
@@ -70,23 +60,23 @@ class Transfer:
         """Upload a file in parts, replacing what was there as a whole."""
         size = source.stat().st_size
         part_bytes = max(PART_BYTES, math.ceil(size / MOST_PARTS))
-        upload = self._retrying(lambda: self.storage.begin_upload(self.path))
+        upload = self.call(lambda: self.storage.begin_upload(self.path))
 
         def send_part(number: int) -> dict[str, object]:
             with clear_errors(str(source)), source.open("rb") as file:
                 file.seek((number - 1) * part_bytes)
                 data = file.read(part_bytes)
-            part = self._retrying(lambda: self.storage.upload_part(self.path, upload, number, data))
+            part = self.call(lambda: self.storage.upload_part(self.path, upload, number, data))
             sent(len(data))
             return part
 
         pool = ThreadPoolExecutor(PARTS)
         try:
             parts = list(pool.map(send_part, range(1, 1 + math.ceil(size / part_bytes))))
-            self._retrying(lambda: self.storage.finish_upload(self.path, upload, parts))
+            self.call(lambda: self.storage.finish_upload(self.path, upload, parts))
         except BaseException:
             pool.shutdown(cancel_futures=True)
-            with suppress(UserError), clear_errors(self.uri):
+            with suppress(UserError, *storage_errors()):
                 self.storage.give_up_upload(self.path, upload)
             raise
         finally:

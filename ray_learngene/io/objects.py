@@ -24,7 +24,7 @@ from ray_learngene.io.errors import Denied, clear_errors, explain, s3_code, stor
 from ray_learngene.io.fsspec_backend import FsspecStorage, receive
 from ray_learngene.io.local import LocalStorage
 from ray_learngene.io.multipart import PART_BYTES, Transfer
-from ray_learngene.io.retry import RETRY_SECONDS, Retry, retrying
+from ray_learngene.io.retry import RETRY_SECONDS, Retry
 from ray_learngene.io.s3 import S3Storage
 from ray_learngene.io.schemes import locate
 
@@ -58,11 +58,13 @@ class Objects:
             self.storage = FsspecStorage(self.scheme, self.root)
         self.retry = Retry(retry_seconds)
 
-    @retrying
+    def _call(self, path: str, request: Callable[[], T]) -> T:
+        """Make a request, which must be safe to repeat; retry it for a while, and raise a UserError about `path`."""
+        return self.retry.wait_for(partial(_clear, self.uri_of(path), request))
+
     def open(self) -> None:
         """Make sure that the store, or its bucket, is there."""
-        with clear_errors(self.uri):
-            self.storage.check(write=False)
+        self._call("", lambda: self.storage.check(write=False))
 
     def full(self, path: str) -> str:
         """Return the path as pyarrow's filesystems take it."""
@@ -80,7 +82,7 @@ class Objects:
         retry, self.retry = self.retry, Retry(self.retry.seconds, only_answers=True)
         try:
             try:
-                self._check(write)
+                self._call("", lambda: self.storage.check(write))
                 self.read(ABOUT)
             except Denied:  # a user who may read, but not list, can pull by name
                 about = None
@@ -98,11 +100,6 @@ class Objects:
         finally:
             self.retry = retry
 
-    @retrying
-    def _check(self, write: bool) -> None:
-        with clear_errors(self.uri):
-            self.storage.check(write)
-
     def each(self, calls: Iterable[Callable[[], T]], threads: int = THREADS) -> list[T]:
         """Return the results of many calls, made in threads; where one fails the others are not waited for."""
         with ThreadPoolExecutor(threads) as pool:
@@ -117,15 +114,13 @@ class Objects:
             finally:
                 self.retry.resume()
 
-    @retrying
     def read(self, path: str, most: int = MOST_BYTES) -> bytes | None:
         """Return the content of an object, or None if it does not exist.
 
         Raises:
             UserError: It has more than `most` bytes.
         """
-        with clear_errors(self.uri_of(path)):
-            data = self.storage.read(path, most + 1)
+        data = self._call(path, lambda: self.storage.read(path, most + 1))
         if data is not None and len(data) > most:
             raise UserError(f"{self.uri_of(path)} has more than {most:,} bytes: this is not what belongs there")
         return data
@@ -136,41 +131,30 @@ class Objects:
             return [self.read(path, most) for path in paths]
         return self.each(partial(self.read, path, most) for path in paths)
 
-    @retrying
     def exists(self, path: str) -> bool:
         """Return whether there is an object, without reading it."""
-        with clear_errors(self.uri_of(path)):
-            return self.storage.exists(path)
+        return self._call(path, lambda: self.storage.exists(path))
 
     def chunks(self, path: str, offset: int) -> Iterator[bytes]:
         """Yield the content of an object from a byte offset on, in pieces; nothing if it ends before the offset."""
-        if isinstance(self.storage, S3Storage):
-            yield from self._transfer(self.storage, path).receive(offset)
-            return
-        if isinstance(self.storage, FsspecStorage):
-            yield from receive(self._size(self.storage, path), offset, partial(self._range, self.storage, path))
-            return
-        with clear_errors(self.uri_of(path)):
-            yield from self.storage.pieces(path, offset)
-
-    @retrying
-    def _size(self, storage: FsspecStorage, path: str) -> int:
-        with clear_errors(self.uri_of(path)):
-            return storage.size(path)
-
-    @retrying
-    def _range(self, storage: FsspecStorage, path: str, start: int, end: int) -> bytes:
-        with clear_errors(self.uri_of(path)):
-            return storage.range(path, start, end)
+        storage = self.storage
+        if isinstance(storage, S3Storage):
+            yield from self._transfer(storage, path).receive(offset)
+        elif isinstance(storage, FsspecStorage):
+            ranged: Callable[[int, int], bytes] = lambda start, end: self._call(  # noqa: E731
+                path, partial(storage.range, path, start, end)
+            )
+            yield from receive(self._call(path, partial(storage.size, path)), offset, ranged)
+        else:
+            with clear_errors(self.uri_of(path)):
+                yield from storage.pieces(path, offset)
 
     def _transfer(self, storage: S3Storage, path: str) -> Transfer:
-        return Transfer(storage, path, self.uri_of(path), self.retry)
+        return Transfer(storage, path, partial(self._call, path))
 
-    @retrying
     def put(self, path: str, data: bytes) -> None:
         """Write an object, replacing what was there as a whole."""
-        with clear_errors(self.uri_of(path)):
-            self.storage.put(path, data)
+        self._call(path, lambda: self.storage.put(path, data))
 
     def upload(self, source: Path, path: str, sent: Callable[[int], object] = lambda size: None) -> None:
         """Copy a local file to an object, replacing what was there as a whole.
@@ -183,23 +167,16 @@ class Objects:
         if isinstance(self.storage, S3Storage) and size > PART_BYTES:
             self._transfer(self.storage, path).send(source, sent)
         else:
-            self._upload(source, path)
+            self._call(path, lambda: self.storage.upload(source, path))
             sent(size)
 
-    @retrying
-    def _upload(self, source: Path, path: str) -> None:
-        with clear_errors(self.uri_of(path)):
-            self.storage.upload(source, path)
-
-    @retrying
     def create(self, path: str, data: bytes) -> bool:
         """Create an object; return False, and write nothing, if it exists.
 
         A retried create can find its own object. Callers that care compare contents.
         """
-        with clear_errors(self.uri_of(path)):
-            if self.creates_once:
-                return self._create(path, data)
+        if self.creates_once:
+            return self._call(path, lambda: self._create(path, data))
         if self.exists(path):
             return False
         self.put(path, data)
@@ -214,7 +191,7 @@ class Objects:
         about = self.read(ABOUT)
         if about is not None:
             return self._remembered(about)
-        answer = self._probe()
+        answer = self.retry.wait_for(self._probe)
         self.put(ABOUT, json.dumps({"format": 1, "conditional_create": answer}).encode())
         if not answer:
             log.warning(
@@ -247,44 +224,35 @@ class Objects:
         """Return the sorted paths of all objects below a folder; none if the folder does not exist."""
         return [found.path for found in self.look(folder)]
 
-    @retrying
     def named(self, folder: str, name: str, depth: int) -> list[str]:
         """Return the paths of the objects called `name` so many folders below a folder, sorted."""
-        with clear_errors(self.uri_of(folder)):
-            return sorted(self.storage.named(folder, name, depth))
+        return sorted(self._call(folder, lambda: self.storage.named(folder, name, depth)))
 
-    @retrying
     def look(self, folder: str) -> list[Found]:
         """Return all objects below a folder, sorted by path; none if the folder does not exist."""
-        with clear_errors(self.uri_of(folder)):
-            return sorted(self.storage.look(folder), key=lambda one: one.path)
+        return self._call(folder, lambda: sorted(self.storage.look(folder), key=lambda one: one.path))
 
-    @retrying
     def delete(self, path: str) -> None:
         """Delete an object, if it exists."""
-        with clear_errors(self.uri_of(path)):
-            self.storage.delete([path])
+        self._call(path, lambda: self.storage.delete([path]))
 
     def delete_many(self, paths: Iterable[str]) -> None:
         """Delete objects, many in one request; missing ones are ignored."""
         todo = list(paths)
         for start in range(0, len(todo), DELETED_AT_ONCE):
-            self._delete_batch(todo[start : start + DELETED_AT_ONCE])
+            self._call("", partial(self.storage.delete, todo[start : start + DELETED_AT_ONCE]))
 
-    @retrying
-    def _delete_batch(self, paths: list[str]) -> None:
-        with clear_errors(self.uri):
-            self.storage.delete(paths)
-
-    @retrying
     def incomplete_uploads(self) -> list[IncompleteUpload]:
         """Return the multipart uploads below the root that were neither finished nor given up."""
-        with clear_errors(self.uri):
-            return self.storage.incomplete_uploads() if isinstance(self.storage, S3Storage) else []
+        storage = self.storage
+        return self._call("", storage.incomplete_uploads) if isinstance(storage, S3Storage) else []
 
-    @retrying
     def give_up_upload(self, upload: IncompleteUpload) -> None:
         """Make the server forget a multipart upload and what it holds of it."""
-        if isinstance(self.storage, S3Storage):
-            with clear_errors(self.uri_of(upload.path)):
-                self.storage.give_up_upload(upload.path, upload.id)
+        if isinstance(storage := self.storage, S3Storage):
+            self._call(upload.path, lambda: storage.give_up_upload(upload.path, upload.id))
+
+
+def _clear(uri: str, request: Callable[[], T]) -> T:
+    with clear_errors(uri):
+        return request()

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import functools
 import logging
 import random
 import threading
 import time
 from collections.abc import Callable
-from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
+from typing import TypeVar
 
 from ray_learngene.io.errors import Unavailable
 
@@ -17,7 +16,6 @@ FIRST_PAUSE = 0.5
 LONGEST_PAUSE = 15.0
 QUIET_SECONDS = 2.0  # a hiccup that is over sooner is not worth a line
 
-P = ParamSpec("P")
 T = TypeVar("T")
 
 log = logging.getLogger(__name__)
@@ -75,23 +73,3 @@ class Retry:
         if self._told:
             self._told = False
             log.warning("the storage answers again")
-
-
-class HasRetry(Protocol):
-    """What `retrying` decorates methods of."""
-
-    retry: Retry
-
-
-H = TypeVar("H", bound=HasRetry)
-
-
-def retrying(method: Callable[Concatenate[H, P], T]) -> Callable[Concatenate[H, P], T]:
-    """Retry a method as its object's `retry` says; the method must be safe to repeat."""
-
-    @functools.wraps(method)
-    def repeated(self: H, *args: P.args, **kwargs: P.kwargs) -> T:
-        call: Callable[[], Any] = functools.partial(method, self, *args, **kwargs)
-        return self.retry.wait_for(call)
-
-    return repeated

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ray_learngene.errors import UserError
-from ray_learngene.io.backend import Found, IncompleteUpload
+from ray_learngene.io.backend import Found, IncompleteUpload, named_in
 from ray_learngene.io.errors import ClientError, s3_code
 from ray_learngene.io.options import options_for
 
@@ -25,7 +25,7 @@ FINISH_SECONDS = 600.0  # that S3 may take to make one object of many parts
 
 
 class S3Storage:
-    """See `Storage`. Every method is safe in threads; a process that was forked needs an object of its own."""
+    """The storage at a bucket's prefix. Every method is safe in threads; a forked process needs its own."""
 
     def __init__(self, root: str) -> None:
         self.bucket, _, self.prefix = root.partition("/")
@@ -114,9 +114,7 @@ class S3Storage:
             where |= following
 
     def named(self, folder: str, name: str, depth: int) -> list[str]:
-        tail, slashes = f"/{name}", folder.count("/") + 1 + depth
-        paths = (found.path for found in self.look(folder))
-        return [path for path in paths if path.endswith(tail) and path.count("/") == slashes]
+        return named_in(self.look(folder), folder, name, depth)
 
     def delete(self, paths: list[str]) -> None:
         if len(paths) == 1:

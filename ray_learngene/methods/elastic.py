@@ -16,11 +16,12 @@ from ray_learngene.methods.generated import (
     GeneratedVisionTransformer,
     GeneratingMethod,
     Generator,
+    State,
     require_no_statistics,
 )
 from ray_learngene.methods.shared_weights import require_head_size, sliced
 from ray_learngene.models.features import VECTOR, Read
-from ray_learngene.models.specs import Spec, size_of
+from ray_learngene.models.specs import Spec, build, size_of
 
 
 class ElasticVisionTransformer(GeneratedVisionTransformer):
@@ -82,6 +83,9 @@ class ElasticMethod(GeneratingMethod):
 
     # True: the sub-models of a step share its images; False: each sees all of them
     split: ClassVar[bool] = False
+
+    def initial(self, spec: Spec) -> State:
+        return dict(build(spec).state_dict())
 
     def outside(self, learngene: Learngene | None, spec: Spec) -> str | None:
         """Compare depth and width with those that `choose` samples."""
@@ -153,6 +157,12 @@ def require_nested(method: str, source: Spec, spec: Spec) -> None:
             f"{method} cannot grow the width: the learngene has width {source.width}, the spec asks for {spec.width}"
         )
     require_head_size(method, source, spec)
+
+
+def require_no_deeper(method: str, source: Spec, spec: Spec) -> None:
+    """Check that a spec is no deeper than the source."""
+    if spec.depth > source.depth:
+        raise UserError(f"{method} cannot grow: the learngene has depth {source.depth}, the spec asks for {spec.depth}")
 
 
 def nested(tensors: Mapping[str, Tensor], source: Spec, spec: Spec) -> dict[str, Tensor]:

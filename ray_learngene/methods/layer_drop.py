@@ -13,13 +13,13 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from ray_learngene.errors import UserError
-from ray_learngene.methods.elastic import ElasticMethod, ElasticVisionTransformer
+from ray_learngene.methods.elastic import ElasticMethod, ElasticVisionTransformer, require_no_deeper
 from ray_learngene.methods.generated import Generator, Genes, State
 from ray_learngene.methods.shared_weights import inherited_blocks, require_same, singletons
 from ray_learngene.methods.supernet import kept_layers
 from ray_learngene.models.features import Read
 from ray_learngene.models.layout import chains
-from ray_learngene.models.specs import Spec, build
+from ray_learngene.models.specs import Spec
 
 
 class _Kept:
@@ -63,9 +63,6 @@ class LayerDrop(ElasticMethod):
         "even", description="layers of a shallower model: evenly spaced, or the first"
     )
 
-    def initial(self, spec: Spec) -> State:
-        return dict(build(spec).state_dict())
-
     def sample(self, depth: int, generator: np.random.Generator) -> tuple[int, ...]:
         """Sample the layers of one step; one of them at least."""
         kept = np.flatnonzero(generator.random(depth) >= self.rate)
@@ -82,8 +79,5 @@ class LayerDrop(ElasticMethod):
 
     def generate(self, genes: Genes, source: Spec, spec: Spec) -> State:
         require_same(self.name, source, spec, "width", "heads", "patch", "mlp_ratio")
-        if spec.depth > source.depth:
-            raise UserError(
-                f"layerdrop cannot grow: the learngene has depth {source.depth}, the spec asks for {spec.depth}"
-            )
+        require_no_deeper(self.name, source, spec)
         return _Kept(tuple(kept_layers(spec.depth, source.depth, self.layers))).generate(genes, source, spec)

@@ -14,7 +14,6 @@ import numpy as np
 from pydantic import Field
 
 from ray_learngene.config.base import LATER
-from ray_learngene.errors import UserError
 from ray_learngene.methods.base import Numbers
 from ray_learngene.methods.elastic import (
     ElasticMethod,
@@ -23,11 +22,12 @@ from ray_learngene.methods.elastic import (
     nested,
     nested_widths,
     require_nested,
+    require_no_deeper,
     smallest_depth,
 )
 from ray_learngene.methods.generated import Genes, State
 from ray_learngene.methods.shared_weights import inherited_blocks, require_same, singletons
-from ray_learngene.models.specs import Spec, build
+from ray_learngene.models.specs import Spec
 
 
 def kept_layers(depth: int, of: int, rule: Literal["even", "first"]) -> list[int]:
@@ -55,9 +55,6 @@ class Supernet(ElasticMethod):
         json_schema_extra=LATER,
     )
 
-    def initial(self, spec: Spec) -> State:
-        return dict(build(spec).state_dict())
-
     def choose(self, source: Spec, generator: np.random.Generator, done: float) -> tuple[Spec, ...]:
         widths = nested_widths(self.name, source, self.widths)
         shallowest = smallest_depth(source, self.shallowest)
@@ -71,10 +68,7 @@ class Supernet(ElasticMethod):
     def generate(self, genes: Genes, source: Spec, spec: Spec) -> State:
         require_same(self.name, source, spec, "patch", "mlp_ratio")
         require_nested(self.name, source, spec)
-        if spec.depth > source.depth:
-            raise UserError(
-                f"{self.name} cannot grow: the learngene has depth {source.depth}, the spec asks for {spec.depth}"
-            )
+        require_no_deeper(self.name, source, spec)
         state = singletons(genes, source, spec)
         state |= inherited_blocks(genes, source, spec, lambda depth, of: kept_layers(depth, of, self.layers))
         return nested(state, source, spec)

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from typing import Any
+from collections.abc import Iterable
 
 from ray_learngene.errors import UserError
 from ray_learngene.io.errors import Unavailable
 from ray_learngene.store.manifest import Kind, Manifest
-from ray_learngene.store.rows import numbers_of
+from ray_learngene.store.rows import mapping, numbers_of
 from ray_learngene.store.store import Store
 
 _KINDS: dict[str, Kind] = {"ancestries": "ancestry", "descendants": "descendant", "learngenes": "learngene"}
@@ -32,7 +31,7 @@ def named_artefact(reference: str, store: Store) -> Manifest | None:
 def sources_of(manifest: Manifest) -> list[str]:
     """Return the references of the models that an artefact was made from or taught by."""
     metadata = manifest.metadata
-    config, row, start = (_mapping(metadata.get(name)) for name in ("config", "row", "start"))
+    config, row, start = (mapping(metadata.get(name)) for name in ("config", "row", "start"))
     sources = [metadata.get("ancestry"), metadata.get("source"), config.get("ancestry")]
     if config.get("pretrained"):
         sources.append(config.get("model"))
@@ -63,8 +62,8 @@ def ancestry_costs(references: Iterable[str], store: Store) -> dict[str, float]:
 
 def training_costs(manifest: Manifest) -> dict[str, float]:
     """Return what one artefact cost to train; a descendant with its learngene and the fit to its size."""
-    row = _mapping(manifest.metadata.get("row"))
-    facts = row or _mapping(manifest.metadata.get("cost"))
+    row = mapping(manifest.metadata.get("row"))
+    facts = row or mapping(manifest.metadata.get("cost"))
     parts = ("", "fit_", "learngene_") if row else ("",)
     return {
         unit: sum(
@@ -75,7 +74,3 @@ def training_costs(manifest: Manifest) -> dict[str, float]:
         )
         for unit, columns in _UNITS.items()
     }
-
-
-def _mapping(value: object) -> Mapping[str, Any]:
-    return value if isinstance(value, dict) else {}

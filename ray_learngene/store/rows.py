@@ -40,6 +40,11 @@ class _Row(BaseModel):
     classes: int | None = None
 
 
+def mapping(value: object) -> Mapping[str, Any]:
+    """Return a mapping as it is; an empty one in the place of anything else."""
+    return value if isinstance(value, dict) else {}
+
+
 def numbers_of(row: Mapping[str, Any], *names: str) -> dict[str, float] | None:
     """Return the named columns as finite numbers; None where one is missing or is none."""
     values = {name: row.get(name) for name in names}

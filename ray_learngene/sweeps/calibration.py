@@ -9,8 +9,6 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-import torch
-
 from ray_learngene.config import SweepConfig
 from ray_learngene.delivery.latency import device_name
 from ray_learngene.device import resolve_device
@@ -183,23 +181,21 @@ def _measure_on_ray(inputs: SweepInputs, trials: Sequence[Trial]) -> tuple[tuple
     import ray_learngene.cluster.shared_tensors  # noqa: F401  isort:skip  (before the first Ray import)
     import ray
 
-    from ray_learngene.cluster.session import cluster_has_gpus, ray_cluster, require_resources
+    from ray_learngene.cluster.session import ray_cluster, trial_gpus
     from ray_learngene.sweeps.capacity import cluster_place
 
     config = inputs.config
     with ray_cluster(config.address):
-        gpus = float(cluster_has_gpus()) if config.gpus_per_trial is None else config.gpus_per_trial
-        require_resources(config.address, 1, config.cpus_per_trial, gpus, "trials")
+        gpus = trial_gpus(config)
         task = ray.remote(num_cpus=config.cpus_per_trial, num_gpus=gpus, max_retries=config.max_failures)(_in_worker)
         measured = ray.get(task.remote(inputs, list(trials)))
         return measured, cluster_place(config.cpus_per_trial, gpus, config.max_concurrent), gpus
 
 
 def _in_worker(inputs: SweepInputs, trials: Sequence[Trial]) -> tuple[list[Pace], str, float]:
-    from ray_learngene.cluster.session import use_assigned_gpu
+    from ray_learngene.cluster.session import use_assigned
 
-    use_assigned_gpu()
-    torch.set_num_threads(max(1, int(inputs.config.cpus_per_trial)))
+    use_assigned(inputs.config.cpus_per_trial)
     return measure(inputs, trials)
 
 

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-import ray_learngene.torchvision_cpu  # noqa: F401  isort:skip  (before the first timm import)
 from ray_learngene.ancestry.answers import Answers, LiveAnswers
 from ray_learngene.ancestry.model import Ancestry
 from ray_learngene.ancestry.origin import stored_origin

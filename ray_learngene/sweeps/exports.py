@@ -18,8 +18,8 @@ from pydantic import ValidationError
 from ray_learngene import sigterm
 from ray_learngene.config import SweepConfig
 from ray_learngene.data.image_set import Subset
-from ray_learngene.data.loader import Batch
-from ray_learngene.data.pipeline import ImagePipeline, validation_batches
+from ray_learngene.data.loader import Batch, eval_loader
+from ray_learngene.data.pipeline import ImagePipeline
 from ray_learngene.data.reader import Reader
 from ray_learngene.delivery.export import Exporter, ExportImages, spaced
 from ray_learngene.errors import Interrupted, UserError
@@ -45,7 +45,7 @@ def write_exports(folder: Path, name: str, formats: Sequence[str], config: Sweep
 
     def training(count: int) -> Iterable[Batch]:
         some = Subset(images.train, spaced(len(images.train), count))
-        return validation_batches(some, images.preprocessing, size, reader=Reader(some, images.unreadable))
+        return eval_loader(some, images.preprocessing, size, reader=Reader(some, images.unreadable))
 
     seen = ExportImages(
         f"{counted(len(images.val), 'validation image')} of {data_name(config.data)}",

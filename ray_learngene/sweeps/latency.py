@@ -61,10 +61,10 @@ def latency_meter(config: SweepConfig) -> Iterator[Meter]:
     import ray_learngene.cluster.shared_tensors  # noqa: F401  isort:skip  (before the first Ray import)
     import ray
 
-    from ray_learngene.cluster.session import cluster_has_gpus, ray_cluster
+    from ray_learngene.cluster.session import ray_cluster, trial_gpus
 
     with ray_cluster(config.address):
-        gpus = float(cluster_has_gpus()) if config.gpus_per_trial is None else config.gpus_per_trial
+        gpus = trial_gpus(config)
         task = ray.remote(num_cpus=config.cpus_per_trial, num_gpus=gpus, max_retries=config.max_failures)(_measure)
 
         def measure(spec: Spec) -> Latency:
@@ -78,7 +78,7 @@ def latency_meter(config: SweepConfig) -> Iterator[Meter]:
 
 
 def _measure(config: SweepConfig, spec: Spec) -> Latency:
-    from ray_learngene.cluster.session import use_assigned_gpu
+    from ray_learngene.cluster.session import use_assigned
 
-    use_assigned_gpu()
+    use_assigned(config.latency_threads)
     return measure_here(config, spec)

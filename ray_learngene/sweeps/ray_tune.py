@@ -16,7 +16,7 @@ from ray_learngene import sigterm
 from ray_learngene.cluster import ray_internals
 from ray_learngene.cluster.driver import Driver, from_workers
 from ray_learngene.cluster.preemption import CatchesSigterm, stop_requests, watching
-from ray_learngene.cluster.session import cluster_has_gpus, ray_cluster, require_resources, use_assigned_gpu
+from ray_learngene.cluster.session import ray_cluster, trial_gpus, use_assigned
 from ray_learngene.errors import Diverged, Interrupted, RunError
 from ray_learngene.sweeps import tune_callbacks
 from ray_learngene.sweeps.capacity import cluster_place
@@ -53,8 +53,7 @@ def run_with_ray_tune(
     asked = threading.Event()
     progress = tune_callbacks.SweepProgress(outcomes, asked)
     with ray_cluster(config.address), sigterm.graceful():
-        gpus = float(cluster_has_gpus()) if config.gpus_per_trial is None else config.gpus_per_trial
-        require_resources(config.address, 1, config.cpus_per_trial, gpus, "trials")
+        gpus = trial_gpus(config)
         on_start()
         packs = inputs.packs(left, cluster_place(config.cpus_per_trial, gpus, config.max_concurrent))
         log_packs(packs)
@@ -93,9 +92,8 @@ def run_with_ray_tune(
 
 def _train(one: dict[str, Any], inputs: SweepInputs, driver: Driver, requests: Queue) -> None:
     """Run one Tune trial, which trains a pack. Errors that a retry would not mend are reported, not raised."""
-    use_assigned_gpu()
     config = inputs.config
-    torch.set_num_threads(max(1, int(config.cpus_per_trial)))
+    use_assigned(config.cpus_per_trial)
     if torch.cuda.is_available() and 0 < (config.gpus_per_trial or 0) < 1:
         torch.cuda.set_per_process_memory_fraction(config.gpus_per_trial or 1)  # Ray's shares are bookkeeping only
     one = one.get("one", one)

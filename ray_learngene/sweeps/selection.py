@@ -93,14 +93,7 @@ def select(
     changes = {"classes": classes, "image": config.image_size}
     if config.stage_depths:
         return _searched(config, learngene.spec, budgets, changes)
-    specs = sizes_of(
-        learngene.spec,
-        depths=config.depths,
-        widths=config.widths,
-        depth_factor=config.depth_factor,
-        width_factor=config.width_factor,
-        changes=changes,
-    )
+    specs = _sizes(config, learngene.spec, changes)
     with_latency = any(budget.needs_latency for budget in budgets)
     timings = {device: Timings.load(store, device) for budget in budgets for device in budget.devices}
 
@@ -116,6 +109,11 @@ def select(
     chosen = {budget.text: largest_within(budget, choices) for budget in budgets}
     specs_chosen = tuple(choice for choice in choices if choice in chosen.values())
     return Selection(tuple(choices), specs_chosen, chosen, timings)
+
+
+def _sizes(config: SelectionConfig, source: Spec, changes: dict[str, Any]) -> list[Spec]:
+    named = config.model_dump(include={"depths", "widths", "depth_factor", "width_factor"})
+    return sizes_of(source, **named, changes=changes)
 
 
 def _searched(config: SelectionConfig, source: Spec, budgets: list[Budget], changes: dict[str, Any]) -> Selection:
@@ -144,14 +142,7 @@ def require_reach(config: SelectionConfig, store: Store, arms: tuple[Arm, ...], 
     """
     if config.budgets:  # they may leave out what does not fit
         return
-    specs = sizes_of(
-        known.learngene.spec,
-        depths=config.depths,
-        widths=config.widths,
-        depth_factor=config.depth_factor,
-        width_factor=config.width_factor,
-        changes={"image": config.image_size},
-    )
+    specs = _sizes(config, known.learngene.spec, {"image": config.image_size})
     for arm in arms:
         if arm.learngene == config.learngene and known.learngene.method == arm.method.name:
             for spec in outermost(specs):

@@ -39,31 +39,6 @@ class Scorer(Protocol):
         ...
 
 
-class LabelScorer:
-    """Top-1 and cross-entropy.
-
-    Args:
-        ancestry: See `score`.
-    """
-
-    width = 3
-
-    def __init__(
-        self, device: torch.device, autocast: torch.dtype | None = None, ancestry: nn.Module | None = None
-    ) -> None:
-        self.device, self.autocast, self.ancestry = device, autocast, ancestry
-
-    def begin(self, models: Iterable[nn.Module]) -> None:
-        return None
-
-    def score(self, model: nn.Module, batch: Batch) -> Tensor:
-        return score(model, batch, device=self.device, autocast=self.autocast, ancestry=self.ancestry)
-
-    def metrics(self, row: list[float]) -> dict[str, float]:
-        scores = Scores(*row)
-        return {"top1": scores.top1, "val_loss": scores.mean_loss}
-
-
 @dataclass
 class Scores:
     """Sums over evaluated images, so that the scores of ranks add up."""
@@ -82,42 +57,45 @@ class Scores:
         return self.loss / self.images if self.images else math.nan
 
 
-@torch.no_grad()
-def score(
-    model: nn.Module,
-    batch: Batch,
-    *,
-    device: torch.device,
-    autocast: torch.dtype | None = None,
-    ancestry: nn.Module | None = None,
-) -> Tensor:
-    """Score one batch with a model in evaluation mode; return the summands of `Scores`, float64 `[3]` on the device.
+class LabelScorer:
+    """Top-1 and cross-entropy.
 
     Args:
         ancestry: Its predictions replace the labels, so that top-1 is the agreement with it. None uses the labels.
     """
-    images, targets = (tensor.to(device, non_blocking=True) for tensor in batch[:2])
-    with torch.autocast(device.type, autocast, enabled=autocast is not None):
-        logits = model(images).float()
-        if ancestry is not None:
-            targets = ancestry(images).argmax(dim=-1)
-    correct = (logits.argmax(dim=-1) == targets).sum()
-    # filled on the device: copying the number from the host would wait for the device's queue
-    images_seen = torch.full_like(correct, len(targets))
-    return torch.stack([correct, label_loss(logits, targets) * len(targets), images_seen]).double()
+
+    width = 3
+
+    def __init__(
+        self, device: torch.device, autocast: torch.dtype | None = None, ancestry: nn.Module | None = None
+    ) -> None:
+        self.device, self.autocast, self.ancestry = device, autocast, ancestry
+
+    def begin(self, models: Iterable[nn.Module]) -> None:
+        return None
+
+    @torch.no_grad()
+    def score(self, model: nn.Module, batch: Batch) -> Tensor:
+        """Return the summands of `Scores`, float64 `[3]` on the device."""
+        images, targets = (tensor.to(self.device, non_blocking=True) for tensor in batch[:2])
+        with torch.autocast(self.device.type, self.autocast, enabled=self.autocast is not None):
+            logits = model(images).float()
+            if self.ancestry is not None:
+                targets = self.ancestry(images).argmax(dim=-1)
+        correct = (logits.argmax(dim=-1) == targets).sum()
+        # filled on the device: copying the number from the host would wait for the device's queue
+        images_seen = torch.full_like(correct, len(targets))
+        return torch.stack([correct, label_loss(logits, targets) * len(targets), images_seen]).double()
+
+    def metrics(self, row: list[float]) -> dict[str, float]:
+        scores = Scores(*row)
+        return {"top1": scores.top1, "val_loss": scores.mean_loss}
 
 
-def evaluate(
-    model: nn.Module,
-    batches: Iterable[Batch],
-    *,
-    device: torch.device,
-    autocast: torch.dtype | None = None,
-    ancestry: nn.Module | None = None,
-) -> Scores:
-    """Score a model and leave it in evaluation mode; the arguments are those of `score`."""
+def evaluate(model: nn.Module, batches: Iterable[Batch], *, device: torch.device) -> Scores:
+    """Score a model with the labels, and leave it in evaluation mode."""
     model.eval()
-    sums = torch.zeros(3, dtype=torch.float64, device=device)
+    scorer, sums = LabelScorer(device), torch.zeros(3, dtype=torch.float64, device=device)
     for batch in batches:
-        sums += score(model, batch, device=device, autocast=autocast, ancestry=ancestry)
+        sums += scorer.score(model, batch)
     return Scores(*sums.tolist())

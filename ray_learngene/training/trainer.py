@@ -248,15 +248,14 @@ class Trainer:
         }
 
     def _tell(self, metrics: dict[str, Any]) -> None:
-        if self.world.rank == 0:
-            self.report({**metrics, "epochs": self.config.epochs, "total_steps": self.total_steps})
-        self._reported = self._ticked = time.monotonic()
+        self._reported = time.monotonic()
+        self._tick(**metrics)
 
-    def _tick(self, **more: bool) -> None:
+    def _tick(self, **more: Any) -> None:
         if self.world.rank == 0:
             epoch = round(self.step / self.steps_per_epoch, 4)
             of = {"epochs": self.config.epochs, "total_steps": self.total_steps}
-            self.report({"epoch": epoch, "step": self.step, **of, **more})
+            self.report({"epoch": epoch, "step": self.step, **more, **of})
         self._ticked = time.monotonic()
 
     def _checkpoint(self) -> None:

@@ -118,7 +118,8 @@ def test_evaluation_is_timms_bit_for_bit() -> None:
     images = photo_set(20)
     transform = create_transform(24, mean=MEAN, std=STD, interpolation="bicubic", crop_pct=0.875)
     expected = torch.stack([transform(images.image(index)) for index in range(len(images))])
-    found = torch.cat([pixels for pixels, _ in eval_loader(images, 24, MEAN, STD, AugmentationConfig(), 7)])
+    preprocessing = Preprocessing(image_size=24, mean=MEAN, std=STD, crop_pct=0.875, interpolation="bicubic")
+    found = torch.cat([pixels for pixels, _ in eval_loader(images, preprocessing, 7)])
     assert torch.equal(found, expected)
 
 

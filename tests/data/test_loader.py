@@ -14,9 +14,11 @@ from ray_learngene.data.image_set import ArraySet, ImageSets, Subset
 from ray_learngene.data.loader import eval_loader, train_loader
 from ray_learngene.data.open import open_image_sets
 from ray_learngene.errors import UserError
+from ray_learngene.models.preprocessing import Preprocessing
 from tests.data.image_files import write_class_folders
 
 MEAN, STD = (0.5, 0.5, 0.5), (0.25, 0.25, 0.25)
+WHOLE = Preprocessing(image_size=8, mean=MEAN, std=STD, crop_pct=1.0, interpolation="bicubic")
 STRONG = AugmentationConfig(color_jitter=0.3, reprob=0.5, repeats=2)
 RANDAUGMENT = AugmentationConfig(auto_augment="rand-m9-mstd0.5-inc1", reprob=0.25)
 MIXED = AugmentationConfig(mixup=0.8, cutmix=1.0, mixup_prob=0.8, reprob=0.25)
@@ -83,7 +85,7 @@ def test_global_generators_are_left_alone(digits: ImageSets) -> None:
     np.random.seed(5)
     torch.manual_seed(5)
     steps(digits, MIXED)
-    list(eval_loader(digits.val, 8, MEAN, STD, MIXED, batch_size=10))
+    list(eval_loader(digits.val, WHOLE, 10))
     assert (random.random(), np.random.rand(), torch.rand(())) == expected
 
 
@@ -127,11 +129,7 @@ def test_unknown_policy(digits: ImageSets) -> None:
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_evaluation_sees_every_image_once_and_as_it_is(digits: ImageSets, workers: int) -> None:
-    augmentation = AugmentationConfig(crop_pct=1.0)
-    shares = [
-        list(eval_loader(digits.val, 8, MEAN, STD, augmentation, 7, workers=workers, rank=rank, world_size=3))
-        for rank in range(3)
-    ]
+    shares = [list(eval_loader(digits.val, WHOLE, 7, workers=workers, rank=rank, world_size=3)) for rank in range(3)]
     counts = [sum(len(targets) for _, targets in share) for share in shares]
     assert counts == [17, 17, 16]
     images = torch.cat([images for images, _ in shares[1]])
