@@ -303,8 +303,9 @@ def measure(models: Artefact | Model | str | Path | Sequence[Model | str | Path]
 
     if isinstance(models, Artefact):
         return measure(_configure(MeasureConfig, {**_named(models), **settings}))
-    several = [models] if isinstance(models, Model | str | Path) else models
-    return measure(_configure(MeasureConfig, {"models": [os.fspath(one) for one in several], **settings}))
+    several = models if isinstance(models, list | tuple) else [models]
+    paths = [os.fspath(one) if isinstance(one, os.PathLike) else one for one in several]
+    return measure(_configure(MeasureConfig, {"models": paths, **settings}))
 
 
 def evaluate(model: Model | str | Path, **settings: Any) -> Scores | FeatureScores:

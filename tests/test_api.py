@@ -66,7 +66,16 @@ def test_from_an_ancestry_to_a_table(store: lg.Store, tmp_path: Path) -> None:
         (lambda: lg.pull("s3:/bucket", max_params="1M"), r"^store: write s3://bucket"),
         (lambda: lg.Store("s3:/bucket"), r"^store 's3:/bucket': write s3://bucket"),
         (lambda: lg.Store(3), r"^store 3: expected str, bytes or os.PathLike object"),
-        (lambda: lg.sweep("gene", data="d", name="x", budgets=8_000_000), r"^budgets: expected a list, got 8000000"),
+        (
+            lambda: lg.sweep("gene", data="d", name="x", budgets=8_000_000),
+            r"^budget '8000000': .* for example \"params<=3M",
+        ),
+        (
+            lambda: lg.sweep("gene", data="d", name="x", budgets={"params": 8}),
+            r"^budgets: expected a list, got {'params",
+        ),
+        (lambda: lg.sweep("gene", data="d", name="x", seeds="two"), r"^seeds: expected a whole number, got 'two'"),
+        (lambda: lg.measure(5), r"^5 is no ONNX file"),
         (
             lambda: lg.sweep("gene", data="digits", name="x", in_process=True, callbacks=[object()]),
             "^callbacks are Ray Tune's: leave in_process out",

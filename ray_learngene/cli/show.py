@@ -91,7 +91,7 @@ def _page(manifest: Manifest, store: Store) -> Iterator[tuple[str, str]]:
     elif parameters := numbers_of(facts, "parameters"):
         yield "costs", f"{format_quantity('params', parameters['parameters'])} parameters"
     scores = {**mapping(facts.get("metrics")), **{name: row[name] for name in ("top1_untuned", "top1") if name in row}}
-    if known := [f"{name} {each[name]:.4g}" for name in scores if (each := numbers_of(scores, name))]:
+    if known := [_score(name, each[name]) for name in scores if (each := numbers_of(scores, name))]:
         yield "measured", ", ".join(known)
     if license := mapping(facts.get("origin")).get("license"):
         yield "license", str(license)
@@ -116,6 +116,11 @@ def _page(manifest: Manifest, store: Store) -> Iterator[tuple[str, str]]:
         yield "made with", ", ".join(f"{name} {value}" for name, value in versions.items()) or "unknown versions"
     yield "get it", f"learngene pull {artefact} --store {store.uri}"
     yield "all of it", f"learngene show {artefact} --store {store.uri} --json"
+
+
+def _score(name: str, value: float) -> str:
+    title = name.replace("top1", "top-1").replace("val_loss", "validation loss").replace("_", " ")
+    return f"{title} {value:.4g}{'' if 'loss' in name else ' %'}"
 
 
 def _print_sweep(store: Store, name: str, *, as_json: bool) -> None:

@@ -165,8 +165,9 @@ def address(text: str) -> str:
 
 def _explain(error: ValidationError, cls: type[Config], origin: dict[str, str], keywords: bool) -> str:
     first = error.errors()[0]
-    message = first["msg"].removeprefix("Value error, ").partition(", unable to parse")[0]
-    message = message.replace("Input should be a valid tuple", "Expected a list")
+    message = re.split(", unable to parse|, got a number with", first["msg"].removeprefix("Value error, "))[0]
+    for pydantics, ours in _WORDS.items():
+        message = message.replace(f"Input should be a valid {pydantics}", f"Expected {ours}")
     if not first["loc"]:
         return message
     key, *inside = map(str, first["loc"])
@@ -181,6 +182,17 @@ def _explain(error: ValidationError, cls: type[Config], origin: dict[str, str], 
         near = difflib.get_close_matches(key, cls.model_fields, n=1)
         return f"{where}: no such setting" + (f"; did you mean {near[0]}?" if near else "")
     return f"{where}: {message[0].lower()}{message[1:]}, got {_brief(first['input'])}"
+
+
+_WORDS = {
+    "tuple": "a list",
+    "list": "a list",
+    "string": "a text",
+    "integer": "a whole number",
+    "number": "a number",
+    "boolean": "true or false",
+    "dictionary": "names with values, {name: value}",
+}
 
 
 def _brief(value: object) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field, PrivateAttr, field_validator, model_validator
 
@@ -10,7 +10,7 @@ from ray_learngene.config.base import CHOICE, NOTHING, Config, load_config
 from ray_learngene.config.data import AugmentationConfig, DataConfig
 from ray_learngene.config.presets import PRESET_NAMES
 from ray_learngene.config.sweep import TrialsConfig
-from ray_learngene.config.texts import LocalPath, OptionalWholeNumbers, WholeNumbers
+from ray_learngene.config.texts import LocalPath, OptionalWholeNumbers, Rates, WholeNumbers
 from ray_learngene.config.training import DistillationConfig, OptimizationConfig, StoreConfig
 from ray_learngene.errors import UserError
 
@@ -32,8 +32,6 @@ TRANSFER_SETTINGS = frozenset(
         "tune_lrs",
     }
 )
-
-LearningRate = Annotated[float, Field(gt=0)]
 
 
 class BenchArm(Config):
@@ -120,15 +118,12 @@ class BenchConfig(StoreConfig, TrialsConfig):
         json_schema_extra=CHOICE,
     )
     tune_epochs: int = Field(5, ge=0, description="epochs that a descendant is tuned for")
-    lrs: tuple[LearningRate, ...] = Field(
+    lrs: Rates = Field(
         (5e-4,),
-        min_length=1,
         description="learning rates searched for distillation and full training",
         json_schema_extra=CHOICE,
     )
-    tune_lrs: tuple[LearningRate, ...] = Field(
-        (5e-5,), min_length=1, description="learning rates searched for tuning", json_schema_extra=CHOICE
-    )
+    tune_lrs: Rates = Field((5e-5,), description="learning rates searched for tuning", json_schema_extra=CHOICE)
     search_epochs: int | None = Field(
         None,
         ge=1,

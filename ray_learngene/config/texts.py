@@ -17,19 +17,20 @@ def _numbers(value: Any) -> Any:
     return ",".join(str(_text(each)) for each in value) if isinstance(value, list | tuple | range) else _text(value)
 
 
-def _texts(value: Any) -> Any:
-    if isinstance(value, dict | bool | None):
-        raise ValueError("give a text, or a list of texts")
-    return (value,) if isinstance(value, str | int | float) else value
+def _several(value: Any) -> Any:
+    """Return one text or number as a list of one."""
+    return (value,) if isinstance(value, str | int | float) and not isinstance(value, bool) else value
 
 
 def _stages(value: Any) -> Any:
     """Read `12` as a number, `3-3-9-3` as numbers."""
-    parts = value.split("-") if isinstance(value, str) else value
-    if isinstance(parts, list | tuple) and all(str(part).strip().isdecimal() for part in parts):
-        numbers = tuple(int(part) for part in parts)
-        return numbers[0] if len(numbers) == 1 else numbers
-    return value
+    if value is None:
+        return None
+    parts = value.split("-") if isinstance(value, str) else value if isinstance(value, list | tuple) else [value]
+    numbers = tuple(int(str(part)) for part in parts if str(part).strip().isdecimal())
+    if len(numbers) != len(parts) or 0 in (*numbers, len(parts)):
+        raise ValueError("give a number of layers, or one for each stage as in 3-3-9-3")
+    return numbers[0] if len(numbers) == 1 else numbers
 
 
 def _local(path: str) -> str:
@@ -48,6 +49,7 @@ Quantity = Annotated[str | None, BeforeValidator(_text)]
 WholeNumbers = Annotated[str, BeforeValidator(_numbers)]
 OptionalWholeNumbers = Annotated[str | None, BeforeValidator(_numbers)]
 OptionalNumbers = OptionalWholeNumbers
-Texts = Annotated[tuple[str, ...], BeforeValidator(_texts)]
+Texts = Annotated[tuple[str, ...], BeforeValidator(_several)]
 License = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9 .+()-]{0,99}$")] | None
+Rates = Annotated[tuple[Annotated[float, Field(gt=0)], ...], BeforeValidator(_several), Field(min_length=1)]
 LocalPath = Annotated[str, AfterValidator(_local)]

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from ray_learngene.errors import UserError
+from ray_learngene.errors import NothingWithin, UserError
 
 if TYPE_CHECKING:  # specs import torch, which `list` and `pull` do not need
     from ray_learngene.models.specs import Spec
@@ -98,7 +98,8 @@ def _parse_limit(part: str, text: str) -> Limit:
     units = QUANTITIES[quantity]
     if unit not in units:
         known = ", ".join(name for name in units if name)
-        raise UserError(f"budget {text!r}: {quantity} is not measured in {unit or 'plain numbers'!r}; units: {known}")
+        fault = f"is not measured in {unit!r}; units" if unit else "needs a unit"
+        raise UserError(f"budget {text!r}: {quantity} {fault}: {known}")
     if float(number) <= 0:
         raise UserError(f"budget {text!r}: {part.strip()!r} admits nothing; give a positive number")
     return Limit(quantity, float(number) * units[unit], comparison == "<", device)
@@ -138,7 +139,7 @@ def largest_within(budget: Budget, choices: Sequence[Candidate]) -> Candidate:
         for limit in budget.limits
         if not limit.admits(nearest.costs[limit.key])
     )
-    raise UserError(f"budget {budget}: nothing meets it; the nearest spec is depth {nearest.spec.depth}: {excess}")
+    raise NothingWithin(f"budget {budget}: nothing meets it; the nearest spec is depth {nearest.spec.depth}: {excess}")
 
 
 def format_quantity(quantity: str, value: float | None) -> str:

@@ -74,13 +74,13 @@ def run_trials(
 
 def _log_beginning(inputs: SweepInputs, trials: Sequence[Trial]) -> None:
     config, images = inputs.config, inputs.images
-    sizes = sorted(inputs.costs[trial.spec]["params"] for trial in trials)
+    sizes = sorted({inputs.costs[trial.spec]["params"] for trial in trials})
+    least = f"{sizes[0]:,.0f} to " if len(sizes) > 1 else ""
     steps = len(images.train) // config.batch_size
     where = "in this process" if config.in_process else f"by Ray: CPUs of each training {config.cpus_per_trial:g}"
     log.info(
         f"{images_text(images)}, {counted(config.epochs, 'epoch')} of {counted(steps, 'step')} of "
-        f"{counted(config.batch_size, 'image')}, "
-        f"{sizes[0]:,.0f} to {sizes[-1]:,.0f} parameters, {where}"
+        f"{counted(config.batch_size, 'image')}, {least}{sizes[-1]:,.0f} parameters, {where}"
     )
 
 

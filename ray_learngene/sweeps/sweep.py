@@ -198,9 +198,10 @@ def _sweep(config: SweepConfig, store: Store, trackers: Trackers, callbacks: Seq
     failed = [row for row in unfinished if row["status"] in ("failed", "diverged")]
     if failed:
         kind = Diverged if all(row["status"] == "diverged" for row in failed) else RunError
+        others = "the others are published, " if len(failed) < len(wanted) else ""
         raise kind(
-            f"{len(failed)} of {counted(len(wanted), 'descendant')} failed: {failed[0]['error']}; "
-            "the others are published, run the sweep again to retry these"
+            f"{len(failed)} of {counted(len(wanted), 'descendant')} failed: {failed[0]['error']}; {others}"
+            "run the sweep again to retry these"
         )
     return table
 

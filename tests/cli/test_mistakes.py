@@ -104,7 +104,7 @@ MISTAKES: dict[str, tuple[tuple[str, ...], str]] = {
     "nothing to evaluate": (("evaluate", "--data", "digits"), "--model is required"),
     "a flag without its value": (("sweep", "--epochs"), "expected one argument"),
     "a missing flag": (("distill", "--data", "digits"), "is required: "),
-    "not a number": (("sweep", "--epochs", "many"), "--epochs: input should be a valid integer"),
+    "not a number": (("sweep", "--epochs", "many"), "--epochs: expected a whole number"),
     "out of range": ((*SWEEP, "--smoothing", "1.5"), "--smoothing: input should be less than 1, got '1.5'"),
     "no such choice": (
         (*DISTILL, "--ancestry", "x", "--preset", "s", "--zero", "4"),
@@ -324,7 +324,9 @@ def test_a_mistake_is_one_line(
     before = sorted(store.rglob("*"))
     status = main([word.format(store=store, tmp=tmp_path) for word in arguments])
     lines = capsys.readouterr().err.strip().splitlines()
-    assert status == {"a cluster that does not answer": 4, "nothing to pull": 3}.get(mistake, 2)
+    assert status == {"a cluster that does not answer": 4, "nothing to pull": 3, "an impossible budget": 3}.get(
+        mistake, 2
+    )
     assert len(lines) == 1 and lines[0].startswith("learngene: error: ")
     assert says in lines[0]
     assert list(tmp_path.iterdir()) == [] and sorted(store.rglob("*")) == before, "a mistake left something behind"

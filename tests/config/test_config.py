@@ -127,7 +127,7 @@ def test_flags_override_the_recipe(tmp_path: Path) -> None:
         ("\x00", "not YAML: .*special characters are not allowed"),
         ("epochs: 3\nepochs: 4\n", "not YAML: line 2: 'epochs' is there twice$"),
         ("lr: .inf\n", "lr: input should be a finite number"),
-        ("epochs: many\n", "epochs: input should be a valid integer"),
+        ("epochs: many\n", "epochs: expected a whole number"),
     ],
 )
 def test_a_bad_recipe_is_named(tmp_path: Path, text: str, says: str) -> None:

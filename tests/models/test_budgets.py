@@ -31,7 +31,7 @@ def test_parse(text: str, expected: list[tuple[str, float, bool]]) -> None:
         ("params=3M", "cannot read"),
         ("weights<=3M", "unknown quantity 'weights'"),
         ("params<=3ms", "not measured in 'ms'"),
-        ("latency<=8", "not measured in 'plain numbers'"),
+        ("latency<=8", "latency needs a unit: us, ms, s"),
         ("params<=0", "admits nothing"),
         ("params<=3M,", "cannot read ''"),
     ],
