@@ -120,12 +120,37 @@ def _create(config: AncestryConfig, classes: int) -> nn.Module:
                 raise
 
 
-def _other_classes(module: nn.Module, classes: Sequence[str]) -> tuple[str, ...]:
-    """The classes of a model that kept its head, if they are named and are not these in this order."""
-    names = getattr(module, "pretrained_cfg", {}).get("label_names") or ()
-    if len(names) != len(classes) or order_of(labels := labels_of(module), classes) == [*range(len(classes))]:
-        return ()
-    return labels
+def _match_head(module: nn.Module, classes: Sequence[str], model: str, data: str) -> None:
+    """Bring the head that a model kept into the order of the images' classes; say where it has other classes."""
+    named = len(getattr(module, "pretrained_cfg", {}).get("label_names") or ()) == len(classes)
+    labels = labels_of(module) if named else ()
+    order = order_of(labels, classes) if labels else None
+    if not labels or order == [*range(len(classes))]:
+        return
+    layers = _classifiers(module, len(classes))
+    if order is None or not layers:
+        log.info(
+            f"{model} has other classes than {data} by name and order ({labels[0]}, ...): its head begins with those"
+        )
+        return
+    with torch.no_grad():
+        for parameter in (parameter for layer in layers for parameter in layer.parameters()):
+            parameter.copy_(parameter[order])
+    log.info(f"{model} has the classes of {data} in another order: mapped by name")
+
+
+def _classifiers(module: nn.Module, classes: int) -> list[nn.Module]:
+    """Return the layers that give the logits, more than one beside a distillation token; none where it is not clear."""
+    found = module.get_classifier()  # type: ignore[operator]  # timm's
+    layers: list[nn.Module] = []
+    for head in found if isinstance(found, tuple | list | nn.ModuleList) else [found]:
+        last = [
+            each for each in head.modules() if isinstance(each, nn.Linear | nn.Conv2d) and len(each.weight) == classes
+        ]
+        if len(last) != 1:
+            return []
+        layers += last
+    return layers
 
 
 def _refuse_shared_memory(model: nn.Module, name: str) -> None:
@@ -152,11 +177,8 @@ def train_ancestry(config: AncestryConfig, callbacks: Sequence[UserCallback] = (
     sets = checked_image_sets(config)
     module = _create(config, len(sets.train.classes))
     _refuse_shared_memory(module, config.model)
-    if config.pretrained and (names := _other_classes(module, sets.train.classes)):
-        log.info(
-            f"--model {config.model} has other classes than --data {config.data} by name and order ({names[0]}, ...): "
-            "its head begins with those"
-        )
+    if config.pretrained:
+        _match_head(module, sets.train.classes, f"--model {config.model}", f"--data {config.data}")
     changes: dict[str, Any] = {"image_size": config.image_size} if config.image_size else {}
     preprocessing = Preprocessing.of(
         module,

@@ -7,12 +7,15 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import timm
+import torch
 
 from ray_learngene.cli.main import main
 from ray_learngene.config import AncestryConfig
 from ray_learngene.distillation.run import _settings
-from ray_learngene.distillation.train_ancestry import _create, train_ancestry
+from ray_learngene.distillation.train_ancestry import _classifiers, _create, train_ancestry
 from ray_learngene.errors import UserError
+from ray_learngene.store.store import Store
 from tests.ancestry.teachers import save_teacher
 
 QUICK: dict[str, Any] = {
@@ -57,12 +60,38 @@ def test_a_setting_that_came_later_does_not_make_another_run_of_what_was_made_be
     assert "split_column" not in settings() and settings(split_column="fold")["split_column"] == "fold"
 
 
-def test_a_head_that_begins_with_other_classes_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_head_is_mapped_to_the_order_of_the_classes_or_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     digits = [str(digit) for digit in range(10)]
     command = ["ancestry", "--data", "digits", "--train-share", "0.1", "--val-share", "0.1", "--epochs", "0"]
     command += ["--pretrained", "--batch-size", "64", "--workers", "0", "--store", str(tmp_path / "store")]
-    for name, names in (("same", digits), ("other", digits[::-1])):
+    told = {
+        "same": (digits, ""),
+        "mapped": (digits[::-1], "has the classes of --data digits in another order: mapped by name"),
+        "other": (
+            [*digits[:9], "ten"],
+            "has other classes than --data digits by name and order (0, ...): its head begins",
+        ),
+    }
+    images, logits = torch.rand(2, 3, 8, 8), {}
+    for name, (names, line) in told.items():
         save_teacher(tmp_path / name, model_config={"label_names": names})
         assert main([*command, "--model", f"local-dir:{tmp_path / name}", "--name", name]) == 0
-        told = "has other classes than --data digits by name and order (9, ...): its head begins with those"
-        assert (told in capsys.readouterr().out) == (name == "other")
+        said = capsys.readouterr().out
+        assert [text in said for _, text in told.values() if text] == [
+            text == line for _, text in told.values() if text
+        ]
+        folder = Store(str(tmp_path / "store")).download("ancestry", name, tmp_path / f"{name}-out")
+        logits[name] = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()(images)
+    assert torch.equal(logits["other"], logits["same"])
+    torch.testing.assert_close(logits["mapped"], logits["same"].flip(-1), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("model", ["levit_128s", "deit_tiny_distilled_patch16_224", "convnext_atto", "efficientnet_b0"])
+def test_the_layers_of_heads_are_found(model: str) -> None:
+    with torch.device("meta"):
+        module = timm.create_model(model, num_classes=7)
+    names = module.pretrained_cfg["classifier"]
+    expected = [module.get_submodule(name) for name in ([names] if isinstance(names, str) else names)]
+    assert _classifiers(module, 7) == expected
