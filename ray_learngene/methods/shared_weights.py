@@ -24,6 +24,8 @@ def require_same(method: str, source: Spec, spec: Spec, *fields: str) -> None:
     for field in ("architecture", *fields):
         have, want = getattr(source, field), getattr(spec, field)
         if have != want:
+            if field == "architecture":
+                have, want = (one or "the presets' plain vision transformer" for one in (have, want))
             raise UserError(
                 f"{method} cannot change the {field}: the learngene has {field} {have}, the spec asks for {want}"
             )

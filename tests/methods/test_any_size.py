@@ -14,7 +14,8 @@ from ray_learngene.methods.any_size import AnySize
 from ray_learngene.methods.base import Learngene
 from ray_learngene.methods.elastic import ElasticVisionTransformer, at_width, draw_step
 from ray_learngene.methods.registry import create_method
-from ray_learngene.models.specs import Spec
+from ray_learngene.methods.shared_weights import require_same
+from ray_learngene.models.specs import Spec, spec_for
 from ray_learngene.training.objectives import LabelObjective
 from tests.methods.trained import assert_untied, images_of
 
@@ -313,3 +314,10 @@ def test_what_it_cannot_do_it_says(change: dict[str, float], says: str) -> None:
 def test_widths_that_are_no_slices_are_refused_before_anything_is_trained(name: str, width: int) -> None:
     with pytest.raises(UserError, match=f"{name}: widths are multiples of the head size 8 up to 24, not {width}"):
         create_method(f"{name}:widths={width}").auxiliary(SPEC)
+
+
+def test_a_learngene_of_an_entry_point_is_not_one_of_the_presets_and_says_so() -> None:
+    arguments = {"img_size": 8, "patch_size": 2, "embed_dim": 32, "depth": 4, "num_heads": 2}
+    spec = spec_for("deit_small_patch16_224", classes=10, class_token=False, global_pool="avg", **arguments)
+    with pytest.raises(UserError, match="the presets' plain vision transformer, the spec asks for deit_small_patch16"):
+        require_same("any-size", SPEC, spec)

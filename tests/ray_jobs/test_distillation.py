@@ -16,6 +16,8 @@ from ray_learngene.methods.base import Learngene
 from ray_learngene.models import costs
 from ray_learngene.store.store import Store
 from tests.conftest import free_ports
+from tests.distillation.test_features import save_headless
+from tests.ray_jobs.conftest import QUICK
 
 
 def test_distillation_publishes_a_learngene(
@@ -73,6 +75,32 @@ def test_two_workers_and_one_plain_process_distil_the_same_learngene(learngene: 
     together, alone = (store.manifest("learngene", name).metadata for name in ("digits", "plain"))
     assert alone["history"][0]["top1"] == pytest.approx(together["history"][0]["top1"], abs=0.6)
     assert manifest.name == "plain"
+
+
+def test_two_workers_and_one_plain_process_teach_the_same_features(
+    head: tuple[str, str], s3_store: str, tmp_path: Path
+) -> None:
+    from ray_learngene.distillation.distill import distill
+
+    settings: dict[str, Any] = {
+        **QUICK,
+        **{"teach": "features", "ancestry": save_headless(tmp_path / "teacher"), "method": "any-size"},
+        **{"preset": "nano", "depth": 3, "epochs": 1, "store": s3_store, "feature_layers": 2, "train_share": 0.3},
+    }
+    together, alone = (
+        distill(DistillConfig(**settings, name=f"features-{workers}", workers=workers, address=head[0]))
+        for workers in (2, 0)
+    )
+    weights, expected = (
+        safetensors.torch.load(Store(s3_store).read_bytes("learngene", one.name, "learngene.safetensors"))
+        for one in (together, alone)
+    )
+    assert weights.keys() == expected.keys()
+    for name, tensor in weights.items():
+        torch.testing.assert_close(tensor, expected[name], rtol=0, atol=2e-4)
+    scores, others = together.metadata["metrics"], alone.metadata["metrics"]
+    assert scores["val_loss"] == pytest.approx(others["val_loss"], rel=1e-3)
+    assert scores == pytest.approx(others, abs=0.6)
 
 
 def test_workers_go_on_with_what_one_plain_process_has_begun(
