@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import pandas
 
@@ -74,18 +75,44 @@ def _points(difference: Difference) -> str:
     return f"{difference.mean:+.2f}" + (f" ± {difference.half:.2f}" if difference.seeds > 1 else "")
 
 
-def _whole(everything: pandas.DataFrame, arm: pandas.DataFrame, said: str, unit: str, reference: str) -> str:
-    """What all sizes cost, and how many times less that is than the reference for the same accuracies."""
+class Saving(NamedTuple):
+    """How many times less an arm costs than a reference for the same accuracies.
+
+    Attributes:
+        sizes: Of the sizes that were trained.
+        ten: Of `MANY` sizes with the same means.
+        with_teacher: The same, with the training of the teacher.
+        bound: `<`, `>` or `~` where the reference's front does not reach so far.
+    """
+
+    sizes: float
+    ten: float
+    with_teacher: float
+    bound: str
+
+
+def saving(everything: pandas.DataFrame, arm: pandas.DataFrame, unit: str, reference: str) -> Saving | None:
+    """Compare an arm with a reference's front by `flops` or `seconds`; None without a size in common."""
     front = Front(everything, reference, unit)
     saved = front.saving(arm, unit)
     if saved is None:
-        return f"| {said} | no size in common | | | | |"
+        return None
     factor, bound = saved
-    spent, sizes = cost(arm, unit), arm["depth"].nunique()
+    spent = cost(arm, unit)
     shared = [size for size in arm.groupby(["width", "depth"]).groups if size in front.points]
     pays = factor * spent.total(len(shared), search=False) / len(shared)
-    with_teacher = cost(arm, unit, ancestry=True)
-    ten, whole = (MANY * pays / one.total(MANY, search=False) for one in (spent, with_teacher))
+    ten, whole = (MANY * pays / one.total(MANY, search=False) for one in (spent, cost(arm, unit, ancestry=True)))
+    return Saving(factor, ten, whole, bound.replace("=", ""))
+
+
+def _whole(everything: pandas.DataFrame, arm: pandas.DataFrame, said: str, unit: str, reference: str) -> str:
+    """What all sizes cost, and how many times less that is than the reference for the same accuracies."""
+    saved = saving(everything, arm, unit, reference)
+    if saved is None:
+        return f"| {said} | no size in common | | | | |"
     scale, name = (1e12, "TFLOPs") if unit == "flops" else (1, "s")
-    total = spent.total(sizes, search=False) / scale
-    return f"| {said} | {name} | {total:,.4g} | {bound.replace('=', '')}{factor:.2f} | {ten:.2f} | {whole:.2f} |"
+    total = cost(arm, unit).total(arm["depth"].nunique(), search=False) / scale
+    return (
+        f"| {said} | {name} | {total:,.4g} | {saved.bound}{saved.sizes:.2f} "
+        f"| {saved.ten:.2f} | {saved.with_teacher:.2f} |"
+    )

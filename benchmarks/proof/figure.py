@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import matplotlib
 from matplotlib.figure import Figure
@@ -19,12 +19,26 @@ from benchmarks.proof.table import REFERENCES, table
 from ray_learngene.compare.summary import cost
 
 DATA = "cifar10"
-COLOURS = dict(  # Okabe and Ito's
-    zip(
-        ("scratch", "distilled", "any-size", "any-size-steady", "any-size-views", "sws", "ligo"),
-        ("#000000", "#999999", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00"),
-        strict=True,
-    )
+
+
+class Series(NamedTuple):
+    """What is drawn of an arm: all its schedules, before or after the tuning of its descendants."""
+
+    arm: str
+    label: str
+    colour: str  # of Okabe and Ito
+    untuned: bool = False
+
+
+SERIES = (
+    Series("scratch", "scratch", "#000000"),
+    Series("distilled", "each size distilled", "#999999"),
+    Series("any-size-views", "any-size, untuned", "#009E73", untuned=True),
+    Series("any-size-tuned-5", "any-size, 5 epochs of tuning", "#56B4E9"),
+    Series("any-size-tuned", "any-size, 10", "#0072B2"),
+    Series("sws-tuned", "sws, 10", "#CC79A7"),
+    Series("ligo-tuned", "ligo, 10", "#E69F00"),
+    Series("truncated-tuned", "the largest truncated, 10", "#D55E00"),
 )
 LINES = ("-", "--", "-.", ":")  # of the schedules, the shortest first
 
@@ -32,43 +46,45 @@ LINES = ("-", "--", "-.", ":")  # of the schedules, the shortest first
 def figure(rows: list[dict[str, Any]]) -> Figure:
     """Left: top-1 by depth. Right: mean top-1 of all sizes against their total training FLOPs.
 
-    Learngenes are drawn untuned, as they are distilled. Sizes that not every arm has are left out on the right.
+    Sizes that not every series has are left out on the right.
     """
-    everything = table(rows, DATA, untuned=True)
-    common = set.intersection(*(set(one["depth"]) for _, one in everything.groupby("arm")))
-    drawn = Figure(figsize=(10, 4.8), layout="constrained")
-    by_size, by_cost = drawn.subplots(1, 2)
-    schedules = sorted(set(everything["epochs"]))
-    for (arm, epochs), some in everything.groupby(["trained", "epochs"], sort=False):
-        if arm not in COLOURS:
-            continue
-        label, line = f"{arm}, {epochs} epochs", LINES[schedules.index(epochs)]
-        style: dict[str, Any] = {"color": COLOURS[arm], "marker": "s" if arm in REFERENCES else "o", "ms": 5}
+    tables = {untuned: table(rows, DATA, untuned=untuned) for untuned in (False, True)}
+    drawn = [
+        (series, epochs, some)
+        for series in SERIES
+        for epochs, some in tables[series.untuned].query("trained == @series.arm").groupby("epochs")
+    ]
+    common = set.intersection(*(set(some["depth"]) for _, _, some in drawn))
+    schedules = sorted({epochs for _, epochs, _ in drawn})
+    whole = Figure(figsize=(10, 5.2), layout="constrained")
+    by_size, by_cost = whole.subplots(1, 2)
+    for series, epochs, some in drawn:
+        label = f"{series.label} ({epochs} epochs)" if series.arm in REFERENCES else series.label
+        marker = "s" if series.arm in REFERENCES else "o"
+        style: dict[str, Any] = {"color": series.colour, "marker": marker, "ms": 5}
         scores = some.groupby("depth")["top1"].mean()
-        by_size.plot(scores.index, scores, label=label, ls=line, **style)
+        by_size.plot(scores.index, scores, label=label, ls=LINES[schedules.index(epochs)], **style)
         shared = some[some["depth"].isin(common)]
         for ancestry, fill in ((False, "full"), (True, "none")):
-            if ancestry and arm == "scratch":
+            if ancestry and series.arm == "scratch":
                 continue
             total = cost(shared, "flops", ancestry=ancestry).total(len(common), search=False) / 1e12
             by_cost.plot(total, shared["top1"].mean(), fillstyle=fill, **{**style, "ls": ""})
-        by_cost.annotate(label, (total, shared["top1"].mean()), (7, -3), textcoords="offset points", fontsize=8)
-    by_size.set(xlabel="layers", ylabel="top-1 on 10,000 test images, %", xticks=sorted(set(everything["depth"])))
-    drawn.legend(*by_size.get_legend_handles_labels(), fontsize=8, frameon=False, loc="outside lower center", ncols=4)
+    by_size.set(xlabel="layers", ylabel="top-1 on 10,000 test images, %", xticks=sorted(set(tables[False]["depth"])))
+    whole.legend(*by_size.get_legend_handles_labels(), fontsize=8, frameon=False, loc="outside lower center", ncols=4)
     by_cost.set(
         xlabel=f"{len(common)} sizes together, TFLOPs (hollow: with the teacher's training)",
         ylabel="mean top-1, %",
         xscale="log",
     )
-    by_cost.margins(x=0.15, y=0.1)
-    by_cost.set_xlim(right=3 * by_cost.get_xlim()[1])  # room for labels
+    by_cost.margins(x=0.1, y=0.1)
     by_cost.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     by_cost.xaxis.set_major_formatter("{x:g}")
     by_cost.xaxis.set_minor_locator(NullLocator())
     for axes in (by_size, by_cost):
         axes.grid(alpha=0.25)
         axes.spines[["top", "right"]].set_visible(False)
-    return drawn
+    return whole
 
 
 def main() -> None:

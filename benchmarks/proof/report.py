@@ -15,6 +15,7 @@ from statistics import mean, stdev
 
 from benchmarks.proof.against import against_front
 from benchmarks.proof.charges import Charges
+from benchmarks.proof.overview import overview
 from benchmarks.proof.run import ROWS, read_rows
 from benchmarks.proof.table import REFERENCES, Row, cost_together
 from benchmarks.proof.transfer import ROWS as TRANSFER_ROWS
@@ -115,6 +116,9 @@ def search_lines(rows: Iterable[Row], data: str, arm: str) -> list[str]:
 def report(rows: Sequence[Row], charges: Charges | None = None) -> str:
     """All fronts, and the learngenes against them, as Markdown."""
     lines = []
+    for data in dict.fromkeys(row["data"] for row in rows):
+        if table_of_all := overview(rows, data, charges):
+            lines += [f"## {data}, all arms", "", *table_of_all, ""]
     for data, arm in dict.fromkeys((row["data"], row["arm"]) for row in rows):
         lines += [f"## {data}, {arm}", ""]
         shared = any(row.get("learngene") for row in rows if row["arm"] == arm)

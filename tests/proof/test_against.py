@@ -8,6 +8,7 @@ import pytest
 
 from benchmarks.proof.against import against_front
 from benchmarks.proof.charges import Charges
+from benchmarks.proof.overview import overview
 from benchmarks.proof.report import made_once, report
 from benchmarks.proof.table import table
 from ray_learngene.compare.summary import cost
@@ -111,3 +112,20 @@ def test_seconds_are_steps_times_what_a_step_takes() -> None:
     assert charges.teacher(one) == 22.0
     arm = table([one], "cifar10", charges)
     assert cost(arm, "seconds", ancestry=True).once == pytest.approx(63.0)
+
+
+def test_the_overview_has_a_row_for_each_arm_and_one_learngene_untuned_once() -> None:
+    longer = [gene(depth, top1, arm="any-size-tuned") for depth, top1 in ((3, 53.0), (12, 57.0))]
+    lines = overview([*ROWS, *longer], "cifar10")
+    ten, whole = (5 * ((2 * 4) ** 0.5 + (8 * 16) ** 0.5) / cost for cost in (14, 22))
+    assert lines[2:4] == [
+        "| scratch, 20 epochs | 50.0 | 53.0 | 51.5 |  |  |  |",
+        "| scratch, 40 epochs | 54.0 | 59.0 | 56.5 |  |  |  |",
+    ]
+    assert lines[5].startswith(f"| any-size, 20 epochs, tuned | 52.0 | 56.0 | 54.0 | {ten:.1f} | {whole:.1f} | ")
+    named = [line.split(" | ")[0].strip("| ") for line in lines[4:]]
+    assert named == [
+        "any-size, 20 epochs, untuned",
+        "any-size, 20 epochs, tuned",
+        "any-size-tuned, 20 epochs, tuned",
+    ]

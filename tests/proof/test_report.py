@@ -16,7 +16,15 @@ from benchmarks.proof.transfer import ROWS as TRANSFER_ROWS
 
 def row(depth: int, epochs: int, seed: int, top1: float | None, **changes: Any) -> dict[str, Any]:
     return {
-        **{"data": "cifar10", "arm": "scratch", "depth": depth, "epochs": epochs, "seed": seed, "top1": top1},
+        **{
+            "data": "cifar10",
+            "arm": "scratch",
+            "width": 24,
+            "depth": depth,
+            "epochs": epochs,
+            "seed": seed,
+            "top1": top1,
+        },
         **{"searching": False, "status": "finished", "lr": 0.04},
         **{"flops": 2e12, "teacher_flops": 1e12, "cpu_seconds": 1800.0, "sweep": {"models": 1}},
         **changes,

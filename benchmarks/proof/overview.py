@@ -1,0 +1,60 @@
+"""The proof at a glance: every finished arm in a row, its accuracies by size and how many times less it costs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pandas
+
+from benchmarks.proof.against import MANY, Saving, saving
+from benchmarks.proof.charges import Charges
+from benchmarks.proof.table import REFERENCES, Row, table
+
+SCRATCH = REFERENCES[0]
+
+
+def overview(rows: Sequence[Row], data: str, charges: Charges | None = None) -> list[str]:
+    """Markdown, one row for each arm and schedule: first each size alone, then learngenes before and after tuning.
+
+    Args:
+        charges: What runs cost in seconds; default: CPU seconds of their processes.
+    """
+    tuned, untuned = table(rows, data, charges), table(rows, data, charges, untuned=True)
+    if not len(tuned):
+        return []
+    depths = sorted(tuned["depth"].unique())
+    lines = [
+        f"| | {' | '.join(f'{depth} layers' for depth in depths)} | mean | {MANY} sizes: times fewer FLOPs than "
+        f"{SCRATCH} | with the teacher's training | times less time |",
+        "|---" * (len(depths) + 5) + "|",
+    ]
+    alone = tuned["learngene"].isna()
+    for name in [*tuned[alone]["arm"].drop_duplicates(), *tuned[~alone]["arm"].drop_duplicates()]:
+        arm, before = (one[one["arm"] == name] for one in (tuned, untuned))
+        said = f"{arm['trained'].iloc[0]}, {arm['epochs'].iloc[0]} epochs"
+        if arm["learngene"].isna().all():
+            lines.append(_line(said, depths, arm, tuned))
+            continue
+        if arm["trained"].iloc[0] in _first_of_their_learngene(tuned):
+            lines.append(_line(f"{said}, untuned", depths, before, tuned))
+        lines.append(_line(f"{said}, tuned", depths, arm, tuned))
+    return lines
+
+
+def _first_of_their_learngene(tuned: pandas.DataFrame) -> set[str]:
+    """The arms whose learngene no arm before them has: others tune the same one otherwise."""
+    return set(tuned[tuned["learngene"].notna()].drop_duplicates("learngene")["trained"])
+
+
+def _line(said: str, depths: Sequence[int], arm: pandas.DataFrame, everything: pandas.DataFrame) -> str:
+    scores = arm.groupby("depth")["top1"].mean()
+    whole = set(depths) <= set(scores.index)
+    columns = [f"{scores[depth]:.1f}" if depth in scores else "" for depth in depths]
+    columns.append(f"{scores.mean():.1f}" if whole else "")
+    found: list[Saving | None] = [None, None]
+    if arm["trained"].iloc[0] != SCRATCH:
+        found = [saving(everything, arm, unit, SCRATCH) for unit in ("flops", "seconds")]
+    flops, seconds = found
+    columns += [f"{flops.bound}{flops.ten:.1f}", f"{flops.with_teacher:.1f}"] if flops else ["", ""]
+    columns.append(f"{seconds.bound}{seconds.ten:.1f}" if seconds else "")
+    return f"| {said} | " + " | ".join(columns) + " |"
