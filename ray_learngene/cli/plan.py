@@ -89,7 +89,8 @@ def print_plan(config: PlanConfig) -> None:
         )
     if planned.scratch_epochs:
         least, most = min(planned.scratch_epochs.values()), max(planned.scratch_epochs.values())
-        cost += f"; arms without a learngene {least} to {most} epochs, at equal cost (--scratch cost)"
+        epochs = (f"{least} to " if least < most else "") + counted(most, "epoch")
+        cost += f"; arms without a learngene {epochs}, at equal cost (--scratch cost)"
     if config.ancestry:
         cost += ", without those of the ancestry model that teaches"
     print(f"{counted(planned.descendants, 'descendant')} ({counts}), {cost}")

@@ -95,6 +95,8 @@ class ElasticMethod(GeneratingMethod):
         source = learngene.spec
         shallowest, widths = smallest_depth(source, made.shallowest), nested_widths(self.name, source, made.widths)
         if not shallowest <= spec.depth <= source.depth:
+            if shallowest == source.depth:
+                return f"depth {spec.depth} is not {source.depth}, the only depth that {self.name} was trained at"
             there = f"{shallowest} to {source.depth}"
             return f"depth {spec.depth} is outside of {there}, the depths that {self.name} was trained at"
         if spec.width not in widths:

@@ -99,6 +99,8 @@ def test_depths_that_were_not_trained_are_outside() -> None:
     notes = {depth: method.outside(learngene, SPEC.replace(depth=depth)) for depth in range(1, SPEC.depth + 3)}
     assert {depth for depth, note in notes.items() if note} == {1, 2, SPEC.depth + 1, SPEC.depth + 2}
     assert notes[2] == f"depth 2 is outside of 3 to {SPEC.depth}, the depths that any-size was trained at"
+    _, shallow = auxiliary_of("any-size:shallowest=3", SPEC.replace(depth=2))
+    assert method.outside(shallow, SPEC) == f"depth {SPEC.depth} is not 2, the only depth that any-size was trained at"
 
 
 def test_corrections_of_zero_change_nothing_and_others_only_their_layers() -> None:

@@ -34,6 +34,9 @@ def test_from_a_trained_swin_to_plain_timm(tmp_path: Path, capsys: pytest.Captur
     config = json.loads((tmp_path / "best/config.json").read_text())
     assert [row["architecture"], config["architecture"]] == [NAME, NAME]
     assert row["stages"] in ("2-2", "3-3")
+    card = (tmp_path / "best/README.md").read_text()
+    assert f"timm's `{NAME}` of {row['params']:,} parameters:\nwidth 16, depth {row['stages']}, 16 px images" in card
+    assert "no class token" not in card
     model = timm.create_model(f"local-dir:{tmp_path / 'best'}", pretrained=True).eval()
     assert model(torch.rand(2, 3, 16, 16)).shape == (2, 10)
     capsys.readouterr()
