@@ -83,15 +83,21 @@ def test_the_heads_role_may_do_what_rays_autoscaler_does(aws: dict[str, Any]) ->
     source = (Path(ray.__file__).parent / "autoscaler/_private/aws/node_provider.py").read_text()
     for call, action, sid in (
         ("ec2_fail_fast.create_instances(", "ec2:RunInstances", "StartWorkers"),
-        ("create_tags(", "ec2:CreateTags", "StartWorkers"),
+        ("TagSpecifications", "ec2:CreateTags", "TagNewWorkers"),
+        ("create_tags(", "ec2:CreateTags", "TagAndEndWorkers"),
         ("ec2.instances.filter(", "ec2:DescribeInstances", "StartWorkers"),
         ("ec2.describe_instance_types(", "ec2:DescribeInstanceTypes", "StartWorkers"),
         (".describe_images(", "ec2:DescribeImages", "StartWorkers"),
-        ("client.terminate_instances", "ec2:TerminateInstances", "EndWorkers"),  # stopped ones are not kept
+        ("client.terminate_instances", "ec2:TerminateInstances", "TagAndEndWorkers"),  # stopped ones are not kept
     ):
         assert call in source and action in statements[sid]["Action"], action
-    ends = statements["EndWorkers"]["Condition"]["StringEquals"]
-    assert ends == {f"aws:ResourceTag/{TAG_RAY_CLUSTER_NAME}": aws["cluster_name"]}
+    own = statements["TagAndEndWorkers"]["Condition"]["StringEquals"]
+    assert own == {f"aws:ResourceTag/{TAG_RAY_CLUSTER_NAME}": aws["cluster_name"]}
+    # a role that may tag any instance of the account may end it
+    assert statements["TagNewWorkers"]["Condition"]["StringEquals"] == {"ec2:CreateAction": "RunInstances"}
+    assert [
+        sid for sid, each in statements.items() if "ec2:CreateTags" in each["Action"] and "Condition" not in each
+    ] == []
     worker = aws["available_node_types"]["gpu-worker"]["node_config"]["IamInstanceProfile"]["Name"]
     assert statements["GiveWorkersTheirRole"]["Resource"].endswith(f":role/{worker}")
 
@@ -223,20 +229,28 @@ def test_every_pod_meets_pod_security_restricted(pod: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("name", ["kuberay-cluster.yaml", "kuberay-job.yaml"])
-def test_a_kuberay_file_brings_its_accounts_and_workers_have_no_rights(name: str) -> None:
+def test_a_kuberay_file_brings_its_accounts_and_only_the_autoscaler_has_rights(name: str) -> None:
+    from ray.autoscaler._private.kuberay import node_provider
+
     documents = list(yaml.safe_load_all((CLUSTER / name).read_text()))
     accounts = {each["metadata"]["name"]: each for each in documents if each["kind"] == "ServiceAccount"}
     assert accounts.keys() == {"learngene", "learngene-worker"}
-    assert accounts["learngene-worker"]["automountServiceAccountToken"] is False
     spec = kubernetes(name)["spec"]
     cluster = spec.get("rayClusterSpec", spec)
-    assert restricted_container(cluster["autoscalerOptions"]["securityContext"]), "of the container that is added"
-    head = cluster["headGroupSpec"]["template"]["spec"]
-    assert head["serviceAccountName"] == "learngene" and head.get("automountServiceAccountToken", True), "it scales"
+    autoscaler, head = cluster["autoscalerOptions"], cluster["headGroupSpec"]["template"]["spec"]
+    assert restricted_container(autoscaler["securityContext"]), "of the container that is added"
     others = [cluster["workerGroupSpecs"][0]["template"]["spec"]]
     others += [spec["submitterPodTemplate"]["spec"]] if "submitterPodTemplate" in spec else []
-    for pod in others:
-        assert pod["serviceAccountName"] == "learngene-worker" and pod["automountServiceAccountToken"] is False
+    assert [pod["serviceAccountName"] for pod in (head, *others)] == ["learngene", *["learngene-worker"] * len(others)]
+    for each in (*accounts.values(), head, *others):
+        assert each["automountServiceAccountToken"] is False
+    (mount,) = autoscaler["volumeMounts"]
+    (volume,) = head["volumes"]
+    assert mount["name"] == volume["name"] and mount["name"] not in str(head["containers"]), "drivers run there"
+    sources = volume["projected"]["sources"]
+    files = {sources[0]["serviceAccountToken"]["path"], sources[1]["configMap"]["items"][0]["path"]}
+    needed = {node_provider.IN_CLUSTER_TOKEN_PATH, node_provider.IN_CLUSTER_CA_CERT_PATH}
+    assert {f"{mount['mountPath']}/{file}" for file in files} == needed
 
 
 def test_plain_ray_job_submit_has_the_same_environment_as_learngene_submit() -> None:
