@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import pandas
 
 from benchmarks.proof.plan import Row
-from ray_learngene.compare.transfer import gains
+from ray_learngene.compare.significance import gains
 
 REFERENCE = "scratch"
 

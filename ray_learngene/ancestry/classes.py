@@ -10,11 +10,10 @@ from typing import get_args
 import numpy as np
 import torch
 from timm.data import resolve_model_data_config
-from timm.utils.misc import natural_key
 
 from ray_learngene.ancestry.model import Ancestry
 from ray_learngene.config.data import Interpolation
-from ray_learngene.data.formats.folder import same_name
+from ray_learngene.data.class_names import order_of, timms_order
 from ray_learngene.data.image_set import ImageSet, ImageSets, Labels, Subset
 from ray_learngene.data.loader import eval_loader
 from ray_learngene.device import gpu_allowed
@@ -28,14 +27,6 @@ _IMAGES = 256  # on which top-1 is measured
 _DEVIATIONS = 3  # of what chance explains
 
 _measured: dict[tuple[str, str], tuple[Labels, Labels]] = {}  # by model and images: decisions and labels
-
-
-def order_of(names: Sequence[str], classes: Sequence[str]) -> list[int] | None:
-    """Return the place in `names` of every class; None where these are not the same names."""
-    places = {same_name(name): index for index, name in enumerate(names)}
-    if len(places) < len(names) or sorted(places) != sorted(map(same_name, classes)):
-        return None
-    return [places[same_name(name)] for name in classes]
 
 
 def match_classes(ancestry: Ancestry, reference: str, data: str, sets: ImageSets, *, labelled: bool = True) -> None:
@@ -136,17 +127,6 @@ def _clearly_more(one: np.ndarray, other: np.ndarray) -> bool:
     """Return whether one set of answers to the same questions is better than another beyond chance."""
     gained, lost = int((one & ~other).sum()), int((other & ~one).sum())
     return gained - lost > _DEVIATIONS * math.sqrt(gained + lost)
-
-
-def timms_order(classes: Sequence[str]) -> Labels | None:
-    """Our index of each of timm's classes, which counts folders 0, 1, 2, ..., 10; None where that is our order too."""
-    try:
-        names = sorted(classes, key=natural_key)
-    except ValueError:  # digits of other scripts, which timm cannot count
-        return None
-    index = {name: number for number, name in enumerate(classes)}
-    order = np.array([index[name] for name in names])
-    return None if (order == np.arange(len(order))).all() else order
 
 
 def _decisions(ancestry: Ancestry, images: ImageSet) -> tuple[Labels, Labels]:

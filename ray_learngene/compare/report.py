@@ -15,11 +15,9 @@ from ray_learngene.compare.arms import ArmPlan
 from ray_learngene.compare.front import Front, schedules
 from ray_learngene.compare.plan import sizes
 from ray_learngene.compare.rules import rules
-from ray_learngene.compare.runs import learning_rates
-from ray_learngene.compare.searches import at_border
-from ray_learngene.compare.significance import Difference, paired
+from ray_learngene.compare.runs import at_border, learning_rates
+from ray_learngene.compare.significance import Difference, gains, paired
 from ray_learngene.compare.summary import MEASURES, Cost, accuracy, cost, summarise
-from ray_learngene.compare.transfer import gains
 from ray_learngene.config import BenchConfig
 from ray_learngene.models.budgets import format_quantity
 from ray_learngene.models.card import render

@@ -9,8 +9,7 @@ import pandas
 
 from ray_learngene.compare.arms import ArmPlan
 from ray_learngene.compare.front import Front, schedules
-from ray_learngene.compare.runs import search_epochs, tuning_epochs
-from ray_learngene.compare.searches import at_border
+from ray_learngene.compare.runs import at_border, search_epochs, tuning_epochs
 from ray_learngene.compare.significance import sampling_half
 from ray_learngene.compare.summary import cost
 from ray_learngene.config import BenchConfig

@@ -110,6 +110,11 @@ def learning_rates(config: BenchConfig, row: ArmPlan) -> tuple[float, ...]:
     return config.tune_lrs if row.arm.tune == "short" else config.lrs
 
 
+def at_border(lr: float, rates: Sequence[float]) -> bool:
+    """Check whether a rate is the smallest or largest of several that were tried."""
+    return len(rates) > 1 and lr in (min(rates), max(rates))
+
+
 def sweep_config(
     config: BenchConfig,
     first: ArmPlan,

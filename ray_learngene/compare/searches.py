@@ -10,7 +10,7 @@ from typing import TypeVar
 
 from ray_learngene.compare.arms import ArmPlan, Distillation
 from ray_learngene.compare.distillations import distill_all, refuse_failed
-from ray_learngene.compare.runs import arm_text, distill_config, learning_rates, sweep_config, tuning_epochs
+from ray_learngene.compare.runs import arm_text, at_border, distill_config, learning_rates, sweep_config, tuning_epochs
 from ray_learngene.compare.table import Chosen, current_descendants
 from ray_learngene.config import BenchConfig
 from ray_learngene.errors import Diverged, UserError
@@ -165,8 +165,3 @@ def best_rate(losses: Mapping[float, float], why: Sequence[str]) -> float:
 
 def _best(losses: Mapping[float, float]) -> float:
     return min(losses, key=lambda lr: losses[lr])
-
-
-def at_border(lr: float, rates: Sequence[float]) -> bool:
-    """Check whether a rate is the smallest or largest of several that were tried."""
-    return len(rates) > 1 and lr in (min(rates), max(rates))

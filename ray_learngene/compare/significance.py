@@ -50,6 +50,18 @@ def paired(arm: pandas.DataFrame, other: pandas.DataFrame) -> Difference | None:
     return Difference.of(list((both["top1"] - both["top1_other"]).groupby(both["seed"]).mean()))
 
 
+def gains(moved: pandas.DataFrame, reference: str) -> dict[str, Difference]:
+    """Average, over sets and sizes, what an arm gains over the reference, in points; paired over seeds."""
+    on = ["set", "width", "depth", "seed"]
+    other = moved[moved["arm"] == reference]
+    found = {}
+    for name in moved["arm"].drop_duplicates():
+        both = moved[moved["arm"] == name].merge(other[[*on, "top1"]], on=on, suffixes=("", "_other"))
+        if name != reference and len(both):
+            found[name] = Difference.of(list((both["top1"] - both["top1_other"]).groupby(both["seed"]).mean()))
+    return found
+
+
 def sampling_half(top1: float, images: int) -> float:
     """Return half of the 95 % interval of one accuracy (in percent) that comes from the number of test images."""
     share = top1 / 100

@@ -14,7 +14,6 @@ import pandas
 from ray_learngene.compare.arms import ArmPlan
 from ray_learngene.compare.runs import arm_text
 from ray_learngene.compare.searches import search_tuning
-from ray_learngene.compare.significance import Difference
 from ray_learngene.compare.table import Chosen, current_descendants
 from ray_learngene.compare.tuning import final_sweeps
 from ray_learngene.config import BenchConfig
@@ -71,15 +70,3 @@ def _moved(row: ArmPlan, target: BenchConfig) -> ArmPlan:
     depths = parse_numbers("transfer_depths", target.transfer_depths or target.depths)
     sizes = {spec: made for spec, made in row.distillations.items() if spec.depth in depths}
     return replace(row, arm=row.arm.model_copy(update={"epochs": None}), distillations=sizes)
-
-
-def gains(moved: pandas.DataFrame, reference: str) -> dict[str, Difference]:
-    """Average, over sets and sizes, what an arm gains over the reference, in points; paired over seeds."""
-    on = ["set", "width", "depth", "seed"]
-    other = moved[moved["arm"] == reference]
-    found = {}
-    for name in moved["arm"].drop_duplicates():
-        both = moved[moved["arm"] == name].merge(other[[*on, "top1"]], on=on, suffixes=("", "_other"))
-        if name != reference and len(both):
-            found[name] = Difference.of(list((both["top1"] - both["top1_other"]).groupby(both["seed"]).mean()))
-    return found

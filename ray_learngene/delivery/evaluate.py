@@ -12,8 +12,8 @@ from timm.data import resolve_model_data_config
 from torch import nn
 from torch.utils.data import DataLoader
 
-from ray_learngene.ancestry.classes import order_of, timms_order
 from ray_learngene.config import DataConfig, EvaluateConfig
+from ray_learngene.data.class_names import order_of, timms_order
 from ray_learngene.data.image_set import ImageSet, relabelled
 from ray_learngene.data.loader import Batch, eval_loader
 from ray_learngene.data.open import open_image_sets

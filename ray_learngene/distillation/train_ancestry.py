@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from ray_learngene.ancestry.classes import order_of
 from ray_learngene.ancestry.model import create_timm
 from ray_learngene.ancestry.origin import log_license, origin_of
 from ray_learngene.config import AncestryConfig
+from ray_learngene.data.class_names import order_of
 from ray_learngene.data.pipeline import ImagePipeline, checked_image_sets
 from ray_learngene.distillation.run import run
 from ray_learngene.distillation.task import open_store

@@ -12,9 +12,10 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from ray_learngene.ancestry.classes import match_classes, order_of
+from ray_learngene.ancestry.classes import match_classes
 from ray_learngene.ancestry.model import Ancestry
 from ray_learngene.cli.main import main
+from ray_learngene.data.class_names import order_of
 from ray_learngene.data.image_set import ArraySet, ImageSets
 from ray_learngene.errors import UserError
 from ray_learngene.models.timm_folder import labels_of, load_timm

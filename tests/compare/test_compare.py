@@ -10,7 +10,7 @@ import pandas
 import pytest
 
 from ray_learngene.compare.compare import bench
-from ray_learngene.compare.transfer import gains
+from ray_learngene.compare.significance import gains
 from ray_learngene.config import AncestryConfig, BenchArm, BenchConfig, DistillConfig, SweepConfig, load_config
 from ray_learngene.distillation.distill import distill
 from ray_learngene.distillation.train_ancestry import train_ancestry

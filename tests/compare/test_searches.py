@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ray_learngene.compare.searches import at_border, best_rate, next_rate, search_rates
+from ray_learngene.compare.runs import at_border
+from ray_learngene.compare.searches import best_rate, next_rate, search_rates
 from ray_learngene.errors import UserError
 
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
-import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 import pyarrow as pa
 from PIL import Image
 
+from ray_learngene.data.class_names import same_name
 from ray_learngene.data.formats.files import EXTENSIONS, find_images, not_read, subfolders
 from ray_learngene.data.formats.split_names import PLAIN, split_of, the_one
 from ray_learngene.data.image_set import ImageSet, ImageSets, Labels, Report, hold_out_noted, refuse
@@ -146,14 +146,6 @@ def _training(root: str, folders: Sequence[str], named: Mapping[str, str], split
 def _printable(path: str) -> str:
     """Return a path with what is no UTF-8 in it written out; manifests and terminals take nothing else."""
     return os.fsencode(path).decode("utf-8", "backslashreplace")
-
-
-def same_name(name: str) -> str:
-    """Return what two spellings of one name have in common.
-
-    On some file systems an accent is a character of its own.
-    """
-    return unicodedata.normalize("NFC", name)
 
 
 def _open_split(folder: str, report: Report, classes: tuple[str, ...] | None = None) -> tuple[FolderSet, str | None]:

@@ -15,8 +15,8 @@ from PIL import Image
 from pyarrow.fs import FileSelector, FileSystem, FileType, LocalFileSystem
 
 from ray_learngene.config import DataConfig
+from ray_learngene.data.class_names import same_name
 from ray_learngene.data.formats.files import left_out, walk
-from ray_learngene.data.formats.folder import same_name
 from ray_learngene.data.formats.parquet_cache import CLASSES_KEY, UNLABELLED, Source, cached_rows
 from ray_learngene.data.formats.split_names import group_by_split, split_of
 from ray_learngene.data.image_set import ImageSet, ImageSets, Labels, Subset, hold_out_noted
