@@ -16,7 +16,7 @@ from ray_learngene.models.specs import Spec
 from ray_learngene.progress import Progress, TrainingProgress, counted, duration_text, rate_text
 from ray_learngene.sweeps.arms import Arm
 from ray_learngene.sweeps.status import SweepStatus
-from ray_learngene.sweeps.trials import Trial
+from ray_learngene.sweeps.trial import Trial
 
 WORK = """
 from ray_learngene import progress

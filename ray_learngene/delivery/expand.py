@@ -246,17 +246,16 @@ def expand(config: ExpandConfig) -> list[Expansion]:
 
 
 def _measured(one: Expansion, config: DataConfig, batch_size: int) -> Expansion:
-    scores = evaluate_folder(one.path, config, batch_size)
+    scores, data = evaluate_folder(one.path, config, batch_size), data_name(config.data)
+    known: dict[str, Any]
     if isinstance(scores, FeatureScores):
-        text = f"{scores} untuned, measured on {counted(scores.images, 'image')} of {data_name(config.data)}"
-        facts = {**one.facts, "knn": scores.knn, "linear": scores.linear, "accuracy": text}
-        write_facts(one.path, facts, {"data": data_name(config.data), "split": config.validate_on})
-        return Expansion(one.path, one.spec, facts)
-    accuracy = Accuracy(
-        scores.top1, 0.0, f"measured on {counted(int(scores.images), 'image')} of {data_name(config.data)}"
-    )
-    facts = {**one.facts, "top1_untuned": scores.top1, "top1_untuned_error": 0.0, "accuracy": str(accuracy)}
-    write_facts(one.path, facts, {"data": data_name(config.data), "split": config.validate_on})
+        text = f"{scores} untuned, measured on {counted(scores.images, 'image')} of {data}"
+        known = {"knn": scores.knn, "linear": scores.linear, "accuracy": text}
+    else:
+        accuracy = Accuracy(scores.top1, 0.0, f"measured on {counted(int(scores.images), 'image')} of {data}")
+        known = {"top1_untuned": scores.top1, "top1_untuned_error": 0.0, "accuracy": str(accuracy)}
+    facts = {**one.facts, **known}
+    write_facts(one.path, facts, {"data": data, "split": config.validate_on})
     return Expansion(one.path, one.spec, facts)
 
 

@@ -99,7 +99,7 @@ def prepare(config: DistillConfig) -> DistillTask:
     if features:
         refuse_cache(config, ancestry, images)
         task, module = FeatureTask, feature_student(config, module, ancestry, spec.image)
-    return task(config, store, images, module, method, ancestry, labels, facts, start, origin)
+    return task(config, store, images, module, facts, origin, method, ancestry, labels, start)
 
 
 def with_interpolation(config: DistillConfig, ancestry: Ancestry, store: Store) -> DistillConfig:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,33 +13,26 @@ from torch import nn
 from ray_learngene.ancestry.answers import Answers
 from ray_learngene.ancestry.model import Ancestry
 from ray_learngene.config import DistillConfig
-from ray_learngene.data.pipeline import ImagePipeline
+from ray_learngene.distillation.task import Task
 from ray_learngene.methods.base import Method
-from ray_learngene.models.origin import Origin
 from ray_learngene.provenance import publishable
 from ray_learngene.store.learngenes import StoredLearngene
-from ray_learngene.store.manifest import Kind
-from ray_learngene.store.store import Store
 from ray_learngene.training.evaluation import LabelScorer, Scorer
 from ray_learngene.training.flops import forward_flops, training_flops
 from ray_learngene.training.objectives import DistillationLoss, DistillationObjective, Objective
 
 
 @dataclass
-class DistillTask:
+class DistillTask(Task):
     """Distillation of an auxiliary model."""
 
+    kind = "learngene"
+
     config: DistillConfig
-    store: Store
-    images: ImagePipeline
-    module: nn.Module
     method: Method
     ancestry: Ancestry
     labels: tuple[str, ...]
-    facts: dict[str, Any]
     start: StoredLearngene | None
-    origin: Origin
-    kind: Kind = field(default="learngene", init=False)
 
     def objective(self, device: torch.device, autocast: torch.dtype | None) -> Objective:
         loss = DistillationLoss(self.config.distillation, self.config.alpha, self.config.tau)
@@ -69,9 +62,6 @@ class DistillTask:
             "teacher_flops": steps * forward_flops(self.ancestry, image, batch),
         }
 
-    def identity(self) -> dict[str, Any]:
-        return self.facts
-
     def write(self, module: nn.Module, folder: Path) -> dict[str, Any]:
         learngene = self.method.extract(module)
         learngene = learngene.describe(
@@ -80,6 +70,3 @@ class DistillTask:
         learngene.save(folder)
         metadata = json.loads(json.dumps(learngene.description())) | {"ancestry": publishable(self.config.ancestry)}
         return metadata | ({"start": self.start.facts()} if self.start else {})
-
-    def card(self, metadata: dict[str, Any]) -> None:
-        return None

@@ -42,9 +42,6 @@ class FeatureTask(DistillTask):
         loss = FeatureLoss(config.feature_loss, config.feature_vector)
         return FeatureObjective(self._ancestry(device, autocast), FeatureReader(config.feature_layers), loss, autocast)
 
-    def answers(self, device: torch.device, autocast: torch.dtype | None) -> None:
-        return None
-
     def scorer(self, device: torch.device, autocast: torch.dtype | None) -> FeatureScorer:
         bank = self._bank() if self.config.labels and len(self.images.train.classes) > 1 else None
         classes = len(self.images.train.classes)

@@ -120,7 +120,7 @@ def _log_beginning(task: Task) -> None:
 
 def _settings(task: Task, user_deepspeed: dict[str, Any]) -> dict[str, Any]:
     # the content of the DeepSpeed file decides, not its path
-    return {**decisive(task.config, RUN), "deepspeed": user_deepspeed, **task.identity()}
+    return {**decisive(task.config, RUN), "deepspeed": user_deepspeed, **task.facts}
 
 
 def _check_run(task: Task, settings: dict[str, Any]) -> None:

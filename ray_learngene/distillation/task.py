@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import logging
+from abc import ABC, abstractmethod
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, ClassVar
 
 import torch
 from torch import nn
@@ -34,43 +36,46 @@ from ray_learngene.training.trainer import Trainer
 log = logging.getLogger(__name__)
 
 
-class Task(Protocol):
-    """What is trained and published; sent to every worker."""
+@dataclass
+class Task(ABC):
+    """What is trained and published; sent to every worker.
 
-    kind: Kind
+    Attributes:
+        facts: What decides the result besides the settings, such as hashes of the inputs.
+    """
+
+    kind: ClassVar[Kind]
+
+    config: AncestryConfig | DistillConfig
+    store: Store
     images: ImagePipeline
     module: nn.Module
-    store: Store
+    facts: dict[str, Any]
     origin: Origin
 
-    @property
-    def config(self) -> AncestryConfig | DistillConfig: ...
-
-    def objective(self, device: torch.device, autocast: torch.dtype | None) -> Objective: ...
+    @abstractmethod
+    def objective(self, device: torch.device, autocast: torch.dtype | None) -> Objective:
+        """Return what computes the loss."""
 
     def answers(self, device: torch.device, autocast: torch.dtype | None) -> Answers | None:
         """Return what adds the teacher's logits to every batch; None if the objective needs none."""
-        ...
+        return None
 
+    @abstractmethod
     def scorer(self, device: torch.device, autocast: torch.dtype | None) -> Scorer:
         """Return what scores the module on the validation split."""
-        ...
 
+    @abstractmethod
     def flops(self, steps: int) -> dict[str, int]:
         """Count the FLOPs of optimizer steps: `flops` of the trained model, `teacher_flops` of the teacher."""
-        ...
 
-    def identity(self) -> dict[str, Any]:
-        """Return what else decides the result, such as hashes of the inputs."""
-        ...
-
+    @abstractmethod
     def write(self, module: nn.Module, folder: Path) -> dict[str, Any]:
         """Write the artefact's files; returns its metadata."""
-        ...
 
     def card(self, metadata: dict[str, Any]) -> str | None:
         """Return the artefact's README.md; None for one that only this package reads."""
-        ...
+        return None
 
 
 def open_store(config: AncestryConfig | DistillConfig, kind: Kind) -> Store:
@@ -163,7 +168,7 @@ def publish(
         metadata |= {
             "fingerprint": fingerprint(settings),
             "config": publishable(task.config.model_dump(mode="json")),
-            **task.identity(),
+            **task.facts,
             "metrics": {name: final[name] for name in SCORES if name in final},
             "history": progress.history,
             **({"published_epoch": final["epoch"]} if trainer.best else {}),

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,15 +20,14 @@ from ray_learngene.config import AncestryConfig
 from ray_learngene.data.class_names import order_of
 from ray_learngene.data.pipeline import ImagePipeline, checked_image_sets
 from ray_learngene.distillation.run import run
-from ray_learngene.distillation.task import open_store
+from ray_learngene.distillation.task import Task, open_store
 from ray_learngene.errors import UserError
 from ray_learngene.models.card import model_card
 from ray_learngene.models.origin import Origin, data_name
 from ray_learngene.models.preprocessing import Preprocessing
 from ray_learngene.models.timm_folder import export_timm, labels_of
 from ray_learngene.provenance import publishable
-from ray_learngene.store.manifest import Kind, Manifest
-from ray_learngene.store.store import Store
+from ray_learngene.store.manifest import Manifest
 from ray_learngene.training.evaluation import LabelScorer, Scorer
 from ray_learngene.training.flops import training_flops
 from ray_learngene.training.objectives import LabelObjective, Objective
@@ -40,23 +39,16 @@ log = logging.getLogger(__name__)
 
 
 @dataclass
-class AncestryTask:
+class AncestryTask(Task):
     """Cross-entropy training of any timm model."""
 
+    kind = "ancestry"
+
     config: AncestryConfig
-    store: Store
-    images: ImagePipeline
-    module: nn.Module
     labels: tuple[str, ...]
-    facts: dict[str, Any]
-    origin: Origin
-    kind: Kind = field(default="ancestry", init=False)
 
     def objective(self, device: torch.device, autocast: torch.dtype | None) -> Objective:
         return LabelObjective(self.config.smoothing)
-
-    def answers(self, device: torch.device, autocast: torch.dtype | None) -> None:
-        return None
 
     def scorer(self, device: torch.device, autocast: torch.dtype | None) -> Scorer:
         return LabelScorer(device, autocast)
@@ -67,9 +59,6 @@ class AncestryTask:
             "flops": training_flops(self.module, image, batch=self.config.batch_size, steps=steps),
             "teacher_flops": 0,
         }
-
-    def identity(self) -> dict[str, Any]:
-        return self.facts
 
     def write(self, module: nn.Module, folder: Path) -> dict[str, Any]:
         export_timm(
@@ -193,4 +182,4 @@ def train_ancestry(config: AncestryConfig, callbacks: Sequence[UserCallback] = (
         log_license(config.model, source)
     origin = Origin.join(sources, data=data_name(config.data), stated=config.license)
     facts = {"data_sha256": sets.train.fingerprint}
-    return run(AncestryTask(config, store, images, module, sets.train.classes, facts, origin), callbacks)
+    return run(AncestryTask(config, store, images, module, facts, origin, sets.train.classes), callbacks)

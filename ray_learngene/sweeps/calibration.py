@@ -15,7 +15,8 @@ from ray_learngene.device import resolve_device
 from ray_learngene.models.specs import Spec, build
 from ray_learngene.sweeps.descendant import DescendantRun, DescendantTask, descendant_batches
 from ray_learngene.sweeps.packing import Place
-from ray_learngene.sweeps.trials import SweepInputs, Trial
+from ray_learngene.sweeps.trial import Trial
+from ray_learngene.sweeps.trials import SweepInputs
 from ray_learngene.training.clock import Clock
 from ray_learngene.training.fitting import Fitting
 from ray_learngene.training.pace import (

@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 
 from ray_learngene.config import SweepConfig
-from ray_learngene.sweeps.trials import Known, Trial
+from ray_learngene.sweeps.trial import Known, Trial
 
 DRAWN = 10  # learning rates of a descendant until Optuna's model of their scores takes over
 

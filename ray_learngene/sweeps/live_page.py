@@ -16,7 +16,7 @@ from ray_learngene.pages.columns import Record, record, size_of
 from ray_learngene.pages.page import SweepPage
 from ray_learngene.store.store import Store
 from ray_learngene.store.sweeps import PAGE, sweep_file
-from ray_learngene.sweeps.trials import Trial
+from ray_learngene.sweeps.trial import Trial
 
 SECONDS = 30.0  # between two writings
 IDLE = 60.0  # seconds to wait for news after that

@@ -20,7 +20,8 @@ from ray_learngene.cluster.session import ray_cluster, trial_gpus, use_assigned
 from ray_learngene.errors import Diverged, Interrupted, RunError
 from ray_learngene.sweeps import tune_callbacks
 from ray_learngene.sweeps.capacity import cluster_place
-from ray_learngene.sweeps.trials import Known, Outcomes, SweepInputs, Trial, log_packs
+from ray_learngene.sweeps.trial import Known, Trial
+from ray_learngene.sweeps.trials import Outcomes, SweepInputs, log_packs
 from ray_learngene.sweeps.tune_search import GroupedASHA, LearningRateSearch
 
 

@@ -13,7 +13,8 @@ from ray_learngene.errors import Diverged, Interrupted, RunError
 from ray_learngene.progress import counted
 from ray_learngene.store.checkpoints import continuing_text, steps_of
 from ray_learngene.store.manifest import Manifest
-from ray_learngene.sweeps.trials import Follower, Known, Outcomes, SweepInputs, Trial, log_packs
+from ray_learngene.sweeps.trial import Known, Trial
+from ray_learngene.sweeps.trials import Follower, Outcomes, SweepInputs, log_packs
 
 if TYPE_CHECKING:
     from ray.tune import Callback

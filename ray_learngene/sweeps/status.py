@@ -4,26 +4,12 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Mapping
-from typing import Any, Protocol
+from typing import Any
 
-from ray_learngene.models.specs import Spec
 from ray_learngene.progress import Progress, counted
-from ray_learngene.sweeps.arms import Arm
+from ray_learngene.sweeps.trial import Trial
 
 _SHOWN = 6  # models in a line
-
-
-class Trial(Protocol):
-    """What is trained; `trials.Trial`."""
-
-    @property
-    def arm(self) -> Arm: ...
-    @property
-    def spec(self) -> Spec: ...
-    @property
-    def seed(self) -> int: ...
-    @property
-    def lr(self) -> float: ...
 
 
 class SweepStatus:

@@ -53,7 +53,8 @@ from ray_learngene.sweeps.selection import (
     select,
 )
 from ray_learngene.sweeps.tracked import TrackedTrials
-from ray_learngene.sweeps.trials import Follower, SweepInputs, Trial
+from ray_learngene.sweeps.trial import Trial
+from ray_learngene.sweeps.trials import Follower, SweepInputs
 from ray_learngene.tracking.trackers import Trackers
 from ray_learngene.training.flops import forward_flops
 from ray_learngene.training.optimizers import traits_of

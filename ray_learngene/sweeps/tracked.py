@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from ray_learngene.sweeps.trials import SweepInputs, Trial
+from ray_learngene.sweeps.trial import Trial
+from ray_learngene.sweeps.trials import SweepInputs
 from ray_learngene.tracking.base import curve_points
 from ray_learngene.tracking.trackers import Trackers, parameters_of, reference_of, run_of
 

@@ -12,39 +12,14 @@ from ray_learngene.models.costs import kept_memory, macs, step_memory
 from ray_learngene.models.specs import Spec
 from ray_learngene.progress import counted
 from ray_learngene.store.learngenes import StoredLearngene
-from ray_learngene.sweeps.arms import Arm
 from ray_learngene.sweeps.descendant import Descendant, DescendantTask, SweepContext, descendant
 from ray_learngene.sweeps.packing import Load, Place, pack
 from ray_learngene.sweeps.siblings import train_siblings
 from ray_learngene.sweeps.status import SweepStatus
+from ray_learngene.sweeps.trial import Trial
 from ray_learngene.training.optimizers import traits_of
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Trial:
-    """What is trained.
-
-    Attributes:
-        lr: The sweep's; where learning rates are searched, until the search has chosen one.
-        epochs: None for those of the sweep.
-    """
-
-    arm: Arm
-    spec: Spec
-    seed: int
-    lr: float
-    epochs: int | None = None
-
-    @property
-    def group(self) -> Group:
-        """What the trials of a learning-rate search have in common."""
-        return self.arm, self.spec, self.seed
-
-
-Group = tuple[Arm, Spec, int]
-Known = dict[Group, list[tuple[float, float]]]  # learning rates tried and their scores, by group
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from ray.tune.search.optuna import OptunaSearch
 
 from ray_learngene.config import SweepConfig
 from ray_learngene.sweeps.learning_rates import DRAWN, drawn_rates
-from ray_learngene.sweeps.trials import Known, Trial
+from ray_learngene.sweeps.trial import Known, Trial
 
 
 class LearningRateSearch(Searcher):

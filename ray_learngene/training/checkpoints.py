@@ -117,7 +117,7 @@ def _move(source: Path, target: Path) -> None:
         shutil.move(path, target)
 
 
-class Checkpoints(Protocol):
+class Checkpoints(Uploads, Protocol):
     """The checkpoints of one run. All ranks call each method at the same step.
 
     `save` names a folder for `write` to fill, and may return before the upload ends; `finish` waits for it. Both raise
@@ -125,8 +125,6 @@ class Checkpoints(Protocol):
     skipped, unless it is the last one.
     """
 
-    def latest(self) -> AbstractContextManager[Path | None]: ...
-    def save(self, write: Callable[[Path], None], metrics: dict[str, Any]) -> None: ...
     def finish(self) -> None: ...
     def busy(self) -> bool: ...
 

@@ -25,7 +25,8 @@ from ray_learngene.store.store import Store
 from ray_learngene.sweeps.arms import Arm
 from ray_learngene.sweeps.run import _begun
 from ray_learngene.sweeps.sweep import sweep
-from ray_learngene.sweeps.trials import Outcomes, SweepInputs, Trial
+from ray_learngene.sweeps.trial import Trial
+from ray_learngene.sweeps.trials import Outcomes, SweepInputs
 from tests.data.image_files import write_class_folders
 
 QUICK: dict[str, Any] = {

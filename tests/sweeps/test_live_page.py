@@ -14,7 +14,7 @@ from ray_learngene.models.specs import PRESETS
 from ray_learngene.store.store import Store
 from ray_learngene.sweeps.arms import Arm
 from ray_learngene.sweeps.live_page import LivePage
-from ray_learngene.sweeps.trials import Trial
+from ray_learngene.sweeps.trial import Trial
 from tests.pages.rows import data_of, models_of, row
 
 PATH = "sweeps/photos/leaderboard.html"

@@ -16,7 +16,7 @@ from ray_learngene.config import SweepConfig
 from ray_learngene.models.specs import PRESETS
 from ray_learngene.sweeps.arms import Arm
 from ray_learngene.sweeps.learning_rates import DRAWN, drawn_and_following, drawn_rates
-from ray_learngene.sweeps.trials import Known, Trial
+from ray_learngene.sweeps.trial import Known, Trial
 from ray_learngene.sweeps.tune_search import LearningRateSearch
 
 CONFIG = SweepConfig(data="digits", name="s", learngene="g", lr_search=DRAWN + 3, lr_low=1e-5, lr_high=1e-1)
