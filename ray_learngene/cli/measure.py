@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from pathlib import Path
 
 from ray_learngene.config import MeasureConfig
@@ -14,6 +15,8 @@ from ray_learngene.store.timings import Record, check_device, check_name, publis
 from ray_learngene.terminal import one_line
 
 FORMAT = 1
+
+log = logging.getLogger(__name__)
 
 
 def measure(config: MeasureConfig) -> list[Record]:
@@ -30,7 +33,7 @@ def measure(config: MeasureConfig) -> list[Record]:
         from ray_learngene.delivery.device import write_script
 
         write_script(Path(config.script).expanduser())
-        print(f"wrote {config.script}: copy it to the device, with folders that `learngene export` made")
+        log.info(f"wrote {config.script}: copy it to the device, with folders that `learngene export` made")
         return []
     if not config.out:
         store.check(write=True)
@@ -50,7 +53,7 @@ def measure(config: MeasureConfig) -> list[Record]:
 
         records = measure_here(config, store)
         for line in record_lines(records):
-            print(one_line(line, 300), flush=True)
+            log.info(one_line(line, 300))
     if config.out:
         out = Path(config.out).expanduser()
         partial = out.with_name(f"{out.name}.partial")
@@ -58,13 +61,12 @@ def measure(config: MeasureConfig) -> list[Record]:
             text = json.dumps({"format": FORMAT, "records": [one.model_dump(mode="json") for one in records]}, indent=2)
             partial.write_text(text + "\n")
             partial.replace(out)
-        print(f"written to {out}: learngene measure --import {out}")
+        log.info(f"written to {out}: learngene measure --import {out}")
         return records
     for record in records:
         check_name(store, record.name(config.device), config.overwrite)
     for record in records:
         manifest = publish_record(store, record, config.device, config.overwrite)
-        print(
-            f"published timings/{manifest.name}: budgets such as latency@{manifest.name.partition('/')[0]}<=8ms use it"
-        )
+        device = manifest.name.partition("/")[0]
+        log.info(f"published timings/{manifest.name}: budgets such as latency@{device}<=8ms use it")
     return records

@@ -241,22 +241,22 @@ def pull(config: PullConfig) -> Path:
     path = store.download(manifest.kind, manifest.name, out, config.overwrite, config.format, others)
     size = format_quantity("memory", fetched.bytes)
     what = f"{config.format} of " if config.format else ""
-    print(f"pulled {what}{FOLDERS[manifest.kind]}/{manifest.name} ({size}) to {path}", flush=True)
+    log.info(f"pulled {what}{FOLDERS[manifest.kind]}/{manifest.name} ({size}) to {path}")
     origin = manifest.metadata.get("origin")
     if isinstance(origin, dict) and origin.get("license"):
-        print(f"license: {one_line(origin['license'], 100)}")
+        log.info(f"license: {one_line(origin['license'], 100)}")
     row = Entry.of(manifest).facts
     if numbers_of(row, "top1", *_LIMITS):  # else it has no such row: a learngene, or what a script of its own published
-        print(
+        log.info(
             f"{format_quantity('params', row['params'])} parameters, {format_quantity('macs', row['macs'])} MACs, "
             f"{row['latency']:.3g} ms on {measured_on(row)}, top-1 {row['top1']:.2f} %"
         )
         if timings := device_timings(config, store):
-            print(f"on {timings.device}: {timings.of(row)} ({timings.text})")
+            log.info(f"on {timings.device}: {timings.of(row)} ({timings.text})")
         if row.get("exports") and not config.format:
-            print(f"exports: {str(row['exports']).replace(',', ', ')} (--format fetches one)")
+            log.info(f"exports: {str(row['exports']).replace(',', ', ')} (--format fetches one)")
         if row.get("outside"):
-            print(f"note: {row['outside']}")
+            log.info(f"note: {row['outside']}")
     return path
 
 
@@ -269,9 +269,9 @@ def _trained_or_expanded(config: PullConfig, store: Store) -> Manifest | Path:
     trained: Manifest | None = None
     try:
         trained = select_descendant(config, store)
-        print(f"trained    {_trained_text(trained)}", flush=True)
+        log.info(f"trained    {_trained_text(trained)}")
     except NothingWithin as nothing:
-        print(f"trained    {nothing}", flush=True)
+        log.info(f"trained    {nothing}")
     try:
         from ray_learngene.delivery.expand import UNKNOWN, Expander, size_text
         from ray_learngene.delivery.folders import local_path
@@ -279,7 +279,7 @@ def _trained_or_expanded(config: PullConfig, store: Store) -> Manifest | Path:
     except ModuleNotFoundError:
         if trained is None or config.expand:
             raise
-        print("expanded   (what can be expanded is only known where torch and timm are installed)")
+        log.info("expanded   (what can be expanded is only known where torch and timm are installed)")
         return trained
     expander = Expander.open(store, str(config.learngene))
     try:
@@ -287,11 +287,11 @@ def _trained_or_expanded(config: PullConfig, store: Store) -> Manifest | Path:
     except NothingWithin as nothing:
         if trained is None or config.expand:
             raise
-        print(f"expanded   {nothing}")
+        log.info(f"expanded   {nothing}")
         return trained
-    print(f"expanded   {size_text(spec)}, {expander.accuracy(spec) or UNKNOWN}", flush=True)
+    log.info(f"expanded   {size_text(spec)}, {expander.accuracy(spec) or UNKNOWN}")
     for note in expander.notes(spec):
-        print(f"           note: {note}")
+        log.info(f"           note: {note}")
     if config.format:
         if trained is None:
             raise NothingWithin(
@@ -299,11 +299,11 @@ def _trained_or_expanded(config: PullConfig, store: Store) -> Manifest | Path:
             )
         return trained
     if trained is not None and not config.expand:
-        print("taking the trained one (--expand takes the other)", flush=True)
+        log.info("taking the trained one (--expand takes the other)")
         return trained
     out = local_path(config.out or f"{config.learngene}-{size_name(spec)}")
     made = expander.write(spec, out, overwrite=config.overwrite)
-    print(f"expanded {config.learngene} to {made.path}", flush=True)
+    log.info(f"expanded {config.learngene} to {made.path}")
     return made.path
 
 

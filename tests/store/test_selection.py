@@ -46,12 +46,14 @@ def test_pull_takes_the_next_where_the_best_has_gone(store: Store, folder: Path,
 
 
 def test_pull_of_a_descendant_that_a_script_of_its_own_published(
-    store: Store, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    store: Store, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:
     store.publish("descendant", "mine/a", folder, {"row": {"top1": 81.5}})
+    caplog.clear()
     path = pull(PullConfig(store=store.uri, artefact="descendants/mine/a", out=str(tmp_path / "pulled")))
     assert {file.name for file in path.iterdir()} >= {file.name for file in folder.iterdir()}
     assert capsys.readouterr().out.count("\n") == 1
+    assert len(caplog.messages) == 1, "it logs, and prints nothing itself"
     with pytest.raises(UserError, match="no descendants in") as error:
         pull(PullConfig(store=store.uri, max_params="1M", out=str(tmp_path / "chosen")))
     one_line(error)
