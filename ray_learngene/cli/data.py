@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 
 from ray_learngene.config import CheckConfig, ConvertConfig
 from ray_learngene.data.check import is_full
@@ -21,7 +22,7 @@ def print_check(config: CheckConfig) -> None:
     """
     inspection = inspect_image_sets(config)
     if config.as_json:
-        print(json.dumps(inspection.as_json(), indent=2, ensure_ascii=False))
+        print(json.dumps(asdict(inspection), indent=2, ensure_ascii=False))
     else:
         _print_inspection(inspection, config.check_images)
     refuse_errors(inspection)

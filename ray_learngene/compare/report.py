@@ -217,12 +217,16 @@ def _style(index: int) -> dict[str, Any]:
     return {"color": f"C{index % 10}", "linestyle": ("-", "--", ":")[index // 10 % 3]}
 
 
-def accuracy_plot(table: pandas.DataFrame, names: Sequence[str]) -> Any:
-    """Plot accuracy against parameters before tuning, after one epoch and at the end; a line per arm and width."""
+def _panels(count: int, **options: Any) -> tuple[Any, Any]:
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(13, 4.6), layout="constrained")
-    panels = figure.subplots(1, len(MEASURES), sharey=True)
+    return figure, figure.subplots(1, count, **options)
+
+
+def accuracy_plot(table: pandas.DataFrame, names: Sequence[str]) -> Any:
+    """Plot accuracy against parameters before tuning, after one epoch and at the end; a line per arm and width."""
+    figure, panels = _panels(len(MEASURES), sharey=True)
     for axes, (measure, title) in zip(panels, MEASURES.items(), strict=True):
         for index, name in enumerate(names):
             label: str | None = plot_label(name)
@@ -244,10 +248,7 @@ def accuracy_plot(table: pandas.DataFrame, names: Sequence[str]) -> Any:
 
 def break_even_plot(table: pandas.DataFrame, names: Sequence[str], most: int = 10) -> Any:
     """Plot cost against the number of descendants: training FLOPs, seconds, and FLOPs with ancestry and search."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(13, 4.6), layout="constrained")
-    panels = figure.subplots(1, 3)
+    figure, panels = _panels(3)
     counts = range(1, most + 1)
     titles = {
         "training FLOPs": ("flops", False),

@@ -139,7 +139,8 @@ def add_exports(adds: AddsExports, rows: Sequence[Row], added: Callable[[Row], N
         return
     log.info(f"sweep {config.name}: {len(names)} published descendants lack {' or '.join(config.export)}")
     with sigterm.graceful():
-        for number, row in enumerate((_here if config.in_process else _on_ray)(adds, names), start=1):
+        made = map(adds.add, names) if config.in_process else _on_ray(adds, names)
+        for number, row in enumerate(made, start=1):
             if row:
                 log.info(
                     f"[{number}/{len(names)}] {row['descendant']}: exported to {row['exports'].replace(',', ', ')}"
@@ -147,10 +148,6 @@ def add_exports(adds: AddsExports, rows: Sequence[Row], added: Callable[[Row], N
                 added(row)
             if sigterm.requested() and number < len(names):
                 raise Interrupted(number, len(names), "descendant")
-
-
-def _here(adds: AddsExports, names: Sequence[str]) -> Iterator[Row | None]:
-    return map(adds.add, names)
 
 
 def _on_ray(adds: AddsExports, names: Sequence[str]) -> Iterator[Row | None]:

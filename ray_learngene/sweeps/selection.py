@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from ray_learngene.config import SelectionConfig
@@ -229,7 +229,7 @@ def cost_columns(spec: Spec, latency: Latency, micro_batch: int, *, checkpointed
 
 def latency_columns(latency: Latency) -> dict[str, Any]:
     """A latency and what it was measured on, as columns of the results table."""
-    measured = latency.as_dict()
+    measured = asdict(latency)
     named = {"latency": "median_ms", "latency_p90": "p90_ms", "latency_wall": "wall_ms"}
     columns = {column: measured.pop(name) for column, name in named.items()}
     return {**columns, **{f"latency_{name}": value for name, value in measured.items()}}

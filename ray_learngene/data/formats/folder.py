@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -32,8 +33,7 @@ class FolderSet(ImageSet):
         return Image.open(self.path(index))
 
     def encoded(self, index: int) -> bytes:
-        with open(self.path(index), "rb") as file:
-            return file.read()
+        return Path(self.path(index)).read_bytes()
 
     def describe(self, index: int) -> str:
         return _printable(self.path(index))

@@ -2,30 +2,26 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from torch import nn
 
 from ray_learngene.models.families.base import Family, made
-from ray_learngene.models.families.beit import Beit
-from ray_learngene.models.families.convnext import ConvNeXt
 from ray_learngene.models.families.eva import Eva
 from ray_learngene.models.families.hybrids import HeadsOutermost
 from ray_learngene.models.families.swin import Swin, SwinV2
-from ray_learngene.models.families.vit import DecomposedPositionViT, ViT
+from ray_learngene.models.families.vit import DecomposedPositionViT
 
-_FAMILIES: tuple[type[Family], ...] = (ViT, DecomposedPositionViT, Eva, Beit, Swin, SwinV2, ConvNeXt, HeadsOutermost)
+_FAMILIES: tuple[type[Family], ...] = (DecomposedPositionViT, Eva, Swin, SwinV2, HeadsOutermost)
 _BY_CLASS = {name: family() for family in _FAMILIES for name in family.classes}
 _DEFAULT = Family()
 
 
-def family_of(architecture: str, arguments: dict[str, Any] | None = None) -> Family:
+def family_of(architecture: str) -> Family:
     """Return the family of a timm entry point; the default one for a class that no family names.
 
     Raises:
         UserError: timm has no such entry point, or refuses the arguments.
     """
-    return family_of_model(made(architecture, arguments or {}).model)
+    return family_of_model(made(architecture, {}).model)
 
 
 def family_of_model(model: nn.Module) -> Family:

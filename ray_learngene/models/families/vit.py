@@ -1,14 +1,8 @@
-"""timm's VisionTransformer: DeiT, DeiT-III, AugReg, DINOv2, SigLIP, CLIP and others."""
+"""timm's vision transformer of SAM. All others (DeiT, AugReg, DINOv2, SigLIP, CLIP, BEiT) need no family."""
 
 from __future__ import annotations
 
 from ray_learngene.models.families.base import Family
-
-
-class ViT(Family):
-    """Vision transformers with learned positions; channels within a head may be chosen freely."""
-
-    classes = ("VisionTransformer", "VisionTransformerDistilled")
 
 
 class DecomposedPositionViT(Family):
