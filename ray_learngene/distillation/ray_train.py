@@ -12,7 +12,6 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
-from ray_learngene.io.scratch import scratch_path
 from ray_learngene.training.batches import Batches
 from ray_learngene.training.lockstep import train
 
@@ -43,6 +42,7 @@ from ray_learngene.distillation.task import (
 )
 from ray_learngene.errors import Interrupted, RunError, UserError
 from ray_learngene.store.checkpoints import StoreCheckpoints
+from ray_learngene.training.checkpoints import written
 from ray_learngene.training.deepspeed_engine import DeepSpeedEngine, deepspeed_config, zero_stage
 from ray_learngene.training.engine import prepare_layers, resolve_precision
 from ray_learngene.training.optimizers import create_optimizer, traits_of
@@ -180,12 +180,7 @@ class RayCheckpoints:
     def save(self, write: Callable[[Path], None], metrics: dict[str, Any]) -> None:
         """Write a checkpoint after the upload of the previous one; Ray ends the workers if its upload fails."""
         self._idle.wait()
-        folder = scratch_path()
-        try:
-            write(folder)
-        except BaseException:
-            shutil.rmtree(folder, ignore_errors=True)
-            raise
+        folder = written(write)
         if self.first:
             self._idle.clear()
         ray.train.report(

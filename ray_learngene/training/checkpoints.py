@@ -60,12 +60,7 @@ class BackgroundCheckpoints:
             Exception: the error that ended an earlier upload, after its retries.
         """
         self._raise_error()
-        folder = scratch_path()
-        try:
-            write(folder)
-        except BaseException:
-            shutil.rmtree(folder, ignore_errors=True)
-            raise
+        folder = written(write)
         with self._changed:
             replaced, self._waiting = self._waiting, (folder, metrics)
             if self._thread is None:
@@ -110,6 +105,17 @@ class BackgroundCheckpoints:
                 self._error = error
             finally:
                 shutil.rmtree(folder, ignore_errors=True)
+
+
+def written(write: Callable[[Path], None]) -> Path:
+    """Return a new folder on the local disk that `write` has filled; none is left if that fails."""
+    folder = scratch_path()
+    try:
+        write(folder)
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+    return folder
 
 
 def _move(source: Path, target: Path) -> None:
