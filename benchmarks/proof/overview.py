@@ -6,11 +6,12 @@ from collections.abc import Sequence
 
 import pandas
 
-from benchmarks.proof.against import MANY, Saving, saving
+from benchmarks.proof.against import MANY, saving
 from benchmarks.proof.charges import Charges
 from benchmarks.proof.table import REFERENCES, Row, table
 
 SCRATCH = REFERENCES[0]
+NEAR = 2.0  # points below scratch's shortest schedule, on average; what is further off has no factor
 
 
 def overview(rows: Sequence[Row], data: str, charges: Charges | None = None) -> list[str]:
@@ -51,10 +52,16 @@ def _line(said: str, depths: Sequence[int], arm: pandas.DataFrame, everything: p
     whole = set(depths) <= set(scores.index)
     columns = [f"{scores[depth]:.1f}" if depth in scores else "" for depth in depths]
     columns.append(f"{scores.mean():.1f}" if whole else "")
-    found: list[Saving | None] = [None, None]
-    if arm["trained"].iloc[0] != SCRATCH:
-        found = [saving(everything, arm, unit, SCRATCH) for unit in ("flops", "seconds")]
-    flops, seconds = found
-    columns += [f"{flops.bound}{flops.ten:.1f}", f"{flops.with_teacher:.1f}"] if flops else ["", ""]
-    columns.append(f"{seconds.bound}{seconds.ten:.1f}" if seconds else "")
-    return f"| {said} | " + " | ".join(columns) + " |"
+    return f"| {said} | " + " | ".join([*columns, *_factors(arm, scores, everything)]) + " |"
+
+
+def _factors(arm: pandas.DataFrame, scores: pandas.Series, everything: pandas.DataFrame) -> list[str]:
+    if arm["trained"].iloc[0] == SCRATCH:
+        return ["", "", ""]
+    shortest = everything[everything["arm"] == SCRATCH].groupby("depth")["top1"].mean()
+    if (scores - shortest).mean() < -NEAR:
+        return ["too far below", "", ""]
+    flops, seconds = (saving(everything, arm, unit, SCRATCH) for unit in ("flops", "seconds"))
+    if flops is None or seconds is None:
+        return ["", "", ""]
+    return [f"{flops.bound}{flops.ten:.1f}", f"{flops.with_teacher:.1f}", f"{seconds.bound}{seconds.ten:.1f}"]

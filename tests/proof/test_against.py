@@ -129,3 +129,7 @@ def test_the_overview_has_a_row_for_each_arm_and_one_learngene_untuned_once() ->
         "any-size, 20 epochs, tuned",
         "any-size-tuned, 20 epochs, tuned",
     ]
+    far = [gene(depth, top1, arm="sws") for depth, top1 in ((3, 40.0), (12, 53.0))]
+    assert (
+        overview([*ROWS, *far], "cifar10")[-1] == "| sws, 20 epochs, tuned | 40.0 | 53.0 | 46.5 | too far below |  |  |"
+    )
