@@ -22,7 +22,7 @@ from ray_learngene.training.batches import Batches
 from ray_learngene.training.clock import Clock
 from ray_learngene.training.engine import TorchEngine, prepare_layers, resolve_precision
 from ray_learngene.training.optimizers import create_optimizer
-from ray_learngene.training.pace import MOST, DistillationCost, NoCheckpoints, marks, step_seconds
+from ray_learngene.training.pace import MOST, DistillationCost, NoCheckpoints, marks, spread_over_training, step_seconds
 from ray_learngene.training.trainer import Trainer
 from ray_learngene.training.world import World
 
@@ -64,6 +64,7 @@ def measure(task: DistillTask, rank: int = 0) -> Measured:
     clock, autocast = Clock(device), resolve_precision(config.precision, device)
     module = copy.deepcopy(task.module).to(device)
     prepare_layers(module, config)
+    spread_over_training(module, device)
     optimizer = create_optimizer(module, config)
     world = World(device, rank, max(1, config.most_workers))
     trainer = Trainer(

@@ -10,11 +10,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
+from torch import nn
+
 from ray_learngene.errors import Interrupted
+from ray_learngene.methods.elastic import ElasticVisionTransformer
+from ray_learngene.models.specs import Spec
 from ray_learngene.training.clock import Clock
 from ray_learngene.training.lockstep import Trains, train
 
 WARM_UP, LEAST, MOST = 2, 4, 40  # steps of a measurement
+_GOLDEN_RATIO = (5**0.5 - 1) / 2
 SECONDS = 2.0  # after which a measurement ends, if it has the least steps
 
 
@@ -46,6 +53,27 @@ def marks(trains: Trains, batches: Any, clock: Clock) -> list[float]:
         train([trains], batches, stop=stop)
         found.append(clock())  # it has come to its end
     return found
+
+
+def spread_over_training(module: nn.Module, device: torch.device) -> None:
+    """Make the first steps of an elastic module stand for a whole training.
+
+    Where sub-models grow as training proceeds, the first steps cost less than the others. Here they sample those of all
+    of it: multiples of the golden ratio cover the training evenly, after however many steps the measurement ends. Every
+    sub-model is called once before, as its first call takes longer.
+    """
+    elastic = next((one for one in module.modules() if isinstance(one, ElasticVisionTransformer)), None)
+    if elastic is None:
+        return
+    draw, count, specs = elastic.draw, itertools.count(1), set[Spec]()
+    for step in range(MOST):
+        draw(np.random.default_rng(step), step / MOST)
+        specs |= set(elastic.drawn)
+    elastic.train()
+    with torch.no_grad():
+        for spec in specs:
+            elastic.forward_as(spec, torch.zeros(1, 3, spec.image, spec.image, device=device))
+    elastic.draw = lambda generator, done: draw(generator, next(count) * _GOLDEN_RATIO % 1)  # type: ignore[method-assign]
 
 
 def step_seconds(marks: list[float], per_epoch: int, score: float) -> float:
