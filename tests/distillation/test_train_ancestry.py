@@ -54,7 +54,7 @@ def test_a_model_that_a_folder_cannot_hold_is_refused_before_it_is_trained(tmp_p
 
 def test_a_setting_that_came_later_does_not_make_another_run_of_what_was_made_before() -> None:
     def settings(**more: Any) -> dict[str, Any]:
-        task: Any = SimpleNamespace(config=AncestryConfig(**QUICK, **more), identity=dict)
+        task: Any = SimpleNamespace(config=AncestryConfig(**QUICK, **more), facts={})
         return _settings(task, {})
 
     assert "split_column" not in settings() and settings(split_column="fold")["split_column"] == "fold"
