@@ -170,9 +170,13 @@ def test_a_write_that_fails_leaves_the_folder_as_it_was(
 
 @pytest.mark.parametrize("signal_number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_leaves_no_part_of_a_folder(signal_number: signal.Signals, tmp_path: Path) -> None:
-    with pytest.raises((KeyboardInterrupt, SystemExit)), new_folder(tmp_path / "x", False, "config.json") as folder:
-        (folder / "config.json").write_text("{}")
-        signal.raise_signal(signal_number)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
+    try:
+        with pytest.raises((KeyboardInterrupt, SystemExit)), new_folder(tmp_path / "x", False, "config.json") as folder:
+            (folder / "config.json").write_text("{}")
+            signal.raise_signal(signal_number)
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert not list(tmp_path.iterdir())
 
 
