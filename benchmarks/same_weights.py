@@ -104,7 +104,7 @@ GROUPS: dict[str, list[str]] = {
         f"{_ANCESTRY} --workers 0",
         f"bench --store {STORE} --data digits --train-share 0.2 --val-share 0.2 --batch-size 64 --warmup-epochs 0 "
         f"{_TEACHER} --name bench --preset nano --depth 2 --depths 2 --seeds 1 --epochs 1 --tune-epochs 1 "
-        f'--search-epochs 1 --lrs 4e-3 8e-3 --tune-lrs 8e-3 --in-process --out report --arms "{_BENCH}"',
+        f'--search-epochs 1 --lrs 3.2e-2 6.4e-2 1.28e-1 --tune-lrs 8e-3 --in-process --out report --arms "{_BENCH}"',
     ],
     "workers": [
         f"{_ANCESTRY} --workers 0",
