@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Protocol, Self
@@ -34,7 +34,7 @@ class Learngene:
         options: Options of the method, as JSON values.
         spec: Spec of the auxiliary model.
         tensors: Parameters by name, on the CPU.
-        labels: Class names in the order of the head. Descendants inherit the head only for the same label set.
+        labels: Class names in the order of the head. Descendants inherit the head only for the same names.
         preprocessing: Image size, mean, standard deviation and evaluation crop of the distillation, for descendants.
     """
 
@@ -56,6 +56,17 @@ class Learngene:
     def without_head(self) -> Learngene:
         """Drop the head, for another label set: an expansion then initialises a new one."""
         return replace(self, tensors={name: x for name, x in self.tensors.items() if not self.is_head(name)})
+
+    def reordered(self, order: Sequence[int], labels: tuple[str, ...]) -> Learngene:
+        """Bring the classes of the head into another order.
+
+        Args:
+            order: Index in the present order of each class of the new one.
+            labels: Their names, in the new order.
+        """
+        index = torch.tensor(order)
+        tensors = {name: x[index] if self.is_head(name) else x for name, x in self.tensors.items()}
+        return replace(self, tensors=tensors, labels=labels)
 
     def describe(self, *, labels: tuple[str, ...], preprocessing: dict[str, Any]) -> Learngene:
         """Return a copy with the label set and the preprocessing of its distillation."""

@@ -31,6 +31,7 @@ from ray_learngene.store.manifest import LONGEST_NAME
 from ray_learngene.store.store import NameTaken, Store
 from ray_learngene.sweeps.arms import Arm
 from ray_learngene.sweeps.exports import CARD, METRICS, descendant_card, write_exports
+from ray_learngene.sweeps.head import for_classes
 from ray_learngene.training.batches import Batches
 from ray_learngene.training.checkpoints import BackgroundCheckpoints, Progress
 from ray_learngene.training.clock import Clock
@@ -197,9 +198,8 @@ class DescendantRun:
             self.model = build(one.spec)  # its weights are the checkpoint's
             return
         method = one.arm.method
-        learngene = self.task.stored.learngene if self.task.stored else None
-        if learngene and learngene.labels != self.images.train.classes:
-            learngene = learngene.without_head()
+        stored, classes = self.task.stored, self.images.train.classes
+        learngene = for_classes(stored.learngene, classes) if stored else None
         adapter = method.adapter(learngene, one.spec, seed=one.seed)
         if adapter is None or not adapter.fit_steps:
             self.model = method.expand(learngene, one.spec, seed=one.seed)

@@ -18,6 +18,7 @@ from ray_learngene.ancestry.classes import match_classes
 from ray_learngene.ancestry.model import load_ancestry
 from ray_learngene.config import SweepConfig
 from ray_learngene.config.decides import require_same
+from ray_learngene.data.class_names import order_of
 from ray_learngene.data.image_set import ImageSets
 from ray_learngene.data.pipeline import ImagePipeline, checked_image_sets
 from ray_learngene.delivery.export import require_packages
@@ -127,9 +128,12 @@ def prepare(
     config = config.model_copy(update={"interpolation": preprocessing.interpolation})  # in training as in evaluation
     images = _images(config, preprocessing)
     if learngene.spec.classes and learngene.labels != images.train.classes:
+        mapped = order_of(learngene.labels, images.train.classes) is not None
         log.info(
-            f"learngene {config.learngene} does not have the classes of --data {config.data} by name and order: "
-            "descendants begin with a new head"
+            f"learngene {config.learngene} has the classes of --data {config.data} in another order: mapped by name"
+            if mapped
+            else f"learngene {config.learngene} has other classes than --data {config.data}: descendants begin with a "
+            "new head"
         )
     ancestry = load_ancestry(config.ancestry, store) if config.ancestry else None
     if ancestry:
