@@ -129,7 +129,7 @@ def _match_head(module: nn.Module, classes: Sequence[str], model: str, data: str
 
 
 def _classifiers(module: nn.Module, classes: int) -> list[nn.Module]:
-    """Return the layers that give the logits, more than one beside a distillation token; none where it is not clear."""
+    """Return the layers that give the logits, two with a distillation token; none where it is not clear."""
     found = module.get_classifier()  # type: ignore[operator]  # timm's
     layers: list[nn.Module] = []
     for head in found if isinstance(found, tuple | list | nn.ModuleList) else [found]:
