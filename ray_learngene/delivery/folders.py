@@ -1,10 +1,9 @@
-"""Folders on this machine that appear whole or not at all."""
+"""Folders on this machine that appear whole or not at all. What a killed process left goes with the next one."""
 
 from __future__ import annotations
 
 import os
 import shutil
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,6 +11,7 @@ from pathlib import Path
 from ray_learngene import sigterm
 from ray_learngene.errors import UserError
 from ray_learngene.io.errors import clear_errors
+from ray_learngene.io.scratch import hidden_path
 
 
 def local_path(text: str | Path, flag: str = "--out") -> Path:
@@ -56,25 +56,18 @@ def new_folder(out: Path, overwrite: bool, mark: str) -> Iterator[Path]:
     check_free(out, overwrite, mark)
     with clear_errors(str(out)):
         out.parent.mkdir(parents=True, exist_ok=True)
-        made = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
-        made.chmod(0o777 & ~_umask())
+        made = hidden_path(out.parent)
+        made.mkdir()
+    replaced = out.with_name(f".{out.name}.replaced")  # stays if the process is killed before `out` is there again
     try:
         with sigterm.quiet_exit():
             yield made
         with clear_errors(str(out)):
             check_free(out, overwrite, mark)  # again: it may have come into being meanwhile
             if out.exists():
-                replaced = made.with_name(f"{made.name}-replaced")
-                os.rename(out, replaced)
-                os.rename(made, out)
                 shutil.rmtree(replaced, ignore_errors=True)
-            else:
-                os.rename(made, out)
+                os.rename(out, replaced)
+            os.rename(made, out)
+            shutil.rmtree(replaced, ignore_errors=True)
     finally:
         shutil.rmtree(made, ignore_errors=True)
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
