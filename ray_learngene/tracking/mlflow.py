@@ -16,7 +16,7 @@ from ray_learngene.tracking.base import Parameters, Reference, require, result_n
 EXPERIMENT = "ray_learngene"  # MLflow's own variable names another
 _TAG = "learngene.run"
 _LONGEST, _AT_ONCE = 500, 100  # of parameters, as every version of MLflow takes them
-_WRITING_SECONDS, _POINTS = 10.0, 900  # points of a run are written at most so often, and at most so many at once
+_WRITING_SECONDS, _POINTS = 10.0, 700  # a run is written at most so often, with so many points (1,000 of all kinds)
 _SCHEMES = ("sqlite", "postgresql", "mysql", "mssql", "http", "https", "databricks")
 
 
@@ -38,8 +38,9 @@ class MLflow:
         self._client: Any = None
         self._experiment = ""
         self._ids: dict[str, str] = {}
-        self._pending: dict[str, list[Any]] = {}  # points by run
-        self._due: dict[str, float] = {}  # when they are written
+        self._settings: dict[str, list[Any]] = {}  # of a run, not written yet
+        self._points: dict[str, list[Any]] = {}
+        self._due: dict[str, float] = {}  # when both are written
         self._registered: set[str] = set()
 
     def start(self, run: str, parameters: Parameters) -> None:
@@ -52,20 +53,16 @@ class MLflow:
         else:
             created = self._client.create_run(self._experiment, tags={_TAG: run}, run_name=run)
             self._ids[run], known = created.info.run_id, {}
-        entities = self._mlflow.entities
-        new = [  # a parameter cannot change
-            entities.Param(name, value[:_LONGEST]) for name, value in parameters.items() if name not in known
-        ]
-        for first in range(0, len(new), _AT_ONCE):
-            self._client.log_batch(self._ids[run], params=new[first : first + _AT_ONCE])
+        new = {name: value for name, value in parameters.items() if name not in known}  # a parameter cannot change
+        self._settings[run] = [self._mlflow.entities.Param(name, value[:_LONGEST]) for name, value in new.items()]
+        self._points[run], self._due[run] = [], time.monotonic() + _WRITING_SECONDS
 
     def log(self, run: str, step: int, numbers: Mapping[str, float]) -> None:
         metric, now = self._mlflow.entities.Metric, int(1000 * time.time())
-        pending = self._pending.setdefault(run, [])
-        if len(pending) + len(numbers) > _POINTS:
+        if len(self._points[run]) + len(numbers) > _POINTS:
             self._write(run)
-        self._pending[run] += [metric(name, value, now, step) for name, value in numbers.items()]
-        if time.monotonic() >= self._due.get(run, 0):
+        self._points[run] += [metric(name, value, now, step) for name, value in numbers.items()]
+        if time.monotonic() >= self._due[run]:
             self._write(run)
 
     def finish(self, run: str, row: Mapping[str, Any], model: Reference) -> None:
@@ -83,16 +80,17 @@ class MLflow:
             self._end(run, "KILLED")
 
     def _write(self, run: str, tags: Mapping[str, str] = MappingProxyType({})) -> None:
-        """Write the points that are pending: a call takes as long for many as for one."""
+        """Write the settings and points that are pending: a call takes as long for many as for one."""
         texts = [self._mlflow.entities.RunTag(name, value[:_LONGEST]) for name, value in tags.items()]
-        points = self._pending.pop(run, [])
-        if points or texts:
-            self._client.log_batch(self._ids[run], metrics=points, tags=texts)
-        self._pending[run], self._due[run] = [], time.monotonic() + _WRITING_SECONDS
+        points, settings = self._points[run], self._settings[run]
+        while points or texts or settings:
+            self._client.log_batch(self._ids[run], metrics=points, params=settings[:_AT_ONCE], tags=texts)
+            points, texts, settings = [], [], settings[_AT_ONCE:]
+        self._points[run], self._settings[run], self._due[run] = [], [], time.monotonic() + _WRITING_SECONDS
 
     def _end(self, run: str, status: str, tags: Mapping[str, str] = MappingProxyType({})) -> None:
         self._write(run, tags)
-        del self._pending[run], self._due[run]
+        del self._points[run], self._settings[run], self._due[run]
         self._client.set_terminated(self._ids.pop(run), status)
 
     def _open(self) -> None:
