@@ -88,7 +88,7 @@ def _rows(case: Case, device: torch.device) -> Iterable[dict[str, Any]]:
 
 
 def _measure(case: Case, name: str, spec: Spec, model: nn.Module, device: torch.device) -> Iterable[dict[str, Any]]:
-    images = torch.randn(case.batch, 3, spec.image, spec.image, device=device)
+    images = torch.randn(case.batch, *spec.image, device=device)
     targets = torch.randint(spec.classes, (case.batch,), device=device)
     dtype = resolve_precision("auto", device)
     size = 8192 if device.type == "cuda" else 1024
@@ -135,7 +135,7 @@ def _measure(case: Case, name: str, spec: Spec, model: nn.Module, device: torch.
 
 
 def _ancestry(spec: Spec) -> tuple[str, nn.Module]:
-    if spec.image == 224:
+    if spec.image.width == 224:
         return "levit_384", timm.create_model("levit_384", num_classes=spec.classes)
     return "small vit", build(spec.replace(depth=4))
 

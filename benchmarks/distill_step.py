@@ -236,11 +236,11 @@ def _plain(student: nn.Module) -> nn.Module:
 
 def _ancestry_model(spec: Spec) -> nn.Module:
     """Create LeViT-384 for the paper's sizes; for small sizes, a vision transformer of about the auxiliary's cost."""
-    if spec.image == 224:
+    if spec.image.width == 224:
         return timm.create_model("levit_384", num_classes=spec.classes)
     patch = 4 if spec.architecture else spec.patch
     return timm.create_model(
-        "deit_tiny_patch16_224", num_classes=spec.classes, img_size=spec.image, patch_size=patch, embed_dim=64,
+        "deit_tiny_patch16_224", num_classes=spec.classes, img_size=spec.image.size, patch_size=patch, embed_dim=64,
         depth=4, num_heads=4, class_token=False, global_pool="avg",
     )  # fmt: skip
 
@@ -252,7 +252,7 @@ def _batches(
     world_size, rank = torch.distributed.get_world_size(), torch.distributed.get_rank()
     if device.type == "cuda":
         generator = torch.Generator(device).manual_seed(rank)
-        shape = (case.batch, 3, spec.image, spec.image)
+        shape = (case.batch, *spec.image)
         targets = torch.zeros(case.batch, dtype=torch.long, device=device)
         return itertools.cycle([(torch.randn(shape, device=device, generator=generator), targets) for _ in range(4)])
     sets = open_image_sets(DataConfig(data="digits"))

@@ -42,7 +42,7 @@ def needed(model: nn.Module, images: torch.Tensor) -> int:
 
 
 def _row(name: str, spec: Spec, rounds: int) -> dict[str, Any]:
-    images = torch.randn(BATCH, 3, spec.image, spec.image)
+    images = torch.randn(BATCH, *spec.image)
     models: dict[str, nn.Module] = {}
     for side in ("largest", "any-size"):
         for checkpointed in ("", " checkpointed"):

@@ -47,6 +47,8 @@ _TAKEN = {
     "WholeNumbers": "str | int | Sequence[int]",
     "OptionalWholeNumbers": "str | int | Sequence[int] | None",
     "Stages": "int | str | Sequence[int] | None",
+    "ImageSize": "int | str | tuple[int, int] | None",
+    "Channels": "int | None",
     "OptionalNumbers": "str | float | Sequence[float] | None",
     "Texts": "str | Sequence[str]",
     "License": "str | None",

@@ -20,13 +20,14 @@ def classify(file: Path, image: Path) -> list[tuple[str, float]]:
     """The three most likely classes of an image, with their probabilities."""
     session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
     facts = json.loads(session.get_modelmeta().custom_metadata_map["learngene"])
-    _, height, width = facts["input"]["size"]
+    channels, height, width = facts["input"]["size"]
     prepared = facts["preprocessing"]
-    picture = Image.open(image).convert("RGB")
+    picture = Image.open(image).convert("L" if channels == 1 else "RGB")
     scale = max(width, height) / prepared["crop_pct"] / min(picture.size)
     picture = picture.resize([round(side * scale) for side in picture.size], Image.Resampling.BICUBIC)
     left, top = (picture.width - width) // 2, (picture.height - height) // 2
     pixels = np.asarray(picture.crop((left, top, left + width, top + height)), np.float32) / 255
+    pixels = pixels.reshape(height, width, channels)
     normalised = (pixels - np.float32(prepared["mean"])) / np.float32(prepared["std"])
     logits = session.run(None, {"images": normalised.transpose(2, 0, 1)[None]})[0][0]
     shares = np.exp(logits - logits.max()) / np.exp(logits - logits.max()).sum()

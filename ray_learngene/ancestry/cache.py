@@ -27,6 +27,7 @@ import torch
 from ray_learngene.ancestry.model import Ancestry
 from ray_learngene.config import DistillationConfig, OptimizationConfig
 from ray_learngene.config.decides import decisive
+from ray_learngene.config.image import ImageShape
 from ray_learngene.data.pipeline import ImagePipeline
 from ray_learngene.device import resolve_device
 from ray_learngene.errors import UserError
@@ -165,8 +166,8 @@ class SoftLabelCache:
                 "the ancestry model's logits are not finite: check the model, or compute with --precision fp32"
             )
         name = f"{self.key}/{self.name(epoch, views, part)}"
-        image_size = self.facts["preprocessing"]["image_size"]
-        flops = len(labels) * forward_flops(self.ancestry, image_size)
+        image = ImageShape.of(self.facts["preprocessing"]["image_size"])
+        flops = len(labels) * forward_flops(self.ancestry, image)
         metadata = {
             "facts": self.facts,
             "epoch": epoch,

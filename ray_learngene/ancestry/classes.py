@@ -13,6 +13,7 @@ from timm.data import resolve_model_data_config
 
 from ray_learngene.ancestry.model import Ancestry
 from ray_learngene.config.data import Interpolation
+from ray_learngene.config.image import RGB
 from ray_learngene.data.class_names import order_of, timms_order
 from ray_learngene.data.image_set import ImageSet, ImageSets, Labels, Subset
 from ray_learngene.data.loader import eval_loader
@@ -138,7 +139,7 @@ def _decisions(ancestry: Ancestry, images: ImageSet) -> tuple[Labels, Labels]:
         data = resolve_model_data_config(ancestry.model)
         interpolation = data["interpolation"] if data["interpolation"] in get_args(Interpolation) else "bicubic"
         preprocessing = Preprocessing(
-            image_size=ancestry.image_size,
+            image_size=ancestry.image._replace(channels=RGB),
             mean=ancestry.mean,
             std=ancestry.std,
             crop_pct=data["crop_pct"],

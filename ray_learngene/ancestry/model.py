@@ -17,11 +17,13 @@ from timm.models import get_model_input_config
 from torch import Tensor, nn
 
 from ray_learngene.ancestry.origin import log_license, origin_of
+from ray_learngene.config.image import RGB, ImageShape
 from ray_learngene.errors import UserError
 from ray_learngene.io.scratch import scratch_folder
 from ray_learngene.models.compile import compile_layers
 from ray_learngene.models.features import Read, gives_features
 from ray_learngene.models.origin import Origin
+from ray_learngene.models.preprocessing import per_channel
 from ray_learngene.models.timm_folder import labels_of, load_timm
 from ray_learngene.progress import counted
 from ray_learngene.store.manifest import Kind
@@ -34,10 +36,10 @@ _STORED = {"ancestries": "ancestry", "descendants": "descendant"}
 
 
 class Ancestry(nn.Module):
-    """A frozen ancestry model: images `[B, 3, H, W]` of any size to logits `[B, K]`.
+    """A frozen ancestry model: images `[B, 3, H, W]`, or grey ones `[B, 1, H, W]`, of any size to logits `[B, K]`.
 
-    Images are resized to the model's own input size where that is another, as the model's interpolation says, and made
-    grey for a model of one channel.
+    Images are resized to the model's own input size where that is another, as the model's interpolation says. RGB
+    images are made grey for a model of one channel, and grey images have three equal channels for one of three.
 
     Attributes:
         interpolation: timm's name of how the model's images were resized.
@@ -54,8 +56,8 @@ class Ancestry(nn.Module):
         self.origin = origin or Origin()
         self.model = model.eval().requires_grad_(False)
         settings = resolve_model_data_config(model)
-        channels, *size = map(int, get_model_input_config(model)["input_size"])
-        self.grey, self.input_size, self.image_size = channels == 1, tuple(size), size[-1]
+        self.image = ImageShape.of(get_model_input_config(model)["input_size"])
+        self.grey, self.input_size, self.image_size = self.image.channels == 1, self.image.sides, self.image.width
         self.mean, self.std = (_per_channel(settings[name], self.grey) for name in ("mean", "std"))
         self.interpolation = str(settings["interpolation"])
         self.classes = int(getattr(model, "num_classes", 0))
@@ -70,17 +72,19 @@ class Ancestry(nn.Module):
     def square(self) -> bool:
         return self.input_size[0] == self.input_size[1]
 
-    def resizing(self, image: int) -> dict[str, str]:
-        """Say how it resizes images of so many pixels, for names of results; empty where that was always so."""
+    def resizing(self, image: ImageShape) -> dict[str, str]:
+        """Say how it resizes images of a shape, for names of results; empty where that was always so."""
         mode = _RESIZES.get(self.interpolation)
-        return {"ancestry_resizing": mode} if mode and self.input_size != (image, image) else {}
+        return {"ancestry_resizing": mode} if mode and self.input_size != image.sides else {}
 
     def accept(self, mean: Sequence[float], std: Sequence[float]) -> None:
         """Accept images normalised with these per-channel statistics instead of the model's own."""
-        if (tuple(mean), tuple(std)) == (self.mean, self.std):
+        channels = len(mean) if self.grey else RGB
+        statistics = self.mean[:channels], self.std[:channels]
+        if (tuple(mean), tuple(std)) == statistics:
             self.scale = self.shift = None
         else:
-            given, own = (torch.tensor(each).reshape(2, 3, 1, 1) for each in ((mean, std), (self.mean, self.std)))
+            given, own = (torch.tensor(each).reshape(2, -1, 1, 1) for each in ((mean, std), statistics))
             self.scale, self.shift = given[1] / own[1], (given[0] - own[0]) / own[1]
         self._rounded = None
 
@@ -92,8 +96,11 @@ class Ancestry(nn.Module):
         """Return logits `[B, K]`, or what `read` reads of the model."""
         if self.scale is not None and self.shift is not None:
             images = images * self.scale + self.shift
-        if self.luma is not None:  # its mean and deviation are one for all channels, and the weights sum to 1
+        # a grey model's mean and deviation are one for all channels, and the weights sum to 1
+        if self.luma is not None and images.shape[1] == RGB:
             images = (images * self.luma).sum(dim=1, keepdim=True)
+        elif self.luma is None and images.shape[1] == 1:
+            images = images.expand(-1, RGB, -1, -1)
         if images.shape[-2:] != self.input_size:
             mode = _RESIZES.get(self.interpolation, "bicubic")
             images = F.interpolate(images, self.input_size, mode=mode, antialias=mode in ("bilinear", "bicubic"))
@@ -149,9 +156,7 @@ class Ancestry(nn.Module):
 
 def _per_channel(values: Sequence[float], grey: bool) -> tuple[float, ...]:
     """Return a mean or deviation for each of three channels; of a grey model, the same for all."""
-    if grey or len(values) == 1:
-        return (sum(values) / len(values),) * 3
-    return tuple(values)
+    return per_channel(per_channel(values, 1), RGB) if grey else per_channel(values, RGB)
 
 
 def load_ancestry(

@@ -36,6 +36,22 @@ COMMA_SEPARATED = {"arms"}
 NAMES = {"as_json": "json"}  # pydantic has a `json` of its own
 
 
+class _InputSize(argparse.Action):
+    """Read timm's `--input-size`: channels, height and width."""
+
+    def __call__(self, parser: Any, namespace: argparse.Namespace, values: Any, option: str | None = None) -> None:
+        namespace.in_chans, namespace.image_size = values[0], "x".join(values[1:])
+
+
+_INPUT_SIZE: dict[str, Any] = {
+    "action": _InputSize,
+    "dest": "image_size",
+    "nargs": 3,
+    "metavar": ("CHANNELS", "HEIGHT", "WIDTH"),
+    "help": "timm's way to give image_size and in_chans: 3 256 128",
+}
+
+
 class Parser(argparse.ArgumentParser):
     """An argument parser whose errors are one line."""
 
@@ -79,6 +95,8 @@ def parser_of(command: str, cls: Any) -> argparse.ArgumentParser:
         for name in names:
             hidden = name in getattr(cls, "refused", ())
             _add_argument(group, name, cls.model_fields[name], positional=name == positional, hidden=hidden)
+        if "in_chans" in names:
+            group.add_argument("--input-size", **_INPUT_SIZE)
     return parser
 
 
@@ -137,7 +155,7 @@ def _shown(kind: Any) -> str:
     """Return what a help text calls a value of this kind: its type, its values, or 3-3-9-3 for several numbers."""
     origin, inner = typing.get_origin(kind), typing.get_args(kind)
     if origin is tuple:
-        return "N-N-..."
+        return "N-N-..." if inner[-1] is Ellipsis else "HxW"
     return "|".join(map(str, inner)) if inner else str(getattr(kind, "__name__", "value")).upper()
 
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from ray_learngene.compare.arms import ArmPlan, Distillation
-from ray_learngene.compare.runs import distill_config
+from ray_learngene.compare.runs import distill_config, preset_of
 from ray_learngene.config import BenchArm, BenchConfig
 from ray_learngene.distillation.distill import check_depth
 from ray_learngene.errors import UserError
@@ -16,7 +16,7 @@ from ray_learngene.methods.base import Method
 from ray_learngene.methods.pretrained import Pretrained
 from ray_learngene.methods.registry import create_method
 from ray_learngene.models.sizes import parse_numbers
-from ray_learngene.models.specs import Spec, preset
+from ray_learngene.models.specs import Spec
 from ray_learngene.provenance import fingerprint
 from ray_learngene.store.manifest import folder_of
 
@@ -25,10 +25,10 @@ _PLAIN = Pretrained.name  # the method whose learngene is a whole model
 
 def sizes(config: BenchConfig, classes: int) -> list[Spec]:
     """Return the descendants' sizes, smallest first."""
-    base = preset(config.preset, image=config.image_size, classes=classes)
+    base = preset_of(config, classes=classes)
     widths = parse_numbers("widths", config.widths) if config.widths else [base.width]
     return [
-        preset(config.preset, image=config.image_size, classes=classes, width=width, depth=depth)
+        preset_of(config, classes=classes, width=width, depth=depth)
         for width in widths
         for depth in parse_numbers("depths", config.depths)
     ]
@@ -42,7 +42,7 @@ def plan_arms(config: BenchConfig, classes: int) -> list[ArmPlan]:
     """
     _check_names(config)
     specs = sizes(config, classes)
-    auxiliary = preset(config.preset, image=config.image_size, classes=classes, depth=config.depth)
+    auxiliary = preset_of(config, classes=classes, depth=config.depth)
     made = [_row(config, name, arm, specs, auxiliary) for name, arm in config.arms.items()]
     _check_distinct(config, made)
     return made

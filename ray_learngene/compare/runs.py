@@ -100,7 +100,7 @@ def tuning_epochs(config: BenchConfig, row: ArmPlan) -> int:
     """
     if row.arm.tune != "distilled":
         return {"short": config.tune_epochs, "full": row.arm.epochs or config.epochs}[row.arm.tune]
-    auxiliary = preset(config.preset, image=config.image_size, depth=config.depth)
+    auxiliary = preset_of(config, depth=config.depth)
     once = config.epochs * macs(auxiliary) / sum(macs(spec) for spec in row.distillations)
     return max(1, round(once + config.tune_epochs))
 
@@ -108,6 +108,11 @@ def tuning_epochs(config: BenchConfig, row: ArmPlan) -> int:
 def learning_rates(config: BenchConfig, row: ArmPlan) -> tuple[float, ...]:
     """Return the learning rates to search for the arm's descendants."""
     return config.tune_lrs if row.arm.tune == "short" else config.lrs
+
+
+def preset_of(config: BenchConfig, **changes: Any) -> Spec:
+    """Return the preset of a benchmark for its images, with some fields changed."""
+    return preset(config.preset, image=config.image_size, channels=config.in_chans, **changes)
 
 
 def at_border(lr: float, rates: Sequence[float]) -> bool:

@@ -6,8 +6,9 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field, PrivateAttr, field_validator, model_validator
 
-from ray_learngene.config.base import CHOICE, NOTHING, Config, load_config
+from ray_learngene.config.base import CHOICE, LATER, NOTHING, Config, load_config
 from ray_learngene.config.data import AugmentationConfig, DataConfig
+from ray_learngene.config.image import Channels, ImageSize
 from ray_learngene.config.presets import PRESET_NAMES
 from ray_learngene.config.sweep import TrialsConfig
 from ray_learngene.config.texts import LocalPath, OptionalWholeNumbers, Rates, WholeNumbers
@@ -91,7 +92,10 @@ class BenchConfig(StoreConfig, TrialsConfig):
     ancestry: str = Field(description="the ancestry model, as in `learngene distill`")
     preset: str = Field(description=f"size of the auxiliary models: {PRESET_NAMES}; their sizes are below")
     depth: int | None = Field(None, ge=1, description="layers of the auxiliary models; default: the preset's")
-    image_size: int | None = Field(None, ge=1, description="input size in pixels; default: the preset's")
+    image_size: ImageSize = Field(None, description="input size in pixels, 224 or HxW; default: the preset's")
+    in_chans: Channels = Field(
+        None, description="channels of the images: 3, or 1 for grey; default: 3", json_schema_extra=LATER
+    )
     arms: dict[str, BenchArm] = Field(
         description="name: {method, source, tune, epochs} of every row", json_schema_extra=CHOICE
     )

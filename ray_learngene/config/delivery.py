@@ -8,6 +8,7 @@ from pydantic import Field, field_validator, model_validator
 
 from ray_learngene.config.base import LATER, Config
 from ray_learngene.config.data import DataConfig
+from ray_learngene.config.image import ImageSize
 from ray_learngene.config.texts import LocalPath, OptionalWholeNumbers, Quantity, Texts
 from ray_learngene.config.training import StoreConfig
 
@@ -48,7 +49,7 @@ class ExpandConfig(LimitsConfig, StoreConfig, DataConfig):
     widths: OptionalWholeNumbers = Field(
         None, description="many widths, e.g. 192,384; with a limit: those to choose from, default what was trained"
     )
-    image_size: int | None = Field(None, ge=1, description="input size in pixels; default: the learngene's")
+    image_size: ImageSize = Field(None, description="input size in pixels, 224 or HxW; default: the learngene's")
     device: str | None = Field(
         None, description="device whose record in the store tells the latency; default: measured here, in eager torch"
     )
@@ -120,7 +121,7 @@ class ExportConfig(QuantizationConfig, DataConfig):
 
     model: str = Field(description="folder of a timm model, pulled or expanded")
     format: Texts = Field(("onnx",), description="onnx, int8 (ONNX in 8 bits) and torch (torch.export), one or several")
-    uint8_input: bool = Field(False, description="the file takes uint8 images [N, H, W, 3] and normalises them itself")
+    uint8_input: bool = Field(False, description="the file takes uint8 images [N, H, W, C] and normalises them itself")
     data: str = Field("", description="image set to compare on, and to calibrate with; default: a few random images")
     batch_size: int = Field(64, ge=1, description="images at a time in the comparison")
     out: LocalPath | None = Field(

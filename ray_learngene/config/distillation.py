@@ -8,6 +8,7 @@ from pydantic import Field, field_validator, model_validator
 
 from ray_learngene.config.base import LATER, NOTHING, Config
 from ray_learngene.config.data import AugmentationConfig, DataConfig
+from ray_learngene.config.image import Channels, ImageSize
 from ray_learngene.config.presets import PRESET_NAMES
 from ray_learngene.config.texts import Stages
 from ray_learngene.config.tracking import TrackingConfig
@@ -18,7 +19,7 @@ def without_decided(arguments: dict[str, Any], classes: str, pretrained: str) ->
     """Refuse arguments of a timm model that other settings decide."""
     for name, why in (
         ("num_classes", f"follows from the classes {classes}"),
-        ("in_chans", "is 3, as images are RGB"),
+        ("in_chans", "is a flag of its own"),
         ("pretrained", pretrained),
     ):
         if name in arguments:
@@ -34,7 +35,10 @@ class AncestryConfig(
     model: str = Field("deit_small_patch16_224", description="any timm model name, or local-dir:FOLDER")
     model_args: dict[str, Any] = Field({}, description="keyword arguments of that model, as YAML: '{depth: 6}'")
     pretrained: bool = Field(False, description="start from timm's pretrained weights, or the folder's")
-    image_size: int | None = Field(None, ge=1, description="input size in pixels; default: the model's own")
+    image_size: ImageSize = Field(None, description="input size in pixels, 224 or HxW; default: the model's own")
+    in_chans: Channels = Field(
+        None, description="channels of its images: 3, or 1 for grey; default: the model's own", json_schema_extra=LATER
+    )
 
     @field_validator("model_args")
     @classmethod
@@ -112,7 +116,12 @@ class DistillConfig(
         ge=1,
         description="width of the auxiliary model (of its first stage), at the same head size; default: its own",
     )
-    image_size: int | None = Field(None, ge=1, description="input size in pixels; default: the preset's")
+    image_size: ImageSize = Field(None, description="input size in pixels, 224 or HxW; default: the preset's")
+    in_chans: Channels = Field(
+        None,
+        description="channels of its images: 3, or 1 for grey; default: 3, or the student's own",
+        json_schema_extra=LATER,
+    )
     start: str | None = Field(None, description="learngene in the store that the auxiliary model starts from")
     warm_start: Literal["first", "middle", "last", "average"] | None = Field(
         None,

@@ -9,6 +9,7 @@ from pydantic import Field, field_validator, model_validator
 from ray_learngene.config.base import CHOICE, LATER, NOTHING, Config
 from ray_learngene.config.data import AugmentationConfig, DataConfig
 from ray_learngene.config.delivery import SweepExportConfig
+from ray_learngene.config.image import ImageSize
 from ray_learngene.config.texts import License, OptionalNumbers, OptionalWholeNumbers, Texts
 from ray_learngene.config.tracking import TrackingConfig
 from ray_learngene.config.training import (
@@ -41,7 +42,7 @@ class SelectionConfig(StoreConfig):
         description="depths of every stage that budgets choose from, in all combinations: 1-3/1-3/3-27/1-3",
         json_schema_extra=LATER,
     )
-    image_size: int | None = Field(None, ge=1, description="input size in pixels; default: the learngene's")
+    image_size: ImageSize = Field(None, description="input size in pixels, 224 or HxW; default: the learngene's")
     arms: Texts = Field(
         (),
         description="methods to compare, METHOD[:option=value][@LEARNGENE], e.g. sws,sws:expansion=random,"

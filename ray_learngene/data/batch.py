@@ -26,10 +26,10 @@ Batch = tuple[Tensor, Tensor]
 class PixelBatch(NamedTuple):
     """A micro-batch as loader processes send it."""
 
-    pixels: Tensor  # uint8 [B, H, W, 3]
+    pixels: Tensor  # uint8 [B, H, W, C]
     labels: Tensor  # int64 [B]
     places: list[tuple[int, int, int, int, int]]  # of every erased rectangle: image, top, left, height, width
-    noise: Tensor  # float32, flat: 3 * height * width for each rectangle
+    noise: Tensor  # float32, flat: C * height * width for each rectangle
     shares: Tensor | None  # float32 [B, 2], where pairs are mixed: of the own label and of the partner's
     blend: Tensor | None  # the same of the pixels, where any are blended
     boxes: Tensor | None  # int64 [B, 4], where any are exchanged: top, bottom, left, right
@@ -42,7 +42,7 @@ class PixelBatch(NamedTuple):
         patches: Sequence[Sequence[Patch]] = (),
         mixes: Sequence[Mix] | None = None,
     ) -> PixelBatch:
-        """Put images `[H, W, 3]` together.
+        """Put images `[H, W, C]` together.
 
         Args:
             patches: What is erased of every image; default: nothing.
@@ -149,10 +149,10 @@ class Finish:
 
 
 def _erase(images: Tensor, places: list[tuple[int, int, int, int, int]], noise: Tensor) -> None:
-    first = 0
+    first, channels = 0, images.shape[1]
     for number, top, left, height, width in places:
-        end = first + 3 * height * width
-        images[number, :, top : top + height, left : left + width] = noise[first:end].view(3, height, width)
+        end = first + channels * height * width
+        images[number, :, top : top + height, left : left + width] = noise[first:end].view(channels, height, width)
         first = end
 
 

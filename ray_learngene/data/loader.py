@@ -18,6 +18,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from ray_learngene.config import AugmentationConfig
+from ray_learngene.config.image import ImageShape
 from ray_learngene.data.batch import Batch, Finish, PixelBatch
 from ray_learngene.data.image_set import ImageSet
 from ray_learngene.data.mixing import Erasing, Mix, Mixing, Patch
@@ -32,7 +33,7 @@ _MIXING = 1  # keeps the random numbers of mixing apart from those of augmentati
 
 def train_loader(
     image_set: ImageSet,
-    image_size: int,
+    image_size: ImageShape | int,
     mean: tuple[float, ...],
     std: tuple[float, ...],
     augmentation: AugmentationConfig,
@@ -53,10 +54,11 @@ def train_loader(
 ) -> DataLoader[Batch]:
     """Return the micro-batches of one worker from `start_step` to the end of the last epoch, in one pass.
 
-    Yields normalised images `[B, 3, image_size, image_size]` and targets: class indices `[B]`, or, with mixup or
-    cutmix, smoothed probabilities `[B, classes]`.
+    Yields normalised images `[B, C, H, W]` and targets: class indices `[B]`, or, with mixup or cutmix, smoothed
+    probabilities `[B, classes]`.
 
     Args:
+        image_size: Shape of the images; a number for square RGB images.
         batch_size: Of all workers and micro-batches together.
         workers: Loader processes; 0 loads in this one.
         soft_targets: Probabilities also where nothing is mixed.
@@ -87,16 +89,17 @@ def train_loader(
         view_epochs=view_epochs,
         unit=2 if mixing else 1,
     )
-    transform = train_transform(image_size, mean, augmentation)
+    image = ImageShape.of(image_size)
+    transform = train_transform(image, mean, augmentation)
     finish = partial(
         Finish, mean, std, classes=len(image_set.classes), smoothing=augmentation.smoothing, soft=soft_targets
     )
     finish_early = finish(device=torch.device("cpu")) if finish_in_loader else None
     return _ImageLoader(
-        _Augmented(reader or Reader(image_set), transform, augmentation, image_size, seed),
+        _Augmented(reader or Reader(image_set), transform, augmentation, image, seed),
         batch_sampler=batches,
         num_workers=workers,
-        collate_fn=_Collate(Mixing(augmentation, image_size) if mixing else None, seed, finish_early),
+        collate_fn=_Collate(Mixing(augmentation, image) if mixing else None, seed, finish_early),
         finish=finish(device=device),
     )
 
@@ -163,10 +166,10 @@ class _View(NamedTuple):
 
 class _Augmented(Dataset[_View]):
     def __init__(
-        self, reader: Reader, transform: Transform, augmentation: AugmentationConfig, size: int, seed: int
+        self, reader: Reader, transform: Transform, augmentation: AugmentationConfig, image: ImageShape, seed: int
     ) -> None:
         self.reader, self.transform, self.seed = reader, transform, seed
-        self.erasing = Erasing(augmentation.reprob, size)
+        self.erasing = Erasing(augmentation.reprob, image)
         self.numpy = augmentation.auto_augment is not None  # nothing else here draws from NumPy's generator
 
     def __getitem__(self, sample: Sample) -> _View:

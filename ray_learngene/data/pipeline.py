@@ -53,8 +53,10 @@ class ImagePipeline:
         """Return the pipeline of a command's image sets, with its augmentation and the way it reads images.
 
         Raises:
-            UserError: `publish` is "best", and no image can be held out of training.
+            UserError: `publish` is "best", and no image can be held out of training; or image files are not read with
+                so many channels.
         """
+        _ = preprocessing.mode
         train, choice = sets.train, None
         if config.publish == "best":
             parts = hold_out(train, config.holdout)

@@ -15,6 +15,8 @@ from timm.data.mixup import cutmix_bbox_and_lam
 from timm.data.random_erasing import RandomErasing
 from torch import Tensor
 
+from ray_learngene.config.image import ImageShape
+
 Box = tuple[int, int, int, int]
 
 
@@ -28,9 +30,9 @@ def mixing_parameters(mixup: Mixup, shape: tuple[int, int, int, int]) -> tuple[f
     return float(share), (top, bottom, left, right)
 
 
-def erased(erasing: RandomErasing, side: int) -> Sequence[tuple[int, int, Tensor]]:
-    """Sample what timm erases of a square image: top, left and the noise `[3, height, width]` of each rectangle."""
-    canvas = _Canvas(side)
+def erased(erasing: RandomErasing, image: ImageShape) -> Sequence[tuple[int, int, Tensor]]:
+    """Sample what timm erases of an image: top, left and the noise `[C, height, width]` of each rectangle."""
+    canvas = _Canvas(image)
     erasing(canvas)
     return canvas.rectangles
 
@@ -40,12 +42,12 @@ class _Canvas:
 
     dtype = torch.float32
 
-    def __init__(self, side: int) -> None:
-        self.side = side
+    def __init__(self, image: ImageShape) -> None:
+        self.image = image
         self.rectangles: list[tuple[int, int, Tensor]] = []
 
     def size(self) -> tuple[int, int, int]:
-        return 3, self.side, self.side
+        return self.image
 
     def __setitem__(self, where: tuple[slice, slice, slice], noise: Tensor) -> None:
         self.rectangles.append((where[1].start, where[2].start, noise))

@@ -75,13 +75,13 @@ def _measured(
     found: dict[Any, dict[tuple[int, int], list[float]]] = defaultdict(lambda: defaultdict(list))
     counts: Counter[Any] = Counter()
     for row in rows:
-        numbers = numbers_of(row, "width", "depth", "top1_untuned", "image", "patch")
+        numbers = numbers_of(row, "width", "depth", "top1_untuned", "patch")
         if (
             numbers is None
             or (row.get("learngene"), row.get("learngene_version")) != (stored.manifest.name, stored.manifest.version)
             or row.get("labels") != labels
             or row.get("fit_steps")
-            or (numbers["image"], numbers["patch"]) != (spec.image, spec.patch)
+            or (row.get("image"), numbers["patch"]) != (spec.image.plain, spec.patch)
             or row.get("architecture") != spec.architecture
             or (spec.depths and row.get("stages") != "-".join(map(str, spec.depths)))
             or not _same_method(str(row.get("arm")), made, stored)

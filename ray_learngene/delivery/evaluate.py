@@ -48,7 +48,7 @@ class ModelImages:
             where: What the model is called in a message.
 
         Raises:
-            UserError: its classes are not those of the images, or it takes no square RGB images.
+            UserError: its classes are not those of the images, or its images are neither grey nor RGB.
         """
         sets = open_image_sets(config)
         labels = labels_of(model)
@@ -62,6 +62,7 @@ class ModelImages:
             )
         data = resolve_model_data_config(model)
         preprocessing = Preprocessing.of(model, where, input_size=data["input_size"])
+        _ = preprocessing.mode
         if model.num_classes and not labels:
             log.warning(_unnamed(where, config.data, sets.val.classes))
         train, val = (

@@ -92,7 +92,7 @@ class Expander:
     def _provenance(self) -> dict[str, Any]:
         return provenance()  # asks git, which takes longer than a small model
 
-    def sizes(self, depths: str | None = None, widths: str | None = None, image_size: int | None = None) -> list[Spec]:
+    def sizes(self, depths: str | None = None, widths: str | None = None, image_size: Any = None) -> list[Spec]:
         """Return the sizes of these depths and widths, by default of every depth and of the trained widths."""
         widths = widths or ",".join(map(str, self.method.trained_widths(self.stored.learngene)))
         return sizes_of(self.stored.learngene.spec, depths=depths, widths=widths, changes={"image": image_size})

@@ -88,7 +88,7 @@ class Exporter:
     Args:
         name: What the model is called.
         images: To compare on; without them a few random images are taken, which have no labels.
-        uint8_input: The files take uint8 images `[N, H, W, 3]`.
+        uint8_input: The files take uint8 images `[N, H, W, C]`.
         source: Where the model comes from, for the files.
     """
 
@@ -107,8 +107,6 @@ class Exporter:
         self.data = resolve_model_data_config(model)
         self.architecture = str(getattr(model, "pretrained_cfg", {}).get("architecture") or type(model).__name__)
         channels, height, width = self.size = tuple(self.data["input_size"])
-        if uint8_input and channels != 3:
-            raise UserError(f"{name} takes images of {counted(channels, 'channel')}: uint8 input is for RGB images")
         self.model = onnx_file.Normalised(model, self.data["mean"], self.data["std"]).eval() if uint8_input else model
         self.classifies = bool(getattr(model, "num_classes", 0))  # else it computes features
         self.what = f"{name} ({self.architecture})"
@@ -229,7 +227,7 @@ class Exporter:
         """Return normalised images `[N, C, H, W]` as the file takes them; their pixels were whole numbers."""
         if not self.uint8_input:
             return images.contiguous()
-        mean, std = (torch.tensor(self.data[name]).view(1, 3, 1, 1) for name in ("mean", "std"))
+        mean, std = (torch.tensor(self.data[name]).view(1, -1, 1, 1) for name in ("mean", "std"))
         pixels = ((images * std + mean) * 255).round().clamp(0, 255)
         return pixels.to(torch.uint8).permute(0, 2, 3, 1).contiguous()
 

@@ -54,7 +54,7 @@ def measure_latency(
     device = device or resolve_device()
     gpu = device.type == "cuda"
     model = build(spec).to(device=device, dtype=dtype).eval()
-    images = torch.rand(batch, 3, spec.image, spec.image, device=device, dtype=dtype)
+    images = torch.rand(batch, *spec.image, device=device, dtype=dtype)
     which = "wall" if gpu or threads > 1 else "cpu"
     before = torch.get_num_threads()
     with torch.inference_mode():

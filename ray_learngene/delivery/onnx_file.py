@@ -27,13 +27,13 @@ _QUANTIZED = ["MatMul", "Gemm"]
 
 
 class Normalised(nn.Module):
-    """A model that takes uint8 images `[N, H, W, 3]` and normalises them itself."""
+    """A model that takes uint8 images `[N, H, W, C]` and normalises them itself."""
 
     def __init__(self, model: nn.Module, mean: Sequence[float], std: Sequence[float]) -> None:
         super().__init__()
         self.model = model
-        self.scale = nn.Buffer(1 / (255 * torch.tensor(std)).view(1, 3, 1, 1))
-        self.shift = nn.Buffer(-(torch.tensor(mean) / torch.tensor(std)).view(1, 3, 1, 1))
+        self.scale = nn.Buffer(1 / (255 * torch.tensor(std)).view(1, -1, 1, 1))
+        self.shift = nn.Buffer(-(torch.tensor(mean) / torch.tensor(std)).view(1, -1, 1, 1))
 
     def forward(self, images: Tensor) -> Tensor:
         result: Tensor = self.model(images.permute(0, 3, 1, 2).float() * self.scale + self.shift)

@@ -30,7 +30,7 @@ from ray_learngene.methods.registry import create_method
 from ray_learngene.methods.warm_start import start_from_model
 from ray_learngene.models.costs import macs
 from ray_learngene.models.origin import Origin, data_name
-from ray_learngene.models.preprocessing import Preprocessing
+from ray_learngene.models.preprocessing import Preprocessing, per_channel
 from ray_learngene.models.specs import Spec, preset, spec_for
 from ray_learngene.progress import counted
 from ray_learngene.store.learngenes import StoredLearngene
@@ -128,14 +128,17 @@ def auxiliary_spec(config: DistillConfig, classes: int | None = None) -> Spec:
     if config.student is None:
         if isinstance(config.depth, tuple):
             raise UserError(f"--depth {'-'.join(map(str, config.depth))}: a preset has one stage; give one number")
-        changes = {"depth": config.depth, "width": config.width, "image": config.image_size, "classes": classes}
-        return preset(str(config.preset), **changes)
+        return preset(str(config.preset), depth=config.depth, classes=classes, **_shared_changes(config))
     kind = "depths" if isinstance(config.depth, tuple) else "depth"
-    given = {kind: config.depth, "width": config.width, "image": config.image_size}
+    given = {kind: config.depth, **_shared_changes(config)}
     spec = spec_for(config.student, classes=classes, **config.student_args)
     spec = spec.replace(**{name: value for name, value in given.items() if value is not None})
     macs(spec)  # timm builds models that cannot run, such as one whose heads do not divide its width
     return spec
+
+
+def _shared_changes(config: DistillConfig) -> dict[str, Any]:
+    return {"width": config.width, "image": config.image_size, "channels": config.in_chans}
 
 
 def check_depth(module: nn.Module, depth: int | tuple[int, ...], method: str) -> None:
@@ -153,7 +156,7 @@ def check_depth(module: nn.Module, depth: int | tuple[int, ...], method: str) ->
 
 
 def images_for(config: DistillConfig, sets: ImageSets, spec: Spec, ancestry: Ancestry) -> ImagePipeline:
-    """Return the images with the preprocessing of the ancestry model; another interpolation is logged."""
+    """Return the student's images, normalised as the ancestry model's; another interpolation is logged."""
     if ancestry.interpolation != config.interpolation:
         log.info(
             f"views are resized with {config.interpolation} interpolation (--interpolation), the ancestry model was "
@@ -161,11 +164,12 @@ def images_for(config: DistillConfig, sets: ImageSets, spec: Spec, ancestry: Anc
         )
     preprocessing = Preprocessing(
         image_size=spec.image,
-        mean=ancestry.mean,
-        std=ancestry.std,
+        mean=per_channel(ancestry.mean, spec.image.channels),
+        std=per_channel(ancestry.std, spec.image.channels),
         crop_pct=config.crop_pct,
         interpolation=config.interpolation,
     )
+    ancestry.accept(preprocessing.mean, preprocessing.std)
     return ImagePipeline.of(sets, preprocessing, config)
 
 

@@ -18,6 +18,7 @@ from torch import nn
 
 from ray_learngene.ancestry.model import Ancestry
 from ray_learngene.config import DistillConfig
+from ray_learngene.config.image import ImageShape
 from ray_learngene.data.loader import eval_loader
 from ray_learngene.data.pipeline import ImagePipeline
 from ray_learngene.data.reader import Reader
@@ -71,11 +72,13 @@ class FeatureTask(DistillTask):
         return super().write(module.student, folder)
 
 
-def feature_student(config: DistillConfig, auxiliary: nn.Module, ancestry: Ancestry, image: int) -> FeatureStudent:
+def feature_student(
+    config: DistillConfig, auxiliary: nn.Module, ancestry: Ancestry, image: ImageShape
+) -> FeatureStudent:
     """Give an auxiliary model a projector for each of the ancestry model's features."""
     reader = FeatureReader(config.feature_layers)
     try:
-        shapes = feature_shapes(ancestry, lambda model, images: model(images, reader), torch.zeros(1, 3, image, image))
+        shapes = feature_shapes(ancestry, lambda model, images: model(images, reader), torch.zeros(1, *image))
     except (NotImplementedError, AssertionError, TypeError, AttributeError) as error:
         reason = " ".join(str(error).split())[:200]
         raise UserError(f"--ancestry {config.ancestry}: timm gives no feature maps of this model ({reason})") from error
@@ -91,7 +94,7 @@ def refuse_cache(config: DistillConfig, ancestry: Ancestry, images: ImagePipelin
     if not config.soft_labels:
         return
     reader, image = FeatureReader(config.feature_layers), images.preprocessing.image_size
-    shapes = feature_shapes(ancestry, lambda model, given: model(given, reader), torch.zeros(1, 3, image, image))
+    shapes = feature_shapes(ancestry, lambda model, given: model(given, reader), torch.zeros(1, *image))
     views = len(images.train) // config.batch_size * config.batch_size
     size = 2 * views * sum(shape.numel() for shape in shapes.values())
     raise UserError(

@@ -86,6 +86,7 @@ class AncestryTask(Task):
             data=data_name(self.config.data),
             split=self.config.validate_on,
             metrics={"top-1": metrics["top1"], **averaged},
+            image=self.images.preprocessing.image_size,
             metadata=metadata,
         )
 
@@ -93,6 +94,8 @@ class AncestryTask(Task):
 def _create(config: AncestryConfig, classes: int) -> nn.Module:
     """Create the model; the input size and stochastic depth are left out if it takes none."""
     settings = {"img_size": config.image_size, "drop_path_rate": config.drop_path, **config.model_args}
+    if config.in_chans:
+        settings["in_chans"] = config.in_chans
     while True:
         torch.manual_seed(config.seed)
         try:
@@ -168,13 +171,12 @@ def train_ancestry(config: AncestryConfig, callbacks: Sequence[UserCallback] = (
     _refuse_shared_memory(module, config.model)
     if config.pretrained:
         _match_head(module, sets.train.classes, f"--model {config.model}", f"--data {config.data}")
-    changes: dict[str, Any] = {"image_size": config.image_size} if config.image_size else {}
     preprocessing = Preprocessing.of(
         module,
         f"--model {config.model}",
+        size=config.image_size,
         crop_pct=config.crop_pct,
         interpolation=config.interpolation,
-        **changes,
     )
     images = ImagePipeline.of(sets, preprocessing, config)
     sources = [origin_of(config.model, store, module.pretrained_cfg)] if config.pretrained else []

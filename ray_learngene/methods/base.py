@@ -184,7 +184,7 @@ class Method(Config, ABC):
         return type(self)(**{**learngene.options, **given})
 
     def auxiliary(self, spec: Spec, *, drop_path: float = 0.0) -> nn.Module:
-        """Build the module that distillation trains: images `[B, 3, image, image]` to logits `[B, classes]`.
+        """Build the module that distillation trains: images `[B, *spec.image]` to logits `[B, classes]`.
 
         The module has an attribute `spec`. It may differ from the argument in depth, if the options set the depth. An
         elastic module also has `draw(generator, done)`, which samples the sub-models of a step. It is called once a

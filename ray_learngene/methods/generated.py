@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from ray_learngene.config.image import ImageShape
 from ray_learngene.errors import UserError
 from ray_learngene.methods.base import Learngene, Method
 from ray_learngene.models.checkpointing import checkpoint_blocks
@@ -66,9 +67,9 @@ def fill_buffers(model: nn.Module, device: torch.device) -> None:
                 module._parameters[name] = nn.Parameter(parameter.to("meta"))
 
 
-def initialised(spec: Spec, seed: int, state: Mapping[str, Tensor]) -> nn.Module:
-    """Build a spec's timm model with a part of its parameters given, at the image size they were trained at."""
-    return build_with(spec, resampled(state, spec), seed=seed)
+def initialised(spec: Spec, seed: int, state: Mapping[str, Tensor], image: ImageShape) -> nn.Module:
+    """Build a spec's timm model with a part of its parameters given, which were trained on images of a shape."""
+    return build_with(spec, resampled(state, spec, image), seed=seed)
 
 
 def require_no_statistics(method: str, spec: Spec) -> None:
@@ -97,7 +98,7 @@ def gene_of(attribute: str) -> str:
 
 
 class GeneratedVisionTransformer(nn.Module):
-    """timm's model of `spec` on generated parameters: images `[B, 3, image, image]` to logits `[B, classes]`.
+    """timm's model of `spec` on generated parameters: images `[B, *spec.image]` to logits `[B, classes]`.
 
     Genes are parameters of this module and not of a child: ZeRO-3 gathers parameters when it calls their own module.
 
@@ -180,7 +181,7 @@ class GeneratedVisionTransformer(nn.Module):
     @torch.no_grad()
     def materialise(self) -> nn.Module:
         """Build the plain timm model that computes the same function, on the CPU."""
-        return initialised(self.spec, 0, self.generate(self.genes(), self.spec))
+        return initialised(self.spec, 0, self.generate(self.genes(), self.spec), self.spec.image)
 
 
 class GeneratingMethod(Method):
@@ -214,7 +215,8 @@ class GeneratingMethod(Method):
     def expand(self, learngene: Learngene | None, spec: Spec, *, seed: int = 0) -> nn.Module:
         made = self.as_made(learngene)
         assert learngene is not None
-        return initialised(spec, seed, made.generate(learngene.tensors, learngene.spec, spec))
+        state = made.generate(learngene.tensors, learngene.spec, spec)
+        return initialised(spec, seed, state, learngene.spec.image)
 
 
 class Generates(Protocol):

@@ -15,6 +15,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor, nn
 
+from ray_learngene.config.image import ImageShape
 from ray_learngene.errors import UserError
 from ray_learngene.methods.generated import Genes, State
 from ray_learngene.methods.kronecker import (
@@ -272,8 +273,8 @@ class LabelledTemplates:
             if name.startswith("templates.") or (name in outside and gene.ndim > 1 and not is_head(name, spec))
         }
 
-    def assemble(self, genes: Genes, spec: Spec, image: int) -> State:
-        """Generate the state dict of the timm model of `spec`, differentiably, from genes at an image size."""
+    def assemble(self, genes: Genes, spec: Spec, image: ImageShape) -> State:
+        """Generate the state dict of the timm model of `spec`, differentiably, from genes for images of a shape."""
         shapes = shapes_of(spec.replace(image=image))
         state: State = {name: gene for name, gene in genes.items() if name in shapes}
         for key, part in parts(spec, self.wide).items():
@@ -282,7 +283,7 @@ class LabelledTemplates:
                 state |= part.unstacked(matrices, shapes[part.names[0]])
             else:
                 state |= part.unlayered(genes[f"layers.{key}"])
-        return resampled(state, spec)
+        return resampled(state, spec, image)
 
     def resized(self, genes: Genes, source: Spec, spec: Spec, rule: str, tiled_head: bool) -> State:
         """Resize genes to another depth and width; templates do not change. See `Wave._resized`."""

@@ -240,7 +240,7 @@ class LiGO(SourceMethod):
         has_head = any(is_head(name, source) for name in learngene.tensors)
         inherits_head = spec.classes == source.classes and (has_head or not spec.classes)
         source = source.replace(image=spec.image)
-        tensors = resampled(learngene.tensors, source)
+        tensors = resampled(learngene.tensors, source, learngene.spec.image)
         frozen = {
             f"source.{name}": tensor for name, tensor in tensors.items() if inherits_head or not is_head(name, source)
         }

@@ -73,8 +73,8 @@ class Mimetic(Method):
             for name, heads in attentions.items():
                 self._fill(state, name, heads)
         if "pos_embed" in state:
-            positions, side = state["pos_embed"], spec.image // spec.patch
-            sines = build_sincos2d_pos_embed([side, side], spec.width)
+            positions = state["pos_embed"]
+            sines = build_sincos2d_pos_embed(list(spec.grid), spec.width)
             positions[:, positions.shape[1] - len(sines) :].copy_(sines)
         return model
 

@@ -13,6 +13,7 @@ import torch
 from timm.layers import resample_abs_pos_embed
 from torch import Tensor
 
+from ray_learngene.config.image import ImageShape
 from ray_learngene.errors import UserError
 from ray_learngene.methods.generated import Genes, State, prototype
 from ray_learngene.methods.kronecker import (
@@ -173,10 +174,10 @@ class PlainTemplates:
         embeddings = {PARTS[name].parameter for name in _EMBEDDINGS}
         return {name for name in genes if name.startswith("templates.") or name in embeddings}
 
-    def assemble(self, genes: Genes, spec: Spec, image: int) -> State:
+    def assemble(self, genes: Genes, spec: Spec, image: ImageShape) -> State:
         """Generate the state dict of the timm model of `spec` from genes of that spec, differentiably.
 
-        The position embedding is resampled if the size of images is not that of the genes, `image`. The state has no
+        The position embedding is resampled if the shape of images is not that of the genes, `image`. The state has no
         head if the genes have none.
         """
         state: State = {name: gene for name, gene in genes.items() if name.split(".")[0] not in _PREFIXES}
@@ -186,8 +187,8 @@ class PlainTemplates:
                 state |= _unstacked(matrices, name, spec)
             elif part.layered:
                 state |= _unstacked(genes[f"layers.{name}"][..., None], name, spec)
-        side = spec.image // spec.patch
-        state["pos_embed"] = resample_abs_pos_embed(state["pos_embed"], [side, side], num_prefix_tokens=0)
+        old = [side // spec.patch for side in image.sides]
+        state["pos_embed"] = resample_abs_pos_embed(state["pos_embed"], list(spec.grid), old, num_prefix_tokens=0)
         return state
 
     def resized(self, genes: Genes, source: Spec, spec: Spec, rule: str, tiled_head: bool) -> State:
@@ -236,7 +237,7 @@ def _unstacked(matrices: Tensor, name: str, spec: Spec) -> State:
     if name == "pos_embed":
         return {part.parameter: matrices.transpose(1, 2)}
     if name == "patch_embed":
-        return {part.parameter: matrices.reshape(-1, 3, spec.patch, spec.patch)}
+        return {part.parameter: matrices.reshape(-1, spec.image.channels, spec.patch, spec.patch)}
     tensors = (matrices if name in MATRICES else matrices[..., 0]).unbind()
     if part.layered:
         return {f"blocks.{layer}.{part.parameter}": tensor for layer, tensor in enumerate(tensors)}

@@ -107,7 +107,7 @@ class StageSharedVisionTransformer(VisionTransformer):
         self.drop_path_rates: list[float] = calculate_drop_path_rates(drop_path_rate, self.spec.depth)  # type: ignore[assignment]
 
     def forward_features(self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
-        """Map images `[B, 3, image, image]` to tokens `[B, tokens, width]`; masks are not supported."""
+        """Map images `[B, *spec.image]` to tokens `[B, tokens, width]`; masks are not supported."""
         x = self._pos_embed(self.patch_embed(x))
         for stage, rate in zip(self.stage_of_layer, self.drop_path_rates, strict=True):
             x = self._applied(stage, x, rate)
@@ -216,7 +216,7 @@ class SWS(Method):
         require_same("SWS", source, spec, "width", "heads", "patch", "mlp_ratio")
         if made.layout is not None and made.stages is None:
             raise UserError(f"sws:layout gives the stages of one chain of blocks; {spec.architecture} has several")
-        return initialised(spec, seed, made._state(learngene.tensors, source, spec, seed))
+        return initialised(spec, seed, made._state(learngene.tensors, source, spec, seed), source.image)
 
     def _stages(self, auxiliary_layout: tuple[int, ...], depth: int, seed: int) -> tuple[int, ...]:
         if self.layout is None:

@@ -62,7 +62,8 @@ class InheritingMethod(SourceMethod):
     def expand(self, learngene: Learngene | None, spec: Spec, *, seed: int = 0) -> nn.Module:
         made = self.as_made(learngene)
         assert learngene is not None
-        return initialised(spec, seed, made.inherited(learngene.tensors, learngene.spec, spec))
+        state = made.inherited(learngene.tensors, learngene.spec, spec)
+        return initialised(spec, seed, state, learngene.spec.image)
 
 
 _ORDERED = (("depth", "depth"), ("width", "width"), ("hidden", "MLP width"))

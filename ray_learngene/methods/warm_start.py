@@ -49,7 +49,7 @@ def start_from_model(module: nn.Module, model: nn.Module, rule: Rule) -> None:
         name = f"{source.architecture or 'the plain vision transformer'}"
         raise UserError(f"a warm start needs an ancestry model of the student's family; {name} has no {min(unlike)}")
     narrow = sliced(given, source, spec, selection_of(source))
-    state = resampled(narrow, spec)
+    state = resampled(narrow, spec, source.image)
     own = module.state_dict()
     module.load_state_dict({**own, **{genes[name]: tensor.to(own[genes[name]]) for name, tensor in state.items()}})
 

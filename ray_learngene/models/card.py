@@ -8,6 +8,7 @@ from typing import Any
 from huggingface_hub import EvalResult, ModelCardData
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from ray_learngene.config.image import ImageShape
 from ray_learngene.models.origin import Origin
 from ray_learngene.progress import counted
 
@@ -56,10 +57,15 @@ def model_card(
     return render(template, card_data=card_data.to_yaml(), name=name, origin=origin, data=data, **values)
 
 
+def _shape(image: Any) -> str:
+    """Return the shape of images, as a row or a spec holds it, in words."""
+    return ImageShape.of(image).words
+
+
 def render(template: str, filters: Mapping[str, Callable[..., str]] | None = None, **values: Any) -> str:
     """Render a template of `templates/`; a value that is missing is an error."""
     environment = Environment(
         loader=PackageLoader("ray_learngene"), undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    environment.filters |= {"counted": counted, **(filters or {})}
+    environment.filters |= {"counted": counted, "shape": _shape, **(filters or {})}
     return environment.get_template(template).render(**values)

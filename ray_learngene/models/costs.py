@@ -15,6 +15,7 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from ray_learngene.config.image import ImageShape
 from ray_learngene.errors import UserError
 from ray_learngene.models.meta import on_meta
 from ray_learngene.models.specs import Spec, blocks_in_order, build, meta_model
@@ -33,7 +34,7 @@ def parameters(spec: Spec) -> int:
         + (width * width + width)
         + (2 * width * hidden + hidden + width)
     )
-    patch_embed = 3 * spec.patch**2 * width + width
+    patch_embed = spec.image.channels * spec.patch**2 * width + width
     return patch_embed + spec.tokens * width + spec.depth * block + 2 * width + (width + 1) * spec.classes
 
 
@@ -44,10 +45,12 @@ def macs(spec: Spec) -> int:
     tokens, width = spec.tokens, spec.width
     linear = tokens * (4 * width * width + 2 * width * spec.hidden)
     attention = 2 * tokens * tokens * width
-    return tokens * 3 * spec.patch**2 * width + spec.depth * (linear + attention) + width * spec.classes
+    return (
+        tokens * spec.image.channels * spec.patch**2 * width + spec.depth * (linear + attention) + width * spec.classes
+    )
 
 
-def forward_flops(forward: Callable[[torch.Tensor], object], image: int, batch: int = 1) -> int:
+def forward_flops(forward: Callable[[torch.Tensor], object], image: ImageShape, batch: int = 1) -> int:
     """Count the FLOPs of a forward pass on the meta device; its parameters must be frozen.
 
     Matrix products, convolutions and attention's two products count; norms and activations do not.
@@ -55,7 +58,7 @@ def forward_flops(forward: Callable[[torch.Tensor], object], image: int, batch: 
     # the math backend: the counter counts attention as two products but does not know the CPU's fused kernel
     eager = torch.compiler.set_stance("force_eager")  # the counter cannot see into compiled layers
     with eager, FlopCounterMode(display=False) as counter, torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
-        forward(torch.zeros(batch, 3, image, image, device="meta"))
+        forward(torch.zeros(batch, *image, device="meta"))
     return counter.get_total_flops()
 
 
@@ -84,7 +87,7 @@ def _live_activations(spec: Spec) -> int:
     handles += [each.register_forward_pre_hook(block) for each in blocks_in_order(model)]
     try:
         with torch.no_grad():
-            model(torch.zeros(1, 3, spec.image, spec.image, device="meta"))
+            model(torch.zeros(1, *spec.image, device="meta"))
     finally:
         for handle in handles:
             handle.remove()
@@ -130,7 +133,7 @@ def _saved_activations(spec: Spec, checkpointed: bool = False) -> int:
         block.register_forward_hook(leave)
     batch = 2  # BatchNorm trains on two images at least
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        model.train()(torch.zeros(batch, 3, spec.image, spec.image, device="meta"))
+        model.train()(torch.zeros(batch, *spec.image, device="meta"))
     first, *others = (sum(storage.nbytes() for storage in each.values()) for each in inside)
     return (first + inputs[0] + max(others, default=0)) // (_BYTES * batch)
 

@@ -5,6 +5,7 @@ Both are found on the meta device, by building a model at changed sizes and comp
 
 from __future__ import annotations
 
+import math
 import re
 import sys
 from collections.abc import Callable, Iterator, Mapping
@@ -12,9 +13,13 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Literal
 
+import ray_learngene.torchvision_cpu  # noqa: F401  isort:skip  (before the first timm import)
 import torch
+from timm.layers import resample_abs_pos_embed, resize_rel_pos_bias_table
+from timm.models import adapt_input_conv
 from torch import Tensor, nn
 
+from ray_learngene.config.image import ImageShape
 from ray_learngene.errors import UserError
 from ray_learngene.models.families.base import Family
 from ray_learngene.models.families.registry import family_of
@@ -188,7 +193,7 @@ def _probes(spec: Spec) -> dict[Kind, dict[str, Any]]:
     found: dict[Kind, dict[str, Any]] = {
         "hidden": {"mlp_ratio": 2 * spec.mlp_ratio},
         "stream": {"width": 2 * spec.width, "heads": 2 * spec.heads},
-        "token": {"image": 2 * spec.image},
+        "token": {"image": spec.image._replace(height=2 * spec.image.height, width=2 * spec.image.width)},
     }
     return found | ({"class": {"classes": spec.classes + 1}} if spec.classes else {})
 
@@ -215,29 +220,59 @@ def roles(name: str, axis: Axis) -> tuple[str, ...]:
     return tuple(letters) if len(letters) == axis.groups else (letters[-1],) * axis.groups
 
 
-# Another image size.
+# Images of another shape.
 
 
-def resampled(state: Mapping[str, Tensor], spec: Spec) -> dict[str, Tensor]:
-    """Resample the positions of a state dict to those of a spec's model, with timm's own function for its class.
+def resampled(state: Mapping[str, Tensor], spec: Spec, image: ImageShape) -> dict[str, Tensor]:
+    """Resample the positions of a state dict to those of a spec's model, and adapt its first layer to other channels.
+
+    Both are timm's own functions.
+
+    Args:
+        image: Shape of the images that the state dict is for.
 
     Raises:
-        UserError: timm has none that does.
+        UserError: timm has none for the class of the model.
     """
     shapes = shapes_of(spec)
-    odd = [name for name, tensor in state.items() if tensor.shape != shapes[name]]
+    found = dict(state)
+    if image != spec.image:
+        for name, tensor in _adapted(state, spec, image):
+            found[name] = tensor
+    odd = [name for name, tensor in found.items() if tensor.shape != shapes[name]]
     if not odd:
-        return dict(state)
+        return found
     model = meta_model(spec)
     convert = getattr(sys.modules[type(model).__module__], "checkpoint_filter_fn", None)
-    found = convert(dict(state), model) if convert else {}
-    wrong = [name for name in odd if name not in found or found[name].shape != shapes[name]]
+    converted = convert(dict(found), model) if convert else {}
+    wrong = [name for name in odd if name not in converted or converted[name].shape != shapes[name]]
     if wrong:
         raise UserError(
-            f"{entry_point(spec)}: timm cannot resample {wrong[0]} from {list(state[wrong[0]].shape)} to "
-            f"{list(shapes[wrong[0]])}, for images of {spec.image} pixels"
+            f"{entry_point(spec)}: timm cannot resample {wrong[0]} from {list(found[wrong[0]].shape)} to "
+            f"{list(shapes[wrong[0]])}, for images of {spec.image.words}"
         )
-    return {**state, **{name: found[name] for name in odd}}
+    return {**found, **{name: converted[name] for name in odd}}
+
+
+def _adapted(state: Mapping[str, Tensor], spec: Spec, image: ImageShape) -> Iterator[tuple[str, Tensor]]:
+    """Yield what the height, the width and the channels of both shapes decide.
+
+    timm's filters of checkpoints take only the new shape, and the old one for square.
+    """
+    before, after = (meta_model(spec.replace(image=each)) for each in (image, spec.image))
+    grids = [getattr(getattr(model, "patch_embed", None), "grid_size", ()) for model in (before, after)]
+    first = getattr(after, "pretrained_cfg", {}).get("first_conv")
+    for name, tensor in state.items():
+        module, _, kind = name.rpartition(".")
+        if name == "pos_embed" and tensor.ndim == 3 and all(grids):
+            prefix = tensor.shape[1] - math.prod(grids[0])
+            yield name, resample_abs_pos_embed(tensor, grids[1], grids[0], num_prefix_tokens=prefix)
+        elif kind == "relative_position_bias_table":
+            old, new = (getattr(model.get_submodule(module), "window_size", None) for model in (before, after))
+            if new and old != new:
+                yield name, resize_rel_pos_bias_table(tensor, new, tuple(shapes_of(spec)[name]), old)
+        elif name == f"{first}.weight" and image.channels != spec.image.channels:
+            yield name, adapt_input_conv(spec.image.channels, tensor, image.channels)
 
 
 def scales_input(module: nn.Module, dim: int) -> bool:

@@ -17,6 +17,7 @@ from torch import nn
 
 from ray_learngene.config import Config
 from ray_learngene.config.documents import first_error
+from ray_learngene.config.image import RGB, ImageShape, Shape
 from ray_learngene.config.presets import PRESET_SIZES
 from ray_learngene.errors import UserError
 from ray_learngene.models.families.base import Arguments, Family, Size, made, resized
@@ -40,7 +41,7 @@ class Spec(Config):
     width: int = Field(ge=1, le=_MOST, description="embedding dimension")
     depth: int = Field(ge=1, le=10_000, description="number of blocks (layers)")
     heads: int = Field(ge=1, le=_MOST, description="attention heads; width / heads is the head size")
-    image: int = Field(ge=1, le=_MOST, description="input height and width in pixels")
+    image: Shape = Field(description="shape of the images: channels, height and width")
     patch: int = Field(ge=1, le=_MOST, description="patch height and width in pixels")
     classes: int = Field(ge=0, le=_MOST, description="size of the label set; 0: a model of features, without a head")
     mlp_ratio: float = Field(4.0, gt=0, le=1000, description="hidden width of the MLP over the width")
@@ -54,10 +55,11 @@ class Spec(Config):
             return self
         if self.width % self.heads:
             raise ValueError(f"width {self.width} is not divisible by {self.heads} heads")
-        if self.image % self.patch:
-            below = self.image // self.patch * self.patch
-            fitting = " or ".join(str(size) for size in (below, below + self.patch) if size)
-            raise ValueError(f"image size {self.image} is not divisible by patch size {self.patch}: choose {fitting}")
+        if any(side % self.patch for side in self.image.sides):
+            fitting = " or ".join(map(_size_text, nearest_shapes(self.image, self.patch)))
+            raise ValueError(
+                f"image size {_size_text(self.image)} is not divisible by patch size {self.patch}: choose {fitting}"
+            )
         return self
 
     @model_serializer(mode="wrap")
@@ -73,8 +75,13 @@ class Spec(Config):
         return hash((self.width, self.depth, self.heads, self.image, self.classes, self.architecture, self.depths))
 
     @property
+    def grid(self) -> tuple[int, int]:
+        """Patches in height and in width."""
+        return self.image.height // self.patch, self.image.width // self.patch
+
+    @property
     def tokens(self) -> int:
-        return (self.image // self.patch) ** 2
+        return self.grid[0] * self.grid[1]
 
     @property
     def hidden(self) -> int:
@@ -89,10 +96,15 @@ class Spec(Config):
     def replace(self, **changes: Any) -> Spec:
         """Return a copy with some fields changed, validated again.
 
+        An `image` without channels, such as 224 or 256x128, keeps the present ones; `channels` changes them.
+
         Raises:
             ValueError: the plain vision transformer has no such size.
             UserError: the entry point has no such size.
         """
+        if "image" in changes or "channels" in changes:
+            channels = changes.pop("channels", None)
+            changes["image"] = self.image.changed(changes.get("image"), channels)
         if self.architecture is None:
             return Spec(**{**self.model_dump(), **changes})
         return _resized(self, changes)
@@ -100,7 +112,19 @@ class Spec(Config):
     def __str__(self) -> str:
         name = f"{self.architecture}: " if self.architecture else ""
         heads = counted(self.heads, "head")
-        return f"{name}width {self.width}, depth {self.layers}, {heads}, {self.image} px / patch {self.patch}"
+        return f"{name}width {self.width}, depth {self.layers}, {heads}, {self.image.words} / patch {self.patch}"
+
+
+def nearest_shapes(image: ImageShape, multiple: int) -> list[ImageShape]:
+    """Return the next smaller and the next larger shape whose sides are multiples of a number."""
+    below = [side // multiple * multiple for side in image.sides]
+    above = [-(-side // multiple) * multiple for side in image.sides]
+    return [ImageShape(image.channels, *sides) for sides in (below, above) if all(sides)]
+
+
+def _size_text(image: ImageShape) -> str:
+    """Return height and width as `--image-size` takes them."""
+    return str(image._replace(channels=RGB))
 
 
 PRESETS: dict[str, Spec] = {name: Spec(**size._asdict()) for name, size in PRESET_SIZES.items()}
@@ -134,12 +158,12 @@ def first_message(error: ValueError) -> str:
     return errors()[0]["msg"].removeprefix("Value error, ") if errors else str(error)
 
 
-def spec_for(architecture: str, *, classes: int | None = None, image: int | None = None, **arguments: Any) -> Spec:
+def spec_for(architecture: str, *, classes: int | None = None, image: Any = None, **arguments: Any) -> Spec:
     """Return the spec of a timm entry point with keyword arguments.
 
     Args:
         classes: Size of the label set; default: the entry point's.
-        image: Input height and width; default: the entry point's.
+        image: Size of the images, such as 224 or 256x128; default: the entry point's.
 
     Raises:
         UserError: timm has no such entry point, refuses the arguments, or takes no depth for it.
@@ -152,21 +176,15 @@ def spec_for(architecture: str, *, classes: int | None = None, image: int | None
         raise UserError(f"{architecture}: timm takes no depth for it; use it as a teacher (--ancestry)")
     settings: Any = getattr(model.model, "pretrained_cfg", {})
     classes = int(getattr(model.model, "num_classes", 0)) if classes is None else classes
-    pixels = found.image or arguments.get("img_size") or settings.get("input_size", (3, 224, 224))[-1]
-    if not isinstance(pixels, int):
-        raise UserError(
-            f"{architecture}: its images have {' x '.join(map(str, pixels))} pixels; a learngene is for square images, "
-            "and such a model can teach (--ancestry)"
-        )
-    if (channels := arguments.get("in_chans") or settings.get("input_size", (3, 224, 224))[0]) != 3:
-        raise UserError(
-            f"{architecture}: its images have {channels} channels; a learngene is for RGB images, and such a model can "
-            "teach (--ancestry)"
-        )
+    own = ImageShape.of(settings.get("input_size") or 224)
+    try:
+        shape = own.changed(found.image or arguments.get("img_size"), arguments.get("in_chans"))
+    except ValueError as error:
+        raise UserError(f"{architecture}: img_size {arguments.get('img_size')}: {error}") from None
     if arguments.get("global_pool") == "":
         raise UserError(f"{architecture}: without pooling it gives a vector for each patch: leave global_pool out")
     try:
-        spec = _described(architecture, arguments, found, classes, pixels, model.model)
+        spec = _described(architecture, arguments, found, classes, shape, model.model)
     except ValidationError as error:
         raise UserError(f"{architecture}: {first_error(error)}") from None
     if image is None and not arguments:
@@ -174,7 +192,9 @@ def spec_for(architecture: str, *, classes: int | None = None, image: int | None
     return spec.replace(**({} if image is None else {"image": image}))  # without arguments that change nothing
 
 
-def _described(architecture: str, arguments: Arguments, size: Size, classes: int, image: int, model: nn.Module) -> Spec:
+def _described(
+    architecture: str, arguments: Arguments, size: Size, classes: int, image: ImageShape, model: nn.Module
+) -> Spec:
     width = size.widths[0] if size.widths else int(getattr(model, "num_features", 1))
     if size.heads and width // size.heads[0] % 4 and getattr(model, "rope", None) is not None:
         raise UserError(
@@ -219,8 +239,8 @@ def _constructor_arguments(architecture: str, arguments: Arguments) -> Arguments
 def _resized(spec: Spec, changes: Mapping[str, Any]) -> Spec:
     assert spec.architecture is not None
     family, own = family_of(spec.architecture), made(spec.architecture, {})
-    size = resized(size_of(spec), **{name: value for name, value in changes.items() if name != "classes"})
-    image = changes.get("image", spec.image)
+    image: ImageShape = changes.get("image", spec.image)
+    size = resized(size_of(spec), **{**{k: v for k, v in changes.items() if k != "classes"}, "image": image.sides})
     keywords = _size_keywords(family, own.arguments, size)
     others = {name: value for name, value in spec.arguments.items() if name not in keywords}
     present = {**own.arguments, **spec.arguments}
@@ -228,6 +248,7 @@ def _resized(spec: Spec, changes: Mapping[str, Any]) -> Spec:
         **others,
         **family.arguments(own.arguments, size),
         **family.block_arguments(own.arguments, present, size),
+        **({} if image.channels == own.arguments.get("in_chans", RGB) else {"in_chans": image.channels}),
     }
     return _described(spec.architecture, arguments, size, changes.get("classes", spec.classes), image, own.model)
 
@@ -235,7 +256,7 @@ def _resized(spec: Spec, changes: Mapping[str, Any]) -> Spec:
 def _size_keywords(family: Family, arguments: Arguments, size: Size) -> set[str | None]:
     """Return the keywords whose values a size holds."""
     keywords = {family.keyword(kind, arguments) for kind in ("depth", "width", "heads")}
-    keywords |= {"patch_size", *family.per_block}
+    keywords |= {"patch_size", "in_chans", *family.per_block}
     return keywords | ({"mlp_ratio"} if size.mlp_ratio else set()) | ({"img_size"} if size.image else set())
 
 
@@ -244,7 +265,8 @@ def timm_arguments(spec: Spec) -> dict[str, Any]:
     if spec.architecture is not None:
         return dict(spec.arguments)
     return {
-        "img_size": spec.image,
+        "img_size": spec.image.size,
+        **({} if spec.image.channels == RGB else {"in_chans": spec.image.channels}),
         "patch_size": spec.patch,
         "embed_dim": spec.width,
         "depth": spec.depth,
@@ -319,7 +341,7 @@ def build_with(spec: Spec, state: Mapping[str, torch.Tensor], *, seed: int = 0) 
     return model
 
 
-_NOT_OF_THE_SIZE = ("num_classes", "in_chans", "drop_rate", "drop_path_rate", "proj_drop_rate", "attn_drop_rate")
+_NOT_OF_THE_SIZE = ("num_classes", "drop_rate", "drop_path_rate", "proj_drop_rate", "attn_drop_rate")
 
 
 def spec_of(model: nn.Module) -> Spec:
@@ -335,14 +357,10 @@ def spec_of(model: nn.Module) -> Spec:
     if not architecture:
         raise UserError(f"this {type(model).__name__} was not made by timm.create_model: its entry point is not known")
     given: dict[str, Any] = getattr(model, "_model_args", {})
-    if given.get("in_chans", 3) != 3:
-        raise UserError(
-            f"{architecture}: its images have {counted(given['in_chans'], 'channel')}; a learngene is for RGB images"
-        )
     arguments = {name: value for name, value in given.items() if name not in _NOT_OF_THE_SIZE}
     # an architecture without an image size keeps that of its weights
     size = getattr(model, "pretrained_cfg", {}).get("input_size")
-    image = None if "img_size" in arguments or not size or size[-1] != size[-2] else int(size[-1])
+    image = None if "img_size" in arguments or not size else tuple(size[-2:])
     spec = spec_for(architecture, classes=int(getattr(model, "num_classes", 0)), image=image, **arguments)
     have = {name: tensor.shape for name, tensor in model.state_dict().items()}
     if have != (want := shapes_of(spec)):
@@ -365,7 +383,7 @@ def _plain_spec(model: nn.Module) -> Spec | None:
             width=model.embed_dim,
             depth=len(model.blocks),
             heads=block.attn.num_heads,
-            image=embed.img_size[0],
+            image=ImageShape(embed.proj.in_channels, *embed.img_size),
             patch=embed.patch_size[0],
             classes=model.num_classes,
             mlp_ratio=block.mlp.fc1.out_features / model.embed_dim,

@@ -14,6 +14,7 @@ from pydantic import BaseModel, Field, FiniteFloat, PositiveInt, ValidationError
 from timm.data import create_transform, resolve_model_data_config
 from timm.models import get_model_input_config, save_for_hf
 from torch import nn
+from torchvision.transforms import Compose, Grayscale
 
 from ray_learngene.config.documents import first_error
 from ray_learngene.errors import UserError
@@ -47,7 +48,7 @@ def export_timm(
         origin: Of the weights; its licence goes into `config.json`.
     """
     data_config = {
-        "input_size": (3, preprocessing.image_size, preprocessing.image_size),
+        "input_size": tuple(preprocessing.image_size),
         "mean": preprocessing.mean,
         "std": preprocessing.std,
         "crop_pct": preprocessing.crop_pct,
@@ -142,4 +143,6 @@ def labels_of(model: nn.Module) -> tuple[str, ...]:
 
 def transform_of(model: nn.Module) -> Callable[..., Any]:
     """Return the transform that makes the input of a timm model of a PIL image, as its folder says."""
-    return create_transform(**resolve_model_data_config(model))
+    data = resolve_model_data_config(model)
+    transform = create_transform(**data)
+    return Compose([Grayscale(), transform]) if data["input_size"][0] == 1 else transform

@@ -26,7 +26,7 @@ class _Row(BaseModel):
     arm: Text
     width: int
     depth: int
-    image: int
+    image: int | Text  # a text if images are not square or not RGB
     seed: int
     lr: FiniteFloat
     params: FiniteFloat

@@ -14,6 +14,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, StringConstraints, ValidationError, model_validator
 
+from ray_learngene.config.image import Shape
 from ray_learngene.errors import UserError
 from ray_learngene.io.scratch import scratch_folder
 from ray_learngene.progress import counted
@@ -34,7 +35,7 @@ class TimedSpec(BaseModel):
     width: Count
     depth: Count
     heads: Count
-    image: Count
+    image: Shape
     patch: Count
     architecture: str | None = None
     depths: tuple[Count, ...] | None = None
@@ -53,7 +54,7 @@ class TimedSpec(BaseModel):
         architecture = {"architecture": self.architecture} if self.architecture else {}
         stages = {"stages": len(self.depths)} if self.depths else {}
         head_size = self.width // self.heads
-        return {**architecture, "image": self.image, "patch": self.patch, "head size": head_size, **stages}
+        return {**architecture, "image": self.image.plain, "patch": self.patch, "head size": head_size, **stages}
 
 
 class TimedSize(BaseModel):

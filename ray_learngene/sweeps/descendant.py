@@ -16,6 +16,7 @@ from ray_learngene.ancestry.model import Ancestry
 from ray_learngene.ancestry.origin import stored_origin
 from ray_learngene.config import SweepConfig
 from ray_learngene.config.decides import DESCENDANT, TAUGHT_DESCENDANT, decisive
+from ray_learngene.config.image import ImageShape
 from ray_learngene.data.pipeline import ImagePipeline
 from ray_learngene.device import resolve_device
 from ray_learngene.io.scratch import scratch_folder
@@ -46,7 +47,7 @@ from ray_learngene.training.world import World
 log = logging.getLogger(__name__)
 
 
-def decisive_settings(config: SweepConfig, ancestry: Ancestry | None, image: int) -> dict[str, Any]:
+def decisive_settings(config: SweepConfig, ancestry: Ancestry | None, image: ImageShape) -> dict[str, Any]:
     """Return the settings that decide the results of descendants, as JSON values."""
     settings = decisive(config, TAUGHT_DESCENDANT if ancestry else DESCENDANT)
     settings = {name: value for name, value in settings.items() if name not in ("lr", "seed")}  # a trial's own

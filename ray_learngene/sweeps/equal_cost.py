@@ -27,7 +27,7 @@ def equal_cost_epochs(
     costs: Mapping[Spec, Mapping[str, Any]],
     teacher: str | None = None,
     teacher_flops: int = 0,
-    earlier: Iterable[tuple[int, int]] = (),
+    earlier: Iterable[tuple[int | str, int]] = (),
 ) -> dict[Spec, int]:
     """Return the epochs by spec at which an arm without a learngene costs the FLOPs of one with it.
 
@@ -52,7 +52,7 @@ def equal_cost_epochs(
     if any(cost is None for cost in spent.values()):
         return {}
     sharing = {name: sum(name_of(spec) == name for spec in specs) for name in spent}
-    more = len({*earlier} - {(spec.image, costs[spec]["params"]) for spec in specs}) if len(spent) == 1 else 0
+    more = len({*earlier} - {(spec.image.plain, costs[spec]["params"]) for spec in specs}) if len(spent) == 1 else 0
     origins = [reference for name in spent for reference in sources_of(learngenes[name].manifest)]
     ancestry = ancestry_costs([*origins, *([teacher] if teacher else [])], store)["flops"]
     epochs = {}

@@ -288,7 +288,7 @@ def _preprocessing(config: SweepConfig, learngene: Learngene) -> Preprocessing:
     return Preprocessing(
         **{
             **learngene.preprocessing,
-            "image_size": config.image_size or learngene.spec.image,
+            "image_size": learngene.spec.image.changed(config.image_size),
             **config.model_dump(include={"crop_pct", "interpolation"} & config.model_fields_set),
         }
     )

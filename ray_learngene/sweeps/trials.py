@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -74,7 +75,7 @@ class SweepInputs(SweepContext):
         """Group trials into packs for places of a kind."""
         config = self.config
         micro_batch = config.batch_size // config.accumulation
-        image = 4 * 3 * self.images.preprocessing.image_size**2
+        image = 4 * math.prod(self.images.preprocessing.image_size)
         shared = 2 * config.batch_size * image  # a batch, and the next or what it was made of
         if self.ancestry is not None:
             shared += sum(each.numel() * each.element_size() for each in self.ancestry.state_dict().values())

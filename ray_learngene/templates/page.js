@@ -331,7 +331,7 @@ function makeModel() {
       ["undivided", model.undivided_seconds ? `${amount("seconds", model.undivided_seconds)}, ${amount("flops", model.undivided_flops)}FLOPs` : null],
       ["trained for", model.trained_for],
       ["images", model.images],
-      ["input", `${chosen.image} px`],
+      ["input", chosen.image],
       ["learngene", model.learngene ? `${model.learngene}${model.version ? ` (${model.version})` : ""}` : null],
       ["learning rate", chosen.tried > chosen.members.length ? `${short(model.lr)}, best of ${Math.round(chosen.tried / chosen.members.length)}` : short(model.lr)],
       ["sweep", SWEEPS.length > 1 ? model.sweep : null],

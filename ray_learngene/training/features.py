@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ray_learngene.config.image import ImageShape
 from ray_learngene.models.compile import compile_layers
 from ray_learngene.models.features import VECTOR, FeatureReader, Features, feature_shapes, readable
 from ray_learngene.training.engine import Engine
@@ -39,13 +40,15 @@ class FeatureStudent(nn.Module):
     Args:
         student: Maps images to features where its `forward` is given a reader; see `readable`.
         shapes: Of the teacher's features.
-        image: Input size of the student in pixels.
+        image: Shape of the student's images.
     """
 
-    def __init__(self, student: nn.Module, reader: FeatureReader, shapes: dict[str, torch.Size], image: int) -> None:
+    def __init__(
+        self, student: nn.Module, reader: FeatureReader, shapes: dict[str, torch.Size], image: ImageShape
+    ) -> None:
         super().__init__()
         self.student, self.reader = readable(student), reader
-        own = feature_shapes(student, lambda model, images: model(images, reader), torch.zeros(1, 3, image, image))
+        own = feature_shapes(student, lambda model, images: model(images, reader), torch.zeros(1, *image))
         self.projectors = nn.ModuleDict({name: Projector(own[name][0], size[0]) for name, size in shapes.items()})
         self.positions = {name: shape[1:].numel() for name, shape in own.items()}
 

@@ -8,6 +8,7 @@ from functools import partial
 
 from torch import nn
 
+from ray_learngene.config.image import ImageShape
 from ray_learngene.methods.elastic import ElasticVisionTransformer, draw_step
 from ray_learngene.models import costs
 from ray_learngene.models.specs import Spec
@@ -16,8 +17,8 @@ from ray_learngene.models.specs import Spec
 TRAINING_PASSES = 3
 
 
-def forward_flops(module: nn.Module, image: int, batch: int = 1) -> int:
-    """Count the FLOPs of one forward pass of images `[batch, 3, image, image]`, in the module's current mode.
+def forward_flops(module: nn.Module, image: ImageShape, batch: int = 1) -> int:
+    """Count the FLOPs of one forward pass of images `[batch, *image]`, in the module's current mode.
 
     Matrix products, convolutions and attention's two products count; norms and activations do not.
     """
@@ -29,7 +30,7 @@ def _on_meta(module: nn.Module) -> nn.Module:
     return copy.deepcopy(module).to("meta").requires_grad_(False)
 
 
-def training_flops(module: nn.Module, image: int, *, batch: int, steps: int, seed: int = 0) -> int:
+def training_flops(module: nn.Module, image: ImageShape, *, batch: int, steps: int, seed: int = 0) -> int:
     """Count the FLOPs of `steps` optimizer steps at a global batch of `batch` images; backward is twice forward.
 
     For an elastic module every step counts the sub-models that it samples.

@@ -72,7 +72,7 @@ def spread_over_training(module: nn.Module, device: torch.device) -> None:
     elastic.train()
     with torch.no_grad():
         for spec in specs:
-            elastic.forward_as(spec, torch.zeros(1, 3, spec.image, spec.image, device=device))
+            elastic.forward_as(spec, torch.zeros(1, *spec.image, device=device))
     elastic.draw = lambda generator, done: draw(generator, next(count) * _GOLDEN_RATIO % 1)  # type: ignore[method-assign]
 
 

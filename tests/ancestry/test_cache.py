@@ -16,6 +16,7 @@ from ray_learngene.ancestry.answers import Answers
 from ray_learngene.ancestry.cache import facts_of, part_names
 from ray_learngene.ancestry.model import Ancestry
 from ray_learngene.config import AugmentationConfig, OptimizationConfig
+from ray_learngene.config.image import ImageShape
 from ray_learngene.data.image_set import Subset
 from ray_learngene.data.pipeline import ImagePipeline
 from ray_learngene.errors import UserError
@@ -130,7 +131,7 @@ def test_the_key_is_that_of_everything_an_answer_depends_on(images: ImagePipelin
         some = ImagePipeline(
             train_set,
             images.val,
-            images.preprocessing.model_copy(update={"image_size": size}),
+            images.preprocessing.model_copy(update={"image_size": ImageShape.of(size)}),
             STRONG.model_copy(update=augmentation or {}),
         )
         found = facts_of(

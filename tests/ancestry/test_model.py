@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
 
 from ray_learngene.ancestry.model import Ancestry, create_timm, load_ancestry
+from ray_learngene.config.image import ImageShape
 from ray_learngene.errors import UserError
 from ray_learngene.models.preprocessing import Preprocessing
 from ray_learngene.store.store import Store
@@ -107,8 +108,8 @@ def test_a_teacher_of_another_size_gets_images_resized_as_its_own_were(
     images = torch.randn(2, 3, 12, 12)
     torch.testing.assert_close(ancestry(images), model(F.interpolate(images, (8, 8), mode=mode, antialias=antialias)))
     same = images[..., :8, :8]
-    assert torch.equal(ancestry(same), model(same)) and ancestry.resizing(8) == {}
-    assert ancestry.resizing(12) == ({} if mode == "bicubic" else {"ancestry_resizing": mode})
+    assert torch.equal(ancestry(same), model(same)) and ancestry.resizing(ImageShape.of(8)) == {}
+    assert ancestry.resizing(ImageShape.of(12)) == ({} if mode == "bicubic" else {"ancestry_resizing": mode})
 
 
 def test_teachers_of_other_channels_are_refused_in_one_line(tmp_path: Path) -> None:
@@ -116,13 +117,23 @@ def test_teachers_of_other_channels_are_refused_in_one_line(tmp_path: Path) -> N
         loaded(tmp_path, "four-channels")
 
 
-@pytest.mark.parametrize(
-    ("kind", "says"),
-    [("one-channel", "1 channel and 8 x 8"), ("non-square", "8 x 12 pixels"), ("random", "interpolation is 'random'")],
-)
-def test_preprocessing_that_is_not_ours_is_one_line(tmp_path: Path, kind: str, says: str) -> None:
-    with pytest.raises(UserError, match=f"^x.* {says}"):
-        Preprocessing.of(loaded(tmp_path, kind)[0].model, "x")
+def test_preprocessing_that_is_not_ours_is_one_line(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="^x.* interpolation is 'random'"):
+        Preprocessing.of(loaded(tmp_path, "random")[0].model, "x")
+
+
+@pytest.mark.parametrize(("kind", "shape"), [("one-channel", (1, 8, 8)), ("non-square", (3, 8, 12))])
+def test_preprocessing_has_the_shape_of_the_model(tmp_path: Path, kind: str, shape: tuple[int, ...]) -> None:
+    found = Preprocessing.of(loaded(tmp_path, kind)[0].model, "x")
+    assert found.image_size == shape and len(found.mean) == len(found.std) == shape[0]
+
+
+def test_a_teacher_of_rgb_sees_grey_images_in_its_own_normalisation(tmp_path: Path) -> None:
+    ancestry, model = loaded(tmp_path, "")
+    pixels = torch.rand(2, 1, 8, 8)
+    ancestry.accept((0.5,), (0.25,))
+    mean, std = (torch.tensor(each).view(3, 1, 1) for each in (ancestry.mean, ancestry.std))
+    torch.testing.assert_close(ancestry((pixels - 0.5) / 0.25), model((pixels.expand(-1, 3, -1, -1) - mean) / std))
 
 
 def test_every_interpolation_of_timm_is_known(tmp_path: Path) -> None:

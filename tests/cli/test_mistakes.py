@@ -21,7 +21,6 @@ from ray_learngene.models.preprocessing import Preprocessing
 from ray_learngene.models.specs import PRESETS, timm_arguments
 from ray_learngene.models.timm_folder import export_timm
 from ray_learngene.store.store import Store
-from tests.ancestry.teachers import save_teacher
 from tests.conftest import free_ports
 
 NANO = PRESETS["nano"]
@@ -83,8 +82,6 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     Store(str(root / "store")).publish("learngene", "gene", root / "made" / "gene", facts)
     conv = timm.create_model("mobilenetv3_small_050", num_classes=10)
     export_timm(conv, root / "made" / "conv", labels=DIGITS, preprocessing=PREPROCESSING)
-    for kind in ("one-channel", "non-square"):
-        save_teacher(root / "made" / kind, kind)
     Store(str(root / "store")).write_text("sweeps/old/sweep.json", '{"common": {"learngene": "another"}}')
     return root / "store"
 
@@ -241,18 +238,20 @@ MISTAKES: dict[str, tuple[tuple[str, ...], str]] = {
         "'tleg' needs its own auxiliary model: use `learngene distill`",
     ),
     **{
-        f"a {kind} model to {command[0]}": (
-            tuple(word.replace("{model}", f"{{store}}/../made/{kind}") for word in command),
+        f"an image {flag} of {value}": (
+            (*DISTILL, "--ancestry", "store:ancestries/ten", "--preset", "nano", flag, value),
             says,
         )
-        for kind, says in (("one-channel", "1 channel and 8 x 8"), ("non-square", "3 channels and 8 x 12"))
-        for command in (
-            (*EXTRACT, "--method", "wave", "--source", "local-dir:{model}"),
-            ("evaluate", "{model}", "--data", "digits"),
+        for flag, value, says in (
             (
-                *("ancestry", "--data", "digits", "--name", "new", "--store", "{store}", "--workers", "0"),
-                *("--model", "local-dir:{model}", "--epochs", "1", "--warmup-epochs", "0"),
+                "--image-size",
+                "256x",
+                "--image-size: give pixels as in 224, or height x width as in 256x128, got '256x'",
             ),
+            ("--image-size", "0x128", "--image-size: give pixels as in 224, or height x width as in 256x128"),
+            ("--image-size", "9x8", "image size 9x8 is not divisible by patch size 2: choose 8 or 10x8"),
+            ("--in-chans", "0", "--in-chans: image files are read as grey (1) or RGB (3): give one of these"),
+            ("--in-chans", "4", "--in-chans: image files are read as grey (1) or RGB (3): give one of these"),
         )
     },
     "a folder that is not named as one": (

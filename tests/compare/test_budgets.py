@@ -9,6 +9,7 @@ import pytest
 from ray_learngene.ancestry.model import Ancestry
 from ray_learngene.compare.budgets import with_equal_budgets
 from ray_learngene.config import BenchConfig
+from ray_learngene.config.image import ImageShape
 from ray_learngene.errors import UserError
 from ray_learngene.models.specs import build, preset
 from ray_learngene.training.flops import forward_flops
@@ -33,8 +34,10 @@ def test_epochs_are_those_that_the_budget_pays() -> None:
     assert arms["scratch"].epochs == 40 and arms["mimetic"].epochs == 40  # the same models from labels
     depths, tuned = (2, 4, 6), 3
     # FLOPs of an image: three times a forward pass to train, one of the teacher
-    forward = {depth: forward_flops(build(preset("nano", classes=10, depth=depth)), 8) for depth in (*depths, 6)}
-    teacher = forward_flops(build(preset("nano", classes=10, depth=4)), 8)
+    forward = {
+        depth: forward_flops(build(preset("nano", classes=10, depth=depth)), ImageShape.of(8)) for depth in (*depths, 6)
+    }
+    teacher = forward_flops(build(preset("nano", classes=10, depth=4)), ImageShape.of(8))
     sizes = 3 * sum(forward[depth] for depth in depths)
     left = (40 - tuned) * sizes
     assert arms["sws"].epochs == round(left / (3 * forward[6] + teacher))

@@ -7,9 +7,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from timm.data import create_transform
 from torch import Tensor
 
 from ray_learngene.config import AugmentationConfig, DataConfig
+from ray_learngene.config.image import ImageShape
 from ray_learngene.data.image_set import ArraySet, ImageSets, Subset
 from ray_learngene.data.loader import eval_loader, train_loader
 from ray_learngene.data.open import open_image_sets
@@ -149,3 +151,17 @@ def test_an_unreadable_image_is_one_line(tmp_path: Path, workers: int) -> None:
     with pytest.raises(UserError) as caught:
         list(loader)
     assert str(caught.value).startswith(f"cannot read image {damaged}: ") and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_grey_images_that_are_not_square_are_those_of_timm(digits: ImageSets, workers: int) -> None:
+    grey = Preprocessing(image_size="1x16x8", mean=(0.5,), std=(0.25,), crop_pct=0.9, interpolation="bicubic")
+    images, _ = next(iter(eval_loader(digits.val, grey, 4, workers=workers)))
+    settings = {"mean": (0.5,), "std": (0.25,), "crop_pct": 0.9, "interpolation": "bicubic"}
+    transform = create_transform((1, 16, 8), **settings)
+    expected = torch.stack([transform(digits.val.image(index).convert("L")) for index in range(4)])
+    torch.testing.assert_close(images, expected)
+    loader = train_loader(
+        digits.train, ImageShape(1, 16, 8), (0.5,), (0.25,), MIXED, seed=0, batch_size=8, epochs=1, workers=workers
+    )
+    assert next(iter(loader))[0].shape == (8, 1, 16, 8)

@@ -10,6 +10,7 @@ from PIL import Image
 from timm.data import Mixup, auto_augment
 from timm.data.random_erasing import RandomErasing
 
+from ray_learngene.config.image import ImageShape
 from ray_learngene.data.timm_internals import erased, mend_posterize, mixing_parameters
 
 
@@ -42,7 +43,7 @@ def test_rectangles_are_those_that_timm_erases() -> None:
     erasing = RandomErasing(1.0, mode="pixel", device="cpu")
     for number in range(10):
         seed(number)
-        ((top, left, noise),) = erased(erasing, 16)
+        ((top, left, noise),) = erased(erasing, ImageShape.of(16))
         seed(number)
         image = erasing(torch.zeros(3, 16, 16))
         height, width = noise.shape[1:]

@@ -20,6 +20,7 @@ from timm.models import register_model, save_for_hf
 from torch import Tensor, nn
 
 import ray_learngene as lg
+from ray_learngene.config.image import ImageShape
 from ray_learngene.delivery import export as module
 from ray_learngene.delivery import onnx_file
 from ray_learngene.delivery.parity import compare
@@ -200,7 +201,7 @@ def test_other_architectures_of_timm(architecture: tuple[str, dict[str, Any]], t
     name, arguments = architecture
     torch.manual_seed(0)
     model = timm.create_model(name, num_classes=10, **arguments)
-    size = PREPROCESSING.model_copy(update={"image_size": arguments.get("img_size", 64)})
+    size = PREPROCESSING.model_copy(update={"image_size": ImageShape.of(arguments.get("img_size", 64))})
     export_timm(model, tmp_path / "model", labels=DIGITS, preprocessing=size, model_args=arguments)
     made = lg.export(tmp_path / "model", format=["onnx", "int8", "torch"], out=tmp_path / "out")
     assert [one.facts["compared"]["agreement"] for one in made if one.facts["precision"] == "fp32"] == [100.0, 100.0]

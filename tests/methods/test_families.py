@@ -35,7 +35,7 @@ def noisy(module: nn.Module) -> nn.Module:
 
 
 def images_of(spec: Spec) -> torch.Tensor:
-    return torch.randn(2, 3, spec.image, spec.image, generator=torch.Generator().manual_seed(2))
+    return torch.randn(2, *spec.image, generator=torch.Generator().manual_seed(2))
 
 
 @pytest.mark.parametrize("text", GENERATING)

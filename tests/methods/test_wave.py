@@ -41,7 +41,7 @@ def trained(spec: Spec = NANO, seed: int = 1) -> torch.nn.Module:
 
 
 def images(spec: Spec = NANO) -> torch.Tensor:
-    return torch.randn(3, 3, spec.image, spec.image, generator=torch.Generator().manual_seed(0))
+    return torch.randn(3, *spec.image, generator=torch.Generator().manual_seed(0))
 
 
 # Kronecker sums.

@@ -46,7 +46,7 @@ def learngene_of(text: str, spec: Spec, seed: int = 0) -> Learngene:
 
 
 def images_of(spec: Spec) -> torch.Tensor:
-    return torch.randn(2, 3, spec.image, spec.image, generator=torch.Generator().manual_seed(1))
+    return torch.randn(2, *spec.image, generator=torch.Generator().manual_seed(1))
 
 
 def layer_of(model: torch.nn.Module, layer: int) -> dict[str, torch.Tensor]:

@@ -184,7 +184,7 @@ def test_blocks_of_any_family_are_compiled_and_compute_the_same(architecture: st
         compiled.compile()
     else:
         compile_layers(compiled)
-    images = torch.randn(8, 3, spec.image, spec.image, generator=torch.Generator().manual_seed(0))
+    images = torch.randn(8, *spec.image, generator=torch.Generator().manual_seed(0))
     before, found = graphs(), []
     for model in (plain, compiled):
         draw_step(model.train(), seed=0, step=1, total_steps=4)

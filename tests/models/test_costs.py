@@ -35,7 +35,7 @@ def test_parameters_and_macs_equal_those_counted_on_the_real_model(spec: Spec) -
     assert costs.parameters(spec) == sum(parameter.numel() for parameter in model.parameters())
     # the counter does not know the CPU's fused attention kernel: count the two products of the plain one
     with FlopCounterMode(display=False) as counter, torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
-        model(torch.zeros(1, 3, spec.image, spec.image))
+        model(torch.zeros(1, *spec.image))
     assert 2 * costs.macs(spec) == counter.get_total_flops()
 
 
@@ -60,6 +60,6 @@ def test_activation_memory_is_within_a_tenth_of_what_autograd_keeps(preset: str)
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        model(torch.zeros(batch, 3, spec.image, spec.image))
+        model(torch.zeros(batch, *spec.image))
     measured = sum(storage.nbytes() for storage in kept.values())
     assert costs.activation_memory(spec, batch) == pytest.approx(measured, rel=0.1)

@@ -13,7 +13,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.measure import peak_of
 from ray_learngene.errors import UserError
+from ray_learngene.methods.registry import create_method
 from ray_learngene.models import costs
+from ray_learngene.models.costs import parameters
 from ray_learngene.models.layout import axes, chains, scales_input
 from ray_learngene.models.specs import Spec, build, preset, shapes_of, spec_for, spec_of
 from tests.models.sizes import SMALL, small
@@ -53,7 +55,7 @@ def test_a_model_of_twice_the_width_with_repeated_axes_computes_the_same(archite
     twice = spec.replace(width=2 * spec.width, heads=2 * spec.heads)
     model, larger = noisy(spec), build(twice).eval()
     larger.load_state_dict(doubled(model, spec, twice))
-    images = torch.randn(2, 3, spec.image, spec.image)
+    images = torch.randn(2, *spec.image)
     with torch.no_grad():
         torch.testing.assert_close(larger(images), model(images), rtol=1e-4, atol=1e-4)
 
@@ -82,7 +84,7 @@ def test_parameters_and_macs_are_those_of_the_real_model(architecture: str) -> N
     model = build(spec).eval().requires_grad_(False)
     assert costs.parameters(spec) == sum(parameter.numel() for parameter in model.parameters())
     with FlopCounterMode(display=False) as counter, torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
-        model(torch.zeros(1, 3, spec.image, spec.image))
+        model(torch.zeros(1, *spec.image))
     assert 2 * costs.macs(spec) == counter.get_total_flops()
     assert 0 < 4 * costs.parameters(spec) < costs.inference_memory(spec) < costs.training_memory(spec, 2)
 
@@ -98,7 +100,7 @@ def test_parameters_and_macs_are_those_of_the_real_model(architecture: str) -> N
 )
 def test_estimated_memory_is_within_15_percent_of_a_measured_peak(architecture: str, arguments: dict[str, Any]) -> None:
     spec = spec_for(architecture, classes=10, **arguments)
-    model, images = build(spec).eval(), torch.zeros(1, 3, spec.image, spec.image)
+    model, images = build(spec).eval(), torch.zeros(1, *spec.image)
     with torch.inference_mode():
         model(images)
         peak = peak_of(lambda: model(images))
@@ -126,19 +128,43 @@ def test_a_model_that_timm_builds_but_that_cannot_run_is_one_line() -> None:
         costs.macs(spec)
 
 
-def test_images_that_are_not_square_are_one_line() -> None:
-    for build_spec in (
-        lambda: spec_for("deit_tiny_patch16_224", img_size=(32, 48)),
-        lambda: spec_of(timm.create_model("deit_tiny_patch16_224", img_size=(32, 48), embed_dim=24, num_heads=2)),
-    ):
-        with pytest.raises(UserError, match="its images have 32 x 48 pixels; a learngene is for square images"):
-            build_spec()
+def shaped(architecture: str) -> Spec:
+    """A small spec for grey images that are not square."""
+    return small(architecture).replace(image="64x32", channels=1)
 
 
-@pytest.mark.parametrize("channels", [1, 4])
-def test_images_of_other_channels_are_one_line(channels: int) -> None:
-    with pytest.raises(UserError, match=f"its images have {channels} channels; a learngene is for RGB images"):
-        spec_for("deit_tiny_patch16_224", in_chans=channels)
+@pytest.mark.parametrize("architecture", SMALL)
+def test_images_that_are_grey_and_not_square(architecture: str) -> None:
+    spec = shaped(architecture)
+    assert spec.image == (1, 64, 32) and spec.model_dump(mode="json")["image"] == "1x64x32"
+    assert Spec(**spec.model_dump(mode="json")) == spec
+    model = build(spec).eval()
+    assert model(torch.randn(2, *spec.image)).shape == (2, 5)
+    assert parameters(spec) == sum(parameter.numel() for parameter in model.parameters())
+    assert spec_of(model).replace(image=spec.image) == spec  # without a size of its own it has that of its weights
+
+
+@pytest.mark.parametrize("architecture", SMALL)
+def test_a_trained_model_is_extracted_and_expanded_at_any_shape(architecture: str) -> None:
+    method, spec = create_method("pretrained"), shaped(architecture)
+    model = build(spec, seed=1).eval()
+    model.pretrained_cfg = {**model.pretrained_cfg, "input_size": tuple(spec.image)}
+    learngene = method.extract(model)
+    images = torch.randn(2, *spec.image)
+    assert torch.equal(method.expand(learngene, spec).eval()(images), model(images))
+    turned = spec.replace(image="32x64")
+    other = method.expand(learngene, turned).eval()
+    assert other(torch.randn(2, *turned.image)).shape == (2, 5)
+    if "pos_embed" in model.state_dict() and model.pos_embed.ndim == 3:  # as many positions, in another order
+        assert not torch.equal(other.pos_embed, model.pos_embed)
+
+
+@pytest.mark.parametrize(
+    ("image", "says"), [("16x9", "choose 16x8 or 16x10"), (9, "choose 8 or 10"), ("1x2", "choose 2")]
+)
+def test_sizes_that_do_not_fit_the_patches_name_those_that_do(image: object, says: str) -> None:
+    with pytest.raises(ValueError, match=f"image size {image} is not divisible by patch size 2: {says}"):
+        preset("nano").replace(image=image)
 
 
 @pytest.mark.parametrize(

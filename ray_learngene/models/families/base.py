@@ -36,7 +36,7 @@ class Size:
     widths: tuple[int, ...]
     heads: tuple[int, ...]
     mlp_ratio: float | None
-    image: int | None
+    image: tuple[int, int] | None  # height and width
     patch: int
 
 
@@ -94,7 +94,7 @@ class Family:
             widths,
             (_numbers(made[heads]) if heads else None) or (),
             float(ratio) if isinstance(ratio, int | float) else None,
-            _side(made.get("img_size")),
+            _sides(made.get("img_size")),
             _side(made.get("patch_size")) or 1,
         )
 
@@ -111,7 +111,9 @@ class Family:
         sides = {"img_size": (have.image, size.image), "patch_size": (have.patch, size.patch)}
         return {
             **{
-                name: after for name, (before, after) in sides.items() if after != before and made.get(name) is not None
+                name: after if name == "patch_size" else _img_size(after)
+                for name, (before, after) in sides.items()
+                if after != before and made.get(name) is not None
             },
             **{
                 name: _like(made[name], after)
@@ -152,6 +154,17 @@ def _side(value: Any) -> int | None:
     """Return the side of a square image or patch; None if there is none or it is no square."""
     sides = set(_numbers(value) or ()) if value is not None else set()
     return sides.pop() if len(sides) == 1 else None
+
+
+def _sides(value: Any) -> tuple[int, int] | None:
+    """Return the height and width of an image; None if there are none."""
+    sides = _numbers(value) if value is not None else None
+    return (sides[0], sides[-1]) if sides and len(sides) in (1, 2) else None
+
+
+def _img_size(sides: Any) -> Any:
+    """Return height and width as timm's `img_size`: a number if they are equal."""
+    return sides[0] if sides is None or sides[0] == sides[1] else list(sides)
 
 
 def _like(example: Any, value: Any) -> Any:
