@@ -38,7 +38,7 @@ FUNCTIONS: dict[str, tuple[type[Config], str, set[str], str]] = {
         {"models", "learngene", "imported", "script"},
         "list[Record]",
     ),
-    "evaluate": (config.EvaluateConfig, "model: Model | str | Path, ", {"model"}, "Scores"),
+    "evaluate": (config.EvaluateConfig, "model: Model | str | Path, ", {"model"}, "Scores | FeatureScores"),
 }
 _FROM_LEARNGENE = {"name", "data"}  # of a sweep: an `Artefact` gives them
 _CALLBACKS = {"train_ancestry": "UserCallback", "distill": "UserCallback", "sweep": "Callback"}  # Ray's
@@ -69,6 +69,7 @@ from torch import nn
 from ray_learngene.config import BenchArm
 from ray_learngene.config.data import Interpolation
 from ray_learngene.delivery.export import Exported
+from ray_learngene.delivery.features import FeatureScores
 from ray_learngene.errors import Diverged as Diverged
 from ray_learngene.errors import Interrupted as Interrupted
 from ray_learngene.errors import UserError as UserError

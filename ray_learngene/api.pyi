@@ -14,6 +14,7 @@ from torch import nn
 from ray_learngene.config import BenchArm
 from ray_learngene.config.data import Interpolation
 from ray_learngene.delivery.export import Exported
+from ray_learngene.delivery.features import FeatureScores
 from ray_learngene.errors import Diverged as Diverged
 from ray_learngene.errors import Interrupted as Interrupted
 from ray_learngene.errors import UserError as UserError
@@ -678,4 +679,4 @@ def evaluate(
     loader_workers: int = 0,
     cache_gb: float = 0,
     batch_size: int = 256,
-) -> Scores: ...
+) -> Scores | FeatureScores: ...
