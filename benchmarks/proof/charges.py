@@ -42,13 +42,14 @@ class Charges:
         return (shared + own) / 1e3 + self._passes(row["teacher_flops"], row.get("teacher")) / row["sweep"]["models"]
 
     def learngene(self, row: Row) -> float:
-        """The distillation that a row's model comes from; 0 without one."""
-        made = row.get("learngene")
-        if made is None:
-            return 0.0
-        cost = made["cost"]
-        own = cost["steps"] * (self.ms["loader"] + self.ms[made.get("arm", row["arm"])])
-        return own / 1e3 + self._passes(cost["teacher_flops"], row["teacher"])
+        """The distillation that a row's model comes from, with what that started from; 0 without one."""
+        made, total = row.get("learngene"), 0.0
+        while made is not None:
+            cost = made["cost"]
+            own = cost["steps"] * (self.ms["loader"] + self.ms[made.get("arm", row["arm"])])
+            total += own / 1e3 + self._passes(cost["teacher_flops"], row["teacher"])
+            made = made.get("start")
+        return total
 
     def teacher(self, row: Row) -> float:
         """The training of a row's teacher; 0 without one."""

@@ -90,7 +90,7 @@ def teacher_command(plan: Plan, data: str, places: Places) -> list[str]:
 def distill_command(plan: Plan, run: Run, places: Places) -> list[str]:
     """The distillation of a learngene arm."""
     run = plan.distilled_as(run)
-    learngene = plan.learngenes[run.arm]
+    learngene, start = plan.learngenes[run.arm], plan.started_from(run)
     flags = {
         "name": sweep_name(run),
         **places.flags(plan, run.data),
@@ -103,6 +103,7 @@ def distill_command(plan: Plan, run: Run, places: Places) -> list[str]:
         **plan.settings,
         **{name: value for name, value in learngene.items() if name not in ("arm", "depth")},
         **(plan.search["split"] if run.searching else {}),
+        **({"start": sweep_name(start)} if start else {}),
         "workers": 0,
     }
     return words("distill", flags)

@@ -77,7 +77,8 @@ class Plan:
         settings: Flags of every sweep.
         teacher: Flags of the ancestry model.
         learngenes: Flags of the distillation of each learngene arm. `depth` is the layers of what it distils, if not
-            those of the largest model. `arm` is how the sweep names its method, if it has options there. An arm with
+            those of the largest model. `start` is the arm whose learngene it starts from, of a run's epochs; its own
+            are `epochs` then. `arm` is how the sweep names its method, if it has options there. An arm with
             `of` takes the learngene of that other arm, and has a `tuning` of its own.
         tuning: Epochs of a learngene's descendants, and their learning rate as a share of the distillation's. With
             `taught` the teacher's probabilities take the place of labels.
@@ -108,11 +109,18 @@ class Plan:
             decisive |= {"learngene": self.learngenes[run.arm], "tuning": self.tuning}
             if other := self.learngenes[run.arm].get("of"):
                 decisive["of"] = self.learngenes[other]
+            if start := self.started_from(run):
+                decisive["start"] = self.learngenes[start.arm]
         return fingerprint({**asdict(run), **decisive})[:16]
 
     def distilled_as(self, run: Run) -> Run:
         """The run whose learngene a run takes: its own, or another arm's."""
         return replace(run, arm=self.learngenes[run.arm].get("of", run.arm))
+
+    def started_from(self, run: Run) -> Run | None:
+        """The run whose learngene the distillation of a run starts from."""
+        start = self.learngenes[self.distilled_as(run).arm].get("start")
+        return replace(run, arm=start) if start else None
 
     def tuning_of(self, arm: str) -> dict[str, Any]:
         return self.learngenes[arm].get("tuning", self.tuning)

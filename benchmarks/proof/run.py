@@ -170,12 +170,14 @@ def _teacher(plan: Plan, data: str, places: Places, tallies: Path) -> dict[str, 
 
 def _learngene(plan: Plan, run: Run, places: Places, tallies: Path) -> dict[str, Any]:
     """Distil the learngene of a run where the store has none; returns what its manifest and its tally say of it."""
-    source = plan.distilled_as(run)
+    source, start = plan.distilled_as(run), plan.started_from(run)
+    before = {"start": _learngene(plan, start, places, tallies)} if start else {}
     name = sweep_name(source)
     tally = tallies / f"{name}-distillation.json"
     if not places.has("learngenes", name):
         run_command(distill_command(plan, run, places), tally)
-    return {"name": name, "arm": source.arm, **_made(places, "learngenes", name, "learngene.safetensors", tally)}
+    made = _made(places, "learngenes", name, "learngene.safetensors", tally)
+    return {"name": name, "arm": source.arm, **made, **before}
 
 
 def _made(places: Places, kind: str, name: str, weights: str, tally: Path) -> dict[str, Any]:

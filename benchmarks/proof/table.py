@@ -68,11 +68,13 @@ def _own(row: Row, charges: Charges | None) -> tuple[float, float, float]:
 
 
 def _spent(made: Mapping[str, Any] | None, seconds: float | None) -> tuple[float, float, float]:
-    """FLOPs, the teacher's FLOPs and seconds of a learngene or of a teacher."""
+    """FLOPs, the teacher's FLOPs and seconds of a learngene, with what it started from, or of a teacher."""
     if made is None:
         return 0.0, 0.0, 0.0
-    cost = made["cost"]
-    return cost["flops"], cost.get("teacher_flops", 0.0), made["cpu_seconds"] if seconds is None else seconds
+    before, cost = _spent(made.get("start"), None), made["cost"]
+    own = cost["flops"], cost.get("teacher_flops", 0.0), made["cpu_seconds"]
+    flops, teacher, used = (sum(pair) for pair in zip(own, before, strict=True))
+    return flops, teacher, used if seconds is None else seconds
 
 
 def _searched(row: Row, rows: Iterable[Row], charges: Charges | None) -> tuple[float, float, float]:

@@ -139,7 +139,12 @@ class DistillationConfig(Config):
     distillation: Literal["soft", "hard"] = Field(
         "soft", description="learn the ancestry model's probabilities (soft), or its top class (hard)"
     )
-    alpha: float = Field(1.0, ge=0, le=1, description="weight of the distillation term; the label term has 1 - alpha")
+    alpha: float = Field(
+        1.0,
+        ge=0,
+        le=1,
+        description="weight of the distillation term; the label term has 1 - alpha. 0: the ancestry model is not asked",
+    )
     tau: float = Field(1.0, gt=0, description="temperature of soft distillation")
     soft_labels: bool = Field(
         False, description="read the ancestry model's cached logits from the store; compute and cache what is missing"

@@ -24,8 +24,8 @@ from ray_learngene.distillation.features import FeatureTask, feature_student, re
 from ray_learngene.distillation.run import run
 from ray_learngene.distillation.task import open_store, settings_path
 from ray_learngene.errors import UserError
-from ray_learngene.methods.base import Learngene
-from ray_learngene.methods.generated import attribute_of
+from ray_learngene.methods.base import Learngene, Method
+from ray_learngene.methods.generated import GeneratingMethod, attribute_of
 from ray_learngene.methods.registry import create_method
 from ray_learngene.methods.warm_start import start_from_model
 from ray_learngene.models.costs import macs
@@ -83,7 +83,7 @@ def prepare(config: DistillConfig) -> DistillTask:
     module = method.auxiliary(spec, drop_path=config.drop_path)
     start = StoredLearngene.load(store, config.start) if config.start else None
     if start:
-        _start_from(module, start.learngene, config)
+        _start_from(module, method, start.learngene, config)
     if config.warm_start:
         start_from_model(module, ancestry.model, config.warm_start)
     if config.depth:
@@ -173,10 +173,12 @@ def images_for(config: DistillConfig, sets: ImageSets, spec: Spec, ancestry: Anc
     return ImagePipeline.of(sets, preprocessing, config)
 
 
-def _start_from(module: nn.Module, learngene: Learngene, config: DistillConfig) -> None:
+def _start_from(module: nn.Module, method: Method, learngene: Learngene, config: DistillConfig) -> None:
     """Load a learngene of the same method and shape into an auxiliary model; a head of other classes stays as it is."""
-    state = module.state_dict()
-    given = {attribute_of(name) if attribute_of(name) in state else name: x for name, x in learngene.tensors.items()}
+    state, genes = module.state_dict(), dict(learngene.tensors)
+    if isinstance(method, GeneratingMethod) and learngene.method == method.name:
+        genes = method.started(genes, getattr(module, "spec", learngene.spec))
+    given = {attribute_of(name) if attribute_of(name) in state else name: x for name, x in genes.items()}
     heads = {
         name
         for name in given

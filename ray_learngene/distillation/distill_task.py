@@ -19,7 +19,7 @@ from ray_learngene.provenance import publishable
 from ray_learngene.store.learngenes import StoredLearngene
 from ray_learngene.training.evaluation import LabelScorer, Scorer
 from ray_learngene.training.flops import forward_flops, training_flops
-from ray_learngene.training.objectives import DistillationLoss, DistillationObjective, Objective
+from ray_learngene.training.objectives import DistillationLoss, DistillationObjective, LabelObjective, Objective
 
 
 @dataclass
@@ -34,7 +34,14 @@ class DistillTask(Task):
     labels: tuple[str, ...]
     start: StoredLearngene | None
 
+    @property
+    def _asks(self) -> bool:
+        """Whether the ancestry model's answers have a weight."""
+        return self.config.alpha > 0
+
     def objective(self, device: torch.device, autocast: torch.dtype | None) -> Objective:
+        if not self._asks:
+            return LabelObjective(self.config.smoothing)
         loss = DistillationLoss(self.config.distillation, self.config.alpha, self.config.tau)
         return DistillationObjective(
             None if self.config.soft_labels else self._ancestry(device, autocast),
@@ -45,7 +52,7 @@ class DistillTask(Task):
         )
 
     def answers(self, device: torch.device, autocast: torch.dtype | None) -> Answers | None:
-        if not self.config.soft_labels:
+        if not self.config.soft_labels or not self._asks:
             return None
         return Answers.create(self.config, self.config, self.images, self.ancestry, self.store, device, autocast)
 
@@ -59,7 +66,7 @@ class DistillTask(Task):
         image, batch = self.images.preprocessing.image_size, self.config.batch_size
         return {
             "flops": training_flops(self.module, image, batch=batch, steps=steps, seed=self.config.seed),
-            "teacher_flops": steps * forward_flops(self.ancestry, image, batch),
+            "teacher_flops": steps * forward_flops(self.ancestry, image, batch) if self._asks else 0,
         }
 
     def write(self, module: nn.Module, folder: Path) -> dict[str, Any]:

@@ -6,17 +6,21 @@ evenly. Early in training the range holds only shallow sub-models: their steps a
 range grows as training proceeds.
 
 A block repeated r times adds partly coherent residuals. Every residual branch of a model of L layers is therefore
-scaled by (L0 / L)^step. The scale folds into `attn.proj` and `mlp.fc2`, so descendants stay plain. Prior work is in
-docs/methods.md, ablations are in docs/experiments.md.
+scaled by (L0 / L)^step. The scale folds into `attn.proj` and `mlp.fc2`, so descendants stay plain.
+
+Once the stages are trained, `untied` gives every layer of the auxiliary a block of its own, a copy of its stage's, and
+trains all depths further. A shallower model takes the first blocks of each stage. Prior work is in docs/methods.md,
+ablations are in docs/experiments.md.
 """
 
 from __future__ import annotations
 
-from typing import ClassVar
+from collections.abc import Sequence
+from typing import ClassVar, Self
 
 import numpy as np
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from ray_learngene.config.base import LATER
 from ray_learngene.methods.base import Numbers
@@ -31,7 +35,7 @@ from ray_learngene.methods.elastic import (
 )
 from ray_learngene.methods.generated import Genes, State
 from ray_learngene.methods.shared_weights import inherited_blocks, require_same, singletons
-from ray_learngene.methods.sws import stage_of_layer
+from ray_learngene.methods.sws import layers_per_stage, stage_of_layer
 from ray_learngene.models.layout import block_lists, family, reduced, split
 from ray_learngene.models.specs import Spec, build, shapes_of
 
@@ -41,6 +45,21 @@ CORRECTION = "correction."  # before the name of the parameter of the auxiliary'
 def nearest_layers(depth: int, of: int) -> list[int]:
     """Return the layer of the auxiliary at the same height as each layer of a model: midpoints of equal spans."""
     return [(2 * layer + 1) * of // (2 * depth) for layer in range(depth)]
+
+
+def untied_layers(depth: int, of: int, stages: int) -> list[int]:
+    """Choose the untied block of each layer of a model: the first blocks of each stage; the last of it repeats.
+
+    Args:
+        of: Untied blocks, the layers of the auxiliary.
+    """
+    layout = (1,) * min(stages, of)
+    firsts = np.cumsum((0, *layers_per_stage(of, layout)))
+    return [
+        min(int(first) + layer, int(end) - 1)
+        for first, end, layers in zip(firsts, firsts[1:], layers_per_stage(depth, layout), strict=False)
+        for layer in range(layers)
+    ]
 
 
 class AnySize(ElasticMethod):
@@ -63,8 +82,21 @@ class AnySize(ElasticMethod):
         description="add a correction for every layer of the auxiliary, 0 at the start, times this; 0: none",
         json_schema_extra=LATER,
     )
+    untied: bool = Field(
+        False,
+        description="a block for every layer of the auxiliary, instead of one for a stage; use it with --start",
+        json_schema_extra=LATER,
+    )
+
+    @model_validator(mode="after")
+    def _one_kind_of_freedom(self) -> Self:
+        if self.untied and self.corrections:
+            raise ValueError("untied layers need no corrections: leave one of the two out")
+        return self
 
     def initial(self, spec: Spec) -> State:
+        if self.untied:
+            return self.started(build(reduced(spec, self.stages)).state_dict(), spec)
         genes = dict(build(reduced(spec, self.stages)).state_dict())
         if self.corrections:
             lists = block_lists(spec)
@@ -72,6 +104,14 @@ class AnySize(ElasticMethod):
                 CORRECTION + name: torch.zeros(shape) for name, shape in shapes_of(spec).items() if split(name, lists)
             }
         return genes
+
+    def started(self, genes: Genes, spec: Spec) -> State:
+        """Return the genes to start from: untied layers begin as copies of their stage's block."""
+        stored = reduced(spec, self.stages)
+        if not self.untied or genes.keys() != shapes_of(stored).keys():
+            return dict(genes)
+        tied = inherited_blocks(genes, stored, spec, lambda depth, of: stage_of_layer(depth, (1,) * of))
+        return singletons(genes, spec, spec) | tied
 
     def choose(self, source: Spec, generator: np.random.Generator, done: float) -> tuple[Spec, ...]:
         """Split the range of depths into `parts` and sample a depth from each; at the end take the deepest of each.
@@ -90,7 +130,7 @@ class AnySize(ElasticMethod):
     def generate(self, genes: Genes, source: Spec, spec: Spec) -> State:
         require_same(self.name, source, spec, "patch", "mlp_ratio")
         require_nested(self.name, source, spec)
-        stored = reduced(source, self.stages)
+        stored = source if self.untied else reduced(source, self.stages)
         # at L0, the middle of the trained depths, the scale is 1
         scale = (source.depth / (2 * spec.depth)) ** self.step
         lists, ends = block_lists(stored), family(source).branch_ends
@@ -102,8 +142,11 @@ class AnySize(ElasticMethod):
             }
 
         state = singletons(genes, source, spec)
-        state |= inherited_blocks(scaled(genes), stored, spec, lambda depth, of: stage_of_layer(depth, (1,) * of))
+        state |= inherited_blocks(scaled(genes), stored, spec, self._block_of_layer)
         own = {name.removeprefix(CORRECTION): tensor for name, tensor in genes.items() if name.startswith(CORRECTION)}
         for name, correction in inherited_blocks(scaled(own), source, spec, nearest_layers).items():
             state[name] = state[name] + self.corrections * correction
         return nested(state, source, spec)
+
+    def _block_of_layer(self, depth: int, of: int) -> Sequence[int]:
+        return untied_layers(depth, of, self.stages) if self.untied else stage_of_layer(depth, (1,) * of)

@@ -88,10 +88,10 @@ class ElasticMethod(GeneratingMethod):
         return dict(build(spec).state_dict())
 
     def outside(self, learngene: Learngene | None, spec: Spec) -> str | None:
-        """Compare depth and width with those that `choose` samples."""
-        if learngene is None:
+        """Compare depth and width with those that `choose` samples, if options say which these are."""
+        made: Any = None if learngene is None else self.as_made(learngene)
+        if learngene is None or not hasattr(made, "shallowest"):
             return None
-        made: Any = self.as_made(learngene)  # both methods have these options
         source = learngene.spec
         shallowest, widths = smallest_depth(source, made.shallowest), nested_widths(self.name, source, made.widths)
         if not shallowest <= spec.depth <= source.depth:

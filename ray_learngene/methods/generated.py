@@ -201,6 +201,10 @@ class GeneratingMethod(Method):
             UserError: the genes cannot expand to that spec.
         """
 
+    def started(self, genes: Genes, spec: Spec) -> State:
+        """Return the genes of an auxiliary model of `spec` that starts from those of a learngene."""
+        return dict(genes)
+
     def auxiliary(self, spec: Spec, *, drop_path: float = 0.0) -> nn.Module:
         require_no_statistics(self.name, spec)
         return GeneratedVisionTransformer(spec, self.initial(spec), Generator(self, spec), drop_path=drop_path)

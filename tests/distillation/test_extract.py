@@ -124,6 +124,25 @@ def test_distillation_starts_from_a_learngene(store: str) -> None:
         distill(distillation(store, name="no", method="wave", depth=5, start="warm"))
 
 
+def test_untied_layers_start_from_shared_stages_and_learn_from_labels_alone(store: str) -> None:
+    """The ancestry model answers nothing then, and costs nothing."""
+    tied = distill(distillation(store, name="tied", method="any-size:shallowest=1:stages=2", depth=3))
+    more = {"method": "any-size:shallowest=1:stages=2:growth=0:untied=true", "depth": 3, "start": "tied", "alpha": 0}
+    made = distill(distillation(store, name="untied", **more))
+    assert made.metadata["cost"]["teacher_flops"] == 0 < tied.metadata["cost"]["teacher_flops"]
+    stored = StoredLearngene.load(Store(store), "untied")
+    assert stored.facts()["learngene_flops"] == sum(one.metadata["cost"]["flops"] for one in (tied, made))
+    blocks = [stored.learngene.tensors[f"blocks.{layer}.mlp.fc1.weight"] for layer in range(3)]
+    assert not torch.equal(blocks[0], blocks[1]) and not torch.equal(blocks[1], blocks[2])
+
+
+def test_a_sweep_of_layerdrop_measures_shallower_models(store: str) -> None:
+    distill(distillation(store, name="dropped", method="layerdrop", depth=3))
+    settings = {key: value for key, value in QUICK.items() if key != "workers"} | {"in_process": True, "name": "drop"}
+    table = sweep(SweepConfig(**settings, store=store, learngene="dropped", arms=("layerdrop",), depths="2,3"))
+    assert set(table["status"]) == {"finished"} and table["outside"].isna().all()
+
+
 def test_arms_of_one_sweep_expand_their_own_learngenes_and_learn_from_a_teacher(store: str) -> None:
     for seed in range(2):
         distill(distillation(store, name=f"any-{seed}", method="any-size:shallowest=1", depth=3, seed=seed))

@@ -10,11 +10,12 @@ from hypothesis import strategies as st
 from torch import nn
 
 from ray_learngene.errors import UserError
-from ray_learngene.methods.any_size import AnySize
+from ray_learngene.methods.any_size import AnySize, untied_layers
 from ray_learngene.methods.base import Learngene
 from ray_learngene.methods.elastic import ElasticVisionTransformer, at_width, draw_step
 from ray_learngene.methods.registry import create_method
 from ray_learngene.methods.shared_weights import require_same
+from ray_learngene.methods.sws import stage_of_layer
 from ray_learngene.models.specs import Spec, spec_for
 from ray_learngene.training.objectives import LabelObjective
 from tests.methods.trained import assert_untied, images_of
@@ -101,6 +102,39 @@ def test_depths_that_were_not_trained_are_outside() -> None:
     assert notes[2] == f"depth 2 is outside of 3 to {SPEC.depth}, the depths that any-size was trained at"
     _, shallow = auxiliary_of("any-size:shallowest=3", SPEC.replace(depth=2))
     assert method.outside(shallow, SPEC) == f"depth {SPEC.depth} is not 2, the only depth that any-size was trained at"
+
+
+@pytest.mark.parametrize("stages", [1, 3, 5])
+def test_untied_layers_begin_as_the_stages_that_they_start_from(stages: int) -> None:
+    """Any size has the logits of the shared stages; then one block of the auxiliary changes only what takes it."""
+    _, shared = auxiliary_of(f"any-size:stages={stages}:shallowest=2")
+    method = create_method(f"any-size:stages={stages}:shallowest=2:untied=true")
+    assert isinstance(method, AnySize)
+    genes = method.started(shared.tensors, SPEC)
+    learngene = Learngene("any-size", method.options(), SPEC, genes)
+    assert {name for name in genes if name.startswith("blocks.")} >= {
+        f"blocks.{layer}.norm1.weight" for layer in range(12)
+    }
+    for depth in (1, 2, 3, 7, 12, 17):
+        spec = SPEC.replace(depth=depth)
+        state, expected = (create_method("any-size").expand(one, spec).state_dict() for one in (learngene, shared))
+        assert all(torch.equal(tensor, expected[name]) for name, tensor in state.items())
+    assert method.started(genes, SPEC).keys() == genes.keys()  # of its own kind it starts as it is
+
+
+@given(depth=st.integers(1, 30), of=st.integers(1, 16), stages=st.integers(1, 6))
+def test_untied_layers_keep_their_order_and_stage(depth: int, of: int, stages: int) -> None:
+    layers = untied_layers(depth, of, stages)
+    shared = min(stages, of)
+    of_stage = stage_of_layer(of, (1,) * shared)
+    assert layers == sorted(layers)
+    assert tuple(of_stage[layer] for layer in layers) == stage_of_layer(depth, (1,) * shared)
+    assert depth != of or layers == list(range(of))
+
+
+def test_untied_layers_take_no_corrections() -> None:
+    with pytest.raises(UserError, match="untied layers need no corrections"):
+        create_method("any-size:untied=true:corrections=0.1")
 
 
 def test_corrections_of_zero_change_nothing_and_others_only_their_layers() -> None:
