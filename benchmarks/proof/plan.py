@@ -126,7 +126,11 @@ class Plan:
         return self.learngenes[arm].get("tuning", self.tuning)
 
     def taught(self, arm: str) -> bool:
-        return arm == "distilled" or arm in self.learngenes
+        """Tell whether the teacher answers anywhere in the making of an arm."""
+        if arm not in self.learngenes:
+            return arm == "distilled"
+        made = self.learngenes[self.learngenes[arm].get("of", arm)]
+        return made.get("alpha", 1) > 0 or ("start" in made and self.taught(made["start"]))
 
     def runs(self, step: Step, rows: Iterable[Row]) -> list[Run]:
         """The runs of a step, as far as the rows decide its learning rates.
