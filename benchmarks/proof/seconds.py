@@ -45,7 +45,7 @@ C = TypeVar("C", bound=BaseModel)
 
 DATA = "cifar10"
 STEPS = 20  # of a learngene arm, evenly spaced over its training
-ROUNDS = 15
+ROUNDS = 7
 
 
 def main() -> None:
