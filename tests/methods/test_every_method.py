@@ -308,10 +308,10 @@ def test_a_distillation_starts_from_a_learngene_that_holds_all_of_its_auxiliary(
     kept = {name.replace("__", ".") for name in made.learngene.tensors}
     if any(name.replace("__", ".") not in kept for name in drawn if not name.startswith("head")):
         with pytest.raises(UserError, match="does not fit") as refusal:
-            _start_from(module, made.learngene, config)
+            _start_from(module, made.method, made.learngene, config)
         assert_one_line(refusal.value)
         return
-    _start_from(module, made.learngene, config)
+    _start_from(module, made.method, made.learngene, config)
     for name, tensor in module.state_dict().items():
         inherited = name.replace("__", ".") in kept and tensor.shape == trained[name].shape
         assert torch.equal(tensor, (trained if inherited else drawn)[name]), name

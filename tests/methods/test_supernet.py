@@ -38,7 +38,7 @@ def auxiliary_of(text: str, spec: Spec = SPEC) -> ElasticVisionTransformer:
 
 def batch(size: int = 6) -> tuple[torch.Tensor, torch.Tensor]:
     generator = torch.Generator().manual_seed(2)
-    return torch.randn(size, 3, SPEC.image, SPEC.image, generator=generator), torch.arange(size) % SPEC.classes
+    return torch.randn(size, *SPEC.image, generator=generator), torch.arange(size) % SPEC.classes
 
 
 @pytest.mark.parametrize(

@@ -80,7 +80,7 @@ def test_a_descendant_with_the_auxiliarys_layout_computes_its_logits_exactly(lay
     auxiliary, learngene = learngene_of(layout)
     method = create_method("sws", layout=layout)
     descendant = method.expand(learngene, NANO.replace(depth=sum(layout))).eval()
-    images = torch.randn(3, 3, NANO.image, NANO.image)
+    images = torch.randn(3, *NANO.image)
     assert torch.equal(auxiliary(images), descendant(images))
 
 
@@ -110,7 +110,7 @@ def test_stored_sizes(name: str, block: int, without_head: int, with_head: int) 
 def test_a_shared_blocks_gradient_is_the_sum_over_its_applications() -> None:
     auxiliary, learngene = learngene_of()
     untied = create_method("sws", layout=LAYOUT).expand(learngene, NANO)
-    images, labels = torch.randn(4, 3, NANO.image, NANO.image), torch.tensor([0, 1, 2, 3])
+    images, labels = torch.randn(4, *NANO.image), torch.tensor([0, 1, 2, 3])
     for model in (auxiliary, untied):
         torch.nn.functional.cross_entropy(model.train()(images), labels).backward()
     for stage in range(len(LAYOUT)):
@@ -123,14 +123,14 @@ def test_a_shared_blocks_gradient_is_the_sum_over_its_applications() -> None:
 def test_drop_path_rises_over_applications_and_is_off_in_evaluation() -> None:
     auxiliary = create_method("sws").auxiliary(NANO, drop_path=0.3)
     assert auxiliary.drop_path_rates == pytest.approx([0.3 * layer / 15 for layer in range(16)])
-    images = torch.randn(2, 3, NANO.image, NANO.image)
+    images = torch.randn(2, *NANO.image)
     assert not torch.equal(auxiliary.train()(images), auxiliary(images))
     assert torch.equal(auxiliary.eval()(images), auxiliary(images))
 
 
 def test_activation_checkpointing_changes_no_gradient() -> None:
     auxiliary, _ = learngene_of()
-    images = torch.randn(2, 3, NANO.image, NANO.image)
+    images = torch.randn(2, *NANO.image)
     gradients = []
     for enabled in (False, True):
         auxiliary.train().set_grad_checkpointing(enabled)

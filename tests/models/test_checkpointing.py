@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from benchmarks.measure import peak_of
 from benchmarks.step_memory import needed, weights
 from ray_learngene.cli.main import main
+from ray_learngene.config.image import ImageShape
 from ray_learngene.methods.elastic import draw_step
 from ray_learngene.methods.registry import create_method
 from ray_learngene.models.checkpointing import checkpoint_gradients
@@ -27,8 +28,9 @@ from tests.training.test_features import student, teacher
 WITHOUT_TIMMS = ("pit_ti_224",)  # timm refuses to checkpoint it
 
 
-def images_for(size: int) -> Tensor:
-    return torch.randn(8, 3, size, size, generator=torch.Generator().manual_seed(0))
+def images_for(size: int | ImageShape) -> Tensor:
+    shape = (3, size, size) if isinstance(size, int) else size
+    return torch.randn(8, *shape, generator=torch.Generator().manual_seed(0))
 
 
 def step(model: nn.Module, images: Tensor, autocast: bool = False) -> tuple[list[Tensor], list[Tensor]]:

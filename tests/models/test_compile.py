@@ -44,7 +44,7 @@ def step(model: nn.Module, training: bool = True) -> tuple[Tensor, list[Tensor]]
     """Logits of a step, or of a scoring, and the gradients."""
     model.train(training)
     draw_step(model, seed=0, step=1, total_steps=4)
-    images = torch.randn(8, 3, SPEC.image, SPEC.image, generator=torch.Generator().manual_seed(0))
+    images = torch.randn(8, *SPEC.image, generator=torch.Generator().manual_seed(0))
     torch.manual_seed(3)
     if not training:
         with torch.no_grad():

@@ -14,6 +14,7 @@ import torch
 import torch.multiprocessing as mp
 
 from ray_learngene.config import AugmentationConfig, DataConfig, OptimizationConfig
+from ray_learngene.config.image import ImageShape
 from ray_learngene.data.open import open_image_sets
 from ray_learngene.data.pipeline import ImagePipeline
 from ray_learngene.errors import RunError, UserError
@@ -64,7 +65,7 @@ def student(method: str) -> torch.nn.Module:
     if method.startswith(FEATURES):
         shapes = feature_shapes(build(spec, seed=7), READER, torch.zeros(1, 3, 8, 8))
         auxiliary = create_method(method.removeprefix(FEATURES)).auxiliary(spec.replace(classes=0))
-        return FeatureStudent(auxiliary, READER, shapes, 8)
+        return FeatureStudent(auxiliary, READER, shapes, ImageShape(3, 8, 8))
     return create_method(method).auxiliary(spec)
 
 

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 
 from ray_learngene.ancestry.model import Ancestry
 from ray_learngene.config import AugmentationConfig, DataConfig, TrainingConfig
+from ray_learngene.config.image import ImageShape
 from ray_learngene.data.image_set import Subset
 from ray_learngene.data.open import open_image_sets
 from ray_learngene.data.pipeline import ImagePipeline
@@ -105,7 +106,7 @@ def student(method: str, ancestry: Ancestry, layers: int = 1) -> FeatureStudent:
     reader = FeatureReader(layers)
     shapes = feature_shapes(ancestry, lambda model, images: model(images, reader), torch.zeros(1, 3, 8, 8))
     torch.manual_seed(0)
-    return FeatureStudent(create_method(method).auxiliary(NANO, drop_path=0.1), reader, shapes, 8)
+    return FeatureStudent(create_method(method).auxiliary(NANO, drop_path=0.1), reader, shapes, ImageShape(3, 8, 8))
 
 
 STUDENTS: dict[str, dict[str, Any]] = {
@@ -121,7 +122,7 @@ def test_a_student_of_any_family_learns_the_features_of_any_other(name: str) -> 
     ancestry, reader = teacher(), FeatureReader(2)
     spec = spec_for(name, classes=0, **STUDENTS[name])
     shapes = feature_shapes(ancestry, lambda model, images: model(images, reader), torch.zeros(1, 3, 32, 32))
-    model = FeatureStudent(create_method("sws").auxiliary(spec), reader, shapes, 32)
+    model = FeatureStudent(create_method("sws").auxiliary(spec), reader, shapes, ImageShape(3, 32, 32))
     images = torch.randn(2, 3, 32, 32)
     FeatureObjective(ancestry, reader, FeatureLoss())(
         TorchEngine(model, torch.optim.SGD(model.parameters())), images, images
