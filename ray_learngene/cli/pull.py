@@ -14,6 +14,7 @@ from ray_learngene.cli.artefacts import KINDS, parse_artefact
 from ray_learngene.config import PullConfig
 from ray_learngene.config.delivery import EXPORT_FORMATS
 from ray_learngene.errors import NothingWithin, UserError
+from ray_learngene.io.errors import Denied
 from ray_learngene.models.budgets import Budget, format_quantity, parse_quantity
 from ray_learngene.progress import counted
 from ray_learngene.store.manifest import FOLDERS, Manifest
@@ -272,6 +273,10 @@ def _trained_or_expanded(config: PullConfig, store: Store) -> Manifest | Path:
         log.info(f"trained    {_trained_text(trained)}")
     except NothingWithin as nothing:
         log.info(f"trained    {nothing}")
+    except Denied as denied:  # an expansion needs no list of the trained ones
+        if not config.expand:
+            raise
+        log.info(f"trained    {denied}")
     try:
         from ray_learngene.delivery.expand import UNKNOWN, Expander, size_text
         from ray_learngene.delivery.folders import local_path

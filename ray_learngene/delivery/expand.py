@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -19,6 +20,7 @@ from ray_learngene.delivery.features import FeatureScores
 from ray_learngene.delivery.folders import check_free, local_path, new_folder
 from ray_learngene.delivery.latency_limit import largest_within_latency
 from ray_learngene.errors import NothingWithin, UserError
+from ray_learngene.io.errors import Denied
 from ray_learngene.methods.base import Method
 from ray_learngene.methods.registry import create_method
 from ray_learngene.models.budgets import Budget, candidates, format_quantity, largest_within, parse_quantity
@@ -37,6 +39,8 @@ from ray_learngene.store.timings import Timings
 
 MARK = "config.json"  # what every model folder has
 FACTS = "metrics.json"
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -76,7 +80,12 @@ class Expander:
         stored = StoredLearngene.load(store, name)
         chosen = create_method(method or stored.learngene.method)
         chosen.as_made(stored.learngene)
-        rows = [entry.facts for entry in store.entries(["descendant"]) if entry.facts.get("learngene") == name]
+        try:
+            known = store.entries(["descendant"])
+        except Denied as denied:  # an expansion needs the right to read, not to list
+            log.warning("the accuracy of sizes is not known: %s", denied)
+            known = []
+        rows = [entry.facts for entry in known if entry.facts.get("learngene") == name]
         return cls(stored, chosen, rows, stored_origin(stored.manifest, store))
 
     @property

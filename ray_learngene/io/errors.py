@@ -245,7 +245,7 @@ def explain(error: BaseException, uri: str) -> UserError:
     words = words_of(uri, error)
     endpoint = f" {endpoint_host(options_for(uri))}" if "{endpoint}" in text and words is SCHEMES["s3"] else ""
     known = {"server": words.server, "keys": words.keys, "address": words.address, "region": _region(answer)}
-    known["right"] = (answer and RIGHTS.get(answer.operation_name)) or "list, read and write"
+    known["right"] = (answer and RIGHTS.get(answer.operation_name)) or "list and read (and for a store write)"
     line = text.format(uri=uri, endpoint=endpoint, **known)
     if text not in (UNREACHABLE, FAILING, RENEWED):
         return (Denied if text in (DENIED, NO_KEYS, NO_LOGIN) else UserError)(line)

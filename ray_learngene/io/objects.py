@@ -26,7 +26,7 @@ from ray_learngene.io.local import LocalStorage
 from ray_learngene.io.multipart import PART_BYTES, Transfer
 from ray_learngene.io.retry import RETRY_SECONDS, Retry
 from ray_learngene.io.s3 import S3Storage
-from ray_learngene.io.schemes import locate
+from ray_learngene.io.schemes import locate, words_of
 
 __all__ = ["PROBES", "TEMPORARY", "Found", "IncompleteUpload", "Objects"]
 
@@ -36,6 +36,10 @@ DELETED_AT_ONCE = 1000
 ABOUT = "store.json"
 PROBES = (".check-", ".probe-")
 UNSUPPORTED = {"NOTIMPLEMENTED", "501"}
+UNLISTED = (
+    "{uri} may be read here, but not listed: pull by name (learngene pull KIND/NAME --store {uri}), or set {keys} of "
+    "an account that may list it"
+)
 
 T = TypeVar("T")
 
@@ -85,10 +89,7 @@ class Objects:
                 self._call("", lambda: self.storage.check(write))
                 self.read(ABOUT)
             except Denied:  # a user who may read, but not list, can pull by name
-                about = None
-                with suppress(UserError):
-                    about = None if write or self.is_local else self.read(ABOUT)
-                if about is None:
+                if write or not self._may_read():
                     raise
             if write:
                 probe = f"{PROBES[0]}{uuid.uuid4().hex}/check"
@@ -99,6 +100,11 @@ class Objects:
                     raise UserError(f"{self.uri} does not list what was just written: keep the store elsewhere")
         finally:
             self.retry = retry
+
+    def _may_read(self) -> bool:
+        with suppress(UserError):
+            return not self.is_local and self.read(ABOUT) is not None
+        return False
 
     def each(self, calls: Iterable[Callable[[], T]], threads: int = THREADS) -> list[T]:
         """Return the results of many calls, made in threads; where one fails the others are not waited for."""
@@ -226,11 +232,20 @@ class Objects:
 
     def named(self, folder: str, name: str, depth: int) -> list[str]:
         """Return the paths of the objects called `name` so many folders below a folder, sorted."""
-        return sorted(self._call(folder, lambda: self.storage.named(folder, name, depth)))
+        return sorted(self._listed(folder, lambda: self.storage.named(folder, name, depth)))
 
     def look(self, folder: str) -> list[Found]:
         """Return all objects below a folder, sorted by path; none if the folder does not exist."""
-        return self._call(folder, lambda: sorted(self.storage.look(folder), key=lambda one: one.path))
+        return self._listed(folder, lambda: sorted(self.storage.look(folder), key=lambda one: one.path))
+
+    def _listed(self, folder: str, request: Callable[[], T]) -> T:
+        """Make a request that lists; see `_call`."""
+        try:
+            return self._call(folder, request)
+        except Denied as error:
+            if self._may_read():
+                raise Denied(UNLISTED.format(uri=self.uri, keys=words_of(self.uri).keys)) from error
+            raise
 
     def delete(self, path: str) -> None:
         """Delete an object, if it exists."""

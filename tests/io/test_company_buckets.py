@@ -49,7 +49,12 @@ def buckets(s3_server: S3Server) -> None:
 
 
 def test_a_public_bucket_is_pulled_from_without_keys(
-    s3_env: Callable[[], str], buckets: None, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    s3_env: Callable[[], str],
+    buckets: None,
+    folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     write_class_folders(tmp_path / "images", {"cat": 2, "dog": 2})
     for bucket in (PUBLIC, BY_NAME):
@@ -67,13 +72,19 @@ def test_a_public_bucket_is_pulled_from_without_keys(
     sets = open_image_sets(DataConfig(data=f"s3://{PUBLIC}/store/images", holdout=0.5))
     assert len(sets.train) == 2
     for use in (
-        lambda: Store(f"s3://{BY_NAME}/store").entries(),
         lambda: Store(f"s3://{PUBLIC}/store").check(write=True),
         lambda: Store(f"s3://{PUBLIC}/store").publish("learngene", "b", folder, {}),
     ):
         with pytest.raises(UserError, match="no S3 credentials for s3://public.*: set AWS_ACCESS_KEY_ID") as error:
             use()
         one_line(error)
+    for command in (["list"], ["pull", "--max-params", "5M", "--out", str(tmp_path / "none")], ["gc"]):
+        capsys.readouterr()
+        assert main([*command, "--store", f"s3://{BY_NAME}/store"]) == 2
+        said = capsys.readouterr().err
+        assert f"not listed: pull by name (learngene pull KIND/NAME --store s3://{BY_NAME}/store)" in said
+        assert said.count("\n") == 1
+    assert not (tmp_path / "none").exists()
 
 
 def test_reading_asks_for_no_more_than_reading(

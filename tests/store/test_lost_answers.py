@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,9 @@ from ray_learngene.cli.main import main
 from ray_learngene.errors import UserError
 from ray_learngene.io import retry
 from ray_learngene.store.checkpoints import StoreCheckpoints
+from ray_learngene.store.manifest import GROUPED, Kind
 from ray_learngene.store.store import NameTaken, Store
+from ray_learngene.store.sweeps import SETTINGS, read_settings, sweep_file
 from tests.conftest import S3Server
 from tests.store.folders import contents, make_folder
 from tests.store.proxy import Fault, Proxy, Request
@@ -81,6 +84,48 @@ def test_a_manifest_that_was_written_is_published_whatever_the_server_says(
     assert s3_store.manifest("learngene", "a") == manifest
     assert contents(s3_store.download("learngene", "a", tmp_path / "out")) == contents(folder)
     assert [entry.version for entry in s3_store.entries()] == [manifest.version]
+
+
+@pytest.mark.parametrize("status", [400, 403, 409, 429])
+@pytest.mark.parametrize("kind", ["ancestry", "descendant", "softlabels", "timing"])
+def test_so_is_every_kind_of_artefact(
+    s3_store: Store, proxy: Proxy, folder: Path, tmp_path: Path, kind: Kind, status: int
+) -> None:
+    name = "group/a" if kind in GROUPED else "a"
+    proxy.fault = of_manifests("lose", status)
+    s3_store.publish(kind, name, folder, ROW)
+    proxy.fault = lambda request: None
+    assert s3_store.exists(kind, name)
+    assert contents(s3_store.download(kind, name, tmp_path / "out")) == contents(folder)
+    if kind == "descendant":
+        assert s3_store.rows("group") == [ROW["row"]]
+
+
+@pytest.mark.parametrize("status", [400, 403, 409, 429])
+def test_a_checkpoint_that_was_written_is_continued_from(s3_store: Store, proxy: Proxy, status: int) -> None:
+    checkpoints = StoreCheckpoints(s3_store, "run/state")
+    for step in ("1", "2"):  # the second replaces the first
+        proxy.fault = of_manifests("lose", status)
+        checkpoints.save(lambda folder, step=step: (folder / "step").write_text(step), {})  # type: ignore[misc]
+        proxy.fault = lambda request: None
+        with checkpoints.latest() as found:
+            assert found is not None and (found / "step").read_text() == step
+
+
+@pytest.mark.parametrize("status", [400, 403, 409, 429])
+def test_a_file_of_a_sweep_that_was_written_is_whole(s3_store: Store, proxy: Proxy, status: int) -> None:
+    """A run again finds it, and writes it again."""
+    left: list[Fault] = ["lose", status]
+    proxy.fault = lambda request: left.pop(0) if left and "sweep.json" in request.path else None
+    path = sweep_file("s", SETTINGS)
+    with suppress(UserError):
+        s3_store.write_text(path, '{"common": {"arm": "sws"}}')
+    assert not left
+    settings = read_settings(s3_store, "s")
+    assert settings is not None and settings["common"] == {"arm": "sws"}
+    s3_store.write_text(path, '{"common": {"arm": "tleg"}}')
+    settings = read_settings(s3_store, "s")
+    assert settings is not None and settings["common"] == {"arm": "tleg"}
 
 
 @pytest.mark.parametrize("overwrite", [False, True])
