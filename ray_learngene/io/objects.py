@@ -244,7 +244,8 @@ class Objects:
             return self._call(folder, request)
         except Denied as error:
             if self._may_read():
-                raise Denied(UNLISTED.format(uri=self.uri, keys=words_of(self.uri).keys)) from error
+                unlisted = UNLISTED.format(uri=self.uri, keys=words_of(self.uri).keys)
+                raise Denied(f"{error}; {unlisted}") from error
             raise
 
     def delete(self, path: str) -> None:
