@@ -77,7 +77,7 @@ def _runs(process: int) -> bool:
 
 
 def _is_old(folder: Path) -> bool:
-    with suppress(OSError):  # it is being removed, or nobody may read it
+    with suppress(OSError):  # it is being removed, or may not be read
         newest = max(path.stat().st_mtime for path in (folder, *folder.rglob("*")))
         return time.time() - newest > _OLD_SECONDS
     return False
