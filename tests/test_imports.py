@@ -37,6 +37,7 @@ def test_every_module_and_every_benchmark_imports() -> None:
 
 def test_the_science_knows_neither_ray_nor_deepspeed_nor_the_store() -> None:
     loaded = loaded_by("; ".join(f"import {name}" for name in SCIENCE))
+    assert "timm.utils.summary" in loaded
     assert not loaded & {
         "ray",
         "deepspeed",
@@ -44,6 +45,19 @@ def test_the_science_knows_neither_ray_nor_deepspeed_nor_the_store() -> None:
         "ray_learngene.store.store",
         "ray_learngene.io.objects",
     }
+
+
+def test_timm_imports_wandb_when_it_first_uses_it(tmp_path: Path) -> None:
+    """W&B makes folders in TMPDIR when it is imported, which a killed process leaves."""
+    (tmp_path / "wandb.py").write_text("logged = []\nlog = logged.append\n")
+    program = f"""
+sys.path.insert(0, {str(tmp_path)!r})
+import ray_learngene.data, timm.utils
+assert "wandb" not in sys.modules
+timm.utils.update_summary(1, {{}}, {{}}, {str(tmp_path / "summary.csv")!r}, log_wandb=True)
+import wandb
+assert wandb.logged == [{{"epoch": 1}}]"""
+    assert "wandb" in loaded_by(f"exec({program!r})")
 
 
 @pytest.mark.parametrize("module", ["ray_learngene", "ray_learngene.cli.main"])

@@ -1,3 +1,3 @@
 """The frozen teacher and its cached logits."""
 
-import ray_learngene.torchvision_cpu  # before the first import of timm
+import ray_learngene.models.timm_import  # before the first import of timm

@@ -14,7 +14,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import ray_learngene.torchvision_cpu  # noqa: F401  isort:skip  (before the first timm import)
+import ray_learngene.models.timm_import  # noqa: F401  isort:skip  (before the first timm import)
 import torch
 from timm.layers import DropPath
 from timm.models.vision_transformer import Block

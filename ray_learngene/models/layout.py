@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Literal
 
-import ray_learngene.torchvision_cpu  # noqa: F401  isort:skip  (before the first timm import)
+import ray_learngene.models.timm_import  # noqa: F401  isort:skip  (before the first timm import)
 import torch
 from timm.layers import resample_abs_pos_embed, resize_rel_pos_bias_table
 from timm.models import adapt_input_conv

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Literal
 
-import ray_learngene.torchvision_cpu  # noqa: F401  isort:skip  (before the first timm import)
+import ray_learngene.models.timm_import  # noqa: F401  isort:skip  (before the first timm import)
 from pydantic import Field, ValidationError, model_validator
 from timm.data import resolve_model_data_config
 from timm.models import get_model_input_config

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 
-import ray_learngene.torchvision_cpu  # noqa: F401  isort:skip  (before the first timm import)
+import ray_learngene.models.timm_import  # noqa: F401  isort:skip  (before the first timm import)
 import timm
 import torch
 from pydantic import Field, ValidationError, model_serializer, model_validator

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
-import ray_learngene.torchvision_cpu  # noqa: F401  isort:skip  (before the first timm import)
+import ray_learngene.models.timm_import  # noqa: F401  isort:skip  (before the first timm import)
 import timm
 import torch
 from pydantic import BaseModel, Field, FiniteFloat, PositiveInt, ValidationError

@@ -1,3 +1,3 @@
 """The optimizer step and the training loop, with engines, checkpoints and evaluation."""
 
-import ray_learngene.torchvision_cpu  # before the first import of timm
+import ray_learngene.models.timm_import  # before the first import of timm
