@@ -62,7 +62,7 @@ def log_license(what: str, origin: Origin) -> None:
     if origin.restricted:
         log.info(
             f"note: {what} is licensed under {origin.license}, which restricts its use: "
-            "what is trained from it inherits that licence"
+            "what is made of it inherits that licence"
         )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, BeforeValidator, Field, StringConstraints
+from pydantic import AfterValidator, BeforeValidator, Field
 
 
 def _text(value: Any) -> Any:
@@ -33,6 +33,12 @@ def _stages(value: Any) -> Any:
     return numbers[0] if len(numbers) == 1 else numbers
 
 
+def _license(name: str) -> str:
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9 .+()-]{0,99}", name):
+        raise ValueError("write a licence's name, such as apache-2.0 or cc-by-nc-4.0")
+    return name
+
+
 def _local(path: str) -> str:
     """Refuse a URI, which would be a local folder of that name."""
     if re.match(r"[A-Za-z][A-Za-z0-9+.-]+:/", path):
@@ -50,6 +56,6 @@ WholeNumbers = Annotated[str, BeforeValidator(_numbers)]
 OptionalWholeNumbers = Annotated[str | None, BeforeValidator(_numbers)]
 OptionalNumbers = OptionalWholeNumbers
 Texts = Annotated[tuple[str, ...], BeforeValidator(_several)]
-License = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9 .+()-]{0,99}$")] | None
+License = Annotated[str, AfterValidator(_license)] | None
 Rates = Annotated[tuple[Annotated[float, Field(gt=0)], ...], BeforeValidator(_several), Field(min_length=1)]
 LocalPath = Annotated[str, AfterValidator(_local)]

@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import nn
 
-from ray_learngene.ancestry.origin import stored_origin
+from ray_learngene.ancestry.origin import log_license, stored_origin
 from ray_learngene.config import DataConfig, ExpandConfig
 from ray_learngene.delivery.accuracy import UNKNOWN, Accuracy, known_accuracy
 from ray_learngene.delivery.evaluate import evaluate_folder
@@ -231,6 +231,7 @@ def expand(config: ExpandConfig) -> list[Expansion]:
     store = Store.of(config)
     store.check(write=False)
     expander = Expander.open(store, config.learngene, config.method)
+    log_license(f"learngene {config.learngene}", expander.origin)
     source = expander.stored.learngene.spec
     if config.limits:
         choices = expander.sizes(config.depths, config.widths, config.image_size)

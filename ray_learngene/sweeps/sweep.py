@@ -16,6 +16,7 @@ import pandas
 
 from ray_learngene.ancestry.classes import match_classes
 from ray_learngene.ancestry.model import load_ancestry
+from ray_learngene.ancestry.origin import log_license, stored_origin
 from ray_learngene.config import SweepConfig
 from ray_learngene.config.decides import require_same
 from ray_learngene.data.class_names import order_of
@@ -172,6 +173,8 @@ def prepare(
         for seed in seeds
         for arm in arms
     ]
+    for each in {one.manifest.name: one for trial in wanted if (one := inputs.learngene(trial))}.values():
+        log_license(f"learngene {each.manifest.name}", stored_origin(each.manifest, store))
     return Prepared(inputs, settings, before, wanted)
 
 

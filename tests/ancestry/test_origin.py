@@ -11,7 +11,8 @@ from huggingface_hub import ModelCard
 from timm.models import save_for_hf
 
 from ray_learngene.ancestry.origin import origin_of, stored_origin
-from ray_learngene.config import AncestryConfig, DistillConfig, SweepConfig
+from ray_learngene.config import AncestryConfig, DistillConfig, ExpandConfig, SweepConfig
+from ray_learngene.delivery.expand import expand
 from ray_learngene.distillation.distill import distill
 from ray_learngene.distillation.train_ancestry import train_ancestry
 from ray_learngene.models.origin import Origin
@@ -85,8 +86,12 @@ def test_a_licence_goes_from_ancestry_to_descendants(tmp_path: Path, capsys: pyt
     )
     assert "store:ancestries/nc is licensed under cc-by-nc-4.0" in capsys.readouterr().out
     sweep(SweepConfig(**common, name="s", learngene="g", depths="1", in_process=True))
+    assert "learngene g is licensed under cc-by-nc-4.0" in capsys.readouterr().out
     sweep(SweepConfig(**common, name="t", learngene="g", depths="1", in_process=True, arms="scratch", license="mit"))
+    assert "is licensed under" not in capsys.readouterr().out
     store = Store(str(tmp_path / "store"))
+    expand(ExpandConfig(learngene="g", depth=2, store=store.uri, out=str(tmp_path / "expanded")))
+    assert "learngene g is licensed under cc-by-nc-4.0" in capsys.readouterr().out
     expected = {"s/tleg": "cc-by-nc-4.0", "s/scratch": None, "t/scratch": "mit"}
     found = {}
     for manifest in [store.manifest("ancestry", "nc"), *store.manifests("descendant")]:
