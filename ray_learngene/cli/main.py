@@ -65,10 +65,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except SystemExit as end:
         if end.code != sigterm.STATUS:
             raise
-        print("learngene: stopped by SIGTERM; run the same command again to continue", file=sys.stderr)
+        print("learngene: stopped by SIGTERM; run the same command again", file=sys.stderr)
         return sigterm.STATUS
     except KeyboardInterrupt as interruption:
-        what = str(interruption) or "run the same command again to continue"
+        what = str(interruption) or "run the same command again"
         print(f"learngene: interrupted; {what}", file=sys.stderr)
         return sigterm.CTRL_C_STATUS
     except BrokenPipeError:  # the reader of our output went away, as in `learngene list | head`

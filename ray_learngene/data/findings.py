@@ -161,5 +161,5 @@ def refuse_errors(inspection: Inspection) -> None:
         UserError: there is something.
     """
     if errors := inspection.errors:
-        kinds = ", ".join(f"{error.count} {error.kind}" for error in errors)
+        kinds = ", ".join(f"{error.kind} ({error.count})" for error in errors)
         raise UserError(f"{inspection.data} cannot be trained on as it is: {kinds}; mend what the table calls an error")

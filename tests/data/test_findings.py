@@ -94,7 +94,7 @@ def test_the_command_prints_a_table_or_json_and_ends_with_one_line(
     assert main(["data", "check", "--data", str(root)]) == 2
     out, err = capsys.readouterr()
     assert "training: 16 images, 4 classes of 0 to 10 images, 2 unreadable" in out and "for example" in out
-    assert len(err.splitlines()) == 1 and "cannot be trained on as it is: " in err and "2 unreadable" in err
+    assert len(err.splitlines()) == 1 and "cannot be trained on as it is: " in err and "unreadable (2)" in err
     assert main(["data", "check", "--data", str(root), "--json"]) == 2
     shown = json.loads(capsys.readouterr().out)
     assert shown["training"]["images"] == 16 and {"level", "kind", "split", "count", "examples"} == set(

@@ -16,6 +16,7 @@ from ray_learngene.data.formats.split_names import PLAIN, split_of, the_one
 from ray_learngene.data.image_set import ImageSet, ImageSets, Labels, Report, hold_out_noted, refuse
 from ray_learngene.errors import UserError
 from ray_learngene.io.errors import clear_errors
+from ray_learngene.progress import counted
 
 
 class FolderSet(ImageSet):
@@ -75,6 +76,8 @@ def open_folder(root: str, holdout: float, *, validate: bool = True, report: Rep
         flat = next((name for name in named if name.lower() in PLAIN["val"]), None)
         opened, note = _open_split(os.path.join(root, train), report)
         val = the_one(root, splits, "val") or flat or the_one(root, splits, "test")
+        others = [name for name in folders if name not in (train, val) and named.get(name) != "test"]
+        note = "\n".join(filter(None, (note, _no_split(root, others)))) or None
         if val is None:
             return hold_out_noted(opened, holdout, root, note)
         if not validate:
@@ -141,6 +144,13 @@ def _training(root: str, folders: Sequence[str], named: Mapping[str, str], split
             "the folder of class folders"
         )
     return None
+
+
+def _no_split(root: str, folders: Sequence[str]) -> str | None:
+    """Return one line about folders with images that are next to the splits; None where there are none."""
+    counts = {name: len(find_images(os.path.join(root, name)).images) for name in folders}
+    found = ", ".join(f"{_printable(name)} ({counted(count, 'image')})" for name, count in counts.items() if count)
+    return f"not read in {_printable(root)}: {found}" if found else None
 
 
 def _printable(path: str) -> str:

@@ -52,7 +52,8 @@ def test_splits_by_their_usual_names(tmp_path: Path, folders: tuple[str, ...], t
     for number, name in enumerate(folders):
         write_class_folders(tmp_path / name, {"cat": 2 + number, "dog": 1})
     sets = opened(tmp_path)
-    assert sets.note is None and sets.train.classes == ("cat", "dog")
+    assert sets.train.classes == ("cat", "dog")
+    assert sets.note == (f"not read in {tmp_path}: annotations (5 images)" if "annotations" in folders else None)
     assert sets.train.describe(0).startswith(str(tmp_path / train)) and len(sets.train) == 3 + folders.index(train)
     assert sets.val.describe(0).startswith(str(tmp_path / val)) and len(sets.val) == 3 + folders.index(val)
 
@@ -94,11 +95,17 @@ def test_classes_may_be_called_like_splits(tmp_path: Path) -> None:
     )
 
 
-def test_other_folders_beside_the_splits_are_left_alone(tmp_path: Path) -> None:
+def test_other_folders_next_to_the_splits_are_left_out_and_named(tmp_path: Path) -> None:
     for name in ("train", "validation", "validation_hard", "val_maps", "test1"):
         write_class_folders(tmp_path / name, {"a": 2, "b": 2})
     write_class_folders(tmp_path, {"val_labels": 2})
-    assert opened(tmp_path).val.describe(0).startswith(str(tmp_path / "validation" / "a"))
+    (tmp_path / "documents").mkdir()
+    sets = opened(tmp_path)
+    assert sets.val.describe(0).startswith(str(tmp_path / "validation" / "a"))
+    left = ", ".join(
+        f"{name} ({count} images)" for name, count in (("val_labels", 2), ("val_maps", 4), ("validation_hard", 4))
+    )
+    assert sets.note == f"not read in {tmp_path}: {left}"
 
 
 def test_images_below_a_class_folder_belong_to_it(tmp_path: Path) -> None:
