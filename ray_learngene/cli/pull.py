@@ -73,10 +73,7 @@ def _best(known: list[Entry], config: PullConfig, limits: list[Budget], uri: str
     elif config.max_latency:
         found = [one for one in found if config.device is None or config.device in str(one.facts.get("latency_device"))]
         if not found:
-            raise NothingWithin(
-                f"no latency in {uri} was measured on {config.device!r}: import a record of it (`learngene measure`), "
-                "or see `learngene list`"
-            )
+            raise NothingWithin(no_record(uri, str(config.device)))
         _require_one(
             _grouped(found, lambda one: measured_on(one.facts)),
             f"latencies in {uri} were measured in different ways",
@@ -99,6 +96,14 @@ def _best(known: list[Entry], config: PullConfig, limits: list[Budget], uri: str
             "trained for this size (pull it by name)"
         )
     return trained
+
+
+def no_record(uri: str, device: str) -> str:
+    """Say that a store knows no latency of a device."""
+    return (
+        f"no latency in {uri} was measured on {device!r}: import a record of it (`learngene measure`), "
+        "or see `learngene list`"
+    )
 
 
 def device_timings(config: PullConfig, store: Store) -> Timings | None:
@@ -211,9 +216,9 @@ def pull(config: PullConfig) -> Path:
     store = Store.of(config)
     store.check(write=False)
     if config.artefact:
-        if config.limits or config.sweep or config.arm or config.data or config.learngene:
+        if config.limits or config.sweep or config.arm or config.data or config.learngene or config.expand:
             raise UserError(
-                f"pull {config.artefact}: a named artefact takes no limits; leave out the name or the limits"
+                f"pull {config.artefact}: a named artefact takes no limits and no --expand; leave out the name or them"
             )
         folder, name = parse_artefact(config.artefact)
         if folder == "softlabels":
@@ -232,6 +237,11 @@ def pull(config: PullConfig) -> Path:
         manifest = select_descendant(config, store)
     others = EXPORT_FORMATS if manifest.kind == "descendant" and not config.format else ()
     fetched = manifest.below(config.format) if config.format else manifest.without(others)
+    if fetched is None and manifest.kind == "learngene":
+        raise UserError(
+            f"learngenes/{manifest.name} is no model to export: `learngene expand {manifest.name}` makes one, then "
+            f"`learngene export FOLDER --format {config.format}`"
+        )
     if fetched is None:
         raise UserError(
             f"{FOLDERS[manifest.kind]}/{manifest.name} was published without {config.format}: pull it without --format "
@@ -287,8 +297,11 @@ def _trained_or_expanded(config: PullConfig, store: Store) -> Manifest | Path:
         log.info("expanded   (what can be expanded is only known where torch and timm are installed)")
         return trained
     expander = Expander.open(store, str(config.learngene))
+    timings = device_timings(config, store)
     try:
-        spec = expander.largest(config.limits, expander.sizes(), device_timings(config, store))
+        if config.max_latency and config.device and not timings:
+            raise NothingWithin(no_record(store.uri, config.device))
+        spec = expander.largest(config.limits, expander.sizes(), timings)
     except NothingWithin as nothing:
         if trained is None or config.expand:
             raise

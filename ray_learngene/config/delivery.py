@@ -113,6 +113,8 @@ class SweepExportConfig(QuantizationConfig):
     @field_validator("export")
     @classmethod
     def _formats(cls, formats: tuple[str, ...]) -> tuple[str, ...]:
+        for one in formats:
+            refuse_torch(one)
         return known_formats(formats, ("onnx", "int8"))
 
 
@@ -134,8 +136,27 @@ class ExportConfig(QuantizationConfig, DataConfig):
     def _formats(cls, formats: tuple[str, ...]) -> tuple[str, ...]:
         return known_formats(formats, EXPORT_FORMATS)
 
+    @model_validator(mode="after")
+    def _images_to_calibrate_with(self) -> Self:
+        if "int8" in self.format and self.int8 == "static" and not self.data:
+            raise ValueError("int8 static is calibrated on training images: give data, or leave int8 static out")
+        return self
+
 
 EXPORT_FORMATS = ("onnx", "int8", "torch")
+
+
+def refuse_torch(formats: str) -> None:
+    """Refuse a format that no store keeps.
+
+    Raises:
+        ValueError: the text names `torch`.
+    """
+    if "torch" in [part.strip() for part in formats.split(",")]:
+        raise ValueError(
+            "a torch export holds a pickle, and a store keeps none: pull the model, then run `learngene export FOLDER "
+            "--format torch`"
+        )
 
 
 def known_formats(formats: tuple[str, ...], known: tuple[str, ...]) -> tuple[str, ...]:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import re
 from datetime import timedelta
-from typing import Literal
+from typing import Any, Literal, Self
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from ray_learngene.config.base import address
 from ray_learngene.config.data import DataConfig
-from ray_learngene.config.delivery import LimitsConfig
+from ray_learngene.config.delivery import LimitsConfig, refuse_torch
 from ray_learngene.config.texts import LocalPath, Texts
 from ray_learngene.config.training import StoreConfig
 
@@ -42,6 +42,19 @@ class PullConfig(LimitsConfig, StoreConfig):
     expand: bool = Field(False, description="expand the learngene although a trained descendant is within the limits")
     out: LocalPath | None = Field(None, description="target folder; default: the artefact's name in the current folder")
     overwrite: bool = Field(False, description="replace the target folder")
+
+    @field_validator("format", mode="before")
+    @classmethod
+    def _kept(cls, given: Any) -> Any:
+        if isinstance(given, str):
+            refuse_torch(given)
+        return given
+
+    @model_validator(mode="after")
+    def _a_device_tells_a_latency(self) -> Self:
+        if self.device and not self.max_latency:
+            raise ValueError("device tells a latency: give max_latency too")
+        return self
 
 
 class EvaluateConfig(DataConfig):

@@ -53,13 +53,7 @@ class ModelImages:
         sets = open_image_sets(config)
         labels = labels_of(model)
         given = labels and model.num_classes  # a model of features has no order of classes
-        order = order_of(sets.val.classes, labels) if given else list(range(len(sets.val.classes)))
-        if (model.num_classes and model.num_classes != len(sets.val.classes)) or order is None:
-            raise UserError(
-                f"{where} has {counted(model.num_classes, 'class')} ({', '.join(labels[:3])}, ...), "
-                f"--data {config.data} has "
-                f"{len(sets.val.classes)} ({', '.join(sets.val.classes[:3])}, ...): they are not the same label set"
-            )
+        order = head_order(sets.val.classes, labels, model.num_classes, where, config.data)
         data = resolve_model_data_config(model)
         preprocessing = Preprocessing.of(model, where, input_size=data["input_size"])
         _ = preprocessing.mode
@@ -80,6 +74,25 @@ class ModelImages:
             reader=reader or Reader(images, self.config.unreadable),
             crop_mode=self.crop_mode,
         )
+
+
+def head_order(images: Sequence[str], labels: Sequence[str], classes: int, where: str, data: str) -> list[int]:
+    """Return the order of an image set's classes in a head; a model of features, or without names, keeps the set's.
+
+    Args:
+        classes: Of the head; 0 for a model of features.
+        where: What the model is called in a message.
+
+    Raises:
+        UserError: the classes are not those of the images.
+    """
+    order = order_of(images, labels) if labels and classes else list(range(len(images)))
+    if (classes and classes != len(images)) or order is None:
+        raise UserError(
+            f"{where} has {counted(classes, 'class')} ({', '.join(labels[:3])}, ...), --data {data} has "
+            f"{len(images)} ({', '.join(images[:3])}, ...): they are not the same label set"
+        )
+    return order
 
 
 def _unnamed(where: str, data: str, classes: Sequence[str]) -> str:

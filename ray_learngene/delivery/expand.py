@@ -14,8 +14,9 @@ from torch import nn
 
 from ray_learngene.ancestry.origin import log_license, stored_origin
 from ray_learngene.config import DataConfig, ExpandConfig
+from ray_learngene.data.open import open_image_sets
 from ray_learngene.delivery.accuracy import UNKNOWN, Accuracy, known_accuracy
-from ray_learngene.delivery.evaluate import evaluate_folder
+from ray_learngene.delivery.evaluate import evaluate_folder, head_order
 from ray_learngene.delivery.features import FeatureScores
 from ray_learngene.delivery.folders import check_free, local_path, new_folder
 from ray_learngene.delivery.latency_limit import largest_within_latency
@@ -156,6 +157,15 @@ class Expander:
         """
         return self.method.expand(self.stored.learngene, spec, seed=seed)
 
+    def check_images(self, config: DataConfig) -> None:
+        """Check that an image set is there and has the learngene's classes.
+
+        Raises:
+            UserError: it is not, or has others.
+        """
+        images, classes = open_image_sets(config).val.classes, self.stored.learngene.spec.classes
+        head_order(images, self._labels, classes, f"learngene {self.name!r}", config.data)
+
     def write(self, spec: Spec, out: Path, *, seed: int = 0, overwrite: bool = False) -> Expansion:
         """Expand to a timm model folder, which appears when it is whole.
 
@@ -249,6 +259,8 @@ def expand(config: ExpandConfig) -> list[Expansion]:
     outs = {spec: out / size_name(spec) if config.many else out for spec in specs}
     for path in outs.values():
         check_free(path, config.overwrite, MARK)
+    if config.data:
+        expander.check_images(config)
     for spec in outermost(specs) if config.many else ():
         expander.expand(spec)  # else a size that cannot be would end the call after others are written
     made = [expander.write(spec, path, seed=config.seed, overwrite=config.overwrite) for spec, path in outs.items()]

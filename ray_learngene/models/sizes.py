@@ -8,6 +8,7 @@ from typing import Any
 
 from ray_learngene.errors import UserError
 from ray_learngene.models.specs import Spec, first_message
+from ray_learngene.progress import counted
 
 
 def parse_numbers(flag: str, text: str) -> list[int]:
@@ -20,8 +21,11 @@ def parse_numbers(flag: str, text: str) -> list[int]:
     for part in text.split(","):
         match = re.fullmatch(r"\s*(\d+)\s*(?:-\s*(\d+)\s*)?", part)
         first, last = (int(match[1]), int(match[2] or match[1])) if match else (0, 0)
-        if not 1 <= first <= last <= 100_000 or last - first > 1000:
-            raise UserError(f"--{flag} {text}: cannot read {part.strip()!r}; write 6-15 or 4,6,8 (from 1 up)")
+        if not 1 <= first <= last <= 100_000 or last - first >= 1000:
+            raise UserError(
+                f"--{flag} {text}: cannot read {part.strip()!r}; write 6-15 or 4,6,8 "
+                "(1 to 100,000, and a range of at most 1,000)"
+            )
         numbers.update(range(first, last + 1))
     return sorted(numbers)
 
@@ -91,6 +95,13 @@ def sizes_of(
     many_depths: list[int | tuple[int, ...]] = list(range(len(source.depths or (1,)), source.depth + 1))
     if depths or depth_factor:
         many_depths = parse_depths(depths) if depths else factor_depths(source, str(depth_factor))
+    stages = len(source.depths or (1,))
+    for each in many_depths:
+        if isinstance(each, tuple) and len(each) != stages:
+            raise UserError(
+                f"--depths {depths}: {'-'.join(map(str, each))} names {counted(len(each), 'stage')}, "
+                f"the learngene's architecture has {stages}"
+            )
     many_widths = parse_numbers("widths", widths) if widths else [source.width]
     head_size = source.width // source.heads
     odd = None if source.architecture else next((width for width in many_widths if width % head_size), None)

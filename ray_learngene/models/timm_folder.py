@@ -69,6 +69,8 @@ def export_timm(
         safe_serialization=True,
         data_config=data_config,
     )
+    # safetensors makes a file that its owner alone may read; the folder is for a team
+    (folder / "model.safetensors").chmod((folder / "config.json").stat().st_mode)
 
 
 def load_timm(folder: Path, **arguments: Any) -> nn.Module:

@@ -39,6 +39,7 @@ def test_an_expanded_folder_is_plain_timm_with_the_methods_weights(store: Store,
     model = timm.create_model(f"local-dir:{made.path}", pretrained=True)
     assert all(torch.equal(tensor, expected[name]) for name, tensor in model.state_dict().items())
     assert model.pretrained_cfg["label_names"] == list(DIGITS) and model.pretrained_cfg["mean"] == [0.4] * 3
+    assert len({file.stat().st_mode for file in made.path.iterdir()}) == 1  # a team may read its weights too
     facts = json.loads((made.path / "metrics.json").read_text())
     assert facts["params"] == parameters(SPEC.replace(depth=4)) and facts["top1_untuned"] is None
     assert "not trained after that (accuracy unknown" in (made.path / "README.md").read_text()
@@ -136,7 +137,14 @@ def test_sizes_outside_the_training_are_said_and_chosen_last(store: Store, tmp_p
         ("expand gene --method sws", "cannot expand a learngene of method 'any-size'"),
         ("expand nobody", "no learngene 'nobody'"),
         ("expand gene --out made", "made has no config.json, so it is not replaced"),
+        ("expand gene --depths 3-3-9-3", "3-3-9-3 names 4 stages, the learngene's architecture has 1"),
+        ("expand gene --depth 3 --data nowhere", "no image set 'nowhere'"),
         ("pull --expand", "--expand needs --learngene"),
+        ("pull --learngene gene --max-latency 8ms --device pi", "was measured on 'pi': import a record of it"),
+        ("pull --max-params 3M --device pi", "device tells a latency: give max_latency too"),
+        ("pull learngenes/gene --expand", "takes no limits and no --expand"),
+        ("pull learngenes/gene --format onnx", "is no model to export: `learngene expand gene` makes one"),
+        ("pull --format torch", "a torch export holds a pickle, and a store keeps none"),
     ],
 )
 def test_a_mistake_is_one_line_and_leaves_nothing(

@@ -234,8 +234,10 @@ def test_int8_that_decides_otherwise_is_refused(tmp_path: Path) -> None:
         export_timm(model, folder, labels=DIGITS, preprocessing=PREPROCESSING, model_args=timm_arguments(spec))
         lg.export(folder, format="int8", min_agreement=100, out=tmp_path / "out", **images)
     assert not (tmp_path / "out").exists()
-    with pytest.raises(lg.UserError, match="int8 static is calibrated on training images: give --data"):
+    with pytest.raises(lg.UserError, match="int8 static is calibrated on training images: give data"):
         lg.export(folder, format="int8", int8="static", out=tmp_path / "out")
+    with pytest.raises(lg.UserError, match="a torch export holds a pickle, and a store keeps none: pull the model"):
+        lg.sweep("gene", data="digits", export=["onnx", "torch"])
 
 
 @register_model
