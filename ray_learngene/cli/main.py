@@ -32,8 +32,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parsed = _parse(list(sys.argv[1:] if arguments is None else arguments))
         if parsed is not None:
             target, *configured = parsed
+            from ray_learngene.cli.early import check_named
             from ray_learngene.cli.output import shown_log
 
+            check_named(configured[0])
             module, function = target.split(":")
             with shown_log():
                 getattr(importlib.import_module(f"ray_learngene.{module}"), function)(*configured)

@@ -53,7 +53,7 @@ class ModelImages:
         sets = open_image_sets(config)
         labels = labels_of(model)
         given = labels and model.num_classes  # a model of features has no order of classes
-        order = head_order(sets.val.classes, labels, model.num_classes, where, config.data)
+        order = head_order(sets.val.classes, labels, int(getattr(model, "num_classes", 0)), where, config.data)
         data = resolve_model_data_config(model)
         preprocessing = Preprocessing.of(model, where, input_size=data["input_size"])
         _ = preprocessing.mode

@@ -118,7 +118,7 @@ function scoreDomain(lines) {
     return before ? [score.low, score.high, before.mean] : [score.low, score.high];
   });
   const means = shown.map((group) => group.scores[state.y].mean).sort((one, other) => one - other);
-  const high = Math.max(...shown.map((group) => group.scores[state.y].high), ...lines);
+  const high = Math.max(...ends, ...lines);
   let low = Math.min(...ends, ...lines);
   if (state.zoom === "front" && front.length) {
     const scores = front.map((group) => group.scores[state.y].mean);

@@ -149,7 +149,8 @@ def hear(trackers: Trackers, told: tuple[Any, ...]) -> None:
 
 def reference_of(store: Store, manifest: Manifest) -> Reference:
     """Return how a tracker names a published model."""
-    weights = max(manifest.files, key=lambda file: file.bytes)
+    # at the top: not the averaged weights, and no export, which may be larger
+    weights = next(file for file in manifest.files if file.path.endswith(".safetensors") and "/" not in file.path)
     uri = store.objects.uri_of(manifest.base)
     return Reference(uri, manifest.version, weights.sha256)
 

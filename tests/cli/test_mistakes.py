@@ -340,6 +340,19 @@ def test_the_process_says_the_same(mistake: str, store: Path, tmp_path: Path) ->
     assert len(ran.stderr.strip().splitlines()) == 1 and says in ran.stderr
 
 
+def test_what_is_not_there_is_refused_before_torch_and_ray_are_imported(store: Path, tmp_path: Path) -> None:
+    named = ("sweep --data digits --name x --learngene gone", "plan --learngene gone", "expand gone")
+    named += (
+        "measure --learngene gone",
+        "distill --data digits --name x --preset nano --ancestry store:ancestries/gone",
+    )
+    lines = [*(f"{one} --store {store}" for one in named), f"export {tmp_path}", f"evaluate {tmp_path} --data digits"]
+    said = "import sys; from ray_learngene.cli.main import main"
+    checks = [f"assert main({one.split()!r}) == 2 and not {{'torch', 'ray'}} & set(sys.modules)" for one in lines]
+    ran = subprocess.run([sys.executable, "-c", "\n".join([said, *checks])], capture_output=True, text=True)
+    assert ran.returncode == 0 and ran.stderr.count("learngene: error: ") == len(lines), ran.stderr
+
+
 def test_buckets_that_cannot_be_used(s3_env: Callable[[], str], tmp_path: Path) -> None:
     bucket = s3_env()
     secret = os.environ["AWS_SECRET_ACCESS_KEY"]

@@ -137,6 +137,14 @@ def test_a_running_sweeps_page_that_is_old_says_that_it_may_have_stopped(
     assert said.startswith("12 of 27 descendants done.") and ("the sweep may have stopped" in said) is stopped
 
 
+def test_a_model_that_tuning_made_worse_is_inside_the_chart_with_its_mark_before(opening: Opening) -> None:
+    opened = opening([row(top1=50.0, top1_untuned=70.0), row(width=48, top1=52.0, top1_untuned=51.0)]).go()
+    top = {
+        name: opened.page.evaluate(f"document.querySelector('{name}').getBBox().y") for name in (".frame", ".before")
+    }
+    assert top[".frame"] < top[".before"]
+
+
 def test_the_most_accurate_mean_is_chosen_and_budgets_change_it(opening: Opening) -> None:
     opened = opening(SWEEP).go()
     assert opened.text("#model h2") == "wave 48×12" and opened.text(".score") == "93.25 %"

@@ -17,9 +17,10 @@ from ray_learngene.config import DistillConfig, SweepConfig
 from ray_learngene.config.decides import DESCENDANT, RUN, decisive
 from ray_learngene.errors import UserError
 from ray_learngene.provenance import publishable
+from ray_learngene.store.store import Store
 from ray_learngene.tracking import trackers as module
 from ray_learngene.tracking.base import Parameters, Reference, curve_points, result_numbers
-from ray_learngene.tracking.trackers import ToDriver, Trackers, hear
+from ray_learngene.tracking.trackers import ToDriver, Trackers, hear, reference_of
 
 MODEL = Reference("s3://bucket/descendants/photos/x/1", "abc", "00ff")
 
@@ -50,6 +51,16 @@ class Notes:
 
     def close(self) -> None:
         self._note("close")
+
+
+def test_a_reference_names_the_weights_and_no_larger_file_next_to_them(tmp_path: Path) -> None:
+    folder, store = tmp_path / "made", Store(str(tmp_path / "store"))
+    for file, size in (("model.safetensors", 10), ("ema/model.safetensors", 10), ("onnx/model.onnx", 99)):
+        (folder / file).parent.mkdir(parents=True, exist_ok=True)
+        (folder / file).write_bytes(file.encode() + bytes(size))
+    manifest = store.publish("descendant", "sizes/a", folder, {})
+    weights = manifest.entry("model.safetensors")
+    assert weights and reference_of(store, manifest).sha256 == weights.sha256
 
 
 def follow(trackers: Trackers) -> None:
