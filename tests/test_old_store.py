@@ -159,9 +159,8 @@ def test_settings_that_changed_are_still_refused(store: Path, capsys: pytest.Cap
     assert learngene(ANCESTRY, "--store", store, "--epochs", 5) == 2
     assert learngene(BEGUN_DISTILLATION, "--store", store, "--lr", 0.1) == 2
     assert learngene(BEGUN_SWEEP, "--store", store, "--lr", 0.1) == 2
-    assert [line.split(":")[:2] for line in capsys.readouterr().err.splitlines() if "error" in line] == [
-        ["learngene", " error"]
-    ] * 3
+    # nothing else is said: what is refused is not timed first, which would warn on a busy machine
+    assert [line.split(":")[:2] for line in capsys.readouterr().err.splitlines()] == [["learngene", " error"]] * 3
 
 
 def test_gc_removes_nothing_that_is_needed(store: Path) -> None:

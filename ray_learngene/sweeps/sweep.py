@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import pandas
 
 from ray_learngene.ancestry.classes import match_classes
-from ray_learngene.ancestry.model import load_ancestry
+from ray_learngene.ancestry.model import Ancestry, load_ancestry
 from ray_learngene.ancestry.origin import log_license, stored_origin
 from ray_learngene.config import SweepConfig
 from ray_learngene.config.decides import require_same
@@ -140,6 +140,9 @@ def prepare(
     if ancestry:
         match_classes(ancestry, str(config.ancestry), config.data, ImageSets(images.train, images.val))
         ancestry.accept(preprocessing.mean, preprocessing.std)
+    earlier = read_settings(store, config.name)
+    common = _common_settings(config, images, ancestry, arms, stored)
+    _refuse_another(store, config.name, earlier, common)
     micro_batch = config.batch_size // config.accumulation
     seeds = range(config.seed, config.seed + config.seeds)
     with nullcontext(known) if known else latency_meter(config) as measure:
@@ -151,7 +154,6 @@ def prepare(
         }
     if config.grad_checkpointing:
         checkpoint_gradients(build(selection.specs[0].spec))  # refuses a model without blocks
-    earlier = read_settings(store, config.name)
     config = config.model_copy(update={"scratch": _scratch(config, earlier)})
     inputs = SweepInputs(
         config=config,
@@ -161,8 +163,15 @@ def prepare(
         learngenes=learngenes,
         costs=costs,
     )
-    settings = _settings(inputs, selection, arms, stored)
-    _refuse_another(store, config.name, earlier, settings)
+    settings = {
+        "format": 1,
+        "name": config.name,
+        "common": common,
+        "budgets": budgets_of(selection),
+        "scratch": config.scratch,
+        "config": publishable(config.model_dump(mode="json")),
+        **provenance(),
+    }
     before = earlier_rows(store, config.name)
     epochs = scratch_epochs(inputs, arms, before)
     wanted = [
@@ -303,39 +312,37 @@ def _images(config: SweepConfig, preprocessing: Preprocessing) -> ImagePipeline:
     return images
 
 
-def _settings(
-    inputs: SweepInputs, selection: Selection, arms: Sequence[Arm], stored: StoredLearngene
+def _common_settings(
+    config: SweepConfig,
+    images: ImagePipeline,
+    ancestry: Ancestry | None,
+    arms: Sequence[Arm],
+    stored: StoredLearngene,
 ) -> dict[str, Any]:
-    config = inputs.config
+    """Return what all descendants of a sweep have in common.
+
+    Sizes, arms, seeds and learning rates searched may be added later.
+    """
     expanded = {arm.learngene for arm in arms}
     return {
-        "format": 1,
-        "name": config.name,
-        # what all its descendants have in common; sizes, arms, seeds and learning rates searched may be added later
-        "common": {
-            # arms that all name learngenes of their own only share its preprocessing
-            **({"learngene": stored.manifest.version} if stored.manifest.name in expanded else {}),
-            "preprocessing": inputs.images.preprocessing.model_dump(mode="json"),
-            "data": inputs.images.train.fingerprint,
-            "validation": inputs.images.val.fingerprint,
-            **decisive_settings(config, inputs.ancestry, inputs.images.preprocessing.image_size),
-            **({} if config.lr_search else {"lr": config.lr}),
-        },
-        "budgets": budgets_of(selection),
-        "scratch": config.scratch,
-        "config": publishable(config.model_dump(mode="json")),
-        **provenance(),
+        # arms that all name learngenes of their own only share its preprocessing
+        **({"learngene": stored.manifest.version} if stored.manifest.name in expanded else {}),
+        "preprocessing": images.preprocessing.model_dump(mode="json"),
+        "data": images.train.fingerprint,
+        "validation": images.val.fingerprint,
+        **decisive_settings(config, ancestry, images.preprocessing.image_size),
+        **({} if config.lr_search else {"lr": config.lr}),
     }
 
 
-def _refuse_another(store: Store, name: str, earlier: Mapping[str, Any] | None, settings: dict[str, Any]) -> None:
-    """Refuse a sweep with other settings: its descendants would not be comparable.
+def _refuse_another(store: Store, name: str, earlier: Mapping[str, Any] | None, now: dict[str, Any]) -> None:
+    """Refuse a sweep with other common settings: its descendants would not be comparable.
 
     The learngene of earlier arms stays one of the settings, even if no arm uses it now.
     """
     if earlier is None:
         return
-    before, now = earlier["common"], settings["common"]
+    before = earlier["common"]
     comparable = "validation" in before
     for one, other in ((before, now), (now, before)):
         # arms that are expanded from it may be added later; an earlier version did not say what it validated on
