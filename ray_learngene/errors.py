@@ -1,4 +1,7 @@
-"""Errors that a user can mend."""
+"""Errors that a user can mend, and the words that their messages share."""
+
+import difflib
+from collections.abc import Iterable
 
 
 class UserError(Exception):
@@ -52,3 +55,14 @@ class JobFailed(UserError):
     def __init__(self, message: str, status: int) -> None:
         super().__init__(message)
         self.status = status
+
+
+def did_you_mean(word: str, known: Iterable[str], most: int = 1) -> str:
+    """Return the end of a message, "; did you mean X?", that names the known words nearest to an unknown one."""
+    near = difflib.get_close_matches(word, list(known), n=most)
+    return f"; did you mean {' or '.join(near)}?" if near else ""
+
+
+def reason_of(error: BaseException, longest: int = 300) -> str:
+    """Return another package's error as the part of a line: its text without line breaks, else its type."""
+    return " ".join(str(error).split())[:longest] or type(error).__name__

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import copy
 import hashlib
-from collections.abc import Sequence
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -12,13 +14,14 @@ from typing import Any
 import timm
 import torch
 import torch.nn.functional as F
+from huggingface_hub.utils import logging as hub_logging
 from timm.data import resolve_model_data_config
 from timm.models import get_model_input_config
 from torch import Tensor, nn
 
 from ray_learngene.ancestry.origin import log_license, origin_of
 from ray_learngene.config.image import RGB, ImageShape
-from ray_learngene.errors import UserError
+from ray_learngene.errors import UserError, did_you_mean, reason_of
 from ray_learngene.io.scratch import scratch_folder
 from ray_learngene.models.compile import compile_layers
 from ray_learngene.models.features import Read, gives_features
@@ -28,6 +31,8 @@ from ray_learngene.models.timm_folder import labels_of, load_timm
 from ray_learngene.progress import counted
 from ray_learngene.store.manifest import Kind
 from ray_learngene.store.store import Store
+
+log = logging.getLogger(__name__)
 
 # torch's nearest to the filters of Pillow that timm names; all others are bicubic
 _RESIZES = {"bilinear": "bilinear", "hamming": "bilinear", "box": "area", "nearest": "nearest-exact"}
@@ -210,15 +215,30 @@ def create_timm(name: str, flag: str, **arguments: Any) -> nn.Module:
     try:
         if not on_hub and not timm.is_model(name.split(".")[0]):
             raise UserError(f"{flag} {name}: {_near(name)}")
-        return timm.create_model(name, **arguments)
+        if not (pretrained or on_hub):
+            return timm.create_model(name, **arguments)
+        log.info(f"weights of {name}: from the Hugging Face hub, or its cache on this machine")
+        with _quiet_hub():
+            return timm.create_model(name, **arguments)
     except UserError:
         raise
     except Exception as error:  # timm's of arguments that do not fit, and the hub client's many
         arguments_alone = isinstance(error, (TypeError, ValueError, AssertionError))
         if arguments_alone or not (pretrained or on_hub):
             kind = "" if arguments_alone else f"{type(error).__name__}: "
-            raise UserError(f"{flag} {name}: {kind}{' '.join(str(error).split())[:300]}; see --model-args") from error
+            raise UserError(f"{flag} {name}: {kind}{reason_of(error)}; see --model-args") from error
         raise UserError(f"{flag} {name}: {_not_fetched(error)}") from error
+
+
+@contextmanager
+def _quiet_hub() -> Iterator[None]:
+    """Keep the hub's client from warning of every one of its retries: the error after them says it all."""
+    before = hub_logging.get_verbosity()
+    hub_logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        hub_logging.set_verbosity(before)
 
 
 def _near(name: str) -> str:
@@ -232,8 +252,7 @@ def _near(name: str) -> str:
         return f"this is a file; give the timm model folder that it is in, local-dir:{folder.parent}"
     if name.count("/") == 1:
         return f"timm has no such model; write hf-hub:{name} for one on the hub, local-dir:{name} for a folder"
-    near = timm.list_models(f"*{name.split('_')[0]}*")[:3]
-    return "timm has no such model" + (f"; there is {', '.join(near)}" if near else "")
+    return f"timm has no such model{did_you_mean(name.split('.')[0], timm.list_models(), most=3)}"
 
 
 def _not_fetched(error: BaseException) -> str:

@@ -20,7 +20,7 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
         "distillation.extract:extract",
         "take a learngene from a trained model, without distillation",
     ),
-    "plan": ("PlanConfig", "cli.plan:print_plan", "which sizes meet which budget, and what a sweep will cost"),
+    "plan": ("PlanConfig", "cli.plan:print_plan", "print which sizes meet which budget, and what a sweep will cost"),
     "sweep": ("SweepConfig", "cli.sweep:print_sweep", "train descendants of many sizes from one learngene"),
     "bench": ("BenchConfig", "compare.compare:bench", "compare methods under one recipe, and what each costs"),
     "pull": ("PullConfig", "cli.pull:pull", "download the best model within a budget, verified"),
@@ -41,12 +41,12 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     ),
     "submit": ("SubmitConfig", "cli.submit:print_job", "run a command as a job on a cluster, and follow it"),
     "evaluate": ("EvaluateConfig", "cli.evaluate:print_evaluation", "measure a pulled model with plain timm"),
-    "list": ("ListConfig", "cli.catalog:print_list", "what a store holds"),
-    "show": ("ShowConfig", "cli.show:print_artefact", "one artefact, or the leaderboard of a sweep"),
-    "page": ("PageConfig", "cli.page:print_page", "a page to choose a model by, of the sweeps of a store"),
-    "gc": ("GcConfig", "cli.gc:print_garbage", "the leftovers of a store, and their removal"),
+    "list": ("ListConfig", "cli.catalog:print_list", "print what a store holds"),
+    "show": ("ShowConfig", "cli.show:print_artefact", "print one artefact, or the leaderboard of a sweep"),
+    "page": ("PageConfig", "cli.page:print_page", "write one HTML page to choose a model by"),
+    "gc": ("GcConfig", "cli.gc:print_garbage", "print the leftovers of a store, and remove them with --delete"),
     "data check": ("CheckConfig", "cli.data:print_check", "name what is wrong with an image set"),
-    "data convert": ("ConvertConfig", "cli.data:print_convert", "any image set to resized Parquet shards"),
+    "data convert": ("ConvertConfig", "cli.data:print_convert", "write an image set as resized Parquet shards"),
 }
 # commands that `learngene submit` takes
 JOBS = ("ancestry", "distill", "softlabels", "extract", "sweep", "bench", "pull")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import os
 import sys
@@ -12,7 +11,7 @@ from typing import Any
 from ray_learngene import __version__, sigterm
 from ray_learngene.cli.commands import COMMANDS, JOBS, overview
 from ray_learngene.cli.flags import COMMA_SEPARATED, flags_of, parser_of
-from ray_learngene.errors import Interrupted, UserError
+from ray_learngene.errors import Interrupted, UserError, did_you_mean
 from ray_learngene.progress import counted
 
 # packages of the extra [train]; the thin client, without them, lists, shows, pulls and makes pages
@@ -92,9 +91,8 @@ def _parse(arguments: list[str]) -> tuple[Any, ...] | None:
     words = 2 if arguments[0] == "data" else 1
     command = " ".join(arguments[:words])
     if command not in COMMANDS:
-        near = difflib.get_close_matches(command, COMMANDS, n=1)
-        hint = f"did you mean {near[0]!r}?" if near else f"commands: {', '.join(COMMANDS)}"
-        raise UserError(f"unknown command {command!r}; {hint}")
+        hint = did_you_mean(command, COMMANDS) or f"; commands: {', '.join(COMMANDS)}"
+        raise UserError(f"unknown command {command!r}{hint}")
     from ray_learngene import config as configs
     from ray_learngene.config.presets import preset_table
 
@@ -111,8 +109,8 @@ def _parse(arguments: list[str]) -> tuple[Any, ...] | None:
     known, unknown = parser.parse_known_args(arguments[words:])
     if unknown:
         flag = unknown[0].split("=")[0]
-        near = difflib.get_close_matches(flag, [name for field in cls.model_fields for name in flags_of(field)], n=1)
-        raise UserError(f"{command}: unknown argument {flag!r}" + (f"; did you mean {near[0]}?" if near else ""))
+        near = did_you_mean(flag, (name for field in cls.model_fields for name in flags_of(field)))
+        raise UserError(f"{command}: unknown argument {flag!r}{near}")
     flags = vars(known)
     recipes, print_config = flags.pop("config", None), flags.pop("print_config", False)
     for name in COMMA_SEPARATED & {name for name, value in flags.items() if isinstance(value, list)}:

@@ -24,7 +24,7 @@ from ray_learngene.cluster.session import require_listener, token_missing
 from ray_learngene.config import Config, SubmitConfig
 from ray_learngene.config.base import read_recipe
 from ray_learngene.config.documents import write_yaml
-from ray_learngene.errors import UserError
+from ray_learngene.errors import UserError, reason_of
 from ray_learngene.provenance import REVISION_VARIABLE, fingerprint, git_revision
 
 if TYPE_CHECKING:
@@ -152,8 +152,7 @@ def _errors_of(address: str) -> Iterator[None]:
     except AuthenticationError:
         raise UserError(token_missing(address)) from None
     except (OSError, RuntimeError, RayStateApiException) as error:  # OSError: ConnectionError, and those of requests
-        reason = " ".join(str(error).split())[:300]
-        raise UserError(f"the job server at {address} does not take the job: {reason}") from None
+        raise UserError(f"the job server at {address} does not take the job: {reason_of(error)}") from None
 
 
 def _key(command: str, config: Config) -> str:

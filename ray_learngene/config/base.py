@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 import os
 import re
@@ -13,7 +12,7 @@ from typing import Any, ClassVar, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from ray_learngene.config.documents import parse_yaml, read_document
-from ray_learngene.errors import UserError
+from ray_learngene.errors import UserError, did_you_mean
 from ray_learngene.provenance import without_password
 
 ConfigT = TypeVar("ConfigT", bound="Config")
@@ -48,7 +47,7 @@ class StorageConfig(Config):
     storage_options: dict[str, Any] = Field(
         {},
         description="options of s3fs, gcsfs or adlfs by the beginning of a URI: a YAML file, or YAML such as "
-        "'{s3://public-images: {anon: true}}'; secrets belong into variables or profiles",
+        "'{s3://public-images: {anon: true}}'; secrets belong in variables or profiles",
         json_schema_extra=LATER,
     )
 
@@ -179,8 +178,7 @@ def _explain(error: ValidationError, cls: type[Config], origin: dict[str, str], 
     if first["type"] == "missing":
         return f"{name} is required: {cls.model_fields[key].description}"
     if first["type"] == "extra_forbidden":
-        near = difflib.get_close_matches(key, cls.model_fields, n=1)
-        return f"{where}: no such setting" + (f"; did you mean {near[0]}?" if near else "")
+        return f"{where}: no such setting{did_you_mean(key, cls.model_fields)}"
     return f"{where}: {message[0].lower()}{message[1:]}, got {_brief(first['input'])}"
 
 

@@ -143,7 +143,7 @@ class DistillationConfig(Config):
         1.0,
         ge=0,
         le=1,
-        description="weight of the distillation term; the label term has 1 - alpha. 0: the ancestry model is not asked",
+        description="weight of the distillation term; the label term has 1 - alpha. 0: no teacher forward pass",
     )
     tau: float = Field(1.0, gt=0, description="temperature of soft distillation")
     soft_labels: bool = Field(

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError
 
-from ray_learngene.errors import UserError
+from ray_learngene.errors import UserError, reason_of
 
 # Cameras write odd tags; each would print a warning, and none of them is used here.
 warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.TiffImagePlugin")
@@ -71,5 +71,4 @@ def readable(describe: Callable[[], str]) -> Iterator[None]:
     except UnidentifiedImageError:  # its own message is the address of a buffer
         raise UserError(f"cannot read image {describe()}: not an image; remove or replace it") from None
     except Exception as error:  # Pillow's plugins raise nearly every type on damaged files
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise UserError(f"cannot read image {describe()}: {reason}; remove or replace it") from None
+        raise UserError(f"cannot read image {describe()}: {reason_of(error)}; remove or replace it") from None

@@ -23,7 +23,7 @@ from ray_learngene.data.loader import eval_loader
 from ray_learngene.data.pipeline import ImagePipeline
 from ray_learngene.data.reader import Reader
 from ray_learngene.distillation.distill_task import DistillTask
-from ray_learngene.errors import UserError
+from ray_learngene.errors import UserError, reason_of
 from ray_learngene.models.budgets import format_quantity
 from ray_learngene.models.features import FeatureReader, feature_shapes
 from ray_learngene.training.feature_scores import FeatureScorer, bank_of
@@ -80,7 +80,7 @@ def feature_student(
     try:
         shapes = feature_shapes(ancestry, lambda model, images: model(images, reader), torch.zeros(1, *image))
     except (NotImplementedError, AssertionError, TypeError, AttributeError) as error:
-        reason = " ".join(str(error).split())[:200]
+        reason = reason_of(error, 200)
         raise UserError(f"--ancestry {config.ancestry}: timm gives no feature maps of this model ({reason})") from error
     log.info(
         f"features of {config.ancestry}: "

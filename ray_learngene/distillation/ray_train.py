@@ -40,7 +40,7 @@ from ray_learngene.distillation.task import (
     publish,
     run_name,
 )
-from ray_learngene.errors import Interrupted, RunError, UserError
+from ray_learngene.errors import Interrupted, RunError, UserError, reason_of
 from ray_learngene.store.checkpoints import StoreCheckpoints
 from ray_learngene.training.checkpoints import written
 from ray_learngene.training.deepspeed_engine import DeepSpeedEngine, deepspeed_config, zero_stage
@@ -124,9 +124,8 @@ def _fit(task: Task, loop: dict[str, Any], use_gpu: bool, callbacks: Sequence[Us
     try:
         result = trainer.fit()
     except ray.exceptions.RayActorError as error:  # Ray Train's controller was killed, which leads the workers
-        reason = " ".join(str(error).split())[:200]
         raise UserError(
-            f"the process that leads the workers was lost: run the same command again to continue ({reason})"
+            f"the process that leads the workers was lost: run the same command again to continue ({reason_of(error)})"
         ) from None
     except TrainingFailedError as error:
         noted = notes.read()

@@ -16,7 +16,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from ray_learngene.config.image import ImageShape
-from ray_learngene.errors import UserError
+from ray_learngene.errors import UserError, reason_of
 from ray_learngene.models.meta import on_meta
 from ray_learngene.models.specs import Spec, blocks_in_order, build, meta_model
 
@@ -67,8 +67,7 @@ def _counted_macs(spec: Spec) -> int:
     try:
         return forward_flops(meta_model(spec).eval(), spec.image) // 2
     except (RuntimeError, AssertionError, ValueError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise UserError(f"{spec} does not run: {reason}; choose another size or image size") from None
+        raise UserError(f"{spec} does not run: {reason_of(error, 200)}; choose another size or image size") from None
 
 
 @lru_cache(maxsize=4096)

@@ -17,7 +17,7 @@ from torch import nn
 from torchvision.transforms import Compose, Grayscale
 
 from ray_learngene.config.documents import first_error
-from ray_learngene.errors import UserError
+from ray_learngene.errors import UserError, reason_of
 from ray_learngene.models.origin import Origin
 from ray_learngene.models.preprocessing import Preprocessing
 from ray_learngene.terminal import one_line
@@ -83,7 +83,8 @@ def load_timm(folder: Path, **arguments: Any) -> nn.Module:
         UserError: the folder is not a timm model folder, or its weights do not fit its configuration.
     """
     if not (folder / "config.json").is_file():
-        raise UserError(f"{folder} is not a timm model folder: it has no config.json")
+        missing = "it has no config.json" if folder.is_dir() else "there is no such folder"
+        raise UserError(f"{folder} is not a timm model folder: {missing}")
     if not (folder / "model.safetensors").is_file():
         raise UserError(f"{folder} has no model.safetensors: pickled weights are not read")
     try:
@@ -93,7 +94,7 @@ def load_timm(folder: Path, **arguments: Any) -> nn.Module:
     except ValidationError as error:
         raise UserError(f"{folder}: config.json: {first_error(error)}") from None
     except Exception as error:  # timm has no error type of its own for a wrong configuration
-        reason = one_line(" ".join(str(error).split()) or type(error).__name__, 300)
+        reason = one_line(reason_of(error))
         raise UserError(f"{folder} does not load as a timm model: {reason}") from error
     return model
 

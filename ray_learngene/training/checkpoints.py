@@ -15,7 +15,7 @@ from typing import Any, Protocol, Self
 from safetensors import SafetensorError
 
 from ray_learngene.config.documents import parse_object
-from ray_learngene.errors import RunError
+from ray_learngene.errors import RunError, reason_of
 from ray_learngene.io.scratch import scratch_path
 
 
@@ -201,5 +201,5 @@ def clear_disk_errors(folder: Path) -> Iterator[None]:
             raise RunError(
                 f"no space left in {folder.parent} for a checkpoint: free some, or set TMPDIR to another disk; {_GOOD}"
             ) from None
-        reason = getattr(error, "strerror", None) or " ".join(str(error).split())
+        reason = getattr(error, "strerror", None) or reason_of(error)
         raise RunError(f"cannot write a checkpoint below {folder.parent}: {reason}; {_GOOD}") from None

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from ray_learngene.config import OptimizationConfig
 from ray_learngene.config.documents import parse_object, read_document
-from ray_learngene.errors import RunError, UserError
+from ray_learngene.errors import RunError, UserError, reason_of
 from ray_learngene.training import deepspeed_internals
 from ray_learngene.training.deepspeed_settings import check_names
 from ray_learngene.training.engine_state import EngineState, counters_of, read_state, write_state
@@ -139,7 +139,7 @@ class DeepSpeedEngine:
         except Exception as error:
             if not isinstance(error, _WRONG_SETTINGS) and not type(error).__module__.startswith("deepspeed"):
                 raise
-            reason = " ".join(str(error).split())[:300] or type(error).__name__
+            reason = reason_of(error)
             raise RunError(f"DeepSpeed does not start with these settings (--deepspeed, --zero): {reason}") from error
         self.module = self._engine.module
 

@@ -5,10 +5,9 @@ tests/training/test_deepspeed_settings.py compares these lists with the installe
 
 from __future__ import annotations
 
-import difflib
 from typing import Any
 
-from ray_learngene.errors import UserError
+from ray_learngene.errors import UserError, did_you_mean
 
 _SECTIONS = """
     activation_checkpointing aio autotuning checkpoint comet comms_logger communication_data_type compile
@@ -93,7 +92,4 @@ def _check_section(values: dict[str, Any], name: str, known: frozenset[str], whe
 def _check(values: dict[str, Any], known: frozenset[str], where: str) -> None:
     for name in values:
         if name not in known:
-            near = difflib.get_close_matches(name, sorted(known), n=1)
-            raise UserError(
-                f"{where}: DeepSpeed has no setting {name!r}" + (f"; did you mean {near[0]!r}?" if near else "")
-            )
+            raise UserError(f"{where}: DeepSpeed has no setting {name!r}{did_you_mean(name, sorted(known))}")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import difflib
 import json
 import tempfile
 from collections.abc import Iterator
@@ -20,7 +19,7 @@ from timm.scheduler.scheduler import Scheduler
 from torch import Tensor, nn
 
 from ray_learngene.config import OptimizationConfig
-from ray_learngene.errors import UserError
+from ray_learngene.errors import UserError, did_you_mean, reason_of
 from ray_learngene.training.engine_state import EngineState, counters_of, read_state, write_state
 
 ADAMW: dict[str, Any] = {"opt": "adamw", "opt_args": {}, "layer_decay": 1.0}  # the default settings
@@ -73,10 +72,8 @@ def _in_one_line(config: OptimizationConfig) -> Iterator[None]:
     flags = f"--opt {config.opt}" + (f" --opt-args {json.dumps(config.opt_args)}" if config.opt_args else "")
     name = config.opt.removeprefix(_LOOKAHEAD)
     if name not in list_optimizers():
-        near = difflib.get_close_matches(name, map(str, list_optimizers()), n=3)
-        raise UserError(
-            f"--opt {config.opt}: timm has no such optimizer" + (f"; there is {', '.join(near)}" * bool(near))
-        )
+        near = did_you_mean(name, map(str, list_optimizers()), most=3)
+        raise UserError(f"--opt {config.opt}: timm has no such optimizer{near}")
     if get_optimizer_info(name).second_order:
         raise UserError(
             f"--opt {config.opt}: it needs second derivatives, which training does not compute: choose another"
@@ -84,9 +81,9 @@ def _in_one_line(config: OptimizationConfig) -> Iterator[None]:
     try:
         yield
     except ImportError as error:
-        raise UserError(f"{flags}: {' '.join(str(error).split())[:200]}") from None
+        raise UserError(f"{flags}: {reason_of(error)}") from None
     except (TypeError, ValueError, AssertionError, RuntimeError) as error:
-        raise UserError(f"{flags}: {' '.join(str(error).split())[:200]}") from None
+        raise UserError(f"{flags}: {reason_of(error)}") from None
 
 
 @dataclass(frozen=True)

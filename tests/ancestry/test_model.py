@@ -147,7 +147,7 @@ def test_what_a_name_may_stand_for(tmp_path: Path) -> None:
         str(tmp_path / "teacher" / "model.safetensors"): f"the timm model folder that it is in, local-dir:{tmp_path}",
         "timm/levit_384.fb": "write hf-hub:timm/levit_384.fb for one on the hub",
         "ancestries/digits": "write store:ancestries/digits",
-        "levit_9": "timm has no such model; there is levit_",
+        "levit_9": "timm has no such model; did you mean levit_",
     }
     for name, says in names.items():
         with pytest.raises(UserError) as error:

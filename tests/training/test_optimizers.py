@@ -128,7 +128,7 @@ def test_layer_decay_knows_the_layers_of_every_family(name: str) -> None:
 @pytest.mark.parametrize(
     ("settings", "says"),
     [
-        ({"opt": "adamv"}, "--opt adamv: timm has no such optimizer; there is adam"),
+        ({"opt": "adamv"}, "--opt adamv: timm has no such optimizer; did you mean adam"),
         ({"opt": "adahessian"}, "--opt adahessian: it needs second derivatives"),
         ({"opt": "fusedadam"}, "--opt fusedadam: "),
         ({"opt_args": {"beta": 1}}, '--opt adamw --opt-args {"beta": 1}: .*beta'),

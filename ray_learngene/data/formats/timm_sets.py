@@ -13,7 +13,7 @@ from timm.data import create_dataset
 
 from ray_learngene.data.formats.split_names import split_of, the_one
 from ray_learngene.data.image_set import ImageSet, ImageSets, Labels, hold_out_noted
-from ray_learngene.errors import UserError
+from ray_learngene.errors import UserError, reason_of
 
 # Sets small enough to download without being asked; larger ones must be in data_dir already.
 _DOWNLOADED = ("cifar10", "cifar100", "mnist", "kmnist", "fashion_mnist", "qmnist")
@@ -112,7 +112,9 @@ def _open_torchvision(name: str, root: str, split: str) -> TorchvisionSet:
     try:
         dataset = create_dataset(name, root=root, split=split, download=download)
     except Exception as error:  # each dataset class has its own idea of what to raise
-        raise UserError(f"{name} cannot be opened or downloaded into {root}: {_line(error)}; {_advice(name)}") from None
+        raise UserError(
+            f"{name} cannot be opened or downloaded into {root}: {reason_of(error)}; {_advice(name)}"
+        ) from None
     return TorchvisionSet(f"{name} {split}", dataset)
 
 
@@ -130,7 +132,9 @@ def _hub_reader(name: str, root: str | None, split: str, columns: dict[str, Any]
     try:
         dataset = create_dataset(name, root=root, split=split, **columns)
     except Exception as error:  # the hub's client raises its own types for network, name and column
-        raise UserError(f"{name}: the {split} split cannot be opened: {_line(error)}; check name and network") from None
+        raise UserError(
+            f"{name}: the {split} split cannot be opened: {reason_of(error)}; check name and network"
+        ) from None
     return dataset.reader
 
 
@@ -139,7 +143,3 @@ def _integers(labels: list[Any], name: str) -> Labels:
         if not isinstance(label, int) or label < 0:
             raise UserError(f"{name} row {row}: label {label!r} is not a class index; choose another --label-column")
     return np.array(labels, dtype=np.int64)
-
-
-def _line(error: Exception) -> str:
-    return " ".join(str(error).split())[:300] or type(error).__name__

@@ -21,7 +21,7 @@ import torch
 from timm.models import build_model_with_cfg
 from torch import nn
 
-from ray_learngene.errors import UserError
+from ray_learngene.errors import UserError, did_you_mean, reason_of
 from ray_learngene.models.meta import on_meta
 from ray_learngene.progress import counted
 
@@ -263,15 +263,14 @@ def made(architecture: str, arguments: Mapping[str, Any]) -> Made:
         UserError: timm has no such entry point, or refuses the arguments.
     """
     if not timm.is_model(architecture):
-        raise UserError(f"timm has no architecture {architecture!r}{near(architecture)}")
+        near = did_you_mean(architecture, timm.list_models(), most=3)
+        raise UserError(f"timm has no architecture {architecture!r}{near}")
     try:
         return _made(architecture, json.dumps(arguments, sort_keys=True))
     except Exception as error:  # timm's classes raise what their arithmetic happens to raise, StopIteration too
         given = ", ".join(f"{name}={value}" for name, value in arguments.items())
-        reason = " ".join(str(error).split())[:200] or type(error).__name__
-        raise UserError(
-            f"{architecture} ({given}): timm refuses this size: {reason}{_own(architecture, arguments)}"
-        ) from None
+        own = _own(architecture, arguments)
+        raise UserError(f"{architecture} ({given}): timm refuses this size: {reason_of(error, 200)}{own}") from None
 
 
 def _own(architecture: str, arguments: Mapping[str, Any]) -> str:
@@ -294,14 +293,6 @@ def _made(architecture: str, text: str) -> Made:
     if is_dataclass(settings):  # some classes take their size as one object, and its fields as keywords
         found = {**vars(settings), **found}
     return Made(model, found)
-
-
-def near(architecture: str) -> str:
-    """Say which of timm's names are near an unknown one."""
-    import difflib
-
-    names = difflib.get_close_matches(architecture, timm.list_models(), n=3)
-    return f"; did you mean {' or '.join(names)}?" if names else ""
 
 
 _lock = threading.Lock()  # `_recorded` changes timm's modules for a moment
