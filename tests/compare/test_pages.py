@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import functools
+
 import pytest
 
-from benchmarks.method_pages import RECIPES, folder, read
+from benchmarks import method_pages
+from benchmarks.method_pages import RECIPES, folder
 from ray_learngene.compare.report import PAGE, RUNS, page, runs_page
 from ray_learngene.compare.summary import summarise
+
+read = functools.cache(method_pages.read)
 
 
 @pytest.mark.parametrize("name", RECIPES)

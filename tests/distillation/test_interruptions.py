@@ -45,14 +45,8 @@ def equal(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
     return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
 
 
-@pytest.mark.parametrize(
-    ("number", "status", "how"),
-    [(signal.SIGTERM, 143, "stopped by SIGTERM"), (signal.SIGINT, 130, "interrupted")],
-)
-def test_a_signal_leaves_a_checkpoint_of_its_very_step(
-    number: signal.Signals, status: int, how: str, tmp_path: Path
-) -> None:
-    """A terminal sends Ctrl-C to the loader's processes too."""
+def test_a_signal_leaves_a_checkpoint_of_its_very_step(tmp_path: Path) -> None:
+    """A terminal sends Ctrl-C to the loader's processes too. Each run continues what the one before it left."""
     store = tmp_path / "store"
     recipe = tmp_path / "recipe.yaml"
     # no checkpoint but the last is due, and the run is too long to end by itself before the signal
@@ -61,29 +55,37 @@ def test_a_signal_leaves_a_checkpoint_of_its_very_step(
     )
     command = [sys.executable, "-m", "ray_learngene", "ancestry", "--config", str(recipe), "--name", "stopped"]
     options: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    process = subprocess.Popen(command, **options, start_new_session=True)
-    assert process.stdout is not None and process.stderr is not None
-    next(line for line in process.stdout if line.startswith("epoch"))
-    os.killpg(process.pid, number)
-    said = process.stderr.read()
-    assert process.wait() == status, said
-    first, *last = said.splitlines()
-    assert not last or first.startswith("learngene: writing checkpoints; Ctrl-C again")
-    told = re.fullmatch(
-        rf"learngene: {how} after (\d+) of 2,000 steps; what was begun is in a checkpoint, run the same command .*",
-        [first, *last][-1],
-    )
-    assert told, said
-    folder = Store(str(store)).download("checkpoint", "ancestry-stopped/state", tmp_path / "checkpoint")
-    assert json.loads((folder / "progress.json").read_text())["step"] == int(told[1]) > 0
-    process = subprocess.Popen(command, **options)
-    assert process.stdout is not None
-    assert f"continuing from step {told[1]} of 2000\n" in process.stdout
-    line = next(line for line in process.stdout if line.startswith("epoch"))
-    process.send_signal(signal.SIGTERM)
-    assert process.wait() == 143
-    process.stdout.close()
-    assert float(line.split()[1]) > int(told[1]) / 5, "it went on from there"
+
+    def begun(step: int) -> tuple[subprocess.Popen[str], float]:
+        """Start the run; returns it and its next epoch. It goes on from a step, if there is one."""
+        process = subprocess.Popen(command, **options, start_new_session=True)
+        assert process.stdout is not None
+        assert not step or f"continuing from step {step} of 2000\n" in process.stdout
+        return process, float(next(line for line in process.stdout if line.startswith("epoch")).split()[1])
+
+    step = 0
+    for number, status, how in ((signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "stopped by SIGTERM")):
+        process, epoch = begun(step)
+        assert epoch > step / 5, "it went on from there"
+        os.killpg(process.pid, number)
+        assert process.stdout is not None and process.stderr is not None
+        said = process.stderr.read()
+        process.stdout.close()
+        assert process.wait() == status, said
+        first, *last = said.splitlines()
+        assert not last or first.startswith("learngene: writing checkpoints; Ctrl-C again")
+        told = re.fullmatch(
+            rf"learngene: {how} after (\d+) of 2,000 steps; what was begun is in a checkpoint, run the same command .*",
+            [first, *last][-1],
+        )
+        assert told, said
+        folder = Store(str(store)).download("checkpoint", "ancestry-stopped/state", tmp_path / f"checkpoint-{number}")
+        assert json.loads((folder / "progress.json").read_text())["step"] == int(told[1]) > step
+        step = int(told[1])
+    process, epoch = begun(step)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()
+    assert epoch > step / 5
 
 
 LIMITED = """

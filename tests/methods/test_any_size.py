@@ -18,7 +18,7 @@ from ray_learngene.methods.shared_weights import require_same
 from ray_learngene.methods.sws import stage_of_layer
 from ray_learngene.models.specs import Spec, spec_for
 from ray_learngene.training.objectives import LabelObjective
-from tests.methods.trained import assert_untied, images_of
+from tests.methods.trained import assert_untied, images_of, noisy
 
 SPEC = Spec(width=24, depth=12, heads=3, image=8, patch=4, classes=5)
 
@@ -26,11 +26,8 @@ SPEC = Spec(width=24, depth=12, heads=3, image=8, patch=4, classes=5)
 def auxiliary_of(text: str, spec: Spec = SPEC) -> tuple[ElasticVisionTransformer, Learngene]:
     method = create_method(text)
     torch.manual_seed(0)
-    auxiliary = method.auxiliary(spec).eval()
+    auxiliary = noisy(method.auxiliary(spec))
     assert isinstance(auxiliary, ElasticVisionTransformer)
-    with torch.no_grad():
-        for parameter in auxiliary.parameters():
-            parameter.add_(0.1 * torch.randn_like(parameter))
     return auxiliary, method.extract(auxiliary)
 
 

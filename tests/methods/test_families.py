@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import pytest
 import torch
-from torch import nn
 
 from ray_learngene.errors import UserError
 from ray_learngene.methods.elastic import draw_step
 from ray_learngene.methods.registry import create_method
 from ray_learngene.models.layout import chains
 from ray_learngene.models.specs import Spec, build, shapes_of, spec_for, spec_of
+from tests.methods.trained import noisy
 from tests.models.sizes import small
 
 ARCHITECTURES = (
@@ -24,14 +24,6 @@ EXTRACTING = ("pretrained:truncate=true", "heur-lg:keep=last9", "auto-lg:keep=fi
 def spec_of_method(architecture: str) -> Spec:
     spec = small(architecture)
     return spec.replace(depths=tuple(4 for _ in spec.depths)) if spec.depths else spec.replace(depth=4)
-
-
-def noisy(module: nn.Module) -> nn.Module:
-    generator = torch.Generator().manual_seed(1)
-    with torch.no_grad():
-        for parameter in module.parameters():
-            parameter.add_(0.05 * torch.randn(parameter.shape, generator=generator))
-    return module.eval()
 
 
 def images_of(spec: Spec) -> torch.Tensor:
@@ -51,7 +43,7 @@ def test_an_expansion_to_the_auxiliarys_own_size_computes_its_logits(architectur
             method.auxiliary(spec)
         return
     torch.manual_seed(0)
-    auxiliary = noisy(method.auxiliary(spec))
+    auxiliary = noisy(method.auxiliary(spec), 0.05, 1)
     learngene = method.extract(auxiliary)
     options = ":expansion=proportional" if text == "sws" else ""
     expanded = create_method(f"{text}{options}").expand(learngene, spec).eval()
@@ -70,7 +62,7 @@ def test_an_expansion_to_the_auxiliarys_own_size_computes_its_logits(architectur
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_a_trained_models_own_size_is_the_model(architecture: str, text: str) -> None:
     spec, method = spec_of_method(architecture), create_method(text)
-    model = noisy(build(spec, seed=0))
+    model = noisy(build(spec, seed=0), 0.05, 1)
     learngene = method.extract(model)
     expanded = method.expand(learngene, learngene.spec).eval()
     head = {name for name in shapes_of(spec) if name.startswith(("head.fc.", "head.weight", "head.bias"))}
@@ -84,7 +76,7 @@ def test_a_trained_models_own_size_is_the_model(architecture: str, text: str) ->
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_weight_selection_takes_half_of_every_width(architecture: str) -> None:
     spec = spec_of_method(architecture)
-    method, model = create_method("weight-selection"), noisy(build(spec, seed=0))
+    method, model = create_method("weight-selection"), noisy(build(spec, seed=0), 0.05, 1)
     half = spec.replace(width=spec.width // 2, heads=max(1, spec.heads // 2))
     expanded = method.expand(method.extract(model), half).eval()
     assert bool(expanded(images_of(spec)).isfinite().all())
@@ -97,7 +89,7 @@ def test_weight_selection_takes_half_of_every_width(architecture: str) -> None:
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_growth_and_the_closed_form_give_a_trained_models_own_size(architecture: str) -> None:
     spec = spec_of_method(architecture)
-    model = noisy(build(spec, seed=0))
+    model = noisy(build(spec, seed=0), 0.05, 1)
     ligo, wave = create_method("ligo"), create_method("wave:counts=64")
     learngene = ligo.extract(model)
     larger = spec.replace(width=2 * spec.width, heads=2 * spec.heads).replace(depth=spec.depth + 2, classes=3)
@@ -117,7 +109,7 @@ def test_templates_at_twice_the_width_compute_the_same(architecture: str) -> Non
     spec = spec_of_method(architecture)
     torch.manual_seed(0)
     method = create_method(f"wave:template={spec.width // spec.heads}")
-    auxiliary = noisy(method.auxiliary(spec))
+    auxiliary = noisy(method.auxiliary(spec), 0.05, 1)
     twice = spec.replace(width=2 * spec.width, heads=2 * spec.heads)
     model = create_method("wave:head=tiled").expand(method.extract(auxiliary), twice).eval()
     with torch.no_grad():

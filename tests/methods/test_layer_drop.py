@@ -13,19 +13,16 @@ from ray_learngene.methods.elastic import draw_step
 from ray_learngene.methods.layer_drop import LayerDrop, LayerDropVisionTransformer
 from ray_learngene.methods.registry import create_method
 from ray_learngene.models.specs import Spec, build, spec_for
-from tests.methods.trained import assert_untied, images_of, layer_of
+from tests.methods.trained import assert_untied, images_of, layer_of, noisy
 
 SPEC = Spec(width=16, depth=6, heads=2, image=8, patch=4, classes=5)
 
 
 def auxiliary_of(text: str) -> LayerDropVisionTransformer:
     torch.manual_seed(0)
-    auxiliary = create_method(text).auxiliary(SPEC).eval()
+    auxiliary = create_method(text).auxiliary(SPEC)
     assert isinstance(auxiliary, LayerDropVisionTransformer)
-    with torch.no_grad():
-        for parameter in auxiliary.parameters():
-            parameter.add_(0.1 * torch.randn_like(parameter))
-    return auxiliary
+    return noisy(auxiliary)
 
 
 def without_layers(auxiliary: LayerDropVisionTransformer, layers: tuple[int, ...]) -> torch.nn.Module:

@@ -21,19 +21,16 @@ from ray_learngene.training.objectives import (
     label_loss,
     mean_loss,
 )
-from tests.methods.trained import assert_untied, images_of, specs
+from tests.methods.trained import assert_untied, images_of, noisy, specs
 
 SPEC = Spec(width=24, depth=6, heads=3, image=8, patch=4, classes=5)
 
 
 def auxiliary_of(text: str, spec: Spec = SPEC) -> ElasticVisionTransformer:
     torch.manual_seed(0)
-    auxiliary = create_method(text).auxiliary(spec).eval()
+    auxiliary = create_method(text).auxiliary(spec)
     assert isinstance(auxiliary, ElasticVisionTransformer)
-    with torch.no_grad():
-        for parameter in auxiliary.parameters():
-            parameter.add_(0.1 * torch.randn_like(parameter))
-    return auxiliary
+    return noisy(auxiliary)
 
 
 def batch(size: int = 6) -> tuple[torch.Tensor, torch.Tensor]:

@@ -10,16 +10,13 @@ from ray_learngene.methods.base import Learngene
 from ray_learngene.methods.registry import create_method
 from ray_learngene.models import costs
 from ray_learngene.models.specs import Spec, preset
-from tests.methods.trained import NANO, assert_untied, images_of, layer_of, specs
+from tests.methods.trained import NANO, assert_untied, images_of, layer_of, noisy, specs
 
 
 def learngene_of(spec: Spec) -> tuple[torch.nn.Module, Learngene]:
     method = create_method("tleg")
     torch.manual_seed(0)
-    auxiliary = method.auxiliary(spec).eval()
-    with torch.no_grad():
-        for parameter in auxiliary.parameters():  # as if trained: biases and gains are on lines of their own too
-            parameter.add_(0.1 * torch.randn_like(parameter))
+    auxiliary = noisy(method.auxiliary(spec))  # biases and gains are on lines of their own too
     return auxiliary, method.extract(auxiliary)
 
 

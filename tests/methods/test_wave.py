@@ -14,30 +14,22 @@ from ray_learngene.methods.kronecker import kron_sum
 from ray_learngene.methods.plain_templates import MATRICES, PARTS
 from ray_learngene.methods.registry import create_method
 from ray_learngene.models import costs
-from ray_learngene.models.specs import PRESETS, Spec, build, preset
+from ray_learngene.models.specs import Spec, build, preset
+from tests.methods.trained import NANO, noisy
 
-NANO = PRESETS["nano"].replace(depth=4)
 WIDTH = "wave:template=16"
 
 
 def learngene_of(text: str, spec: Spec = NANO) -> tuple[Method, GeneratedVisionTransformer, Learngene]:
     torch.manual_seed(0)
     method = create_method(text)
-    auxiliary = method.auxiliary(spec).eval()
-    with torch.no_grad():  # as after training: no vector is 0 or 1, no two layers are alike
-        for parameter in auxiliary.parameters():
-            parameter += 0.02 * torch.randn_like(parameter)
+    auxiliary = noisy(method.auxiliary(spec), 0.02)
     return method, auxiliary, method.extract(auxiliary)
 
 
 def trained(spec: Spec = NANO, seed: int = 1) -> torch.nn.Module:
     """Return a plain model none of whose parameters is as initialised."""
-    model = build(spec, seed=seed).eval()
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter += 0.05 * torch.randn(parameter.shape, generator=generator)
-    return model
+    return noisy(build(spec, seed=seed), 0.05, seed)
 
 
 def images(spec: Spec = NANO) -> torch.Tensor:

@@ -1,5 +1,7 @@
 """Small plain models with distinct parameters everywhere, as if trained, and the specs of the tests."""
 
+from typing import TypeVar
+
 import torch
 from hypothesis import strategies as st
 from timm.models.vision_transformer import VisionTransformer
@@ -7,6 +9,8 @@ from timm.models.vision_transformer import VisionTransformer
 from ray_learngene.methods.base import Learngene
 from ray_learngene.methods.registry import create_method
 from ray_learngene.models.specs import PRESETS, Spec, build
+
+ModuleT = TypeVar("ModuleT", bound=torch.nn.Module)
 
 NANO = PRESETS["nano"].replace(depth=4)
 
@@ -30,14 +34,18 @@ specs = st.builds(
 )
 
 
-def trained(spec: Spec, seed: int = 0) -> VisionTransformer:
-    """Return a plain model whose parameters are all noise: no bias is 0 and no gain 1."""
-    model = build(spec, seed=seed).eval()
-    generator = torch.Generator().manual_seed(seed)
+def noisy(module: ModuleT, scale: float = 0.1, seed: int | None = None) -> ModuleT:
+    """Return a module as if trained: no bias is 0, no gain 1, and no two layers are alike."""
+    generator = None if seed is None else torch.Generator().manual_seed(seed)
     with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator))
-    return model
+        for parameter in module.parameters():
+            parameter.add_(scale * torch.randn(parameter.shape, generator=generator))
+    return module.eval()
+
+
+def trained(spec: Spec, seed: int = 0) -> VisionTransformer:
+    """Return a noisy plain model."""
+    return noisy(build(spec, seed=seed), seed=seed)
 
 
 def learngene_of(text: str, spec: Spec, seed: int = 0) -> Learngene:

@@ -18,17 +18,8 @@ from ray_learngene.models import costs
 from ray_learngene.models.costs import parameters
 from ray_learngene.models.layout import axes, chains, scales_input
 from ray_learngene.models.specs import Spec, build, preset, shapes_of, spec_for, spec_of
+from tests.methods.trained import noisy
 from tests.models.sizes import SMALL, small
-
-
-def noisy(spec: Spec) -> nn.Module:
-    """Return a model none of whose biases is 0 and none of whose gains is 1."""
-    torch.manual_seed(0)
-    model: nn.Module = build(spec).eval()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(0.05 * torch.randn_like(parameter))
-    return model
 
 
 def tiled(tensor: Tensor, dim: int, groups: int) -> Tensor:
@@ -53,7 +44,7 @@ def doubled(model: nn.Module, spec: Spec, twice: Spec) -> dict[str, Tensor]:
 def test_a_model_of_twice_the_width_with_repeated_axes_computes_the_same(architecture: str) -> None:
     spec = small(architecture)
     twice = spec.replace(width=2 * spec.width, heads=2 * spec.heads)
-    model, larger = noisy(spec), build(twice).eval()
+    model, larger = noisy(build(spec, seed=0), 0.05, 1), build(twice).eval()
     larger.load_state_dict(doubled(model, spec, twice))
     images = torch.randn(2, *spec.image)
     with torch.no_grad():
