@@ -252,7 +252,9 @@ def _near(name: str) -> str:
         return f"this is a file; give the timm model folder that it is in, local-dir:{folder.parent}"
     if name.count("/") == 1:
         return f"timm has no such model; write hf-hub:{name} for one on the hub, local-dir:{name} for a folder"
-    return f"timm has no such model{did_you_mean(name.split('.')[0], timm.list_models(), most=3)}"
+    near = did_you_mean(name.split(".")[0], timm.list_models(), most=3)
+    others = "; write store:ancestries/NAME for one in the store, local-dir:FOLDER for a folder"
+    return f"timm has no such model{near or others}"
 
 
 def _not_fetched(error: BaseException) -> str:

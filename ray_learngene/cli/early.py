@@ -23,7 +23,8 @@ def check_named(config: Any) -> None:
     if isinstance(config, ExportConfig | EvaluateConfig):
         folder = Path(config.model).expanduser()
         if not (folder / "config.json").is_file():
-            raise UserError(f"{folder} is not a timm model folder: it has no config.json")
+            missing = "it has no config.json" if folder.is_dir() else "there is no such folder"
+            raise UserError(f"{folder} is not a timm model folder: {missing}")
     # pull imports neither, and goes on without a trained descendant
     if not isinstance(config, StoreConfig) or isinstance(config, PullConfig) or "://" in config.store:
         return

@@ -145,7 +145,7 @@ class DistillConfig(
     @model_validator(mode="after")
     def _one_size(self) -> DistillConfig:
         if (self.preset is None) == (self.student is None):
-            raise ValueError("the auxiliary model needs a size: give preset, or student and a timm model name")
+            raise ValueError(f"the auxiliary model needs a size: give preset ({PRESET_NAMES}), or student, a timm name")
         if self.start and self.warm_start:
             raise ValueError("start and warm_start both give the first weights: choose one")
         if self.student_args and not self.student:

@@ -89,8 +89,8 @@ def head_order(images: Sequence[str], labels: Sequence[str], classes: int, where
     order = order_of(images, labels) if labels and classes else list(range(len(images)))
     if (classes and classes != len(images)) or order is None:
         raise UserError(
-            f"{where} has {counted(classes, 'class')} ({', '.join(labels[:3])}, ...), --data {data} has "
-            f"{len(images)} ({', '.join(images[:3])}, ...): they are not the same label set"
+            f"{where} has {counted(classes, 'class')} ({_first(labels)}), --data {data} has "
+            f"{len(images)} ({_first(images)}): they are not the same label set"
         )
     return order
 
@@ -98,12 +98,16 @@ def head_order(images: Sequence[str], labels: Sequence[str], classes: int, where
 def _unnamed(where: str, data: str, classes: Sequence[str]) -> str:
     """Say in which order the classes of a model are counted that does not name them."""
     timms = timms_order(classes)
-    first = ", ".join(classes[:3])
-    other = "" if timms is None else f"; timm counts {', '.join(classes[index] for index in timms[:3])}, ..."
+    other = "" if timms is None else f"; timm counts {_first([classes[index] for index in timms])}"
     return (
-        f"{where} names no classes: they are taken in the order of --data {data} ({first}, ...){other}; label_names of "
-        "config.json says another order"
+        f"{where} names no classes: they are taken in the order of --data {data} ({_first(classes)}){other}; label_names "
+        "of config.json says another order"
     )
+
+
+def _first(classes: Sequence[str]) -> str:
+    """Return the first names of a set of classes."""
+    return ", ".join(classes[:3]) + (", ..." if len(classes) > 3 else "")
 
 
 def evaluate_folder(folder: str | Path, config: DataConfig, batch_size: int) -> Scores | FeatureScores:

@@ -210,8 +210,9 @@ def folder_of(kind: Kind, name: str) -> str:
     parts = name.split("/")
     wanted = 2 if kind in GROUPED else 1
     if len(parts) != wanted or not all(NAME.fullmatch(part) for part in parts):
-        form = "GROUP/NAME" if kind in GROUPED else "NAME"
-        raise UserError(f"{name!r} is not the name of a {kind}: write {form} {LEGAL}")
+        form = "SWEEP/NAME" if kind == "descendant" else "GROUP/NAME" if kind in GROUPED else "NAME"
+        article = "an" if kind.startswith("a") else "a"
+        raise UserError(f"{name!r} is not the name of {article} {kind}: write {form} {LEGAL}")
     return f"{FOLDERS[kind]}/{name}"
 
 

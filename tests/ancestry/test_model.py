@@ -148,6 +148,7 @@ def test_what_a_name_may_stand_for(tmp_path: Path) -> None:
         "timm/levit_384.fb": "write hf-hub:timm/levit_384.fb for one on the hub",
         "ancestries/digits": "write store:ancestries/digits",
         "levit_9": "timm has no such model; did you mean levit_",
+        "photographs": "timm has no such model; write store:ancestries/NAME for one in the store",
     }
     for name, says in names.items():
         with pytest.raises(UserError) as error:

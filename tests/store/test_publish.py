@@ -76,7 +76,7 @@ def test_impossible_names_are_refused(store: Store, folder: Path, name: str) -> 
     with pytest.raises(UserError, match="is not the name of a learngene") as error:
         store.publish("learngene", name, folder, {})
     one_line(error)
-    with pytest.raises(UserError, match="is not the name of a descendant: write GROUP/NAME"):
+    with pytest.raises(UserError, match="is not the name of a descendant: write SWEEP/NAME"):
         store.manifest("descendant", name.replace("a/b", "a/b/c"))
 
 
