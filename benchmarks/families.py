@@ -27,7 +27,7 @@ import timm
 from ray_learngene.errors import UserError
 from ray_learngene.methods.base import Method
 from ray_learngene.methods.registry import METHODS
-from ray_learngene.models.families.base import made
+from ray_learngene.models.families.made import made
 from ray_learngene.models.features import gives_features
 from ray_learngene.models.layout import axes, chains
 from ray_learngene.models.specs import Spec, build, shapes_of, spec_for, spec_of

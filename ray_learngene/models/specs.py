@@ -20,8 +20,10 @@ from ray_learngene.config.documents import first_error
 from ray_learngene.config.image import RGB, ImageShape, Shape
 from ray_learngene.config.presets import PRESET_SIZES
 from ray_learngene.errors import UserError
-from ray_learngene.models.families.base import Arguments, Family, Size, made, resized
+from ray_learngene.models.families.base import Family
+from ray_learngene.models.families.made import Arguments, made
 from ray_learngene.models.families.registry import family_of, family_of_model
+from ray_learngene.models.families.size import Size, resized
 from ray_learngene.models.meta import on_meta
 from ray_learngene.progress import counted
 

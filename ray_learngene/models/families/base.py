@@ -1,4 +1,4 @@
-"""The interface of a family, and the size of a model as its timm entry point takes it.
+"""The interface of a family: how its timm entry points take a size, and what axes of parameters mean.
 
 A model of any family is a timm entry point with keyword arguments. The family says which keywords make its size.
 Everything else follows from models that are built on the meta device; see `layout.py`.
@@ -6,38 +6,13 @@ Everything else follows from models that are built on the meta device; see `layo
 
 from __future__ import annotations
 
-import inspect
-import json
-import sys
-import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, is_dataclass, replace
-from functools import lru_cache
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
-import timm
 import torch
-from timm.models import build_model_with_cfg
-from torch import nn
 
-from ray_learngene.errors import UserError, did_you_mean, reason_of
-from ray_learngene.models.meta import on_meta
-from ray_learngene.progress import counted
-
-Arguments = dict[str, Any]
-
-
-@dataclass(frozen=True)
-class Size:
-    """The size of a model, with one number per stage; a model without stages has one."""
-
-    depths: tuple[int, ...]
-    widths: tuple[int, ...]
-    heads: tuple[int, ...]
-    mlp_ratio: float | None
-    image: tuple[int, int] | None  # height and width
-    patch: int
+from ray_learngene.models.families.made import Arguments
+from ray_learngene.models.families.size import Size
 
 
 class Family:
@@ -172,165 +147,3 @@ def _like(example: Any, value: Any) -> Any:
     if isinstance(example, Sequence):
         return list(value) if isinstance(value, tuple) else [value] * len(example)
     return value[0] if isinstance(value, tuple) else value
-
-
-def resized(size: Size, **changes: Any) -> Size:
-    """Change a size by `depth`, `depths`, `width`, `widths`, `heads`, `image`, `patch` or `mlp_ratio`.
-
-    A total depth is spread over the stages in proportion; a width is the first stage's, and the others follow. Heads
-    follow the width at the present head size.
-
-    Raises:
-        UserError: a stage cannot have that depth or width.
-    """
-    depths, widths = changes.get("depths"), changes.get("widths")
-    if depths is None and "depth" in changes:
-        depths = spread(changes["depth"], size.depths)
-    if depths is not None and len(depths) != len(size.depths):
-        raise UserError(
-            f"depth {_text(depths)}: this architecture has {counted(len(size.depths), 'stage')}, not {len(depths)}"
-        )
-    if widths is None and "width" in changes and size.widths:
-        first = size.widths[0]
-        odd = [width for width in size.widths if width * changes["width"] % first]
-        if odd:
-            factor = f"{changes['width']}/{first}"
-            raise UserError(f"width {changes['width']}: a stage of width {odd[0]} cannot be scaled by {factor}")
-        widths = tuple(width * changes["width"] // first for width in size.widths)
-    if widths is not None and len(widths) != len(size.widths):
-        raise UserError(
-            f"width {_text(widths)}: this architecture has {counted(len(size.widths), 'width')}, not {len(widths)}"
-        )
-    heads = size.heads
-    if "heads" in changes and len(heads) == 1:
-        heads = (changes["heads"],)
-    elif widths is not None and heads:
-        heads = tuple(_heads(new, old, count) for new, old, count in zip(widths, size.widths, heads, strict=False))
-    return replace(
-        size,
-        depths=tuple(depths or size.depths),
-        widths=tuple(widths or size.widths),
-        heads=heads,
-        image=changes.get("image", size.image) if size.image else None,
-        patch=changes.get("patch", size.patch),
-        mlp_ratio=changes.get("mlp_ratio", size.mlp_ratio) if size.mlp_ratio else None,
-    )
-
-
-def _heads(width: int, before: int, heads: int) -> int:
-    """Count the heads of a stage at another width, at its present head size."""
-    if width * heads % before:
-        raise UserError(f"width {width} is not a multiple of the head size, {before // heads}")
-    return width * heads // before
-
-
-def spread(depth: int, depths: Sequence[int]) -> tuple[int, ...]:
-    """Spread a total depth over stages in proportion to theirs; each stage gets one block at least.
-
-    Raises:
-        UserError: there are fewer blocks than stages.
-    """
-    if depth < len(depths):
-        raise UserError(
-            f"depth {depth}: this architecture has {counted(len(depths), 'stage')}, each of one block at least"
-        )
-    found = [1] * len(depths)
-    for _ in range(depth - len(depths)):
-        shares = [depth * have / sum(depths) - now for have, now in zip(depths, found, strict=True)]
-        found[shares.index(max(shares))] += 1
-    return tuple(found)
-
-
-def _text(numbers: Sequence[int]) -> str:
-    return "-".join(map(str, numbers))
-
-
-# Entry points.
-
-
-@dataclass(frozen=True)
-class Made:
-    """A timm model that was built on the meta device, and the arguments that its constructor got."""
-
-    model: nn.Module
-    arguments: Arguments
-
-
-def made(architecture: str, arguments: Mapping[str, Any]) -> Made:
-    """Build a model on the meta device and read its constructor's arguments, defaults included; cached.
-
-    Raises:
-        UserError: timm has no such entry point, or refuses the arguments.
-    """
-    if not timm.is_model(architecture):
-        near = did_you_mean(architecture, timm.list_models(), most=3)
-        raise UserError(f"timm has no architecture {architecture!r}{near}")
-    try:
-        return _made(architecture, json.dumps(arguments, sort_keys=True))
-    except Exception as error:  # timm's classes raise what their arithmetic happens to raise, StopIteration too
-        given = ", ".join(f"{name}={value}" for name, value in arguments.items())
-        own = _own(architecture, arguments)
-        raise UserError(f"{architecture} ({given}): timm refuses this size: {reason_of(error, 200)}{own}") from None
-
-
-def _own(architecture: str, arguments: Mapping[str, Any]) -> str:
-    """Say what an entry point has by itself for the keywords of a size that timm refuses."""
-    try:
-        own = _made(architecture, "{}").arguments
-    except Exception:  # timm cannot build it at all
-        return ""
-    known = [f"{name}={own[name]}" for name in arguments if own.get(name) is not None and name != "num_classes"]
-    return f"; its own is {', '.join(known)}" if known else ""
-
-
-@lru_cache(maxsize=512)
-def _made(architecture: str, text: str) -> Made:
-    with _recorded() as calls, on_meta():
-        model = timm.create_model(architecture, **json.loads(text))
-    given: Arguments = next((given for built, given in calls if built is model), {})
-    found = {**_defaults(type(model)), **given}
-    settings = found.get("cfg")
-    if is_dataclass(settings):  # some classes take their size as one object, and its fields as keywords
-        found = {**vars(settings), **found}
-    return Made(model, found)
-
-
-_lock = threading.Lock()  # `_recorded` changes timm's modules for a moment
-
-
-@contextmanager
-def _recorded() -> Iterator[list[tuple[nn.Module, Arguments]]]:
-    """Record the models that timm's builder makes, each with the arguments of its constructor."""
-    calls: list[tuple[nn.Module, Arguments]] = []
-
-    def build(model_cls: Callable[..., nn.Module], *args: Any, **kwargs: Any) -> nn.Module:
-        def construct(**given: Any) -> nn.Module:
-            model = model_cls(**given)
-            calls.append((model, given))
-            return model
-
-        made: nn.Module = build_model_with_cfg(construct, *args, **kwargs)
-        return made
-
-    with _lock:
-        users = [module for name, module in sys.modules.items() if name.startswith("timm.models.")]
-        users = [module for module in users if vars(module).get("build_model_with_cfg") is build_model_with_cfg]
-        for module in users:
-            module.build_model_with_cfg = build  # type: ignore[attr-defined]
-        try:
-            yield calls
-        finally:
-            for module in users:
-                module.build_model_with_cfg = build_model_with_cfg  # type: ignore[attr-defined]
-
-
-def _defaults(cls: type[nn.Module]) -> Arguments:
-    """Return the defaults of a constructor's arguments, with those of its base classes."""
-    found: Arguments = {}
-    for base in cls.__mro__:
-        init: Any = base.__dict__.get("__init__")
-        if init is not None and issubclass(base, nn.Module) and base is not nn.Module:
-            for parameter in inspect.signature(init).parameters.values():
-                if parameter.default is not inspect.Parameter.empty:
-                    found.setdefault(parameter.name, parameter.default)
-    return found

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from torch import nn
 
-from ray_learngene.models.families.base import Family, made
+from ray_learngene.models.families.base import Family
 from ray_learngene.models.families.eva import Eva
 from ray_learngene.models.families.hybrids import HeadsOutermost
+from ray_learngene.models.families.made import made
 from ray_learngene.models.families.swin import Swin, SwinV2
 from ray_learngene.models.families.vit import DecomposedPositionViT
 
