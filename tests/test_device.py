@@ -63,6 +63,7 @@ def test_a_run_in_this_process_that_asks_for_no_gpu_has_none_and_the_next_may(tm
     assert resolve_device().type == "cuda"
 
 
+@pytest.mark.hosts  # it starts a Ray of its own, with two GPUs
 def test_a_ray_worker_computes_on_a_gpu_only_if_it_was_given_one() -> None:
     environment = {name: value for name, value in os.environ.items() if name != "CUDA_VISIBLE_DEVICES"}
     command = [sys.executable, "-c", DRIVER]
