@@ -99,10 +99,8 @@ def _unnamed(where: str, data: str, classes: Sequence[str]) -> str:
     """Say in which order the classes of a model are counted that does not name them."""
     timms = timms_order(classes)
     other = "" if timms is None else f"; timm counts {_first([classes[index] for index in timms])}"
-    return (
-        f"{where} names no classes: they are taken in the order of --data {data} ({_first(classes)}){other}; label_names "
-        "of config.json says another order"
-    )
+    order = f"in the order of --data {data} ({_first(classes)})"
+    return f"{where} names no classes: they are taken {order}{other}; label_names of config.json says another order"
 
 
 def _first(classes: Sequence[str]) -> str:
