@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import itertools
 import multiprocessing
 import os
@@ -118,6 +119,7 @@ def worker(rank: int, world_size: int, port: int, folder: Path, step: int) -> No
     os.environ |= {"LOCAL_WORLD_SIZE": str(world_size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     torch.set_num_threads(1)
     torch.distributed.init_process_group("gloo")
+    gc.freeze()  # ZeRO-3 collects garbage for every engine: 0.3 s each, if what was imported counts
 
     def create(
         method: str, stage: int, config: OptimizationConfig, user: dict[str, Any] | None = None
