@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 from pathlib import Path
@@ -35,7 +36,13 @@ def measure(config: MeasureConfig) -> list[Record]:
         write_script(Path(config.script).expanduser())
         log.info(f"wrote {config.script}: copy it to the device, with folders that `learngene export` made")
         return []
-    if not config.out:
+    if config.out:
+        out = Path(config.out).expanduser()
+        with clear_errors(str(out)):  # here, not after minutes of measuring
+            if out.is_dir():
+                raise IsADirectoryError(errno.EISDIR, "a folder")
+            out.parent.mkdir(parents=True, exist_ok=True)
+    else:
         store.check(write=True)
     if config.device:
         check_device(config.device)
@@ -55,7 +62,6 @@ def measure(config: MeasureConfig) -> list[Record]:
         for line in record_lines(records):
             log.info(one_line(line, 300))
     if config.out:
-        out = Path(config.out).expanduser()
         partial = out.with_name(f"{out.name}.partial")
         with clear_errors(str(out)):
             text = json.dumps({"format": FORMAT, "records": [one.model_dump(mode="json") for one in records]}, indent=2)

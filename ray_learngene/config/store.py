@@ -51,9 +51,11 @@ class PullConfig(LimitsConfig, StoreConfig):
         return given
 
     @model_validator(mode="after")
-    def _a_device_tells_a_latency(self) -> Self:
+    def _fits_together(self) -> Self:
         if self.device and not self.max_latency:
             raise ValueError("device tells a latency: give max_latency too")
+        if self.expand and self.format:
+            raise ValueError("expand makes a timm folder: leave format out, and export it (`learngene export`)")
         return self
 
 

@@ -22,7 +22,15 @@ from ray_learngene.training.batches import Batches
 from ray_learngene.training.clock import Clock
 from ray_learngene.training.engine import TorchEngine, prepare_layers, resolve_precision
 from ray_learngene.training.optimizers import create_optimizer
-from ray_learngene.training.pace import MOST, DistillationCost, NoCheckpoints, marks, spread_over_training, step_seconds
+from ray_learngene.training.pace import (
+    MOST,
+    DistillationCost,
+    NoCheckpoints,
+    marks,
+    score_once,
+    spread_over_training,
+    step_seconds,
+)
 from ray_learngene.training.trainer import Trainer
 from ray_learngene.training.world import World
 
@@ -64,9 +72,9 @@ def measure(task: DistillTask, rank: int = 0) -> Measured:
     clock, autocast = Clock(device), resolve_precision(config.precision, device)
     module = copy.deepcopy(task.module).to(device)
     prepare_layers(module, config)
-    spread_over_training(module, device)
-    optimizer = create_optimizer(module, config)
     world = World(device, rank, max(1, config.most_workers))
+    spread_over_training(module, max(1, int(world.micro_batch(config))), device)
+    optimizer = create_optimizer(module, config)
     trainer = Trainer(
         TorchEngine(module, optimizer, accumulation=config.accumulation, clip_grad=config.clip_grad, autocast=autocast),
         optimizer,
@@ -82,8 +90,10 @@ def measure(task: DistillTask, rank: int = 0) -> Measured:
         evaluate_first=True,
         clock=clock,
     )
+    batches = Batches(task.images, config, world, None)
+    score_once(trainer, batches)
     begin = clock()
-    found = marks(trainer, Batches(task.images, config, world, None), clock)
+    found = marks(trainer, batches, clock)
     score = found[0] - begin
     return step_seconds(found, per_epoch, score), score, device_name(device), round(os.getloadavg()[0], 2)
 

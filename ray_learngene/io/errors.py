@@ -135,6 +135,7 @@ NOTHING = "nothing is at {uri}: check the name"
 FORBIDDEN = "no permission for {uri}: choose another place or change the permissions"
 FULL = "the disk of {uri} is full: free space and run the command again"
 NO_FOLDER = "{uri} cannot be a folder: a file stands in its way; choose another place"
+A_FOLDER = "{uri} is a folder: name a file"
 IN_THE_WAY = "a folder that is not empty stands at {uri}: remove it or choose another place"
 
 # What IAM calls the right to make a request; requests that write parts need the right to write the object.
@@ -187,6 +188,7 @@ BY_TYPE: tuple[tuple[type[Exception] | tuple[type[Exception], ...], str], ...] =
 BY_ERRNO = {
     **dict.fromkeys((errno.ENOSPC, errno.EDQUOT), FULL),
     **dict.fromkeys((errno.ENOTDIR, errno.EEXIST), NO_FOLDER),
+    errno.EISDIR: A_FOLDER,
     errno.ENOTEMPTY: IN_THE_WAY,
     errno.EROFS: FORBIDDEN,
 }

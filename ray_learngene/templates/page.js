@@ -469,7 +469,7 @@ function onKey(event) {
 // What the lines and the hollow marks of the chart are.
 function keys() {
   return [
-    front.length > 1 ? ["front", "Pareto front: nothing is both cheaper and more accurate"] : null,
+    front.length ? ["front", "Pareto front: nothing is both cheaper and more accurate"] : null,
     showsBefore() && shown.some((group) => group.scores.untuned) ? ["before", "before tuning"] : null,
     near(ancestries()).length ? ["ancestry", "ancestry model"] : null,
   ].filter(Boolean);

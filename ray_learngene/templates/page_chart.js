@@ -98,8 +98,8 @@ function drawPanel(root, view, panel, { x, y, x0, x1, y0, y1, first, titled }) {
   if (limit < x1) add("rect", { x: limit, y: y0, width: x1 - limit, height: y1 - y0, class: "shade" });
   for (const line of view.lines) {
     add("line", { x1: x0, x2: x1, y1: tenth(y(line.value)), y2: tenth(y(line.value)), class: "ancestry" });
-    // on the left, as the most accurate models are on the right
-    add("text", { x: x0 + 4, y: tenth(y(line.value)) - 5, class: "ancestry-name" }, fitting(line.text, (x1 - x0) / 7));
+    const end = view.chosen && x(view.x.cost(view.chosen)) < (x0 + x1) / 2;  // away from the chosen model's ring
+    add("text", { x: end ? x1 - 4 : x0 + 4, y: tenth(y(line.value)) - 5, "text-anchor": end ? "end" : "start", class: "ancestry-name" }, fitting(line.text, (x1 - x0) / 7));
   }
   const radius = panel.groups.length > 1500 ? 2.5 : panel.groups.length > 300 ? 3.5 : 5;
   const series = new Map(), marks = [];

@@ -23,8 +23,8 @@ class WandB:
         self._module = require("wandb", "wandb")
         entity, _, self.project = project.rpartition("/")
         self.entity = entity or None
-        settings = self._module.setup().settings
-        if settings.mode == "online" and not self._module.api.api_key:
+        settings = self._module.setup(self._module.Settings(silent=True)).settings
+        if settings.mode == "online" and not self._module.login(prompt=False, verify=False):
             raise UserError(
                 f"--track wandb:{project}: W&B knows no account here: run `wandb login`, set WANDB_API_KEY, "
                 "or WANDB_MODE=offline"

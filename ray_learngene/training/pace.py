@@ -17,8 +17,10 @@ from torch import nn
 from ray_learngene.errors import Interrupted
 from ray_learngene.methods.elastic import ElasticVisionTransformer
 from ray_learngene.models.specs import Spec
+from ray_learngene.training.batches import Batches
 from ray_learngene.training.clock import Clock
 from ray_learngene.training.lockstep import Trains, train
+from ray_learngene.training.trainer import Trainer
 
 WARM_UP, LEAST, MOST = 2, 4, 40  # steps of a measurement
 _GOLDEN_RATIO = (5**0.5 - 1) / 2
@@ -55,25 +57,39 @@ def marks(trains: Trains, batches: Any, clock: Clock) -> list[float]:
     return found
 
 
-def spread_over_training(module: nn.Module, device: torch.device) -> None:
+def spread_over_training(module: nn.Module, images: int, device: torch.device) -> None:
     """Make the first steps of an elastic module stand for a whole training.
 
     Where sub-models grow as training proceeds, the first steps cost less than the others. Here they sample those of all
     of it: multiples of the golden ratio cover the training evenly, after however many steps the measurement ends. Every
-    sub-model is called once before, as its first call takes longer.
+    sub-model trains once before, as long as there is time: its first pass at a number of images takes longer, forward
+    and backward, and a measurement has many first passes for its few steps.
+
+    Args:
+        images: Of a micro-batch.
     """
     elastic = next((one for one in module.modules() if isinstance(one, ElasticVisionTransformer)), None)
     if elastic is None:
         return
-    draw, count, specs = elastic.draw, itertools.count(1), set[Spec]()
+    draw, count, passes = elastic.draw, itertools.count(1), dict[tuple[Spec, int], None]()
     for step in range(MOST):
         draw(np.random.default_rng(step), step / MOST)
-        specs |= set(elastic.drawn)
+        passes |= dict.fromkeys(elastic.passes(images))
     elastic.train()
-    with torch.no_grad():
-        for spec in specs:
-            elastic.forward_as(spec, torch.zeros(1, *spec.image, device=device))
+    began = time.monotonic()
+    for spec, seen in passes:
+        if time.monotonic() - began > SECONDS:
+            break
+        elastic.forward_as(spec, torch.zeros(seen, *spec.image, device=device)).sum().backward()
+    elastic.zero_grad(set_to_none=True)
     elastic.draw = lambda generator, done: draw(generator, next(count) * _GOLDEN_RATIO % 1)  # type: ignore[method-assign]
+
+
+def score_once(trainer: Trainer, batches: Batches) -> None:
+    """Score one batch of a training whose first scoring is to be measured, as the first pass takes longer."""
+    for split, loader in batches.scored():
+        for batch in itertools.islice(loader, 1):
+            trainer.score(batch, split)
 
 
 def step_seconds(marks: list[float], per_epoch: int, score: float) -> float:

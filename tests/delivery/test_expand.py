@@ -42,7 +42,8 @@ def test_an_expanded_folder_is_plain_timm_with_the_methods_weights(store: Store,
     assert len({file.stat().st_mode for file in made.path.iterdir()}) == 1  # a team may read its weights too
     facts = json.loads((made.path / "metrics.json").read_text())
     assert facts["params"] == parameters(SPEC.replace(depth=4)) and facts["top1_untuned"] is None
-    assert "not trained after that (accuracy unknown" in (made.path / "README.md").read_text()
+    card = (made.path / "README.md").read_text()
+    assert "not trained after that (accuracy unknown" in card and "```\n\n`metrics.json`" in card
 
 
 @pytest.mark.parametrize("limits", [{"max_params": "150k"}, {"max_macs": "2M", "max_memory": "900kB"}])
@@ -144,6 +145,7 @@ def test_sizes_outside_the_training_are_said_and_chosen_last(store: Store, tmp_p
         ("pull --max-params 3M --device pi", "device tells a latency: give max_latency too"),
         ("pull learngenes/gene --expand", "takes no limits and no --expand"),
         ("pull learngenes/gene --format onnx", "is no model to export: `learngene expand gene` makes one"),
+        ("pull --learngene gene --expand --format onnx", "expand makes a timm folder: leave format out"),
         ("pull --format torch", "a torch export holds a pickle, and a store keeps none"),
     ],
 )

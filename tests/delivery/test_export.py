@@ -320,7 +320,8 @@ def test_a_sweep_that_runs_again_adds_the_exports_that_are_missing(
     assert "exports: onnx, int8 (--format fetches one)" in capsys.readouterr().out
     timm_files = ["README.md", "config.json", "metrics.json", "model.safetensors"]
     assert sorted(path.name for path in (tmp_path / "best").iterdir()) == timm_files
-    assert "Exports: onnx, int8" in (tmp_path / "best" / "README.md").read_text()
+    card = (tmp_path / "best" / "README.md").read_text()
+    assert "Exports: onnx, int8. `learngene pull descendants/s/" in card and "```\n\n| | |\n" in card
     assert json.loads((tmp_path / "best" / "metrics.json").read_text())["row"]["exports"] == "onnx,int8"
     store.download("descendant", again[0].name, tmp_path / "whole")
     assert (tmp_path / "whole" / "int8" / "model.onnx").is_file()

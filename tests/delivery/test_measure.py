@@ -255,6 +255,7 @@ def test_budgets_plan_expand_and_pull_use_a_device(
         ("plan --learngene gene --budgets params@other<=5M", "only latency depends on a device"),
         ("measure --import gene.txt", "gene.txt is not a record of measure.py"),
         ("measure --import nowhere.json", "nowhere.json"),
+        ("measure made/gene --out made", "made is a folder: name a file"),
         ("measure", "give models, or one of learngene, import and script"),
         ("measure made/gene --out r2.json", "is no ONNX file, and no folder with a model.onnx"),
         (

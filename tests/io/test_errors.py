@@ -264,6 +264,7 @@ def test_an_unreachable_endpoint_is_named(
         (OSError(28, "No space left on device"), "the disk of /a is full"),
         (PermissionError(13, "Permission denied"), "no permission for /a"),
         (OSError(30, "Read-only file system"), "no permission for /a"),
+        (OSError(21, "Is a directory"), "/a is a folder: name a file"),
         (OSError(39, "Directory not empty"), "a folder that is not empty stands at /a"),
         (OSError("AWS Error SLOW_DOWN during PutObject operation: x"), "overloaded or failing"),
         (OSError("AWS Error UNKNOWN (HTTP status 503) during x"), "overloaded or failing"),

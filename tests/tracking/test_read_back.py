@@ -222,3 +222,4 @@ def test_an_account_is_asked_for_before_anything_is_trained(place: Path, monkeyp
     program = "from ray_learngene.tracking.trackers import Trackers; Trackers(['wandb:x'])"
     ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, stdin=subprocess.DEVNULL)
     assert "run `wandb login`, set WANDB_API_KEY, or WANDB_MODE=offline" in ran.stderr.splitlines()[-1]
+    assert "deprecated" not in ran.stderr and ran.stdout == ""
