@@ -102,8 +102,9 @@ def parser_of(command: str, cls: Any) -> argparse.ArgumentParser:
 
 def _add_argument(group: argparse._ArgumentGroup, name: str, field: Any, *, positional: bool, hidden: bool) -> None:
     required = " (required)" if field.is_required() else ""
-    nothing = field.is_required() or field.default in (None, (), {}, "")
-    default = "" if nothing else f" (default: {_show(field.default)})"
+    value = field.get_default(call_default_factory=True)
+    nothing = field.is_required() or value in (None, (), {}, "")
+    default = "" if nothing else f" (default: {_show(value)})"
     help_text = f"{field.description}{required}{default}".replace("%", "%%")
     if positional:
         many = typing.get_origin(field.annotation) is tuple

@@ -9,7 +9,7 @@ from pydantic import Field, field_validator, model_validator
 from ray_learngene.config.base import LATER, Config
 from ray_learngene.config.data import DataConfig
 from ray_learngene.config.image import ImageSize
-from ray_learngene.config.texts import LocalPath, OptionalWholeNumbers, Quantity, Texts
+from ray_learngene.config.texts import LocalPath, ModelFolder, ModelFolders, OptionalWholeNumbers, Quantity, Texts
 from ray_learngene.config.training import StoreConfig
 
 
@@ -121,7 +121,7 @@ class SweepExportConfig(QuantizationConfig):
 class ExportConfig(QuantizationConfig, DataConfig):
     """`learngene export`: a file that a runtime loads, compared with the timm model before it appears."""
 
-    model: str = Field(description="folder of a timm model, pulled or expanded")
+    model: ModelFolder = Field(description="folder of a timm model, pulled or expanded")
     format: Texts = Field(("onnx",), description="onnx, int8 (ONNX in 8 bits) and torch (torch.export), one or several")
     uint8_input: bool = Field(False, description="the file takes uint8 images [N, H, W, C] and normalises them itself")
     data: str = Field("", description="image set to compare on, and to calibrate with; default: a few random images")
@@ -178,7 +178,7 @@ class MeasureConfig(StoreConfig):
 
     decides = "nothing"
 
-    models: Texts = Field((), description="folders of timm models or of exports, or ONNX files")
+    models: ModelFolders = Field((), description="folders of timm models or of exports, or ONNX files")
     learngene: str | None = Field(None, description="time sizes of this learngene instead")
     depths: OptionalWholeNumbers = Field(
         None, description="depths of the learngene; default: those from which all others are predicted"

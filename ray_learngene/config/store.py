@@ -11,7 +11,7 @@ from pydantic import Field, field_validator, model_validator
 from ray_learngene.config.base import address
 from ray_learngene.config.data import DataConfig
 from ray_learngene.config.delivery import LimitsConfig, refuse_torch
-from ray_learngene.config.texts import LocalPath, Texts
+from ray_learngene.config.texts import LocalPath, ModelFolder, Texts
 from ray_learngene.config.training import StoreConfig
 
 PUBLISHING = timedelta(hours=1)
@@ -62,7 +62,7 @@ class PullConfig(LimitsConfig, StoreConfig):
 class EvaluateConfig(DataConfig):
     """`learngene evaluate`: load a pulled model with plain timm and measure its accuracy."""
 
-    model: str = Field(description="folder of a pulled model")
+    model: ModelFolder = Field(description="folder of a pulled model")
     batch_size: int = Field(256, ge=1, description="images at a time")
 
 

@@ -46,6 +46,14 @@ def _local(path: str) -> str:
     return path
 
 
+def _folder(model: str) -> str:
+    """Take `local-dir:FOLDER`, which other commands need, for the folder; refuse what must be pulled first."""
+    scheme, colon, rest = model.partition(":")
+    if scheme == "store" and colon:
+        raise ValueError(f"a folder on this machine is needed: learngene pull {rest}")
+    return rest if scheme == "local-dir" and colon else model
+
+
 # the depth of a model, or of each of its stages
 Stages = Annotated[
     Annotated[int, Field(ge=1)] | tuple[Annotated[int, Field(ge=1)], ...] | None, BeforeValidator(_stages)
@@ -59,3 +67,5 @@ Texts = Annotated[tuple[str, ...], BeforeValidator(_several)]
 License = Annotated[str, AfterValidator(_license)] | None
 Rates = Annotated[tuple[Annotated[float, Field(gt=0)], ...], BeforeValidator(_several), Field(min_length=1)]
 LocalPath = Annotated[str, AfterValidator(_local)]
+ModelFolder = Annotated[str, AfterValidator(_folder)]
+ModelFolders = Annotated[tuple[ModelFolder, ...], BeforeValidator(_several)]

@@ -104,7 +104,7 @@ def s3_code(error: BaseException) -> str:
 
 
 def _plain(code: Any) -> str:
-    return str(code).replace("_", "").upper()
+    return str(getattr(code, "value", code)).replace("_", "").upper()  # Azure's client has an enumeration
 
 
 SECRET_VARIABLES = (
@@ -167,8 +167,9 @@ BY_CODE = {
     **dict.fromkeys(("507", "INSUFFICIENTSTORAGE", "QUOTAEXCEEDED", "XMINIOSTORAGEFULL"), SERVER_FULL),
     **dict.fromkeys(("400", "BADREQUEST"), REFUSED),
     "MISSINGAUTHENTICATIONTOKEN": NO_KEYS,
-    **dict.fromkeys(("NOSUCHBUCKET", "CONTAINERNOTFOUND"), NO_BUCKET),
-    **dict.fromkeys(("AUTHENTICATIONFAILED", "INVALIDAUTHENTICATIONINFO"), REJECTED),  # Azure's
+    **dict.fromkeys(("NOSUCHBUCKET", "INVALIDBUCKETNAME"), NO_BUCKET),
+    **dict.fromkeys(("CONTAINERNOTFOUND", "INVALIDRESOURCENAME"), NO_BUCKET),  # Azure's
+    **dict.fromkeys(("AUTHENTICATIONFAILED", "INVALIDAUTHENTICATIONINFO"), REJECTED),
     **dict.fromkeys(("NOAUTHENTICATIONINFORMATION", "PUBLICACCESSNOTPERMITTED"), NO_LOGIN),
     "NETWORKCONNECTION": UNREACHABLE,
     "REQUESTTIMEOUT": UNREACHABLE,

@@ -52,7 +52,10 @@ def open_filesystem(scheme: str, path: str) -> tuple[AbstractFileSystem, str]:
         opened, inside = url_to_fs(uri, skip_instance_cache=True, **options)
     except (TypeError, ValueError, ImportError) as error:
         reason = without_secrets(" ".join(str(error).split()))[:300]
-        raise UserError(f"{uri} cannot be opened: set {words_of(uri).keys} ({reason})") from None
+        if isinstance(error, ImportError):
+            raise UserError(f"{scheme}:// needs a package that is not installed: {reason}") from None
+        needed = "its --storage-options" if isinstance(error, TypeError) else words_of(uri).keys
+        raise UserError(f"{uri} cannot be opened: set {needed} ({reason})") from None
     return opened, inside
 
 

@@ -172,6 +172,13 @@ def test_an_address_is_no_path_on_this_machine(cls: type[config.Config], out: st
         assert cls(out=f"./{out}").out == f"./{out}"
 
 
+def test_a_model_folder_is_named_with_or_without_its_scheme() -> None:
+    assert load_config(config.ExportConfig, {"model": "local-dir:a"}).model == "a"
+    assert load_config(config.MeasureConfig, {"models": ("b", "local-dir:a")}).models == ("b", "a")
+    with pytest.raises(UserError, match="a folder on this machine is needed: learngene pull ancestries/a"):
+        load_config(config.EvaluateConfig, {"data": "digits", "model": "store:ancestries/a"})
+
+
 @pytest.mark.parametrize("name", ["num_classes", "in_chans", "pretrained"])
 def test_arguments_of_models_that_other_settings_decide(name: str) -> None:
     for cls, setting in ((config.AncestryConfig, "model_args"), (config.DistillConfig, "student_args")):
@@ -184,6 +191,7 @@ def test_arguments_of_models_that_other_settings_decide(name: str) -> None:
 def test_every_flag_is_a_setting_with_help(command: str) -> None:
     cls = getattr(config, COMMANDS[command][0])
     text = parser_of(command, cls).format_help()
+    assert "Pydantic" not in text
     for name, field in cls.model_fields.items():
         assert field.description, name
         hidden = name in getattr(cls, "refused", ())

@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable
+from enum import Enum
 from pathlib import Path
 from typing import Any
 
@@ -269,6 +270,7 @@ def test_an_unreachable_endpoint_is_named(
         (OSError("AWS Error SLOW_DOWN during PutObject operation: x"), "overloaded or failing"),
         (OSError("AWS Error UNKNOWN (HTTP status 503) during x"), "overloaded or failing"),
         (OSError("AWS Error UNKNOWN (HTTP status 301) during x"), "set AWS_REGION"),
+        (OSError("AWS Error INVALID_BUCKET_NAME during PutObject operation: x"), "the bucket of /a does not exist"),
         (OSError("two\nlines"), "cannot be read or written: two lines"),
         (OSError(), "cannot be read or written: OSError"),
     ],
@@ -277,6 +279,14 @@ def test_errors_are_explained(error: OSError, message: str) -> None:
     explained = explain(error, "/a")
     assert message in str(explained)
     assert "\n" not in str(explained)
+
+
+def test_azures_codes_are_an_enumeration() -> None:
+    class Refused(OSError):
+        error_code = Enum("StorageErrorCode", {"FAILED": "AuthenticationFailed"}, type=str)["FAILED"]
+        status_code = 403
+
+    assert "Azure Storage does not accept the credentials" in str(explain(Refused(), "abfs://a/b"))
 
 
 def test_the_store_imports_without_torch_and_ray() -> None:

@@ -2,6 +2,7 @@
 
 import importlib.util
 import pickle
+import sys
 from pathlib import Path
 
 import pytest
@@ -91,6 +92,17 @@ def test_a_missing_client_is_named_with_what_installs_it(monkeypatch: pytest.Mon
     ):  # fmt: skip
         with pytest.raises(UserError, match=f"needs the package \\w+: pip install {package}") as error:
             Store(uri)
+        one_line(error)
+
+
+def test_what_a_client_of_fsspec_needs_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "paramiko", None)
+    for uri, says in (
+        ("sftp://host/a", 'sftp:// needs a package that is not installed: .*"paramiko"'),
+        ("github://host/a", "cannot be opened: set its --storage-options .*missing.*'org'"),
+    ):
+        with pytest.raises(UserError, match=says) as error:
+            Store(uri).check(write=False)
         one_line(error)
 
 
