@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from ray_learngene.config import ExportConfig
 from ray_learngene.config.delivery import QuantizationConfig
+from ray_learngene.config.documents import parse_object, read_document
 from ray_learngene.data.image_set import Subset
 from ray_learngene.delivery import onnx_file, torch_file
 from ray_learngene.delivery.evaluate import ModelImages
@@ -34,6 +35,7 @@ from ray_learngene.models.specs import spec_of
 from ray_learngene.models.timm_folder import labels_of, load_timm
 from ray_learngene.progress import counted
 from ray_learngene.provenance import provenance, publishable
+from ray_learngene.store.rows import mapping
 
 FACTS, GOLDEN, CARD = "export.json", "golden.npz", "README.md"
 FILES = {"onnx": "model.onnx", "int8": "model.onnx", "torch": "model.pt2"}
@@ -299,11 +301,11 @@ def spaced(length: int, count: int) -> Array:
 def _source(folder: Path) -> dict[str, Any]:
     """Return where a model folder comes from, as far as its `metrics.json` says, and a hash of its weights."""
     weights = hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
-    try:
-        facts = json.loads((folder / "metrics.json").read_text())
-        facts = facts.get("row", facts)
-    except (OSError, ValueError, AttributeError):
-        facts = {}
+    metrics, facts = folder / "metrics.json", {}
+    if metrics.is_file():  # no pipe, no device
+        with suppress(OSError, ValueError):
+            facts = parse_object(read_document(metrics))
+    facts = mapping(facts.get("row", facts))
     kept = ("descendant", "sweep", "learngene", "learngene_version", "top1", "top1_untuned")
     known = {name: facts[name] for name in kept if isinstance(facts.get(name), str | int | float)}
     return {**known, "weights_sha256": weights}
