@@ -301,7 +301,7 @@ def spaced(length: int, count: int) -> Array:
 def _source(folder: Path) -> dict[str, Any]:
     """Return where a model folder comes from, as far as its `metrics.json` says, and a hash of its weights."""
     weights = hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
-    metrics, facts = folder / "metrics.json", {}
+    metrics, facts = folder / "metrics.json", mapping(None)
     if metrics.is_file():  # no pipe, no device
         with suppress(OSError, ValueError):
             facts = parse_object(read_document(metrics))
