@@ -1,25 +1,29 @@
-"""What a command checks before it imports torch and Ray, which takes seconds: whether what it names is there."""
+"""What a command checks before it imports torch and Ray, which takes seconds: its limits, and what it names."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
 
-from ray_learngene.config import EvaluateConfig, ExportConfig, PlanConfig, PullConfig
+from ray_learngene.config import EvaluateConfig, ExpandConfig, ExportConfig, LimitsConfig, PlanConfig, PullConfig
 from ray_learngene.config.training import StoreConfig
 from ray_learngene.errors import UserError
+from ray_learngene.models.budgets import Budget, parse_quantity
 
 _STORED = "store:ancestries/"
 
 
 def check_named(config: Any) -> None:
-    """Check that a model folder, or learngenes and ancestry models of a local store, are there.
+    """Check that limits can be read, and that a model folder, or what is named of a local store, is there.
 
     The command checks all of it again, and more. Of a bucket it alone does, because a request costs.
 
     Raises:
-        UserError: something is not there.
+        UserError: a limit cannot be read, or something is not there.
     """
+    budgets = [Budget.parse(text) for text in getattr(config, "budgets", None) or ()]
+    if isinstance(config, LimitsConfig):
+        budgets += [parse_quantity(quantity, text) for quantity, text in config.limits.items()]
     if isinstance(config, ExportConfig | EvaluateConfig):
         folder = Path(config.model).expanduser()
         if not (folder / "config.json").is_file():
@@ -31,8 +35,12 @@ def check_named(config: Any) -> None:
     planned = isinstance(config, PlanConfig) and config.distill  # its learngene is still to be distilled
     learngenes = [] if planned else _given(config, "learngene", "start")
     ancestries = [one.removeprefix(_STORED) for one in _given(config, "ancestry", "source") if one.startswith(_STORED)]
-    if learngenes or ancestries:
+    devices = {device for budget in budgets for device in budget.devices}
+    if isinstance(config, ExpandConfig) and config.device:
+        devices.add(config.device)
+    if learngenes or ancestries or devices:
         from ray_learngene.store.store import Store
+        from ray_learngene.store.timings import Timings
 
         store = Store.of(config)
         store.check(write=False)
@@ -40,6 +48,8 @@ def check_named(config: Any) -> None:
             store.manifest("learngene", name)
         for name in ancestries:
             store.manifest("ancestry", name)
+        for device in sorted(devices):
+            Timings.load(store, device)
 
 
 def _given(config: Any, *fields: str) -> list[str]:
