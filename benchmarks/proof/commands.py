@@ -94,7 +94,7 @@ def distill_command(plan: Plan, run: Run, places: Places) -> list[str]:
     flags = {
         "name": sweep_name(run),
         **places.flags(plan, run.data),
-        "ancestry": f"store:ancestries/{teacher_name(run.data)}",
+        **({"ancestry": f"store:ancestries/{teacher_name(run.data)}"} if learngene.get("alpha", 1) else {}),
         "student": ARCHITECTURE,
         "student_args": _size(plan, learngene.get("depth")),
         "epochs": run.epochs,

@@ -9,6 +9,7 @@ import pandas
 from benchmarks.proof.against import MANY, saving
 from benchmarks.proof.charges import Charges
 from benchmarks.proof.table import REFERENCES, Row, table
+from ray_learngene.compare.significance import paired
 
 SCRATCH = REFERENCES[0]
 NEAR = 2.0  # points below scratch's shortest schedule, on average; what is further off has no factor
@@ -25,9 +26,9 @@ def overview(rows: Sequence[Row], data: str, charges: Charges | None = None) -> 
         return []
     depths = sorted(tuned["depth"].unique())
     lines = [
-        f"| | {' | '.join(f'{depth} layers' for depth in depths)} | mean | {MANY} sizes: times fewer FLOPs than "
-        f"{SCRATCH} | with the teacher's training | times less time |",
-        "|---" * (len(depths) + 5) + "|",
+        f"| | {' | '.join(f'{depth} layers' for depth in depths)} | mean | above {SCRATCH}'s shortest | seeds | {MANY} "
+        f"sizes: times fewer FLOPs than {SCRATCH} | with the teacher's training | times less time |",
+        "|---" * (len(depths) + 7) + "|",
     ]
     alone = tuned["learngene"].isna()
     for name in [*tuned[alone]["arm"].drop_duplicates(), *tuned[~alone]["arm"].drop_duplicates()]:
@@ -52,7 +53,16 @@ def _line(said: str, depths: Sequence[int], arm: pandas.DataFrame, everything: p
     whole = set(depths) <= set(scores.index)
     columns = [f"{scores[depth]:.1f}" if depth in scores else "" for depth in depths]
     columns.append(f"{scores.mean():.1f}" if whole else "")
+    columns += [_above(arm, everything), str(arm["seed"].nunique())]
     return f"| {said} | " + " | ".join([*columns, *_factors(arm, scores, everything)]) + " |"
+
+
+def _above(arm: pandas.DataFrame, everything: pandas.DataFrame) -> str:
+    """Mean difference from scratch's shortest schedule over the sizes, paired over the seeds that both have."""
+    difference = paired(arm, everything[everything["arm"] == SCRATCH])
+    if difference is None or arm["arm"].iloc[0] == SCRATCH:
+        return ""
+    return f"{difference.mean:+.1f}" + (f" ± {difference.half:.1f}" if difference.seeds > 1 else "")
 
 
 def _factors(arm: pandas.DataFrame, scores: pandas.Series, everything: pandas.DataFrame) -> list[str]:

@@ -25,7 +25,8 @@ BOUNDS = """
 "Times less" is what a reference pays along its front for a learngene's accuracies, over what the learngene costs with
 its teacher's passes. `<`: the reference's shortest schedule is more accurate at a size, so the factor flatters. `>`: no
 schedule is as accurate. `~`: both occur. `too far below`: on average more than two points less than that schedule.
-Learning-rate searches are not included. `distilled` trains each size alone from the learngenes' teacher.
+"Above": mean over the sizes, with its 95 % interval over seeds. Learning-rate searches are not included. `distilled`
+trains each size alone from the learngenes' teacher.
 """
 TRANSFER = (
     "Top-1 in %, mean over tuning seeds of one learngene. All arms train for the same epochs, each set and arm at its "

@@ -92,9 +92,10 @@ class DistillConfig(
 ):
     """`learngene distill`: distil an ancestry model into a learngene."""
 
-    ancestry: str = Field(
+    ancestry: str | None = Field(
+        None,
         description="the ancestry model: a timm name (pretrained weights from the hub), local-dir:FOLDER, "
-        "or store:ancestries/NAME or store:descendants/SWEEP/NAME"
+        "or store:ancestries/NAME or store:descendants/SWEEP/NAME; not needed with alpha 0",
     )
     method: str = Field("any-size", description="method with its options, e.g. sws:stages=3-3-4-3-3")
     preset: str | None = Field(
@@ -153,6 +154,20 @@ class DistillConfig(
         return self
 
     @model_validator(mode="after")
+    def _teacher_needed(self) -> Self:
+        if self.ancestry is not None:
+            return self
+        for setting, uses in (
+            ("teach features", self.teach == "features"),
+            ("warm_start", self.warm_start is not None),
+            ("soft_labels", self.soft_labels),
+            (f"alpha {self.alpha:g}", self.alpha > 0),
+        ):
+            if uses:
+                raise ValueError(f"{setting} needs the ancestry model: give ancestry, or alpha 0 to use labels alone")
+        return self
+
+    @model_validator(mode="after")
     def _labels_needed(self) -> DistillConfig:
         if not self.labels and self.alpha < 1:
             raise ValueError("alpha below 1 weighs the labels, but labels are off: set alpha 1 or turn labels on")
@@ -175,6 +190,8 @@ class SoftLabelsConfig(DistillConfig):
 
     @model_validator(mode="after")
     def _logits_alone(self) -> Self:
+        if self.alpha == 0:
+            raise ValueError("alpha 0 never asks the ancestry model: there are no soft labels to compute")
         if self.teach == "features":
             raise ValueError("teach: features are not cached, only logits are: distil without softlabels")
         return self

@@ -31,7 +31,7 @@ from ray_learngene.methods.warm_start import start_from_model
 from ray_learngene.models.costs import macs
 from ray_learngene.models.origin import Origin, data_name
 from ray_learngene.models.preprocessing import Preprocessing, per_channel
-from ray_learngene.models.specs import Spec, preset, spec_for
+from ray_learngene.models.specs import Spec, meta_model, preset, spec_for
 from ray_learngene.progress import counted
 from ray_learngene.store.learngenes import StoredLearngene
 from ray_learngene.store.manifest import Manifest
@@ -47,7 +47,7 @@ log = logging.getLogger(__name__)
 def distill(
     config: DistillConfig, callbacks: Sequence[UserCallback] = (), trackers: Trackers | None = None
 ) -> Manifest:
-    """Distil an ancestry model into a learngene and publish it in the store.
+    """Distil an ancestry model into a learngene and publish it in the store; with `alpha` 0 labels alone teach it.
 
     Args:
         callbacks: Ray Train's (`ray.train.UserCallback`), which run in its controller.
@@ -69,44 +69,47 @@ def prepare(config: DistillConfig) -> DistillTask:
     auxiliary_spec(config)
     store = open_store(config, "learngene")
     features = config.teach == "features"
-    ancestry = load_ancestry(config.ancestry, store, features=features)
-    config = with_interpolation(config, ancestry, store)
+    ancestry = load_ancestry(config.ancestry, store, features=features) if config.ancestry else None
+    start = StoredLearngene.load(store, config.start) if config.start else None
+    given = ancestry or (_preprocessing_of(start) if start else None)
+    if given:
+        config = with_interpolation(config, given.interpolation, store)
     sets = checked_image_sets(config)
-    labels: tuple[str, ...] = ()
-    if not features:
-        labels = sets.train.classes if config.labels else ancestry.labels
+    labels: tuple[str, ...] = () if features else sets.train.classes
+    if ancestry and not features:
         if not config.labels:
+            labels = ancestry.labels
             log.info("no labels: top-1 is the agreement with the ancestry model's decisions")
-        match_classes(ancestry, config.ancestry, config.data, sets, labelled=config.labels)
-    spec = auxiliary_spec(config, 0 if features else ancestry.classes)
+        match_classes(ancestry, str(config.ancestry), config.data, sets, labelled=config.labels)
+    spec = auxiliary_spec(config, ancestry.classes if ancestry and not features else len(labels))
     torch.manual_seed(config.seed)
     module = method.auxiliary(spec, drop_path=config.drop_path)
-    start = StoredLearngene.load(store, config.start) if config.start else None
     if start:
         _start_from(module, method, start.learngene, config)
-    if config.warm_start:
+    if config.warm_start and ancestry:
         start_from_model(module, ancestry.model, config.warm_start)
     if config.depth:
         check_depth(module, config.depth, config.method)
-    images = images_for(config, sets, spec, ancestry)
-    facts: dict[str, Any] = {"data_sha256": sets.train.fingerprint, "ancestry_sha256": ancestry.sha256()}
-    facts |= ancestry.resizing(spec.image)
+    images = images_for(config, sets, spec, given)
+    facts: dict[str, Any] = {"data_sha256": sets.train.fingerprint}
+    if ancestry:
+        facts |= {"ancestry_sha256": ancestry.sha256(), **ancestry.resizing(spec.image)}
     if start:
         facts["start_version"] = start.manifest.version
-    sources = [ancestry.origin, *([stored_origin(start.manifest, store)] if start else [])]
+    sources = [*([ancestry.origin] if ancestry else []), *([stored_origin(start.manifest, store)] if start else [])]
     origin = Origin.join(sources, data=data_name(config.data), stated=config.license)
     task = DistillTask
-    if features:
+    if ancestry and features:
         refuse_cache(config, ancestry, images)
         task, module = FeatureTask, feature_student(config, module, ancestry, spec.image)
     return task(config, store, images, module, facts, origin, method, ancestry, labels, start)
 
 
-def with_interpolation(config: DistillConfig, ancestry: Ancestry, store: Store) -> DistillConfig:
+def with_interpolation(config: DistillConfig, interpolation: str, store: Store) -> DistillConfig:
     """Resize images as the ancestry model does, unless the user says otherwise or the run began otherwise."""
-    if "interpolation" in config.model_fields_set or ancestry.interpolation not in get_args(Interpolation):
+    if "interpolation" in config.model_fields_set or interpolation not in get_args(Interpolation):
         return config
-    interpolation, name = ancestry.interpolation, config.name
+    name = config.name
     if name and not config.overwrite:
         if store.exists("learngene", name):
             begun: dict[str, Any] | None = store.manifest("learngene", name).metadata.get("config")
@@ -120,7 +123,7 @@ def auxiliary_spec(config: DistillConfig, classes: int | None = None) -> Spec:
     """Return the spec of the auxiliary model.
 
     Args:
-        classes: Of the ancestry model; default: what the preset or the student has.
+        classes: Of the ancestry model, or of the images; default: what the preset or the student has.
 
     Raises:
         UserError: there is no such preset or timm model, or it has no such size.
@@ -155,22 +158,38 @@ def check_depth(module: nn.Module, depth: int | tuple[int, ...], method: str) ->
         )
 
 
-def images_for(config: DistillConfig, sets: ImageSets, spec: Spec, ancestry: Ancestry) -> ImagePipeline:
-    """Return the student's images, normalised as the ancestry model's; another interpolation is logged."""
-    if ancestry.interpolation != config.interpolation:
+def images_for(
+    config: DistillConfig, sets: ImageSets, spec: Spec, given: Ancestry | Preprocessing | None
+) -> ImagePipeline:
+    """Return the student's images.
+
+    Args:
+        given: The ancestry model, or the preprocessing of the learngene to start from: what normalises the images, and
+            another interpolation is logged. Without it they are normalised as timm's model of this architecture.
+    """
+    if given and given.interpolation != config.interpolation:
         log.info(
-            f"views are resized with {config.interpolation} interpolation (--interpolation), the ancestry model was "
-            f"trained with {ancestry.interpolation}"
+            f"views are resized with {config.interpolation} interpolation (--interpolation), "
+            f"{'the ancestry model' if isinstance(given, Ancestry) else f'the learngene {config.start}'} was trained "
+            f"with {given.interpolation}"
         )
+    given = given or Preprocessing.of(meta_model(spec), str(config.student or config.preset), input_size=spec.image)
     preprocessing = Preprocessing(
         image_size=spec.image,
-        mean=per_channel(ancestry.mean, spec.image.channels),
-        std=per_channel(ancestry.std, spec.image.channels),
+        mean=per_channel(given.mean, spec.image.channels),
+        std=per_channel(given.std, spec.image.channels),
         crop_pct=config.crop_pct,
         interpolation=config.interpolation,
     )
-    ancestry.accept(preprocessing.mean, preprocessing.std)
+    if isinstance(given, Ancestry):
+        given.accept(preprocessing.mean, preprocessing.std)
     return ImagePipeline.of(sets, preprocessing, config)
+
+
+def _preprocessing_of(start: StoredLearngene) -> Preprocessing | None:
+    """Return the preprocessing of a learngene; one that was extracted may have none."""
+    facts = start.learngene.preprocessing
+    return Preprocessing(**facts) if facts else None
 
 
 def _start_from(module: nn.Module, method: Method, learngene: Learngene, config: DistillConfig) -> None:

@@ -30,7 +30,7 @@ class DistillTask(Task):
 
     config: DistillConfig
     method: Method
-    ancestry: Ancestry
+    ancestry: Ancestry | None
     labels: tuple[str, ...]
     start: StoredLearngene | None
 
@@ -52,7 +52,7 @@ class DistillTask(Task):
         )
 
     def answers(self, device: torch.device, autocast: torch.dtype | None) -> Answers | None:
-        if not self.config.soft_labels or not self._asks:
+        if not self.config.soft_labels or not self._asks or self.ancestry is None:
             return None
         return Answers.create(self.config, self.config, self.images, self.ancestry, self.store, device, autocast)
 
@@ -60,13 +60,15 @@ class DistillTask(Task):
         return LabelScorer(device, autocast, None if self.config.labels else self._ancestry(device, autocast))
 
     def _ancestry(self, device: torch.device, autocast: torch.dtype | None) -> Ancestry:
+        assert self.ancestry is not None, "only a training from labels alone has no ancestry model"
         return self.ancestry.ready(device, compiled=self.config.compile, autocast=autocast)
 
     def flops(self, steps: int) -> dict[str, int]:
         image, batch = self.images.preprocessing.image_size, self.config.batch_size
+        asked = forward_flops(self.ancestry, image, batch) if self.ancestry and self._asks else 0
         return {
             "flops": training_flops(self.module, image, batch=batch, steps=steps, seed=self.config.seed),
-            "teacher_flops": steps * forward_flops(self.ancestry, image, batch) if self._asks else 0,
+            "teacher_flops": steps * asked,
         }
 
     def write(self, module: nn.Module, folder: Path) -> dict[str, Any]:
@@ -75,5 +77,7 @@ class DistillTask(Task):
             labels=self.labels, preprocessing=self.images.preprocessing.model_dump(mode="json")
         )
         learngene.save(folder)
-        metadata = json.loads(json.dumps(learngene.description())) | {"ancestry": publishable(self.config.ancestry)}
+        metadata: dict[str, Any] = json.loads(json.dumps(learngene.description()))
+        if self.config.ancestry:
+            metadata["ancestry"] = publishable(self.config.ancestry)
         return metadata | ({"start": self.start.facts()} if self.start else {})

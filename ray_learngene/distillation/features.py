@@ -65,7 +65,8 @@ class FeatureTask(DistillTask):
         image, batch = self.images.preprocessing.image_size, self.config.batch_size
         projectors = TRAINING_PASSES * steps * batch * self.module.projector_flops()
         student = training_flops(self.module.student, image, batch=batch, steps=steps, seed=self.config.seed)
-        return {"flops": student + projectors, "teacher_flops": steps * forward_flops(self.ancestry, image, batch)}
+        asked = forward_flops(self._ancestry(torch.device("cpu"), None), image, batch)
+        return {"flops": student + projectors, "teacher_flops": steps * asked}
 
     def write(self, module: nn.Module, folder: Path) -> dict[str, Any]:
         assert isinstance(module, FeatureStudent)

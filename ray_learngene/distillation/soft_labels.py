@@ -101,10 +101,12 @@ def fill(config: SoftLabelsConfig) -> None:
     if config.compile and not config.workers:  # else it is a matter of the workers' hosts
         require_compiler()
     spec = auxiliary_spec(config)
-    ancestry = load_ancestry(config.ancestry, store)
-    config = with_interpolation(config, ancestry, store)  # type: ignore[assignment]
+    reference = config.ancestry
+    assert reference is not None  # else alpha would be 0, which is refused
+    ancestry = load_ancestry(reference, store)
+    config = with_interpolation(config, ancestry.interpolation, store)  # type: ignore[assignment]
     sets = checked_image_sets(config)
-    match_classes(ancestry, config.ancestry, config.data, sets, labelled=config.labels)
+    match_classes(ancestry, reference, config.data, sets, labelled=config.labels)
     filling = Filling(config, store, images_for(config, sets, spec, ancestry), ancestry)
     filling.images.training_batches(config, world_size=filling.parts)  # refuses what does not divide
     if config.workers == 0:

@@ -13,7 +13,7 @@ import torch
 
 from ray_learngene import sigterm
 from ray_learngene.ancestry.model import load_ancestry
-from ray_learngene.config import AncestryConfig, DistillConfig, ExtractConfig, SweepConfig
+from ray_learngene.config import AncestryConfig, DistillConfig, ExtractConfig, SweepConfig, load_config
 from ray_learngene.distillation.distill import distill
 from ray_learngene.distillation.extract import extract
 from ray_learngene.distillation.train_ancestry import train_ancestry
@@ -21,6 +21,7 @@ from ray_learngene.errors import Interrupted, UserError
 from ray_learngene.models.preprocessing import Preprocessing
 from ray_learngene.models.timm_folder import export_timm
 from ray_learngene.store.learngenes import StoredLearngene
+from ray_learngene.store.lineage import ancestry_costs, sources_of
 from ray_learngene.store.store import Store
 from ray_learngene.sweeps.arms import Arm
 from ray_learngene.sweeps.run import _begun
@@ -134,6 +135,39 @@ def test_untied_layers_start_from_shared_stages_and_learn_from_labels_alone(stor
     assert stored.facts()["learngene_flops"] == sum(one.metadata["cost"]["flops"] for one in (tied, made))
     blocks = [stored.learngene.tensors[f"blocks.{layer}.mlp.fc1.weight"] for layer in range(3)]
     assert not torch.equal(blocks[0], blocks[1]) and not torch.equal(blocks[1], blocks[2])
+
+
+def test_labels_alone_need_no_ancestry_model(store: str) -> None:
+    """The weights are those that it would get with one which is not asked, as both see the same images."""
+    labelled = {"method": "any-size:shallowest=1", "depth": 3, "alpha": 0}
+    names = ("asked-nothing", "alone", "alone-further")
+    distill(distillation(store, name=names[0], **labelled))
+    distill(distillation(store, name=names[1], **labelled, ancestry=None))
+    distill(distillation(store, name=names[2], **labelled, ancestry=None, start=names[1], epochs=0))
+    known, *alone = (StoredLearngene.load(Store(store), name) for name in names)
+    for one in alone:
+        assert all(torch.equal(x, one.learngene.tensors[name]) for name, x in known.learngene.tensors.items())
+        assert one.learngene.description() == known.learngene.description()
+        assert "ancestry" not in one.manifest.metadata and one.manifest.metadata["origin"]["base_models"] == []
+    assert known.manifest.metadata["cost"]["teacher_flops"] == 0
+    table = sweep(quick_sweep(store, name="without", learngene="alone", arms=("any-size",), depths="2"))
+    assert set(table["status"]) == {"finished"}
+    assert set(ancestry_costs(sources_of(alone[0].manifest), Store(store)).values()) == {0.0}
+
+
+@pytest.mark.parametrize(
+    ("changes", "needs"),
+    [
+        ({}, "alpha 1"),
+        ({"alpha": 0, "soft_labels": True}, "soft_labels"),
+        ({"alpha": 0, "warm_start": "first"}, "warm_start"),
+        ({"teach": "features"}, "teach features"),
+    ],
+)
+def test_what_asks_the_ancestry_model_needs_one(changes: dict[str, Any], needs: str) -> None:
+    given = {"name": "n", "data": "digits", "preset": "nano", **changes}
+    with pytest.raises(UserError, match=f"{needs} needs the ancestry model: give ancestry, or alpha 0"):
+        load_config(DistillConfig, given)
 
 
 def test_a_sweep_of_layerdrop_measures_shallower_models(store: str) -> None:

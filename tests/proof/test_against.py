@@ -84,6 +84,16 @@ def test_each_size_distilled_alone_is_a_reference_too() -> None:
     assert together.index("against the front of scratch") < together.index("against the front of distilled")
 
 
+def test_the_overview_pairs_an_arm_with_scratch_over_seeds() -> None:
+    """Differences of 2 and 1 points, mean over two sizes: 1.5 ± 12.7 * 0.5 (Student's t for one degree of freedom)."""
+    second = [row(3, 20, 51.0, 2e12, seed=1), row(12, 20, 54.0, 8e12, seed=1)]
+    again = [gene(3, 52.0, seed=1), gene(12, 55.0, seed=1)]
+    first = [gene(3, 52.0), gene(12, 55.0)]
+    lines = overview([*ROWS[:4], *first, *second, *again], "cifar10")
+    expected = "| any-size, 20 epochs, tuned | 52.0 | 55.0 | 53.5 | +1.5 ± 6.4 | 2 |"
+    assert any(line.startswith(expected) for line in lines)
+
+
 def test_what_cannot_be_compared_is_left_out() -> None:
     assert against_front(ROWS[4:], "cifar10") == []
     assert "### any-size 20 epochs" in report(ROWS)
@@ -119,10 +129,12 @@ def test_the_overview_has_a_row_for_each_arm_and_one_learngene_untuned_once() ->
     lines = overview([*ROWS, *longer], "cifar10")
     ten, whole = (5 * ((2 * 4) ** 0.5 + (8 * 16) ** 0.5) / cost for cost in (14, 22))
     assert lines[2:4] == [
-        "| scratch, 20 epochs | 50.0 | 53.0 | 51.5 |  |  |  |",
-        "| scratch, 40 epochs | 54.0 | 59.0 | 56.5 |  |  |  |",
+        "| scratch, 20 epochs | 50.0 | 53.0 | 51.5 |  | 1 |  |  |  |",
+        "| scratch, 40 epochs | 54.0 | 59.0 | 56.5 | +5.0 | 1 |  |  |  |",
     ]
-    assert lines[5].startswith(f"| any-size, 20 epochs, tuned | 52.0 | 56.0 | 54.0 | {ten:.1f} | {whole:.1f} | ")
+    assert lines[5].startswith(
+        f"| any-size, 20 epochs, tuned | 52.0 | 56.0 | 54.0 | +2.5 | 1 | {ten:.1f} | {whole:.1f} | "
+    )
     named = [line.split(" | ")[0].strip("| ") for line in lines[4:]]
     assert named == [
         "any-size, 20 epochs, untuned",
@@ -131,5 +143,6 @@ def test_the_overview_has_a_row_for_each_arm_and_one_learngene_untuned_once() ->
     ]
     far = [gene(depth, top1, arm="sws") for depth, top1 in ((3, 40.0), (12, 53.0))]
     assert (
-        overview([*ROWS, *far], "cifar10")[-1] == "| sws, 20 epochs, tuned | 40.0 | 53.0 | 46.5 | too far below |  |  |"
+        overview([*ROWS, *far], "cifar10")[-1]
+        == "| sws, 20 epochs, tuned | 40.0 | 53.0 | 46.5 | -5.0 | 1 | too far below |  |  |"
     )
