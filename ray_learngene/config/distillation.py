@@ -164,7 +164,7 @@ class DistillConfig(
             (f"alpha {self.alpha:g}", self.alpha > 0),
         ):
             if uses:
-                raise ValueError(f"{setting} needs the ancestry model: give ancestry, or alpha 0 to use labels alone")
+                raise ValueError(f"ancestry is required: the ancestry model, for {setting}; only alpha 0 does without")
         return self
 
     @model_validator(mode="after")
