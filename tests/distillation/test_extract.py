@@ -166,7 +166,7 @@ def test_labels_alone_need_no_ancestry_model(store: str) -> None:
 )
 def test_what_asks_the_ancestry_model_needs_one(changes: dict[str, Any], needs: str) -> None:
     given = {"name": "n", "data": "digits", "preset": "nano", **changes}
-    with pytest.raises(UserError, match=f"ancestry is required: the ancestry model, for {needs}; only alpha 0 does without"):
+    with pytest.raises(UserError, match=f"ancestry is required: the ancestry model, for {needs}; only alpha 0"):
         load_config(DistillConfig, given)
 
 
