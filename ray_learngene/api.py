@@ -109,7 +109,7 @@ class Model:
         """
         from ray_learngene.models.timm_folder import load_timm, transform_of
 
-        model = load_timm(self.path).eval()
+        model = load_timm(Path(self.path).expanduser()).eval()  # Model("best") is natural to write
         return model, transform_of(model)
 
 

@@ -44,14 +44,14 @@ def model_card(
         for label, value in metrics.items()
     ]
     card_data = ModelCardData(
-        model_name=name,
+        model_name=name if results else None,  # the hub's name of the results; without any there is no model-index
         library_name="timm",
         pipeline_tag=task,
         tags=[task, "timm", "learngene"],
         base_model=list(origin.base_models) or None,
         datasets=list(origin.datasets) or None,
-        metrics=["accuracy"],
-        eval_results=results,
+        metrics=["accuracy"] if results else None,
+        eval_results=results or None,
         **origin.card_license(),  # type: ignore[arg-type]
     )
     return render(template, card_data=card_data.to_yaml(), name=name, origin=origin, data=data, **values)
