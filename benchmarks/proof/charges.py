@@ -11,6 +11,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from benchmarks.proof.plan import PLAN, Plan
+
 SECONDS = Path(__file__).with_name("seconds.json")
 Row = Mapping[str, Any]
 
@@ -32,7 +34,9 @@ class Charges:
         if not path.exists():
             return None
         rows = json.loads(path.read_text())["rows"]
-        return cls({row["step"]: row["ms"] for row in rows}, rows[0]["batch"])
+        ms = {row["step"]: row["ms"] for row in rows}
+        measured = Plan(PLAN.read_text()).measured_as()
+        return cls({**ms, **{arm: ms[one] for arm, one in measured.items() if one in ms}}, rows[0]["batch"])
 
     def descendant(self, row: Row) -> float:
         """Training or tuning one model, and fitting it before. The models of a sweep share loader and teacher."""

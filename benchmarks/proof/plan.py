@@ -122,6 +122,15 @@ class Plan:
         start = self.learngenes[self.distilled_as(run).arm].get("start")
         return replace(run, arm=start) if start else None
 
+    def measured_as(self) -> dict[str, str]:
+        """The first arm whose distillation has the same step, by arm."""
+        first: dict[tuple[str, int | None], str] = {}
+        return {
+            arm: first.setdefault((made["method"], made.get("depth")), arm)
+            for arm, made in self.learngenes.items()
+            if "of" not in made
+        }
+
     def tuning_of(self, arm: str) -> dict[str, Any]:
         return self.learngenes[arm].get("tuning", self.tuning)
 

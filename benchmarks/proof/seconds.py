@@ -115,10 +115,10 @@ def steps(plan: Plan, ancestry: Ancestry, kept: list[Batch]) -> dict[str, Callab
     }
     for depth in depths:
         found[f"depth {depth}"] = _step(plan, build(largest.replace(depth=depth), seed=0), LabelObjective(), given)
-    for name, flags in plan.learngenes.items():
-        if "of" not in flags:
-            spec = largest.replace(depth=flags.get("depth", largest.depth))
-            found[name] = _step(plan, create_method(flags["method"]).auxiliary(spec), taught, given)
+    for name in dict.fromkeys(plan.measured_as().values()):
+        flags = plan.learngenes[name]
+        spec = largest.replace(depth=flags.get("depth", largest.depth))
+        found[name] = _step(plan, create_method(flags["method"]).auxiliary(spec), taught, given)
     return found
 
 

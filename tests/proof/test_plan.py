@@ -135,3 +135,10 @@ def test_the_plan_and_its_commands_are_the_products() -> None:
     for line, config in configs:
         flags = {word[2:].removeprefix("no-").replace("-", "_") for word in line if re.match("--[a-z]", word)}
         assert flags <= config.model_fields.keys()
+
+
+def test_arms_whose_step_is_the_same_are_timed_once() -> None:
+    measured = Plan(PLAN.read_text()).measured_as()
+    assert measured["any-size-views"] == measured["any-size-labelled"] == "any-size-steady"
+    assert measured["any-size-untied-40"] == "any-size-untied" != measured["any-size-joint"]
+    assert "any-size-tuned" not in measured  # it takes another arm's learngene
