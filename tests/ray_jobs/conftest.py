@@ -94,6 +94,18 @@ def head(s3_store: str) -> Iterator[tuple[str, str]]:
         stop(process)
 
 
+@pytest.fixture(scope="module")
+def connected(head: tuple[str, str]) -> Iterator[None]:
+    """One connection for all tests of a file: tasks of one test find the process that served another's.
+
+    A process that imports torch and timm costs more than what most of these tests train.
+    """
+    from ray_learngene.cluster.session import ray_cluster
+
+    with ray_cluster(head[0]):
+        yield
+
+
 @pytest.fixture(scope="package")
 def ancestry(s3_store: str) -> str:
     from ray_learngene.distillation.train_ancestry import train_ancestry

@@ -9,7 +9,8 @@ import pytest
 import ray
 
 from ray_learngene.cluster.driver import Driver, from_workers
-from ray_learngene.cluster.session import ray_cluster
+
+pytestmark = pytest.mark.usefixtures("connected")
 
 
 @ray.remote
@@ -24,18 +25,16 @@ def work(driver: Driver, count: int) -> None:
     log.info("after the end")
 
 
-def test_everything_arrives_in_order(head: tuple[str, str], caplog: pytest.LogCaptureFixture) -> None:
+def test_everything_arrives_in_order(caplog: pytest.LogCaptureFixture) -> None:
     seen: list[Any] = []
-    with caplog.at_level(logging.INFO, "ray_learngene"), ray_cluster(head[0]), from_workers(seen.append) as driver:
+    with caplog.at_level(logging.INFO, "ray_learngene"), from_workers(seen.append) as driver:
         ray.get(work.remote(driver, 50))
     assert seen == [{"step": number} for number in range(50)]
     assert caplog.messages == [*(f"step {number}" for number in range(50)), "the last warning"]
     assert [record.name for record in caplog.records] == ["ray_learngene.somewhere"] * 51
 
 
-def test_a_driver_that_asks_for_nothing_hears_warnings_only(
-    head: tuple[str, str], caplog: pytest.LogCaptureFixture
-) -> None:
-    with caplog.at_level(logging.WARNING, "ray_learngene"), ray_cluster(head[0]), from_workers(print) as driver:
+def test_a_driver_that_asks_for_nothing_hears_warnings_only(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING, "ray_learngene"), from_workers(print) as driver:
         ray.get(work.remote(driver, 0))
     assert caplog.messages == ["the last warning"]

@@ -23,12 +23,15 @@ from ray_learngene.store.store import Store
 from tests.pages.rows import data_of, models_of
 from tests.ray_jobs.conftest import RAY, ROOT
 
+pytestmark = pytest.mark.usefixtures("connected")
+
 
 @pytest.fixture(scope="module")
 def swept(sweep_config: SweepConfig) -> tuple[pandas.DataFrame, list[dict[str, Any]]]:
-    """The table of a sweep, and the results that the caller's callback saw."""
+    """The table of a sweep, and the results that the caller's callback saw. Latency is not measured in the driver."""
     from ray import tune
 
+    from ray_learngene.sweeps import latency
     from ray_learngene.sweeps.sweep import sweep
 
     seen: list[dict[str, Any]] = []
@@ -37,7 +40,9 @@ def swept(sweep_config: SweepConfig) -> tuple[pandas.DataFrame, list[dict[str, A
         def on_trial_result(self, iteration: int, trials: Any, trial: Any, result: dict[str, Any], **info: Any) -> None:
             seen.append(result)
 
-    return sweep(sweep_config, [Results()]), seen
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(latency, "measure_latency", lambda *args, **options: pytest.fail("measured in the driver"))
+        return sweep(sweep_config, [Results()]), seen
 
 
 def test_a_sweep_publishes_every_descendant_and_its_table(
@@ -56,6 +61,7 @@ def test_a_sweep_publishes_every_descendant_and_its_table(
         *saved
     }
     assert (saved["steps"] == 11).all() and (saved["images"] == 11 * 128).all()
+    assert (saved["latency_runs"] > 1).all() and (saved["latency"] > 0).all() and set(saved["latency_clock"]) == {"cpu"}
     page = store.read_text("sweeps/digits/leaderboard.html") or ""
     assert {model["name"] for model in models_of(page)} == {*saved["descendant"]}
     assert data_of(page)["sweeps"]["digits"]["running"] is None
@@ -101,28 +107,14 @@ def test_a_sweep_run_again_trains_only_what_is_missing(
     assert [name for name in after if after[name] != before[name]] == [min(before)]
 
 
-def test_latency_is_measured_by_a_task_on_the_cluster(
-    sweep_config: SweepConfig, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from ray_learngene.models.specs import PRESETS
-    from ray_learngene.sweeps import latency
-
-    monkeypatch.setattr(latency, "measure_latency", lambda *args, **options: pytest.fail("measured in the driver"))
-    with latency.latency_meter(sweep_config) as measure:
-        found = measure(PRESETS["nano"])
-    assert found.runs > 1 and found.median_ms > 0 and found.clock == "cpu"
-
-
-def test_the_places_of_a_cluster(head: tuple[str, str]) -> None:
+def test_the_places_of_a_cluster() -> None:
     import ray
 
-    from ray_learngene.cluster.session import ray_cluster
     from ray_learngene.sweeps.capacity import cluster_place
 
-    with ray_cluster(head[0]):
-        counts = [cluster_place(cpus, 0, most).count for cpus, most in ((1, 0), (0.5, 0), (1, 1), (3, 0))]
-        one, two = (cluster_place(cpus, 0, 0).memory for cpus in (1, 2))
-        (node,) = ray.nodes()
+    counts = [cluster_place(cpus, 0, most).count for cpus, most in ((1, 0), (0.5, 0), (1, 1), (3, 0))]
+    one, two = (cluster_place(cpus, 0, 0).memory for cpus in (1, 2))
+    (node,) = ray.nodes()
     assert counts == [2, 4, 1, 1]
     assert 0 < one < node["Resources"]["memory"] / 2 < two < node["Resources"]["memory"]
 
@@ -190,7 +182,7 @@ def test_a_signal_to_the_driver_leaves_checkpoints_of_all_that_runs(
     assert (interrupted.value.done, interrupted.value.total, interrupted.value.of) == (0, 3, "descendant")
     assert len(Store(config.store).manifests("descendant", under=config.name)) == 0
     capsys.readouterr()
-    sweep(config)
+    sweep(config.model_copy(update={"max_concurrent": 1}))  # one process for all three
     assert re.search(
         r"2 of them continue from checkpoints: \S+ from step \d+ of 176, \S+ from", capsys.readouterr().out
     )
@@ -210,6 +202,7 @@ def test_learning_rates_are_searched_inside_each_descendants_own_group(sweep_con
             "epochs": 2,
             "budgets": ("params<=60k",),
             "lr_low": 1e-4,
+            "max_concurrent": 1,
         }
     )
     table = sweep(config)
@@ -234,7 +227,7 @@ def test_learning_rates_are_searched_side_by_side_with_the_same_results(
     assert "up to 4 of them train side by side" in capsys.readouterr().out
     assert len(table) == 4 and (table["status"] == "finished").all()
     assert (table.groupby("arm")["lr"].nunique() == 2).all()
-    sweep(config.model_copy(update={"name": "alone", "siblings": 1}))
+    sweep(config.model_copy(update={"name": "alone", "siblings": 1, "max_concurrent": 1}))
     assert hashes(config, "together") == hashes(config, "alone")
     sweep(config.model_copy(update={"lr_search": 3}))  # goes on where the first search ended
     assert hashes(config, "together").keys() > hashes(config, "alone").keys()
@@ -247,7 +240,7 @@ def test_a_failed_descendant_is_told_and_the_others_are_published(sweep_config: 
 
     # a learning rate that explodes: with the same settings the guard stops both arms
     config = sweep_config.model_copy(
-        update={"name": "explodes", "lr": 1e30, "min_lr": 1e29, "budgets": ("params<=60k",)}
+        update={"name": "explodes", "lr": 1e30, "min_lr": 1e29, "budgets": ("params<=60k",), "max_concurrent": 1}
     )
     with pytest.raises(UserError, match="2 of 2 descendants failed: the loss is not finite"):
         sweep(config)
