@@ -22,21 +22,23 @@ SCIENCE = [
 ]
 
 
-def loaded_by(statement: str) -> set[str]:
-    program = f"import sys; {statement}; print(*sys.modules)"
+def loaded_by(statement: str, more: str = "pass") -> set[str]:
+    """Return the modules that a statement loads in a process of its own, which then does more."""
+    program = f"import sys; {statement}; print(*sys.modules); {more}"
     ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     return set(ran.stdout.split())
 
 
-def test_every_module_and_every_benchmark_imports() -> None:
+def importing(names: list[str]) -> str:
+    return "; ".join(f"import {name}" for name in names)
+
+
+def test_everything_imports_and_the_science_knows_neither_ray_nor_deepspeed_nor_the_store() -> None:
+    """In one process, because torch and timm take most of the time: the science first, then every module."""
     names = [name for name in MODULES if not name.endswith("__main__")]
     names += [module.name for module in pkgutil.iter_modules(benchmarks.__path__, "benchmarks.")]
     names.remove("benchmarks.image_formats_writers")  # its formats' own packages are not installed
-    loaded_by("; ".join(f"import {name}" for name in names))
-
-
-def test_the_science_knows_neither_ray_nor_deepspeed_nor_the_store() -> None:
-    loaded = loaded_by("; ".join(f"import {name}" for name in SCIENCE))
+    loaded = loaded_by(importing(SCIENCE), importing(names))
     assert "timm.utils.summary" in loaded
     assert not loaded & {
         "ray",
