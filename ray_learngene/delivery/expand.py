@@ -248,7 +248,7 @@ def expand(config: ExpandConfig) -> list[Expansion]:
         timings = Timings.load(store, config.device) if config.device else None
         specs = [expander.largest(config.limits, choices, timings)]
     else:
-        if config.depth and len(parse_depths(config.depth)) > 1:
+        if config.depth and len(parse_depths(config.depth, "depth")) > 1:
             raise UserError(f"--depth {config.depth} names several sizes: give --depths")
         own = "-".join(map(str, source.depths)) if source.depths else str(source.depth)
         depths = config.depths or config.depth or own

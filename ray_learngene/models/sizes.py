@@ -30,7 +30,7 @@ def parse_numbers(flag: str, text: str) -> list[int]:
     return sorted(numbers)
 
 
-def parse_depths(text: str) -> list[int | tuple[int, ...]]:
+def parse_depths(text: str, flag: str = "depths") -> list[int | tuple[int, ...]]:
     """Total depths as `parse_numbers` reads them, and depths of three stages or more such as `3-3-9-3`.
 
     Raises:
@@ -42,7 +42,7 @@ def parse_depths(text: str) -> list[int | tuple[int, ...]]:
         if len(stages) > 2 and all(stage.isdecimal() and int(stage) for stage in stages):
             found.append(tuple(map(int, stages)))
         else:
-            found += parse_numbers("depths", part)
+            found += parse_numbers(flag, part)
     return list(dict.fromkeys(found))
 
 
