@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from ray_learngene.cli.artefacts import KINDS, parse_artefact
 from ray_learngene.cli.catalog import summaries
 from ray_learngene.config import ShowConfig
+from ray_learngene.config.image import shape_words
 from ray_learngene.errors import UserError
 from ray_learngene.models.budgets import format_quantity
 from ray_learngene.progress import duration_text
@@ -75,8 +76,10 @@ def _page(manifest: Manifest, store: Store) -> Iterator[tuple[str, str]]:
     if "width" in spec:
         stages = "-".join(map(str, spec["depths"])) if isinstance(spec.get("depths"), list) else spec.get("stages")
         named = {**spec, "depth": stages} if stages else spec
-        size = [f"{name} {named[name]}" for name in ("width", "depth", "image", "patch") if name in named]
-        yield "size", ", ".join([*([str(named["architecture"])] if named.get("architecture") else []), *size])
+        parts = {name: f"{name} {named[name]}" for name in ("width", "depth", "image", "patch") if name in named}
+        if image := shape_words(named.get("image")):
+            parts["image"] = image
+        yield "size", ", ".join([*([str(named["architecture"])] if named.get("architecture") else []), *parts.values()])
     if isinstance(labels := facts.get("labels"), list):
         shown = ", ".join(str(label) for label in labels[:5])
         yield "classes", f"{len(labels)}: {shown}{', ...' if len(labels) > 5 else ''}" if labels else "none: features"

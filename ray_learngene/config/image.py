@@ -74,14 +74,32 @@ class ImageShape(NamedTuple):
 
     @property
     def words(self) -> str:
-        """The shape as a message states it."""
-        pixels = f"{self.width} px" if self.height == self.width else f"{self.height}x{self.width} px"
-        return pixels if self.channels == RGB else f"{pixels} of {counted(self.channels, 'channel')}"
+        """The shape as messages and cards state it, such as `224 px`, `256x128 px` and `28 px grey`."""
+        channels = {1: " grey", RGB: ""}.get(self.channels, f" of {counted(self.channels, 'channel')}")
+        return f"{self.sides_text} px{channels}"
+
+    @property
+    def sides_text(self) -> str:
+        """Height and width, as `--image-size` takes them."""
+        return str(self.width) if self.height == self.width else f"{self.height}x{self.width}"
+
+    def multiple(self, of: int, *, larger: bool) -> ImageShape:
+        """Return the next larger or smaller shape whose sides are multiples of a number, and no less than it."""
+        sides = (-(-side // of) if larger else max(1, side // of) for side in self.sides)
+        return ImageShape(self.channels, *(of * side for side in sides))
 
     def __str__(self) -> str:
         if self.channels != RGB:
             return "x".join(map(str, self))
-        return str(self.width) if self.height == self.width else f"{self.height}x{self.width}"
+        return self.sides_text
+
+
+def shape_words(value: Any) -> str | None:
+    """Return the shape that a store holds in words; None if it is none."""
+    try:
+        return ImageShape.of(value).words
+    except ValueError:
+        return None
 
 
 def _numbers(value: Any) -> tuple[int, ...]:

@@ -102,10 +102,22 @@ class Expander:
     def _provenance(self) -> dict[str, Any]:
         return provenance()  # asks git, which takes longer than a small model
 
-    def sizes(self, depths: str | None = None, widths: str | None = None, image_size: Any = None) -> list[Spec]:
+    def sizes(
+        self,
+        depths: str | None = None,
+        widths: str | None = None,
+        image_size: Any = None,
+        depth_factor: str | None = None,
+    ) -> list[Spec]:
         """Return the sizes of these depths and widths, by default of every depth and of the trained widths."""
         widths = widths or ",".join(map(str, self.method.trained_widths(self.stored.learngene)))
-        return sizes_of(self.stored.learngene.spec, depths=depths, widths=widths, changes={"image": image_size})
+        return sizes_of(
+            self.stored.learngene.spec,
+            depths=depths,
+            widths=widths,
+            depth_factor=depth_factor,
+            changes={"image": image_size},
+        )
 
     def largest(self, limits: Mapping[str, str], choices: Sequence[Spec], timings: Timings | None = None) -> Spec:
         """Return the largest size within limits; of several, one that the learngene was trained for.
@@ -250,10 +262,9 @@ def expand(config: ExpandConfig) -> list[Expansion]:
     else:
         if config.depth and len(parse_depths(config.depth, "depth")) > 1:
             raise UserError(f"--depth {config.depth} names several sizes: give --depths")
-        own = "-".join(map(str, source.depths)) if source.depths else str(source.depth)
-        depths = config.depths or config.depth or own
+        depths = config.depths or config.depth
         widths = config.widths or str(config.width or source.width)
-        specs = expander.sizes(depths, widths, config.image_size)
+        specs = expander.sizes(depths, widths, config.image_size, depth_factor=None if depths else "1")
     default = f"{config.learngene}-{'sizes' if config.many else size_name(specs[0])}"
     out = local_path(config.out or default)
     outs = {spec: out / size_name(spec) if config.many else out for spec in specs}

@@ -6,6 +6,7 @@ import contextlib
 import io
 import json
 import logging
+import re
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -126,10 +127,11 @@ def strip(proto: Any) -> None:
     for one in (*graph.node, *graph.initializer, *graph.value_info, *graph.input, *graph.output):
         one.doc_string = ""
         del one.metadata_props[:]
+    batch = graph.input[0].type.tensor_type.shape.dim[0].dim_param
     for one in (*graph.value_info, *graph.input, *graph.output):
-        dims = one.type.tensor_type.shape.dim
-        if dims and dims[0].dim_param:
-            dims[0].dim_param = "batch"
+        for dim in one.type.tensor_type.shape.dim:
+            if dim.dim_param:  # the exporter's name of the batch, or a multiple of it, such as windows of all images
+                dim.dim_param = re.sub(rf"\b{re.escape(batch)}\b", "batch", dim.dim_param)
 
 
 def describe(proto: Any, facts: Mapping[str, Any]) -> None:

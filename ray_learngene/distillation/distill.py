@@ -29,6 +29,7 @@ from ray_learngene.methods.generated import GeneratingMethod, attribute_of
 from ray_learngene.methods.registry import create_method
 from ray_learngene.methods.warm_start import start_from_model
 from ray_learngene.models.costs import macs
+from ray_learngene.models.image_fit import require_fit
 from ray_learngene.models.origin import Origin, data_name
 from ray_learngene.models.preprocessing import Preprocessing, per_channel
 from ray_learngene.models.specs import Spec, meta_model, preset, spec_for
@@ -136,6 +137,7 @@ def auxiliary_spec(config: DistillConfig, classes: int | None = None) -> Spec:
     given = {kind: config.depth, **_shared_changes(config)}
     spec = spec_for(config.student, classes=classes, **config.student_args)
     spec = spec.replace(**{name: value for name, value in given.items() if value is not None})
+    require_fit(spec)
     macs(spec)  # timm builds models that cannot run, such as one whose heads do not divide its width
     return spec
 

@@ -17,12 +17,14 @@ from torch import nn
 from ray_learngene.ancestry.model import create_timm
 from ray_learngene.ancestry.origin import log_license, origin_of
 from ray_learngene.config import AncestryConfig
+from ray_learngene.config.image import ImageShape
 from ray_learngene.data.class_names import order_of
 from ray_learngene.data.pipeline import ImagePipeline, checked_image_sets
 from ray_learngene.distillation.run import run
 from ray_learngene.distillation.task import Task, open_store
 from ray_learngene.errors import UserError
 from ray_learngene.models.card import model_card
+from ray_learngene.models.image_fit import fitting, misfit, own_image
 from ray_learngene.models.origin import Origin, data_name
 from ray_learngene.models.preprocessing import Preprocessing
 from ray_learngene.models.timm_folder import export_timm, labels_of
@@ -106,10 +108,32 @@ def _create(config: AncestryConfig, classes: int) -> nn.Module:
                 del settings["drop_path_rate"]  # a model without paths to drop
                 if config.drop_path and "drop_path" in config.model_fields_set:
                     log.warning(f"{config.model} has no stochastic depth: --drop-path is left out")
-            elif "img_size" in ours and config.image_size:
+            elif "img_size" in ours and "img_size" in str(error):
                 del settings["img_size"]  # a model of no fixed input size
             else:
-                raise
+                raise _with_sizes(error, config) from error
+
+
+def _with_sizes(error: UserError, config: AncestryConfig) -> UserError:
+    """Name the image sizes that timm takes, if it refused the model for its image size."""
+    try:
+        image = ImageShape.of(config.image_size or config.model_args.get("img_size")).changed(channels=config.in_chans)
+    except ValueError:
+        return error
+    near = "" if "keyword argument" in str(error) else fitting(config.model.split(".")[0], config.model_args, image)
+    return UserError(f"--model {config.model}: timm does not take images of {image.words}{near}") if near else error
+
+
+def _require_fit(model: nn.Module, image: ImageShape, config: AncestryConfig) -> None:
+    """Refuse a model that does not run on its images: timm builds such models."""
+    cut = "patch_size" not in config.model_args and image == own_image(model, image.channels)
+    found = misfit(model, image, cut=cut)
+    if found is None:
+        return
+    settings = getattr(model, "pretrained_cfg", {})
+    near = fitting(str(settings.get("architecture")), getattr(model, "_model_args", {}), image)
+    reason = f": {found.reason}" if found.reason else ""
+    raise UserError(f"--model {config.model}: {found.what}{near or f'{reason}; see --model-args'}")
 
 
 def _match_head(module: nn.Module, classes: Sequence[str], model: str, data: str) -> None:
@@ -178,6 +202,8 @@ def train_ancestry(config: AncestryConfig, callbacks: Sequence[UserCallback] = (
         crop_pct=config.crop_pct,
         interpolation=config.interpolation,
     )
+    if config.image_size or config.model_args:
+        _require_fit(module, preprocessing.image_size, config)
     images = ImagePipeline.of(sets, preprocessing, config)
     sources = [origin_of(config.model, store, module.pretrained_cfg)] if config.pretrained else []
     for source in sources:

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ray_learngene.errors import UserError
+from ray_learngene.models.image_fit import require_fit
 from ray_learngene.models.specs import Spec, first_message
 from ray_learngene.progress import counted
 
@@ -90,7 +91,7 @@ def sizes_of(
         changes: Other fields of the spec, such as `classes` and `image`; None keeps the source's.
 
     Raises:
-        UserError: a text cannot be read, or a size does not fit the head size or the patches.
+        UserError: a text cannot be read, or a size does not fit the head size, the patches or the images.
     """
     many_depths: list[int | tuple[int, ...]] = list(range(len(source.depths or (1,)), source.depth + 1))
     if depths or depth_factor:
@@ -111,6 +112,8 @@ def sizes_of(
         many_widths = [round(source.width * factor) for factor in parse_factors("width-factor", width_factor)]
     given = {name: value for name, value in (changes or {}).items() if value is not None}
     try:
+        if "image" in given and (resized := source.replace(image=given["image"])).image != source.image:
+            require_fit(resized)
         return [
             source.replace(**_depth(depth), width=width, heads=max(1, width // head_size), **given)
             for width in many_widths

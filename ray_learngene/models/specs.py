@@ -58,9 +58,10 @@ class Spec(Config):
         if self.width % self.heads:
             raise ValueError(f"width {self.width} is not divisible by {self.heads} heads")
         if any(side % self.patch for side in self.image.sides):
-            fitting = " or ".join(map(_size_text, nearest_shapes(self.image, self.patch)))
+            near = dict.fromkeys(self.image.multiple(self.patch, larger=larger).sides_text for larger in (False, True))
             raise ValueError(
-                f"image size {_size_text(self.image)} is not divisible by patch size {self.patch}: choose {fitting}"
+                f"image size {self.image.sides_text} is not divisible by patch size {self.patch}: "
+                f"choose {' or '.join(near)}"
             )
         return self
 
@@ -115,18 +116,6 @@ class Spec(Config):
         name = f"{self.architecture}: " if self.architecture else ""
         heads = counted(self.heads, "head")
         return f"{name}width {self.width}, depth {self.layers}, {heads}, {self.image.words} / patch {self.patch}"
-
-
-def nearest_shapes(image: ImageShape, multiple: int) -> list[ImageShape]:
-    """Return the next smaller and the next larger shape whose sides are multiples of a number."""
-    below = [side // multiple * multiple for side in image.sides]
-    above = [-(-side // multiple) * multiple for side in image.sides]
-    return [ImageShape(image.channels, *sides) for sides in (below, above) if all(sides)]
-
-
-def _size_text(image: ImageShape) -> str:
-    """Return height and width as `--image-size` takes them."""
-    return str(image._replace(channels=RGB))
 
 
 PRESETS: dict[str, Spec] = {name: Spec(**size._asdict()) for name, size in PRESET_SIZES.items()}

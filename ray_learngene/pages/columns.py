@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from ray_learngene.config.image import ImageShape
+from ray_learngene.config.image import shape_words
 from ray_learngene.progress import counted
 from ray_learngene.provenance import publishable
 from ray_learngene.store.costs import epochs_text
@@ -51,7 +51,7 @@ def record(row: Mapping[str, Any], folder: str | None = None) -> Record:
         "exports": _text(row, "exports"),
         "trained_for": epochs_text(row).removeprefix(", ") or None,
         **{name: _number(row, name) for name in ("seed", "lr", "params", "macs", "memory", "latency")},
-        "image": _shape(row.get("image")),
+        "image": shape_words(row.get("image")),
         "device": measured_on(row),
         "timed": tuple((name, row.get(name)) for name in ("width", "depth", "heads", "image", "patch")),
         "labels": labels,
@@ -63,14 +63,6 @@ def record(row: Mapping[str, Any], folder: str | None = None) -> Record:
 def records_of(rows: Iterable[Mapping[str, Any]], entries: Iterable[Entry]) -> list[Record]:
     """Return what the page shows of finished descendants, from their rows with whole costs and the store's entries."""
     return [record(row, entry.folder) for row, entry in zip(rows, entries, strict=True)]
-
-
-def _shape(image: Any) -> str | None:
-    """Return the shape of a row's images in words; None if it says none."""
-    try:
-        return ImageShape.of(image).words
-    except ValueError:
-        return None
 
 
 def size_of(row: Mapping[str, Any]) -> str:

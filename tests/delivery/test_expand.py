@@ -19,7 +19,7 @@ from ray_learngene.delivery.folders import new_folder
 from ray_learngene.delivery.latency import Latency
 from ray_learngene.models.budgets import Budget, candidates, parse_quantity
 from ray_learngene.models.costs import costs, parameters
-from ray_learngene.models.specs import Spec
+from ray_learngene.models.specs import Spec, spec_for
 from ray_learngene.store.learngenes import StoredLearngene
 from ray_learngene.store.store import Store
 from tests.command_line import learngene
@@ -45,6 +45,14 @@ def test_an_expanded_folder_is_plain_timm_with_the_methods_weights(store: Store,
     card = (made.path / "README.md").read_text()
     assert "model-index" not in card and "accuracy\n" not in card  # nothing was measured
     assert "not trained after that (accuracy unknown" in card and "```\n\n`metrics.json`" in card
+
+
+def test_a_model_of_two_stages_is_expanded_to_its_own_depths(tmp_path: Path) -> None:
+    """`2-2` is also how a range of total depths is written."""
+    small = {"img_size": 8, "patch_size": 2, "embed_dim": 16, "depths": [2, 2], "num_heads": [2, 4], "window_size": 2}
+    spec = spec_for("swin_tiny_patch4_window7_224", classes=10, **small)
+    made = lg.expand("gene", store=publish_learngene(tmp_path, spec=spec), out=tmp_path / "own")
+    assert made.spec == spec and spec.depths == (2, 2)
 
 
 @pytest.mark.parametrize("limits", [{"max_params": "150k"}, {"max_macs": "2M", "max_memory": "900kB"}])
