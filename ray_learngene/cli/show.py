@@ -122,7 +122,8 @@ def _page(manifest: Manifest, store: Store) -> Iterator[tuple[str, str]]:
 
 
 def _score(name: str, value: float) -> str:
-    title = name.replace("top1", "top-1").replace("val_loss", "validation loss").replace("_", " ")
+    words = {"top1": "top-1", "val_loss": "validation loss", "knn": "kNN", "linear": "linear probe"}
+    title = words.get(name, name.replace("top1", "top-1").replace("_", " "))
     return f"{title} {value:.4g}{'' if 'loss' in name else ' %'}"
 
 

@@ -10,6 +10,7 @@ from torch import Tensor
 from ray_learngene.errors import UserError
 from ray_learngene.models.layout import Axis, axes, block_lists, chains, layered, split
 from ray_learngene.models.specs import Spec, head_names, shapes_of, size_of
+from ray_learngene.progress import counted
 
 Choose = Callable[[int, int], Sequence[int | None]]
 _SIZES = ("width", "heads", "patch", "mlp_ratio")
@@ -43,9 +44,10 @@ def require_head_size(method: str, source: Spec, spec: Spec) -> None:
     """
     have, want = source.width // source.heads, spec.width // spec.heads
     if have != want and not (source.architecture and not size_of(source).heads):
+        heads, rest = divmod(spec.width, have)
+        cure = f"a width is a multiple of {have}" if rest else f"width {spec.width} takes {counted(heads, 'head')}"
         raise UserError(
-            f"{method} keeps the head size: the learngene's heads are {have} wide, those of the spec {want} "
-            f"(width {spec.width} takes {spec.width // have} heads)"
+            f"{method} keeps the head size: the learngene's heads are {have} wide, those of the spec {want} ({cure})"
         )
 
 
