@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
+import ray_learngene.models.timm_import  # noqa: F401  isort:skip  (before the first timm import)
 import torch
 from timm.models import get_model_input_config
 from torch import nn
 
 from ray_learngene.config.image import ImageShape
-from ray_learngene.errors import UserError
-from ray_learngene.models.families.base import made
+from ray_learngene.errors import UserError, reason_of
+from ray_learngene.models.families.made import made
 from ray_learngene.models.specs import Spec, meta_model, timm_arguments
 
 _UNIT = 8  # sizes are tried in its multiples if a model has no patches
@@ -66,7 +67,7 @@ def misfit(model: nn.Module, image: ImageShape, *, cut: bool = False) -> Misfit 
         with torch.no_grad():
             model.eval()(torch.zeros(1, *image, device=device))
     except Exception as error:  # whatever the arithmetic of timm's classes happens to raise
-        return Misfit(f"it does not run on images of {image.words}", " ".join(str(error).split())[:200])
+        return Misfit(f"it does not run on images of {image.words}", reason_of(error, 200))
     finally:
         model.train(training)
     return None
