@@ -544,7 +544,8 @@ function costsOf(name) {
   const price = plan.price === null ? "" : ` The plan's price was ${short(plan.price)}; what was spent is ${short((spent * (plan.share ?? 1) * plan.price_per_hour) / 3600)}.`;
   return h("div", {},
     h("p", { className: "small" }, `${SWEEPS.length > 1 ? `${name}: ` : ""}${amount("seconds", all)} planned, ${amount("seconds", spent)} spent on tuning.${price}`),
-    h("p", { className: "dim small" }, `Planned by steps measured on ${plan.device}, at a load of ${short(plan.load ?? 0)}.`),
+    h("p", { className: "dim small" }, `Planned by steps measured on ${plan.device}, at a load of ${short(plan.load ?? 0)}.`
+      + (plan.device.startsWith("cpu") ? " Both are seconds by the clock: other work on a machine adds to them." : "")),
     h("div", { className: "scroll", tabIndex: 0, role: "region", "aria-label": `Planned and spent, ${name}` }, h("table", {},
       h("thead", {}, h("tr", {}, ...["model", "trained", "planned each", "spent each", "difference"].map((text) => h("th", { scope: "col" }, text)))),
       h("tbody", {}, ...rows.slice(0, PAGE_ROWS).map((cells) => h("tr", {}, ...cells.map((cell) => h("td", {}, cell))))))));
