@@ -10,12 +10,12 @@ from pathlib import Path
 from ray_learngene.config import DataConfig
 from ray_learngene.data.formats.builtin import open_cifar10, open_digits
 from ray_learngene.data.formats.files import left_out, subfolders
-from ray_learngene.data.formats.folder import open_any_folder, open_folder
+from ray_learngene.data.formats.folder import FolderSet, open_any_folder, open_folder
 from ray_learngene.data.formats.parquet import NoParquet, open_parquet
 from ray_learngene.data.formats.remote_folder import local_copy
 from ray_learngene.data.formats.split_names import split_of
 from ray_learngene.data.formats.timm_sets import open_timm_sets
-from ray_learngene.data.image_set import ImageSets, Report, check_splits, hold_out, refuse, share_of
+from ray_learngene.data.image_set import ImageSets, Report, Subset, check_splits, hold_out, refuse, share_of
 from ray_learngene.errors import UserError
 
 KINDS = "digits, cifar10, a folder of class folders or Parquet files at any URI, torch/NAME, hfds/NAME or wds/PATH"
@@ -78,8 +78,7 @@ def _open(config: DataConfig, report: Report, labelled: bool) -> ImageSets:
         with suppress(NoParquet):
             return open_parquet(config)
         copy, note = local_copy(data, config.cache_gb * 1e9)
-        sets = _open_folder(str(copy), config, report, labelled)
-        return replace(sets, note="\n".join(filter(None, (sets.note, note))) or None)
+        return _open_copy(str(copy), note, config, report, labelled)
     if data.endswith(".parquet") or _holds_parquet(Path(path)):
         return open_parquet(config)
     if os.path.isdir(path):
@@ -87,6 +86,24 @@ def _open(config: DataConfig, report: Report, labelled: bool) -> ImageSets:
             raise UserError(f"{data} holds tar files: run `learngene data convert --data wds/{data} --out FOLDER`")
         return _open_folder(path, config, report, labelled)
     raise UserError(f"no image set {data!r}: give {KINDS}")
+
+
+def _open_copy(copy: str, note: str | None, config: DataConfig, report: Report, labelled: bool) -> ImageSets:
+    """Open the local copy of a folder; messages name its address, not the copy."""
+
+    def named(text: str) -> str:
+        return text.replace(copy, config.data.rstrip("/"))
+
+    try:
+        sets = _open_folder(copy, config, lambda text: report(named(text)), labelled)
+    except UserError as error:
+        raise UserError(named(str(error))) from None
+    for images in (sets.train, sets.val):
+        while isinstance(images, Subset):
+            images = images.whole
+        if isinstance(images, FolderSet):
+            images.place = named(images.root)
+    return replace(sets, note="\n".join(filter(None, (named(sets.note or ""), note))) or None)
 
 
 def _open_folder(path: str, config: DataConfig, report: Report, labelled: bool) -> ImageSets:

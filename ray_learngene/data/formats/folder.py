@@ -11,7 +11,7 @@ import pyarrow as pa
 from PIL import Image
 
 from ray_learngene.data.class_names import same_name
-from ray_learngene.data.formats.files import EXTENSIONS, find_images, not_read, subfolders
+from ray_learngene.data.formats.files import EXTENSIONS, find_images, is_system, not_read, subfolders
 from ray_learngene.data.formats.split_names import PLAIN, split_of, the_one
 from ray_learngene.data.image_set import ImageSet, ImageSets, Labels, Report, hold_out_noted, refuse
 from ray_learngene.errors import UserError
@@ -20,10 +20,14 @@ from ray_learngene.progress import counted
 
 
 class FolderSet(ImageSet):
-    """Image files by relative name."""
+    """Image files by relative name.
+
+    Attributes:
+        place: What messages call the folder; that of a local copy is its address.
+    """
 
     def __init__(self, root: str, names: Sequence[str], labels: Labels, classes: tuple[str, ...]) -> None:
-        self.root, self.labels, self.classes = root, labels, classes
+        self.root, self.place, self.labels, self.classes = root, root, labels, classes
         # An Arrow array, not a list: a million names stay shared between loader processes.
         self._names = pa.array([os.fsencode(name) for name in names], pa.large_binary())
 
@@ -37,7 +41,7 @@ class FolderSet(ImageSet):
         return Path(self.path(index)).read_bytes()
 
     def describe(self, index: int) -> str:
-        return _printable(self.path(index))
+        return _printable(os.path.join(self.place, os.fsdecode(self._names[index].as_py())))
 
     def describe_inside(self, index: int) -> str:
         return _printable(os.fsdecode(self._names[index].as_py()))
@@ -147,9 +151,12 @@ def _training(root: str, folders: Sequence[str], named: Mapping[str, str], split
 
 
 def _no_split(root: str, folders: Sequence[str]) -> str | None:
-    """Return one line about folders with images that are next to the splits; None where there are none."""
-    counts = {name: len(find_images(os.path.join(root, name)).images) for name in folders}
-    found = ", ".join(f"{_printable(name)} ({counted(count, 'image')})" for name, count in counts.items() if count)
+    """Return one line about images next to the splits, in folders or in none; None where there are none."""
+    counts = {_printable(name): len(find_images(os.path.join(root, name)).images) for name in folders}
+    counts["outside any folder"] = sum(
+        name.lower().endswith(EXTENSIONS) for name in os.listdir(root) if not is_system(name)
+    )
+    found = ", ".join(f"{place} ({counted(count, 'image')})" for place, count in counts.items() if count)
     return f"not read in {_printable(root)}: {found}" if found else None
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 import tarfile
 from pathlib import Path
 
@@ -53,8 +54,14 @@ def test_parquet_files_folders_and_tar_files_are_read(there: Objects, tmp_path: 
     assert [sets.val.encoded(index) for index in range(2)] == [
         (tmp_path / "folders" / "val" / name / "0.jpg").read_bytes() for name in ("cat", "dog")
     ]
+    assert sets.train.describe(0) == there.uri_of("folders/train/cat/0.jpg")
     if not there.is_local:
         assert len(list(cache.glob("*.images"))) == 1 and "1 .txt (train/README.txt)" in (sets.note or "")
+
+    for split in ("train", "val"):
+        there.put(f"high/set/{split}/cat/0.jpg", encoded(photo()))
+    with pytest.raises(UserError, match=re.escape(f"give {there.uri_of('high/set')}")):  # and not the local copy
+        open_image_sets(DataConfig(data=there.uri_of("high")))
 
     made = convert(DataConfig(data=f"wds/{there.uri_of('tars')}"), there.uri_of("made"))
     assert (made["train"], made["shards"]) == (2, 2)

@@ -100,12 +100,13 @@ def test_other_folders_next_to_the_splits_are_left_out_and_named(tmp_path: Path)
         write_class_folders(tmp_path / name, {"a": 2, "b": 2})
     write_class_folders(tmp_path, {"val_labels": 2})
     (tmp_path / "documents").mkdir()
+    photo(1).save(tmp_path / "cover.jpg")
     sets = opened(tmp_path)
     assert sets.val.describe(0).startswith(str(tmp_path / "validation" / "a"))
     left = ", ".join(
         f"{name} ({count} images)" for name, count in (("val_labels", 2), ("val_maps", 4), ("validation_hard", 4))
     )
-    assert sets.note == f"not read in {tmp_path}: {left}"
+    assert sets.note == f"not read in {tmp_path}: {left}, outside any folder (1 image)"
 
 
 def test_images_below_a_class_folder_belong_to_it(tmp_path: Path) -> None:
