@@ -108,6 +108,8 @@ def _log_beginning(task: Task) -> None:
             device = resolve_device()
             precision = str(resolve_precision(config.precision, device) or torch.float32).removeprefix("torch.")
         where = f"in this process on {device.type}, {precision}"
+        if unused := [f"--{name}" for name in ("deepspeed", "zero") if getattr(config, name)]:
+            log.info(f"without effect: {', '.join(unused)} (one process trains without DeepSpeed; --workers 1 has it)")
     else:
         least = f"{config.least_workers} to " if config.least_workers < config.most_workers else ""
         where = f"by Ray: workers {least}{config.most_workers}, CPUs of each {config.cpus_per_worker:g}"

@@ -34,10 +34,12 @@ QUICK: dict[str, Any] = {
 def test_any_model_can_be_an_ancestry(
     model: str, arguments: dict[str, Any], told: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    config = AncestryConfig(**QUICK, store=str(tmp_path), model=model, model_args=arguments, drop_path=0.2)
+    config = AncestryConfig(**QUICK, store=str(tmp_path), model=model, model_args=arguments, drop_path=0.2, zero=1)
     manifest = train_ancestry(config)
     assert manifest.metadata["cost"]["flops"] > 0
-    assert ("has no stochastic depth: --drop-path is left out" in capsys.readouterr().err) == told
+    out, err = capsys.readouterr()
+    assert ("has no stochastic depth: --drop-path is left out" in err) == told
+    assert "without effect: --zero (one process trains without DeepSpeed" in out
 
 
 def test_no_stochastic_depth_is_none_also_for_a_model_with_some_of_its_own(tmp_path: Path) -> None:
