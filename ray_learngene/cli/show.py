@@ -57,7 +57,8 @@ def _timing(manifest: Manifest) -> Iterator[tuple[str, str]]:
     )
     yield "conditions", f"{record.text}, {record.clock} time{', the machine was busy' if record.busy else ''}"
     for one in record.sizes:
-        yield "latency", f"{one.name}: {one.latency_ms:.4g} ms, p90 {one.p90_ms:.4g} ms"
+        doubt = "" if one.agreed else ", not repeatable"
+        yield "latency", f"{one.name}: {one.latency_ms:.4g} ms, p90 {one.p90_ms:.4g} ms{doubt}"
 
 
 def _page(manifest: Manifest, store: Store) -> Iterator[tuple[str, str]]:
