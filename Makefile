@@ -10,7 +10,7 @@
 # make test-trackers   track runs with MLflow, W&B and TensorBoard, and read them back
 # make test-browser   open the page of a sweep in Chromium (installs Debian's with apt-get)
 # make test-notebook   execute the notebook of examples/: your own images to a timed model (minutes)
-# make test-clouds   stores and image sets on emulators of Google Cloud Storage and Azure (two minutes; needs npm)
+# make test-clouds   stores and image sets on emulators of Google Cloud Storage and Azure (five minutes; needs npm)
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
