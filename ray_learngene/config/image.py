@@ -15,7 +15,7 @@ from pydantic import BeforeValidator, Field, PlainSerializer
 
 from ray_learngene.progress import counted
 
-_MOST = 10_000_000  # pixels of a side
+_MOST = 16_384  # pixels of a side; position embeddings of larger images alone take gigabytes
 RGB = 3
 
 
@@ -118,7 +118,9 @@ def _sides(value: Any) -> Any:
     if value is None:
         return None
     numbers = _numbers(value)
-    if len(numbers) not in (1, 2) or not all(1 <= number <= _MOST for number in numbers):
+    if any(number > _MOST for number in numbers):
+        raise ValueError(f"a side has {_MOST:,} px at most")
+    if len(numbers) not in (1, 2) or not all(number >= 1 for number in numbers):
         raise ValueError("give pixels as in 224, or height x width as in 256x128")
     return ImageShape.of(numbers).size
 

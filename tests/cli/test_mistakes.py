@@ -249,6 +249,7 @@ MISTAKES: dict[str, tuple[tuple[str, ...], str]] = {
                 "--image-size: give pixels as in 224, or height x width as in 256x128, got '256x'",
             ),
             ("--image-size", "0x128", "--image-size: give pixels as in 224, or height x width as in 256x128"),
+            ("--image-size", "100000", "--image-size: a side has 16,384 px at most, got '100000'"),
             ("--image-size", "9x8", "image size 9x8 is not divisible by patch size 2: choose 8 or 10x8"),
             ("--in-chans", "0", "--in-chans: image files are read as grey (1) or RGB (3): give one of these"),
             ("--in-chans", "4", "--in-chans: image files are read as grey (1) or RGB (3): give one of these"),
