@@ -11,6 +11,7 @@ from ray_learngene.models.specs import PRESETS
 from ray_learngene.store.manifest import LONGEST_NAME, folder_of, run_name, shortened
 from ray_learngene.sweeps.arms import Arm
 from ray_learngene.sweeps.descendant import Descendant
+from tests.delivery.stores import publish_learngene
 
 DISTILL = ["distill", "--data", "digits", "--ancestry", "levit_384", "--preset", "nano"]
 
@@ -58,6 +59,7 @@ def test_a_name_is_shortened_only_where_it_is_too_long() -> None:
 )
 def test_a_name_that_no_sweep_can_have(command: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "store" / "sweeps").mkdir(parents=True)
+    publish_learngene(tmp_path, name="g")
     assert main([*command, "--store", str(tmp_path / "store")]) == 2
     error = capsys.readouterr().err
     assert "is not the name of a sweep: write NAME in letters" in error and error.count("\n") == 1

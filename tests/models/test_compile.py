@@ -21,6 +21,7 @@ from ray_learngene.methods.registry import create_method
 from ray_learngene.models.compile import CompiledBlock, compile_layers
 from ray_learngene.models.specs import PRESETS, build, set_drop_path
 from ray_learngene.training.flops import forward_flops, training_flops
+from tests.delivery.stores import publish_learngene
 from tests.models.sizes import small
 from tests.sweeps.test_siblings import MEMBERS, assert_equal, family, history
 
@@ -136,9 +137,13 @@ def test_no_compiler_is_one_line_before_anything_starts(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("CXX", "no-such-compiler")
-    store = ["--store", str(tmp_path / "store"), "--data", "digits", "--name", "new", "--compile"]
-    for command in (["ancestry", "--model", "vit_tiny_patch16_224", "--workers", "0"], ["sweep", "--learngene", "x"]):
-        assert main([*command, *store, *(["--in-process"] if command[0] == "sweep" else [])]) == 5
+    publish_learngene(tmp_path / "full")
+    for store, *command in (
+        ("store", "ancestry", "--model", "vit_tiny_patch16_224", "--workers", "0"),
+        ("full/store", "sweep", "--learngene", "gene", "--in-process"),
+    ):
+        where = ["--store", str(tmp_path / store), "--data", "digits", "--name", "new", "--compile"]
+        assert main([*command, *where]) == 5
         said = capsys.readouterr().err.strip().splitlines()
         assert len(said) == 1 and "--compile needs a C++ compiler (no-such-compiler)" in said[0]
     assert not (tmp_path / "store").exists()
