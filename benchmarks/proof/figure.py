@@ -34,7 +34,7 @@ SERIES = (
     Series("scratch", "scratch", "#000000"),
     Series("distilled", "each size distilled", "#999999"),
     Series("any-size-views", "any-size, untuned", "#009E73", untuned=True),
-    Series("any-size-untied", "any-size untied, untuned", "#56B4E9", untuned=True),
+    Series("any-size-untied-20", "any-size untied, untuned", "#56B4E9", untuned=True),
     Series("any-size-tuned", "any-size, 10 epochs of tuning", "#0072B2"),
     Series("sws-tuned", "sws, 10", "#CC79A7"),
     Series("ligo-tuned", "ligo, 10", "#E69F00"),
