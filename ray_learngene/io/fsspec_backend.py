@@ -37,6 +37,7 @@ RANGES = 4  # asked for at once
 LIST_SECONDS = 300.0  # that the pages of a long list may take
 THREADS = 16
 LEAST_PER_SECOND = 2**17  # bytes that a client must move at least, on top of the time for one request
+_BAD_FILES = (FileNotFoundError, PermissionError, IsADirectoryError)  # that credentials are read from
 TIMES = ("LastModified", "last_modified", "mtime", "updated", "created")
 
 
@@ -50,10 +51,12 @@ def open_filesystem(scheme: str, path: str) -> tuple[AbstractFileSystem, str]:
     options = ({"use_listings_cache": False} if scheme in SCHEMES else {}) | options_for(uri)
     try:
         opened, inside = url_to_fs(uri, skip_instance_cache=True, **options)
-    except (TypeError, ValueError, ImportError) as error:
+    except (TypeError, ValueError, ImportError, LookupError, *_BAD_FILES) as error:
         reason = without_secrets(" ".join(str(error).split()))[:300]
         if isinstance(error, ImportError):
             raise UserError(f"{scheme}:// needs a package that is not installed: {reason}") from None
+        if isinstance(error, LookupError):
+            reason = f"{reason} is missing there"
         needed = "its --storage-options" if isinstance(error, TypeError) else words_of(uri).keys
         raise UserError(f"{uri} cannot be opened: set {needed} ({reason})") from None
     return opened, inside

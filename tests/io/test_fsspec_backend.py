@@ -136,3 +136,20 @@ def test_a_server_that_never_answers_is_given_up(scheme: str, monkeypatch: pytes
                 use()
             one_line(error)
             assert key not in str(error.value)
+
+
+@pytest.mark.clouds
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [("{}", "'refresh_token' is missing there"), ("no JSON", "Expecting value"), (None, "Is a directory")],
+    ids=["no key", "no JSON", "a folder"],
+)
+def test_a_broken_key_file_of_google_is_one_line(
+    text: str | None, reason: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    key = tmp_path if text is None else tmp_path / "key.json"
+    if text is not None:
+        key.write_text(text)
+    monkeypatch.setenv(VARIABLE, json.dumps({"gs://bucket": {"token": str(key)}}))
+    with pytest.raises(UserError, match=f"^gs://bucket/x cannot be opened: set GOOGLE_.*{reason}"):
+        fsspec_backend.open_filesystem("gs", "bucket/x")
