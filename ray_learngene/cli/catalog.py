@@ -22,7 +22,7 @@ log = logging.getLogger(__name__)
 def print_list(config: ListConfig) -> None:
     """Print every artefact of a store."""
     store = Store.of(config)
-    store.check(write=config.rebuild)
+    store.check(write=False)
     if config.rebuild:
         print(f"the index of {store.uri} is rebuilt from {counted(store.index.rebuild(), 'manifest')}", flush=True)
     if config.as_json:

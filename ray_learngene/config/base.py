@@ -94,7 +94,7 @@ def load_config(
     """Build a configuration from YAML recipes, a later one over an earlier one, and flags over all of them.
 
     A setting that decides no result, such as `store`, may also come from the environment (LEARNGENE_STORE). It
-    overrides recipes, and flags override it.
+    overrides recipes, and flags override it. An empty variable counts as not set.
 
     Args:
         keywords: The flags are keywords of a Python function; errors name them without dashes.
@@ -111,7 +111,7 @@ def load_config(
         origin |= {key: f"recipe {path}: {key}" for key in given}
     for key in cls.model_fields:
         variable = f"LEARNGENE_{key.upper()}"
-        if variable in os.environ and what_decides(cls, key) == "nothing":
+        if os.environ.get(variable) and what_decides(cls, key) == "nothing":
             values[key], origin[key] = os.environ[variable], variable
     origin |= {key: key if keywords else f"--{key.replace('_', '-')}" for key in flags}
     try:

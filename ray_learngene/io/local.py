@@ -7,6 +7,7 @@ import glob
 import os
 import shutil
 import stat
+import tempfile
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -47,11 +48,15 @@ class LocalStorage:
         return f"{self.root}/{path}" if path else self.root
 
     def check(self, write: bool) -> None:
-        if write:
-            Path(self.root).mkdir(parents=True, exist_ok=True)
-        if not Path(self.root).exists():
+        root = Path(self.root)
+        if write:  # the first object creates the folder: a command that fails before leaves none behind
+            there = next(folder for folder in (root, *root.parents) if folder.exists() or folder.is_symlink())
+            with tempfile.TemporaryFile(dir=there) as file:
+                file.write(b"check")
+        elif not root.exists():
             raise UserError(f"there is no store at {self.root}: check the path")
-        os.listdir(self.root)
+        if root.exists():
+            os.listdir(root)
 
     def read(self, path: str, most: int) -> bytes | None:
         try:

@@ -91,7 +91,7 @@ class Objects:
             except Denied:  # a user who may read, but not list, can pull by name
                 if write or not self._may_read():
                     raise
-            if write:
+            if write and not self.is_local:
                 probe = f"{PROBES[0]}{uuid.uuid4().hex}/check"
                 self.put(probe, b"check")
                 listed = not isinstance(self.storage, FsspecStorage) or self.storage.lists_at_once(probe)

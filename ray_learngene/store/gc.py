@@ -50,9 +50,9 @@ def garbage_of(store: Store, config: GcConfig) -> list[Garbage]:
     """Return what the store and the folder of downloads no longer need.
 
     Raises:
-        UserError: The store cannot be read, or may not be written.
+        UserError: The store cannot be read.
     """
-    store.check(write=config.delete)
+    store.check(write=False)
     for entry in store.broken():
         log.warning(broken_text(entry.kind, entry.name, store.uri))
     before = datetime.now(UTC) - config.age

@@ -91,8 +91,8 @@ class Store:
     def check(self, write: bool) -> None:
         """Check before any work that the store can be read and with `write` written.
 
-        A server that does not answer is not asked again; one that says it is overloaded is. A local store that is to be
-        written is created.
+        A server that does not answer is not asked again; one that says it is overloaded is. A local store need not be
+        there to be written.
 
         Raises:
             UserError: It cannot; says why and what to set.

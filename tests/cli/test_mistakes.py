@@ -103,6 +103,10 @@ MISTAKES: dict[str, tuple[tuple[str, ...], str]] = {
     "a missing flag": (("distill", "--data", "digits"), "is required: "),
     "not a number": (("sweep", "--epochs", "many"), "--epochs: expected a whole number"),
     "out of range": ((*SWEEP, "--smoothing", "1.5"), "--smoothing: input should be less than 1, got '1.5'"),
+    "no such images, and no store yet": (
+        ("ancestry", "--data", "{tmp}/none", "--model", "resnet10t", "--name", "x", "--store", "{tmp}/new/store"),
+        "no image set",
+    ),
     "no such choice": (
         (*DISTILL, "--ancestry", "x", "--preset", "s", "--zero", "4"),
         "--zero: input should be 0, 1, 2 or 3",

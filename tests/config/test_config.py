@@ -151,6 +151,15 @@ def test_recipes_merge_in_order(tmp_path: Path) -> None:
         load_config(SweepConfig, {"data": "digits", "name": "x", "learngene": "y"}, paths)
 
 
+def test_an_empty_variable_counts_as_not_set(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    default = load_config(config.ListConfig, {})
+    monkeypatch.setenv("LEARNGENE_STORE", "")
+    monkeypatch.setenv("LEARNGENE_STORE_PATIENCE", "")
+    assert load_config(config.ListConfig, {}) == default
+    monkeypatch.setenv("LEARNGENE_STORE", str(tmp_path))
+    assert load_config(config.ListConfig, {}).store == str(tmp_path)
+
+
 @pytest.mark.parametrize("store", ["s3:/bucket/x", "s3:bucket/x", "S3:/bucket/x"])
 def test_an_address_without_its_slashes_is_no_local_folder(store: str) -> None:
     with pytest.raises(UserError, match="^--store: write s3://bucket/x, or ./"):

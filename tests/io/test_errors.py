@@ -22,16 +22,19 @@ from tests.store.proxy import Fault, Proxy, Request
 
 
 def test_a_good_store_passes_the_check_and_keeps_no_trace(store: Store, store_uri: str) -> None:
+    store.write_text("a.txt", "x")
     store.check(write=True)
     store.check(write=False)
-    assert store.objects.find("") == []
+    assert store.objects.find("") == ["a.txt"]
 
 
-def test_a_missing_local_store_is_created_only_for_writing(tmp_path: Path) -> None:
-    store = Store(str(tmp_path / "none"))
-    with pytest.raises(UserError, match="there is no store at .*none"):
-        store.check(write=False)
+def test_a_missing_local_store_is_created_by_its_first_object(tmp_path: Path) -> None:
+    store = Store(str(tmp_path / "none" / "below"))
     store.check(write=True)
+    assert list(tmp_path.iterdir()) == []
+    with pytest.raises(UserError, match="there is no store at .*none/below"):
+        store.check(write=False)
+    store.write_text("a.txt", "x")
     store.check(write=False)
 
 

@@ -102,6 +102,7 @@ def test_a_manifest_that_cannot_be_read_protects_its_files(full: Store) -> None:
 def test_publishers_at_work_lose_nothing_to_a_gc_in_a_hurry(store: Store, folder: Path, tmp_path: Path) -> None:
     """What one wrote before its manifest looks like what a dead one left."""
     names = [f"s/{n}" for n in range(12)]
+    store.write_text("a.txt", "")  # there is a store
     with ThreadPoolExecutor(3) as pool:
         publishing = [pool.submit(store.publish, "descendant", name, folder, {}) for name in names]
         while not all(each.done() for each in publishing):
