@@ -34,9 +34,10 @@ from benchmarks.measure import arguments, in_turn, machine, medians, publish, se
 from ray_learngene.config import OptimizationConfig
 from ray_learngene.device import resolve_device
 from ray_learngene.methods.registry import create_method
+from ray_learngene.models.build import build, set_drop_path
 from ray_learngene.models.compile import compile_layers
 from ray_learngene.models.costs import macs
-from ray_learngene.models.specs import Spec, build, preset, set_drop_path
+from ray_learngene.models.specs import Spec, preset
 from ray_learngene.training.engine import TorchEngine, resolve_precision
 from ray_learngene.training.finite_guard import FiniteGuard
 from ray_learngene.training.objectives import LabelObjective

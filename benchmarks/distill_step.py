@@ -42,9 +42,10 @@ from ray_learngene.data.open import open_image_sets
 from ray_learngene.data.pipeline import ImagePipeline
 from ray_learngene.methods.generated import GeneratedVisionTransformer
 from ray_learngene.methods.registry import create_method
+from ray_learngene.models.build import build, set_drop_path
 from ray_learngene.models.compile import compile_layers
 from ray_learngene.models.preprocessing import Preprocessing
-from ray_learngene.models.specs import Spec, build, preset, set_drop_path, spec_for
+from ray_learngene.models.specs import Spec, preset, spec_for
 from ray_learngene.training.deepspeed_engine import DeepSpeedEngine, deepspeed_config, zero_stage
 from ray_learngene.training.engine import resolve_precision
 from ray_learngene.training.finite_guard import FiniteGuard

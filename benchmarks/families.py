@@ -27,10 +27,11 @@ import timm
 from ray_learngene.errors import UserError
 from ray_learngene.methods.base import Method
 from ray_learngene.methods.registry import METHODS
+from ray_learngene.models.build import build, shapes_of, spec_of
 from ray_learngene.models.families.made import made
 from ray_learngene.models.features import gives_features
 from ray_learngene.models.layout import axes, chains
-from ray_learngene.models.specs import Spec, build, shapes_of, spec_for, spec_of
+from ray_learngene.models.specs import Spec, spec_for
 
 # the architectures whose sources are counted: names that begin so, with weights, that take a depth
 _COUNTED = ("vit_", "deit", "flexivit", "beit", "eva", "naflexvit", "samvit", "test_vit", "aimv2")

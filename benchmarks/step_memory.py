@@ -19,8 +19,9 @@ from benchmarks.distill_step import FAMILIES
 from benchmarks.measure import arguments, in_turn, machine, medians, peak_of, publish
 from ray_learngene.methods.elastic import draw_step
 from ray_learngene.methods.registry import create_method
+from ray_learngene.models.build import build, set_drop_path
 from ray_learngene.models.checkpointing import checkpoint_gradients
-from ray_learngene.models.specs import Spec, build, set_drop_path, spec_for
+from ray_learngene.models.specs import Spec, spec_for
 
 BATCH, ROUNDS, MIB = 32, 5, 2**20
 

@@ -31,8 +31,9 @@ from ray_learngene.config import AugmentationConfig, DataConfig, OptimizationCon
 from ray_learngene.data.open import open_image_sets
 from ray_learngene.data.pipeline import ImagePipeline
 from ray_learngene.methods.registry import create_method
+from ray_learngene.models.build import build
 from ray_learngene.models.preprocessing import Preprocessing
-from ray_learngene.models.specs import Spec, build
+from ray_learngene.models.specs import Spec
 from ray_learngene.store.store import Store
 from ray_learngene.training.engine import TorchEngine
 from ray_learngene.training.finite_guard import FiniteGuard

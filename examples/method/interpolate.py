@@ -14,8 +14,9 @@ from pydantic import Field
 
 from ray_learngene.methods.generated import GeneratingMethod, Genes, State
 from ray_learngene.methods.shared_weights import blocks_of, require_same, singletons
+from ray_learngene.models.build import build
 from ray_learngene.models.layout import chains, reduced
-from ray_learngene.models.specs import Spec, build
+from ray_learngene.models.specs import Spec
 
 
 class Interpolate(GeneratingMethod):

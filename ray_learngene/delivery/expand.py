@@ -25,12 +25,13 @@ from ray_learngene.io.errors import Denied
 from ray_learngene.methods.base import Method
 from ray_learngene.methods.registry import create_method
 from ray_learngene.models.budgets import Budget, candidates, format_quantity, largest_within, parse_quantity
+from ray_learngene.models.build import timm_arguments
 from ray_learngene.models.card import model_card
 from ray_learngene.models.costs import costs
 from ray_learngene.models.origin import Origin, data_name
 from ray_learngene.models.preprocessing import Preprocessing
 from ray_learngene.models.sizes import outermost, parse_depths, size_name, sizes_of
-from ray_learngene.models.specs import Spec, timm_arguments
+from ray_learngene.models.specs import Spec
 from ray_learngene.models.timm_folder import export_timm
 from ray_learngene.progress import counted
 from ray_learngene.provenance import provenance

@@ -30,8 +30,8 @@ from ray_learngene.delivery.evaluate import ModelImages
 from ray_learngene.delivery.folders import check_free, local_path, new_folder
 from ray_learngene.delivery.parity import TOLERANCE, Array, Parity, Run, compare, require_equal
 from ray_learngene.errors import UserError
+from ray_learngene.models.build import spec_of
 from ray_learngene.models.card import render
-from ray_learngene.models.specs import spec_of
 from ray_learngene.models.timm_folder import labels_of, load_timm
 from ray_learngene.progress import counted
 from ray_learngene.provenance import provenance, publishable

@@ -9,7 +9,8 @@ import torch
 
 from ray_learngene.delivery import measure as clock
 from ray_learngene.device import resolve_device
-from ray_learngene.models.specs import Spec, build
+from ray_learngene.models.build import build
+from ray_learngene.models.specs import Spec
 
 REPEATABLE = 1.5  # the spread of a measurement that another one would confirm
 _SECONDS, _BLOCK = 0.2, 0.01  # of the passes of one size, unless its rounds take longer, and of a block of them

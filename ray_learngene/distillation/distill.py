@@ -28,11 +28,12 @@ from ray_learngene.methods.base import Learngene, Method
 from ray_learngene.methods.generated import GeneratingMethod, attribute_of
 from ray_learngene.methods.registry import create_method
 from ray_learngene.methods.warm_start import start_from_model
+from ray_learngene.models.build import meta_model
 from ray_learngene.models.costs import macs
 from ray_learngene.models.image_fit import require_fit
 from ray_learngene.models.origin import Origin, data_name
 from ray_learngene.models.preprocessing import Preprocessing, per_channel
-from ray_learngene.models.specs import Spec, meta_model, preset, spec_for
+from ray_learngene.models.specs import Spec, preset, spec_for
 from ray_learngene.progress import counted
 from ray_learngene.store.learngenes import StoredLearngene
 from ray_learngene.store.manifest import Manifest

@@ -36,8 +36,9 @@ from ray_learngene.methods.elastic import (
 from ray_learngene.methods.generated import Genes, State
 from ray_learngene.methods.shared_weights import inherited_blocks, require_same, singletons
 from ray_learngene.methods.sws import layers_per_stage, stage_of_layer
+from ray_learngene.models.build import build, shapes_of
 from ray_learngene.models.layout import block_lists, family, reduced, split
-from ray_learngene.models.specs import Spec, build, shapes_of
+from ray_learngene.models.specs import Spec
 
 CORRECTION = "correction."  # before the name of the parameter of the auxiliary's layer that a gene corrects
 

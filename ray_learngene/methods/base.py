@@ -18,8 +18,9 @@ from ray_learngene.config import Config
 from ray_learngene.config.decides import DESCENDANT, decisive
 from ray_learngene.config.documents import parse_object
 from ray_learngene.errors import UserError
+from ray_learngene.models.build import head_names
 from ray_learngene.models.preprocessing import Preprocessing
-from ray_learngene.models.specs import Spec, head_names
+from ray_learngene.models.specs import Spec
 
 WEIGHTS_FILE = "learngene.safetensors"
 DESCRIPTION_FILE = "learngene.json"

@@ -20,8 +20,9 @@ from ray_learngene.methods.generated import (
     require_no_statistics,
 )
 from ray_learngene.methods.shared_weights import require_head_size, sliced
+from ray_learngene.models.build import build
 from ray_learngene.models.features import VECTOR, Read
-from ray_learngene.models.specs import Spec, build, size_of
+from ray_learngene.models.specs import Spec, size_of
 
 
 class ElasticVisionTransformer(GeneratedVisionTransformer):

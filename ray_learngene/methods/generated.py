@@ -19,12 +19,13 @@ from torch.func import functional_call
 from ray_learngene.config.image import ImageShape
 from ray_learngene.errors import UserError
 from ray_learngene.methods.base import Learngene, Method
+from ray_learngene.models.build import build, build_with, meta_model, set_drop_path, shapes_of
 from ray_learngene.models.checkpointing import checkpoint_blocks
 from ray_learngene.models.compile import compile_layers
 from ray_learngene.models.features import Read, Reading
 from ray_learngene.models.layout import block_lists, resampled
 from ray_learngene.models.meta import on_meta
-from ray_learngene.models.specs import Spec, build, build_with, meta_model, set_drop_path, shapes_of
+from ray_learngene.models.specs import Spec
 
 Genes = Mapping[str, Tensor]
 State = dict[str, Tensor]

@@ -28,6 +28,7 @@ from ray_learngene.methods.kronecker import (
     tile,
 )
 from ray_learngene.methods.shared_weights import is_head
+from ray_learngene.models.build import build, meta_model, shapes_of
 from ray_learngene.models.layout import (
     SCALING,
     axes,
@@ -38,7 +39,7 @@ from ray_learngene.models.layout import (
     scales_input,
     split,
 )
-from ray_learngene.models.specs import Spec, build, meta_model, shapes_of
+from ray_learngene.models.specs import Spec
 
 # Order of the numbers in the options `counts` and `template`.
 MATRICES = ("qkv", "proj", "fc1", "fc2")

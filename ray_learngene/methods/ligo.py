@@ -31,8 +31,9 @@ from ray_learngene.methods.base import Learngene
 from ray_learngene.methods.generated import GeneratedVisionTransformer, Genes, State, require_no_statistics
 from ray_learngene.methods.shared_weights import blocks_of, is_head, require_head_size, require_same, singletons
 from ray_learngene.methods.trained_source import SourceMethod, require_order
+from ray_learngene.models.build import build, shapes_of
 from ray_learngene.models.layout import SCALING, axes, block_lists, chains, family, layered, resampled, roles, split
-from ray_learngene.models.specs import Spec, build, shapes_of
+from ray_learngene.models.specs import Spec
 
 T = TypeVar("T")
 _ORDER = ("stream", "q", "k", "v", "hidden")  # in which expanders are initialised

@@ -25,8 +25,9 @@ from torch import Tensor, nn
 
 from ray_learngene.errors import UserError
 from ray_learngene.methods.base import Learngene, Method
+from ray_learngene.models.build import build, meta_model, shapes_of
 from ray_learngene.models.layout import chains, family
-from ray_learngene.models.specs import Spec, build, meta_model, shapes_of
+from ray_learngene.models.specs import Spec
 
 
 def factors(product: Tensor, rank: int) -> tuple[Tensor, Tensor]:

@@ -26,7 +26,8 @@ from ray_learngene.methods.kronecker import (
     tile,
 )
 from ray_learngene.methods.labelled_templates import MATRICES
-from ray_learngene.models.specs import Spec, build
+from ray_learngene.models.build import build
+from ray_learngene.models.specs import Spec
 
 
 @dataclass(frozen=True)

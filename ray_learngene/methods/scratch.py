@@ -7,7 +7,8 @@ from typing import ClassVar
 from torch import nn
 
 from ray_learngene.methods.base import Learngene, Method
-from ray_learngene.models.specs import Spec, build
+from ray_learngene.models.build import build
+from ray_learngene.models.specs import Spec
 
 
 class Scratch(Method):

@@ -10,8 +10,9 @@ from typing import ClassVar
 
 from ray_learngene.methods.generated import GeneratingMethod, Genes, State
 from ray_learngene.methods.shared_weights import inherited_blocks, require_same, singletons
+from ray_learngene.models.build import build
 from ray_learngene.models.layout import reduced
-from ray_learngene.models.specs import Spec, build
+from ray_learngene.models.specs import Spec
 
 
 class ShareInit(GeneratingMethod):

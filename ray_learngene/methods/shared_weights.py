@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from ray_learngene.errors import UserError
+from ray_learngene.models.build import head_names, shapes_of
 from ray_learngene.models.layout import Axis, axes, block_lists, chains, layered, split
-from ray_learngene.models.specs import Spec, head_names, shapes_of, size_of
+from ray_learngene.models.specs import Spec, size_of
 from ray_learngene.progress import counted
 
 Choose = Callable[[int, int], Sequence[int | None]]

@@ -28,9 +28,10 @@ from ray_learngene.methods.generated import (
     require_no_statistics,
 )
 from ray_learngene.methods.shared_weights import inherited_blocks, require_same, singletons
+from ray_learngene.models.build import build, timm_arguments
 from ray_learngene.models.compile import CompiledBlock
 from ray_learngene.models.layout import chains, reduced
-from ray_learngene.models.specs import Spec, build, timm_arguments
+from ray_learngene.models.specs import Spec
 from ray_learngene.progress import counted
 
 Rule = Literal["cyclic", "random", "interleaved", "proportional", "unbalanced"]

@@ -17,8 +17,9 @@ import torch
 from ray_learngene.errors import UserError
 from ray_learngene.methods.generated import GeneratingMethod, Genes, State
 from ray_learngene.methods.shared_weights import require_same, singletons
+from ray_learngene.models.build import build
 from ray_learngene.models.layout import block_lists, chains, layered, reduced, split
-from ray_learngene.models.specs import Spec, build
+from ray_learngene.models.specs import Spec
 
 
 def _gene(kind: str, chain: str) -> str:

@@ -15,8 +15,9 @@ from ray_learngene.errors import UserError
 from ray_learngene.methods.generated import State, gene_of
 from ray_learngene.methods.shared_weights import blocks_of, is_head, require_head_size, sliced
 from ray_learngene.methods.weight_selection import selection_of
+from ray_learngene.models.build import shapes_of, spec_of
 from ray_learngene.models.layout import block_lists, chains, layered, resampled, split
-from ray_learngene.models.specs import Spec, shapes_of, spec_of
+from ray_learngene.models.specs import Spec
 
 Rule = Literal["first", "middle", "last", "average"]
 

@@ -33,7 +33,8 @@ from ray_learngene.methods.generated import (
 from ray_learngene.methods.labelled_templates import MATRICES, LabelledTemplates
 from ray_learngene.methods.plain_templates import PlainTemplates
 from ray_learngene.methods.shared_weights import is_head, require_head_size, require_same
-from ray_learngene.models.specs import Spec, build, build_with, spec_of
+from ray_learngene.models.build import build, build_with, spec_of
+from ray_learngene.models.specs import Spec
 
 
 class ScalerAdapter(GeneratedVisionTransformer):

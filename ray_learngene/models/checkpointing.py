@@ -13,7 +13,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
 from ray_learngene.errors import UserError
-from ray_learngene.models.specs import blocks_in_order
+from ray_learngene.models.build import blocks_in_order
 
 
 def checkpoint_gradients(model: nn.Module) -> None:

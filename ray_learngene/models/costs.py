@@ -17,8 +17,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from ray_learngene.config.image import ImageShape
 from ray_learngene.errors import UserError, reason_of
+from ray_learngene.models.build import blocks_in_order, build, meta_model
 from ray_learngene.models.meta import on_meta
-from ray_learngene.models.specs import Spec, blocks_in_order, build, meta_model
+from ray_learngene.models.specs import Spec
 
 _BYTES = 4  # per fp32 weight, gradient or moment
 

@@ -12,8 +12,9 @@ from torch import nn
 
 from ray_learngene.config.image import ImageShape
 from ray_learngene.errors import UserError, reason_of
+from ray_learngene.models.build import meta_model, timm_arguments
 from ray_learngene.models.families.made import made
-from ray_learngene.models.specs import Spec, meta_model, timm_arguments
+from ray_learngene.models.specs import Spec
 
 _UNIT = 8  # sizes are tried in its multiples if a model has no patches
 _DOUBLINGS = 6  # of the unit: multiples of 16, then of 32, and so on

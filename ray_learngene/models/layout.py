@@ -21,9 +21,10 @@ from torch import Tensor, nn
 
 from ray_learngene.config.image import ImageShape
 from ray_learngene.errors import UserError
+from ray_learngene.models.build import entry_point, meta_model, shapes_of
 from ray_learngene.models.families.base import Family
 from ray_learngene.models.families.registry import family_of
-from ray_learngene.models.specs import Spec, entry_point, meta_model, shapes_of, size_of
+from ray_learngene.models.specs import Spec, size_of
 
 SCALING = ("stream", "attention", "hidden")
 

@@ -20,9 +20,10 @@ from ray_learngene.config.image import ImageShape
 from ray_learngene.data.pipeline import ImagePipeline
 from ray_learngene.device import resolve_device
 from ray_learngene.io.scratch import scratch_folder
+from ray_learngene.models.build import build, set_drop_path, timm_arguments
 from ray_learngene.models.origin import Origin, data_name
 from ray_learngene.models.sizes import size_columns, size_name
-from ray_learngene.models.specs import Spec, build, set_drop_path, timm_arguments
+from ray_learngene.models.specs import Spec
 from ray_learngene.models.timm_folder import export_timm
 from ray_learngene.provenance import fingerprint, provenance, publishable
 from ray_learngene.store.checkpoints import StoreCheckpoints

@@ -25,10 +25,11 @@ from ray_learngene.data.pipeline import ImagePipeline, checked_image_sets
 from ray_learngene.delivery.export import require_packages
 from ray_learngene.errors import Diverged, RunError, UserError
 from ray_learngene.methods.base import Learngene
+from ray_learngene.models.build import build
 from ray_learngene.models.checkpointing import checkpoint_gradients
 from ray_learngene.models.compile import require_compiler
 from ray_learngene.models.preprocessing import Preprocessing
-from ray_learngene.models.specs import Spec, build
+from ray_learngene.models.specs import Spec
 from ray_learngene.progress import counted
 from ray_learngene.provenance import provenance, publishable
 from ray_learngene.store.checkpoints import StoreCheckpoints

@@ -17,8 +17,9 @@ import ray_learngene
 import ray_learngene.torchvision_cpu
 from ray_learngene.cli.main import main
 from ray_learngene.methods.registry import create_method
+from ray_learngene.models.build import timm_arguments
 from ray_learngene.models.preprocessing import Preprocessing
-from ray_learngene.models.specs import PRESETS, timm_arguments
+from ray_learngene.models.specs import PRESETS
 from ray_learngene.models.timm_folder import export_timm
 from ray_learngene.store.store import Store
 from tests.conftest import free_ports

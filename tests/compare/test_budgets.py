@@ -11,7 +11,8 @@ from ray_learngene.compare.budgets import with_equal_budgets
 from ray_learngene.config import BenchConfig
 from ray_learngene.config.image import ImageShape
 from ray_learngene.errors import UserError
-from ray_learngene.models.specs import build, preset
+from ray_learngene.models.build import build
+from ray_learngene.models.specs import preset
 from ray_learngene.training.flops import forward_flops
 from tests.compare.test_plan import config
 

@@ -14,8 +14,9 @@ from ray_learngene.data.open import open_image_sets
 from ray_learngene.data.pipeline import ImagePipeline
 from ray_learngene.data.reader import Policy
 from ray_learngene.errors import UserError
+from ray_learngene.models.build import build, timm_arguments
 from ray_learngene.models.preprocessing import Preprocessing
-from ray_learngene.models.specs import PRESETS, build, timm_arguments
+from ray_learngene.models.specs import PRESETS
 from ray_learngene.models.timm_folder import export_timm
 from tests.data.image_files import write_class_folders
 

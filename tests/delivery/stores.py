@@ -8,9 +8,10 @@ from typing import Any
 import torch
 
 from ray_learngene.methods.registry import create_method
+from ray_learngene.models.build import timm_arguments
 from ray_learngene.models.costs import costs
 from ray_learngene.models.preprocessing import Preprocessing
-from ray_learngene.models.specs import PRESETS, Spec, timm_arguments
+from ray_learngene.models.specs import PRESETS, Spec
 from ray_learngene.models.timm_folder import export_timm
 from ray_learngene.store.index import labels_key
 from ray_learngene.store.store import Manifest, Store

@@ -26,7 +26,7 @@ from ray_learngene.delivery import export as module
 from ray_learngene.delivery import onnx_file
 from ray_learngene.delivery.parity import compare
 from ray_learngene.methods.registry import create_method
-from ray_learngene.models.specs import timm_arguments
+from ray_learngene.models.build import timm_arguments
 from ray_learngene.models.timm_folder import export_timm
 from ray_learngene.provenance import provenance
 from tests.command_line import learngene

@@ -26,8 +26,9 @@ from ray_learngene.methods.elastic import draw_step
 from ray_learngene.methods.generated import GeneratedVisionTransformer, GeneratingMethod, Genes, State
 from ray_learngene.methods.registry import METHODS, create_method
 from ray_learngene.models import costs
+from ray_learngene.models.build import build, timm_arguments
 from ray_learngene.models.preprocessing import Preprocessing
-from ray_learngene.models.specs import Spec, build, timm_arguments
+from ray_learngene.models.specs import Spec
 from ray_learngene.models.timm_folder import export_timm
 from ray_learngene.store.learngenes import StoredLearngene
 from ray_learngene.store.store import Store

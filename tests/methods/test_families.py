@@ -8,8 +8,9 @@ import torch
 from ray_learngene.errors import UserError
 from ray_learngene.methods.elastic import draw_step
 from ray_learngene.methods.registry import create_method
+from ray_learngene.models.build import build, shapes_of, spec_of
 from ray_learngene.models.layout import chains
-from ray_learngene.models.specs import Spec, build, shapes_of, spec_for, spec_of
+from ray_learngene.models.specs import Spec, spec_for
 from tests.methods.trained import noisy
 from tests.models.sizes import small
 

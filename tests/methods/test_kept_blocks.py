@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 from ray_learngene.errors import UserError
 from ray_learngene.methods.registry import create_method
 from ray_learngene.models import costs
-from ray_learngene.models.specs import Spec, build, preset
+from ray_learngene.models.build import build
+from ray_learngene.models.specs import Spec, preset
 from tests.methods.trained import NANO, assert_untied, layer_of, learngene_of, specs, trained
 
 SOURCE = NANO.replace(depth=8)

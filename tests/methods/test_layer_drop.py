@@ -12,7 +12,8 @@ from ray_learngene.errors import UserError
 from ray_learngene.methods.elastic import draw_step
 from ray_learngene.methods.layer_drop import LayerDrop, LayerDropVisionTransformer
 from ray_learngene.methods.registry import create_method
-from ray_learngene.models.specs import Spec, build, spec_for
+from ray_learngene.models.build import build
+from ray_learngene.models.specs import Spec, spec_for
 from tests.methods.trained import assert_untied, images_of, layer_of, noisy
 
 SPEC = Spec(width=16, depth=6, heads=2, image=8, patch=4, classes=5)

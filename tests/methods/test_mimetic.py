@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 from ray_learngene.errors import UserError
 from ray_learngene.methods.mimetic import factors
 from ray_learngene.methods.registry import create_method
-from ray_learngene.models.specs import Spec, build
+from ray_learngene.models.build import build
+from ray_learngene.models.specs import Spec
 from tests.methods.trained import NANO, assert_untied, specs
 
 

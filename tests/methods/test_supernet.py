@@ -13,7 +13,8 @@ from ray_learngene.methods.elastic import ElasticVisionTransformer, at_width, dr
 from ray_learngene.methods.registry import create_method
 from ray_learngene.methods.supernet import Supernet, kept_layers
 from ray_learngene.models import costs
-from ray_learngene.models.specs import Spec, build
+from ray_learngene.models.build import build
+from ray_learngene.models.specs import Spec
 from ray_learngene.training.objectives import (
     DistillationLoss,
     DistillationObjective,

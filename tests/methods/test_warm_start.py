@@ -11,7 +11,8 @@ from ray_learngene.errors import UserError
 from ray_learngene.methods.generated import GeneratedVisionTransformer
 from ray_learngene.methods.registry import create_method
 from ray_learngene.methods.warm_start import Rule, start_from_model
-from ray_learngene.models.specs import build, preset
+from ray_learngene.models.build import build
+from ray_learngene.models.specs import preset
 from tests.methods.test_families import ARCHITECTURES, images_of, noisy, spec_of_method
 from tests.models.sizes import small
 

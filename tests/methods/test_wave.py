@@ -14,7 +14,8 @@ from ray_learngene.methods.kronecker import kron_sum
 from ray_learngene.methods.plain_templates import MATRICES, PARTS
 from ray_learngene.methods.registry import create_method
 from ray_learngene.models import costs
-from ray_learngene.models.specs import Spec, build, preset
+from ray_learngene.models.build import build
+from ray_learngene.models.specs import Spec, preset
 from tests.methods.trained import NANO, noisy
 
 WIDTH = "wave:template=16"

@@ -9,7 +9,8 @@ from ray_learngene.errors import UserError
 from ray_learngene.methods.registry import create_method
 from ray_learngene.methods.weight_selection import evenly_spaced, evenly_spaced_heads
 from ray_learngene.models import costs
-from ray_learngene.models.specs import Spec, build, spec_for
+from ray_learngene.models.build import build
+from ray_learngene.models.specs import Spec, spec_for
 from tests.methods.trained import NANO, assert_untied, layer_of, learngene_of, trained
 
 LARGE = Spec(width=24, depth=4, heads=6, image=4, patch=2, classes=3)

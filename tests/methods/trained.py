@@ -8,7 +8,8 @@ from timm.models.vision_transformer import VisionTransformer
 
 from ray_learngene.methods.base import Learngene
 from ray_learngene.methods.registry import create_method
-from ray_learngene.models.specs import PRESETS, Spec, build
+from ray_learngene.models.build import build
+from ray_learngene.models.specs import PRESETS, Spec
 
 ModuleT = TypeVar("ModuleT", bound=torch.nn.Module)
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from ray_learngene.models.specs import PRESETS, build, build_with
+from ray_learngene.models.build import build, build_with
+from ray_learngene.models.specs import PRESETS
 
 SPEC = PRESETS["nano"].replace(depth=2)
 

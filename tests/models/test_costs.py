@@ -6,7 +6,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from ray_learngene.models import costs
-from ray_learngene.models.specs import PRESETS, Spec, build
+from ray_learngene.models.build import build
+from ray_learngene.models.specs import PRESETS, Spec
 
 specs = st.builds(
     lambda heads, head_size, depth, grid, patch, classes, ratio: Spec(

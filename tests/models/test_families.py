@@ -15,9 +15,10 @@ from benchmarks.measure import peak_of
 from ray_learngene.errors import UserError
 from ray_learngene.methods.registry import create_method
 from ray_learngene.models import costs
+from ray_learngene.models.build import build, shapes_of, spec_of
 from ray_learngene.models.costs import parameters
 from ray_learngene.models.layout import axes, chains, scales_input
-from ray_learngene.models.specs import Spec, build, preset, shapes_of, spec_for, spec_of
+from ray_learngene.models.specs import Spec, preset, spec_for
 from tests.methods.trained import noisy
 from tests.models.sizes import SMALL, small
 

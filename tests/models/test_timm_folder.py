@@ -21,8 +21,9 @@ from ray_learngene.delivery.evaluate import evaluate_model
 from ray_learngene.errors import UserError
 from ray_learngene.methods.base import Learngene
 from ray_learngene.methods.registry import create_method
+from ray_learngene.models.build import timm_arguments
 from ray_learngene.models.preprocessing import Preprocessing
-from ray_learngene.models.specs import PRESETS, timm_arguments
+from ray_learngene.models.specs import PRESETS
 from ray_learngene.models.timm_folder import export_timm, load_timm
 from tests.data.image_files import write_class_folders
 

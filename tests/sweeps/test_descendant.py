@@ -13,8 +13,9 @@ from ray_learngene.data.open import open_image_sets
 from ray_learngene.data.pipeline import ImagePipeline
 from ray_learngene.delivery.latency import measure_latency
 from ray_learngene.methods.registry import create_method
+from ray_learngene.models.build import build
 from ray_learngene.models.preprocessing import Preprocessing
-from ray_learngene.models.specs import PRESETS, build
+from ray_learngene.models.specs import PRESETS
 from ray_learngene.models.timm_folder import load_timm
 from ray_learngene.store.learngenes import LEARNGENE_COLUMNS, StoredLearngene
 from ray_learngene.store.store import Store

@@ -26,7 +26,8 @@ from ray_learngene.data.pipeline import ImagePipeline
 from ray_learngene.delivery.latency import Latency, measure_latency
 from ray_learngene.errors import Interrupted, RunError
 from ray_learngene.methods.registry import create_method
-from ray_learngene.models.specs import Spec, build
+from ray_learngene.models.build import build
+from ray_learngene.models.specs import Spec
 from ray_learngene.store.learngenes import StoredLearngene
 from ray_learngene.store.store import Store
 from ray_learngene.sweeps.arms import Arm

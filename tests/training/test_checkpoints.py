@@ -18,8 +18,9 @@ from ray_learngene.config import AugmentationConfig, DataConfig, TrainingConfig
 from ray_learngene.data.open import open_image_sets
 from ray_learngene.data.pipeline import ImagePipeline
 from ray_learngene.errors import UserError
+from ray_learngene.models.build import build
 from ray_learngene.models.preprocessing import Preprocessing
-from ray_learngene.models.specs import PRESETS, build
+from ray_learngene.models.specs import PRESETS
 from ray_learngene.store.checkpoints import StoreCheckpoints
 from ray_learngene.store.store import Store
 from ray_learngene.training.batches import Batches

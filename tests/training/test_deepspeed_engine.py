@@ -20,9 +20,10 @@ from ray_learngene.data.open import open_image_sets
 from ray_learngene.data.pipeline import ImagePipeline
 from ray_learngene.errors import RunError, UserError
 from ray_learngene.methods.registry import create_method
+from ray_learngene.models.build import build
 from ray_learngene.models.features import FeatureReader, feature_shapes, readable
 from ray_learngene.models.preprocessing import Preprocessing
-from ray_learngene.models.specs import PRESETS, build
+from ray_learngene.models.specs import PRESETS
 from ray_learngene.training.batches import Batches
 from ray_learngene.training.deepspeed_engine import DeepSpeedEngine, deepspeed_config, read_user_config, zero_stage
 from ray_learngene.training.engine import Engine, TorchEngine, prepare_layers, resolve_precision

@@ -15,7 +15,8 @@ from ray_learngene.config.decides import DESCENDANT, RUN, decisive
 from ray_learngene.distillation.task import open_store
 from ray_learngene.errors import UserError
 from ray_learngene.methods.registry import create_method
-from ray_learngene.models.specs import PRESETS, build
+from ray_learngene.models.build import build
+from ray_learngene.models.specs import PRESETS
 from ray_learngene.training.engine import TorchEngine
 from ray_learngene.training.fitting import ADAMW
 from ray_learngene.training.optimizers import (
