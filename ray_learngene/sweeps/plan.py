@@ -17,6 +17,7 @@ from ray_learngene.store.sweeps import PLAN, sweep_file
 from ray_learngene.sweeps.calibration import SweepCost, calibrate
 from ray_learngene.sweeps.equal_cost import equal_cost_epochs
 from ray_learngene.sweeps.latency import Meter, measured_latency
+from ray_learngene.sweeps.prepare import prepare
 from ray_learngene.sweeps.selection import (
     Selection,
     check_texts,
@@ -25,7 +26,6 @@ from ray_learngene.sweeps.selection import (
     parse_arms,
     select,
 )
-from ray_learngene.sweeps.sweep import prepare
 from ray_learngene.training.flops import TRAINING_PASSES
 from ray_learngene.training.optimizers import traits_of
 from ray_learngene.training.pace import DistillationCost

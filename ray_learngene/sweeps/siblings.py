@@ -11,7 +11,8 @@ from ray_learngene import sigterm
 from ray_learngene.config import SweepConfig
 from ray_learngene.device import resolve_device
 from ray_learngene.errors import Interrupted, RunError
-from ray_learngene.sweeps.descendant import DescendantRun, DescendantTask, SweepContext, descendant_batches
+from ray_learngene.sweeps.descendant import SweepContext
+from ray_learngene.sweeps.descendant_run import DescendantRun, DescendantTask, descendant_batches
 from ray_learngene.training.clock import Clock
 from ray_learngene.training.lockstep import Group, train
 from ray_learngene.training.out_of_memory import is_out_of_memory, release_memory, within_memory

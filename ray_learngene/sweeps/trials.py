@@ -13,7 +13,8 @@ from ray_learngene.models.costs import kept_memory, macs, step_memory
 from ray_learngene.models.specs import Spec
 from ray_learngene.progress import counted
 from ray_learngene.store.learngenes import StoredLearngene
-from ray_learngene.sweeps.descendant import Descendant, DescendantTask, SweepContext, descendant
+from ray_learngene.sweeps.descendant import Descendant, SweepContext, descendant
+from ray_learngene.sweeps.descendant_run import DescendantTask
 from ray_learngene.sweeps.packing import Load, Place, pack
 from ray_learngene.sweeps.siblings import train_siblings
 from ray_learngene.sweeps.status import SweepStatus

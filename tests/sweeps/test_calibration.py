@@ -15,7 +15,7 @@ from ray_learngene.config import SweepConfig
 from ray_learngene.store.store import Store
 from ray_learngene.sweeps.calibration import Pace, add_up, measure, seconds_of
 from ray_learngene.sweeps.packing import Place
-from ray_learngene.sweeps.sweep import prepare
+from ray_learngene.sweeps.prepare import prepare
 from tests.fixtures.write_store import OLD_STORE
 from tests.pages.rows import data_of
 

@@ -20,7 +20,8 @@ from ray_learngene.models.timm_folder import load_timm
 from ray_learngene.store.learngenes import LEARNGENE_COLUMNS, StoredLearngene
 from ray_learngene.store.store import Store
 from ray_learngene.sweeps.arms import Arm
-from ray_learngene.sweeps.descendant import Descendant, DescendantTask, SweepContext, descendant
+from ray_learngene.sweeps.descendant import Descendant, SweepContext, descendant
+from ray_learngene.sweeps.descendant_run import DescendantTask
 from ray_learngene.sweeps.selection import cost_columns
 from ray_learngene.sweeps.siblings import train_descendant
 from ray_learngene.training import trainer
@@ -84,7 +85,7 @@ def test_a_killed_descendant_goes_on_to_the_same_weights(
     with pytest.raises(Killed):
         run(tmp_path / "killed", arm, report=die_in_the_second_epoch)
     assert Store(str(tmp_path / "killed")).exists("checkpoint", f"s/{one.name}")
-    monkeypatch.delattr("ray_learngene.sweeps.descendant.Fitting")  # it has been fitted to its size
+    monkeypatch.delattr("ray_learngene.sweeps.descendant_run.Fitting")  # it has been fitted to its size
     again, resumed = run(tmp_path / "killed", arm)
     assert again == one
     assert row["fit_steps"] == (0 if arm == "sws" else 2)

@@ -31,7 +31,8 @@ from ray_learngene.models.specs import Spec
 from ray_learngene.store.learngenes import StoredLearngene
 from ray_learngene.store.store import Store
 from ray_learngene.sweeps.arms import Arm
-from ray_learngene.sweeps.descendant import DescendantTask, SweepContext, descendant
+from ray_learngene.sweeps.descendant import SweepContext, descendant
+from ray_learngene.sweeps.descendant_run import DescendantTask
 from ray_learngene.sweeps.selection import cost_columns
 from ray_learngene.sweeps.siblings import train_descendant, train_siblings
 from ray_learngene.sweeps.sweep import sweep
