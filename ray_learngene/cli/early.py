@@ -5,7 +5,18 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from ray_learngene.config import EvaluateConfig, ExpandConfig, ExportConfig, LimitsConfig, PlanConfig, PullConfig
+from ray_learngene.config import (
+    DataConfig,
+    EvaluateConfig,
+    ExpandConfig,
+    ExportConfig,
+    LimitsConfig,
+    PlanConfig,
+    PullConfig,
+    SelectionConfig,
+)
+from ray_learngene.config.data import check_image_set
+from ray_learngene.config.methods import check_method
 from ray_learngene.config.training import StoreConfig
 from ray_learngene.errors import UserError
 from ray_learngene.models.budgets import Budget, parse_quantity
@@ -14,13 +25,17 @@ _STORED = "store:ancestries/"
 
 
 def check_named(config: Any) -> None:
-    """Check that limits can be read, and that a model folder, or what is named of a local store, is there.
+    """Check that limits can be read, and that methods, local images, a model folder, or what is named of a store exist.
 
     The command checks all of it again, and more. Of a bucket it alone does, because a request costs.
 
     Raises:
         UserError: a limit cannot be read, or something is not there.
     """
+    for text in (*_given(config, "method"), *(config.arms if isinstance(config, SelectionConfig) else ())):
+        check_method(text)
+    if isinstance(config, DataConfig) and config.data:
+        check_image_set(config.data)
     budgets = [Budget.parse(text) for text in getattr(config, "budgets", None) or ()]
     if isinstance(config, LimitsConfig):
         budgets += [parse_quantity(quantity, text) for quantity, text in config.limits.items()]

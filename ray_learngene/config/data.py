@@ -2,14 +2,34 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from typing import Literal
 
 from pydantic import Field, ValidationInfo, field_validator
 
 from ray_learngene.config.base import LATER, NOTHING, RESULT, Config, StorageConfig, address
+from ray_learngene.errors import UserError
+
+IMAGE_SETS = "digits, cifar10, a folder of class folders or Parquet files at any URI, torch/NAME, hfds/NAME or wds/PATH"
 
 Interpolation = Literal["bicubic", "bilinear", "nearest", "box", "hamming", "lanczos"]  # timm's
+
+
+def no_image_set(data: str) -> UserError:
+    """Return the error of an image set that is none."""
+    return UserError(f"no image set {data!r}: give {IMAGE_SETS}")
+
+
+def check_image_set(data: str) -> None:
+    """Check that a local image set is there; opening it finds out all else.
+
+    Raises:
+        UserError: there is nothing of that name.
+    """
+    known = data in ("digits", "cifar10") or data.startswith(("torch/", "hfds/", "wds/"))
+    if not (known or "://" in data or data.endswith(".parquet") or os.path.exists(os.path.expanduser(data))):
+        raise no_image_set(data)
 
 
 class DataConfig(StorageConfig):

@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from ray_learngene.config import DataConfig
+from ray_learngene.config.data import no_image_set
 from ray_learngene.data.formats.builtin import open_cifar10, open_digits
 from ray_learngene.data.formats.files import left_out, subfolders
 from ray_learngene.data.formats.folder import FolderSet, open_any_folder, open_folder
@@ -17,8 +18,6 @@ from ray_learngene.data.formats.split_names import split_of
 from ray_learngene.data.formats.timm_sets import open_timm_sets
 from ray_learngene.data.image_set import ImageSets, Report, Subset, check_splits, hold_out, refuse, share_of
 from ray_learngene.errors import UserError
-
-KINDS = "digits, cifar10, a folder of class folders or Parquet files at any URI, torch/NAME, hfds/NAME or wds/PATH"
 
 
 def open_image_sets(config: DataConfig, report: Report = refuse, *, labelled: bool | None = None) -> ImageSets:
@@ -85,7 +84,7 @@ def _open(config: DataConfig, report: Report, labelled: bool) -> ImageSets:
         if not subfolders(path) and next(Path(path).glob("*.tar"), None):
             raise UserError(f"{data} holds tar files: run `learngene data convert --data wds/{data} --out FOLDER`")
         return _open_folder(path, config, report, labelled)
-    raise UserError(f"no image set {data!r}: give {KINDS}")
+    raise no_image_set(data)
 
 
 def _open_copy(copy: str, note: str | None, config: DataConfig, report: Report, labelled: bool) -> ImageSets:

@@ -11,6 +11,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from ray_learngene.config.methods import check_method
 from ray_learngene.errors import UserError
 from ray_learngene.methods.any_size import AnySize
 from ray_learngene.methods.base import Method
@@ -56,10 +57,8 @@ def method_class(name: str) -> type[Method]:
     """
     if name in METHODS:
         return METHODS[name]
-    offered = {point.name: point for point in entry_points(group=METHODS_GROUP)}
-    if name not in offered:
-        raise UserError(f"unknown method {name!r}: choose one of {', '.join([*METHODS, *offered])}")
-    return _load(offered[name])
+    check_method(name)
+    return _load({point.name: point for point in entry_points(group=METHODS_GROUP)}[name])
 
 
 def _load(point: EntryPoint) -> type[Method]:
