@@ -138,6 +138,8 @@ def test_an_interrupted_distillation_is_continued(store: Path, capsys: pytest.Ca
     assert "continuing" in capsys.readouterr().out
     assert_continued(store, "learngenes/begun", progress["history"])
     assert not (store / "checkpoints/learngene-begun/state/manifest.json").exists()
+    cost = manifest(store, "learngenes/begun")["metadata"]["cost"]
+    assert cost["seconds"] > progress["seconds"] and cost["device_seconds"] is None  # those of the first part are lost
 
 
 def test_an_interrupted_sweep_is_continued(store: Path) -> None:

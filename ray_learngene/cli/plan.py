@@ -121,13 +121,14 @@ def _print_cost(cost: SweepCost, learngene_seconds: float | None) -> None:
     price = "" if cost.price is None else f", price {_money(cost.price)}"
     print(
         f"the sweep: {cost.device_hours:.3g} {unit}-hours, {cost.hours:.3g} hours with {cost.places} at a time{price}; "
-        f"load while measuring {cost.load:.1f}"
+        f"{cost.device_seconds:.4g} {unit} seconds; load while measuring {cost.load:.1f}"
     )
     if distilled:
         hours, whole = distilled.seconds / 3600, distilled.device_hours + cost.device_hours
         price = "" if distilled.price is None else f", price {_money(distilled.price + (cost.price or 0))}"
         print(
-            f"the distillation: {hours:.3g} hours with {counted(distilled.workers, 'worker')}; "
+            f"the distillation: {hours:.3g} hours with {counted(distilled.workers, 'worker')}, "
+            f"{distilled.device_seconds:.4g} {unit} seconds; "
             f"with the sweep {whole:.3g} {unit}-hours, {hours + cost.hours:.3g} hours{price}"
         )
 

@@ -107,6 +107,10 @@ def _page(manifest: Manifest, store: Store) -> Iterator[tuple[str, str]]:
     ]
     if seconds := numbers_of(spent, "seconds"):
         known.append(duration_text(seconds["seconds"]))
+    if (of_device := numbers_of(spent, "device_seconds")) and of_device["device_seconds"]:
+        known.append(f"{of_device['device_seconds']:.4g} CPU or GPU seconds")
+    if load := numbers_of(spent, "load"):
+        known.append(f"load {load['load']:.1f}")
     if known:
         yield "cost", ", ".join(known)
     if row and manifest.kind == "descendant":
@@ -130,6 +134,7 @@ def _score(name: str, value: float) -> str:
 
 def _print_sweep(store: Store, name: str, *, as_json: bool) -> None:
     from ray_learngene.cli.sweep import print_leaderboard
+    from ray_learngene.pages.spending import spending_lines
     from ray_learngene.store.costs import costed_rows
     from ray_learngene.store.sweeps import read_settings
     from ray_learngene.sweeps.results import sweep_table
@@ -141,3 +146,5 @@ def _print_sweep(store: Store, name: str, *, as_json: bool) -> None:
         print(json.dumps({**settings, "rows": costed_rows(store, name)}, indent=2, default=str))
         return
     print_leaderboard(sweep_table(store, name), settings["budgets"])
+    for line in spending_lines(store, name):
+        print(line)

@@ -10,6 +10,7 @@ import pandas
 from ray_learngene.config import SweepConfig
 from ray_learngene.errors import RunError
 from ray_learngene.models.budgets import format_quantity
+from ray_learngene.pages.spending import spending_lines
 from ray_learngene.store.costs import COST_NOTE, cost_text, epochs_text
 from ray_learngene.store.store import Store
 from ray_learngene.store.sweeps import PAGE, RESULTS, read_settings
@@ -36,6 +37,8 @@ def print_sweep(config: SweepConfig) -> None:
 def _print_results(config: SweepConfig, store: Store, table: pandas.DataFrame) -> None:
     settings = read_settings(store, config.name) or {}
     print_leaderboard(table, settings.get("budgets"))
+    for line in spending_lines(store, config.name):
+        print(line)
     print(f"results: {store.uri}/sweeps/{config.name}/{RESULTS} and {PAGE}", flush=True)
 
 

@@ -8,6 +8,8 @@ import os
 from dataclasses import replace
 from datetime import UTC, datetime
 
+import numpy as np
+
 from ray_learngene.config import DistillConfig
 from ray_learngene.delivery.latency import device_name
 from ray_learngene.device import gpu_allowed, resolve_device
@@ -19,7 +21,7 @@ from ray_learngene.provenance import publishable
 from ray_learngene.store.learngenes import StoredLearngene
 from ray_learngene.store.manifest import FORMAT, Manifest
 from ray_learngene.training.batches import Batches
-from ray_learngene.training.clock import Clock
+from ray_learngene.training.clock import Clock, Seconds
 from ray_learngene.training.engine import TorchEngine, prepare_layers, resolve_precision
 from ray_learngene.training.optimizers import create_optimizer
 from ray_learngene.training.pace import (
@@ -34,7 +36,7 @@ from ray_learngene.training.pace import (
 from ray_learngene.training.trainer import Trainer
 from ray_learngene.training.world import World
 
-Measured = tuple[float, float, str, float]  # seconds of a step, seconds of scoring, device, load
+Measured = tuple[Seconds, Seconds, str, float]  # seconds of a step, seconds of scoring, device, load
 
 
 def plan_distillation(
@@ -56,10 +58,13 @@ def plan_distillation(
     else:
         found, share = _measure_on_ray(task)
     steps = config.epochs * (len(task.images.train) // config.batch_size)
-    step, score = max(one[0] for one in found), max(one[1] for one in found)
-    seconds = steps * step + (config.epochs + (config.publish == "best")) * score
-    workers = max(1, config.most_workers)
-    cost = DistillationCost(config.name, seconds, workers, share, found[0][2], found[0][3], price_per_hour)
+    step, score = np.array([one[0] for one in found]), np.array([one[1] for one in found])  # a row for every worker
+    scorings = config.epochs + (config.publish == "best")
+    seconds = float(steps * step[:, 0].max() + scorings * score[:, 0].max())
+    of_devices = float((steps * step[:, 1] + scorings * score[:, 1]).sum())
+    cost = DistillationCost(
+        config.name, seconds, of_devices, max(1, config.most_workers), share, found[0][2], found[0][3], price_per_hour
+    )
     return cost, _untrained(task, steps, seconds)
 
 
@@ -92,7 +97,7 @@ def measure(task: DistillTask, rank: int = 0) -> Measured:
     )
     batches = Batches(task.images, config, world, None)
     score_once(trainer, batches)
-    begin = clock()
+    begin = clock.spent()
     found = marks(trainer, batches, clock)
     score = found[0] - begin
     return step_seconds(found, per_epoch, score), score, device_name(device), round(os.getloadavg()[0], 2)

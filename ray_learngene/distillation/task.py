@@ -177,7 +177,7 @@ def publish(
             "cost": {
                 "steps": progress.step,
                 "images": seen,
-                "seconds": round(progress.seconds, 3),
+                **progress.costs(),
                 **flops,
                 "teacher_flops": flops["teacher_flops"] * asked // max(1, seen),
             },

@@ -19,7 +19,9 @@ _DIGITS = 6  # of a number that is no integer
 _SECONDS = ("seconds", "fit_seconds", "overhead_seconds", "learngene_seconds")
 _FLOPS = ("flops", "teacher_flops", "fit_flops", "learngene_flops", "learngene_teacher_flops")
 _OWN_SECONDS = ("seconds", "fit_seconds")
-_NOT_SHOWN = ("timed", "device", "latency", "labels", "images_of_set", "set_name")  # but used to make columns
+_OWN_DEVICE_SECONDS = ("device_seconds", "fit_device_seconds")
+# used for other parts of the page
+_NOT_SHOWN = ("timed", "device", "latency", "labels", "images_of_set", "set_name", "own_device_seconds", "load")
 
 
 def record(row: Mapping[str, Any], folder: str | None = None) -> Record:
@@ -28,29 +30,31 @@ def record(row: Mapping[str, Any], folder: str | None = None) -> Record:
     Args:
         folder: The folder of its files in the store, where it is known.
     """
-    images = publishable(_text(row, "data"))  # rows of earlier versions hold a path of their machine
+    images = publishable(text_of(row, "data"))  # rows of earlier versions hold a path of their machine
     labels = label_set(row)
     return {
-        "sweep": _text(row, "sweep"),
-        "name": _text(row, "descendant"),
-        "arm": _text(row, "arm"),
+        "sweep": text_of(row, "sweep"),
+        "name": text_of(row, "descendant"),
+        "arm": text_of(row, "arm"),
         "size": size_of(row),
         "folder": folder,
         "images": images,
-        "learngene": _text(row, "learngene"),
-        "version": _text(row, "learngene_version"),
-        "outside": _text(row, "outside"),
-        "top1": _number(row, "top1"),
-        "untuned": _number(row, "top1_untuned"),
-        "epoch1": _number(row, "top1_epoch1"),
-        "seconds": _number(row, "whole_seconds") or _sum(row, _SECONDS),
+        "learngene": text_of(row, "learngene"),
+        "version": text_of(row, "learngene_version"),
+        "outside": text_of(row, "outside"),
+        "top1": number_of(row, "top1"),
+        "untuned": number_of(row, "top1_untuned"),
+        "epoch1": number_of(row, "top1_epoch1"),
+        "seconds": number_of(row, "whole_seconds") or _sum(row, _SECONDS),
         "own": _sum(row, _OWN_SECONDS),
-        "flops": _number(row, "whole_flops") or _sum(row, _FLOPS),
-        "undivided_seconds": _number(row, "undivided_seconds"),
-        "undivided_flops": _number(row, "undivided_flops"),
-        "exports": _text(row, "exports"),
+        "own_device_seconds": _sum(row, _OWN_DEVICE_SECONDS) if number_of(row, "device_seconds") is not None else None,
+        "load": number_of(row, "load"),
+        "flops": number_of(row, "whole_flops") or _sum(row, _FLOPS),
+        "undivided_seconds": number_of(row, "undivided_seconds"),
+        "undivided_flops": number_of(row, "undivided_flops"),
+        "exports": text_of(row, "exports"),
         "trained_for": epochs_text(row).removeprefix(", ") or None,
-        **{name: _number(row, name) for name in ("seed", "lr", "params", "macs", "memory", "latency")},
+        **{name: number_of(row, name) for name in ("seed", "lr", "params", "macs", "memory", "latency")},
         "image": shape_words(row.get("image")),
         "device": measured_on(row),
         "timed": tuple((name, row.get(name)) for name in ("width", "depth", "heads", "image", "patch")),
@@ -95,25 +99,6 @@ def model_columns(records: Sequence[Record]) -> dict[str, Any]:
     }
 
 
-def planned_models(plan: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what a sweep was to cost, by arm and size, and the distillation before it."""
-    models = [one for one in plan["descendants"] if isinstance(one, dict)]
-    distilled = plan.get("distillation")
-    return {
-        **({"distillation": _number(distilled, "seconds")} if isinstance(distilled, dict) else {}),
-        "device": _text(plan, "device"),
-        **{name: _number(plan, name) for name in ("load", "hours", "device_hours", "share", "price", "price_per_hour")},
-        "models": [
-            {
-                "arm": _text(one, "arm"),
-                "size": size_of(one),
-                **{name: _number(one, name) for name in ("count", "seconds")},
-            }
-            for one in models
-        ],
-    }
-
-
 def numbered_sets(records: Iterable[Record]) -> dict[str, int]:
     """Return the number of every image set on the page."""
     return {image_set: number for number, image_set in enumerate(_distinct(one["images_of_set"] for one in records))}
@@ -123,12 +108,12 @@ def unfinished_models(rows: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]
     """Return what became of descendants that did not finish."""
     return [
         {
-            "arm": _text(row, "arm"),
+            "arm": text_of(row, "arm"),
             "size": size_of(row),
             "seed": row.get("seed"),
-            "lr": _number(row, "lr") or 0,
-            "status": _text(row, "status"),
-            "error": _text(row, "error"),
+            "lr": number_of(row, "lr") or 0,
+            "status": text_of(row, "status"),
+            "error": text_of(row, "error"),
         }
         for row in rows
     ]
@@ -138,12 +123,14 @@ def _distinct(texts: Iterable[str]) -> list[str]:
     return list(dict.fromkeys(texts))
 
 
-def _text(row: Mapping[str, Any], name: str) -> str | None:
+def text_of(row: Mapping[str, Any], name: str) -> str | None:
+    """Return a text of a row; None where there is none."""
     value = row.get(name)
     return value if isinstance(value, str) and value else None
 
 
-def _number(row: Mapping[str, Any], name: str) -> float | int | None:
+def number_of(row: Mapping[str, Any], name: str) -> float | int | None:
+    """Return a number of a row as the page writes it; None where there is none."""
     found = numbers_of(row, name)
     if found is None:
         return None
@@ -152,7 +139,7 @@ def _number(row: Mapping[str, Any], name: str) -> float | int | None:
 
 
 def _sum(row: Mapping[str, Any], names: Iterable[str]) -> float | None:
-    known = [value for name in names if (value := _number(row, name)) is not None]
+    known = [value for name in names if (value := number_of(row, name)) is not None]
     return float(f"{sum(known):.4g}") if known else None
 
 

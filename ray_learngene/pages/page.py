@@ -17,15 +17,15 @@ from ray_learngene.errors import UserError
 from ray_learngene.io.errors import Unavailable
 from ray_learngene.io.objects import Objects
 from ray_learngene.pages.ancestries import Ancestries
-from ray_learngene.pages.columns import Record, model_columns, planned_models, records_of, unfinished_models
+from ray_learngene.pages.columns import Record, model_columns, records_of, unfinished_models
 from ray_learngene.pages.devices import device_columns, device_timings
 from ray_learngene.pages.html import assemble
+from ray_learngene.pages.spending import planned_and_spent
 from ray_learngene.store.costs import costed
-from ray_learngene.store.lineage import named_artefact, training_costs
 from ray_learngene.store.manifest import FOLDERS
 from ray_learngene.store.rows import usable
 from ray_learngene.store.store import Entry, Store
-from ray_learngene.store.sweeps import read_plan, read_settings
+from ray_learngene.store.sweeps import read_settings
 from ray_learngene.store.timings import Timings
 
 log = logging.getLogger(__name__)
@@ -55,7 +55,7 @@ class SweepPage:
             unfinished: Rows of others that ended.
             running: While the sweep runs, how many descendants are `done` of the `total`, and what is trained `now`.
         """
-        facts = _settings(self.store, self.name)
+        facts = _settings(self.store, self.name, records)
         sweep = {**facts, "unfinished": unfinished_models(unfinished), "running": running}
         return _page(self.store, records, {self.name: sweep}, self._ancestries, self._timings, root="../../")
 
@@ -82,7 +82,11 @@ def write_page(config: PageConfig) -> Path:
         if name not in there:
             near = f"there is {', '.join(there[:5])}" if there else "there is no descendant at all"
             raise UserError(f"--sweeps {name}: no descendant of that sweep in {store.uri}: {near}")
-    sweeps = {name: _settings(store, name) for name in there if not config.sweeps or name in config.sweeps}
+    sweeps = {
+        name: _settings(store, name, [one for one in records if one["sweep"] == name])
+        for name in there
+        if not config.sweeps or name in config.sweeps
+    }
     out = Path(config.out).expanduser().absolute()
     root = f"{Path(os.path.relpath(store.uri, out.parent)).as_posix()}/" if store.objects.is_local else None
     records = [one for one in records if one["sweep"] in sweeps]
@@ -91,9 +95,8 @@ def write_page(config: PageConfig) -> Path:
     return out
 
 
-def _settings(store: Store, name: str) -> dict[str, Any]:
+def _settings(store: Store, name: str, records: Sequence[Record]) -> dict[str, Any]:
     """Return what the page says of a sweep besides its descendants."""
-    plan = read_plan(store, name)
     try:
         settings = read_settings(store, name)
     except Unavailable:
@@ -102,17 +105,9 @@ def _settings(store: Store, name: str) -> dict[str, Any]:
         log.warning("left out: the budgets of the sweep %s: %s", name, error)
         settings = None
     found: dict[str, Any] = {"budgets": list(settings["budgets"]) if settings else []}
-    if plan:
-        found["planned"] = {**planned_models(plan), "distilled": _distilled(store, plan.get("distillation"))}
+    if planned := planned_and_spent(store, name, records):
+        found["planned"] = planned
     return found
-
-
-def _distilled(store: Store, planned: object) -> float | None:
-    """Return the seconds that a planned distillation has taken; None if there was no plan, or it is not done."""
-    if not isinstance(planned, dict):
-        return None
-    manifest = named_artefact(f"store:learngenes/{planned.get('learngene')}", store)
-    return (training_costs(manifest)["seconds"] or None) if manifest else None
 
 
 def _page(

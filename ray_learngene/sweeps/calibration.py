@@ -9,6 +9,8 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+import numpy as np
+
 from ray_learngene.config import SweepConfig
 from ray_learngene.delivery.latency import device_name
 from ray_learngene.device import resolve_device
@@ -18,7 +20,7 @@ from ray_learngene.sweeps.descendant_run import DescendantRun, DescendantTask, d
 from ray_learngene.sweeps.packing import Place
 from ray_learngene.sweeps.trial import Trial
 from ray_learngene.sweeps.trials import SweepInputs
-from ray_learngene.training.clock import Clock
+from ray_learngene.training.clock import Clock, Seconds
 from ray_learngene.training.fitting import Fitting
 from ray_learngene.training.pace import (
     LEAST,
@@ -33,7 +35,7 @@ from ray_learngene.training.pace import (
 
 @dataclass(frozen=True)
 class Pace:
-    """Seconds of a training on one device.
+    """Seconds of a training, by the clock and of its device.
 
     Attributes:
         read: Reading one batch, with the teacher's forward pass. Siblings share it.
@@ -42,20 +44,26 @@ class Pace:
         fit: The rest of one step of fitting an adapter to the size.
     """
 
-    read: float
-    step: float
-    score: float
-    fit: float = 0.0
+    read: Seconds
+    step: Seconds
+    score: Seconds
+    fit: Seconds | float = 0.0
 
 
 @dataclass(frozen=True)
 class DescendantCost:
-    """What each of the descendants of an arm and a size will cost, in seconds of its device."""
+    """What each of the descendants of an arm and a size will cost.
+
+    Attributes:
+        seconds: By the clock.
+        device_seconds: CPU seconds of the process, or GPU seconds.
+    """
 
     arm: str
     spec: Spec
     count: int
     seconds: float
+    device_seconds: float
 
 
 @dataclass(frozen=True)
@@ -87,6 +95,11 @@ class SweepCost:
         return self.share * sum(one.count * one.seconds for one in self.descendants) / 3600
 
     @property
+    def device_seconds(self) -> float:
+        """CPU or GPU seconds of all descendants together."""
+        return sum(one.count * one.device_seconds for one in self.descendants)
+
+    @property
     def price(self) -> float | None:
         """Money, in the currency of `price_per_hour`."""
         return None if self.price_per_hour is None else self.device_hours * self.price_per_hour
@@ -95,7 +108,8 @@ class SweepCost:
         """Return what the store keeps of it, for the page of the sweep."""
         return {
             "descendants": [
-                {"arm": one.arm, **one.spec.model_dump(), "count": one.count, "seconds": round(one.seconds, 3)}
+                {"arm": one.arm, **one.spec.model_dump(), "count": one.count}
+                | {name: round(getattr(one, name), 3) for name in ("seconds", "device_seconds")}
                 for one in self.descendants
             ],
             **{name: getattr(self, name) for name in ("places", "share", "device", "load", "price_per_hour")},
@@ -136,24 +150,24 @@ def add_up(
     """Return the cost of all trials, packed as the sweep packs them."""
     config = inputs.config
     of_kind = {(trial.arm, trial.spec): pace for trial, pace in paces.items()}
-    seconds: dict[Trial, float] = {}
+    seconds: dict[Trial, Seconds] = {}
     ends = [0.0] * place.count
     tried = max(1, config.lr_search)
     for pack in inputs.packs(wanted, place):
         for trial in pack:
             seconds[trial] = seconds_of(inputs, trial, of_kind[trial.arm, trial.spec], len(pack))
         for _ in range(tried):
-            heapq.heapreplace(ends, ends[0] + sum(seconds[trial] for trial in pack))
+            heapq.heapreplace(ends, ends[0] + sum(float(seconds[trial][0]) for trial in pack))
     costs = []
     for arm, spec in of_kind:
         each = [seconds[trial] for trial in wanted if (trial.arm, trial.spec) == (arm, spec)]
-        costs.append(DescendantCost(arm.text, spec, tried * len(each), sum(each) / len(each)))
+        costs.append(DescendantCost(arm.text, spec, tried * len(each), *np.mean(each, axis=0).tolist()))
     share = gpus or config.cpus_per_trial
     return SweepCost(tuple(costs), place.count, share, max(ends) / 3600, device, load, price_per_hour)
 
 
-def seconds_of(inputs: SweepInputs, trial: Trial, pace: Pace, siblings: int) -> float:
-    """Return the device seconds of a trial that shares its images with siblings, itself included."""
+def seconds_of(inputs: SweepInputs, trial: Trial, pace: Pace, siblings: int) -> Seconds:
+    """Return the seconds of a trial that shares its images with siblings, itself included."""
     epochs = inputs.epochs(trial)
     steps = epochs * (len(inputs.images.train) // inputs.config.batch_size)
     adapter_steps = fit_steps(inputs, trial)
@@ -207,13 +221,13 @@ def _tuning_pace(inputs: SweepInputs, trial: Trial) -> Pace:
     run.open_trainer()
     per_epoch = run.trainer.steps_per_epoch
     read = _read_pace(inputs, settings, clock)
-    begin = clock()
+    begin = clock.spent()
     found = marks(run.trainer, descendant_batches(inputs, settings, taught=True), clock)
     score = found[0] - begin
-    return Pace(read, max(0.0, step_seconds(found, per_epoch, score) - read), score)
+    return Pace(read, np.maximum(0.0, step_seconds(found, per_epoch, score) - read), score)
 
 
-def _fitting_pace(inputs: SweepInputs, trial: Trial, read: float) -> float:
+def _fitting_pace(inputs: SweepInputs, trial: Trial, read: Seconds) -> Seconds | float:
     if not fit_steps(inputs, trial):
         return 0.0
     clock, settings, run = _run(inputs, trial)
@@ -224,7 +238,7 @@ def _fitting_pace(inputs: SweepInputs, trial: Trial, read: float) -> float:
         adapter, inputs.images, settings, clock=clock, autocast=run.autocast, smoothing=settings.smoothing
     )
     found = marks(fitting, descendant_batches(inputs, settings, taught=False), clock)
-    return max(0.0, step_seconds(found, fitting.total_steps + 1, 0.0) - read)
+    return np.maximum(0.0, step_seconds(found, fitting.total_steps + 1, 0.0) - read)
 
 
 def _run(inputs: SweepInputs, trial: Trial) -> tuple[Clock, SweepConfig, DescendantRun]:
@@ -238,13 +252,13 @@ def _run(inputs: SweepInputs, trial: Trial) -> tuple[Clock, SweepConfig, Descend
     return clock, settings, run
 
 
-def _read_pace(inputs: SweepInputs, settings: SweepConfig, clock: Clock) -> float:
+def _read_pace(inputs: SweepInputs, settings: SweepConfig, clock: Clock) -> Seconds:
     """Return the seconds of reading the batch of one step, as a training does."""
     batches = descendant_batches(inputs, settings, taught=True)
     found = []
     for step in range(WARM_UP + LEAST):
-        found.append(clock())
+        found.append(clock.spent())
         with clock.running():
             for _ in batches.of_step(step):
                 pass
-    return (clock() - found[WARM_UP]) / LEAST
+    return np.asarray((clock.spent() - found[WARM_UP]) / LEAST)

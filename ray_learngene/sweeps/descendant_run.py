@@ -220,7 +220,7 @@ class DescendantRun:
             "unreadable": len(progress.unreadable) if self.images.unreadable == "skip" else None,
             "steps": progress.step,
             "images": seen,
-            "seconds": round(progress.seconds, 3),
+            **progress.costs(),
             "flops": 2 * TRAINING_PASSES * costs["macs"] * seen,
             "teacher_flops": (seen - progress.answers_read) * asked,
             **Fit(**progress.fit).columns(),  # type: ignore[arg-type]

@@ -111,6 +111,15 @@ function domain(values, log, pad) {
   return [low - pad * (high - low), high + pad * (high - low)];
 }
 
+// The lowest accuracy above a gap that takes half of the axis: bad arms and untuned models below would squeeze all others.
+function aboveGap(scores, lowest) {
+  const sorted = [...scores].sort((one, other) => one - other), range = sorted.at(-1) - sorted[0];
+  let gap = Math.max(5, range / 2), above = -Infinity;
+  for (let index = 1; index < sorted.length && sorted[index] <= lowest; index += 1)
+    if (sorted[index] - sorted[index - 1] > gap) [gap, above] = [sorted[index] - sorted[index - 1], sorted[index]];
+  return shown.filter((group) => group.scores[state.y].mean >= above).length >= 3 ? above : -Infinity;
+}
+
 // Accuracies to show: Tukey's fence leaves out single bad arms, "front" all but the neighbourhood of the best.
 function scoreDomain(lines) {
   const ends = shown.flatMap((group) => {
@@ -123,9 +132,11 @@ function scoreDomain(lines) {
   if (state.zoom === "front" && front.length) {
     const scores = front.map((group) => group.scores[state.y].mean);
     low = Math.max(low, Math.min(...scores) - Math.max(1, 0.6 * (high - Math.min(...scores))));
-  } else if (state.zoom === "auto" && means.length >= 8) {
+  } else if (state.zoom === "auto") {
+    const best = front.map((group) => group.scores[state.y].mean);
     const quarter = means[Math.floor(means.length / 4)], three = means[Math.floor((3 * means.length) / 4)];
-    low = Math.max(low, Math.min(quarter - 1.5 * Math.max(three - quarter, 2), ...front.map((group) => group.scores[state.y].mean - 1)));
+    if (means.length >= 8) low = Math.max(low, Math.min(quarter - 1.5 * Math.max(three - quarter, 2), ...best.map((mean) => mean - 1)));
+    low = Math.max(low, aboveGap(ends, Math.min(...best)));
   }
   const pad = 0.04 * (high - low) || 1;
   return [Math.max(0, low - pad), Math.min(100.5, high + pad)];
@@ -489,10 +500,10 @@ function drawFigure() {
   chart.setAttribute("aria-valuemax", order.length);
   chart.setAttribute("aria-valuenow", at + 1);
   chart.setAttribute("aria-valuetext", at >= 0 ? describe(chosen) : "no model");
-  const cut = marks.filter((mark) => mark.cut).length, missing = shown.length - marks.length;
+  const cut = marks.filter((mark) => mark.cut).map((mark) => mark.group.scores[state.y].mean), missing = shown.length - marks.length;
   const far = shown.length ? ancestries().filter((line) => !near([line]).length) : [];
   $("key").replaceChildren(...keys().map(([kind, text]) => h("span", {}, keyMark(kind), text)));
-  $("cut").textContent = [cut ? `▾ ${plural(cut, "model")} below the chart.` : "", missing ? `${plural(missing, "model")} without this measurement.` : "",
+  $("cut").textContent = [cut.length ? `▾ ${plural(cut.length, "model")} below the chart, ${percent(Math.min(...cut))} to ${percent(Math.max(...cut))} %. The range “everything” shows them.` : "", missing ? `${plural(missing, "model")} without this measurement.` : "",
     ...far.map((line) => `Not on the chart: ${line.text}.`)].join(" ").trim();
 }
 
@@ -520,7 +531,7 @@ function makeSurroundings() {
   }
 }
 
-// What a sweep was to cost, and what it has cost: seconds of tuning, as `plan --calibrate` measured and rows say.
+// What a sweep was to cost, as `plan --calibrate` measured, and what it has cost.
 function makeCosts() {
   const planned = SWEEPS.filter((name) => data.sweeps[name].planned);
   $("costs").hidden = !planned.length;
@@ -532,22 +543,21 @@ function more(spent, planned) {
 }
 
 function costsOf(name) {
-  const plan = data.sweeps[name].planned, ofSweep = MODELS.filter((model) => model.sweep === name);
-  const rows = plan.models.map((one) => {
-    const trained = ofSweep.filter((model) => model.arm === one.arm && model.size === one.size).map((model) => model.own ?? 0);
-    const spent = statistics(trained);
-    return [`${one.arm} ${one.size}`, `${trained.length} of ${one.count}`, amount("seconds", one.seconds), spent ? amount("seconds", spent.mean) : "–", more(spent?.mean, one.seconds)];
-  });
-  if (plan.distillation) rows.unshift(["distillation", plan.distilled ? "yes" : "no", amount("seconds", plan.distillation), plan.distilled ? amount("seconds", plan.distilled) : "–", more(plan.distilled, plan.distillation)]);
-  const sum = (models) => models.reduce((total, one) => total + one, 0);
-  const all = sum(plan.models.map((one) => one.count * one.seconds)), spent = sum(ofSweep.map((model) => model.own ?? 0));
-  const price = plan.price === null ? "" : ` The plan's price was ${short(plan.price)}; what was spent is ${short((spent * (plan.share ?? 1) * plan.price_per_hour) / 3600)}.`;
+  const plan = data.sweeps[name].planned, known = (value, text) => (value === null ? "–" : text(value));
+  const seconds = (value) => known(value, (some) => amount("seconds", some));
+  const line = (what, one, trained) => [what, trained, seconds(one.seconds), seconds(one.spent), more(one.spent, one.seconds), known(one.load, short)];
+  const rows = plan.models.map((one) => line(`${one.arm} ${one.size}`, one, `${one.trained} of ${one.count}`));
+  if (plan.distillation) rows.unshift(line("distillation", plan.distillation, plan.distillation.spent ? "yes" : "no"));
+  const sum = (of) => plan.models.reduce((total, one) => total + of(one), 0), all = sum((one) => one.count * one.seconds);
+  const due = sum((one) => one.trained * one.seconds), spent = sum((one) => one.trained * (one.spent ?? 0));
+  const difference = spent ? ` on tuning, ${more(spent, due)} for what is trained` : " on tuning";
+  const price = plan.price === null ? "" : ` The plan's price was ${short(plan.price)}; what was spent is ${short(plan.price_spent)}.`;
+  const unit = plan.unit ? `Seconds are ${plan.unit} seconds.` : "Seconds are those by the clock: other work on a machine adds to them.";
   return h("div", {},
-    h("p", { className: "small" }, `${SWEEPS.length > 1 ? `${name}: ` : ""}${amount("seconds", all)} planned, ${amount("seconds", spent)} spent on tuning.${price}`),
-    h("p", { className: "dim small" }, `Planned by steps measured on ${plan.device}, at a load of ${short(plan.load ?? 0)}.`
-      + (plan.device.startsWith("cpu") ? " Both are seconds by the clock: other work on a machine adds to them." : "")),
+    h("p", { className: "small" }, `${SWEEPS.length > 1 ? `${name}: ` : ""}${amount("seconds", all)} planned, ${amount("seconds", spent)} spent${difference}.${price}`),
+    h("p", { className: "dim small" }, `Planned by steps measured on ${plan.device}, at a load of ${short(plan.load ?? 0)}. ${unit}`),
     h("div", { className: "scroll", tabIndex: 0, role: "region", "aria-label": `Planned and spent, ${name}` }, h("table", {},
-      h("thead", {}, h("tr", {}, ...["model", "trained", "planned each", "spent each", "difference"].map((text) => h("th", { scope: "col" }, text)))),
+      h("thead", {}, h("tr", {}, ...["model", "trained", "planned each", "spent each", "difference", "load"].map((text) => h("th", { scope: "col" }, text)))),
       h("tbody", {}, ...rows.slice(0, PAGE_ROWS).map((cells) => h("tr", {}, ...cells.map((cell) => h("td", {}, cell))))))));
 }
 

@@ -119,9 +119,9 @@ function drawPanel(root, view, panel, { x, y, x0, x1, y0, y1, first, titled }) {
     if (score.count > 1 && score.high > score.low)
       each.spreads.push(`M${at.x} ${tenth(Math.min(y1, y(score.low)))}V${tenth(y(score.high))}`);
     const before = view.before?.(group);
-    if (before && before.mean >= view.y.domain[0]) {
-      const height = tenth(y(before.mean));
-      each.before.push(SHAPES[style.shape](at.x, height, 0.75 * radius));
+    if (before) {
+      const inside = before.mean >= view.y.domain[0], height = inside ? tenth(y(before.mean)) : y1;
+      if (inside) each.before.push(SHAPES[style.shape](at.x, height, 0.75 * radius));
       each.lifts.push(`M${at.x} ${height}V${at.y}`);
     }
   }

@@ -149,7 +149,10 @@ class Progress:
     """Progress and cost of a run, stored in every checkpoint so that costs survive interruptions.
 
     Attributes:
+        seconds: By the clock, of one worker.
         resumed_seconds: The part of `seconds` that earlier processes spent.
+        device_seconds: CPU seconds of all workers' processes, or GPU seconds; None if an earlier version began the run.
+        load_seconds: Mean load of the workers' hosts times `seconds`; None as above.
         answers_read: Images, over all ranks, with cached logits: they needed no teacher forward pass.
         fit: Cost of adapter fitting before the first step (the fields of `Fit`); empty if the method has no adapter.
         best: Of every model of the run, what `Best.record` returns; empty if the last epoch is published.
@@ -159,6 +162,8 @@ class Progress:
     step: int = 0
     seconds: float = 0.0
     resumed_seconds: float = 0.0
+    device_seconds: float | None = 0.0
+    load_seconds: float | None = 0.0
     history: list[dict[str, float]] = field(default_factory=list)
     answers_read: int = 0
     unreadable: list[str] = field(default_factory=list)
@@ -173,13 +178,23 @@ class Progress:
             RunError: it is damaged, or a later version wrote it.
         """
         try:
-            progress = cls(**parse_object((folder / PROGRESS_FILE).read_bytes()))
+            unknown = {"device_seconds": None, "load_seconds": None}  # to an earlier version
+            progress = cls(**unknown | parse_object((folder / PROGRESS_FILE).read_bytes()))
         except (OSError, ValueError, TypeError) as error:
             raise RunError(
                 f"the checkpoint is not one that this version can read ({error}): --overwrite, or another name"
             ) from None
         progress.resumed_seconds = progress.seconds
         return progress
+
+    def costs(self) -> dict[str, float | None]:
+        """Return the seconds, and the mean load meanwhile."""
+        load = self.load_seconds / self.seconds if self.load_seconds and self.seconds else None
+        return {
+            "seconds": round(self.seconds, 3),
+            "device_seconds": None if self.device_seconds is None else round(self.device_seconds, 3),
+            "load": None if load is None else round(load, 2),
+        }
 
     def write(self, folder: Path) -> None:
         fields = {name: value for name, value in vars(self).items() if name not in ("fit", "best") or value}

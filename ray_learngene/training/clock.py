@@ -1,4 +1,4 @@
-"""The seconds that one training costs when several share a process."""
+"""The seconds that one training costs when several share a process: by the clock, and of its device."""
 
 from __future__ import annotations
 
@@ -8,7 +8,11 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
+
+Seconds = NDArray[np.float64]  # by the clock, and of the device
 
 _MOST_SPANS = 1000  # unread spans: so many that reading them seldom waits for the device
 
@@ -16,17 +20,22 @@ _MOST_SPANS = 1000  # unread spans: so many that reading them seldom waits for t
 class Clock:
     """Sums the time of one training: its own steps and its share of the work done for several trainings.
 
-    On a GPU it measures device time, because the host runs ahead of the device.
+    Seconds of the device are CPU seconds of this process, all threads together and without loader processes. They stay
+    nearly the same on a busy machine. On a GPU both numbers are device time, because the host runs ahead of the device.
     """
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
-        self._seconds = 0.0
+        self._seconds: Seconds = np.zeros(2)
         self._spans: deque[tuple[Any, Any, float]] = deque()
         self._since: Any = None
 
     def __call__(self) -> float:
-        """Return the seconds so far."""
+        """Return the seconds so far by the clock."""
+        return float(self.spent()[0])
+
+    def spent(self) -> Seconds:
+        """Return the seconds so far: by the clock, and of the device."""
         seconds = self._settled()
         return seconds if self._since is None else seconds + self._between(self._since, self._mark())
 
@@ -42,7 +51,7 @@ class Clock:
 
     def _mark(self) -> Any:
         if self.device.type != "cuda":
-            return time.monotonic()
+            return np.array([time.monotonic(), time.process_time()])
         event = torch.cuda.Event(enable_timing=True)
         event.record()
         return event
@@ -52,17 +61,17 @@ class Clock:
         if len(self._spans) >= _MOST_SPANS:
             self._settled()
 
-    def _settled(self) -> float:
+    def _settled(self) -> Seconds:
         while self._spans:
             start, end, share = self._spans.popleft()
-            self._seconds += share * self._between(start, end)
+            self._seconds = self._seconds + share * self._between(start, end)
         return self._seconds
 
-    def _between(self, start: Any, end: Any) -> float:
+    def _between(self, start: Any, end: Any) -> Seconds:
         if self.device.type != "cuda":
-            return end - start
+            return np.asarray(end - start)
         end.synchronize()
-        return start.elapsed_time(end) / 1000
+        return np.full(2, start.elapsed_time(end) / 1000)
 
 
 @contextmanager

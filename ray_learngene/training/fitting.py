@@ -34,6 +34,7 @@ class Fit:
     images: int = 0
     flops: int = 0
     seconds: float = 0.0
+    device_seconds: float = 0.0
 
     def columns(self) -> dict[str, Any]:
         return {f"fit_{name}": value for name, value in vars(self).items()}
@@ -68,7 +69,7 @@ class Fitting:
         assert isinstance(adapter, nn.Module)
         self.adapter, self.config, self.clock = adapter, config, clock
         self.step, self.total_steps = 0, adapter.fit_steps
-        self._began = clock()
+        self._began = clock.spent()
         self._interrupted = Interrupted(0, config.epochs * max(1, len(images.train) // config.batch_size))
         self._report, self._ticked = report, time.monotonic()
         settings = config.model_copy(
@@ -120,7 +121,7 @@ class Fitting:
     def result(self) -> tuple[nn.Module, Fit]:
         """Return the plain model, on the CPU, and the cost of fitting."""
         steps, images = self.total_steps, self.total_steps * self.config.batch_size
-        cost = Fit(steps, images, self._flops, round(self.clock() - self._began, 3))
+        cost = Fit(steps, images, self._flops, *(self.clock.spent() - self._began).round(3).tolist())
         return self.adapter.cpu().materialise(), cost
 
     def interrupt(self) -> NoReturn:

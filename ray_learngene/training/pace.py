@@ -18,7 +18,7 @@ from ray_learngene.errors import Interrupted
 from ray_learngene.methods.elastic import ElasticVisionTransformer
 from ray_learngene.models.specs import Spec
 from ray_learngene.training.batches import Batches
-from ray_learngene.training.clock import Clock
+from ray_learngene.training.clock import Clock, Seconds
 from ray_learngene.training.lockstep import Trains, train
 from ray_learngene.training.trainer import Trainer
 
@@ -42,21 +42,19 @@ class NoCheckpoints:
         return False
 
 
-def marks(trains: Trains, batches: Any, clock: Clock) -> list[float]:
-    """Return the clock before every step of a training and after its last one; it ends after some steps."""
-    found: list[float] = []
-    on_cpu, began, began_cpu = clock.device.type == "cpu", time.monotonic(), time.process_time()
+def marks(trains: Trains, batches: Any, clock: Clock) -> list[Seconds]:
+    """Return what was spent before every step of a training and after its last one; it ends after some steps."""
+    found, began = list[Seconds](), clock.spent()
 
     def stop(step: int) -> bool:
-        found.append(clock())
-        seconds = time.monotonic() - began
-        if on_cpu:  # a busy machine would end it after the least steps, whose mean says little
-            seconds = max(time.process_time() - began_cpu, seconds / BUSY)
-        return (len(found) > WARM_UP + LEAST and seconds > SECONDS) or len(found) > MOST
+        found.append(clock.spent())
+        seconds, of_device = found[-1] - began  # by the clock alone, a busy machine would end it after the least steps
+        enough = max(of_device, seconds / BUSY) > SECONDS
+        return (len(found) > WARM_UP + LEAST and bool(enough)) or len(found) > MOST
 
     with suppress(Interrupted):
         train([trains], batches, stop=stop)
-        found.append(clock())  # it has come to its end
+        found.append(clock.spent())  # it has come to its end
     return found
 
 
@@ -95,7 +93,7 @@ def score_once(trainer: Trainer, batches: Batches) -> None:
             trainer.score(batch, split)
 
 
-def step_seconds(marks: list[float], per_epoch: int, score: float) -> float:
+def step_seconds(marks: list[Seconds], per_epoch: int, score: Seconds | float) -> Seconds:
     """Mean seconds of a step after the warm-up.
 
     Args:
@@ -105,7 +103,7 @@ def step_seconds(marks: list[float], per_epoch: int, score: float) -> float:
     spans = [after - before for before, after in itertools.pairwise(marks)]
     own = [span - score * ((number + 1) % per_epoch == 0) for number, span in enumerate(spans)]
     own = own[WARM_UP:] or own
-    return max(0.0, sum(own) / len(own)) if own else 0.0
+    return np.maximum(0.0, np.mean(own, axis=0)) if own else np.zeros(2)
 
 
 @dataclass(frozen=True)
@@ -114,7 +112,8 @@ class DistillationCost:
 
     Attributes:
         learngene: Its name.
-        seconds: Of each worker.
+        seconds: Of each worker, by the clock.
+        device_seconds: CPU or GPU seconds of all workers together.
         share: GPUs, or CPUs, of a worker.
         device: Where the steps were measured.
         load: Mean number of processes that wanted a CPU there, over the last minute.
@@ -123,6 +122,7 @@ class DistillationCost:
 
     learngene: str
     seconds: float
+    device_seconds: float
     workers: int
     share: float
     device: str

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+import os
 import time
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NoReturn, Protocol
 
@@ -93,8 +95,8 @@ class Trainer:
             rank=world.rank,
             ema=self.ema,
         )
-        self._resumed_at, self._seconds_before, self._began = self.progress.step, self.progress.seconds, self.clock()
-        self._answers_before, self._answers_read = self.progress.answers_read, 0
+        self._before, self._began, self._answers_read = replace(self.progress), self.clock.spent(), 0
+        self._load, self._loads = os.getloadavg()[0], 1  # their sum, and how many
         self._checkpointed = self._reported = self._ticked = time.monotonic()
         self._unscored: tuple[Step, dict[str, Any]] | None = None
         if (evaluate_first or self.best or self.total_steps == 0) and not self.progress.history:
@@ -237,14 +239,14 @@ class Trainer:
         return [self.engine.module, *([self.ema.module] if self.ema is not None else [])]
 
     def _metrics(self, step: Step) -> dict[str, Any]:
-        seconds = self.clock() - self._began
+        seconds = float(self.clock.spent()[0] - self._began[0])
         return {
             "epoch": round(step.number / self.steps_per_epoch, 4),
             "step": step.number,
             **{name: loss.item() for name, loss in step.losses.items()},
             "lr": step.lr,
-            "seconds": self._seconds_before + seconds,
-            "images_per_second": (step.number - self._resumed_at) * self.config.batch_size / max(1e-9, seconds),
+            "seconds": self._before.seconds + seconds,
+            "images_per_second": (step.number - self._before.step) * self.config.batch_size / max(1e-9, seconds),
         }
 
     def _tell(self, metrics: dict[str, Any]) -> None:
@@ -256,14 +258,14 @@ class Trainer:
             epoch = round(self.step / self.steps_per_epoch, 4)
             of = {"epochs": self.config.epochs, "total_steps": self.total_steps}
             self.report({"epoch": epoch, "step": self.step, **more, **of})
+        self._load, self._loads = self._load + os.getloadavg()[0], self._loads + 1
         self._ticked = time.monotonic()
 
     def _checkpoint(self) -> None:
         progress = self.progress
         self.guard.check(progress.step, current_rate(self.optimizer))
         self._share_unreadable()
-        progress.seconds = self._seconds_before + self.clock() - self._began
-        progress.answers_read = self._answers_before + self._total_answers_read()
+        self._add_costs()
         metrics = progress.history[-1] if progress.history else {}
         self.checkpoints.save(self._write, {**metrics, "step": progress.step})
         if self.config.checkpoint_uploads == "wait":
@@ -292,10 +294,19 @@ class Trainer:
             error = caught
         self.world.agree(error)
 
-    def _total_answers_read(self) -> int:
-        read = torch.tensor(float(self._answers_read), dtype=torch.float64, device=self.world.device)
-        self.world.all_reduce(read)
-        return round(read.item())
+    def _add_costs(self) -> None:
+        """Bring the costs in the progress up to date, with those of all ranks."""
+        seconds, of_device = (self.clock.spent() - self._began).tolist()
+        mean_load = self._load / self._loads / self.world.world_size
+        own = torch.tensor([self._answers_read, of_device, mean_load], dtype=torch.float64, device=self.world.device)
+        self.world.all_reduce(own)
+        answers, of_device, load = own.tolist()
+        progress, before = self.progress, self._before
+        progress.answers_read = before.answers_read + round(answers)
+        progress.seconds = before.seconds + seconds
+        if before.device_seconds is not None and before.load_seconds is not None:
+            progress.device_seconds = before.device_seconds + of_device
+            progress.load_seconds = before.load_seconds + load * seconds
 
     def _share_statistics(self) -> None:
         """Average floating-point buffers (BatchNorm's statistics) over ranks, which have seen different images."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import http.server
+import json
 import os
 import shutil
 import threading
@@ -143,6 +144,36 @@ def test_a_model_that_tuning_made_worse_is_inside_the_chart_with_its_mark_before
         name: opened.page.evaluate(f"document.querySelector('{name}').getBBox().y") for name in (".frame", ".before")
     }
     assert top[".frame"] < top[".before"]
+
+
+@pytest.mark.parametrize("size", ["desktop", "phone"])
+def test_an_arm_far_below_all_others_does_not_squeeze_them(opening: Opening, size: str) -> None:
+    good = rows(("any-size",), [32], [3, 5, 8, 10], 1)
+    bad = [one | {"arm": "scratch", "top1": 12.0 + number, "top1_untuned": 9.0} for number, one in enumerate(good)]
+    opened = opening([*good, *bad], size).go()
+    assert opened.text("#cut") == "▾ 4 models below the chart, 12.00 to 15.00 %. The range “everything” shows them."
+    heights = "[...document.querySelectorAll('#chart .marks.s0')].map((one) => one.getBBox().height)[0]"
+    spread = opened.page.evaluate(heights)
+    opened.save("far-below")
+    opened.page.select_option("#axes label:has-text('range') select", "all")
+    assert opened.text("#cut") == "" and spread > 3 * opened.page.evaluate(heights)
+
+
+def test_planned_and_spent_seconds_lie_side_by_side(opening: Opening, tmp_path: Path) -> None:
+    found = [row(depth=depth, device_seconds=10.0, fit_device_seconds=1.0, load=2.5) for depth in (3, 6)]
+    kinds = [{**one, "count": 1, "seconds": 30.0, "device_seconds": 10.0} for one in found]
+    plan = {"descendants": [*kinds, kinds[0] | {"depth": 9}], "device": "cpu AMD EPYC", "load": 1.5}
+    Store(str(tmp_path / "my store")).write_text("sweeps/photos/plan.json", json.dumps(plan))
+    opened = opening(found, "phone").go()
+    said = opened.text("#costs")
+    assert "30 s planned, 22 s spent on tuning, +10.0 % for what is trained." in said and "CPU seconds" in said
+    cells = opened.page.locator("#costs tbody tr").all_inner_texts()
+    assert [each.split("\t") for each in cells] == [
+        *([size, "1 of 1", "10 s", "11 s", "+10.0 %", "2.5"] for size in ("sws 32×3", "sws 32×6")),
+        ["sws 32×9", "0 of 1", "10 s", "–", "–", "–"],
+    ]
+    assert opened.violations() == []
+    opened.save("planned-and-spent")
 
 
 def test_the_most_accurate_mean_is_chosen_and_budgets_change_it(opening: Opening) -> None:

@@ -62,6 +62,7 @@ def test_a_sweep_publishes_every_descendant_and_its_table(
     }
     assert (saved["steps"] == 11).all() and (saved["images"] == 11 * 128).all()
     assert (saved["latency_runs"] > 1).all() and (saved["latency"] > 0).all() and set(saved["latency_clock"]) == {"cpu"}
+    assert (saved[["device_seconds", "load"]] > 0).all(axis=None)  # of the process of each trial
     page = store.read_text("sweeps/digits/leaderboard.html") or ""
     assert {model["name"] for model in models_of(page)} == {*saved["descendant"]}
     assert data_of(page)["sweeps"]["digits"]["running"] is None

@@ -7,11 +7,13 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 import ray_learngene as lg
 from ray_learngene.cli.main import main
 from ray_learngene.config import SweepConfig
+from ray_learngene.pages.spending import spending_lines
 from ray_learngene.store.store import Store
 from ray_learngene.sweeps.calibration import Pace, add_up, measure, seconds_of
 from ray_learngene.sweeps.packing import Place
@@ -42,25 +44,24 @@ def files_of(store: Store) -> set[str]:
 
 def test_costs_add_up(store: Store) -> None:
     sweep = prepared(store, arms=("sws", "scratch"), seeds=2, siblings=1, cpus_per_trial=2)
-    pace = Pace(read=0.5, step=1.0, score=10.0)
+    pace = Pace(read=np.array([0.5, 0.25]), step=np.array([1.0, 0.5]), score=np.array([10.0, 5.0]))
     paces = {trial: pace for trial in sweep.wanted if trial.seed == 0}
     cost = add_up(sweep.inputs, sweep.wanted, paces, Place(3, 1e9), 0.0, "cpu x", 0.5, 2.0)
     each = 4 * 10 + 3 * 4 * 1.5  # four scorings, three epochs of four steps
-    assert [one.seconds for one in cost.descendants] == [each] * 4 and [one.count for one in cost.descendants] == [
-        2
-    ] * 4
+    assert [(one.seconds, one.device_seconds, one.count) for one in cost.descendants] == [(each, each / 2, 2)] * 4
+    assert cost.device_seconds == 8 * each / 2  # of the CPU, which worked for half of the time
     assert cost.device_hours == pytest.approx(2 * 8 * each / 3600)
     assert cost.hours == pytest.approx(3 * each / 3600)  # eight on three places
     assert cost.price == pytest.approx(2 * cost.device_hours)
-    assert seconds_of(sweep.inputs, sweep.wanted[0], pace, 5) == 4 * 10 + 12 * 1.1  # five read each batch once
+    alone = seconds_of(sweep.inputs, sweep.wanted[0], pace, 5)
+    assert alone.tolist() == pytest.approx([4 * 10 + 12 * 1.1, 4 * 5 + 12 * 0.55])  # five read each batch once
 
 
 def test_a_search_costs_as_often_as_it_tries(store: Store) -> None:
+    pace = Pace(np.zeros(2), np.ones(2), np.ones(2))
     once, searched = prepared(store, siblings=1), prepared(store, siblings=1, lr_search=3, in_process=False)
     costs = [
-        add_up(
-            sweep.inputs, sweep.wanted, dict.fromkeys(sweep.wanted, Pace(0, 1, 1)), Place(1, 1e9), 1.0, "gpu", 0, None
-        )
+        add_up(sweep.inputs, sweep.wanted, dict.fromkeys(sweep.wanted, pace), Place(1, 1e9), 1.0, "gpu", 0, None)
         for sweep in (once, searched)
     ]
     assert costs[1].device_hours == pytest.approx(3 * costs[0].device_hours) and costs[1].price is None
@@ -72,7 +73,8 @@ def test_a_fitted_size_is_measured_with_its_fitting(store: Store) -> None:
     paces, device, load = measure(sweep.inputs, sweep.wanted)
     assert device.startswith("cpu") and load >= 0
     for trial, pace in zip(sweep.wanted, paces, strict=True):
-        assert min(pace.read, pace.score) > 0 and pace.step >= 0 and (pace.fit > 0) == (trial.arm.text != "scratch")
+        assert min(*pace.read, *pace.score) > 0 and (pace.step >= 0).all()
+        assert np.all(pace.fit > 0) == (trial.arm.text != "scratch")
 
 
 def test_a_plan_is_measured_printed_and_kept_and_trains_nothing(
@@ -138,14 +140,40 @@ def test_a_learngene_that_is_not_there_yet_is_planned_with_its_distillation(
     lg.sweep(**settings, store=store, epochs=2)
     page = store.read_text("sweeps/sizes-of-it/leaderboard.html") or ""
     shown = data_of(page)["sweeps"]["sizes-of-it"]["planned"]
-    assert shown["distillation"] == pytest.approx(distilled.seconds, rel=0.01)
-    spent = store.manifest("learngene", "later").metadata["cost"]["seconds"]
-    assert shown["distilled"] == pytest.approx(spent)
+    learngene = store.manifest("learngene", "later").metadata["cost"]
+    assert shown["unit"] == "CPU" and 0 < learngene["load"] == shown["distillation"]["load"]
+    assert shown["distillation"]["seconds"] == pytest.approx(distilled.device_seconds, rel=0.01)
+    assert shown["distillation"]["spent"] == pytest.approx(learngene["device_seconds"])
+    found = {(row["arm"], row["depth"]): row for row in store.rows("sizes-of-it")}
+    for one in shown["models"]:
+        row = found[one["arm"], int(one["size"].split("×")[1])]
+        assert one["trained"] == 1 and one["load"] == pytest.approx(row["load"], abs=1e-3)
+        assert one["spent"] == pytest.approx(row["device_seconds"] + row["fit_device_seconds"], rel=1e-3)
+    capsys.readouterr()
+    assert main(["show", "sweeps/sizes-of-it", "--store", store.uri]) == 0
+    first, second = capsys.readouterr().out.splitlines()[-2:]
+    assert first.startswith("the distillation: ") and second.startswith("4 descendants: ") and "CPU seconds" in second
+    assert main(["show", "learngenes/later", "--store", store.uri]) == 0
+    assert "CPU or GPU seconds, load " in capsys.readouterr().out
+    spent = learngene["seconds"]
     again = lg.plan(**settings, store=store, epochs=2, calibrate=True, distill=str(recipe))  # it is there now
     assert again.cost and again.cost.distillation is None and again.learngene_seconds == pytest.approx(spent)
     settings["learngene"] = "sws"
     with pytest.raises(lg.UserError, match="it makes the learngene 'later', not 'sws', of which the sweep is"):
         lg.plan(**settings, store=store, calibrate=True, distill=str(recipe))
+
+
+def test_what_an_earlier_version_planned_or_trained_is_compared_by_the_clock(store: Store, tmp_path: Path) -> None:
+    """The rows of the old store hold no seconds of the device."""
+    kinds = [{**row, "count": 1, "seconds": 2.0, "device_seconds": 1.0} for row in store.rows("sizes")]
+    store.write_text("sweeps/sizes/plan.json", json.dumps({"descendants": kinds, "device": "cpu x", "load": 1.0}))
+    planned = data_of(lg.page(store, out=tmp_path / "page.html").read_text())["sweeps"]["sizes"]["planned"]
+    own = {(row["arm"], row["depth"]): row["seconds"] for row in store.rows("sizes")}
+    assert planned["unit"] is None and len(planned["models"]) == 4
+    for one in planned["models"]:
+        assert (one["seconds"], one["load"]) == (2.0, None)
+        assert one["spent"] == pytest.approx(own[one["arm"], int(one["size"].split("×")[1])], rel=1e-2)
+    assert all("seconds by the clock" in line for line in spending_lines(store, "sizes"))
 
 
 @pytest.mark.parametrize("damage", ["", "{", "[]", '{"descendants": 3}', '{"descendants": [3, {"arm": 1}]}'])

@@ -44,7 +44,7 @@ from tests.sweeps.test_descendant import PREPROCESSING, SPEC, inputs, weights
 STEPS, BATCH = 3, 16  # of an epoch
 # arm, depth, learning rate
 MEMBERS = [("sws", 2, 1e-3), ("scratch", 3, 1e-3), ("wave:fit=4@wave", 2, 4e-3), ("sws", 1, 2e-3), ("scratch", 2, 1e-3)]
-TIMES = {"seconds", "overhead_seconds", "fit_seconds"}
+TIMES = {"seconds", "overhead_seconds", "fit_seconds", "device_seconds", "fit_device_seconds", "load"}
 
 
 @functools.cache
@@ -354,7 +354,9 @@ def test_soft_labels_are_read_or_asked_once_for_all(tmp_path: Path) -> None:
 
 def test_the_seconds_of_siblings_are_shares_of_what_was_spent(monkeypatch: pytest.MonkeyPatch) -> None:
     now = iter([0.0, 6.0, 6.0, 7.0, 8.0, 8.0, 9.0])
+    used = iter([0.0, 2.0, 2.0, 2.5, 3.0, 3.0, 3.0])  # of the CPU
     monkeypatch.setattr(time, "monotonic", lambda: next(now))
+    monkeypatch.setattr(time, "process_time", lambda: next(used))
     one, other = (Clock(torch.device("cpu")) for _ in range(2))
     with shared_by([one, other]):
         pass  # from 0 to 6
@@ -362,6 +364,7 @@ def test_the_seconds_of_siblings_are_shares_of_what_was_spent(monkeypatch: pytes
         assert one() == 3 + 1  # from 6 to 7
     # until 8
     assert (one(), other()) == (3 + 2, 3)
+    assert (one.spent().tolist(), other.spent().tolist()) == ([5, 1 + 1], [3, 1])
 
 
 def test_each_models_epochs_are_logged_as_they_come(
