@@ -28,7 +28,7 @@ from typing import Any
 
 from benchmarks.measure import arguments, machine, publish, seconds_of
 from ray_learngene.cli.catalog import print_list
-from ray_learngene.cli.pull import select_descendant
+from ray_learngene.cli.choose import select_descendant
 from ray_learngene.config import ListConfig, PullConfig
 from ray_learngene.store.manifest import MANIFEST, FileEntry, Manifest, version_of
 from ray_learngene.store.store import Store

@@ -29,6 +29,8 @@ from ray_learngene.io.filesystems import filesystem
 from ray_learngene.progress import Progress, counted
 
 _CHUNK = 256
+_PARTIAL = ".partial"
+_ROW_GROUP_BYTES = 16 * 2**20
 
 
 def convert(
@@ -59,20 +61,7 @@ def convert(
     target, folder = filesystem(out)
     with clear_errors(out):
         _require_empty(target, folder, out)
-    note = None
-    if config.data.startswith("wds/"):
-        splits, total = open_webdataset(config.data.removeprefix("wds/")), 0  # tar files do not say
-        schema = pa.schema([("image", pa.binary()), ("label", pa.int64()), ("name", pa.string())])
-    else:
-        sets = open_image_sets(config, labelled=False)  # perhaps for a distillation without them
-        note = sets.note
-        if twice := [name for name, count in Counter(sets.train.classes).items() if count > 1]:
-            raise UserError(f"{config.data} has two classes {twice[0]!r}: shards tell them by name; rename one")
-        total = len(sets.train) + len(sets.val)
-        splits = {"train": _items(sets.train), "val": _items(sets.val)}
-        metadata = {CLASSES_KEY: json.dumps(sets.train.classes)}
-        schema = pa.schema([("image", pa.binary()), ("label", pa.string()), ("name", pa.string())], metadata)
-
+    source = _source(config)
     if isinstance(target, LocalFileSystem):
         with clear_errors(out):
             target.create_dir(folder, recursive=True)
@@ -86,12 +75,11 @@ def convert(
             raise UserError(f"{error}, or leave it out: --unreadable skip") from None
 
     counts = {"train": 0, "val": 0}
-    unlabelled = 0
-    skipped: list[str] = []
-    progress = Progress(f"convert {config.data}", total, "images")
-    with clear_errors(out), Shards(target, folder, schema, shard_bytes) as shards, progress:
+    unlabelled, skipped = 0, list[str]()
+    progress = Progress(f"convert {config.data}", source.total, "images")
+    with clear_errors(out), Shards(target, folder, source.schema, shard_bytes) as shards, progress:
         with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as threads:
-            for split, items in splits.items():
+            for split, items in source.splits.items():
                 while chunk := list(itertools.islice(items, _CHUNK)):
                     labelled = [item for item in chunk if item.label != UNLABELLED]
                     unlabelled += len(chunk) - len(labelled)
@@ -104,9 +92,30 @@ def convert(
                             counts[split] += 1
                     progress.advance(len(chunk) - len(labelled))
         shards.publish()
+    note = source.note
     if unlabelled:
         note = f"left out {counted(unlabelled, 'image')} of the test split of {config.data}, which have no labels"
     return {**counts, "shards": len(shards.names), "bytes": shards.bytes, "skipped": skipped, "note": note}
+
+
+class _Source(NamedTuple):
+    splits: dict[str, Iterator[Item]]
+    schema: pa.Schema
+    total: int = 0  # images; tar files do not say
+    note: str | None = None
+
+
+def _source(config: DataConfig) -> _Source:
+    """Open what is converted."""
+    columns = {"image": pa.binary(), "label": pa.string(), "name": pa.string()}
+    if config.data.startswith("wds/"):
+        return _Source(open_webdataset(config.data.removeprefix("wds/")), pa.schema({**columns, "label": pa.int64()}))
+    sets = open_image_sets(config, labelled=False)  # perhaps for a distillation without them
+    if twice := [name for name, count in Counter(sets.train.classes).items() if count > 1]:
+        raise UserError(f"{config.data} has two classes {twice[0]!r}: shards tell them by name; rename one")
+    schema = pa.schema(columns, {CLASSES_KEY: json.dumps(sets.train.classes)})
+    splits = {"train": _items(sets.train), "val": _items(sets.val)}
+    return _Source(splits, schema, len(sets.train) + len(sets.val), sets.note)
 
 
 def _require_empty(target: FileSystem, folder: str, out: str) -> None:
@@ -150,12 +159,6 @@ def _encode(item: Item, short_side: int | None, quality: int) -> bytes:
     else:
         image.save(buffer, "PNG")
     return buffer.getvalue()
-
-
-_PARTIAL = ".partial"
-
-
-_ROW_GROUP_BYTES = 16 * 2**20
 
 
 class Row(NamedTuple):

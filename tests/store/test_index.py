@@ -16,7 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from ray_learngene.cli.catalog import print_list
-from ray_learngene.cli.pull import select_descendant
+from ray_learngene.cli.choose import select_descendant
 from ray_learngene.cli.show import print_artefact
 from ray_learngene.config import ListConfig, PullConfig, ShowConfig
 from ray_learngene.errors import UserError

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from ray_learngene.cli.pull import pull, select_descendant
+from ray_learngene.cli.choose import select_descendant
+from ray_learngene.cli.pull import pull
 from ray_learngene.config import PullConfig
 from ray_learngene.errors import NothingWithin, UserError
 from ray_learngene.store import index
