@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import difflib
 import hashlib
-import io
 import logging
 import os
 from collections.abc import Callable, Collection, Sequence
@@ -28,13 +27,13 @@ import pyarrow.parquet
 
 from ray_learngene.config import StoreConfig
 from ray_learngene.config.base import address
-from ray_learngene.config.documents import parse_object
 from ray_learngene.errors import UserError
-from ray_learngene.io.errors import Unavailable, clear_errors
+from ray_learngene.io.errors import Unavailable
 from ray_learngene.io.objects import Objects
 from ray_learngene.io.ray_filesystems import ray_filesystem, require_agreement
 from ray_learngene.io.retry import RETRY_SECONDS
 from ray_learngene.store.download import download
+from ray_learngene.store.files import StoreFiles, check_path
 from ray_learngene.store.index import KINDS, Entry, Index
 from ray_learngene.store.manifest import (
     FOLDERS,
@@ -43,7 +42,6 @@ from ray_learngene.store.manifest import (
     FileEntry,
     Kind,
     Manifest,
-    check_relative,
     folder_of,
     parse_manifest,
 )
@@ -56,7 +54,7 @@ __all__ = ["Entry", "FileEntry", "Kind", "Manifest", "NameTaken", "Store"]
 log = logging.getLogger(__name__)
 
 
-class Store:
+class Store(StoreFiles):
     """A store at a URI. It connects when it is first used, and pickles as its URI.
 
     Requests that fail are retried for at most `retry_seconds` in one operation. Every method raises UserError, in one
@@ -164,10 +162,6 @@ class Store:
         self.index.note(kind, name, None)
         self.objects.delete(path)
         self.objects.delete_many(files)
-
-    def remove_tree(self, path: str) -> None:
-        """Delete every object below a path of the store, such as the state of a run."""
-        self.objects.delete_many(self.objects.find(check_path(path)))
 
     def manifest(self, kind: Kind, name: str) -> Manifest:
         """Return what the store knows about an artefact.
@@ -320,72 +314,6 @@ class Store:
         paths = [path.split("/") for path in self.objects.find("sweeps")]
         return [parts[1] for parts in paths if len(parts) == 3 and parts[2] == "sweep.json"]
 
-    def write_table(self, path: str, table: pyarrow.Table) -> None:
-        """Write a table as Parquet to a path below the store, replacing as a whole what was there."""
-        buffer = pyarrow.BufferOutputStream()
-        pyarrow.parquet.write_table(table, buffer)
-        self.objects.put(check_path(path), buffer.getvalue().to_pybytes())
-
-    def read_table(self, path: str) -> pyarrow.Table:
-        """Read the Parquet table at a path below the store.
-
-        Raises:
-            UserError: There is none, or it is not Parquet.
-        """
-        table = self.find_table(path)
-        if table is None:
-            raise UserError(f"there is no table {self.objects.uri_of(path)}: check the name")
-        return table
-
-    def find_table(self, path: str) -> pyarrow.Table | None:
-        """Read the Parquet table at a path below the store, None where there is none.
-
-        Raises:
-            UserError: It is not Parquet.
-        """
-        data = self.objects.read(check_path(path))
-        with clear_errors(self.objects.uri_of(path)):
-            return None if data is None else pyarrow.parquet.read_table(io.BytesIO(data))
-
-    def has(self, path: str) -> bool:
-        """Return whether there is something at a path below the store."""
-        return self.objects.exists(check_path(path))
-
-    def write_text(self, path: str, text: str) -> None:
-        """Write a text to a path below the store, replacing as a whole what was there."""
-        self.objects.put(check_path(path), text.encode())
-
-    def create_text(self, path: str, text: str) -> bool:
-        """Write a text to a path below the store if nothing is there; False where something is."""
-        return self.objects.create(check_path(path), text.encode())
-
-    def read_text(self, path: str) -> str | None:
-        """Return the text at a path below the store, None where there is none.
-
-        Raises:
-            UserError: it is no text.
-        """
-        data = self.objects.read(check_path(path))
-        try:
-            return None if data is None else data.decode()
-        except UnicodeDecodeError:
-            raise UserError(f"{self.objects.uri_of(path)} is damaged (not UTF-8 text): remove it") from None
-
-    def read_object(self, path: str, instead: str) -> dict[str, Any] | None:
-        """Return the JSON object at a path below the store, None where there is none.
-
-        Args:
-            instead: What the user can do where it is damaged.
-
-        Raises:
-            UserError: it is damaged.
-        """
-        data = self.objects.read(check_path(path))
-        try:
-            return None if data is None else parse_object(data)
-        except ValueError as error:
-            raise UserError(f"{self.objects.uri_of(path)} is damaged ({error}): {instead}") from None
-
     def ray_storage(self, name: str) -> tuple[str, pyarrow.fs.FileSystem | None]:
         """Return `storage_path` and `storage_filesystem` of Ray's RunConfig for the run `name`, kept in runs/<name>."""
         folder_of("learngene", name)  # the same rule for names
@@ -395,11 +323,3 @@ class Store:
         storage, path = ray_filesystem(self.uri, self.objects.retry.seconds)
         require_agreement(self.uri, storage, path)
         return f"{path}/runs", storage
-
-
-def check_path(path: str) -> str:
-    """Return a path if it stays below the store's root, else raise UserError."""
-    try:
-        return check_relative(path)
-    except ValueError as error:
-        raise UserError(f"{error}: write folder/file, below the store") from error
