@@ -20,7 +20,7 @@ FUNCTIONS: dict[str, tuple[type[Config], str, set[str], str]] = {
     "distill": (config.DistillConfig, "", set(), "Artefact"),
     "extract": (config.ExtractConfig, "", set(), "Artefact"),
     "sweep": (config.SweepConfig, "learngene: Artefact | str, ", {"learngene"}, "pandas.DataFrame"),
-    "plan": (config.PlanConfig, "learngene: Artefact | str, ", {"learngene"}, "Plan"),
+    "plan": (config.PlanConfig, "learngene: Artefact | str | None = None, ", {"learngene"}, "Plan"),
     "bench": (config.BenchConfig, "", set(), "pandas.DataFrame"),
     "pull": (
         config.PullConfig,

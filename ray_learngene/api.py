@@ -182,16 +182,17 @@ def sweep(learngene: Artefact | str, *, callbacks: Sequence[Callback] = (), **se
     return sweep(_configure(SweepConfig, _of_learngene(learngene, settings)), callbacks)
 
 
-def plan(learngene: Artefact | str, **settings: Any) -> Plan:
+def plan(learngene: Artefact | str | None = None, **settings: Any) -> Plan:
     """Say which sizes meet which budget and what the sweep will cost, as `learngene plan` does; nothing is trained.
 
     Args:
-        learngene: As in `sweep`, whose settings may be given as they are.
+        learngene: As in `sweep`, whose settings may be given as they are. None: give `student` or `preset`, whose
+            sizes are then planned without a learngene.
     """
     from ray_learngene.cli.plan import plan
     from ray_learngene.config import PlanConfig
 
-    return plan(_configure(PlanConfig, _of_learngene(learngene, settings)))
+    return plan(_configure(PlanConfig, _of_learngene(learngene, settings) if learngene else settings))
 
 
 def bench(**settings: Any) -> pandas.DataFrame:

@@ -57,9 +57,9 @@ class JobFailed(UserError):
         self.status = status
 
 
-def did_you_mean(word: str, known: Iterable[str], most: int = 1) -> str:
+def did_you_mean(word: str, known: Iterable[str], most: int = 1, likeness: float = 0.6) -> str:
     """Return the end of a message, "; did you mean X?", that names the known words nearest to an unknown one."""
-    near = difflib.get_close_matches(word, list(known), n=most)
+    near = difflib.get_close_matches(word, list(known), n=most, cutoff=likeness)
     return f"; did you mean {' or '.join(near)}?" if near else ""
 
 

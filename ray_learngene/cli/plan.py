@@ -13,16 +13,20 @@ from ray_learngene.store.rows import measured_on
 from ray_learngene.store.store import Store
 from ray_learngene.sweeps import plan as sweeps
 from ray_learngene.sweeps.calibration import SweepCost
-from ray_learngene.sweeps.selection import latency_columns
+from ray_learngene.sweeps.selection import Selection, latency_columns
 from ray_learngene.terminal import Table, print_table
 
 
 def plan(config: PlanConfig) -> sweeps.Plan:
     """Plan a sweep, with the distillation of its learngene if that has a recipe and is not in the store yet.
 
+    Without a learngene: select among the sizes of a preset or of a timm entry point.
+
     Raises:
         UserError: a budget that nothing meets, or whatever the distillation or the sweep would refuse.
     """
+    if not config.learngene:
+        return sweeps.plan_student(config)
     if not config.distill:
         return sweeps.plan(config)
     places = {"store": config.store} | ({"address": config.address} if config.address else {})
@@ -42,9 +46,23 @@ def plan(config: PlanConfig) -> sweeps.Plan:
 def print_plan(config: PlanConfig) -> None:
     """Print which specs are within which budget, which of them a sweep trains, and what it will cost."""
     planned = plan(config)
+    _print_sizes(config, planned)
+    for note in (*planned.selection.timing_notes(), *planned.outside):
+        print(f"note: {note}")
+    if config.learngene:
+        _print_training(config, planned)
+    if planned.cost:
+        _print_cost(planned.cost, planned.learngene_seconds)
+
+
+def _print_sizes(config: PlanConfig, planned: sweeps.Plan) -> None:
+    """Print the sizes with their costs, and which of them each budget chose."""
     selection, micro_batch = planned.selection, config.batch_size // config.accumulation
-    table = Table(title=f"sizes from learngene {config.learngene}", title_justify="left", title_style="bold")
-    for name in ("width", "depth", "parameters", "MACs", "inference memory", "training memory", "latency", "p90"):
+    what = f"sizes from learngene {config.learngene}" if config.learngene else _of_architecture(selection)
+    table = Table(title=what, title_justify="left", title_style="bold")
+    timed = bool(planned.latencies or selection.timings)
+    columns = ("width", "depth", "parameters", "MACs", "inference memory", "training memory", "latency", "p90")
+    for name in columns if timed else columns[:-2]:
         table.add_column(name, justify="right")
     for text in selection.chosen:
         limits = text.split(",")
@@ -60,20 +78,33 @@ def print_plan(config: PlanConfig) -> None:
             format_quantity(
                 "memory", training_memory(candidate.spec, micro_batch, checkpointed=config.grad_checkpointing)
             ),
-            format_quantity("latency", latency.median_ms if latency else candidate.costs.get("latency")),
-            format_quantity("latency", latency.p90_ms if latency else None),
         ]
+        if timed:
+            cells += [
+                format_quantity("latency", latency.median_ms if latency else candidate.costs.get("latency")),
+                format_quantity("latency", latency.p90_ms if latency else None),
+            ]
         within = selection.admitting(candidate)
         for text, chosen in selection.chosen.items():
-            cells.append("trained" if chosen is candidate else "✓" if text in within else "")
-        table.add_row(*cells, style=None if latency else "dim")
+            mark = "trained" if config.learngene else "chosen"
+            cells.append(mark if chosen is candidate else "✓" if text in within else "")
+        table.add_row(*cells, style=None if candidate in selection.specs else "dim")
     print_table(table)
-    print(
-        f"latency: {measured_on(latency_columns(next(iter(planned.latencies.values()))))}; "
-        f"training memory: a micro-batch of {micro_batch} in fp32"
-    )
-    for note in (*selection.timing_notes(), *planned.outside):
-        print(f"note: {note}")
+    measured = [measured_on(latency_columns(one)) for one in planned.latencies.values()]
+    latency_text = f"latency: {measured[0]}; " if measured else ""
+    print(f"{latency_text}training memory: a micro-batch of {micro_batch} in fp32")
+
+
+def _of_architecture(selection: Selection) -> str:
+    """Return the title of the sizes of an architecture."""
+    spec = selection.candidates[0].spec
+    classes = counted(spec.classes, "class") if spec.classes else "features"
+    return f"sizes of {spec.architecture or 'the plain vision transformer'}, {spec.image.words}, {classes}"
+
+
+def _print_training(config: PlanConfig, planned: sweeps.Plan) -> None:
+    """Print how many descendants a sweep trains, and their FLOPs."""
+    selection = planned.selection
     counts = (
         f"{counted(len(selection.specs), 'size')} x {counted(planned.arms, 'arm')} x {counted(config.seeds, 'seed')}"
     )
@@ -94,8 +125,6 @@ def print_plan(config: PlanConfig) -> None:
     if config.ancestry:
         cost += ", without those of the ancestry model that teaches"
     print(f"{counted(planned.descendants, 'descendant')} ({counts}), {cost}")
-    if planned.cost:
-        _print_cost(planned.cost, planned.learngene_seconds)
 
 
 def _print_cost(cost: SweepCost, learngene_seconds: float | None) -> None:

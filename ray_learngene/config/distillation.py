@@ -10,21 +10,10 @@ from ray_learngene.config.base import LATER, NOTHING, Config
 from ray_learngene.config.data import AugmentationConfig, DataConfig
 from ray_learngene.config.image import Channels, ImageSize
 from ray_learngene.config.presets import PRESET_NAMES
+from ray_learngene.config.student import StudentConfig, without_decided
 from ray_learngene.config.texts import Stages
 from ray_learngene.config.tracking import TrackingConfig
 from ray_learngene.config.training import DistillationConfig, PublishConfig, StoreConfig, TrainingConfig, WorkersConfig
-
-
-def without_decided(arguments: dict[str, Any], classes: str, pretrained: str) -> dict[str, Any]:
-    """Refuse arguments of a timm model that other settings decide."""
-    for name, why in (
-        ("num_classes", f"follows from the classes {classes}"),
-        ("in_chans", "is a flag of its own"),
-        ("pretrained", pretrained),
-    ):
-        if name in arguments:
-            raise ValueError(f"{name} {why}: leave it out")
-    return arguments
 
 
 class AncestryConfig(
@@ -83,6 +72,7 @@ class DistillConfig(
     PublishConfig,
     StoreConfig,
     DataConfig,
+    StudentConfig,
     FeaturesConfig,
     DistillationConfig,
     TrainingConfig,
@@ -98,17 +88,6 @@ class DistillConfig(
         "or store:ancestries/NAME or store:descendants/SWEEP/NAME; not needed with alpha 0",
     )
     method: str = Field("any-size", description="method with its options, e.g. sws:stages=3-3-4-3-3")
-    preset: str | None = Field(
-        None, description=f"size of a plain auxiliary model: {PRESET_NAMES}; their sizes are below; or give student"
-    )
-    student: str | None = Field(
-        None,
-        description="architecture of the auxiliary model: any timm model name that takes a depth",
-        json_schema_extra=LATER,
-    )
-    student_args: dict[str, Any] = Field(
-        {}, description="keyword arguments of that model, as YAML: '{window_size: 4}'", json_schema_extra=LATER
-    )
     depth: Stages = Field(
         None, description="layers of the auxiliary model, or of its stages: 3-3-9-3; default: the preset's or student's"
     )
@@ -118,11 +97,6 @@ class DistillConfig(
         description="width of the auxiliary model (of its first stage), at the same head size; default: its own",
     )
     image_size: ImageSize = Field(None, description="input size in pixels, 224 or HxW; default: the preset's")
-    in_chans: Channels = Field(
-        None,
-        description="channels of its images: 3, or 1 for grey; default: 3, or the student's own",
-        json_schema_extra=LATER,
-    )
     start: str | None = Field(None, description="learngene in the store that the auxiliary model starts from")
     warm_start: Literal["first", "middle", "last", "average"] | None = Field(
         None,
@@ -136,21 +110,12 @@ class DistillConfig(
         "With --teach features they only measure",
     )
 
-    @field_validator("student_args")
-    @classmethod
-    def _decided_elsewhere(cls, student_args: dict[str, Any]) -> dict[str, Any]:
-        return without_decided(
-            student_args, "of the ancestry model", "is for ancestry models; warm_start begins from one"
-        )
-
     @model_validator(mode="after")
     def _one_size(self) -> DistillConfig:
         if (self.preset is None) == (self.student is None):
             raise ValueError(f"the auxiliary model needs a size: give preset ({PRESET_NAMES}), or student, a timm name")
         if self.start and self.warm_start:
             raise ValueError("start and warm_start both give the first weights: choose one")
-        if self.student_args and not self.student:
-            raise ValueError("student_args are keywords of a timm model: give student too")
         return self
 
     @model_validator(mode="after")

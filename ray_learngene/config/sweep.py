@@ -10,6 +10,8 @@ from ray_learngene.config.base import CHOICE, LATER, NOTHING, Config
 from ray_learngene.config.data import AugmentationConfig, DataConfig
 from ray_learngene.config.delivery import SweepExportConfig
 from ray_learngene.config.image import ImageSize
+from ray_learngene.config.presets import PRESET_NAMES
+from ray_learngene.config.student import StudentConfig
 from ray_learngene.config.texts import License, OptionalNumbers, OptionalWholeNumbers, Texts
 from ray_learngene.config.tracking import TrackingConfig
 from ray_learngene.config.training import (
@@ -109,10 +111,20 @@ class TrialsConfig(
         return self
 
 
-class PlanConfig(SelectionConfig, TrialsConfig):
-    """`learngene plan`: print which sizes meet which budget, and what the sweep will cost."""
+class PlanConfig(SelectionConfig, TrialsConfig, StudentConfig):
+    """`learngene plan`: print which sizes meet which budget, and what the sweep will cost.
 
-    data: str = Field("", description="image set, to count the steps of the sweep; default: cost per image only")
+    With `student` or `preset` in place of a learngene: the sizes of that architecture.
+    """
+
+    learngene: str = Field(
+        "",
+        description="name of the learngene in the store; or give student or preset: depths, widths and factors are "
+        "then of that architecture, and neither a store nor images are needed",
+    )
+    data: str = Field(
+        "", description="image set, to count the steps of the sweep, and its classes; default: cost per image only"
+    )
     epochs: int = Field(10, ge=0, description="epochs of each descendant")
     warmup_epochs: float = Field(0, ge=0, description="linear warm-up, in epochs")
     ancestry: str | None = Field(None, description="the sweep's teacher; FLOPs leave out its forward passes")
@@ -135,6 +147,22 @@ class PlanConfig(SelectionConfig, TrialsConfig):
     def _of_a_sweep(cls, values: dict[str, Any]) -> dict[str, Any]:
         """Return the recipe of a sweep is one of its plan, which does not use all of it."""
         return {name: value for name, value in values.items() if name in cls.model_fields or name not in SWEEPS}
+
+    @model_validator(mode="after")
+    def _whose_sizes(self) -> Self:
+        sources = [name for name in ("learngene", "student", "preset") if getattr(self, name)]
+        if not sources:
+            raise ValueError(
+                f"whose sizes? give learngene (a name in the store), student (a timm name) or preset ({PRESET_NAMES})"
+            )
+        if len(sources) > 1:
+            raise ValueError(f"{' and '.join(sources)} both say whose sizes these are: give one")
+        for name in _OF_SWEEPS if not self.learngene else ():
+            if name in self.model_fields_set:
+                raise ValueError(f"{name} plans a sweep, which is of a learngene: leave it out, or give learngene")
+        if self.learngene and self.in_chans:
+            raise ValueError("in_chans is for student and preset: a learngene has its own channels")
+        return self
 
     @model_validator(mode="after")
     def _calibrated(self) -> Self:
@@ -206,4 +234,5 @@ class SweepConfig(SelectionConfig, TrialsConfig, SweepExportConfig):
         return self
 
 
+_OF_SWEEPS = ("arms", "scratch", "seeds", "lr_search", "name", "calibrate", "distill", "price_per_hour", "ancestry")
 SWEEPS = SweepConfig.model_fields.keys()

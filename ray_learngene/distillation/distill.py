@@ -29,11 +29,10 @@ from ray_learngene.methods.generated import GeneratingMethod, attribute_of
 from ray_learngene.methods.registry import create_method
 from ray_learngene.methods.warm_start import start_from_model
 from ray_learngene.models.build import meta_model
-from ray_learngene.models.costs import macs
-from ray_learngene.models.image_fit import require_fit
 from ray_learngene.models.origin import Origin, data_name
 from ray_learngene.models.preprocessing import Preprocessing, per_channel
-from ray_learngene.models.specs import Spec, preset, spec_for
+from ray_learngene.models.sizes import student_spec
+from ray_learngene.models.specs import Spec
 from ray_learngene.progress import counted
 from ray_learngene.store.learngenes import StoredLearngene
 from ray_learngene.store.manifest import Manifest
@@ -130,21 +129,10 @@ def auxiliary_spec(config: DistillConfig, classes: int | None = None) -> Spec:
     Raises:
         UserError: there is no such preset or timm model, or it has no such size.
     """
-    if config.student is None:
-        if isinstance(config.depth, tuple):
-            raise UserError(f"--depth {'-'.join(map(str, config.depth))}: a preset has one stage; give one number")
-        return preset(str(config.preset), depth=config.depth, classes=classes, **_shared_changes(config))
     kind = "depths" if isinstance(config.depth, tuple) else "depth"
-    given = {kind: config.depth, **_shared_changes(config)}
-    spec = spec_for(config.student, classes=classes, **config.student_args)
-    spec = spec.replace(**{name: value for name, value in given.items() if value is not None})
-    require_fit(spec)
-    macs(spec)  # timm builds models that cannot run, such as one whose heads do not divide its width
-    return spec
-
-
-def _shared_changes(config: DistillConfig) -> dict[str, Any]:
-    return {"width": config.width, "image": config.image_size, "channels": config.in_chans}
+    if isinstance(config.depth, tuple) and config.student is None:
+        raise UserError(f"--depth {'-'.join(map(str, config.depth))}: a preset has one stage; give one number")
+    return student_spec(config, classes=classes, width=config.width, image=config.image_size, **{kind: config.depth})
 
 
 def check_depth(module: nn.Module, depth: int | tuple[int, ...], method: str) -> None:

@@ -1,4 +1,4 @@
-"""The sizes of one architecture that a user names by depths and widths."""
+"""The sizes of one architecture that a user names: by a preset or a timm name, and by depths and widths."""
 
 from __future__ import annotations
 
@@ -6,9 +6,11 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from ray_learngene.config.student import StudentConfig
 from ray_learngene.errors import UserError
+from ray_learngene.models.costs import macs
 from ray_learngene.models.image_fit import require_fit
-from ray_learngene.models.specs import Spec, first_message
+from ray_learngene.models.specs import Spec, first_message, preset, spec_for
 from ray_learngene.progress import counted
 
 
@@ -71,6 +73,25 @@ def factor_depths(source: Spec, factors: str) -> list[int | tuple[int, ...]]:
     return [depths if source.depths else depths[0] for depths in dict.fromkeys(found)]
 
 
+def student_spec(config: StudentConfig, *, classes: int | None = None, **changes: Any) -> Spec:
+    """Return the spec of a preset or of a timm entry point, with some fields changed; None leaves a field unchanged.
+
+    Args:
+        classes: Size of the label set; default: what the preset or the entry point has.
+
+    Raises:
+        UserError: there is no such preset or timm model, or it has no such size.
+    """
+    changes = {"channels": config.in_chans, **changes}
+    if config.student is None:
+        return preset(str(config.preset), classes=classes, **changes)
+    spec = spec_for(config.student, classes=classes, **config.student_args)
+    spec = spec.replace(**{name: value for name, value in changes.items() if value is not None})
+    require_fit(spec)
+    macs(spec)  # timm builds models that cannot run, such as one whose heads do not divide its width
+    return spec
+
+
 def sizes_of(
     source: Spec,
     *,
@@ -101,13 +122,13 @@ def sizes_of(
         if isinstance(each, tuple) and len(each) != stages:
             raise UserError(
                 f"--depths {depths}: {'-'.join(map(str, each))} names {counted(len(each), 'stage')}, "
-                f"the learngene's architecture has {stages}"
+                f"{source.architecture or 'the plain vision transformer'} has {stages}"
             )
     many_widths = parse_numbers("widths", widths) if widths else [source.width]
     head_size = source.width // source.heads
     odd = None if source.architecture else next((width for width in many_widths if width % head_size), None)
     if odd:
-        raise UserError(f"--widths {widths}: {odd} is not a multiple of the learngene's head size, {head_size}")
+        raise UserError(f"--widths {widths}: {odd} is not a multiple of the head size, {head_size}")
     if width_factor:
         many_widths = [round(source.width * factor) for factor in parse_factors("width-factor", width_factor)]
     given = {name: value for name, value in (changes or {}).items() if value is not None}

@@ -9,6 +9,8 @@ from ray_learngene.config import PlanConfig, SweepConfig
 from ray_learngene.data.open import open_image_sets
 from ray_learngene.delivery.latency import Latency
 from ray_learngene.errors import UserError
+from ray_learngene.models.budgets import Budget
+from ray_learngene.models.sizes import student_spec
 from ray_learngene.models.specs import Spec
 from ray_learngene.progress import counted
 from ray_learngene.store.learngenes import StoredLearngene
@@ -36,8 +38,8 @@ class Plan:
     """What a sweep would train.
 
     Attributes:
-        latencies: Of every spec to train.
-        arms: How many there are.
+        latencies: Of every spec to train; of sizes without a learngene: of those that a budget of latency chose.
+        arms: How many there are; 0 without a learngene, as nothing is trained then.
         descendants: How many there are, all arms, seeds and learning rates together.
         steps: Optimizer steps of each; None where no image set was given.
         scratch_epochs: Epochs of arms without a learngene, if they train at equal cost and an image set was given.
@@ -58,6 +60,22 @@ class Plan:
     outside: tuple[str, ...]
     learngene_seconds: float | None = None
     cost: SweepCost | None = None
+
+
+def plan_student(config: PlanConfig) -> Plan:
+    """Select among the sizes of a preset or of a timm entry point, without a learngene.
+
+    Raises:
+        UserError: timm has no such size, or a budget that nothing meets (says by how much).
+    """
+    check_texts(config)
+    classes = len(open_image_sets(config).train.classes) if config.data else None
+    source = student_spec(config, classes=classes, image=config.image_size)
+    measure = measured_latency(config)
+    selection = select(config, source, source.classes, measure, Store.of(config))
+    timed = any(Budget.parse(text).needs_latency for text in config.budgets)
+    latencies = {choice.spec: measure(choice.spec) for choice in selection.specs if timed}
+    return Plan(selection, latencies, 0, 0, None, 0.0, {}, ())
 
 
 def plan(
@@ -88,7 +106,8 @@ def plan(
                 f"{config.data} has {counted(len(sets.train), 'training image')}, less than a batch: lower --batch-size"
             )
     measure = measured_latency(config)
-    selection = select(config, learngene, len(sets.train.classes) if sets else learngene.spec.classes, measure, store)
+    classes = len(sets.train.classes) if sets else learngene.spec.classes
+    selection = select(config, learngene.spec, classes, measure, store)
     learngenes = load_arms(config, store, arms, selection, stored, range(config.seed, config.seed + config.seeds))
     per_arm = config.seeds * max(1, config.lr_search)
     epochs: dict[Spec, int] = {}

@@ -83,7 +83,7 @@ def prepare(
     common = _common_settings(config, images, ancestry, arms, stored)
     _refuse_another(store, config.name, earlier, common)
     with nullcontext(known) if known else latency_meter(config) as measure:
-        selection = select(config, stored.learngene, len(images.train.classes), measure, store)
+        selection = select(config, stored.learngene.spec, len(images.train.classes), measure, store)
         # before anything is timed
         learngenes = load_arms(config, store, arms, selection, stored, _seeds(config))
         costs = _costs(config, selection, measure)

@@ -79,12 +79,15 @@ def parse_arms(config: SelectionConfig, learngene: Learngene) -> tuple[Arm, ...]
 
 
 def select(
-    config: SelectionConfig, learngene: Learngene, classes: int, measure: Callable[[Spec], Latency], store: Store
+    config: SelectionConfig, source: Spec, classes: int, measure: Callable[[Spec], Latency], store: Store
 ) -> Selection:
     """The largest spec within each budget among the candidate depths and widths; all of them where there is no budget.
 
-    Heads grow with the width, at the learngene's head size. Latencies of a device that a budget names come from its
+    Heads grow with the width, at the source's head size. Latencies of a device that a budget names come from its
     record in the store.
+
+    Args:
+        source: What the sizes are of: the spec of the learngene, or of an architecture.
 
     Raises:
         UserError: a budget cannot be read, nothing meets it, or there is no record of a device.
@@ -92,8 +95,8 @@ def select(
     budgets = [Budget.parse(text) for text in config.budgets]
     changes = {"classes": classes, "image": config.image_size}
     if config.stage_depths:
-        return _searched(config, learngene.spec, budgets, changes)
-    specs = _sizes(config, learngene.spec, changes)
+        return _searched(config, source, budgets, changes)
+    specs = _sizes(config, source, changes)
     with_latency = any(budget.needs_latency for budget in budgets)
     timings = {device: Timings.load(store, device) for budget in budgets for device in budget.devices}
 

@@ -95,7 +95,16 @@ BENCH = (
     *("--preset", "nano", "--depths", "2", "--out", "{tmp}/out"),
 )
 PLAN = ("plan", "--learngene", "gene", "--store", "{store}")
+STUDENT = ("plan", "--student", "convnext_tiny")
 MISTAKES: dict[str, tuple[tuple[str, ...], str]] = {
+    "sizes of nothing": (("plan", "--depths", "4"), "whose sizes? give learngene (a name in the store), student"),
+    "sizes of two": ((*STUDENT, "--preset", "s"), "student and preset both say whose sizes these are: give one"),
+    "a sweep without a learngene": ((*STUDENT, "--arms", "sws"), "arms plans a sweep, which is of a learngene"),
+    "channels of a learngene": ((*PLAN, "--in-chans", "1"), "a learngene has its own channels"),
+    "arguments of a preset": (("plan", "--preset", "s", "--student-args", "{{a: 1}}"), "give student too"),
+    "stages that it lacks": ((*STUDENT, "--depths", "3-3-9"), "3-3-9 names 3 stages, convnext_tiny has 4"),
+    "no depth keyword": (("plan", "--student", "mobilenetv3_small_050"), "timm takes no depth for it"),
+    "DINOv3's own name": (("plan", "--student", "dinov3_vits16"), "patch16_dinov3"),
     "no such command": (("distil",), "unknown command 'distil'; did you mean distill?"),
     "a flag of another name": (("list", "--jsn"), "list: unknown argument '--jsn'; did you mean --json?"),
     "no such flag": (("sweep", "--epoch", "3"), "unknown argument '--epoch'; did you mean --epochs?"),
@@ -232,7 +241,7 @@ MISTAKES: dict[str, tuple[tuple[str, ...], str]] = {
     "a learngene for scratch": ((*PLAN, "--arms", "scratch@gene"), "'scratch' expands no learngene"),
     "an unknown placeholder": ((*PLAN, "--arms", "sws@g-{{name}}"), "may hold {seed}, {depth} and {width} only"),
     "a width that SWS cannot do": ((*PLAN, "--widths", "96"), "SWS cannot change the width"),
-    "a width between heads": ((*PLAN, "--widths", "50"), "50 is not a multiple of the learngene's head size, 16"),
+    "a width between heads": ((*PLAN, "--widths", "50"), "50 is not a multiple of the head size, 16"),
     "no learning rate search without Ray": ((*SWEEP, "--in-process", "--lr-search", "3"), "lr_search needs Ray Tune"),
     "a teacher of another label set": (
         (*SWEEP, "--ancestry", "store:ancestries/seven"),

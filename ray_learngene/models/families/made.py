@@ -37,14 +37,20 @@ def made(architecture: str, arguments: Mapping[str, Any]) -> Made:
         UserError: timm has no such entry point, or refuses the arguments.
     """
     if not timm.is_model(architecture):
-        near = did_you_mean(architecture, timm.list_models(), most=3)
-        raise UserError(f"timm has no architecture {architecture!r}{near}")
+        raise UserError(f"timm has no architecture {architecture!r}{_near(architecture)}")
     try:
         return _made(architecture, json.dumps(arguments, sort_keys=True))
     except Exception as error:  # timm's classes raise what their arithmetic happens to raise, StopIteration too
         given = ", ".join(f"{name}={value}" for name, value in arguments.items())
         own = _own(architecture, arguments)
         raise UserError(f"{architecture} ({given}): timm refuses this size: {reason_of(error, 200)}{own}") from None
+
+
+def _near(architecture: str) -> str:
+    """Name architectures of a similar name or with a word of it, such as that of `dinov3_vits16`: a message's end."""
+    known, words = timm.list_models(), [word for word in architecture.split("_") if len(word) > 4]
+    having = (name for name in known if any(word in name.split("_") for word in words))
+    return did_you_mean(architecture, known, most=3) or did_you_mean(architecture, having, most=3, likeness=0)
 
 
 def _own(architecture: str, arguments: Mapping[str, Any]) -> str:
