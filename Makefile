@@ -5,6 +5,7 @@
 # make test-client   install the thin client, without torch and Ray, into an environment of its own and use it
 # make test-compile  compile layers of all kinds, in bf16, of siblings and of teachers (two minutes)
 # make test-export  export models of many kinds, and a sweep with its exports (minutes)
+# make test-openvino   read exported files with OpenVINO
 # make test-families   try every entry point of timm as source, student and teacher, and write docs/families_tables.md
 # make test-hosts   kill parts of a local cluster of several hosts (root, about half an hour on two cores)
 # make test-trackers   track runs with MLflow, W&B and TensorBoard, and read them back
@@ -18,7 +19,7 @@ BIN := $(VENV)/bin
 # three processes on two cores: one of them waits for Ray most of the time (tests/conftest.py)
 SIDE_BY_SIDE := -n 3 --dist loadfile --no-loadscope-reorder
 
-.PHONY: demo test quick test-client test-compile test-export test-hosts test-families test-browser test-trackers test-notebook test-clouds lint docs clean
+.PHONY: demo test quick test-client test-compile test-export test-openvino test-hosts test-families test-browser test-trackers test-notebook test-clouds lint docs clean
 
 demo: $(VENV)/.export
 	PATH="$(CURDIR)/$(BIN):$$PATH" sh jobs/demo.sh
@@ -45,6 +46,9 @@ test-compile: $(VENV)/.dev
 
 test-export: $(VENV)/.dev
 	$(BIN)/python -m pytest -m export tests/delivery
+
+test-openvino: $(VENV)/.openvino
+	$(BIN)/python -m pytest -v -m openvino
 
 test-hosts: $(VENV)/.dev
 	$(BIN)/python -m pytest -v -m hosts
@@ -96,6 +100,10 @@ $(VENV)/.dev: $(VENV)/.runtime requirements-dev.txt requirements-export.txt
 $(VENV)/.browser: $(VENV)/.dev requirements-browser.txt
 	@command -v chromium >/dev/null || { apt-get update -q && apt-get install -qy --no-install-recommends chromium; }
 	$(BIN)/python -m pip install -q --disable-pip-version-check -r requirements-browser.txt
+	@touch $@
+
+$(VENV)/.openvino: $(VENV)/.dev requirements-openvino.txt
+	$(BIN)/python -m pip install -q --disable-pip-version-check -r requirements-openvino.txt
 	@touch $@
 
 $(VENV)/.trackers: $(VENV)/.dev requirements-trackers.txt
