@@ -11,6 +11,7 @@ from ray_learngene.config import MeasureConfig
 from ray_learngene.config.documents import read_document
 from ray_learngene.errors import UserError
 from ray_learngene.io.errors import clear_errors
+from ray_learngene.io.objects import Objects
 from ray_learngene.store.store import Store
 from ray_learngene.store.timings import Record, check_device, check_name, publish_record, read_records
 from ray_learngene.terminal import one_line
@@ -36,37 +37,18 @@ def measure(config: MeasureConfig) -> list[Record]:
         write_script(Path(config.script).expanduser())
         log.info(f"wrote {config.script}: copy it to the device, with folders that `learngene export` made")
         return []
-    if config.out:
-        out = Path(config.out).expanduser()
-        with clear_errors(str(out)):  # here, not after minutes of measuring
-            if out.is_dir():
-                raise IsADirectoryError(errno.EISDIR, "a folder")
-            out.parent.mkdir(parents=True, exist_ok=True)
+    out = Path(config.out).expanduser() if config.out else None
+    # here, not after minutes of measuring
+    if out:
+        _check_file(out)
     else:
         store.check(write=True)
     if config.device:
         check_device(config.device)
-    if config.imported:
-        path = Path(config.imported).expanduser()
-        try:
-            with clear_errors(str(path)):
-                text = read_document(path)
-        except ValueError as error:
-            raise UserError(f"{config.imported}: {error}") from None
-        records = read_records(text, config.imported)
-    else:
-        from ray_learngene.delivery.device import measure as measure_here
-        from ray_learngene.delivery.device import record_lines
-
-        records = measure_here(config, store)
-        for line in record_lines(records):
-            log.info(one_line(line, 300))
-    if config.out:
-        partial = out.with_name(f"{out.name}.partial")
-        with clear_errors(str(out)):
-            text = json.dumps({"format": FORMAT, "records": [one.model_dump(mode="json") for one in records]}, indent=2)
-            partial.write_text(text + "\n")
-            partial.replace(out)
+    records = _imported(config.imported) if config.imported else _measured(config, store)
+    if out:
+        text = json.dumps({"format": FORMAT, "records": [one.model_dump(mode="json") for one in records]}, indent=2)
+        Objects(str(out.parent)).put(out.name, f"{text}\n".encode())
         log.info(f"written to {out}: learngene measure --import {out}")
         return records
     for record in records:
@@ -75,4 +57,30 @@ def measure(config: MeasureConfig) -> list[Record]:
         manifest = publish_record(store, record, config.device, config.overwrite)
         device = manifest.name.partition("/")[0]
         log.info(f"published timings/{manifest.name}: budgets such as latency@{device}<=8ms use it")
+    return records
+
+
+def _check_file(out: Path) -> None:
+    with clear_errors(str(out)):
+        if out.is_dir():
+            raise IsADirectoryError(errno.EISDIR, "a folder")
+        out.parent.mkdir(parents=True, exist_ok=True)
+
+
+def _imported(given: str) -> list[Record]:
+    path = Path(given).expanduser()
+    try:
+        with clear_errors(str(path)):
+            text = read_document(path)
+    except ValueError as error:
+        raise UserError(f"{given}: {error}") from None
+    return read_records(text, given)
+
+
+def _measured(config: MeasureConfig, store: Store) -> list[Record]:
+    from ray_learngene.delivery.device import measure, record_lines
+
+    records = measure(config, store)
+    for line in record_lines(records):
+        log.info(one_line(line, 300))
     return records

@@ -11,6 +11,7 @@ from ray_learngene.config import PullConfig
 from ray_learngene.config.delivery import EXPORT_FORMATS
 from ray_learngene.errors import NothingWithin, UserError
 from ray_learngene.io.errors import Denied
+from ray_learngene.io.local import local_path
 from ray_learngene.models.budgets import format_quantity
 from ray_learngene.store.manifest import FOLDERS, Manifest
 from ray_learngene.store.rows import measured_on, numbers_of
@@ -115,7 +116,6 @@ def _trained_or_expanded(config: PullConfig, store: Store) -> Manifest | Path:
         log.info(f"trained    {denied}")
     try:
         from ray_learngene.delivery.expand import UNKNOWN, Expander, size_text
-        from ray_learngene.delivery.folders import local_path
         from ray_learngene.models.sizes import size_name
     except ModuleNotFoundError:
         if trained is None or config.expand:

@@ -18,10 +18,11 @@ from ray_learngene.data.open import open_image_sets
 from ray_learngene.delivery.accuracy import UNKNOWN, Accuracy, known_accuracy
 from ray_learngene.delivery.evaluate import evaluate_folder, head_order
 from ray_learngene.delivery.features import FeatureScores
-from ray_learngene.delivery.folders import check_free, local_path, new_folder
+from ray_learngene.delivery.folders import check_free, new_folder
 from ray_learngene.delivery.latency_limit import largest_within_latency
 from ray_learngene.errors import NothingWithin, UserError
 from ray_learngene.io.errors import Denied
+from ray_learngene.io.local import local_path
 from ray_learngene.methods.base import Method
 from ray_learngene.methods.registry import create_method
 from ray_learngene.models.budgets import Budget, candidates, format_quantity, largest_within, parse_quantity

@@ -27,9 +27,10 @@ from ray_learngene.config.documents import parse_object, read_document
 from ray_learngene.data.image_set import Subset
 from ray_learngene.delivery import onnx_file, torch_file
 from ray_learngene.delivery.evaluate import ModelImages
-from ray_learngene.delivery.folders import check_free, local_path, new_folder
+from ray_learngene.delivery.folders import check_free, new_folder
 from ray_learngene.delivery.parity import TOLERANCE, Array, Parity, Run, compare, require_equal
 from ray_learngene.errors import UserError
+from ray_learngene.io.local import local_path
 from ray_learngene.models.build import spec_of
 from ray_learngene.models.card import render
 from ray_learngene.models.timm_folder import labels_of, load_timm

@@ -14,21 +14,6 @@ from ray_learngene.io.errors import clear_errors
 from ray_learngene.io.scratch import hidden_path
 
 
-def local_path(text: str | Path, flag: str = "--out") -> Path:
-    """Return the absolute path of a local folder.
-
-    Raises:
-        UserError: its home directory is unknown, or it is the root.
-    """
-    try:
-        path = Path(os.path.abspath(Path(text).expanduser()))
-    except RuntimeError as error:
-        raise UserError(f"{flag} {text}: {error}") from None
-    if not path.name:
-        raise UserError(f"{flag} {text}: name a folder below it")
-    return path
-
-
 def check_free(out: Path, overwrite: bool, mark: str) -> None:
     """Refuse a target that is there, unless it may be replaced and holds the file `mark` of an earlier call.
 

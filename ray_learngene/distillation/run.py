@@ -21,7 +21,6 @@ from ray_learngene.data.reader import unreadable_text
 from ray_learngene.device import gpu_allowed, resolve_device
 from ray_learngene.distillation.task import (
     Task,
-    _as_text,
     checkpoint_due,
     claim_run,
     log_continuation,
@@ -30,6 +29,7 @@ from ray_learngene.distillation.task import (
     publish,
     run_name,
     settings_path,
+    settings_text,
 )
 from ray_learngene.distillation.tracked import TrackedRun
 from ray_learngene.errors import UserError
@@ -135,7 +135,7 @@ def _check_run(task: Task, settings: dict[str, Any]) -> None:
         return
     require_same(
         publishable(before),
-        json.loads(_as_text(settings)),
+        json.loads(settings_text(settings)),
         f"the run {task.config.name!r} in {store.uri}",
         ", or --overwrite to start it again",
     )

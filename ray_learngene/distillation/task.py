@@ -138,7 +138,7 @@ def claim_run(task: Task, settings: dict[str, Any]) -> None:
     if task.config.overwrite:
         task.store.remove_tree(f"runs/{run_name(task)}")
         own_checkpoints(task).remove()
-    task.store.create_text(settings_path(task.kind, task.config.name), _as_text(settings))
+    task.store.create_text(settings_path(task.kind, task.config.name), settings_text(settings))
 
 
 def settings_path(kind: Kind, name: str) -> str:
@@ -146,7 +146,8 @@ def settings_path(kind: Kind, name: str) -> str:
     return f"runs/{manifest.run_name(kind, name)}/settings.json"
 
 
-def _as_text(settings: dict[str, Any]) -> str:
+def settings_text(settings: dict[str, Any]) -> str:
+    """Return the settings of a run as they are stored."""
     return json.dumps(publishable(settings), indent=2, sort_keys=True, default=str)
 
 

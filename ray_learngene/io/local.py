@@ -21,6 +21,21 @@ from ray_learngene.io.backend import TEMPORARY, Found
 PIECE_BYTES = 2**20
 
 
+def local_path(text: str | Path, flag: str = "--out") -> Path:
+    """Return the absolute path of a local folder.
+
+    Raises:
+        UserError: its home directory is unknown, or it is the root.
+    """
+    try:
+        path = Path(os.path.abspath(Path(text).expanduser()))
+    except RuntimeError as error:
+        raise UserError(f"{flag} {text}: {error}") from None
+    if not path.name:
+        raise UserError(f"{flag} {text}: name a folder below it")
+    return path
+
+
 def open_file(path: str, buffering: int = -1) -> IO[bytes]:
     """Open a file for reading.
 
