@@ -29,9 +29,9 @@ from ray_learngene.config import DistillationConfig, OptimizationConfig
 from ray_learngene.config.decides import decisive
 from ray_learngene.config.image import ImageShape
 from ray_learngene.data.pipeline import ImagePipeline
-from ray_learngene.device import resolve_device
 from ray_learngene.errors import UserError
 from ray_learngene.io.scratch import scratch_folder
+from ray_learngene.models.device import resolve_device
 from ray_learngene.provenance import fingerprint, provenance
 from ray_learngene.store.manifest import FOLDERS
 from ray_learngene.store.store import Store

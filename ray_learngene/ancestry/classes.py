@@ -17,8 +17,8 @@ from ray_learngene.config.image import RGB
 from ray_learngene.data.class_names import order_of, timms_order
 from ray_learngene.data.image_set import ImageSet, ImageSets, Labels, Subset
 from ray_learngene.data.loader import eval_loader
-from ray_learngene.device import gpu_allowed
 from ray_learngene.errors import UserError
+from ray_learngene.models.device import gpu_allowed
 from ray_learngene.models.preprocessing import Preprocessing
 from ray_learngene.progress import counted
 

@@ -18,9 +18,9 @@ from ray_learngene import sigterm
 from ray_learngene.cluster import ray_internals, shared_tensors
 from ray_learngene.config import WorkersConfig
 from ray_learngene.config.sweep import TrialsConfig
-from ray_learngene.device import allow_gpu
 from ray_learngene.errors import Unreachable, UserError
 from ray_learngene.io.options import VARIABLE as STORAGE_OPTIONS
+from ray_learngene.models.device import allow_gpu
 
 _CONNECT_SECONDS = 10
 _ROOM = 64 * 10**6  # bytes; a session's logs grow slowly

@@ -18,7 +18,7 @@ from timm.data.mixup import one_hot
 from torch import Tensor
 
 from ray_learngene.data.mixing import Mix, Patch
-from ray_learngene.device import resolve_device
+from ray_learngene.models.device import resolve_device
 
 Batch = tuple[Tensor, Tensor]
 

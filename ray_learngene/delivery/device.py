@@ -21,9 +21,9 @@ from ray_learngene.config.delivery import QuantizationConfig
 from ray_learngene.delivery import measure as clock
 from ray_learngene.delivery.expand import Expander
 from ray_learngene.delivery.export import Exporter, require_packages, spec_facts
-from ray_learngene.device import resolve_device
 from ray_learngene.errors import UserError
 from ray_learngene.io.errors import clear_errors
+from ray_learngene.models.device import resolve_device
 from ray_learngene.models.sizes import parse_numbers, size_name
 from ray_learngene.models.specs import Spec
 from ray_learngene.models.timm_folder import load_timm

@@ -19,8 +19,8 @@ from ray_learngene.data.loader import Batch, eval_loader
 from ray_learngene.data.open import open_image_sets
 from ray_learngene.data.reader import Reader, unreadable_text
 from ray_learngene.delivery.features import FeatureScores, evaluate_features
-from ray_learngene.device import resolve_device
 from ray_learngene.errors import UserError
+from ray_learngene.models.device import resolve_device
 from ray_learngene.models.preprocessing import Preprocessing
 from ray_learngene.models.timm_folder import labels_of, load_timm
 from ray_learngene.progress import Progress, counted

@@ -8,8 +8,8 @@ from functools import partial
 import torch
 
 from ray_learngene.delivery import measure as clock
-from ray_learngene.device import resolve_device
 from ray_learngene.models.build import build
+from ray_learngene.models.device import resolve_device
 from ray_learngene.models.specs import Spec
 
 REPEATABLE = 1.5  # the spread of a measurement that another one would confirm

@@ -7,9 +7,9 @@ from collections import defaultdict
 from collections.abc import Callable, Sequence
 
 from ray_learngene.delivery.latency import device_name, measure_latency
-from ray_learngene.device import resolve_device
 from ray_learngene.errors import NothingWithin
 from ray_learngene.models.budgets import Budget, Candidate, format_quantity
+from ray_learngene.models.device import resolve_device
 from ray_learngene.models.specs import Spec
 from ray_learngene.store.timings import Timings
 

@@ -12,11 +12,11 @@ import numpy as np
 
 from ray_learngene.config import DistillConfig
 from ray_learngene.delivery.latency import device_name
-from ray_learngene.device import gpu_allowed, resolve_device
 from ray_learngene.distillation.distill import prepare
 from ray_learngene.distillation.distill_task import DistillTask
 from ray_learngene.io.scratch import scratch_folder
 from ray_learngene.methods.base import DESCRIPTION_FILE, WEIGHTS_FILE, Learngene
+from ray_learngene.models.device import gpu_allowed, resolve_device
 from ray_learngene.provenance import publishable
 from ray_learngene.store.learngenes import StoredLearngene
 from ray_learngene.store.manifest import FORMAT, Manifest

@@ -18,7 +18,6 @@ from ray_learngene.config import AncestryConfig, DistillConfig
 from ray_learngene.config.decides import RUN, decisive, require_same
 from ray_learngene.data.pipeline import images_text
 from ray_learngene.data.reader import unreadable_text
-from ray_learngene.device import gpu_allowed, resolve_device
 from ray_learngene.distillation.task import (
     Task,
     checkpoint_due,
@@ -34,6 +33,7 @@ from ray_learngene.distillation.task import (
 from ray_learngene.distillation.tracked import TrackedRun
 from ray_learngene.errors import UserError
 from ray_learngene.models.checkpointing import checkpoint_gradients
+from ray_learngene.models.device import gpu_allowed, resolve_device
 from ray_learngene.progress import counted, scores_text
 from ray_learngene.provenance import publishable
 from ray_learngene.store.manifest import Manifest

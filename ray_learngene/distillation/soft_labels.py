@@ -20,10 +20,10 @@ from ray_learngene.ancestry.classes import match_classes
 from ray_learngene.ancestry.model import Ancestry, load_ancestry
 from ray_learngene.config import SoftLabelsConfig
 from ray_learngene.data.pipeline import ImagePipeline, checked_image_sets
-from ray_learngene.device import gpu_allowed, resolve_device
 from ray_learngene.distillation.distill import auxiliary_spec, images_for, with_interpolation
 from ray_learngene.errors import Interrupted, UserError
 from ray_learngene.models.compile import require_compiler
+from ray_learngene.models.device import gpu_allowed, resolve_device
 from ray_learngene.progress import Progress, counted
 from ray_learngene.store.store import Store
 from ray_learngene.training.engine import resolve_precision

@@ -13,8 +13,8 @@ import numpy as np
 
 from ray_learngene.config import SweepConfig
 from ray_learngene.delivery.latency import device_name
-from ray_learngene.device import resolve_device
 from ray_learngene.models.build import build
+from ray_learngene.models.device import resolve_device
 from ray_learngene.models.specs import Spec
 from ray_learngene.sweeps.descendant_run import DescendantRun, DescendantTask, descendant_batches
 from ray_learngene.sweeps.packing import Place

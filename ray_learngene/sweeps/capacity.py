@@ -9,7 +9,7 @@ from collections.abc import Mapping
 
 import torch
 
-from ray_learngene.device import resolve_device
+from ray_learngene.models.device import resolve_device
 from ray_learngene.sweeps.packing import Place
 
 

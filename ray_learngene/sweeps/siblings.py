@@ -9,8 +9,8 @@ from typing import Any
 
 from ray_learngene import sigterm
 from ray_learngene.config import SweepConfig
-from ray_learngene.device import resolve_device
 from ray_learngene.errors import Interrupted, RunError
+from ray_learngene.models.device import resolve_device
 from ray_learngene.sweeps.descendant import SweepContext
 from ray_learngene.sweeps.descendant_run import DescendantRun, DescendantTask, descendant_batches
 from ray_learngene.training.clock import Clock

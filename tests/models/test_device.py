@@ -12,8 +12,8 @@ import torch
 
 from ray_learngene.config import AncestryConfig
 from ray_learngene.data.batch import Finish
-from ray_learngene.device import gpu_allowed, resolve_device
 from ray_learngene.distillation.train_ancestry import train_ancestry
+from ray_learngene.models.device import gpu_allowed, resolve_device
 
 ROOT = Path(__file__).parents[1]
 # Ray's GPUs are numbers that it is told; which of its workers compute on theirs can be seen without any.
@@ -22,7 +22,7 @@ import ray
 import torch
 
 from ray_learngene.cluster.session import use_assigned
-from ray_learngene.device import resolve_device
+from ray_learngene.models.device import resolve_device
 
 
 def device():
