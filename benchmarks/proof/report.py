@@ -14,6 +14,8 @@ from pathlib import Path
 from statistics import mean, stdev
 
 from benchmarks.proof.against import against_front
+from benchmarks.proof.between import ROWS as DEPTH_ROWS
+from benchmarks.proof.between import depth_lines
 from benchmarks.proof.charges import Charges
 from benchmarks.proof.overview import overview
 from benchmarks.proof.run import ROWS, read_rows
@@ -31,6 +33,10 @@ trains each size alone from the learngenes' teacher.
 TRANSFER = (
     "Top-1 in %, mean over tuning seeds of one learngene. All arms train for the same epochs, each set and arm at its "
     "own rate. The gain is the average over sets, with its 95 % interval over those seeds."
+)
+EVERY_DEPTH = (
+    "Top-1 in % of models made from a learngene without training, `expand --data`. Distillation took depths 2 to 12, each "
+    "at random; deeper models are beyond it."
 )
 SIZE_MATTERS = 3.0  # points from the smallest to the largest size
 STUDENT = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776}  # two-sided 95 % quantiles by degrees of freedom
@@ -158,12 +164,20 @@ def _top1(row: Row) -> str:
     return "diverged" if row["top1"] is None else f"{row['top1']:.2f}"
 
 
-def page(rows: Sequence[Row], charges: Charges | None, moved: Sequence[Row] = ()) -> str:
-    """The report as a page; `results.md` of the committed rows, `moved` being those of the transfer."""
+def page(
+    rows: Sequence[Row], charges: Charges | None, moved: Sequence[Row] = (), expanded: Sequence[Row] = ()
+) -> str:
+    """The report as a page; `results.md` of the committed rows.
+
+    Args:
+        moved: Rows of the transfer.
+        expanded: Rows of `benchmarks.proof.between`.
+    """
     made = "Made by `python -m benchmarks.proof.report`; see [the design](README.md)."
     table = transfer_lines(moved)
     transfer = ["## Other image sets, six layers", "", TRANSFER, "", *table, ""] if table else []
-    return "\n".join([f"# Results\n\n{made}\n{BOUNDS}\n{report(rows, charges)}\n", *transfer])
+    untuned = ["## Every depth, untuned", "", EVERY_DEPTH, "", *depth_lines(expanded), ""] if expanded else []
+    return "\n".join([f"# Results\n\n{made}\n{BOUNDS}\n{report(rows, charges)}\n", *untuned, *transfer])
 
 
 def main() -> None:
@@ -175,7 +189,7 @@ def main() -> None:
     args = parser.parse_args()
     rows, charges = read_rows(args.rows), Charges.read()
     if args.out:
-        args.out.write_text(page(rows, charges, read_rows(TRANSFER_ROWS)))
+        args.out.write_text(page(rows, charges, read_rows(TRANSFER_ROWS), read_rows(DEPTH_ROWS)))
     else:
         print(report(rows, charges) if rows else "no finished runs yet")
 
