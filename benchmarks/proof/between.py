@@ -1,7 +1,7 @@
 """python -m benchmarks.proof.between --store DIR --data-dir DIR [--learngenes NAME ...] [--rows FILE.jsonl]
 
-Make models of every depth from learngenes of the proof, also beyond the largest that was trained, and test them untuned.
-It trains nothing. Appends a row for each model; what has a row is skipped.
+Make models of every depth from learngenes of the proof, also deeper than the deepest that was trained, and test them
+untuned. It trains nothing. Appends a row for each model; what has a row is skipped.
 """
 
 from __future__ import annotations

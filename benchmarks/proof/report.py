@@ -35,8 +35,8 @@ TRANSFER = (
     "own rate. The gain is the average over sets, with its 95 % interval over those seeds."
 )
 EVERY_DEPTH = (
-    "Top-1 in % of models made from a learngene without training, `expand --data`. Distillation took depths 2 to 12, each "
-    "at random; deeper models are beyond it."
+    "Top-1 in % of models made from a learngene without training, `expand --data`. Distillation sampled depths 2 to 12; "
+    "deeper models are beyond it."
 )
 SIZE_MATTERS = 3.0  # points from the smallest to the largest size
 STUDENT = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776}  # two-sided 95 % quantiles by degrees of freedom
@@ -164,9 +164,7 @@ def _top1(row: Row) -> str:
     return "diverged" if row["top1"] is None else f"{row['top1']:.2f}"
 
 
-def page(
-    rows: Sequence[Row], charges: Charges | None, moved: Sequence[Row] = (), expanded: Sequence[Row] = ()
-) -> str:
+def page(rows: Sequence[Row], charges: Charges | None, moved: Sequence[Row] = (), expanded: Sequence[Row] = ()) -> str:
     """The report as a page; `results.md` of the committed rows.
 
     Args:

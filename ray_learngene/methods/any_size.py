@@ -34,10 +34,11 @@ from ray_learngene.methods.elastic import (
     smallest_depth,
 )
 from ray_learngene.methods.generated import Genes, State
+from ray_learngene.methods.one_pass import SubModel, layers_among
 from ray_learngene.methods.shared_weights import inherited_blocks, require_same, singletons
 from ray_learngene.methods.sws import layers_per_stage, stage_of_layer
 from ray_learngene.models.build import build, shapes_of
-from ray_learngene.models.layout import block_lists, family, reduced, split
+from ray_learngene.models.layout import block_lists, chains, family, reduced, split
 from ray_learngene.models.specs import Spec
 
 CORRECTION = "correction."  # before the name of the parameter of the auxiliary's layer that a gene corrects
@@ -131,9 +132,27 @@ class AnySize(ElasticMethod):
     def generate(self, genes: Genes, source: Spec, spec: Spec) -> State:
         require_same(self.name, source, spec, "patch", "mlp_ratio")
         require_nested(self.name, source, spec)
-        stored = source if self.untied else reduced(source, self.stages)
-        # at L0, the middle of the trained depths, the scale is 1
-        scale = (source.depth / (2 * spec.depth)) ** self.step
+        return self._generated(genes, source, spec, self._scale(source, spec))
+
+    def unscaled(self, genes: Genes, source: Spec, spec: Spec) -> State:
+        return self._generated(genes, source, spec, 1)
+
+    def sub_models(self, source: Spec, deepest: Spec, specs: Sequence[Spec]) -> Sequence[SubModel]:
+        if self.corrections or len(chains(source)) > 1 or any(spec.width != deepest.width for spec in specs):
+            return ()
+        of = self._stored(source).depth
+        blocks = [self._block_of_layer(spec.depth, of) for spec in specs]
+        found = [layers_among(each, self._block_of_layer(deepest.depth, of)) for each in blocks]
+        return [
+            SubModel(layers, self._scale(source, spec)) for spec, layers in zip(specs, found, strict=True) if layers
+        ]
+
+    def _scale(self, source: Spec, spec: Spec) -> float:
+        """Return the factor of residual branches: 1 at L0, the middle of the trained depths."""
+        return float((source.depth / (2 * spec.depth)) ** self.step)
+
+    def _generated(self, genes: Genes, source: Spec, spec: Spec, scale: float) -> State:
+        stored = self._stored(source)
         lists, ends = block_lists(stored), family(source).branch_ends
 
         def scaled(tensors: Genes) -> State:
@@ -148,6 +167,9 @@ class AnySize(ElasticMethod):
         for name, correction in inherited_blocks(scaled(own), source, spec, nearest_layers).items():
             state[name] = state[name] + self.corrections * correction
         return nested(state, source, spec)
+
+    def _stored(self, source: Spec) -> Spec:
+        return source if self.untied else reduced(source, self.stages)
 
     def _block_of_layer(self, depth: int, of: int) -> Sequence[int]:
         return untied_layers(depth, of, self.stages) if self.untied else stage_of_layer(depth, (1,) * of)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
@@ -16,9 +16,11 @@ from ray_learngene.methods.generated import (
     GeneratedVisionTransformer,
     GeneratingMethod,
     Generator,
+    Genes,
     State,
     require_no_statistics,
 )
+from ray_learngene.methods.one_pass import OnePass, SubModel, fits_one_pass
 from ray_learngene.methods.shared_weights import require_head_size, sliced
 from ray_learngene.models.build import build
 from ray_learngene.models.features import VECTOR, Read
@@ -61,6 +63,9 @@ class ElasticVisionTransformer(GeneratedVisionTransformer):
             first, *others = (self.forward_as(spec, images, read) for spec in self.drawn)
             return self._with_all_parameters(first), *others
         # every n-th image: if micro-batches are multiples of n, an image goes to the same size on any number of ranks
+        if read is None and (together := self._together()):
+            state = self.state_of(together.deepest, images.device.type, self._unscaled)
+            return self._with_all_parameters(together(state, images))
         indices, count = torch.arange(len(images), device=images.device), len(self.drawn)
         parts = [indices[first::count] for first in range(count)]
         found = [self.forward_as(spec, images[part], read) for spec, part in zip(self.drawn, parts, strict=True)]
@@ -68,6 +73,16 @@ class ElasticVisionTransformer(GeneratedVisionTransformer):
         if read is None:
             return self._with_all_parameters(torch.cat(found)[order])
         return self._with_all_parameters({name: torch.cat([each[name] for each in found])[order] for name in found[0]})
+
+    def _together(self) -> OnePass | None:
+        """Return the one pass in which the sampled sub-models run; None if each needs its own."""
+        deepest = max(self.drawn, key=lambda spec: spec.depth)
+        models = () if self.compiled or self.checkpointed else self.method.sub_models(self.spec, deepest, self.drawn)
+        fits = len(models) == len(self.drawn) and fits_one_pass(deepest, models)
+        return OnePass(deepest, models, self.drop_path) if fits else None
+
+    def _unscaled(self, genes: Genes, spec: Spec) -> State:
+        return self.method.unscaled(genes, self.spec, spec)
 
     def _with_all_parameters(self, logits: Any) -> Any:
         """Make logits, or features, depend on every parameter, so that those of no sampled spec get a gradient of 0.
@@ -111,6 +126,14 @@ class ElasticMethod(GeneratingMethod):
         Args:
             done: Share of the training that is done, 0 to 1. At 1 the specs are those that need the most memory.
         """
+
+    def sub_models(self, source: Spec, deepest: Spec, specs: Sequence[Spec]) -> Sequence[SubModel]:
+        """Describe sub-models as parts of the deepest one; fewer than `specs` if they are none."""
+        return ()
+
+    def unscaled(self, genes: Genes, source: Spec, spec: Spec) -> State:
+        """Generate a state dict as `generate` does, but without the scales that `sub_models` states."""
+        return self.generate(genes, source, spec)
 
     def auxiliary(self, spec: Spec, *, drop_path: float = 0.0) -> nn.Module:
         require_no_statistics(self.name, spec)

@@ -168,16 +168,20 @@ class GeneratedVisionTransformer(nn.Module):
         model: nn.Module = prototype(spec, self.drop_path, self.compiled, self.checkpointed, str(images.device))
         if model.training != self.training:  # visiting all submodules costs a percent of a small model's step
             model.train(self.training)
-        device = images.device.type
+        state = self.state_of(spec, images.device.type, generate)
+        if read is not None:
+            model, state = Reading(model, read), {f"model.{name}": tensor for name, tensor in state.items()}
+        # the state has every parameter by name; to look for tied ones takes a twentieth of a small model's step
+        return functional_call(model, state, (images,), tie_weights=False)
+
+    def state_of(self, spec: Spec, device: str, generate: Callable[[Genes, Spec], State] | None = None) -> State:
+        """Generate the state dict of a spec's model on a type of device."""
         # under autocast, matrix products would round norms and biases to its precision
         with torch.autocast(device, enabled=False) if torch.amp.is_autocast_available(device) else nullcontext():
             state = (generate or self.generate)(self.genes(), spec)
         if odd := state.keys() ^ shapes_of(spec).keys():  # torch's own check takes as long as small layers
             raise RuntimeError(f"{sorted(odd)[0]} was not generated, or is no parameter of {spec}")
-        if read is not None:
-            model, state = Reading(model, read), {f"model.{name}": tensor for name, tensor in state.items()}
-        # the state has every parameter by name; to look for tied ones takes a twentieth of a small model's step
-        return functional_call(model, state, (images,), tie_weights=False)
+        return state
 
     @torch.no_grad()
     def materialise(self) -> nn.Module:

@@ -72,16 +72,19 @@ def spread_over_training(module: nn.Module, images: int, device: torch.device) -
     elastic = next((one for one in module.modules() if isinstance(one, ElasticVisionTransformer)), None)
     if elastic is None:
         return
-    draw, count, passes = elastic.draw, itertools.count(1), dict[tuple[Spec, int], None]()
-    for step in range(MOST):
-        draw(np.random.default_rng(step), step / MOST)
-        passes |= dict.fromkeys(elastic.passes(images))
+    draw, count, passed = elastic.draw, itertools.count(1), set[tuple[Spec, int]]()
+    blank = torch.zeros(images, *elastic.spec.image, device=device)
     elastic.train()
     began = time.monotonic()
-    for spec, seen in passes:
+    for step in range(MOST):
+        draw(np.random.default_rng(step), step / MOST)
+        if passed >= (passes := set(elastic.passes(images))):
+            continue
         if time.monotonic() - began > SECONDS:
             break
-        elastic.forward_as(spec, torch.zeros(seen, *spec.image, device=device)).sum().backward()
+        passed |= passes
+        logits = elastic(blank)
+        torch.stack([one.sum() for one in (logits if isinstance(logits, tuple) else (logits,))]).sum().backward()
     elastic.zero_grad(set_to_none=True)
     elastic.draw = lambda generator, done: draw(generator, next(count) * _GOLDEN_RATIO % 1)  # type: ignore[method-assign]
 
