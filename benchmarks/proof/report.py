@@ -35,8 +35,7 @@ TRANSFER = (
     "own rate. The gain is the average over sets, with its 95 % interval over those seeds."
 )
 EVERY_DEPTH = (
-    "Top-1 in % of models made from a learngene without training, `expand --data`. Distillation sampled depths 2 to 12; "
-    "deeper models are beyond it."
+    "Top-1 in % of models made from a learngene without training, `expand --data`. Distillation sampled depths 2 to 12."
 )
 SIZE_MATTERS = 3.0  # points from the smallest to the largest size
 STUDENT = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776}  # two-sided 95 % quantiles by degrees of freedom

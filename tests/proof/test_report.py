@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from benchmarks.proof.between import ROWS as DEPTH_ROWS
 from benchmarks.proof.charges import Charges
 from benchmarks.proof.report import front, front_table, interval, page, report, size_effect
 from benchmarks.proof.run import ROWS as ROWS_FILE
@@ -71,5 +72,5 @@ def test_report_names_search_and_hours() -> None:
 def test_the_committed_page_is_of_the_committed_rows() -> None:
     """Run `python -m benchmarks.proof.report --out benchmarks/proof/results.md` if this fails."""
     assert (ROWS_FILE.parent / "results.md").read_text() == page(
-        read_rows(ROWS_FILE), Charges.read(), read_rows(TRANSFER_ROWS)
+        read_rows(ROWS_FILE), Charges.read(), read_rows(TRANSFER_ROWS), read_rows(DEPTH_ROWS)
     )

@@ -103,5 +103,5 @@ def test_the_table_pairs_arms_over_seeds_and_leaves_out_unfinished_ones() -> Non
 @pytest.mark.parametrize("name", list(Transfer(transfer.PLAN.read_text()).sets))
 def test_the_plans_flags_are_the_products(name: str) -> None:
     plan = Transfer(transfer.PLAN.read_text())
-    line = plan.command(plan.runs(name, ["scratch", "any-size"], [])[:2], Path("s"), Path("d"))
+    line = plan.command(plan.runs(name, list(plan.arms)[:2], [])[:2], Path("s"), Path("d"))
     parser_of("sweep", SweepConfig).parse_args(line[3:])
