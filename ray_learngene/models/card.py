@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -34,7 +35,7 @@ def model_card(
     results = [
         EvalResult(
             task_type="image-classification",
-            dataset_type=data,
+            dataset_type=_hub_id(data),
             dataset_name=data,
             dataset_split=split,
             metric_type="accuracy",
@@ -49,12 +50,17 @@ def model_card(
         pipeline_tag=task,
         tags=[task, "timm", "learngene"],
         base_model=list(origin.base_models) or None,
-        datasets=list(origin.datasets) or None,
+        datasets=[_hub_id(name) for name in origin.datasets] or None,
         metrics=["accuracy"] if results else None,
         eval_results=results or None,
         **origin.card_license(),  # type: ignore[arg-type]
     )
     return render(template, card_data=card_data.to_yaml(), name=name, origin=origin, data=data, **values)
+
+
+def _hub_id(data: str) -> str:
+    """Return the name of an image set as the hub takes one; it refuses a card with another."""
+    return re.sub(r"([-.])[-.]+", r"\1", re.sub(r"[^\w./-]+", "-", data, flags=re.ASCII)).strip("-./") or "images"
 
 
 def _shape(image: Any) -> str:

@@ -13,7 +13,11 @@ from ray_learngene.terminal import one_line
 # licences that allow every use; each other one restricts what is derived, or may do so
 _PERMISSIVE = frozenset({"apache-2.0", "mit", "bsd-2-clause", "bsd-3-clause", "isc", "cc-by-4.0", "cc0-1.0"})
 # identifiers of the Hugging Face Hub besides Creative Commons' own; a card names each other licence as "other"
-_ON_HUB = _PERMISSIVE | {"apple-amlr", "apple-ascl", "gemma", "other"}
+_ON_HUB = _PERMISSIVE | {
+    *("afl-3.0", "agpl-3.0", "apple-amlr", "apple-ascl", "artistic-2.0", "bsl-1.0", "epl-2.0", "eupl-1.2", "gemma"),
+    *("gpl-2.0", "gpl-3.0", "lgpl-2.1", "lgpl-3.0", "llama2", "llama3", "mpl-2.0", "ms-pl", "openrail", "osl-3.0"),
+    *("bigscience-openrail-m", "creativeml-openrail-m", "other", "unlicense", "wtfpl", "zlib"),
+}
 _UNKNOWN = (None, "", "unknown")
 
 Line = Annotated[str, AfterValidator(lambda text: one_line(" ".join(text.split())))]  # cards come from outside
@@ -45,7 +49,7 @@ class Origin(BaseModel):
         """
         sources = list(sources)
         licenses = {source.license for source in sources}
-        restrictive = {license for license in licenses if license and license not in _PERMISSIVE}
+        restrictive = {license for license in licenses if license and license.lower() not in _PERMISSIVE}
         kept = restrictive or (set() if None in licenses else licenses)
         return cls(
             license=stated or " AND ".join(sorted(filter(None, kept))) or None,
@@ -56,15 +60,16 @@ class Origin(BaseModel):
     @property
     def restricted(self) -> bool:
         """Whether the licence is known and may forbid some use."""
-        return self.license is not None and self.license not in _PERMISSIVE
+        return self.license is not None and self.license.lower() not in _PERMISSIVE
 
     def card_license(self) -> dict[str, str]:
         """Return the licence as fields of a model card; none if it is not known."""
         if self.license is None:
             return {}
-        if self.license in _ON_HUB or (self.license.startswith("cc-") and " " not in self.license):
-            return {"license": self.license}
-        return {"license": "other", "license_name": self.license}
+        identifier = self.license.lower().replace(" ", "-")
+        if identifier in _ON_HUB or (identifier.startswith("cc-") and identifier == self.license.lower()):
+            return {"license": identifier}
+        return {"license": "other", "license_name": identifier}
 
 
 def origin_of_settings(pretrained_cfg: dict[str, Any]) -> Origin:

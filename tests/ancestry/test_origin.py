@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import timm
 from huggingface_hub import ModelCard
+from huggingface_hub.utils import validate_repo_id
 from timm.models import save_for_hf
 
 from ray_learngene.ancestry.origin import origin_of, stored_origin
@@ -15,6 +16,7 @@ from ray_learngene.config import AncestryConfig, DistillConfig, ExpandConfig, Sw
 from ray_learngene.delivery.expand import expand
 from ray_learngene.distillation.distill import distill
 from ray_learngene.distillation.train_ancestry import train_ancestry
+from ray_learngene.models.card import model_card
 from ray_learngene.models.origin import Origin
 from ray_learngene.store.store import Store
 from ray_learngene.sweeps.sweep import sweep
@@ -58,6 +60,45 @@ def test_what_a_card_says_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "README.md").write_text(card)
     found = origin_of(f"local-dir:{tmp_path}", Store(str(tmp_path / "store")))
     assert (found.license, found.base_models) == ("mine evil: yes�[31m", ("a b",))
+
+
+@pytest.mark.parametrize(
+    ("license", "fields"),
+    [
+        ("MIT", {"license": "mit"}),
+        ("gpl-3.0", {"license": "gpl-3.0"}),
+        ("cc-by-nc-4.0", {"license": "cc-by-nc-4.0"}),
+        ("Our Company 1.0", {"license": "other", "license_name": "our-company-1.0"}),
+        ("cc-by-4.0 AND mit", {"license": "other", "license_name": "cc-by-4.0-and-mit"}),
+    ],
+)
+def test_a_card_names_a_licence_as_the_hub_does(license: str, fields: dict[str, str]) -> None:
+    assert Origin(license=license).card_license() == fields
+    assert Origin(license=license).restricted == (license != "MIT")
+
+
+@pytest.mark.parametrize(
+    ("data", "identifier"),
+    [
+        ("my photos", "my-photos"),
+        ("uoft-cs/cifar10", "uoft-cs/cifar10"),
+        ("a -- b..", "a-b"),
+        ("Größe", "Gr-e"),
+        ("图", "images"),
+    ],
+)
+def test_a_card_names_an_image_set_as_the_hub_takes_one(data: str, identifier: str) -> None:
+    validate_repo_id(identifier)
+    facts = {"parameters": 1, "labels": ["a"], "config": {"pretrained": False, "epochs": 1, "data": data}}
+    facts |= {"metrics": {"top1": 50.0}, "cost": {"steps": 1, "images": 1, "seconds": 1.0}, "model": "x"}
+    text = model_card(
+        "ancestry_card.md",
+        **{"name": "m", "origin": Origin(datasets=(data,)), "data": data, "split": "val", "metrics": {"top-1": 50.0}},
+        **{"image": (3, 8, 8), "metadata": {**facts, "image": 8}},
+    )
+    card = ModelCard(text, ignore_metadata_errors=False).data
+    assert (card.datasets, card.eval_results[0].dataset_type) == ([identifier], identifier)
+    assert card.eval_results[0].dataset_name == data
 
 
 def test_a_card_decides_over_settings_that_timm_copied(tmp_path: Path) -> None:
