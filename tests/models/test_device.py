@@ -15,7 +15,7 @@ from ray_learngene.data.batch import Finish
 from ray_learngene.distillation.train_ancestry import train_ancestry
 from ray_learngene.models.device import gpu_allowed, resolve_device
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 # Ray's GPUs are numbers that it is told; which of its workers compute on theirs can be seen without any.
 DRIVER = """
 import ray
