@@ -33,7 +33,6 @@ from ray_learngene.training.pace import (
     spread_over_training,
     step_seconds,
 )
-from ray_learngene.training.trainer import Trainer
 from ray_learngene.training.world import World
 
 Measured = tuple[Seconds, Seconds, str, float]  # seconds of a step, seconds of scoring, device, load
@@ -80,18 +79,15 @@ def measure(task: DistillTask, rank: int = 0) -> Measured:
     world = World(device, rank, max(1, config.most_workers))
     spread_over_training(module, max(1, int(world.micro_batch(config))), device)
     optimizer = create_optimizer(module, config)
-    trainer = Trainer(
+    trainer = task.trainer(
         TorchEngine(module, optimizer, accumulation=config.accumulation, clip_grad=config.clip_grad, autocast=autocast),
         optimizer,
-        task.objective(device, autocast),
-        task.images,
         config,
-        world=world,
+        world,
+        autocast,
         checkpoints=NoCheckpoints(),
         checkpoint_due=lambda step, steps_per_epoch, seconds: False,
         report=lambda metrics: None,
-        scorer=task.scorer(device, autocast),
-        autocast=autocast,
         evaluate_first=True,
         clock=clock,
     )

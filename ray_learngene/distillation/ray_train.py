@@ -33,7 +33,6 @@ from ray_learngene.config import AncestryConfig, DistillConfig
 from ray_learngene.distillation.run_notes import NoteFailures, RunNotes
 from ray_learngene.distillation.task import (
     Task,
-    checkpoint_due,
     claim_run,
     log_continuation,
     own_checkpoints,
@@ -47,7 +46,6 @@ from ray_learngene.training.deepspeed_engine import DeepSpeedEngine, deepspeed_c
 from ray_learngene.training.engine import prepare_layers, resolve_precision
 from ray_learngene.training.optimizers import create_optimizer, traits_of
 from ray_learngene.training.out_of_memory import smaller_text, with_smaller_micro_batch
-from ray_learngene.training.trainer import Trainer
 from ray_learngene.training.world import World
 
 log = logging.getLogger(__name__)
@@ -232,18 +230,14 @@ def _train(loop: dict[str, Any]) -> dict[str, Any]:
             optimizer,
             deepspeed_config(config, world_size=world_size, zero=stage, autocast=autocast, user=loop["deepspeed"]),
         )
-        trainer = Trainer(
+        trainer = task.trainer(
             engine,
             optimizer,
-            task.objective(device, autocast),
-            task.images,
             config,
-            world=world,
+            world,
+            autocast,
             checkpoints=RayCheckpoints(own_checkpoints(task)),
-            checkpoint_due=checkpoint_due(config.checkpoint_every),
             report=loop["driver"].report,
-            scorer=task.scorer(device, autocast),
-            autocast=autocast,
             whole_evaluation=stage == 3,
         )
         batches = Batches(

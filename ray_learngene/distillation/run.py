@@ -20,7 +20,6 @@ from ray_learngene.data.pipeline import images_text
 from ray_learngene.data.reader import unreadable_text
 from ray_learngene.distillation.task import (
     Task,
-    checkpoint_due,
     claim_run,
     log_continuation,
     made_before,
@@ -45,7 +44,6 @@ from ray_learngene.training.engine import TorchEngine, prepare_layers, resolve_p
 from ray_learngene.training.lockstep import train
 from ray_learngene.training.optimizers import create_optimizer
 from ray_learngene.training.out_of_memory import within_memory
-from ray_learngene.training.trainer import Trainer
 from ray_learngene.training.world import World
 
 if TYPE_CHECKING:
@@ -164,19 +162,7 @@ def _train_here(task: Task, settings: dict[str, Any], flops: dict[str, int], tra
         )
         with sigterm.graceful(), BackgroundCheckpoints(stored) as checkpoints:
             world = World(device)
-            trainer = Trainer(
-                engine,
-                optimizer,
-                task.objective(device, autocast),
-                task.images,
-                config,
-                world=world,
-                checkpoints=checkpoints,
-                checkpoint_due=checkpoint_due(config.checkpoint_every),
-                report=tracked,
-                scorer=task.scorer(device, autocast),
-                autocast=autocast,
-            )
+            trainer = task.trainer(engine, optimizer, config, world, autocast, checkpoints=checkpoints, report=tracked)
             batches = Batches(task.images, config, world, task.answers(device, autocast))
             log_continuation(trainer)
             train([trainer], batches, stop=sigterm.requested)

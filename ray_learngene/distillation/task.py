@@ -31,7 +31,8 @@ from ray_learngene.training.deepspeed_engine import read_user_config
 from ray_learngene.training.evaluation import SCORES, Scorer
 from ray_learngene.training.objectives import Objective
 from ray_learngene.training.optimizers import traits_of
-from ray_learngene.training.trainer import Trainer
+from ray_learngene.training.trainer import Trainer, TrainingEngine
+from ray_learngene.training.world import World
 
 log = logging.getLogger(__name__)
 
@@ -64,6 +65,28 @@ class Task(ABC):
     @abstractmethod
     def scorer(self, device: torch.device, autocast: torch.dtype | None) -> Scorer:
         """Return what scores the module on the validation split."""
+
+    def trainer(
+        self,
+        engine: TrainingEngine,
+        optimizer: torch.optim.Optimizer,
+        config: AncestryConfig | DistillConfig,
+        world: World,
+        autocast: torch.dtype | None,
+        **options: Any,
+    ) -> Trainer:
+        """Return the trainer of the module in an engine; `options` are those of `Trainer`."""
+        return Trainer(
+            engine,
+            optimizer,
+            self.objective(world.device, autocast),
+            self.images,
+            config,
+            world=world,
+            scorer=self.scorer(world.device, autocast),
+            autocast=autocast,
+            **{"checkpoint_due": checkpoint_due(config.checkpoint_every), **options},
+        )
 
     @abstractmethod
     def flops(self, steps: int) -> dict[str, int]:
