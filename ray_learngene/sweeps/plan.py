@@ -6,9 +6,11 @@ import json
 from dataclasses import dataclass, replace
 
 from ray_learngene.config import PlanConfig, SweepConfig
+from ray_learngene.data.image_set import ImageSets
 from ray_learngene.data.open import open_image_sets
 from ray_learngene.delivery.latency import Latency
 from ray_learngene.errors import UserError
+from ray_learngene.methods.base import Learngene
 from ray_learngene.models.budgets import Budget
 from ray_learngene.models.sizes import student_spec
 from ray_learngene.models.specs import Spec
@@ -16,6 +18,7 @@ from ray_learngene.progress import counted
 from ray_learngene.store.learngenes import StoredLearngene
 from ray_learngene.store.store import Store
 from ray_learngene.store.sweeps import PLAN, sweep_file
+from ray_learngene.sweeps.arms import Arm
 from ray_learngene.sweeps.calibration import SweepCost, calibrate
 from ray_learngene.sweeps.equal_cost import equal_cost_epochs
 from ray_learngene.sweeps.latency import Meter, measured_latency
@@ -95,23 +98,15 @@ def plan(
     store = Store.of(config)
     store.check(write=False)
     stored = planned or load_learngene(config, store)
-    learngene = stored.learngene
-    arms = parse_arms(config, learngene)
+    arms = parse_arms(config, stored.learngene)
     sets = open_image_sets(config) if config.data else None
-    steps = None
-    if sets:
-        steps = len(sets.train) // config.batch_size * config.epochs
-        if len(sets.train) < config.batch_size:
-            raise UserError(
-                f"{config.data} has {counted(len(sets.train), 'training image')}, less than a batch: lower --batch-size"
-            )
+    per_epoch = _steps_per_epoch(config, sets) if sets else None
     measure = measured_latency(config)
-    classes = len(sets.train.classes) if sets else learngene.spec.classes
-    selection = select(config, learngene.spec, classes, measure, store)
+    classes = len(sets.train.classes) if sets else stored.learngene.spec.classes
+    selection = select(config, stored.learngene.spec, classes, measure, store)
     learngenes = load_arms(config, store, arms, selection, stored, range(config.seed, config.seed + config.seeds))
-    per_arm = config.seeds * max(1, config.lr_search)
     epochs: dict[Spec, int] = {}
-    if sets and config.scratch != "epochs" and not all(arm.learngene for arm in arms):
+    if per_epoch and config.scratch != "epochs" and not all(arm.learngene for arm in arms):
         epochs = equal_cost_epochs(
             config,
             config,
@@ -119,7 +114,7 @@ def plan(
             arms,
             learngenes,
             store,
-            steps_per_epoch=len(sets.train) // config.batch_size,
+            steps_per_epoch=per_epoch,
             costs={choice.spec: choice.costs for choice in selection.specs},
             teacher=config.ancestry,
         )
@@ -128,30 +123,38 @@ def plan(
     for arm in arms:
         for choice in selection.specs:
             name = arm.learngene_of(choice.spec, config.seed)
-            learngene_of_arm = learngenes[name].learngene if name else None
-            if note := arm.method.outside(learngene_of_arm, choice.spec):
+            learngene = learngenes[name].learngene if name else None
+            if note := arm.method.outside(learngene, choice.spec):
                 outside.append(note)
-            images = 1
-            if steps is not None:
-                adapter = arm.method.adapter(learngene_of_arm, choice.spec)
-                trained = steps + (adapter.fit_steps if adapter else 0)
-                if sets and not arm.learngene and choice.spec in epochs:
-                    trained = len(sets.train) // config.batch_size * epochs[choice.spec]
-                images = trained * config.batch_size
+            each = config.epochs if arm.learngene else epochs.get(choice.spec, config.epochs)
+            images = _images(config, arm, choice.spec, learngene, per_epoch * each) if per_epoch else 1
             macs += choice.costs["macs"] * images
-    cost = _calibrate(config, store, measure, distillation, planned) if config.calibrate else None
+    per_arm = config.seeds * max(1, config.lr_search)
     return Plan(
         selection,
         {choice.spec: measure(choice.spec) for choice in selection.specs},
         len(arms),
         len(selection.specs) * len(arms) * per_arm,
-        steps,
+        per_epoch and per_epoch * config.epochs,
         2.0 * TRAINING_PASSES * macs * per_arm,
         epochs,
         tuple(dict.fromkeys(outside)),
         None if planned else stored.facts()["learngene_seconds"],
-        cost,
+        _calibrate(config, store, measure, distillation, planned) if config.calibrate else None,
     )
+
+
+def _steps_per_epoch(config: PlanConfig, sets: ImageSets) -> int:
+    images = len(sets.train)
+    if images < config.batch_size:
+        raise UserError(f"{config.data} has {counted(images, 'training image')}, less than a batch: lower --batch-size")
+    return images // config.batch_size
+
+
+def _images(config: PlanConfig, arm: Arm, spec: Spec, learngene: Learngene | None, steps: int) -> int:
+    """Return the images that the training of a descendant reads, with the fit to its size."""
+    adapter = arm.method.adapter(learngene, spec)
+    return (steps + (adapter.fit_steps if adapter else 0)) * config.batch_size
 
 
 def _calibrate(
