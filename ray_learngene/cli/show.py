@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 from ray_learngene.cli.artefacts import KINDS, parse_artefact
 from ray_learngene.cli.catalog import summaries
@@ -64,12 +65,34 @@ def _timing(manifest: Manifest) -> Iterator[tuple[str, str]]:
 def _page(manifest: Manifest, store: Store) -> Iterator[tuple[str, str]]:
     """Yield labels and values, the most wanted first. What a user's own script left out of a store is left out."""
     facts = manifest.metadata
-    row, config, cost = (mapping(facts.get(name)) for name in ("row", "config", "cost"))
+    row = mapping(facts.get("row"))
     artefact = f"{FOLDERS[manifest.kind]}/{manifest.name}"
     yield "artefact", f"{artefact} in {store.uri}"
     yield "made", f"{manifest.created[:16].replace('T', ' ')} UTC, {format_quantity('memory', manifest.bytes)}"
     if manifest.kind == "timing":
         yield from _timing(manifest)
+    yield from _model(facts, row)
+    yield from _scores(facts, row)
+    if license := mapping(facts.get("origin")).get("license"):
+        yield "license", str(license)
+    if row.get("outside"):
+        yield "note", str(row["outside"])
+    yield from _spent(mapping(facts.get("cost")) or row)
+    if row and manifest.kind == "descendant":
+        from ray_learngene.store.costs import cost_text, costed_rows
+
+        found = {one["descendant"]: one for one in costed_rows(store, manifest.name.partition("/")[0])}
+        if one := found.get(row.get("descendant")):
+            yield "whole cost", f"{cost_text(one, 'whole')}; undivided {cost_text(one, 'undivided')}"
+    versions = mapping(facts.get("versions"))
+    if versions or manifest.kind != "timing":
+        yield "made with", ", ".join(f"{name} {value}" for name, value in versions.items()) or "unknown versions"
+    yield "get it", f"learngene pull {artefact} --store {store.uri}"
+    yield "all of it", f"learngene show {artefact} --store {store.uri} --json"
+
+
+def _model(facts: Mapping[str, Any], row: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """Yield what the model is and what it was made of."""
     if method := facts.get("method") or row.get("arm"):
         options = mapping(facts.get("options"))
         yield "method", ", ".join([str(method), *(f"{name}={value}" for name, value in options.items())])
@@ -84,11 +107,15 @@ def _page(manifest: Manifest, store: Store) -> Iterator[tuple[str, str]]:
     if isinstance(labels := facts.get("labels"), list):
         shown = ", ".join(str(label) for label in labels[:5])
         yield "classes", f"{len(labels)}: {shown}{', ...' if len(labels) > 5 else ''}" if labels else "none: features"
-    if data := config.get("data"):
+    if data := mapping(facts.get("config")).get("data"):
         yield "images", str(data)
     for source in ("ancestry", "source", "learngene"):
         if text := facts.get(source) or row.get(source):
             yield source, str(text)
+
+
+def _scores(facts: Mapping[str, Any], row: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """Yield what the model costs to run, and its accuracy."""
     costs = [(name, numbers_of(row, name)) for name in _ROW]
     if known := [f"{format_quantity(name, each[name])} {_ROW[name]}" for name, each in costs if each]:
         yield "costs", ", ".join(known)
@@ -97,33 +124,19 @@ def _page(manifest: Manifest, store: Store) -> Iterator[tuple[str, str]]:
     scores = {**mapping(facts.get("metrics")), **{name: row[name] for name in ("top1_untuned", "top1") if name in row}}
     if known := [_score(name, each[name]) for name in scores if (each := numbers_of(scores, name))]:
         yield "measured", ", ".join(known)
-    if license := mapping(facts.get("origin")).get("license"):
-        yield "license", str(license)
-    if row.get("outside"):
-        yield "note", str(row["outside"])
-    spent = cost or row
-    known = [
-        text.format(each[name]) for name, text in _COST.items() if (each := numbers_of(spent, name)) and each[name]
-    ]
-    if seconds := numbers_of(spent, "seconds"):
+
+
+def _spent(cost: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """Yield what the training has cost."""
+    known = [text.format(each[name]) for name, text in _COST.items() if (each := numbers_of(cost, name)) and each[name]]
+    if seconds := numbers_of(cost, "seconds"):
         known.append(duration_text(seconds["seconds"]))
-    if (of_device := numbers_of(spent, "device_seconds")) and of_device["device_seconds"]:
+    if (of_device := numbers_of(cost, "device_seconds")) and of_device["device_seconds"]:
         known.append(f"{of_device['device_seconds']:.4g} CPU or GPU seconds")
-    if load := numbers_of(spent, "load"):
+    if load := numbers_of(cost, "load"):
         known.append(f"load {load['load']:.1f}")
     if known:
         yield "cost", ", ".join(known)
-    if row and manifest.kind == "descendant":
-        from ray_learngene.store.costs import cost_text, costed_rows
-
-        found = {one["descendant"]: one for one in costed_rows(store, manifest.name.partition("/")[0])}
-        if one := found.get(row.get("descendant")):
-            yield "whole cost", f"{cost_text(one, 'whole')}; undivided {cost_text(one, 'undivided')}"
-    versions = mapping(facts.get("versions"))
-    if versions or manifest.kind != "timing":
-        yield "made with", ", ".join(f"{name} {value}" for name, value in versions.items()) or "unknown versions"
-    yield "get it", f"learngene pull {artefact} --store {store.uri}"
-    yield "all of it", f"learngene show {artefact} --store {store.uri} --json"
 
 
 def _score(name: str, value: float) -> str:
