@@ -26,6 +26,10 @@ class Unreachable(UserError):
     status = 4
 
 
+class TooLarge(UserError):
+    """A model that cannot be built here, whatever its images are."""
+
+
 class RunError(UserError):
     """An error that all ranks raise at the same step; restarting them would not help."""
 

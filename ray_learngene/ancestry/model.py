@@ -24,7 +24,9 @@ from ray_learngene.config.image import RGB, ImageShape
 from ray_learngene.errors import UserError, did_you_mean, reason_of
 from ray_learngene.io.scratch import scratch_folder
 from ray_learngene.models.compile import compile_layers
+from ray_learngene.models.families.made import refuse_depth
 from ray_learngene.models.features import Read, gives_features
+from ray_learngene.models.meta import on_meta, require_memory_for
 from ray_learngene.models.origin import Origin
 from ray_learngene.models.preprocessing import per_channel
 from ray_learngene.models.timm_folder import labels_of, load_timm
@@ -216,6 +218,10 @@ def create_timm(name: str, flag: str, **arguments: Any) -> nn.Module:
         if not on_hub and not timm.is_model(name.split(".")[0]):
             raise UserError(f"{flag} {name}: {_near(name)}")
         if not (pretrained or on_hub):
+            refuse_depth(f"{flag} {name}", arguments)
+            with on_meta(), torch.random.fork_rng(devices=[]):
+                sketch = timm.create_model(name, **arguments)
+            require_memory_for(sketch, f"{flag} {name}")
             return timm.create_model(name, **arguments)
         log.info(f"weights of {name}: from the Hugging Face hub, or its cache on this machine")
         with _quiet_hub():

@@ -28,7 +28,7 @@ from ray_learngene.methods.registry import create_method
 from ray_learngene.models.budgets import Budget, candidates, format_quantity, largest_within, parse_quantity
 from ray_learngene.models.build import timm_arguments
 from ray_learngene.models.card import model_card
-from ray_learngene.models.costs import costs
+from ray_learngene.models.costs import costs, require_room
 from ray_learngene.models.origin import Origin, data_name
 from ray_learngene.models.preprocessing import Preprocessing
 from ray_learngene.models.sizes import outermost, parse_depths, size_name, sizes_of
@@ -167,8 +167,9 @@ class Expander:
         """Return the plain timm model of a size.
 
         Raises:
-            UserError: the method cannot expand the learngene to it.
+            UserError: the method cannot expand the learngene to it, or this machine has not enough memory for it.
         """
+        require_room(spec)
         return self.method.expand(self.stored.learngene, spec, seed=seed)
 
     def check_images(self, config: DataConfig) -> None:

@@ -29,6 +29,7 @@ from ray_learngene.methods.generated import GeneratingMethod, attribute_of
 from ray_learngene.methods.registry import create_method
 from ray_learngene.methods.warm_start import start_from_model
 from ray_learngene.models.build import meta_model
+from ray_learngene.models.costs import require_room
 from ray_learngene.models.origin import Origin, data_name
 from ray_learngene.models.preprocessing import Preprocessing, per_channel
 from ray_learngene.models.sizes import student_spec
@@ -132,7 +133,9 @@ def auxiliary_spec(config: DistillConfig, classes: int | None = None) -> Spec:
     kind = "depths" if isinstance(config.depth, tuple) else "depth"
     if isinstance(config.depth, tuple) and config.student is None:
         raise UserError(f"--depth {'-'.join(map(str, config.depth))}: a preset has one stage; give one number")
-    return student_spec(config, classes=classes, width=config.width, image=config.image_size, **{kind: config.depth})
+    spec = student_spec(config, classes=classes, width=config.width, image=config.image_size, **{kind: config.depth})
+    require_room(spec)
+    return spec
 
 
 def check_depth(module: nn.Module, depth: int | tuple[int, ...], method: str) -> None:

@@ -22,7 +22,7 @@ from ray_learngene.data.class_names import order_of
 from ray_learngene.data.pipeline import ImagePipeline, checked_image_sets
 from ray_learngene.distillation.run import run
 from ray_learngene.distillation.task import Task, open_store
-from ray_learngene.errors import UserError
+from ray_learngene.errors import TooLarge, UserError
 from ray_learngene.models.card import model_card
 from ray_learngene.models.image_fit import fitting, misfit, own_image
 from ray_learngene.models.origin import Origin, data_name
@@ -102,6 +102,8 @@ def _create(config: AncestryConfig, classes: int) -> nn.Module:
         torch.manual_seed(config.seed)
         try:
             return create_timm(config.model, "--model", pretrained=config.pretrained, num_classes=classes, **settings)
+        except TooLarge:
+            raise
         except UserError as error:
             ours = settings.keys() - config.model_args.keys()
             if "drop_path_rate" in ours and "drop_path_rate" in str(error):

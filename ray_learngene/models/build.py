@@ -16,7 +16,7 @@ from torch import nn
 from ray_learngene.config.image import RGB, ImageShape
 from ray_learngene.errors import UserError
 from ray_learngene.models.families.made import made
-from ray_learngene.models.meta import on_meta
+from ray_learngene.models.meta import on_meta, require_memory_for
 from ray_learngene.models.specs import Spec, spec_for
 
 # timm's DeiT entry points set ImageNet's mean and standard deviation; keyword arguments set the size.
@@ -52,7 +52,12 @@ def build(spec: Spec, *, seed: int | None = None) -> Any:
 
     Args:
         seed: Seed of the initialisation; it leaves the global random generator unchanged. None uses the global one.
+
+    Raises:
+        UserError: this machine has not enough memory for it.
     """
+    if torch.get_default_device().type != "meta":
+        require_memory_for(meta_model(spec), str(spec))
     with torch.random.fork_rng(devices=[], enabled=seed is not None):
         if seed is not None:
             torch.manual_seed(seed)

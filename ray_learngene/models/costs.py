@@ -18,7 +18,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from ray_learngene.config.image import ImageShape
 from ray_learngene.errors import UserError, reason_of
 from ray_learngene.models.build import blocks_in_order, build, meta_model
-from ray_learngene.models.meta import on_meta
+from ray_learngene.models.meta import on_meta, require_memory
 from ray_learngene.models.specs import Spec
 
 _BYTES = 4  # per fp32 weight, gradient or moment
@@ -144,6 +144,16 @@ def inference_memory(spec: Spec, batch: int = 1, bytes_per_value: int = 4) -> in
         return bytes_per_value * (parameters(spec) + batch * _live_activations(spec))
     activations = batch * spec.tokens * (2 * spec.width + 2 * spec.hidden)
     return bytes_per_value * (parameters(spec) + activations)
+
+
+def require_room(spec: Spec) -> None:
+    """Refuse a spec whose model does not run on one image within this machine's memory.
+
+    Raises:
+        TooLarge: says how much memory that takes, and how much there is.
+        UserError: timm refuses the size.
+    """
+    require_memory(inference_memory(spec), f"{spec}: its weights and the activations of one image take")
 
 
 def activation_memory(spec: Spec, batch: int, bytes_per_value: int = 4, *, checkpointed: bool = False) -> int:

@@ -141,7 +141,8 @@ def sizes_of(
             for depth in many_depths
         ]
     except ValueError as error:
-        raise UserError(f"--image-size {given.get('image')}: {first_message(error)}") from None
+        flag = f"--image-size {given['image']}: " if "image" in given else ""
+        raise UserError(f"{flag}{first_message(error)}") from None
 
 
 def _depth(depth: int | tuple[int, ...]) -> dict[str, Any]:

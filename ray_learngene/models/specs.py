@@ -136,8 +136,7 @@ def preset(name: str, **changes: Any) -> Spec:
 
 def first_message(error: ValueError) -> str:
     """Return what is wrong with a spec, without the other lines of pydantic's error."""
-    errors = getattr(error, "errors", None)
-    return errors()[0]["msg"].removeprefix("Value error, ") if errors else str(error)
+    return first_error(error) if isinstance(error, ValidationError) else str(error)
 
 
 def spec_for(architecture: str, *, classes: int | None = None, image: Any = None, **arguments: Any) -> Spec:
@@ -232,7 +231,10 @@ def _resized(spec: Spec, changes: Mapping[str, Any]) -> Spec:
         **family.block_arguments(own.arguments, present, size),
         **({} if image.channels == own.arguments.get("in_chans", RGB) else {"in_chans": image.channels}),
     }
-    return _described(spec.architecture, arguments, size, changes.get("classes", spec.classes), image, own.model)
+    try:
+        return _described(spec.architecture, arguments, size, changes.get("classes", spec.classes), image, own.model)
+    except ValidationError as error:
+        raise UserError(f"{spec.architecture}: {first_error(error)}") from None
 
 
 def _size_keywords(family: Family, arguments: Arguments, size: Size) -> set[str | None]:

@@ -11,7 +11,7 @@ from ray_learngene.delivery.latency import Latency
 from ray_learngene.errors import UserError
 from ray_learngene.methods.base import Learngene
 from ray_learngene.models.budgets import Budget, Candidate, candidates, largest_within
-from ray_learngene.models.costs import costs, training_memory
+from ray_learngene.models.costs import costs, require_room, training_memory
 from ray_learngene.models.search import Grid, largest_of_grids, parse_stages
 from ray_learngene.models.sizes import outermost, parse_depths, parse_factors, parse_numbers, sizes_of
 from ray_learngene.models.specs import Spec
@@ -194,8 +194,10 @@ def _try(arm: Arm, learngene: Learngene | None, name: str | None, spec: Spec, st
     """Expand to a spec once.
 
     Raises:
-        UserError: the method cannot do it, or the learngene's tensors are not what its description says.
+        UserError: the method cannot do it, the model does not fit into memory, or the learngene's tensors are not what
+            its description says.
     """
+    require_room(spec)
     try:
         arm.method.expand(learngene, spec)
     except UserError:

@@ -96,6 +96,10 @@ BENCH = (
 )
 PLAN = ("plan", "--learngene", "gene", "--store", "{store}")
 STUDENT = ("plan", "--student", "convnext_tiny")
+ANCESTRY = (
+    *("ancestry", "--data", "digits", "--name", "new", "--store", "{store}", "--model", "deit_tiny_patch16_224"),
+    *("--image-size", "32"),
+)
 MISTAKES: dict[str, tuple[tuple[str, ...], str]] = {
     "sizes of nothing": (("plan", "--depths", "4"), "whose sizes? give learngene (a name in the store), student"),
     "sizes of two": ((*STUDENT, "--preset", "s"), "student and preset both say whose sizes these are: give one"),
@@ -103,6 +107,27 @@ MISTAKES: dict[str, tuple[tuple[str, ...], str]] = {
     "channels of a learngene": ((*PLAN, "--in-chans", "1"), "a learngene has its own channels"),
     "arguments of a preset": (("plan", "--preset", "s", "--student-args", "{{a: 1}}"), "give student too"),
     "stages that it lacks": ((*STUDENT, "--depths", "3-3-9"), "3-3-9 names 3 stages, convnext_tiny has 4"),
+    **{
+        f"no such size: {' '.join(size)}": (size, says)
+        for size, says in (
+            ((*DISTILL, "--alpha", "0", "--student", "deit_tiny_patch16_224", "--depth", "100000"), "to 10000"),
+            ((*DISTILL, "--alpha", "0", "--student", "convnext_tiny", "--depth", "3-3-9-100000"), "to 10000"),
+            ((*DISTILL, "--alpha", "0", "--student", "deit_tiny_patch16_224", "--width", "1000000000"), "width: "),
+            (
+                (*DISTILL, "--alpha", "0", "--student", "deit_tiny_patch16_224", "--student-args", "{{depth: 100000}}"),
+                "deit_tiny_patch16_224: depth 100,000: a model has 10,000 blocks at most",
+            ),
+            ((*DISTILL, "--alpha", "0", "--preset", "nano", "--width", "9600000"), "activations of one image take "),
+            ((*DISTILL, "--alpha", "0", "--preset", "nano", "--image-size", "16384"), "this machine has "),
+            ((*STUDENT, "--depths", "100000"), "convnext_tiny: depth: Input should be less than or equal to 10000"),
+            (("plan", "--preset", "s", "--depths", "100000"), "depth: Input should be less than or equal to 10000"),
+            ((*PLAN, "--depths", "100000"), "depth: Input should be less than or equal to 10000"),
+            ((*SWEEP, "--widths", "96000", "--depths", "50"), "this machine has "),
+            (("expand", "gene", "--store", "{store}", "--width", "96000", "--depth", "50"), "this machine has "),
+            ((*ANCESTRY, "--model-args", "{{embed_dim: 960000, num_heads: 3}}"), "its weights take "),
+            ((*ANCESTRY, "--model-args", "{{depth: 100000}}"), "a model has 10,000 blocks at most"),
+        )
+    },
     "no depth keyword": (("plan", "--student", "mobilenetv3_small_050"), "timm takes no depth for it"),
     "DINOv3's own name": (("plan", "--student", "dinov3_vits16"), "patch16_dinov3"),
     "no such command": (("distil",), "unknown command 'distil'; did you mean distill?"),

@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 
 import torch
 
-from ray_learngene.models.families.made import Arguments
+from ray_learngene.models.families.made import DEPTHS, Arguments
 from ray_learngene.models.families.size import Size
 
 
@@ -22,7 +22,7 @@ class Family:
     """
 
     classes: ClassVar[tuple[str, ...]] = ()  # names of timm's model classes
-    depth: ClassVar[tuple[str, ...]] = ("depth", "depths", "layers", "stages", "num_blocks", "serial_depths")
+    depth: ClassVar[tuple[str, ...]] = DEPTHS
     width: ClassVar[tuple[str, ...]] = ("embed_dim", "embed_dims", "dims", "widths", "base_dim", "dim")
     heads: ClassVar[tuple[str, ...]] = ("num_heads",)
     doubles: ClassVar[bool] = False  # the width is that of the first stage and doubles with every stage

@@ -16,10 +16,14 @@ import timm
 from timm.models import build_model_with_cfg
 from torch import nn
 
-from ray_learngene.errors import UserError, did_you_mean, reason_of
+from ray_learngene.errors import TooLarge, UserError, did_you_mean, reason_of
 from ray_learngene.models.meta import on_meta
 
 Arguments = dict[str, Any]
+
+# keywords of timm's classes that set the depth; the first that a class has counts
+DEPTHS = ("depth", "depths", "layers", "stages", "num_blocks", "serial_depths")
+MOST_BLOCKS = 10_000  # a model of more takes minutes to build, even without memory
 
 
 @dataclass(frozen=True)
@@ -38,12 +42,26 @@ def made(architecture: str, arguments: Mapping[str, Any]) -> Made:
     """
     if not timm.is_model(architecture):
         raise UserError(f"timm has no architecture {architecture!r}{_near(architecture)}")
+    refuse_depth(architecture, arguments)
     try:
         return _made(architecture, json.dumps(arguments, sort_keys=True))
     except Exception as error:  # timm's classes raise what their arithmetic happens to raise, StopIteration too
         given = ", ".join(f"{name}={value}" for name, value in arguments.items())
         own = _own(architecture, arguments)
         raise UserError(f"{architecture} ({given}): timm refuses this size: {reason_of(error, 200)}{own}") from None
+
+
+def refuse_depth(name: str, arguments: Mapping[str, Any]) -> None:
+    """Refuse a depth among keywords that would take minutes to build.
+
+    Raises:
+        TooLarge: there are more blocks than `MOST_BLOCKS`.
+    """
+    for keyword in DEPTHS:
+        value = arguments.get(keyword)
+        blocks = sum(n for n in (value if isinstance(value, list | tuple) else [value]) if isinstance(n, int))
+        if blocks > MOST_BLOCKS:
+            raise TooLarge(f"{name}: {keyword} {blocks:,}: a model has {MOST_BLOCKS:,} blocks at most")
 
 
 def _near(architecture: str) -> str:
