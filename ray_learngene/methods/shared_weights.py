@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ray_learngene.errors import UserError
-from ray_learngene.models.build import head_names, shapes_of
+from ray_learngene.models.build import head_names, is_plain, shapes_of
 from ray_learngene.models.layout import Axis, axes, block_lists, chains, layered, split
 from ray_learngene.models.specs import Spec, size_of
 from ray_learngene.progress import counted
@@ -25,13 +25,14 @@ def require_same(method: str, source: Spec, spec: Spec, *fields: str) -> None:
     """
     for field in ("architecture", *fields):
         have, want = getattr(source, field), getattr(spec, field)
-        if have != want:
-            if field == "architecture":
-                have, want = (one or "the presets' plain vision transformer" for one in (have, want))
-            raise UserError(
-                f"{method} cannot change the {field}: the learngene has {field} {have}, the spec asks for {want}"
-            )
-    if "width" in fields and source.architecture is not None:
+        if have == want or (field == "architecture" and is_plain(source) and is_plain(spec)):
+            continue
+        if field == "architecture":
+            have, want = (one or "the presets' plain vision transformer" for one in (have, want))
+        raise UserError(
+            f"{method} cannot change the {field}: the learngene has {field} {have}, the spec asks for {want}"
+        )
+    if "width" in fields and None not in (source.architecture, spec.architecture):
         have, want = size_of(source).widths, size_of(spec).widths
         if have != want:
             raise UserError(f"{method} cannot change the widths: the learngene has {have}, the spec asks for {want}")

@@ -33,7 +33,7 @@ from ray_learngene.methods.generated import (
 from ray_learngene.methods.labelled_templates import MATRICES, LabelledTemplates
 from ray_learngene.methods.plain_templates import PlainTemplates
 from ray_learngene.methods.shared_weights import is_head, require_head_size, require_same
-from ray_learngene.models.build import build, build_with, spec_of
+from ray_learngene.models.build import build, build_with, spec_of, under_entry_point_of
 from ray_learngene.models.specs import Spec
 
 
@@ -126,14 +126,16 @@ class Wave(GeneratingMethod):
     # Phase 2.
 
     def generate(self, genes: Genes, source: Spec, spec: Spec) -> State:
+        spec = under_entry_point_of(source, spec)
         genes = genes if spec == source else self._resized(genes, source, spec, "linear")
         return self._assembled(source)(genes, spec)
 
     @torch.no_grad()
     def expand(self, learngene: Learngene | None, spec: Spec, *, seed: int = 0) -> nn.Module:
         """Build the target without fitting its scalers."""
-        genes = self._target(learngene, spec, seed)
         assert learngene is not None
+        spec = under_entry_point_of(learngene.spec, spec)
+        genes = self._target(learngene, spec, seed)
         return build_with(spec, self.as_made(learngene)._assembled(learngene.spec)(genes, spec), seed=seed)
 
     def _assembled(self, source: Spec) -> Callable[[Genes, Spec], State]:
@@ -145,11 +147,12 @@ class Wave(GeneratingMethod):
         return self.fit
 
     def adapter(self, learngene: Learngene | None, spec: Spec, *, seed: int = 0) -> ScalerAdapter | None:
+        made = self.as_made(learngene)
+        assert learngene is not None
+        spec = under_entry_point_of(learngene.spec, spec)
         genes = self._target(learngene, spec, seed)
         if not self.fit:
             return None
-        made = self.as_made(learngene)
-        assert learngene is not None
         # embeddings, like templates, are the same for all sizes; they are also too large to fit in a few hundred steps
         names = made._templates(spec).frozen(genes, spec)
         frozen = {name: gene for name, gene in genes.items() if name in names}

@@ -162,6 +162,20 @@ def _plain_spec(model: nn.Module) -> Spec | None:
     return spec if same else None
 
 
+@lru_cache(maxsize=256)
+def is_plain(spec: Spec) -> bool:
+    """Tell whether a spec's model is the plain vision transformer, whatever entry point makes it."""
+    return spec.architecture is None or _plain_spec(meta_model(spec)) is not None
+
+
+def under_entry_point_of(source: Spec, spec: Spec) -> Spec:
+    """Return a spec of the plain vision transformer under another's entry point; any other spec as it is."""
+    if spec.architecture == source.architecture or not (is_plain(source) and is_plain(spec)):
+        return spec
+    size = {name: getattr(spec, name) for name in ("width", "depth", "heads", "image", "patch", "classes", "mlp_ratio")}
+    return source.replace(**size)
+
+
 def set_drop_path(model: nn.Module, rate: float) -> None:
     """Set a model's stochastic depth, linear from 0 at the first block to `rate` at the last."""
     blocks = blocks_in_order(model)

@@ -29,7 +29,7 @@ from ray_learngene.methods.registry import METHODS, create_method
 from ray_learngene.models import costs
 from ray_learngene.models.build import build, timm_arguments
 from ray_learngene.models.preprocessing import Preprocessing
-from ray_learngene.models.specs import Spec
+from ray_learngene.models.specs import Spec, spec_for
 from ray_learngene.models.timm_folder import export_timm
 from ray_learngene.store.learngenes import StoredLearngene
 from ray_learngene.store.store import Store
@@ -147,6 +147,15 @@ def facts(spec: Spec) -> list[float]:
 
 
 # Expansion.
+
+
+@pytest.mark.parametrize("made", WITH_LEARNGENE, indirect=True)
+def test_an_entry_point_that_makes_the_plain_model_is_no_other_architecture(made: Made) -> None:
+    arguments = {"img_size": 8, "patch_size": 4, "embed_dim": 32, "depth": 4, "num_heads": 2}
+    spec = spec_for("deit_small_patch16_224", classes=5, class_token=False, global_pool="avg", **arguments)
+    assert_equal_states(expand(made, spec), expand(made, SPEC))
+    with pytest.raises(UserError, match="architecture"):
+        expand(made, spec_for("deit_small_patch16_224", classes=5, **arguments))
 
 
 @pytest.mark.parametrize("size", SIZES)
