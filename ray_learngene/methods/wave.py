@@ -133,10 +133,11 @@ class Wave(GeneratingMethod):
     @torch.no_grad()
     def expand(self, learngene: Learngene | None, spec: Spec, *, seed: int = 0) -> nn.Module:
         """Build the target without fitting its scalers."""
+        made = self.as_made(learngene)
         assert learngene is not None
         spec = under_entry_point_of(learngene.spec, spec)
         genes = self._target(learngene, spec, seed)
-        return build_with(spec, self.as_made(learngene)._assembled(learngene.spec)(genes, spec), seed=seed)
+        return build_with(spec, made._assembled(learngene.spec)(genes, spec), seed=seed)
 
     def _assembled(self, source: Spec) -> Callable[[Genes, Spec], State]:
         """Return the function from genes of a spec, made from a learngene of `source`, to the spec's state dict."""
