@@ -155,7 +155,9 @@ class AnySize(ElasticMethod):
         stored = self._stored(source)
         lists, ends = block_lists(stored), family(source).branch_ends
 
-        def scaled(tensors: Genes) -> State:
+        def scaled(tensors: Genes) -> Genes:
+            if scale == 1:
+                return tensors
             return {
                 name: tensor * scale if (block := split(name, lists)) and block[2] in ends else tensor
                 for name, tensor in tensors.items()

@@ -116,9 +116,18 @@ class _Layers(nn.Sequential):
         self.images = [0] * len(blocks)
 
     def forward(self, x: Tensor) -> Tensor:
+        waiting: list[Tensor] = []  # what later layers see again, the last first
         for block, images in zip(self, self.images, strict=True):
-            x = block(x) if images == len(x) else torch.cat([block(x[:images]), x[images:]])
-        return x
+            if images > len(x):
+                parts = [x]
+                while sum(map(len, parts)) < images:
+                    parts.append(waiting.pop())
+                x = torch.cat(parts)
+            if images < len(x):
+                x, others = x.split([images, len(x) - images])
+                waiting.append(others)
+            x = block(x)
+        return torch.cat([x, *reversed(waiting)])
 
 
 class _Branch(nn.Module):

@@ -349,8 +349,8 @@ def test_widths_that_are_no_slices_are_refused_before_anything_is_trained(name: 
         create_method(f"{name}:widths={width}").auxiliary(SPEC)
 
 
-def test_a_learngene_of_an_entry_point_is_not_one_of_the_presets_and_says_so() -> None:
+def test_a_learngene_of_another_model_than_the_presets_says_so() -> None:
     arguments = {"img_size": 8, "patch_size": 2, "embed_dim": 32, "depth": 4, "num_heads": 2}
-    spec = spec_for("deit_small_patch16_224", classes=10, class_token=False, global_pool="avg", **arguments)
+    spec = spec_for("deit_small_patch16_224", classes=10, **arguments)  # it has a class token
     with pytest.raises(UserError, match="the presets' plain vision transformer, the spec asks for deit_small_patch16"):
         require_same("any-size", SPEC, spec)
