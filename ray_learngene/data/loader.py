@@ -126,7 +126,7 @@ def eval_loader(
     """
     return _ImageLoader(
         _Plain(reader or Reader(image_set), eval_transform(preprocessing, crop_mode)),
-        batch_size=batch_size,
+        batch_size=min(batch_size, max(1, len(image_set))),
         sampler=range(rank, len(image_set), world_size),
         num_workers=workers,
         collate_fn=_collate_readable,

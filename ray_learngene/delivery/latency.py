@@ -9,6 +9,7 @@ import torch
 
 from ray_learngene.delivery import measure as clock
 from ray_learngene.models.build import build
+from ray_learngene.models.costs import require_room
 from ray_learngene.models.device import resolve_device
 from ray_learngene.models.specs import Spec
 
@@ -51,9 +52,14 @@ def measure_latency(
     Args:
         device: By default the one at hand.
         threads: Number of CPU threads for torch.
+
+    Raises:
+        TooLarge: the batch does not fit into this machine's memory.
     """
     device = device or resolve_device()
     gpu = device.type == "cuda"
+    if not gpu:
+        require_room(spec, batch)
     model = build(spec).to(device=device, dtype=dtype).eval()
     images = torch.rand(batch, *spec.image, device=device, dtype=dtype)
     which = "wall" if gpu or threads > 1 else "cpu"

@@ -20,6 +20,7 @@ from ray_learngene.errors import UserError, reason_of
 from ray_learngene.models.build import blocks_in_order, build, meta_model
 from ray_learngene.models.meta import on_meta, require_memory
 from ray_learngene.models.specs import Spec
+from ray_learngene.progress import counted
 
 _BYTES = 4  # per fp32 weight, gradient or moment
 
@@ -146,14 +147,15 @@ def inference_memory(spec: Spec, batch: int = 1, bytes_per_value: int = 4) -> in
     return bytes_per_value * (parameters(spec) + activations)
 
 
-def require_room(spec: Spec) -> None:
-    """Refuse a spec whose model does not run on one image within this machine's memory.
+def require_room(spec: Spec, batch: int = 1) -> None:
+    """Refuse a spec whose model does not run on so many images within this machine's memory.
 
     Raises:
         TooLarge: says how much memory that takes, and how much there is.
         UserError: timm refuses the size.
     """
-    require_memory(inference_memory(spec), f"{spec}: its weights and the activations of one image take")
+    images = "one image" if batch == 1 else counted(batch, "image")
+    require_memory(inference_memory(spec, batch), f"{spec}: its weights and the activations of {images} take")
 
 
 def activation_memory(spec: Spec, batch: int, bytes_per_value: int = 4, *, checkpointed: bool = False) -> int:

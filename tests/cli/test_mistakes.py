@@ -125,6 +125,7 @@ MISTAKES: dict[str, tuple[tuple[str, ...], str]] = {
             ((*SWEEP, "--widths", "96000", "--depths", "50"), "this machine has "),
             (("expand", "gene", "--store", "{store}", "--width", "96000", "--depth", "50"), "this machine has "),
             ((*ANCESTRY, "--model-args", "{{embed_dim: 960000, num_heads: 3}}"), "its weights take "),
+            ((*PLAN, "--depths", "1", "--latency-batch", "1000000000000"), "of 1,000,000,000,000 images take"),
             ((*ANCESTRY, "--model-args", "{{depth: 100000}}"), "a model has 10,000 blocks at most"),
         )
     },

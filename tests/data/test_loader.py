@@ -165,3 +165,7 @@ def test_grey_images_that_are_not_square_are_those_of_timm(digits: ImageSets, wo
         digits.train, ImageShape(1, 16, 8), (0.5,), (0.25,), MIXED, seed=0, batch_size=8, epochs=1, workers=workers
     )
     assert next(iter(loader))[0].shape == (8, 1, 16, 8)
+
+
+def test_a_batch_for_evaluation_may_be_larger_than_any_set(digits: ImageSets) -> None:
+    assert [len(labels) for _, labels in eval_loader(digits.val, WHOLE, 10**30)] == [50]
