@@ -51,7 +51,8 @@ class ExpandConfig(LimitsConfig, StoreConfig, DataConfig):
     )
     image_size: ImageSize = Field(None, description="input size in pixels, 224 or HxW; default: the learngene's")
     device: str | None = Field(
-        None, description="device whose record in the store tells the latency; default: measured here, in eager torch"
+        None,
+        description="device of max_latency, with a record in the store; default: measured here, in eager torch",
     )
     seed: int = Field(0, description="seed of what the learngene does not determine")
     data: str = Field("", description="image set on whose validation split to measure the models; default: none")
@@ -63,11 +64,11 @@ class ExpandConfig(LimitsConfig, StoreConfig, DataConfig):
 
     @model_validator(mode="after")
     def _one_way_to_say_a_size(self) -> Self:
+        if self.device and not self.max_latency:
+            raise ValueError("device is where max_latency holds: give max_latency too")
         for one, many in (("depth", self.depths), ("width", self.widths)):
             if getattr(self, one) and many:
                 raise ValueError(f"give {one} or {one}s, not both")
-            if self.device and not self.max_latency:
-                raise ValueError("device tells a latency: give max_latency too")
             if getattr(self, one) and self.limits:
                 raise ValueError(f"a limit chooses the size: leave out {one}, or give {one}s to choose from")
         return self

@@ -156,7 +156,7 @@ class SoftLabelsConfig(DistillConfig):
     @model_validator(mode="after")
     def _logits_alone(self) -> Self:
         if self.alpha == 0:
-            raise ValueError("alpha 0 never asks the ancestry model: there are no soft labels to compute")
+            raise ValueError("alpha 0 makes no use of the ancestry model: there are no soft labels to compute")
         if self.teach == "features":
             raise ValueError("teach: features are not cached, only logits are: distil without softlabels")
         return self

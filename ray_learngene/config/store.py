@@ -53,7 +53,7 @@ class PullConfig(LimitsConfig, StoreConfig):
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
         if self.device and not self.max_latency:
-            raise ValueError("device tells a latency: give max_latency too")
+            raise ValueError("device is where max_latency holds: give max_latency too")
         if self.expand and self.format:
             raise ValueError("expand makes a timm folder: leave format out, and export it (`learngene export`)")
         return self

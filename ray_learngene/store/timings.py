@@ -269,7 +269,7 @@ class Timings:
         try:
             spec = TimedSpec.model_validate(dict(fields))
         except ValidationError:
-            raise UserError(f"the latencies of {self.device} tell nothing of this architecture") from None
+            raise UserError(f"the latencies of {self.device} say nothing about this architecture") from None
         if spec in self._known:
             return Timing(self._known[spec], 0.0)
         alike = {one: value for one, value in self._known.items() if one.kind == spec.kind}

@@ -152,7 +152,7 @@ def test_sizes_outside_the_training_are_said_and_chosen_last(store: Store, tmp_p
         ("expand gene --depth 3 --data nowhere", "no image set 'nowhere'"),
         ("pull --expand", "--expand needs --learngene"),
         ("pull --learngene gene --max-latency 8ms --device pi", "was measured on 'pi': import a record of it"),
-        ("pull --max-params 3M --device pi", "device tells a latency: give max_latency too"),
+        ("pull --max-params 3M --device pi", "device is where max_latency holds: give max_latency too"),
         ("pull learngenes/gene --expand", "takes no limits and no --expand"),
         ("pull learngenes/gene --format onnx", "is no model to export: `learngene expand gene` makes one"),
         ("pull --learngene gene --expand --format onnx", "expand makes a timm folder: leave format out"),

@@ -264,7 +264,7 @@ def test_budgets_plan_expand_and_pull_use_a_device(
         ),
         ("measure --learngene gene --device ../pi", "--device ../pi: use letters, digits"),
         ("measure made/gene --device a/b", "--device a/b: use letters, digits"),
-        ("expand gene --depth 3 --device other", "device tells a latency: give max_latency too"),
+        ("expand gene --depth 3 --device other", "device is where max_latency holds: give max_latency too"),
     ],
 )
 def test_a_mistake_is_one_line(
