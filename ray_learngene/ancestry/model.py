@@ -6,7 +6,7 @@ import copy
 import hashlib
 import logging
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -219,9 +219,11 @@ def create_timm(name: str, flag: str, **arguments: Any) -> nn.Module:
             raise UserError(f"{flag} {name}: {_near(name)}")
         if not (pretrained or on_hub):
             refuse_depth(f"{flag} {name}", arguments)
-            with on_meta(), torch.random.fork_rng(devices=[]):
+            sketch = None
+            with suppress(Exception), on_meta(), torch.random.fork_rng(devices=[]):
                 sketch = timm.create_model(name, **arguments)
-            require_memory_for(sketch, f"{flag} {name}")
+            if sketch is not None:  # else what follows says why, or it is a model that needs values to be built
+                require_memory_for(sketch, f"{flag} {name}")
             return timm.create_model(name, **arguments)
         log.info(f"weights of {name}: from the Hugging Face hub, or its cache on this machine")
         with _quiet_hub():
