@@ -77,9 +77,10 @@ class ElasticVisionTransformer(GeneratedVisionTransformer):
     def _together(self) -> OnePass | None:
         """Return the one pass in which the sampled sub-models run; None if each needs its own."""
         deepest = max(self.drawn, key=lambda spec: spec.depth)
-        models = () if self.compiled or self.checkpointed else self.method.sub_models(self.spec, deepest, self.drawn)
-        fits = len(models) == len(self.drawn) and fits_one_pass(deepest, models)
-        return OnePass(deepest, models, self.drop_path) if fits else None
+        models = () if self.compiled else self.method.sub_models(self.spec, deepest, self.drawn)
+        if len(models) < len(self.drawn) or not fits_one_pass(deepest, models):
+            return None
+        return OnePass(deepest, models, self.drop_path, checkpointed=self.checkpointed)
 
     def _unscaled(self, genes: Genes, spec: Spec) -> State:
         return self.method.unscaled(genes, self.spec, spec)

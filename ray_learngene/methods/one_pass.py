@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from ray_learngene.models.build import build, meta_model
+from ray_learngene.models.checkpointing import checkpoint_blocks
 from ray_learngene.models.meta import on_meta
 from ray_learngene.models.specs import Spec
 
@@ -68,13 +69,16 @@ class OnePass:
         deepest: Its size.
         models: Every n-th image goes to the same one, the first image to the first.
         drop_path: Stochastic depth rate of every model's last layer. It rises linearly over the model's own layers.
+        checkpointed: Compute activations inside blocks again in the backward pass.
     """
 
-    def __init__(self, deepest: Spec, models: Sequence[SubModel], drop_path: float = 0.0) -> None:
+    def __init__(
+        self, deepest: Spec, models: Sequence[SubModel], drop_path: float = 0.0, *, checkpointed: bool = False
+    ) -> None:
         self.deepest = deepest
         self.order = sorted(range(len(models)), key=lambda one: -len(models[one].layers))
         self.models = [models[one] for one in self.order]
-        self.drop_path = drop_path
+        self.drop_path, self.checkpointed = drop_path, checkpointed
 
     def __call__(self, state: dict[str, Tensor], images: Tensor) -> Tensor:
         """Return logits `[B, classes]` of images `[B, *spec.image]`, in training.
@@ -86,7 +90,7 @@ class OnePass:
         parts = [torch.arange(len(images))[first::count] for first in self.order]
         sizes = torch.tensor([len(part) for part in parts])
         order = torch.cat(parts).to(device)
-        model = _shared(self.deepest, str(device))
+        model = _shared(self.deepest, self.checkpointed, str(device))
         exact = torch.promote_types(images.dtype, torch.float32)
         scales = torch.tensor([one.scale for one in self.models], dtype=exact).repeat_interleave(sizes).to(device)
         kept = self._kept().repeat_interleave(sizes, dim=1).to(device) if self.drop_path else None
@@ -140,16 +144,18 @@ class _Branch(nn.Module):
         scale = self.scale
         if self.kept is not None:
             scale = scale * torch.bernoulli(self.kept) / self.kept
-        return x * scale.to(x.dtype)
+        return (x * scale).to(x.dtype)
 
 
 @lru_cache(maxsize=16)
-def _shared(spec: Spec, device: str) -> Any:
+def _shared(spec: Spec, checkpointed: bool, device: str) -> Any:
     """Build the spec's vision transformer on the meta device, with room for what differs between images."""
     with on_meta():
         model: Any = build(spec)
     model.train()
     for block in model.blocks:
         block.drop_path1, block.drop_path2 = _Branch(), _Branch()
+    if checkpointed:
+        checkpoint_blocks(model.blocks)
     model.blocks = _Layers(model.blocks)
     return model

@@ -104,10 +104,10 @@ def test_other_models_take_a_pass_each(why: str) -> None:
     assert torch.equal(auxiliary(images), separately(auxiliary, images))
 
 
-def test_compiled_and_checkpointed_blocks_take_a_pass_each() -> None:
+def test_compiled_blocks_take_a_pass_for_each_model() -> None:
     auxiliary = auxiliary_of("any-size")
     assert auxiliary._together() is not None
-    auxiliary.set_grad_checkpointing()
+    auxiliary.compile()
     assert auxiliary._together() is None
 
 
