@@ -54,8 +54,10 @@ def figure(rows: list[dict[str, Any]]) -> Figure:
         for series in SERIES
         for epochs, some in tables[series.untuned].query("trained == @series.arm").groupby("epochs")
     ]
+    # an arm that was shortened to try something is no schedule to compare
+    schedules = sorted({epochs for series, epochs, _ in drawn if series.arm in REFERENCES})
+    drawn = [(series, epochs, some) for series, epochs, some in drawn if epochs in schedules]
     common = set.intersection(*(set(some["depth"]) for _, _, some in drawn))
-    schedules = sorted({epochs for _, epochs, _ in drawn})
     whole = Figure(figsize=(10, 5.2), layout="constrained")
     by_size, by_cost = whole.subplots(1, 2)
     for series, epochs, some in drawn:
