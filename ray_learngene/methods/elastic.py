@@ -76,8 +76,10 @@ class ElasticVisionTransformer(GeneratedVisionTransformer):
 
     def _together(self) -> OnePass | None:
         """Return the one pass in which the sampled sub-models run; None if each needs its own."""
+        if self.compiled or len(self.drawn) < 2:
+            return None
         deepest = max(self.drawn, key=lambda spec: spec.depth)
-        models = () if self.compiled else self.method.sub_models(self.spec, deepest, self.drawn)
+        models = self.method.sub_models(self.spec, deepest, self.drawn)
         if len(models) < len(self.drawn) or not fits_one_pass(deepest, models):
             return None
         return OnePass(deepest, models, self.drop_path, checkpointed=self.checkpointed)

@@ -42,7 +42,7 @@ def separately(auxiliary: ElasticVisionTransformer, images: torch.Tensor) -> tor
 
 @given(
     text=st.sampled_from(TEXTS),
-    depths=st.lists(st.integers(2, 12), min_size=1, max_size=5),
+    depths=st.lists(st.integers(2, 12), min_size=2, max_size=5),
     count=st.integers(5, 9),
 )
 @settings(max_examples=15)
@@ -106,6 +106,7 @@ def test_other_models_take_a_pass_each(why: str) -> None:
 
 def test_compiled_blocks_take_a_pass_for_each_model() -> None:
     auxiliary = auxiliary_of("any-size")
+    auxiliary.drawn = (SPEC, SPEC.replace(depth=3))
     assert auxiliary._together() is not None
     auxiliary.compile()
     assert auxiliary._together() is None
