@@ -43,7 +43,7 @@ def separately(auxiliary: ElasticVisionTransformer, images: torch.Tensor) -> tor
 @given(
     text=st.sampled_from(TEXTS),
     depths=st.lists(st.integers(2, 12), min_size=2, max_size=5),
-    count=st.integers(5, 9),
+    count=st.integers(1, 9),  # fewer images than models, too
 )
 @settings(max_examples=15)
 def test_logits_and_gradients_are_those_of_separate_passes(text: str, depths: list[int], count: int) -> None:
