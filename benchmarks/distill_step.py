@@ -93,7 +93,7 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "ConvNeXt": ("convnext_atto", {"dims": [16, 32, 64, 128], "depths": [2, 2, 6, 2]}),
 }
 
-FAMILY_CASES = tuple(Case(name, 32, steps=2, rounds=7) for name in FAMILIES)
+FAMILY_CASES = tuple(Case(name, 32, steps=10, rounds=9) for name in FAMILIES)
 CPU_CASES = (
     Case("nano", 32, steps=10, rounds=15),
     Case("nano", 32, steps=10, rounds=15, loader=True),

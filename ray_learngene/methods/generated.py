@@ -14,7 +14,6 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from ray_learngene.config.image import ImageShape
 from ray_learngene.errors import UserError
@@ -22,10 +21,11 @@ from ray_learngene.methods.base import Learngene, Method
 from ray_learngene.models.build import build, build_with, meta_model, set_drop_path, shapes_of
 from ray_learngene.models.checkpointing import checkpoint_blocks
 from ray_learngene.models.compile import compile_layers
-from ray_learngene.models.features import Read, Reading
+from ray_learngene.models.features import Read
 from ray_learngene.models.layout import block_lists, resampled
 from ray_learngene.models.meta import on_meta
 from ray_learngene.models.specs import Spec
+from ray_learngene.models.swapping import swapped
 
 Genes = Mapping[str, Tensor]
 State = dict[str, Tensor]
@@ -169,10 +169,8 @@ class GeneratedVisionTransformer(nn.Module):
         if model.training != self.training:  # visiting all submodules costs a percent of a small model's step
             model.train(self.training)
         state = self.state_of(spec, images.device.type, generate)
-        if read is not None:
-            model, state = Reading(model, read), {f"model.{name}": tensor for name, tensor in state.items()}
-        # the state has every parameter by name; to look for tied ones takes a twentieth of a small model's step
-        return functional_call(model, state, (images,), tie_weights=False)
+        with swapped(model, state):
+            return model(images) if read is None else read(model, images)
 
     def state_of(self, spec: Spec, device: str, generate: Callable[[Genes, Spec], State] | None = None) -> State:
         """Generate the state dict of a spec's model on a type of device."""

@@ -17,12 +17,12 @@ import torch
 from timm.layers import calculate_drop_path_rates
 from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from ray_learngene.models.build import build, meta_model
 from ray_learngene.models.checkpointing import checkpoint_blocks
 from ray_learngene.models.meta import on_meta
 from ray_learngene.models.specs import Spec
+from ray_learngene.models.swapping import swapped
 
 
 @dataclass(frozen=True)
@@ -100,7 +100,8 @@ class OnePass:
             for branch in (block.drop_path1, block.drop_path2):
                 branch.scale = scales[:seen, None, None]
                 branch.kept = None if kept is None else kept[layer, :seen, None, None]
-        logits: Tensor = functional_call(model, state, (images[order],), tie_weights=False)
+        with swapped(model, state):
+            logits: Tensor = model(images[order])
         return logits[order.argsort()]
 
     def _kept(self) -> Tensor:

@@ -8,12 +8,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
 from ray_learngene.errors import UserError
 from ray_learngene.models.build import blocks_in_order
+from ray_learngene.models.swapping import swapped
 
 
 def checkpoint_gradients(model: nn.Module) -> None:
@@ -67,7 +67,6 @@ def _checkpointed(cls: type[nn.Module]) -> type[nn.Module]:
         if not torch.is_grad_enabled():
             return cls.__call__(self, *args, **kwargs)
         tensors: dict[str, Tensor] = {**dict(self.named_parameters()), **dict(self.named_buffers())}
-        held = {f"block.{name}": tensor for name, tensor in tensors.items()}
         first = True
 
         def run(*args: Any, **kwargs: Any) -> Any:
@@ -75,19 +74,9 @@ def _checkpointed(cls: type[nn.Module]) -> type[nn.Module]:
             if first:  # inside of the outer call, where the block has its parameters
                 first = False
                 return cls.__call__(self, *args, **kwargs)
-            return functional_call(_Call(self, cls), held, args, kwargs)
+            with swapped(self, tensors):
+                return cls.__call__(self, *args, **kwargs)
 
         return checkpoint(run, *args, use_reentrant=False, **kwargs)
 
     return type(cls.__name__, (cls,), {"__call__": call})
-
-
-class _Call(nn.Module):
-    """A block that is called without its checkpointing, compiled if it is."""
-
-    def __init__(self, block: nn.Module, cls: type[nn.Module]) -> None:
-        super().__init__()
-        self.block, self.cls = block, cls
-
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        return self.cls.__call__(self.block, *args, **kwargs)

@@ -75,14 +75,3 @@ def _with_read(cls: type[nn.Module]) -> type[nn.Module]:
         return cls.forward(self, images) if read is None else read(self, images)
 
     return type(cls.__name__, (cls,), {"forward": forward})
-
-
-class Reading(nn.Module):
-    """A model whose call is a reading: for `functional_call`, which calls modules only."""
-
-    def __init__(self, model: nn.Module, read: Read) -> None:
-        super().__init__()
-        self.model, self.read = model, read
-
-    def forward(self, images: Tensor) -> Features:
-        return self.read(self.model, images)
