@@ -142,6 +142,10 @@ class DeepSpeedEngine:
             reason = reason_of(error)
             raise RunError(f"DeepSpeed does not start with these settings (--deepspeed, --zero): {reason}") from error
         self.module = self._engine.module
+        # DeepSpeed would copy the gradients of a single rank twice, and sum them over no other
+        self._alone = self._stage == 0 and torch.distributed.get_world_size() == 1
+        if self._alone:
+            self._engine.enable_backward_allreduce = False
 
     def __call__(self, images: Tensor) -> Tensor:
         return self._engine(images)
@@ -150,6 +154,10 @@ class DeepSpeedEngine:
         self._engine.backward(loss)
 
     def step(self) -> None:
+        if self._alone:  # what has no gradient has zeros, as with several ranks, so its weights decay
+            for parameter in self._parameters:
+                if parameter.grad is None:
+                    parameter.grad = torch.zeros_like(parameter)
         if self._clip_grad > 0 and self._engine.is_gradient_accumulation_boundary():
             nn.utils.clip_grad_norm_(self._parameters, self._clip_grad)
         self._engine.step()

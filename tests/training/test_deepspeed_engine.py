@@ -160,7 +160,7 @@ def worker(rank: int, world_size: int, port: int, folder: Path, step: int) -> No
 
 
 def test_every_zero_stage_equals_one_plain_process_also_where_the_number_of_workers_changes(tmp_path: Path) -> None:
-    for number, step in itertools.product(range(len(CASES)), range(STEPS)):
+    for number, step in itertools.product(range(len(CASES)), range(STEPS + 1)):
         for name in ("", "-again"):
             (tmp_path / f"{number}-{step}{name}").mkdir()
         (tmp_path / f"{number}-undisturbed").mkdir(exist_ok=True)
@@ -172,7 +172,7 @@ def test_every_zero_stage_equals_one_plain_process_also_where_the_number_of_work
         train(engine, optimizer, config, range(1))
         engine.save(tmp_path / f"{number}-1")
     multiprocessing.set_forkserver_preload([__name__])  # imported once for all workers
-    for step, world_size in ((1, 2), (2, 3)):
+    for step, world_size in ((1, 2), (2, 3), (3, 1)):
         arguments = (world_size, free_ports(1)[0], tmp_path, step)
         mp.start_processes(worker, arguments, nprocs=world_size, start_method="forkserver")
     for number, (method, stage, config) in enumerate(CASES):
@@ -182,12 +182,13 @@ def test_every_zero_stage_equals_one_plain_process_also_where_the_number_of_work
         moved.load(tmp_path / f"{number}-3")
         train(moved, optimizer, config, range(3, STEPS))
         together = read_state(tmp_path / f"{number}-undisturbed", CPU).model
+        last = read_state(tmp_path / f"{number}-{STEPS}", CPU).model  # of a single worker
         start = student(method).state_dict()
         for name, tensor in alone.module.state_dict().items():
-            for state in (together, moved.module.state_dict()):
+            for state in (together, moved.module.state_dict(), last):
                 torch.testing.assert_close(state[name], tensor, rtol=0, atol=5e-6, msg=f"{method} {stage} {name}")
             assert not torch.equal(tensor, start[name]), f"{name} was not trained"
-        for step in (1, 2):  # read and written again by other workers, it is the same bit for bit
+        for step in (1, 2, 3):  # read and written again by other workers, it is the same bit for bit
             one, other = (
                 safetensors.torch.load_file(tmp_path / f"{number}-{step}{name}" / STATE_FILE) for name in ("", "-again")
             )
