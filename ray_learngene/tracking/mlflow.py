@@ -16,7 +16,7 @@ from ray_learngene.tracking.base import Parameters, Reference, require, result_n
 EXPERIMENT = "ray_learngene"  # MLflow's own variable names another
 _TAG = "learngene.run"
 _LONGEST, _AT_ONCE = 500, 100  # of parameters, as every version of MLflow takes them
-_WRITING_SECONDS, _POINTS = 10.0, 700  # a run is written at most so often, with so many points (1,000 of all kinds)
+_WRITING_SECONDS, _POINTS = 30.0, 700  # a run is written at most so often, with so many points (1,000 of all kinds)
 _SCHEMES = ("sqlite", "postgresql", "mysql", "mssql", "http", "https", "databricks")
 
 
@@ -31,6 +31,7 @@ class MLflow:
                 "write mlflow:http://host:5000 or mlflow:sqlite:///mlflow.db"
             )
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")  # its 7 take minutes
+        os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # it reports its use to its makers
         for name in ("mlflow", "alembic"):
             logging.getLogger(name).setLevel(logging.WARNING)
         self._mlflow = require("mlflow", "mlflow")
@@ -98,6 +99,7 @@ class MLflow:
         name = os.environ.get("MLFLOW_EXPERIMENT_NAME", EXPERIMENT)
         found = client.get_experiment_by_name(name)
         self._experiment = found.experiment_id if found else client.create_experiment(name)
+        client.search_registered_models(max_results=1)  # opens the registry now, not with the first result
         self._client = client
 
     def _register(self, run: str, model: Reference) -> str:
