@@ -37,7 +37,7 @@ class MLflow:
         self._mlflow = require("mlflow", "mlflow")
         self.uri = uri
         self._client: Any = None
-        self._experiment = ""
+        self._experiment, self._is_new = "", False
         self._ids: dict[str, str] = {}
         self._settings: dict[str, list[Any]] = {}  # of a run, not written yet
         self._points: dict[str, list[Any]] = {}
@@ -47,7 +47,8 @@ class MLflow:
     def start(self, run: str, parameters: Parameters) -> None:
         if self._client is None:
             self._open()
-        found = self._client.search_runs([self._experiment], f"tags.`{_TAG}` = '{run}'", max_results=1)
+        one = f"tags.`{_TAG}` = '{run}'"
+        found = [] if self._is_new else self._client.search_runs([self._experiment], one, max_results=1)
         if found:
             self._ids[run], known = found[0].info.run_id, found[0].data.params
             self._client.update_run(self._ids[run], status="RUNNING")
@@ -98,7 +99,7 @@ class MLflow:
         client = self._mlflow.MlflowClient(tracking_uri=self.uri, registry_uri=self.uri)
         name = os.environ.get("MLFLOW_EXPERIMENT_NAME", EXPERIMENT)
         found = client.get_experiment_by_name(name)
-        self._experiment = found.experiment_id if found else client.create_experiment(name)
+        self._experiment, self._is_new = found.experiment_id if found else client.create_experiment(name), not found
         client.search_registered_models(max_results=1)  # opens the registry now, not with the first result
         self._client = client
 
