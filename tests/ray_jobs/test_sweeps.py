@@ -16,12 +16,12 @@ import pytest
 import timm
 
 from ray_learngene.cli.pull import pull
-from ray_learngene.config import EvaluateConfig, PullConfig, SweepConfig
+from ray_learngene.config import DistillConfig, EvaluateConfig, PlanConfig, PullConfig, SweepConfig
 from ray_learngene.delivery.evaluate import evaluate_model
 from ray_learngene.errors import Interrupted
 from ray_learngene.store.store import Store
 from tests.pages.rows import data_of, models_of
-from tests.ray_jobs.conftest import RAY, ROOT
+from tests.ray_jobs.conftest import QUICK, RAY, ROOT
 
 pytestmark = pytest.mark.usefixtures("connected")
 
@@ -43,6 +43,20 @@ def swept(sweep_config: SweepConfig) -> tuple[pandas.DataFrame, list[dict[str, A
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(latency, "measure_latency", lambda *args, **options: pytest.fail("measured in the driver"))
         return sweep(sweep_config, [Results()]), seen
+
+
+def test_a_plan_is_measured_by_the_workers_and_trials_that_will_run(
+    learngene: DistillConfig, sweep_config: SweepConfig
+) -> None:
+    from ray_learngene.distillation.calibration import plan_distillation
+    from ray_learngene.sweeps.plan import plan
+
+    distillation, _ = plan_distillation(learngene.model_copy(update={"name": "planned"}))
+    assert distillation.workers == 2 and min(distillation.seconds, distillation.device_seconds) > 0
+    settings = {"learngene": "digits", "store": sweep_config.store, "address": sweep_config.address, "arms": ("sws",)}
+    cost = plan(PlanConfig(**QUICK, **settings, depths="2", epochs=1, calibrate=True)).cost
+    assert cost and len(cost.descendants) == 1
+    assert min(cost.descendants[0].seconds, cost.descendants[0].device_seconds, cost.hours) > 0
 
 
 def test_a_sweep_publishes_every_descendant_and_its_table(
