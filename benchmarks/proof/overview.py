@@ -15,16 +15,17 @@ SCRATCH = REFERENCES[0]
 NEAR = 2.0  # points below scratch's shortest schedule, on average; what is further off has no factor
 
 
-def overview(rows: Sequence[Row], data: str, charges: Charges | None = None) -> list[str]:
-    """Markdown, one row for each arm and schedule: first each size alone, then learngenes before and after tuning.
+def overview(rows: Sequence[Row], data: str, depths: Sequence[int], charges: Charges | None = None) -> list[str]:
+    """Markdown, one row for each arm and schedule that has all depths; empty if none has.
+
+    First comes each size alone, then learngenes before and after tuning.
 
     Args:
         charges: What runs cost in seconds; default: CPU seconds of their processes.
     """
-    tuned, untuned = table(rows, data, charges), table(rows, data, charges, untuned=True)
+    tuned, untuned = (_with_all(table(rows, data, charges, untuned=before), depths) for before in (False, True))
     if not len(tuned):
         return []
-    depths = sorted(tuned["depth"].unique())
     lines = [
         f"| | {' | '.join(f'{depth} layers' for depth in depths)} | mean | above {SCRATCH}'s shortest | seeds | {MANY} "
         f"sizes: times fewer FLOPs than {SCRATCH} | with the teacher's training | times less time |",
@@ -43,6 +44,14 @@ def overview(rows: Sequence[Row], data: str, charges: Charges | None = None) -> 
     return lines
 
 
+def _with_all(everything: pandas.DataFrame, depths: Sequence[int]) -> pandas.DataFrame:
+    """The rows of some depths, of arms that have each of them."""
+    if not len(everything):
+        return everything
+    some = everything[everything["depth"].isin(depths)]
+    return some[some.groupby("arm")["depth"].transform("nunique") == len(depths)]
+
+
 def _first_of_their_learngene(tuned: pandas.DataFrame) -> set[str]:
     """The arms whose learngene no arm before them has: others tune the same one otherwise."""
     return set(tuned[tuned["learngene"].notna()].drop_duplicates("learngene")["trained"])
@@ -50,9 +59,7 @@ def _first_of_their_learngene(tuned: pandas.DataFrame) -> set[str]:
 
 def _line(said: str, depths: Sequence[int], arm: pandas.DataFrame, everything: pandas.DataFrame) -> str:
     scores = arm.groupby("depth")["top1"].mean()
-    whole = set(depths) <= set(scores.index)
-    columns = [f"{scores[depth]:.1f}" if depth in scores else "" for depth in depths]
-    columns.append(f"{scores.mean():.1f}" if whole else "")
+    columns = [*(f"{scores[depth]:.1f}" for depth in depths), f"{scores.mean():.1f}"]
     columns += [_above(arm, everything), str(arm["seed"].nunique())]
     return f"| {said} | " + " | ".join([*columns, *_factors(arm, scores, everything)]) + " |"
 

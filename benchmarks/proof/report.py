@@ -37,6 +37,7 @@ TRANSFER = (
 EVERY_DEPTH = (
     "Top-1 in % of models made from a learngene without training, `expand --data`. Distillation sampled depths 2 to 12."
 )
+SIZES = {"all arms": (2, 3, 4, 6, 8, 12), "sizes of the SWS paper": (6, 8, 10, 12, 15)}
 SIZE_MATTERS = 3.0  # points from the smallest to the largest size
 STUDENT = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776}  # two-sided 95 % quantiles by degrees of freedom
 
@@ -123,8 +124,9 @@ def report(rows: Sequence[Row], charges: Charges | None = None) -> str:
     """All fronts, and the learngenes against them, as Markdown."""
     lines = []
     for data in dict.fromkeys(row["data"] for row in rows):
-        if table_of_all := overview(rows, data, charges):
-            lines += [f"## {data}, all arms", "", *table_of_all, ""]
+        for said, depths in SIZES.items():
+            if arms := overview(rows, data, depths, charges):
+                lines += [f"## {data}, {said}", "", *arms, ""]
     for data, arm in dict.fromkeys((row["data"], row["arm"]) for row in rows):
         lines += [f"## {data}, {arm}", ""]
         shared = any(row.get("learngene") for row in rows if row["arm"] == arm)

@@ -89,7 +89,7 @@ def test_the_overview_pairs_an_arm_with_scratch_over_seeds() -> None:
     second = [row(3, 20, 51.0, 2e12, seed=1), row(12, 20, 54.0, 8e12, seed=1)]
     again = [gene(3, 52.0, seed=1), gene(12, 55.0, seed=1)]
     first = [gene(3, 52.0), gene(12, 55.0)]
-    lines = overview([*ROWS[:4], *first, *second, *again], "cifar10")
+    lines = overview([*ROWS[:4], *first, *second, *again], "cifar10", (3, 12))
     expected = "| any-size, 20 epochs, tuned | 52.0 | 55.0 | 53.5 | +1.5 ± 6.4 | 2 |"
     assert any(line.startswith(expected) for line in lines)
 
@@ -126,7 +126,7 @@ def test_seconds_are_steps_times_what_a_step_takes() -> None:
 
 def test_the_overview_has_a_row_for_each_arm_and_one_learngene_untuned_once() -> None:
     longer = [gene(depth, top1, arm="any-size-tuned") for depth, top1 in ((3, 53.0), (12, 57.0))]
-    lines = overview([*ROWS, *longer], "cifar10")
+    lines = overview([*ROWS, *longer], "cifar10", (3, 12))
     ten, whole = (5 * ((2 * 4) ** 0.5 + (8 * 16) ** 0.5) / cost for cost in (14, 22))
     assert lines[2:4] == [
         "| scratch, 20 epochs | 50.0 | 53.0 | 51.5 |  | 1 |  |  |  |",
@@ -143,6 +143,13 @@ def test_the_overview_has_a_row_for_each_arm_and_one_learngene_untuned_once() ->
     ]
     far = [gene(depth, top1, arm="sws") for depth, top1 in ((3, 40.0), (12, 53.0))]
     assert (
-        overview([*ROWS, *far], "cifar10")[-1]
+        overview([*ROWS, *far], "cifar10", (3, 12))[-1]
         == "| sws, 20 epochs, tuned | 40.0 | 53.0 | 46.5 | -5.0 | 1 | too far below |  |  |"
     )
+
+
+def test_the_overview_has_the_arms_with_all_of_its_depths() -> None:
+    deeper = [row(15, 20, 54.0, 1e13), gene(15, 57.0)]
+    named = [line.split(",")[0] for line in overview([*ROWS, *deeper], "cifar10", (12, 15))[2:]]
+    assert named == ["| scratch", "| any-size", "| any-size"]  # scratch of 40 epochs has no 15 layers
+    assert overview([*ROWS, *deeper], "cifar10", (3, 9)) == [] == overview([], "cifar10", (3, 12))
