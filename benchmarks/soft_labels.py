@@ -98,7 +98,7 @@ def speed(folder: Path, quick: bool) -> list[dict[str, Any]]:
     light, heavy = (Ancestry(vision_transformer(8, 2, width, depth, 10)) for width, depth in ((64, 4), (192, 12)))
 
     def answers() -> Answers:
-        return Answers.create(config, TEACHING, images, light, Store(str(folder)), CPU, None)
+        return Answers(config, TEACHING, images, light, Store(str(folder)), CPU, None)
 
     for _ in answers().added_to(images.training_batches(config)):
         pass
@@ -184,7 +184,7 @@ def size(folder: Path, quick: bool) -> list[dict[str, Any]]:
         config = OptimizationConfig(epochs=1 if quick else 8, batch_size=256, warmup_epochs=0)
         teaching = DistillationConfig(soft_labels=True, soft_labels_k=k, soft_labels_dtype=dtype)  # type: ignore[arg-type]
         store = Store(str(folder / f"{classes}-{k}-{dtype}"))
-        for _ in Answers.create(config, teaching, images, ancestry, store, CPU, None).added_to(
+        for _ in Answers(config, teaching, images, ancestry, store, CPU, None).added_to(
             images.training_batches(config)
         ):
             pass

@@ -49,10 +49,10 @@ class Progress:
         self._first: float | None = None  # done before the clock started
         self._lock = threading.Lock()
 
-    def advance(self, by: float = 1, note: str = "") -> None:
+    def advance(self, by: float = 1) -> None:
         """Add what was done since the last call; from any thread."""
         with self._lock:
-            self._at(self.done + by, note)
+            self._at(self.done + by)
 
     def at(self, done: float, note: str = "", more: str = "") -> None:
         """Set what is done. The rate leaves out what was done before the first call, and the time of the start-up.
@@ -74,7 +74,7 @@ class Progress:
         with self._lock:
             self._first = (self._first or 0) + by
 
-    def _at(self, done: float, note: str, more: str = "") -> None:
+    def _at(self, done: float, note: str = "", more: str = "") -> None:
         self.done, now = done, time.monotonic()
         told = not self.quiet and now - self._told >= LINE_SECONDS
         if told or now - self._drawn >= BAR_SECONDS:

@@ -88,7 +88,7 @@ def test_the_configurations_import_no_torch() -> None:
     assert "torch" not in loaded_by("import ray_learngene.config")
 
 
-@pytest.mark.parametrize("module", ["cli.catalog", "cli.page", "cli.gc"])
+@pytest.mark.parametrize("module", ["cli.catalog", "pages.page", "cli.gc"])
 def test_commands_that_only_read_a_store_import_no_torch(module: str) -> None:
     """`list`, `show`, `pull` and `gc` answer at once."""
     assert not loaded_by(f"import ray_learngene.{module}") & {"torch", "timm", "ray", "pandas"}

@@ -32,26 +32,15 @@ class Answers:
     therefore ends with the same weights whether epochs were cached or not, and wherever it was interrupted. An epoch
     that this process has not seen from its start is not cached; the next run that needs it computes it.
 
+    Args:
+        overwrite: Compute cached epochs again and replace them.
+
     Attributes:
         read: Images so far whose soft labels came from the cache.
     """
 
     def __init__(
         self,
-        cache: SoftLabelCache,
-        device: torch.device,
-        autocast: torch.dtype | None,
-        *,
-        compiled: bool = False,
-        overwrite: bool = False,
-    ) -> None:
-        self.cache, self.device, self.autocast = cache, device, autocast
-        self.compiled, self.overwrite = compiled, overwrite
-        self.read = 0
-
-    @classmethod
-    def create(
-        cls,
         config: OptimizationConfig,
         teaching: DistillationConfig,
         images: ImagePipeline,
@@ -60,15 +49,11 @@ class Answers:
         device: torch.device,
         autocast: torch.dtype | None,
         overwrite: bool = False,
-    ) -> Answers:
-        """Create the answers for the training that these settings describe.
-
-        Args:
-            overwrite: Compute cached epochs again and replace them.
-        """
+    ) -> None:
         facts = facts_of(config, teaching, images, ancestry, precision_of(autocast))
-        cache = SoftLabelCache(store, facts, ancestry)
-        return cls(cache, device, autocast, compiled=config.compile, overwrite=overwrite)
+        self.cache = SoftLabelCache(store, facts, ancestry)
+        self.device, self.autocast, self.compiled, self.overwrite = device, autocast, config.compile, overwrite
+        self.read = 0
 
     def added_to(self, loader: DataLoader[Any]) -> Iterator[TaughtBatch]:
         """Yield the loader's micro-batches with their soft labels."""

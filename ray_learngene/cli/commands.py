@@ -43,7 +43,7 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "evaluate": ("EvaluateConfig", "cli.evaluate:print_evaluation", "measure a pulled model with plain timm"),
     "list": ("ListConfig", "cli.catalog:print_list", "print what a store holds"),
     "show": ("ShowConfig", "cli.show:print_artefact", "print one artefact, or the leaderboard of a sweep"),
-    "page": ("PageConfig", "cli.page:print_page", "write one HTML page to choose a model by"),
+    "page": ("PageConfig", "pages.page:write_page", "write one HTML page to choose a model by"),
     "gc": ("GcConfig", "cli.gc:print_garbage", "print the leftovers of a store, and remove them with --delete"),
     "data check": ("CheckConfig", "cli.data:print_check", "name what is wrong with an image set"),
     "data convert": ("ConvertConfig", "cli.data:print_convert", "write an image set as resized Parquet shards"),

@@ -246,10 +246,10 @@ def accuracy_plot(table: pandas.DataFrame, names: Sequence[str]) -> Any:
     return figure
 
 
-def break_even_plot(table: pandas.DataFrame, names: Sequence[str], most: int = 10) -> Any:
+def break_even_plot(table: pandas.DataFrame, names: Sequence[str]) -> Any:
     """Plot cost against the number of descendants: training FLOPs, seconds, and FLOPs with ancestry and search."""
     figure, panels = _panels(3)
-    counts = range(1, most + 1)
+    counts = range(1, 11)
     titles = {
         "training FLOPs": ("flops", False),
         "training seconds": ("seconds", False),

@@ -38,12 +38,12 @@ class Difference:
 
 
 def paired(arm: pandas.DataFrame, other: pandas.DataFrame) -> Difference | None:
-    """Compare two arms at the sizes and seeds that both have; sizes of one seed are averaged before the test.
+    """Compare two arms at the sizes, seeds and sets that both have; those of one seed are averaged before the test.
 
     Returns:
         None if they share no size and seed.
     """
-    on = ["width", "depth", "seed"]
+    on = [column for column in ("set", "width", "depth", "seed") if column in arm]
     both = arm[[*on, "top1"]].merge(other[[*on, "top1"]], on=on, suffixes=("", "_other"))
     if not len(both):
         return None
@@ -52,14 +52,9 @@ def paired(arm: pandas.DataFrame, other: pandas.DataFrame) -> Difference | None:
 
 def gains(moved: pandas.DataFrame, reference: str) -> dict[str, Difference]:
     """Average, over sets and sizes, what an arm gains over the reference, in points; paired over seeds."""
-    on = ["set", "width", "depth", "seed"]
     other = moved[moved["arm"] == reference]
-    found = {}
-    for name in moved["arm"].drop_duplicates():
-        both = moved[moved["arm"] == name].merge(other[[*on, "top1"]], on=on, suffixes=("", "_other"))
-        if name != reference and len(both):
-            found[name] = Difference.of(list((both["top1"] - both["top1_other"]).groupby(both["seed"]).mean()))
-    return found
+    arms = (name for name in moved["arm"].drop_duplicates() if name != reference)
+    return {name: found for name in arms if (found := paired(moved[moved["arm"] == name], other))}
 
 
 def sampling_half(top1: float, images: int) -> float:

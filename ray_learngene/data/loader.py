@@ -113,7 +113,6 @@ def eval_loader(
     rank: int = 0,
     world_size: int = 1,
     reader: Reader | None = None,
-    device: torch.device | None = None,
     crop_mode: str = "center",
 ) -> DataLoader[Batch]:
     """Return every `world_size`-th image from `rank` on, in order, resized and cropped, with class indices `[B]`.
@@ -121,7 +120,6 @@ def eval_loader(
     Args:
         batch_size: Of this worker; the last batch, and one with unreadable images, may be smaller.
         reader: Reads the set; default: one that fails at what it cannot read.
-        device: Where the batches are put and finished; default: the one this process computes on.
         crop_mode: timm's: center, squash or border.
     """
     return _ImageLoader(
@@ -130,7 +128,7 @@ def eval_loader(
         sampler=range(rank, len(image_set), world_size),
         num_workers=workers,
         collate_fn=_collate_readable,
-        finish=Finish(preprocessing.mean, preprocessing.std, device=device),
+        finish=Finish(preprocessing.mean, preprocessing.std),
     )
 
 

@@ -39,24 +39,16 @@ class Latency:
     wall_ms: float | None = None
 
 
-def measure_latency(
-    spec: Spec,
-    *,
-    device: torch.device | None = None,
-    batch: int = 1,
-    dtype: torch.dtype = torch.float32,
-    threads: int = 1,
-) -> Latency:
-    """Time forward passes of the model of a spec: ten blocks of a hundredth of a second at least.
+def measure_latency(spec: Spec, *, batch: int = 1, dtype: torch.dtype = torch.float32, threads: int = 1) -> Latency:
+    """Time forward passes of the model of a spec on the device at hand: ten blocks of a hundredth of a second at least.
 
     Args:
-        device: By default the one at hand.
         threads: Number of CPU threads for torch.
 
     Raises:
         TooLarge: the batch does not fit into this machine's memory.
     """
-    device = device or resolve_device()
+    device = resolve_device()
     gpu = device.type == "cuda"
     if not gpu:
         require_room(spec, batch)

@@ -54,7 +54,7 @@ class DistillTask(Task):
     def answers(self, device: torch.device, autocast: torch.dtype | None) -> Answers | None:
         if not self.config.soft_labels or not self._asks or self.ancestry is None:
             return None
-        return Answers.create(self.config, self.config, self.images, self.ancestry, self.store, device, autocast)
+        return Answers(self.config, self.config, self.images, self.ancestry, self.store, device, autocast)
 
     def scorer(self, device: torch.device, autocast: torch.dtype | None) -> Scorer:
         return LabelScorer(device, autocast, None if self.config.labels else self._ancestry(device, autocast))

@@ -60,9 +60,7 @@ class Filling:
     def answers(self) -> Answers:
         config, device = self.config, resolve_device()
         autocast = resolve_precision(config.precision, device)
-        return Answers.create(
-            config, config, self.images, self.ancestry, self.store, device, autocast, config.overwrite
-        )
+        return Answers(config, config, self.images, self.ancestry, self.store, device, autocast, config.overwrite)
 
     def missing(self) -> tuple[str, list[Shard]]:
         """Return the cache's key and the missing shards."""

@@ -10,7 +10,7 @@ from ray_learngene.io.ray_filesystems import ray_filesystem
 from ray_learngene.io.schemes import locate
 
 
-def filesystem(uri: str, retry_seconds: float = 0.0) -> tuple[pyarrow.fs.FileSystem, str]:
+def filesystem(uri: str) -> tuple[pyarrow.fs.FileSystem, str]:
     """Return the pyarrow filesystem of a URI, for bytes and tables, and the path in it.
 
     pyarrow's own client of S3, and fsspec's of every other scheme, by which the store reads there, too.
@@ -20,6 +20,6 @@ def filesystem(uri: str, retry_seconds: float = 0.0) -> tuple[pyarrow.fs.FileSys
     """
     scheme, path = locate(uri)
     if scheme in ("file", "s3"):
-        return ray_filesystem(uri, retry_seconds)
+        return ray_filesystem(uri)
     with clear_errors(uri):
         return arrow_filesystem(scheme, path)

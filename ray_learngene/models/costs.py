@@ -139,12 +139,12 @@ def _saved_activations(spec: Spec, checkpointed: bool = False) -> int:
     return (first + inputs[0] + max(others, default=0)) // (_BYTES * batch)
 
 
-def inference_memory(spec: Spec, batch: int = 1, bytes_per_value: int = 4) -> int:
+def inference_memory(spec: Spec, batch: int = 1) -> int:
     """Estimate the bytes of weights plus the peak of live activations (inside one MLP), without gradients."""
     if spec.architecture is not None:
-        return bytes_per_value * (parameters(spec) + batch * _live_activations(spec))
+        return _BYTES * (parameters(spec) + batch * _live_activations(spec))
     activations = batch * spec.tokens * (2 * spec.width + 2 * spec.hidden)
-    return bytes_per_value * (parameters(spec) + activations)
+    return _BYTES * (parameters(spec) + activations)
 
 
 def require_room(spec: Spec, batch: int = 1) -> None:
@@ -158,7 +158,7 @@ def require_room(spec: Spec, batch: int = 1) -> None:
     require_memory(inference_memory(spec, batch), f"{spec}: its weights and the activations of {images} take")
 
 
-def activation_memory(spec: Spec, batch: int, bytes_per_value: int = 4, *, checkpointed: bool = False) -> int:
+def activation_memory(spec: Spec, batch: int, *, checkpointed: bool = False) -> int:
     """Estimate the bytes that the forward pass saves for the backward pass (fused attention).
 
     Without checkpointing, in units of tokens × width a block saves the inputs of two norms, qkv, proj and fc1 (5), and
@@ -166,10 +166,10 @@ def activation_memory(spec: Spec, batch: int, bytes_per_value: int = 4, *, check
     output is proj's input.
     """
     if spec.architecture is not None:
-        return bytes_per_value * batch * _saved_activations(spec, checkpointed)
+        return _BYTES * batch * _saved_activations(spec, checkpointed)
     block = 8 * spec.width + 2 * spec.hidden
     layers = spec.depth * spec.width + block if checkpointed else spec.depth * block
-    return bytes_per_value * batch * spec.tokens * layers
+    return _BYTES * batch * spec.tokens * layers
 
 
 def kept_memory(spec: Spec, averaged: bool = False, moments: float = 2) -> int:
@@ -177,20 +177,16 @@ def kept_memory(spec: Spec, averaged: bool = False, moments: float = 2) -> int:
     return round((1 + moments + averaged) * _BYTES * parameters(spec))
 
 
-def step_memory(spec: Spec, batch: int, bytes_per_value: int = 4, *, checkpointed: bool = False) -> int:
+def step_memory(spec: Spec, batch: int, *, checkpointed: bool = False) -> int:
     """Estimate the additional bytes of a training step: gradients and saved activations."""
-    return _BYTES * parameters(spec) + activation_memory(spec, batch, bytes_per_value, checkpointed=checkpointed)
+    return _BYTES * parameters(spec) + activation_memory(spec, batch, checkpointed=checkpointed)
 
 
-def training_memory(spec: Spec, batch: int, bytes_per_value: int = 4, *, checkpointed: bool = False) -> int:
+def training_memory(spec: Spec, batch: int, *, checkpointed: bool = False) -> int:
     """Estimate the bytes of AdamW training with fp32 weights: weights, gradients, moments and saved activations."""
-    return kept_memory(spec) + step_memory(spec, batch, bytes_per_value, checkpointed=checkpointed)
+    return kept_memory(spec) + step_memory(spec, batch, checkpointed=checkpointed)
 
 
-def costs(spec: Spec, batch: int = 1) -> dict[str, int]:
+def costs(spec: Spec) -> dict[str, int]:
     """Return every cost that needs no measurement, under the names that budgets and tables use."""
-    return {
-        "params": parameters(spec),
-        "macs": macs(spec),
-        "memory": inference_memory(spec, batch),
-    }
+    return {"params": parameters(spec), "macs": macs(spec), "memory": inference_memory(spec)}

@@ -92,6 +92,7 @@ def write_page(config: PageConfig) -> Path:
     records = [one for one in records if one["sweep"] in sweeps]
     text = _page(store, records, sweeps, Ancestries(store), device_timings(store), root=root)
     Objects(str(out.parent)).put(out.name, text.encode())
+    log.info("page: %s", out)
     return out
 
 

@@ -231,8 +231,8 @@ def run_name(kind: Kind, name: str) -> str:
     return run
 
 
-def shortened(name: str, longest: int = LONGEST_NAME) -> str:
+def shortened(name: str) -> str:
     """Shorten a name that is too long: a hash replaces its end."""
-    if len(name) <= longest:
+    if len(name) <= LONGEST_NAME:
         return name
-    return f"{name[: longest - 9]}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
+    return f"{name[: LONGEST_NAME - 9]}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"

@@ -13,6 +13,7 @@ import numpy as np
 
 from ray_learngene.config import SweepConfig
 from ray_learngene.delivery.latency import device_name
+from ray_learngene.methods.base import Adapter
 from ray_learngene.models.build import build
 from ray_learngene.models.device import resolve_device
 from ray_learngene.models.specs import Spec
@@ -21,7 +22,6 @@ from ray_learngene.sweeps.packing import Place
 from ray_learngene.sweeps.trial import Trial
 from ray_learngene.sweeps.trials import SweepInputs
 from ray_learngene.training.clock import Clock, Seconds
-from ray_learngene.training.fitting import Fitting
 from ray_learngene.training.pace import (
     LEAST,
     MOST,
@@ -170,16 +170,16 @@ def seconds_of(inputs: SweepInputs, trial: Trial, pace: Pace, siblings: int) -> 
     """Return the seconds of a trial that shares its images with siblings, itself included."""
     epochs = inputs.epochs(trial)
     steps = epochs * (len(inputs.images.train) // inputs.config.batch_size)
-    adapter_steps = fit_steps(inputs, trial)
+    adapter = _adapter(inputs, trial)
+    adapter_steps = adapter.fit_steps if adapter else 0
     read = pace.read / siblings
     return (epochs + 1) * pace.score + steps * (pace.step + read) + adapter_steps * (pace.fit + read)
 
 
-def fit_steps(inputs: SweepInputs, trial: Trial) -> int:
-    """Return the steps for which a trial's method fits an adapter to the size."""
+def _adapter(inputs: SweepInputs, trial: Trial) -> Adapter | None:
+    """Return what a trial's method fits to the size."""
     stored = inputs.learngene(trial)
-    adapter = trial.arm.method.adapter(stored.learngene if stored else None, trial.spec, seed=trial.seed)
-    return adapter.fit_steps if adapter else 0
+    return trial.arm.method.adapter(stored.learngene if stored else None, trial.spec, seed=trial.seed)
 
 
 def measure(inputs: SweepInputs, trials: Sequence[Trial]) -> tuple[list[Pace], str, float]:
@@ -228,15 +228,11 @@ def _tuning_pace(inputs: SweepInputs, trial: Trial) -> Pace:
 
 
 def _fitting_pace(inputs: SweepInputs, trial: Trial, read: Seconds) -> Seconds | float:
-    if not fit_steps(inputs, trial):
+    adapter = _adapter(inputs, trial)
+    if not adapter or not adapter.fit_steps:
         return 0.0
     clock, settings, run = _run(inputs, trial)
-    stored = inputs.learngene(trial)
-    adapter = trial.arm.method.adapter(stored.learngene if stored else None, trial.spec, seed=trial.seed)
-    assert adapter is not None
-    fitting = Fitting(
-        adapter, inputs.images, settings, clock=clock, autocast=run.autocast, smoothing=settings.smoothing
-    )
+    fitting = run.fitting_of(adapter)
     found = marks(fitting, descendant_batches(inputs, settings, taught=False), clock)
     return np.maximum(0.0, step_seconds(found, fitting.total_steps + 1, 0.0) - read)
 

@@ -14,6 +14,7 @@ from ray_learngene.ancestry.answers import Answers, LiveAnswers
 from ray_learngene.ancestry.origin import stored_origin
 from ray_learngene.config import SweepConfig
 from ray_learngene.io.scratch import scratch_folder
+from ray_learngene.methods.base import Adapter
 from ray_learngene.models.build import build, set_drop_path, timm_arguments
 from ray_learngene.models.device import resolve_device
 from ray_learngene.models.origin import Origin, data_name
@@ -72,7 +73,7 @@ def descendant_batches(shared: SweepContext, settings: SweepConfig, *, taught: b
     if taught and ancestry is not None:
         autocast = resolve_precision(settings.precision, device)
         if settings.soft_labels:
-            answers = Answers.create(settings, settings, shared.images, ancestry, shared.store, device, autocast)
+            answers = Answers(settings, settings, shared.images, ancestry, shared.store, device, autocast)
         else:
             answers = LiveAnswers(ancestry, device, autocast, compiled=settings.compile)
     return Batches(shared.images, settings, World(device), answers)
@@ -113,7 +114,7 @@ class DescendantRun:
 
     def expand(self) -> None:
         """Build the untuned descendant, or the adapter to fit to its size; do nothing if it is published."""
-        one, settings = self.task.one, self.settings
+        one = self.task.one
         if self.store.exists("descendant", self.name):  # the process died then; the name says that it is the same
             self.uploads.remove()
             self.row = self.store.manifest("descendant", self.name).metadata["row"]
@@ -127,14 +128,18 @@ class DescendantRun:
         adapter = method.adapter(learngene, one.spec, seed=one.seed)
         if adapter is None or not adapter.fit_steps:
             self.model = method.expand(learngene, one.spec, seed=one.seed)
-            return
-        self.fitting = Fitting(
+        else:
+            self.fitting = self.fitting_of(adapter)
+
+    def fitting_of(self, adapter: Adapter) -> Fitting:
+        """Return the phase that fits an adapter to the size."""
+        return Fitting(
             adapter,
             self.images,
-            settings,
+            self.settings,
             clock=self.clock,
             autocast=self.autocast,
-            smoothing=settings.smoothing,
+            smoothing=self.settings.smoothing,
             report=self.task.report,
         )
 

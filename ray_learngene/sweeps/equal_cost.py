@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from ray_learngene.config import OptimizationConfig, SelectionConfig
+from ray_learngene.config import PlanConfig, SweepConfig
 from ray_learngene.models.specs import Spec
 from ray_learngene.store.costs import learngene_cost
 from ray_learngene.store.learngenes import StoredLearngene
@@ -16,16 +16,13 @@ from ray_learngene.training.flops import TRAINING_PASSES, training_flops
 
 
 def equal_cost_epochs(
-    config: SelectionConfig,
-    settings: OptimizationConfig,
-    specs: Sequence[Spec],
+    config: PlanConfig | SweepConfig,
     arms: Sequence[Arm],
     learngenes: Mapping[str, StoredLearngene],
     store: Store,
     *,
     steps_per_epoch: int,
     costs: Mapping[Spec, Mapping[str, Any]],
-    teacher: str | None = None,
     teacher_flops: int = 0,
     earlier: Iterable[tuple[int | str, int]] = (),
 ) -> dict[Spec, int]:
@@ -34,18 +31,20 @@ def equal_cost_epochs(
     Its share, its fit and its tuning count.
 
     What sizes share (the learngene and the ancestry models of this store) is divided by their number. If learning rates
-    are searched, every rate gets its part of the share. Empty if a cost is not known.
+    are searched, every rate gets its part of the share. Empty if a cost is not known, or all arms have learngenes.
 
     Args:
         arms: Of the sweep; the first one with a learngene is the one to equal, else the sweep's learngene.
-        teacher: The ancestry model that teaches the descendants themselves.
-        teacher_flops: Of one of its forward passes, for each image of training.
+        costs: Of all sizes.
+        teacher_flops: Of a forward pass of the model that teaches the descendants themselves, for each image.
         earlier: Image size and parameters of the sizes that the sweep has already.
     """
-    arm = next((arm for arm in arms if arm.learngene), None)
+    if all(arm.learngene for arm in arms):
+        return {}
+    arm, specs = next((arm for arm in arms if arm.learngene), None), list(costs)
 
     def name_of(spec: Spec) -> str:
-        return (arm and arm.learngene_of(spec, settings.seed)) or config.learngene
+        return (arm and arm.learngene_of(spec, config.seed)) or config.learngene
 
     facts = {name: learngenes[name].facts() for name in map(name_of, specs)}
     spent = {name: learngene_cost(row, "flops") for name, row in facts.items()}
@@ -54,15 +53,15 @@ def equal_cost_epochs(
     sharing = {name: sum(name_of(spec) == name for spec in specs) for name in spent}
     more = len({*earlier} - {(spec.image.plain, costs[spec]["params"]) for spec in specs}) if len(spent) == 1 else 0
     origins = [reference for name in spent for reference in sources_of(learngenes[name].manifest)]
-    ancestry = ancestry_costs([*origins, *([teacher] if teacher else [])], store)["flops"]
+    ancestry = ancestry_costs([*origins, *([config.ancestry] if config.ancestry else [])], store)["flops"]
     epochs = {}
     for spec in specs:
         name = name_of(spec)
         share = (spent[name] or 0) / (sharing[name] + more) + ancestry / (len(specs) + more)
         adapter = arm and arm.method.adapter(learngenes[name].learngene, spec)
         if adapter and adapter.fit_steps:
-            share += training_flops(adapter, spec.image, batch=settings.batch_size, steps=adapter.fit_steps)  # type: ignore[arg-type]
-        images = steps_per_epoch * settings.batch_size * max(1, config.lr_search)
+            share += training_flops(adapter, spec.image, batch=config.batch_size, steps=adapter.fit_steps)  # type: ignore[arg-type]
+        images = steps_per_epoch * config.batch_size * max(1, config.lr_search)
         epoch = (2 * TRAINING_PASSES * costs[spec]["macs"] + teacher_flops) * images
-        epochs[spec] = settings.epochs + round(share / epoch)
+        epochs[spec] = config.epochs + round(share / epoch)
     return epochs

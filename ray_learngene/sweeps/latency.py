@@ -6,6 +6,7 @@ import logging
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cache
 
 import torch
 
@@ -21,20 +22,19 @@ Meter = Callable[[Spec], Latency]
 
 def measured_latency(config: SelectionConfig, measure: Meter | None = None) -> Meter:
     """Measure each spec once, by default on this process's device; warn of the first that is not repeatable."""
-    known: dict[Spec, Latency] = {}
     warned = False
 
+    @cache
     def known_latency(spec: Spec) -> Latency:
         nonlocal warned
-        if spec not in known:
-            known[spec] = found = measure(spec) if measure else measure_here(config, spec)
-            if found.spread > REPEATABLE and not warned:
-                warned = True
-                log.warning(
-                    f"latency of width {spec.width} depth {spec.layers} on {found.device} is not repeatable: rounds "
-                    f"differ {found.spread:.1f} times; other sizes are not named; measure on an idle machine"
-                )
-        return known[spec]
+        found = measure(spec) if measure else measure_here(config, spec)
+        if found.spread > REPEATABLE and not warned:
+            warned = True
+            log.warning(
+                f"latency of width {spec.width} depth {spec.layers} on {found.device} is not repeatable: rounds "
+                f"differ {found.spread:.1f} times; other sizes are not named; measure on an idle machine"
+            )
+        return found
 
     return known_latency
 

@@ -106,18 +106,9 @@ def plan(
     selection = select(config, stored.learngene.spec, classes, measure, store)
     learngenes = load_arms(config, store, arms, selection, stored, range(config.seed, config.seed + config.seeds))
     epochs: dict[Spec, int] = {}
-    if per_epoch and config.scratch != "epochs" and not all(arm.learngene for arm in arms):
-        epochs = equal_cost_epochs(
-            config,
-            config,
-            [choice.spec for choice in selection.specs],
-            arms,
-            learngenes,
-            store,
-            steps_per_epoch=per_epoch,
-            costs={choice.spec: choice.costs for choice in selection.specs},
-            teacher=config.ancestry,
-        )
+    if per_epoch and config.scratch != "epochs":
+        costs = {choice.spec: choice.costs for choice in selection.specs}
+        epochs = equal_cost_epochs(config, arms, learngenes, store, steps_per_epoch=per_epoch, costs=costs)
     macs = 0.0
     outside: list[str] = []
     for arm in arms:

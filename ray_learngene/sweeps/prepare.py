@@ -183,18 +183,15 @@ def _scratch(config: SweepConfig, earlier: Mapping[str, Any] | None) -> Literal[
 def _scratch_epochs(inputs: SweepInputs, arms: Sequence[Arm], before: Sequence[dict[str, Any]]) -> dict[Spec, int]:
     """Return the epochs by spec of arms without a learngene; empty where they are those of the sweep."""
     config, images, teacher = inputs.config, inputs.images, inputs.ancestry
-    if config.scratch != "cost" or all(arm.learngene for arm in arms):
+    if config.scratch != "cost":
         return {}
     return equal_cost_epochs(
         config,
-        config,
-        list(inputs.costs),
         arms,
         inputs.learngenes,
         inputs.store,
         steps_per_epoch=len(images.train) // config.batch_size,
         costs=inputs.costs,
-        teacher=config.ancestry,
         teacher_flops=forward_flops(teacher, images.preprocessing.image_size) if teacher else 0,
         earlier={
             (row["image"], row["params"]) for row in before if row["status"] == "finished" and row.get("learngene")

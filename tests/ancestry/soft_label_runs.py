@@ -57,7 +57,7 @@ def answers_of(
     folder: Path, images: ImagePipeline, ancestry: Ancestry, config: TrainingConfig = CONFIG, **changes: Any
 ) -> Answers:
     teaching = EXACT.model_copy(update=changes)
-    return Answers.create(config, teaching, images, ancestry, Store(str(folder)), CPU, None)
+    return Answers(config, teaching, images, ancestry, Store(str(folder)), CPU, None)
 
 
 class Interrupted(Exception):
