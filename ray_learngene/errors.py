@@ -67,6 +67,11 @@ def did_you_mean(word: str, known: Iterable[str], most: int = 1, likeness: float
     return f"; did you mean {' or '.join(near)}?" if near else ""
 
 
+def last_line(error: BaseException) -> str:
+    """Return the last line of an error, which says what Ray's many lines of traces are about."""
+    return str(error).strip().splitlines()[-1]
+
+
 def reason_of(error: BaseException, longest: int = 300) -> str:
     """Return another package's error as the part of a line: its text without line breaks, else its type."""
     return " ".join(str(error).split())[:longest] or type(error).__name__

@@ -31,7 +31,7 @@ from ray_learngene.models.origin import Origin
 from ray_learngene.models.preprocessing import per_channel
 from ray_learngene.models.timm_folder import labels_of, load_timm
 from ray_learngene.progress import counted
-from ray_learngene.store.manifest import Kind
+from ray_learngene.store.manifest import KIND_OF
 from ray_learngene.store.store import Store
 
 log = logging.getLogger(__name__)
@@ -39,7 +39,6 @@ log = logging.getLogger(__name__)
 # torch's nearest to the filters of Pillow that timm names; all others are bicubic
 _RESIZES = {"bilinear": "bilinear", "hamming": "bilinear", "box": "area", "nearest": "nearest-exact"}
 _LUMA = (0.299, 0.587, 0.114)  # of Pillow's mode L
-_STORED = {"ancestries": "ancestry", "descendants": "descendant"}
 
 
 class Ancestry(nn.Module):
@@ -183,9 +182,9 @@ def load_ancestry(
     scheme, _, rest = reference.partition(":")
     if scheme == "store":
         folder, _, name = rest.partition("/")
-        if folder not in _STORED:
+        kind = KIND_OF.get(folder)
+        if kind not in ("ancestry", "descendant"):
             raise UserError(f"{flag} {reference}: write store:ancestries/NAME or store:descendants/SWEEP/NAME")
-        kind: Kind = _STORED[folder]  # type: ignore[assignment]
         with scratch_folder() as temporary:
             model = load_timm(store.download(kind, name, Path(temporary) / "model"))
     elif scheme == "local-dir":

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from pathlib import Path
 
-from ray_learngene.cli.artefacts import KINDS, parse_artefact
 from ray_learngene.cli.choose import LIMITS, device_timings, no_record, select_descendant
 from ray_learngene.config import PullConfig
 from ray_learngene.config.delivery import EXPORT_FORMATS
@@ -13,7 +12,7 @@ from ray_learngene.errors import NothingWithin, UserError
 from ray_learngene.io.errors import Denied
 from ray_learngene.io.local import local_path
 from ray_learngene.models.budgets import format_quantity
-from ray_learngene.store.manifest import FOLDERS, Manifest
+from ray_learngene.store.manifest import FOLDERS, KIND_OF, Manifest, parse_artefact
 from ray_learngene.store.rows import measured_on, numbers_of
 from ray_learngene.store.store import Entry, Store
 from ray_learngene.terminal import one_line
@@ -52,7 +51,7 @@ def _named(config: PullConfig, artefact: str, store: Store) -> Manifest:
         raise UserError("soft labels are not pulled: `learngene distill --soft-labels` reads them from the store")
     if folder == "sweeps":
         raise UserError("a sweep is not pulled whole: pull one of its descendants, or read its results.parquet")
-    return store.manifest(KINDS[folder], name)
+    return store.manifest(KIND_OF[folder], name)
 
 
 def _download(config: PullConfig, store: Store, manifest: Manifest) -> Path:

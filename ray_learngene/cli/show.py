@@ -6,14 +6,13 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from ray_learngene.cli.artefacts import KINDS, parse_artefact
 from ray_learngene.cli.catalog import summaries
 from ray_learngene.config import ShowConfig
 from ray_learngene.config.image import shape_words
 from ray_learngene.errors import UserError
 from ray_learngene.models.budgets import format_quantity
 from ray_learngene.progress import duration_text
-from ray_learngene.store.manifest import FOLDERS, Manifest
+from ray_learngene.store.manifest import FOLDERS, KIND_OF, Manifest, parse_artefact
 from ray_learngene.store.rows import mapping, numbers_of
 from ray_learngene.store.store import Store
 from ray_learngene.store.timings import record_of
@@ -40,7 +39,7 @@ def print_artefact(config: ShowConfig) -> None:
             raise UserError(f"no soft labels {name!r} in {store.uri}: see `learngene list`")
         print(json.dumps(found[name], indent=2))
     else:
-        manifest = store.manifest(KINDS[folder], name)
+        manifest = store.manifest(KIND_OF[folder], name)
         if config.as_json:
             print(json.dumps(manifest.model_dump(mode="json"), indent=2))
             return

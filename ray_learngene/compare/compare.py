@@ -35,6 +35,7 @@ from ray_learngene.data.pipeline import checked_image_sets
 from ray_learngene.distillation.extract import extract
 from ray_learngene.errors import UserError
 from ray_learngene.provenance import publishable
+from ray_learngene.store.lineage import named_artefact
 from ray_learngene.store.manifest import folder_of, run_name
 from ray_learngene.store.store import Store
 from ray_learngene.training.optimizers import traits_of
@@ -127,11 +128,8 @@ def _train_front(
 
 def _same_images(config: BenchConfig, store: Store, fingerprint: str) -> bool | None:
     """Check whether the ancestry was trained on the benchmark's training images; None if the store does not know."""
-    scheme, _, path = config.ancestry.partition(":")
-    kind, _, name = path.partition("/")
-    if (scheme, kind) != ("store", "ancestries"):
-        return None
-    trained_on = store.manifest("ancestry", name).metadata.get("data_sha256")
+    made = named_artefact(config.ancestry, store)
+    trained_on = made.metadata.get("data_sha256") if made else None
     return None if trained_on is None else bool(trained_on == fingerprint)
 
 

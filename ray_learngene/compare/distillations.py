@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ from ray_learngene import sigterm
 from ray_learngene.config import BenchConfig, DistillConfig
 from ray_learngene.config.compare import ARM_SETTINGS
 from ray_learngene.distillation.distill import distill
-from ray_learngene.errors import Diverged, Interrupted, UserError
+from ray_learngene.errors import Diverged, Interrupted, UserError, last_line
 from ray_learngene.methods.registry import create_method
 from ray_learngene.progress import Progress, counted
 from ray_learngene.store.checkpoints import steps_of
@@ -86,6 +87,7 @@ def _distil_on_cluster(
     from ray_learngene.cluster.driver import from_workers
     from ray_learngene.cluster.preemption import stop_requests
     from ray_learngene.cluster.session import trial_gpus
+    from ray_learngene.cluster.tasks import as_they_end
 
     gpus = trial_gpus(config, "distillations")
     remote = ray.remote(num_cpus=config.cpus_per_trial, num_gpus=gpus, max_retries=config.max_failures)(_distill_task)
@@ -99,20 +101,15 @@ def _distil_on_cluster(
         def start(run: DistillConfig) -> ray.ObjectRef:
             return remote.remote(run, max(1, int(config.cpus_per_trial)), requests, driver)
 
-        pending = {start(run): run for run in runs}
-        while pending:
-            done, _ = ray.wait(list(pending), num_returns=1, timeout=1)  # signals are only handled between two waits
-            if not done:
-                continue
-            run = pending.pop(done[0])
+        waiting = deque(runs)
+        for run, done in as_they_end(start, waiting, len(runs)):
             try:
-                failure = ray.get(done[0])
+                failure = ray.get(done)
             except Interrupted:
-                if not sigterm.requested():  # only its worker was asked to end
-                    pending[start(run)] = run
+                waiting.append(run)  # only its worker was asked to end, or this process is: then it does not start
                 continue
             except ray.exceptions.RayError as death:
-                failure = Failure(str(death).strip().splitlines()[-1])
+                failure = Failure(last_line(death))
             ended += 1
             tell(ended, run, failure)
     if sigterm.requested() and ended < len(runs):

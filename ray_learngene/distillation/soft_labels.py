@@ -9,8 +9,10 @@ of an interrupted or earlier run are reused.
 from __future__ import annotations
 
 import logging
+from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from ray_learngene import sigterm
@@ -21,7 +23,7 @@ from ray_learngene.ancestry.model import Ancestry, load_ancestry
 from ray_learngene.config import SoftLabelsConfig
 from ray_learngene.data.pipeline import ImagePipeline, checked_image_sets
 from ray_learngene.distillation.distill import auxiliary_spec, images_for, with_interpolation
-from ray_learngene.errors import Interrupted, UserError
+from ray_learngene.errors import Interrupted, UserError, last_line
 from ray_learngene.models.compile import require_compiler
 from ray_learngene.models.device import gpu_allowed, resolve_device
 from ray_learngene.progress import Progress, counted
@@ -129,6 +131,7 @@ def _on_cluster(filling: Filling) -> None:
     import ray
 
     from ray_learngene.cluster.session import ray_cluster, worker_gpus
+    from ray_learngene.cluster.tasks import as_they_end
 
     config = filling.config
     with ray_cluster(config.address), sigterm.graceful():
@@ -138,20 +141,9 @@ def _on_cluster(filling: Filling) -> None:
         shared = ray.put(filling)
 
         def computed(shards: list[Shard]) -> Iterator[Shard]:
-            waiting = iter(shards)
-            running: dict[Any, Shard] = {}
-            while True:
-                while len(running) < filling.parts and not sigterm.requested():
-                    if (shard := next(waiting, None)) is None:
-                        break
-                    running[remote.remote(shared, "compute", shard)] = shard
-                if not running:
-                    return
-                done, _ = ray.wait(list(running), num_returns=1, timeout=1)  # signals are handled between two waits
-                for each in done:
-                    shard = running.pop(each)
-                    ray.get(each)
-                    yield shard
+            for shard, done in as_they_end(partial(remote.remote, shared, "compute"), deque(shards), filling.parts):
+                ray.get(done)
+                yield shard
 
         try:
             # asked of a worker: what it computes in, bf16 or fp32, is part of the key
@@ -160,7 +152,7 @@ def _on_cluster(filling: Filling) -> None:
         except ray.exceptions.RayTaskError as error:
             if isinstance(error.cause, UserError):
                 raise UserError(str(error.cause)) from None
-            raise UserError(f"soft labels cannot be computed: {str(error).strip().splitlines()[-1]}") from error
+            raise UserError(f"soft labels cannot be computed: {last_line(error)}") from error
         except ray.exceptions.RayError as error:
             raise UserError(
                 f"a worker was lost {counted(config.max_failures + 1, 'time')} ({str(error).strip().splitlines()[0]}): "

@@ -6,11 +6,11 @@ from collections.abc import Iterable
 
 from ray_learngene.errors import UserError
 from ray_learngene.io.errors import Unavailable
-from ray_learngene.store.manifest import Kind, Manifest
+from ray_learngene.store.index import KINDS
+from ray_learngene.store.manifest import KIND_OF, Manifest
 from ray_learngene.store.rows import mapping, numbers_of
 from ray_learngene.store.store import Store
 
-_KINDS: dict[str, Kind] = {"ancestries": "ancestry", "descendants": "descendant", "learngenes": "learngene"}
 _UNITS = {"images": ("images",), "flops": ("flops", "teacher_flops"), "seconds": ("seconds",)}
 
 
@@ -18,10 +18,11 @@ def named_artefact(reference: str, store: Store) -> Manifest | None:
     """Return the artefact that a reference such as `store:ancestries/x` names; None if there is none in this store."""
     scheme, _, rest = reference.partition(":")
     folder, _, name = rest.partition("/")
-    if scheme != "store" or folder not in _KINDS:
+    kind = KIND_OF.get(folder)
+    if scheme != "store" or kind not in KINDS:
         return None
     try:
-        return store.look_up(_KINDS[folder], name)
+        return store.look_up(kind, name)
     except Unavailable:
         raise
     except UserError:  # a damaged manifest, or a name that no store can hold

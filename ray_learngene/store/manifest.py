@@ -26,6 +26,7 @@ FOLDERS: dict[str, str] = dict(
         get_args(Kind), ("learngenes", "ancestries", "descendants", "checkpoints", "softlabels", "timings"), strict=True
     )
 )
+KIND_OF: dict[str, Kind] = {folder: kind for kind, folder in FOLDERS.items()}  # type: ignore[misc]
 GROUPED = ("descendant", "checkpoint", "softlabels", "timing")  # "sweep/name", "run/name", "key/part", "device/name"
 LONGEST_NAME = 128
 NAME = re.compile(rf"[a-zA-Z0-9][a-zA-Z0-9._-]{{0,{LONGEST_NAME - 1}}}")
@@ -214,6 +215,19 @@ def folder_of(kind: Kind, name: str) -> str:
         article = "an" if kind.startswith("a") else "a"
         raise UserError(f"{name!r} is not the name of {article} {kind}: write {form} {LEGAL}")
     return f"{FOLDERS[kind]}/{name}"
+
+
+def parse_artefact(text: str) -> tuple[str, str]:
+    """Read `learngenes/x`, or `sweeps/y`, as (folder, name).
+
+    Raises:
+        UserError: the text does not begin with a folder of the store.
+    """
+    folder, _, name = text.strip("/").partition("/")
+    folders = [*KIND_OF.keys() - {"checkpoints"}, "sweeps"]
+    if folder not in folders or not name:
+        raise UserError(f"{text!r}: write KIND/NAME, with KIND one of {', '.join(sorted(folders))}")
+    return folder, name
 
 
 def run_name(kind: Kind, name: str) -> str:

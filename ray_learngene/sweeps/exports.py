@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import shutil
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -22,7 +23,7 @@ from ray_learngene.data.loader import Batch, eval_loader
 from ray_learngene.data.pipeline import ImagePipeline
 from ray_learngene.data.reader import Reader
 from ray_learngene.delivery.export import Exporter, ExportImages, spaced
-from ray_learngene.errors import Interrupted, UserError
+from ray_learngene.errors import Interrupted, UserError, last_line
 from ray_learngene.io.scratch import scratch_folder
 from ray_learngene.models.card import model_card
 from ray_learngene.models.origin import Origin, data_name
@@ -157,29 +158,20 @@ def _on_ray(adds: AddsExports, names: Sequence[str]) -> Iterator[Row | None]:
 
     from ray_learngene.cluster.driver import from_workers
     from ray_learngene.cluster.session import ray_cluster, require_resources
+    from ray_learngene.cluster.tasks import as_they_end
 
     config = adds.config
     with ray_cluster(config.address):
         require_resources(config.address, 1, config.cpus_per_trial, 0, "exports")
         task = ray.remote(num_cpus=config.cpus_per_trial, max_retries=config.max_failures)(_in_worker)
         with from_workers(lambda told: None) as driver:
-            shared = ray.put((adds, driver))
-            start = partial(task.remote, shared)
-            waiting = list(names)
-            most = config.max_concurrent or len(names)
-            tasks = {start(name): name for name in waiting[:most]}
-            del waiting[:most]
-            while tasks:
-                for done in ray.wait(list(tasks), timeout=1.0)[0]:
-                    name = tasks.pop(done)
-                    if waiting and not sigterm.requested():
-                        tasks[start(waiting[0])] = waiting.pop(0)
-                    try:
-                        yield ray.get(done)
-                    except ray.exceptions.RayError as error:
-                        reason = str(error).strip().splitlines()[-1]
-                        log.warning(f"{name} stays without {' and '.join(config.export)}: {reason}")
-                        yield None
+            start = partial(task.remote, ray.put((adds, driver)))
+            for name, done in as_they_end(start, deque(names), config.max_concurrent or len(names)):
+                try:
+                    yield ray.get(done)
+                except ray.exceptions.RayError as error:
+                    log.warning(f"{name} stays without {' and '.join(config.export)}: {last_line(error)}")
+                    yield None
 
 
 def _in_worker(shared: tuple[AddsExports, Any], name: str) -> Row | None:

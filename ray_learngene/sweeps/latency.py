@@ -12,7 +12,7 @@ import torch
 
 from ray_learngene.config import SelectionConfig, SweepConfig
 from ray_learngene.delivery.latency import REPEATABLE, Latency, measure_latency
-from ray_learngene.errors import UserError
+from ray_learngene.errors import UserError, last_line
 from ray_learngene.models.specs import Spec
 
 log = logging.getLogger(__name__)
@@ -71,8 +71,7 @@ def latency_meter(config: SweepConfig) -> Iterator[Meter]:
             try:
                 return ray.get(task.remote(config, spec))
             except ray.exceptions.RayError as error:
-                reason = str(error).strip().splitlines()[-1]
-                raise UserError(f"latency cannot be measured on the cluster: {reason}") from error
+                raise UserError(f"latency cannot be measured on the cluster: {last_line(error)}") from error
 
         yield measured_latency(config, measure)
 
