@@ -119,6 +119,18 @@ def test_a_sweep_goes_on_with_another_arm(store: Path) -> None:
     assert learngene("show sweeps/sizes", "--store", store) == 0
 
 
+def test_exports_are_added_to_what_is_published(store: Path) -> None:
+    for other in {*SIZES} - {SMALL}:
+        shutil.rmtree(store / "descendants/sizes" / other)
+    card = json.dumps(
+        next(e for e in manifest(store, f"descendants/sizes/{SMALL}")["files"] if e["path"] == "README.md")
+    )
+    assert learngene(f"{SWEEP} --name sizes --depths 1 --widths 16 --arms sws --export onnx", "--store", store) == 0
+    files = manifest(store, f"descendants/sizes/{SMALL}")["files"]
+    assert "onnx/model.onnx" in {entry["path"] for entry in files}
+    assert card in map(json.dumps, files)  # it stays, as its row lacks what a card of today says
+
+
 def test_learngenes_and_models_are_used_by_new_runs(store: Path) -> None:
     assert learngene(f"{DISTILL} --name started --method {SWS} --start sws", "--store", store) == 0
     taught = DISTILL.replace("store:ancestries/vit", f"store:descendants/sizes/{SMALL}")

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from jinja2 import UndefinedError
 from pydantic import ValidationError
 
 from ray_learngene import sigterm
@@ -118,7 +119,7 @@ class AddsExports:
             row = {**row, "exports": ",".join(filter(None, [row.get("exports"), made]))}
             metadata = {**manifest.metadata, "row": row}
             (folder / METRICS).write_text(json.dumps(metadata, indent=2) + "\n")
-            with suppress(KeyError, ValidationError):  # an earlier version's keeps its card
+            with suppress(KeyError, UndefinedError, ValidationError):  # an earlier version's keeps its card
                 (folder / CARD).write_text(descendant_card(row, Origin(**metadata["origin"]), metadata["config"]))
             self.store.publish("descendant", manifest.name, folder, metadata, overwrite=True)
         return row
