@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ray_learngene.config import (
+    BenchConfig,
     DataConfig,
     EvaluateConfig,
     ExpandConfig,
@@ -25,14 +26,17 @@ _STORED = "store:ancestries/"
 
 
 def check_named(config: Any) -> None:
-    """Check that limits can be read, and that methods, local images, a model folder, or what is named of a store exist.
+    """Check that limits can be read, and that what is named exists: methods, options, images, a folder, parts of a store.
 
     The command checks all of it again, and more. Of a bucket it alone does, because a request costs.
 
     Raises:
         UserError: a limit cannot be read, or something is not there.
     """
-    for text in (*_given(config, "method"), *(config.arms if isinstance(config, SelectionConfig) else ())):
+    arms = config.arms if isinstance(config, SelectionConfig) else ()
+    if isinstance(config, BenchConfig):
+        arms = tuple(arm.method for arm in config.arms.values())
+    for text in (*_given(config, "method"), *arms):
         check_method(text)
     if isinstance(config, DataConfig) and config.data:
         check_image_set(config.data)

@@ -11,7 +11,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from ray_learngene.config.methods import check_method
+from ray_learngene.config.methods import check_method, written_options
 from ray_learngene.errors import UserError
 from ray_learngene.methods.any_size import AnySize
 from ray_learngene.methods.base import Method
@@ -82,14 +82,10 @@ def create_method(text: str, **options: Any) -> Method:
     Raises:
         UserError: unknown method, unknown option or bad value.
     """
-    name, *pairs = text.strip().split(":")
+    text = text.strip()
+    name = text.partition(":")[0]
     method = method_class(name)
-    for pair in pairs:
-        key, equals, value = pair.partition("=")
-        if not equals or key not in method.model_fields:
-            known = ", ".join(method.model_fields) or "none"
-            raise UserError(f"method {text!r}: {pair!r} is not an option of {name!r}; its options: {known}")
-        options[key] = value
+    options |= written_options(text, method.model_fields)
     try:
         return method(**options)
     except ValidationError as error:

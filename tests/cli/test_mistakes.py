@@ -392,6 +392,9 @@ def test_what_is_not_there_is_refused_before_torch_and_ray_are_imported(store: P
     named += ("sweep --data digits --name x --learngene gene --arms sws,magic", "plan --learngene gene --arms magic@x")
     named += ("sweep --data nothing --name x --learngene gene", "expand gene --depth 1 --data nothing")
     named += ("distill --data digits --name x --preset nano --ancestry resnet18 --method swiss",)
+    named += ("distill --data digits --name x --preset nano --ancestry resnet18 --method sws:rules=1",)
+    bench = "bench --data digits --name x --preset nano --ancestry resnet18 --depths 2 --reference a"
+    named += (f'{bench} --arms {{"a":{{"method":"magic"}}}}', f'{bench} --arms {{"a":{{"method":"wave:fits=1"}}}}')
     lines = [*(f"{one} --store {store}" for one in named), f"export {tmp_path}", f"evaluate {tmp_path} --data digits"]
     said = "import sys; from ray_learngene.cli.main import main"
     checks = [f"assert main({one.split()!r}) == 2 and not {{'torch', 'ray'}} & set(sys.modules)" for one in lines]

@@ -17,7 +17,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
 from ray_learngene.config import DistillConfig
-from ray_learngene.config.methods import METHOD_NAMES
+from ray_learngene.config.methods import METHOD_OPTIONS
 from ray_learngene.data.open import open_image_sets
 from ray_learngene.data.pipeline import ImagePipeline
 from ray_learngene.distillation.distill import _start_from
@@ -64,8 +64,8 @@ GENERATING = [name for name, method in METHODS.items() if issubclass(method, Gen
 FITTED = [name for name, method in METHODS.items() if method.adapter is not Method.adapter]
 
 
-def test_the_names_known_without_torch_are_those_of_the_classes() -> None:
-    assert set(METHOD_NAMES) == set(METHODS) and len(METHOD_NAMES) == len(METHODS)
+def test_the_names_and_options_known_without_torch_are_those_of_the_classes() -> None:
+    assert METHOD_OPTIONS == {name: tuple(method.model_fields) for name, method in METHODS.items()}
 
 
 @dataclass(frozen=True)
