@@ -26,7 +26,7 @@ _STORED = "store:ancestries/"
 
 
 def check_named(config: Any) -> None:
-    """Check that limits can be read, and that what is named exists: methods, options, images, a folder, parts of a store.
+    """Check that limits can be read, and that methods, options, images, folders and artefacts that are named exist.
 
     The command checks all of it again, and more. Of a bucket it alone does, because a request costs.
 

@@ -65,7 +65,7 @@ FITTED = [name for name, method in METHODS.items() if method.adapter is not Meth
 
 
 def test_the_names_and_options_known_without_torch_are_those_of_the_classes() -> None:
-    assert METHOD_OPTIONS == {name: tuple(method.model_fields) for name, method in METHODS.items()}
+    assert {name: tuple(method.model_fields) for name, method in METHODS.items()} == METHOD_OPTIONS
 
 
 @dataclass(frozen=True)
