@@ -33,7 +33,8 @@ from torch import Tensor, nn
 from benchmarks.measure import arguments, in_turn, machine, medians, publish, seconds_of
 from ray_learngene.config import OptimizationConfig
 from ray_learngene.methods.registry import create_method
-from ray_learngene.models.build import build, set_drop_path
+from ray_learngene.models.blocks import set_drop_path
+from ray_learngene.models.build import build
 from ray_learngene.models.compile import compile_layers
 from ray_learngene.models.costs import macs
 from ray_learngene.models.device import resolve_device

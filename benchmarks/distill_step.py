@@ -42,7 +42,8 @@ from ray_learngene.data.open import open_image_sets
 from ray_learngene.data.pipeline import ImagePipeline
 from ray_learngene.methods.generated import GeneratedVisionTransformer
 from ray_learngene.methods.registry import create_method
-from ray_learngene.models.build import build, set_drop_path
+from ray_learngene.models.blocks import set_drop_path
+from ray_learngene.models.build import build
 from ray_learngene.models.compile import compile_layers
 from ray_learngene.models.preprocessing import Preprocessing
 from ray_learngene.models.specs import Spec, preset, spec_for

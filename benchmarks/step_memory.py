@@ -19,7 +19,8 @@ from benchmarks.distill_step import FAMILIES
 from benchmarks.measure import arguments, in_turn, machine, medians, peak_of, publish
 from ray_learngene.methods.elastic import draw_step
 from ray_learngene.methods.registry import create_method
-from ray_learngene.models.build import build, set_drop_path
+from ray_learngene.models.blocks import set_drop_path
+from ray_learngene.models.build import build
 from ray_learngene.models.checkpointing import checkpoint_gradients
 from ray_learngene.models.specs import Spec, spec_for
 

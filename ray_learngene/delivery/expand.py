@@ -16,9 +16,10 @@ from ray_learngene.ancestry.origin import log_license, stored_origin
 from ray_learngene.config import DataConfig, ExpandConfig
 from ray_learngene.data.open import open_image_sets
 from ray_learngene.delivery.accuracy import UNKNOWN, Accuracy, known_accuracy
-from ray_learngene.delivery.evaluate import evaluate_folder, head_order
+from ray_learngene.delivery.evaluate import evaluate_folder
 from ray_learngene.delivery.features import FeatureScores
 from ray_learngene.delivery.folders import check_free, new_folder
+from ray_learngene.delivery.images import head_order
 from ray_learngene.delivery.latency_limit import largest_within_latency
 from ray_learngene.errors import NothingWithin, UserError
 from ray_learngene.io.errors import Denied

@@ -26,8 +26,8 @@ from ray_learngene.config.delivery import QuantizationConfig
 from ray_learngene.config.documents import parse_object, read_document
 from ray_learngene.data.image_set import Subset
 from ray_learngene.delivery import onnx_file, torch_file
-from ray_learngene.delivery.evaluate import ModelImages
 from ray_learngene.delivery.folders import check_free, new_folder
+from ray_learngene.delivery.images import ModelImages
 from ray_learngene.delivery.parity import TOLERANCE, Array, Parity, Run, compare, require_equal
 from ray_learngene.errors import UserError
 from ray_learngene.io.local import local_path

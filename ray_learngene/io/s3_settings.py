@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from ray_learngene.errors import UserError
+from ray_learngene.io.schemes import S3_KEYS
 
 if TYPE_CHECKING:
     from botocore.session import Session
 
 CONNECT_SECONDS = 5
 REQUEST_SECONDS = 15  # that a server may take for its next bytes
-KEYS = "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY (or AWS_PROFILE)"
 
 
 def s3_session(options: Mapping[str, Any]) -> Session:
@@ -51,7 +51,7 @@ def s3_settings(options: Mapping[str, Any]) -> dict[str, str | None]:
     except ValueError:
         secret, valid = False, False
     if secret:
-        raise UserError(f"AWS_ENDPOINT_URL holds a user name or a password: take them out, and set {KEYS}")
+        raise UserError(f"AWS_ENDPOINT_URL holds a user name or a password: take them out, and set {S3_KEYS}")
     if not valid:
         raise UserError("AWS_ENDPOINT_URL is no URL of a server (host names have letters, digits, - and .): mend it")
     verify = client.get("verify")

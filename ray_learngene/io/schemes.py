@@ -10,7 +10,6 @@ from urllib.parse import urlsplit
 from urllib.request import url2pathname
 
 from ray_learngene.errors import UserError
-from ray_learngene.io.s3_settings import KEYS
 
 S3_URI = re.compile(r"s3a?://(?P<bucket>[A-Za-z0-9][A-Za-z0-9._-]*)(?P<prefix>/[^?#]*)?")
 # A user name before "@" is a container on Azure, and elsewhere may come with a password.
@@ -38,10 +37,11 @@ class Scheme:
     writes: bool = False
 
 
+S3_KEYS = "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY (or AWS_PROFILE)"
 GCS_KEYS = "GOOGLE_APPLICATION_CREDENTIALS"
 AZURE_KEYS = "AZURE_STORAGE_ACCOUNT_NAME and AZURE_STORAGE_ACCOUNT_KEY (or AZURE_STORAGE_CONNECTION_STRING)"
 SCHEMES = {
-    "s3": Scheme("the S3 server", KEYS, "AWS_ENDPOINT_URL", writes=True),
+    "s3": Scheme("the S3 server", S3_KEYS, "AWS_ENDPOINT_URL", writes=True),
     "gs": Scheme("Google Cloud Storage", GCS_KEYS, GCS_KEYS, "gcs", writes=True),
     "abfs": Scheme("Azure Storage", AZURE_KEYS, "AZURE_STORAGE_ACCOUNT_NAME", "azure", writes=True),
     "hf": Scheme("the Hugging Face hub", "HF_TOKEN", "HF_ENDPOINT"),
@@ -78,7 +78,7 @@ def locate(uri: str) -> tuple[str, str]:
         if match is None or any(part in (".", "..") for part in parts):
             # Not echoed: what stands before an "@" or after a "?" may be a secret.
             raise UserError(
-                f"not an S3 address: write s3://bucket/prefix, and set AWS_ENDPOINT_URL and {KEYS} for the rest"
+                f"not an S3 address: write s3://bucket/prefix, and set AWS_ENDPOINT_URL and {S3_KEYS} for the rest"
             )
         return "s3", "/".join([match["bucket"], *parts])
     if scheme == "file" and uri:

@@ -14,7 +14,7 @@ import torch
 from pydantic import BaseModel, BeforeValidator, Field, field_validator
 from torch import nn
 
-from ray_learngene.config import Config
+from ray_learngene.config.base import Config
 from ray_learngene.config.decides import DESCENDANT, decisive
 from ray_learngene.config.documents import parse_object
 from ray_learngene.errors import UserError

@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from ray_learngene.config.image import ImageShape
 from ray_learngene.errors import UserError
 from ray_learngene.methods.base import Learngene, Method
-from ray_learngene.models.build import build, build_with, meta_model, set_drop_path, shapes_of
+from ray_learngene.models.blocks import set_drop_path
+from ray_learngene.models.build import build, build_with, meta_model, shapes_of
 from ray_learngene.models.checkpointing import checkpoint_blocks
 from ray_learngene.models.compile import compile_layers
 from ray_learngene.models.features import Read

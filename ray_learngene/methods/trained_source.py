@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from ray_learngene.errors import UserError
 from ray_learngene.methods.base import Learngene, Method
 from ray_learngene.methods.generated import State, initialised
-from ray_learngene.models.build import build, set_drop_path, spec_of
+from ray_learngene.models.blocks import set_drop_path
+from ray_learngene.models.build import build, spec_of
 from ray_learngene.models.specs import Spec, size_of
 
 

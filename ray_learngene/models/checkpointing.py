@@ -12,7 +12,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
 from ray_learngene.errors import UserError
-from ray_learngene.models.build import blocks_in_order
+from ray_learngene.models.blocks import blocks_in_order
 from ray_learngene.models.swapping import swapped
 
 

@@ -21,7 +21,7 @@ from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
 from ray_learngene.errors import RunError
-from ray_learngene.models.build import blocks_in_order
+from ray_learngene.models.blocks import blocks_in_order
 
 # Each shape, mode and precision of the models in a process needs a graph; torch's own limit is 8.
 _GRAPHS = 256

@@ -17,7 +17,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from ray_learngene.config.image import ImageShape
 from ray_learngene.errors import UserError, reason_of
-from ray_learngene.models.build import blocks_in_order, build, meta_model
+from ray_learngene.models.blocks import blocks_in_order
+from ray_learngene.models.build import build, meta_model
 from ray_learngene.models.meta import on_meta, require_memory
 from ray_learngene.models.specs import Spec
 from ray_learngene.progress import counted

@@ -11,7 +11,7 @@ from timm.data import resolve_model_data_config
 from timm.models import get_model_input_config
 from torch import nn
 
-from ray_learngene.config import Config
+from ray_learngene.config.base import Config
 from ray_learngene.config.data import Interpolation
 from ray_learngene.config.image import RGB, ImageShape, Shape
 from ray_learngene.errors import UserError

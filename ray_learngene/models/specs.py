@@ -10,7 +10,7 @@ import ray_learngene.models.timm_import  # noqa: F401  isort:skip  (before the f
 from pydantic import Field, ValidationError, model_serializer, model_validator
 from torch import nn
 
-from ray_learngene.config import Config
+from ray_learngene.config.base import Config
 from ray_learngene.config.documents import first_error
 from ray_learngene.config.image import RGB, ImageShape, Shape
 from ray_learngene.config.presets import PRESET_SIZES

@@ -15,7 +15,8 @@ from ray_learngene.ancestry.origin import stored_origin
 from ray_learngene.config import SweepConfig
 from ray_learngene.io.scratch import scratch_folder
 from ray_learngene.methods.base import Adapter
-from ray_learngene.models.build import build, set_drop_path, timm_arguments
+from ray_learngene.models.blocks import set_drop_path
+from ray_learngene.models.build import build, timm_arguments
 from ray_learngene.models.device import resolve_device
 from ray_learngene.models.origin import Origin, data_name
 from ray_learngene.models.sizes import size_columns

@@ -8,7 +8,8 @@ from ray_learngene.errors import UserError
 from ray_learngene.methods.registry import create_method
 from ray_learngene.methods.trained_source import SourceMethod
 from ray_learngene.models import costs
-from ray_learngene.models.build import set_drop_path, spec_of
+from ray_learngene.models.blocks import set_drop_path
+from ray_learngene.models.build import spec_of
 from ray_learngene.models.specs import Spec
 from tests.methods.trained import NANO, assert_untied, images_of, learngene_of, specs, trained
 

@@ -17,7 +17,8 @@ from ray_learngene.cli.main import main
 from ray_learngene.config.image import ImageShape
 from ray_learngene.methods.elastic import draw_step
 from ray_learngene.methods.registry import create_method
-from ray_learngene.models.build import build, set_drop_path
+from ray_learngene.models.blocks import set_drop_path
+from ray_learngene.models.build import build
 from ray_learngene.models.checkpointing import checkpoint_gradients
 from ray_learngene.training.features import FeatureLoss, FeatureObjective
 from tests.methods.test_families import ARCHITECTURES, spec_of_method

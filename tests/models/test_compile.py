@@ -18,7 +18,8 @@ from ray_learngene.cli.main import main
 from ray_learngene.errors import RunError
 from ray_learngene.methods.elastic import draw_step
 from ray_learngene.methods.registry import create_method
-from ray_learngene.models.build import build, set_drop_path
+from ray_learngene.models.blocks import set_drop_path
+from ray_learngene.models.build import build
 from ray_learngene.models.compile import CompiledBlock, compile_layers
 from ray_learngene.models.specs import PRESETS
 from ray_learngene.training.flops import forward_flops, training_flops

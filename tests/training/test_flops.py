@@ -9,7 +9,8 @@ from hypothesis import given, settings
 
 from ray_learngene.methods.elastic import ElasticVisionTransformer, draw_step
 from ray_learngene.methods.registry import create_method
-from ray_learngene.models.build import build, set_drop_path
+from ray_learngene.models.blocks import set_drop_path
+from ray_learngene.models.build import build
 from ray_learngene.models.costs import macs
 from ray_learngene.models.specs import Spec
 from ray_learngene.training.flops import forward_flops, training_flops
