@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -15,6 +16,7 @@ _AGAIN = "learngene: writing checkpoints; Ctrl-C again ends at once, and goes on
 
 _requested = threading.Event()
 _last = signal.SIGTERM  # the signal that made the last request
+_when = 0.0  # it came
 _nested = False  # inside `graceful`
 
 
@@ -28,6 +30,11 @@ def by_ctrl_c() -> bool:
     return _last == signal.SIGINT
 
 
+def since() -> float:
+    """Return the seconds since the last request."""
+    return time.monotonic() - _when
+
+
 def wait(seconds: float) -> bool:
     """Wait until this process is asked to end, at most so long; return whether it was."""
     return _requested.wait(seconds)
@@ -35,6 +42,8 @@ def wait(seconds: float) -> bool:
 
 def request() -> None:
     """Ask this process to end, as SIGTERM does."""
+    global _when
+    _when = time.monotonic()
     _requested.set()
 
 

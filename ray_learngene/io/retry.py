@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import random
 import threading
 import time
@@ -28,6 +29,7 @@ class Retry:
         """Retry for `seconds`; with `only_answers` a server that says nothing is not asked again."""
         self.seconds = seconds
         self._only_answers = only_answers
+        self._until = math.inf
         self._told = False
         self._given_up = threading.Event()
 
@@ -35,26 +37,31 @@ class Retry:
         """Return the result of `attempt`, which is called again and again while the storage is not available.
 
         Raises:
-            Unavailable: It still was not when the time was over, or `give_up` was called.
+            Unavailable: It still was not when the time was over, or `give_up` or `end_within` ended the waiting.
         """
         began, pause = time.monotonic(), FIRST_PAUSE
         while True:
             try:
                 result = attempt()
             except Unavailable as error:
-                waited = time.monotonic() - began
-                if waited >= self.seconds or (self._only_answers and not error.answered):
+                now = time.monotonic()
+                waited, left = now - began, min(began + self.seconds, self._until) - now
+                if left <= 0 or (self._only_answers and not error.answered):
                     raise
                 if waited >= min(QUIET_SECONDS, self.seconds / 2):
                     self._tell(error)
                 # Half of the pause is random: those whom one failure stopped must not all come back at once.
-                wait = min(error.retry_after + pause * random.uniform(0.5, 1.0), self.seconds - waited)
+                wait = min(error.retry_after + pause * random.uniform(0.5, 1.0), left)
                 if self._given_up.wait(wait):
                     raise
                 pause = min(2 * pause, LONGEST_PAUSE)
             else:
                 self._told_is_over()
                 return result
+
+    def end_within(self, seconds: float) -> None:
+        """Wait no longer than so many seconds from now on, for all requests together."""
+        self._until = min(self._until, time.monotonic() + seconds)
 
     def give_up(self) -> None:
         """End all waiting: the results are no longer needed."""

@@ -7,7 +7,8 @@ import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
-from ray_learngene.errors import UserError
+from ray_learngene import sigterm
+from ray_learngene.errors import Interrupted, UserError
 from ray_learngene.store.store import Store
 
 log = logging.getLogger(__name__)
@@ -30,3 +31,14 @@ def running(store: Store, name: str) -> Iterator[None]:
         with suppress(UserError):
             if store.read_text(path) == mine:  # else a later run's
                 store.objects.delete(path)
+
+
+@contextmanager
+def soon_over(store: Store) -> Iterator[None]:
+    """After a stop request wait for the store once: its trials have waited since; after an error not at all."""
+    try:
+        yield
+    except BaseException as error:
+        left = store.patience - sigterm.since() if isinstance(error, Interrupted) else 0.0
+        store.objects.retry.end_within(left)
+        raise

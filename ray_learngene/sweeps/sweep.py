@@ -27,7 +27,7 @@ from ray_learngene.sweeps.live_page import LivePage
 from ray_learngene.sweeps.prepare import prepare
 from ray_learngene.sweeps.results import write_results
 from ray_learngene.sweeps.run import run_trials
-from ray_learngene.sweeps.running import running
+from ray_learngene.sweeps.running import running, soon_over
 from ray_learngene.sweeps.selection import check_texts
 from ray_learngene.sweeps.tracked import TrackedTrials
 from ray_learngene.sweeps.trial import Trial
@@ -85,7 +85,7 @@ def _sweep(config: SweepConfig, store: Store, trackers: Trackers, callbacks: Seq
         page.started(count)
 
     try:
-        with running(store, config.name), page:
+        with running(store, config.name), page, soon_over(store):
             followers: list[Follower] = [page, tracked] if config.track else [page]
             run_trials(inputs, wanted, before, on_start, unfinished.append, followers, callbacks)
             add_exports(AddsExports(config, inputs.images, store), before, tracked.exported)
