@@ -17,6 +17,7 @@ from ray_learngene.config import DistillationConfig, OptimizationConfig
 from ray_learngene.data.pipeline import ImagePipeline
 from ray_learngene.data.sampler import WorkerBatches
 from ray_learngene.store.store import Store
+from ray_learngene.training.objectives import teacher_logits
 from ray_learngene.training.soft_labels import SoftLabels, joined
 
 # Batches whose soft labels leave the device together: the host waits for each copy, an epoch would fill the device.
@@ -86,7 +87,7 @@ class Answers:
         for index, _ in enumerate(numbers):
             images, targets = next(stream)
             images = images.to(self.device, non_blocking=True)
-            labels = SoftLabels.of(_teacher_logits(ancestry, images, self.autocast), self.cache.k, self.cache.dtype)
+            labels = SoftLabels.of(teacher_logits(ancestry, images, self.autocast), self.cache.k, self.cache.dtype)
             last = index == len(numbers) - 1
             if whole:
                 on_device.append(labels)
@@ -112,14 +113,8 @@ class LiveAnswers:
         """Yield the loader's micro-batches with their soft labels."""
         for images, targets in loader:
             images = images.to(self.device, non_blocking=True)
-            logits = _teacher_logits(self.ancestry, images, self.autocast)
+            logits = teacher_logits(self.ancestry, images, self.autocast)
             yield images, targets, SoftLabels.of(logits, logits.shape[-1], "float32")
-
-
-@torch.no_grad()
-def _teacher_logits(ancestry: Ancestry, images: Tensor, autocast: torch.dtype | None) -> Tensor:
-    with torch.autocast(images.device.type, autocast, enabled=autocast is not None):
-        return ancestry(images)
 
 
 def _numbered(batches: WorkerBatches) -> Iterator[Views]:

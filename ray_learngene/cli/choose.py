@@ -21,7 +21,7 @@ from ray_learngene.store.timings import Timings
 
 log = logging.getLogger(__name__)
 
-LIMITS = {"params": "max_params", "macs": "max_macs", "memory": "max_memory", "latency": "max_latency"}
+LIMITED = ("params", "macs", "memory", "latency")
 
 
 def select_descendant(config: PullConfig, store: Store) -> Manifest:
@@ -34,7 +34,7 @@ def select_descendant(config: PullConfig, store: Store) -> Manifest:
         UserError: there is more than one such set to choose from; lists them.
         NothingWithin: there is none; says which limit excludes the smallest.
     """
-    limits = [parse_quantity(name, value) for name, flag in LIMITS.items() if (value := getattr(config, flag))]
+    limits = [parse_quantity(name, value) for name, value in config.limits.items()]
     timings = device_timings(config, store)
     known = {entry.name: entry for entry in store.entries(["descendant"], under=config.sweep or "")}
     while True:
@@ -52,7 +52,7 @@ def _best(known: list[Entry], config: PullConfig, limits: list[Budget], uri: str
     found = [
         one
         for one in known
-        if numbers_of(one.facts, "top1", *LIMITS)
+        if numbers_of(one.facts, "top1", *LIMITED)
         and config.arm in (None, one.facts.get("arm"))
         and (config.data is None or _same_data(config.data, one.facts.get("data")))
         and (config.learngene is None or config.learngene == one.facts.get("learngene"))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from pathlib import Path
 
-from ray_learngene.cli.choose import LIMITS, device_timings, no_record, select_descendant
+from ray_learngene.cli.choose import LIMITED, device_timings, no_record, select_descendant
 from ray_learngene.config import PullConfig
 from ray_learngene.config.delivery import EXPORT_FORMATS
 from ray_learngene.errors import NothingWithin, UserError
@@ -83,7 +83,7 @@ def _tell(manifest: Manifest, config: PullConfig, store: Store) -> None:
     if isinstance(origin, dict) and origin.get("license"):
         log.info(f"license: {one_line(origin['license'], 100)}")
     row = Entry.of(manifest).facts
-    if not numbers_of(row, "top1", *LIMITS):  # a learngene, or what a script of its own published
+    if not numbers_of(row, "top1", *LIMITED):  # a learngene, or what a script of its own published
         return
     log.info(
         f"{format_quantity('params', row['params'])} parameters, {format_quantity('macs', row['macs'])} MACs, "

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from ray_learngene.data.loader import Batch
-from ray_learngene.training.feature_scores import Probes
+from ray_learngene.training.feature_scores import Probes, vectors_of
 
 
 @dataclass(frozen=True)
@@ -30,14 +31,7 @@ def evaluate_features(
 ) -> FeatureScores:
     """Fit both classifiers to labelled training images and score them on validation images."""
     model.eval()
-
-    def read(batches: Iterable[Batch]) -> tuple[Tensor, Tensor]:
-        vectors, labels = [], []
-        for batch in batches:
-            vectors.append(model(batch[0].to(device)).float().cpu())
-            labels.append(batch[1].cpu())
-        return torch.cat(vectors), torch.cat(labels)
-
+    read = partial(vectors_of, lambda images: model(images.to(device)))
     probes = Probes(*read(bank), classes)
     vectors, labels = read(validation)
     knn, linear = (

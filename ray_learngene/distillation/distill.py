@@ -62,11 +62,7 @@ def distill(
 
 
 def prepare(config: DistillConfig) -> DistillTask:
-    """Read and check everything that a distillation needs.
-
-    Raises:
-        UserError: see the message.
-    """
+    """Read and check everything that a distillation needs."""
     method = create_method(config.method)
     auxiliary_spec(config)
     store = open_store(config, "learngene")

@@ -91,11 +91,7 @@ class Filling:
 
 
 def fill(config: SoftLabelsConfig) -> None:
-    """Compute the soft labels of a distillation that are not cached yet.
-
-    Raises:
-        UserError: see the message.
-    """
+    """Compute the soft labels of a distillation that are not cached yet."""
     store = Store.of(config)
     store.check(write=True)
     if config.compile and not config.workers:  # else it is a matter of the workers' hosts

@@ -188,6 +188,16 @@ class GeneratedVisionTransformer(nn.Module):
         return initialised(self.spec, 0, self.generate(self.genes(), self.spec), self.spec.image)
 
 
+class FittedVisionTransformer(GeneratedVisionTransformer):
+    """A target model whose genes are fitted for some steps before it becomes plain."""
+
+    def __init__(
+        self, spec: Spec, genes: Genes, generate: Callable[[Genes, Spec], State], frozen: Genes, steps: int, lr: float
+    ) -> None:
+        super().__init__(spec, genes, generate, frozen=frozen)
+        self.fit_steps, self.fit_lr = steps, lr
+
+
 class GeneratingMethod(Method):
     """A method whose genes generate the parameters of the auxiliary model and of every descendant."""
 

@@ -28,10 +28,17 @@ from torch import Tensor, nn
 from ray_learngene.config.base import LATER
 from ray_learngene.errors import UserError
 from ray_learngene.methods.base import Learngene
-from ray_learngene.methods.generated import GeneratedVisionTransformer, Genes, State, require_no_statistics
-from ray_learngene.methods.shared_weights import blocks_of, is_head, require_head_size, require_same, singletons
+from ray_learngene.methods.generated import FittedVisionTransformer, Genes, State, require_no_statistics
+from ray_learngene.methods.shared_weights import (
+    blocks_of,
+    fresh_head,
+    is_head,
+    require_head_size,
+    require_same,
+    singletons,
+)
 from ray_learngene.methods.trained_source import SourceMethod, require_order
-from ray_learngene.models.build import build, shapes_of
+from ray_learngene.models.build import shapes_of
 from ray_learngene.models.layout import SCALING, axes, block_lists, chains, family, layered, resampled, roles, split
 from ray_learngene.models.specs import Spec
 
@@ -185,13 +192,6 @@ def grown(genes: Genes, spec: Spec, *, source: Spec) -> State:
     return state
 
 
-class GrowingVisionTransformer(GeneratedVisionTransformer):
-    """A larger model that trains only its growth, for `fit_steps` steps."""
-
-    fit_steps = 0
-    fit_lr = 0.0
-
-
 class LiGO(SourceMethod):
     """Learned linear growth of a smaller trained model."""
 
@@ -225,12 +225,12 @@ class LiGO(SourceMethod):
     def fitting_steps(self) -> int:
         return self.fit
 
-    def adapter(self, learngene: Learngene | None, spec: Spec, *, seed: int = 0) -> GrowingVisionTransformer | None:
+    def adapter(self, learngene: Learngene | None, spec: Spec, *, seed: int = 0) -> FittedVisionTransformer | None:
         """Build the larger model whose growth is to be fitted, with a fresh head if the classes differ."""
         growing = self._growing(learngene, spec, seed)
         return growing if growing.fit_steps else None
 
-    def _growing(self, learngene: Learngene | None, spec: Spec, seed: int) -> GrowingVisionTransformer:
+    def _growing(self, learngene: Learngene | None, spec: Spec, seed: int) -> FittedVisionTransformer:
         made = self.as_made(learngene)
         assert learngene is not None
         source = learngene.spec
@@ -247,11 +247,8 @@ class LiGO(SourceMethod):
         }
         genes = made._start(tensors, source, spec, seed)
         if not inherits_head:
-            fresh = build(spec, seed=seed).state_dict()
-            genes |= {name: tensor for name, tensor in fresh.items() if is_head(name, spec)}
-        growing = GrowingVisionTransformer(spec, genes, partial(grown, source=source), frozen=frozen)
-        growing.fit_steps, growing.fit_lr = made.fit, made.fit_lr
-        return growing
+            genes |= fresh_head(spec, seed)
+        return FittedVisionTransformer(spec, genes, partial(grown, source=source), frozen, made.fit, made.fit_lr)
 
     def _start(self, tensors: State, source: Spec, spec: Spec, seed: int) -> State:
         generator = torch.Generator().manual_seed(seed)

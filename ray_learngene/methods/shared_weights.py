@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ray_learngene.errors import UserError
-from ray_learngene.models.build import head_names, is_plain, shapes_of
+from ray_learngene.models.build import build, head_names, is_plain, shapes_of
 from ray_learngene.models.layout import Axis, axes, block_lists, chains, layered, split
 from ray_learngene.models.specs import Spec, size_of
 from ray_learngene.progress import counted
@@ -56,6 +56,11 @@ def require_head_size(method: str, source: Spec, spec: Spec) -> None:
 def is_head(name: str, spec: Spec) -> bool:
     """Tell whether a parameter belongs to the classification head."""
     return name.startswith(head_names(spec))
+
+
+def fresh_head(spec: Spec, seed: int) -> dict[str, Tensor]:
+    """Return the parameters of the classification head as timm initialises them; of features, none."""
+    return {name: tensor for name, tensor in build(spec, seed=seed).state_dict().items() if is_head(name, spec)}
 
 
 def singletons(tensors: Mapping[str, Tensor], source: Spec, spec: Spec) -> dict[str, Tensor]:

@@ -24,6 +24,7 @@ from torch import nn
 
 from ray_learngene.methods.base import Learngene, Numbers
 from ray_learngene.methods.generated import (
+    FittedVisionTransformer,
     GeneratedVisionTransformer,
     GeneratingMethod,
     Genes,
@@ -32,16 +33,9 @@ from ray_learngene.methods.generated import (
 )
 from ray_learngene.methods.labelled_templates import MATRICES, LabelledTemplates
 from ray_learngene.methods.plain_templates import PlainTemplates
-from ray_learngene.methods.shared_weights import is_head, require_head_size, require_same
-from ray_learngene.models.build import build, build_with, spec_of, under_entry_point_of
+from ray_learngene.methods.shared_weights import fresh_head, is_head, require_head_size, require_same
+from ray_learngene.models.build import build_with, spec_of, under_entry_point_of
 from ray_learngene.models.specs import Spec
-
-
-class ScalerAdapter(GeneratedVisionTransformer):
-    """A target model that fits scalers, biases, norms and head; templates and embeddings are frozen."""
-
-    fit_steps = 0
-    fit_lr = 0.0
 
 
 def _one_or_four(value: tuple[int, ...]) -> tuple[int, ...]:
@@ -147,7 +141,7 @@ class Wave(GeneratingMethod):
     def fitting_steps(self) -> int:
         return self.fit
 
-    def adapter(self, learngene: Learngene | None, spec: Spec, *, seed: int = 0) -> ScalerAdapter | None:
+    def adapter(self, learngene: Learngene | None, spec: Spec, *, seed: int = 0) -> FittedVisionTransformer | None:
         made = self.as_made(learngene)
         assert learngene is not None
         spec = under_entry_point_of(learngene.spec, spec)
@@ -158,9 +152,7 @@ class Wave(GeneratingMethod):
         names = made._templates(spec).frozen(genes, spec)
         frozen = {name: gene for name, gene in genes.items() if name in names}
         trained = {name: gene for name, gene in genes.items() if name not in names}
-        adapter = ScalerAdapter(spec, trained, made._assembled(learngene.spec), frozen=frozen)
-        adapter.fit_steps, adapter.fit_lr = self.fit, self.fit_lr
-        return adapter
+        return FittedVisionTransformer(spec, trained, made._assembled(learngene.spec), frozen, self.fit, self.fit_lr)
 
     @torch.no_grad()
     def _target(self, learngene: Learngene | None, spec: Spec, seed: int) -> State:
@@ -171,8 +163,7 @@ class Wave(GeneratingMethod):
             torch.manual_seed(seed)
             genes = made._resized(learngene.tensors, learngene.spec, spec, self.scalers)
         if spec.classes and not any(is_head(name, spec) for name in genes):
-            fresh = build(spec, seed=seed).state_dict()
-            genes |= {name: tensor for name, tensor in fresh.items() if is_head(name, spec)}
+            genes |= fresh_head(spec, seed)
         return genes
 
     def _require(self, source: Spec, spec: Spec) -> None:

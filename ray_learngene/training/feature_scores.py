@@ -8,7 +8,8 @@ trained on images of the training split as evaluation sees them.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from functools import partial
 
 import numpy as np
 import torch
@@ -27,6 +28,15 @@ def bank_of(images: ImageSet) -> ImageSet:
     """Choose the training images that classifiers are fitted to."""
     count = min(BANK_IMAGES, len(images))
     return Subset(images, np.arange(count) * len(images) // count)
+
+
+def vectors_of(read: Callable[[Tensor], Tensor], batches: Iterable[Batch]) -> tuple[Tensor, Tensor]:
+    """Read the vectors `[N, C]` of images, and their labels `[N]`, to the CPU."""
+    vectors, labels = [], []
+    for batch in batches:
+        vectors.append(read(batch[0]).float().cpu())
+        labels.append(batch[1].cpu())
+    return torch.cat(vectors), torch.cat(labels)
 
 
 class Probes:
@@ -84,11 +94,8 @@ class FeatureScorer:
         self._probes = {}
         for model in models if self.bank is not None else ():
             assert self.bank is not None
-            vectors, labels = [], []
-            for batch in self.bank:
-                vectors.append(self._features(model, batch[0])[OWN].float().cpu())
-                labels.append(batch[1].cpu())
-            self._probes[id(model)] = Probes(torch.cat(vectors), torch.cat(labels), self.classes)
+            vectors, labels = vectors_of(partial(self._vectors, model), self.bank)
+            self._probes[id(model)] = Probes(vectors, labels, self.classes)
 
     @torch.no_grad()
     def score(self, model: nn.Module, batch: Batch) -> Tensor:
@@ -108,6 +115,9 @@ class FeatureScorer:
         loss, images, knn, linear, labelled = row
         scores = {"knn": 100 * knn / labelled, "linear": 100 * linear / labelled} if labelled else {}
         return {**scores, "val_loss": loss / images if images else math.nan}
+
+    def _vectors(self, model: nn.Module, images: Tensor) -> Tensor:
+        return self._features(model, images)[OWN]
 
     @torch.no_grad()
     def _features(self, model: nn.Module, images: Tensor) -> dict[str, Tensor]:

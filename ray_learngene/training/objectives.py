@@ -21,6 +21,13 @@ class Objective(Protocol):
     ) -> dict[str, Tensor]: ...
 
 
+@torch.no_grad()
+def teacher_logits(ancestry: nn.Module, images: Tensor, autocast: torch.dtype | None) -> Tensor:
+    """Return the logits of an ancestry model at a precision; None is the model's own."""
+    with torch.autocast(images.device.type, autocast, enabled=autocast is not None):
+        return ancestry(images)
+
+
 def mean_loss(logits: Any, loss: Callable[[Any], dict[str, Tensor]]) -> dict[str, Tensor]:
     """Compute the loss of logits, or of features; average it over those of several sub-models."""
     if not isinstance(logits, tuple):
@@ -61,15 +68,13 @@ class DistillationObjective:
     def __call__(
         self, model: Engine, images: Tensor, targets: Tensor, soft_labels: SoftLabels | None = None
     ) -> dict[str, Tensor]:
-        teacher = self._teacher_logits(images) if soft_labels is None else soft_labels.logits()
+        if soft_labels is None:
+            assert self.ancestry is not None, "no ancestry model, and no soft labels with the batch"
+            teacher = teacher_logits(self.ancestry, images, self.autocast)
+        else:
+            teacher = soft_labels.logits()
         labels = targets if self.labels else None
         return mean_loss(model(images), lambda logits: self.loss(logits, teacher, labels, self.smoothing))
-
-    @torch.no_grad()
-    def _teacher_logits(self, images: Tensor) -> Tensor:
-        assert self.ancestry is not None, "no ancestry model, and no soft labels with the batch"
-        with torch.autocast(images.device.type, self.autocast, enabled=self.autocast is not None):
-            return self.ancestry(images)
 
 
 class DistillationLoss(nn.Module):
