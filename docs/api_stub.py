@@ -85,6 +85,7 @@ __all__ = NAMES
 class Artefact:
     store: Store
     manifest: Manifest
+    images: dict[str, Any] | None = None
     @property
     def name(self) -> str: ...
     @property

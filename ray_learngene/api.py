@@ -63,16 +63,22 @@ __all__ = [
 ConfigT = TypeVar("ConfigT", bound=Config)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Artefact:
     """A learngene or an ancestry model in a store.
 
     Attributes:
         manifest: Its files with their hashes, settings, metrics and cost.
+        images: Settings of its image set as they were given here; the manifest has no folders of local paths.
     """
 
     store: Store
     manifest: Manifest
+    images: dict[str, Any] | None = None
+
+    def __repr__(self) -> str:
+        one = self.manifest
+        return f"Artefact({one.kind} {one.name!r}, version {one.version}, in {self.store.uri!r})"
 
     @property
     def name(self) -> str:
@@ -127,7 +133,7 @@ def train_ancestry(*, callbacks: Sequence[UserCallback] = (), **settings: Any) -
     from ray_learngene.distillation.train_ancestry import train_ancestry
 
     config = _configure(AncestryConfig, settings)
-    return Artefact(Store.of(config), train_ancestry(config, callbacks))
+    return Artefact(Store.of(config), train_ancestry(config, callbacks), _images_of(config))
 
 
 def distill(*, callbacks: Sequence[UserCallback] = (), **settings: Any) -> Artefact:
@@ -144,7 +150,7 @@ def distill(*, callbacks: Sequence[UserCallback] = (), **settings: Any) -> Artef
     from ray_learngene.distillation.distill import distill
 
     config = _configure(DistillConfig, settings)
-    return Artefact(Store.of(config), distill(config, callbacks))
+    return Artefact(Store.of(config), distill(config, callbacks), _images_of(config))
 
 
 def extract(**settings: Any) -> Artefact:
@@ -157,7 +163,7 @@ def extract(**settings: Any) -> Artefact:
     from ray_learngene.distillation.extract import extract
 
     config = _configure(ExtractConfig, settings)
-    return Artefact(Store.of(config), extract(config))
+    return Artefact(Store.of(config), extract(config), _images_of(config))
 
 
 def sweep(learngene: Artefact | str, *, callbacks: Sequence[Callback] = (), **settings: Any) -> pandas.DataFrame:
@@ -333,12 +339,16 @@ def _named(learngene: Artefact | str) -> dict[str, Any]:
 def _of_learngene(learngene: Artefact | str, settings: dict[str, Any]) -> dict[str, Any]:
     """Return the settings of a sweep with those that its learngene gives."""
     if isinstance(learngene, Artefact):
-        from ray_learngene.config import DataConfig
-
-        made_with = learngene.manifest.metadata["config"]
-        images = {name: made_with[name] for name in DataConfig.model_fields if name in made_with}
+        images = learngene.images or _images_of(learngene.manifest.metadata["config"])
         settings = {"name": learngene.name, **images, **settings}
     return {**_named(learngene), **settings}
+
+
+def _images_of(config: Config | dict[str, Any]) -> dict[str, Any]:
+    """Return the settings of the image set among those of a learngene."""
+    from ray_learngene.config import DataConfig
+
+    return {name: value for name, value in dict(config).items() if name in DataConfig.model_fields}
 
 
 def _configure(cls: type[ConfigT], settings: dict[str, Any]) -> ConfigT:

@@ -51,6 +51,7 @@ __all__ = [
 class Artefact:
     store: Store
     manifest: Manifest
+    images: dict[str, Any] | None = None
     @property
     def name(self) -> str: ...
     @property

@@ -13,6 +13,7 @@ import pytest
 from PIL import Image
 
 import ray_learngene as lg
+from tests.data.image_files import write_class_folders
 from tests.fixtures.write_store import OLD_STORE
 
 
@@ -53,6 +54,26 @@ def test_from_an_ancestry_to_a_table(store: lg.Store, tmp_path: Path) -> None:
     best = table.sort_values(["top1", "params"], ascending=[False, True]).iloc[0]
     scores = lg.evaluate(pulled, data="digits", val_share=0.1)
     assert scores.top1 == pytest.approx(best["top1"])
+
+
+def test_a_sweep_finds_the_folder_that_its_learngene_was_trained_on(tmp_path: Path) -> None:
+    for split in ("train", "val"):
+        write_class_folders(tmp_path / "far" / "photos" / split, {"cat": 4, "dog": 4})
+    gene = lg.distill(
+        data=tmp_path / "far" / "photos",
+        alpha=0,
+        store=tmp_path / "store",
+        name="gene",
+        preset="nano",
+        depth=2,
+        method="sws:stages=1-1",
+        epochs=0,
+        batch_size=4,
+        workers=0,
+    )
+    assert repr(gene) == f"Artefact(learngene 'gene', version {gene.manifest.version}, in {gene.store.uri!r})"
+    assert gene.manifest.metadata["config"]["data"] == "photos"  # others need not know where
+    assert lg.plan(gene, depths=2, epochs=1, batch_size=4).selection.specs[0].spec.depth == 2
 
 
 @pytest.mark.parametrize(
