@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -11,7 +12,7 @@ from benchmarks.proof.charges import Charges
 from benchmarks.proof.table import Row, table
 from ray_learngene.compare.front import Front, schedules
 from ray_learngene.compare.significance import Difference, paired
-from ray_learngene.compare.summary import cost
+from ray_learngene.compare.summary import Cost, cost
 
 MANY = 10  # sizes of the promise
 
@@ -80,15 +81,26 @@ class Saving(NamedTuple):
 
     Attributes:
         sizes: Of the sizes that were trained.
-        ten: Of `MANY` sizes with the same means.
-        with_teacher: The same, with the training of the teacher.
-        bound: `<`, `>` or `~` where the reference's front does not reach so far.
+        pays: What the reference pays for one size, mean over them.
+        spent: What the arm costs.
+        whole: The same with the training of its teacher.
+        bound: `<`, `>`, `~` or nothing, see `Front.saving`.
     """
 
     sizes: float
-    ten: float
-    with_teacher: float
+    pays: float
+    spent: Cost
+    whole: Cost
     bound: str
+
+    def times(self, sizes: int, *, teacher: bool = False) -> float:
+        """How many times less a number of sizes costs, each as a size costs on average."""
+        return sizes * self.pays / (self.whole if teacher else self.spent).total(sizes, search=False)
+
+    def break_even(self, *, teacher: bool = False) -> float:
+        """The number of sizes from which on the arm costs less; infinite if a size costs more than the reference's."""
+        arm = self.whole if teacher else self.spent
+        return arm.once / (self.pays - arm.each) if self.pays > arm.each else math.inf
 
 
 def saving(everything: pandas.DataFrame, arm: pandas.DataFrame, unit: str, reference: str) -> Saving | None:
@@ -101,8 +113,7 @@ def saving(everything: pandas.DataFrame, arm: pandas.DataFrame, unit: str, refer
     spent = cost(arm, unit)
     shared = [size for size in arm.groupby(["width", "depth"]).groups if size in front.points]
     pays = factor * spent.total(len(shared), search=False) / len(shared)
-    ten, whole = (MANY * pays / one.total(MANY, search=False) for one in (spent, cost(arm, unit, ancestry=True)))
-    return Saving(factor, ten, whole, bound.replace("=", ""))
+    return Saving(factor, pays, spent, cost(arm, unit, ancestry=True), bound.replace("=", ""))
 
 
 def _whole(everything: pandas.DataFrame, arm: pandas.DataFrame, said: str, unit: str, reference: str) -> str:
@@ -114,5 +125,5 @@ def _whole(everything: pandas.DataFrame, arm: pandas.DataFrame, said: str, unit:
     total = cost(arm, unit).total(arm["depth"].nunique(), search=False) / scale
     return (
         f"| {said} | {name} | {total:,.4g} | {saved.bound}{saved.sizes:.2f} "
-        f"| {saved.ten:.2f} | {saved.with_teacher:.2f} |"
+        f"| {saved.times(MANY):.2f} | {saved.times(MANY, teacher=True):.2f} |"
     )

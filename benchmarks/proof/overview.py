@@ -81,4 +81,5 @@ def _factors(arm: pandas.DataFrame, scores: pandas.Series, everything: pandas.Da
     flops, seconds = (saving(everything, arm, unit, SCRATCH) for unit in ("flops", "seconds"))
     if flops is None or seconds is None:
         return ["", "", ""]
-    return [f"{flops.bound}{flops.ten:.1f}", f"{flops.with_teacher:.1f}", f"{seconds.bound}{seconds.ten:.1f}"]
+    ten, whole, faster = flops.times(MANY), flops.times(MANY, teacher=True), seconds.times(MANY)
+    return [f"{flops.bound}{ten:.1f}", f"{whole:.1f}", f"{seconds.bound}{faster:.1f}"]

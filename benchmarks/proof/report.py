@@ -17,6 +17,7 @@ from benchmarks.proof.against import against_front
 from benchmarks.proof.between import ROWS as DEPTH_ROWS
 from benchmarks.proof.between import depth_lines
 from benchmarks.proof.charges import Charges
+from benchmarks.proof.many_sizes import lines as lines_of_many_sizes
 from benchmarks.proof.overview import overview
 from benchmarks.proof.run import ROWS, read_rows
 from benchmarks.proof.table import REFERENCES, Row, cost_together
@@ -177,7 +178,8 @@ def page(rows: Sequence[Row], charges: Charges | None, moved: Sequence[Row] = ()
     table = transfer_lines(moved)
     transfer = ["## Other image sets, six layers", "", TRANSFER, "", *table, ""] if table else []
     untuned = ["## Every depth, untuned", "", EVERY_DEPTH, "", *depth_lines(expanded), ""] if expanded else []
-    return "\n".join([f"# Results\n\n{made}\n{BOUNDS}\n{report(rows, charges)}\n", *untuned, *transfer])
+    many = ["## cifar10, how many sizes pay", "", *lines_of_many_sizes(list(rows), charges), ""]
+    return "\n".join([f"# Results\n\n{made}\n{BOUNDS}\n{report(rows, charges)}\n", *many, *untuned, *transfer])
 
 
 def main() -> None:

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
 
-from benchmarks.proof.against import against_front
+from benchmarks.proof.against import Saving, against_front
 from benchmarks.proof.charges import Charges
+from benchmarks.proof.many_sizes import figure, lines, savings
 from benchmarks.proof.overview import overview
 from benchmarks.proof.report import made_once, report
 from benchmarks.proof.table import table
-from ray_learngene.compare.summary import cost
+from ray_learngene.compare.summary import Cost, cost
 
 TEACHER = {"sha256": "t", "cost": {"flops": 8e12}, "cpu_seconds": 80.0}
 LEARNGENE = {"sha256": "l", "name": "gene", "cost": {"flops": 3e12, "teacher_flops": 1e12}, "cpu_seconds": 40.0}
@@ -153,3 +155,21 @@ def test_the_overview_has_the_arms_with_all_of_its_depths() -> None:
     named = [line.split(",")[0] for line in overview([*ROWS, *deeper], "cifar10", (12, 15))[2:]]
     assert named == ["| scratch", "| any-size", "| any-size"]  # scratch of 40 epochs has no 15 layers
     assert overview([*ROWS, *deeper], "cifar10", (3, 9)) == [] == overview([], "cifar10", (3, 12))
+
+
+def test_sizes_share_what_is_made_once() -> None:
+    saved = Saving(1.0, pays=5.0, spent=Cost(100, 12, 1), whole=Cost(100, 20, 1), bound="")
+    assert [saved.times(sizes) for sizes in (1, 3, 12)] == [5 / 13, 15 / 15, 60 / 24]
+    assert (saved.break_even(), saved.break_even(teacher=True)) == (3, 5)
+    assert saved._replace(pays=1.0).break_even() == math.inf
+
+
+def test_the_figure_of_many_sizes_draws_what_the_table_says() -> None:
+    rows = [*ROWS[:4], *(gene(depth, top1, arm="any-size-tuned") for depth, top1 in ((3, 52.0), (12, 56.0)))]
+    found = savings(rows, "flops")
+    assert [series.arm for series, _ in found] == ["any-size-tuned"]
+    pays = ((2 * 4) ** 0.5 + (8 * 16) ** 0.5) / 2  # of one size, with 4 for the learngene and 1 for tuning
+    ten, hundred = 10 * pays / 14, 100 * pays / 104
+    assert f"| any-size, 10 | FLOPs | {4 / (pays - 1):.1f} | {ten:.1f} | {hundred:.1f} |" in lines(rows, None)[2]
+    drawn = figure(found).axes[0].lines[0]
+    assert dict(drawn.get_xydata())[10] == pytest.approx(ten)
