@@ -22,11 +22,14 @@ _POSITIONAL = {
 _ALIASES = {
     "accumulation": ("--grad-accum-steps",),
     "auto_augment": ("--aa",),
+    "batch_size": ("-b",),
     "ema": ("--model-ema-decay",),
     "follow": ("--wait",),
     "imported": ("--import",),
     "image_size": ("--img-size",),
     "interpolation": ("--train-interpolation",),
+    "loader_workers": ("--num-workers",),
+    "lr": ("--learning-rate",),
     "precision": ("--amp-dtype",),
     "repeats": ("--aug-repeats",),
 }

@@ -109,7 +109,9 @@ def _parse(arguments: list[str]) -> tuple[Any, ...] | None:
     known, unknown = parser.parse_known_args(arguments[words:])
     if unknown:
         flag = unknown[0].split("=")[0]
-        near = did_you_mean(flag, (name for field in cls.model_fields for name in flags_of(field)))
+        known_flags = {name.lstrip("-"): name for field in cls.model_fields for name in flags_of(field)}
+        near = did_you_mean(flag.lstrip("-"), known_flags).replace("mean ", "mean --")
+        near = near or f"; see `learngene {command} --help`"
         raise UserError(f"{command}: unknown argument {flag!r}{near}")
     flags = vars(known)
     recipes, print_config = flags.pop("config", None), flags.pop("print_config", False)

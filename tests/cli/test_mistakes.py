@@ -133,6 +133,7 @@ MISTAKES: dict[str, tuple[tuple[str, ...], str]] = {
     "DINOv3's own name": (("plan", "--student", "dinov3_vits16"), "patch16_dinov3"),
     "no such command": (("distil",), "unknown command 'distil'; did you mean distill?"),
     "a flag of another name": (("list", "--jsn"), "list: unknown argument '--jsn'; did you mean --json?"),
+    "a flag like no other": (("distill", "--amp"), "unknown argument '--amp'; see `learngene distill --help`"),
     "no such flag": (("sweep", "--epoch", "3"), "unknown argument '--epoch'; did you mean --epochs?"),
     "nothing to evaluate": (("evaluate", "--data", "digits"), "--model is required"),
     "a flag without its value": (("sweep", "--epochs"), "expected one argument"),
