@@ -189,7 +189,7 @@ def _reason(said: str) -> str:
     if (twice := re.search(r"got multiple values for keyword argument", said)) is not None:
         return f"timm's entry point fixes its size: {twice[0]}"
     said = said.partition("; its own is ")[0]
-    said = re.sub(r"^[\w.-]+( \([^:]*\))?: ", "", said).removeprefix("timm refuses this size: ")
+    said = re.sub(r"^[\w.-]+( \([^:]*\))?: ", "", said).replace("timm refuses this size", "timm refuses another size")
     return re.sub(r"\d+", "N", said).replace("|", "/").strip()
 
 
