@@ -59,6 +59,10 @@ def choices(record: Record) -> dict[str, Sizes]:
     sets = {
         "two widths, two depths": corners,
         "the same, and the middle": [*corners, middle],
+        "the same, and every other width at the middle depth": [
+            *corners,
+            *((width, depths[len(depths) // 2]) for width in widths[1:-1]),
+        ],
         "three widths, one of them at two depths": [
             *((wide, shallow), (wide, deep), (narrow, deep)),
             (widths[len(widths) // 2], deep),

@@ -187,7 +187,7 @@ class MeasureConfig(StoreConfig):
     widths: OptionalWholeNumbers = Field(
         None,
         description="widths of the learngene; default: those that were trained. Of several, the smallest and the "
-        "largest are timed at two depths, and one between them",
+        "largest are timed at two depths, and every other at one",
     )
     device: str | None = Field(None, description="what to call the device; default: the name of its CPU or GPU")
     runtime: Literal["onnxruntime", "torch"] = Field(

@@ -113,9 +113,10 @@ def write_script(path: Path) -> None:
 def sizes_to_time(expander: Expander, depths: str | None, widths: str | None) -> list[Spec]:
     """Return the sizes from which all others are predicted.
 
-    Of one width three depths; of several widths the smallest and the largest at two depths each, and a size in the
-    middle, which tells the error. Of an architecture of several stages each stage is grown alone, and all together.
-    Depths that are named are all timed at the largest width, and the others at the last of them.
+    Of one width three depths, of several the smallest and the largest at two depths each, and all others at a depth
+    in the middle, which tells the error; of two widths the larger one. Of an architecture of several stages each stage
+    is grown alone, and all together. Depths that are named are all timed at the largest width, and the others at the
+    last of them.
     """
     source = expander.stored.learngene.spec
     many = sorted(
@@ -133,7 +134,8 @@ def sizes_to_time(expander: Expander, depths: str | None, widths: str | None) ->
         return [*found, *expander.sizes(str(found[-1].depth), rest)] if rest else found
     ends = f"{many[0]},{many[-1]}"
     found = expander.sizes(",".join(map(str, sorted({least, source.depth}))), ends)
-    return [*found, *expander.sizes(str(middle), str(many[len(many) // 2]))]
+    between = many[1:-1] or many[-1:]
+    return [*found, *expander.sizes(str(middle), ",".join(map(str, between)))]
 
 
 def _models(config: MeasureConfig, sized: _Sized | None, scratch: Path) -> Iterator[Named]:

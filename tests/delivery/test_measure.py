@@ -24,6 +24,7 @@ from ray_learngene.delivery import measure as script
 from ray_learngene.delivery.device import sizes_to_time
 from ray_learngene.delivery.expand import Expander
 from ray_learngene.models.budgets import Budget
+from ray_learngene.models.specs import Spec
 from ray_learngene.store.store import Store
 from ray_learngene.store.timings import Timings, read_records
 from ray_learngene.sweeps.plan import plan
@@ -291,15 +292,17 @@ def test_a_budget_names_its_device() -> None:
     assert budget.admits({"latency@pi/onnxruntime-int8": 8.0, "params": 1}) and not budget.admits({"params": 1})
 
 
-def test_three_depths_are_timed_and_five_sizes_where_widths_were_trained(store: Store, tmp_path: Path) -> None:
-    def timed(method: str, *given: str | None) -> list[tuple[int, int]]:
+def test_three_depths_are_timed_and_every_width_that_was_trained(store: Store, tmp_path: Path) -> None:
+    def timed(method: str, *given: str | None, spec: Spec = SPEC) -> list[tuple[int, int]]:
         name = f"g{len(store.manifests('learngene'))}"
-        publish_learngene(tmp_path, method, name)
+        publish_learngene(tmp_path, method, name, spec)
         return [(one.width, one.depth) for one in sizes_to_time(Expander.open(store, name), *given)]
 
     assert timed("any-size", None, None) == [(48, 2), (48, 4), (48, 6)]
     assert sorted(timed("any-size:widths=16-32", None, None)) == [(16, 2), (16, 6), (32, 4), (48, 2), (48, 6)]
     assert sorted(timed("any-size:widths=32", None, None)) == [(32, 2), (32, 6), (48, 2), (48, 4), (48, 6)]
+    four = timed("any-size", None, "16,32,48,64", spec=SPEC.replace(width=64, heads=4))
+    assert sorted(four) == [(16, 2), (16, 6), (32, 4), (48, 4), (64, 2), (64, 6)]
     assert sorted(timed("any-size:widths=32", "2,6", None)) == [(32, 6), (48, 2), (48, 6)]
     assert timed("any-size", "1,5", None) == [(48, 1), (48, 5)]
 
