@@ -21,8 +21,9 @@ from torch import Tensor, nn
 
 from ray_learngene.ancestry.origin import log_license, origin_of
 from ray_learngene.config.image import RGB, ImageShape
-from ray_learngene.errors import UserError, did_you_mean, reason_of
+from ray_learngene.errors import UserError, reason_of
 from ray_learngene.io.scratch import scratch_folder
+from ray_learngene.models.architectures import no_model
 from ray_learngene.models.compile import compile_layers
 from ray_learngene.models.families.made import refuse_depth
 from ray_learngene.models.features import Read, gives_features
@@ -215,7 +216,7 @@ def create_timm(name: str, flag: str, **arguments: Any) -> nn.Module:
     on_hub = name.startswith("hf-hub:")
     try:
         if not on_hub and not timm.is_model(name.split(".")[0]):
-            raise UserError(f"{flag} {name}: {_near(name)}")
+            raise no_model(name, flag)
         if not (pretrained or on_hub):
             refuse_depth(f"{flag} {name}", arguments)
             sketch = None
@@ -246,22 +247,6 @@ def _quiet_hub() -> Iterator[None]:
         yield
     finally:
         hub_logging.set_verbosity(before)
-
-
-def _near(name: str) -> str:
-    """Why timm does not know a name, and what it may stand for."""
-    if name.startswith(("ancestries/", "descendants/")):
-        return f"timm has no such model; write store:{name} for one in the store"
-    folder = Path(name).expanduser()
-    if folder.is_dir():
-        return f"this is a folder; write local-dir:{name} for a timm model folder"
-    if folder.parent.is_dir() and folder.suffix in (".safetensors", ".bin", ".pth", ".pt"):
-        return f"this is a file; give the timm model folder that it is in, local-dir:{folder.parent}"
-    if name.count("/") == 1:
-        return f"timm has no such model; write hf-hub:{name} for one on the hub, local-dir:{name} for a folder"
-    near = did_you_mean(name.split(".")[0], timm.list_models(), most=3)
-    others = "; write store:ancestries/NAME for one in the store, local-dir:FOLDER for a folder"
-    return f"timm has no such model{near or others}"
 
 
 def _not_fetched(error: BaseException) -> str:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ray_learngene.config import (
+    AncestryConfig,
     BenchConfig,
     DataConfig,
     EvaluateConfig,
@@ -20,6 +21,7 @@ from ray_learngene.config.data import check_image_set
 from ray_learngene.config.methods import check_method
 from ray_learngene.config.training import StoreConfig
 from ray_learngene.errors import UserError
+from ray_learngene.models.architectures import may_exist, no_architecture, no_model
 from ray_learngene.models.budgets import Budget, parse_quantity
 
 _STORED = "store:ancestries/"
@@ -33,13 +35,16 @@ def check_named(config: Any) -> None:
     Raises:
         UserError: a limit cannot be read, or something is not there.
     """
-    arms = config.arms if isinstance(config, SelectionConfig) else ()
-    if isinstance(config, BenchConfig):
-        arms = tuple(arm.method for arm in config.arms.values())
-    for text in (*_given(config, "method"), *arms):
+    for text in (*_given(config, "method"), *(config.arms if isinstance(config, SelectionConfig) else ())):
         check_method(text)
+    for name, arm in config.arms.items() if isinstance(config, BenchConfig) else ():
+        try:
+            check_method(arm.method)
+        except UserError as error:
+            raise UserError(f"arm {name!r}: {error}") from None
     if isinstance(config, DataConfig) and config.data:
         check_image_set(config.data)
+    _check_architectures(config)
     budgets = [Budget.parse(text) for text in getattr(config, "budgets", None) or ()]
     if isinstance(config, LimitsConfig):
         budgets += [parse_quantity(quantity, text) for quantity, text in config.limits.items()]
@@ -69,6 +74,18 @@ def check_named(config: Any) -> None:
             store.manifest("ancestry", name)
         for device in sorted(devices):
             Timings.load(store, device)
+
+
+def _check_architectures(config: Any) -> None:
+    for name in _given(config, "student"):
+        if not may_exist(name):
+            raise no_architecture(name)
+    given = {field: getattr(config, field, None) for field in ("ancestry", "source")}
+    if isinstance(config, AncestryConfig):
+        given["model"] = config.model
+    for field, value in given.items():
+        if value and ":" not in value and not may_exist(value.split(".")[0]):
+            raise no_model(value, f"--{field}")
 
 
 def _given(config: Any, *fields: str) -> list[str]:

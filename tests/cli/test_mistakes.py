@@ -394,6 +394,8 @@ def test_what_is_not_there_is_refused_before_torch_and_ray_are_imported(store: P
     named += ("sweep --data nothing --name x --learngene gene", "expand gene --depth 1 --data nothing")
     named += ("distill --data digits --name x --preset nano --ancestry resnet18 --method swiss",)
     named += ("distill --data digits --name x --preset nano --ancestry resnet18 --method sws:rules=1",)
+    named += ("distill --data digits --name x --student vit_smol --ancestry resnet18", "plan --student vit_smol")
+    named += ("ancestry --data digits --name x --model resnet81", "extract --source resnet81.a1_in1k --name x")
     bench = "bench --data digits --name x --preset nano --ancestry resnet18 --depths 2 --reference a"
     named += (f'{bench} --arms {{"a":{{"method":"magic"}}}}', f'{bench} --arms {{"a":{{"method":"wave:fits=1"}}}}')
     lines = [*(f"{one} --store {store}" for one in named), f"export {tmp_path}", f"evaluate {tmp_path} --data digits"]

@@ -16,7 +16,8 @@ import timm
 from timm.models import build_model_with_cfg
 from torch import nn
 
-from ray_learngene.errors import TooLarge, UserError, did_you_mean, reason_of
+from ray_learngene.errors import TooLarge, UserError, reason_of
+from ray_learngene.models.architectures import no_architecture
 from ray_learngene.models.meta import on_meta
 
 Arguments = dict[str, Any]
@@ -41,7 +42,7 @@ def made(architecture: str, arguments: Mapping[str, Any]) -> Made:
         UserError: timm has no such entry point, or refuses the arguments.
     """
     if not timm.is_model(architecture):
-        raise UserError(f"timm has no architecture {architecture!r}{_near(architecture)}")
+        raise no_architecture(architecture)
     refuse_depth(architecture, arguments)
     try:
         return _made(architecture, json.dumps(arguments, sort_keys=True))
@@ -62,13 +63,6 @@ def refuse_depth(name: str, arguments: Mapping[str, Any]) -> None:
         blocks = sum(n for n in (value if isinstance(value, list | tuple) else [value]) if isinstance(n, int))
         if blocks > MOST_BLOCKS:
             raise TooLarge(f"{name}: {keyword} {blocks:,}: a model has {MOST_BLOCKS:,} blocks at most")
-
-
-def _near(architecture: str) -> str:
-    """Name architectures of a similar name or with a word of it, such as that of `dinov3_vits16`: a message's end."""
-    known, words = timm.list_models(), [word for word in architecture.split("_") if len(word) > 4]
-    having = (name for name in known if any(word in name.split("_") for word in words))
-    return did_you_mean(architecture, known, most=3) or did_you_mean(architecture, having, most=3, likeness=0)
 
 
 def _own(architecture: str, arguments: Mapping[str, Any]) -> str:
