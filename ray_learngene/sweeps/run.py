@@ -77,10 +77,12 @@ def _log_beginning(inputs: SweepInputs, trials: Sequence[Trial]) -> None:
     config, images = inputs.config, inputs.images
     sizes = sorted({inputs.costs[trial.spec]["params"] for trial in trials})
     least = f"{sizes[0]:,.0f} to " if len(sizes) > 1 else ""
+    epochs = sorted({inputs.epochs(trial) for trial in trials})
+    fewest = f"{epochs[0]} to " if len(epochs) > 1 else ""
     steps = len(images.train) // config.batch_size
     where = "in this process" if config.in_process else f"by Ray: CPUs of each training {config.cpus_per_trial:g}"
     log.info(
-        f"{images_text(images)}, {counted(config.epochs, 'epoch')} of {counted(steps, 'step')} of "
+        f"{images_text(images)}, {fewest}{counted(epochs[-1], 'epoch')} of {counted(steps, 'step')} of "
         f"{counted(config.batch_size, 'image')}, {least}{sizes[-1]:,.0f} parameters, {where}"
     )
 
