@@ -115,6 +115,16 @@ def test_pulling_imports_neither_torch_nor_ray() -> None:
     assert not {"torch", "timm", "ray", "pandas"} & set(loaded)
 
 
+@pytest.mark.parametrize("artefact", ["learngenes/sws", "descendants/sizes/*", "sweeps/sizes"])
+def test_showing_needs_neither_torch_nor_pandas(artefact: str) -> None:
+    artefact = next(str(path.relative_to(OLD_STORE)) for path in OLD_STORE.glob(artefact))
+    program = (
+        "import sys; sys.modules.update(dict.fromkeys(['torch', 'timm', 'ray', 'pandas'])); "
+        f"from ray_learngene.cli.main import main; sys.exit(main({['show', artefact, '--store', str(OLD_STORE)]}))"
+    )
+    assert subprocess.run([sys.executable, "-c", program], capture_output=True).returncode == 0
+
+
 def test_editors_see_every_keyword() -> None:
     program = Path(__file__).parents[1] / "docs" / "api_stub.py"
     written = runpy.run_path(str(program))

@@ -145,11 +145,10 @@ def _score(name: str, value: float) -> str:
 
 
 def _print_sweep(store: Store, name: str, *, as_json: bool) -> None:
-    from ray_learngene.cli.sweep import print_leaderboard
+    from ray_learngene.cli.leaderboard import print_leaderboard
     from ray_learngene.pages.spending import spending_lines
     from ray_learngene.store.costs import costed_rows
     from ray_learngene.store.sweeps import read_settings
-    from ray_learngene.sweeps.results import sweep_table
 
     settings = read_settings(store, name)
     if settings is None:
@@ -157,6 +156,6 @@ def _print_sweep(store: Store, name: str, *, as_json: bool) -> None:
     if as_json:
         print(json.dumps({**settings, "rows": costed_rows(store, name)}, indent=2, default=str))
         return
-    print_leaderboard(sweep_table(store, name), settings["budgets"])
+    print_leaderboard(costed_rows(store, name), settings["budgets"])
     for line in spending_lines(store, name):
         print(line)

@@ -44,6 +44,8 @@ def test_the_client_lists_shows_and_pulls(python: Path, tmp_path: Path) -> None:
     assert listed.returncode == 0 and "learngenes/sws" in listed.stdout and "sweeps/sizes" in listed.stdout
     shown = learngene(python, "show", "learngenes/sws", *at)
     assert shown.returncode == 0 and "sws" in shown.stdout
+    board = learngene(python, "show", "sweeps/sizes", *at)
+    assert board.returncode == 0 and "final top-1 %" in board.stdout, board.stderr
     pulled = learngene(python, "pull", *at, "--max-params", "1M", "--out", str(tmp_path / "model"))
     assert pulled.returncode == 0, pulled.stderr
     assert {path.name for path in (tmp_path / "model").iterdir()} >= {"config.json", "model.safetensors"}

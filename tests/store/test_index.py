@@ -22,9 +22,9 @@ from ray_learngene.config import ListConfig, PullConfig, ShowConfig
 from ray_learngene.errors import UserError
 from ray_learngene.io.objects import Objects
 from ray_learngene.store import index
+from ray_learngene.store.costs import costed_rows
 from ray_learngene.store.index import NOTES, SNAPSHOTS, Index
 from ray_learngene.store.store import Store
-from ray_learngene.sweeps.results import sweep_table
 from tests.conftest import S3Server
 from tests.store.folders import make_folder, one_line, publish, row
 from tests.store.proxy import Proxy
@@ -240,7 +240,7 @@ def test_what_was_done_by_hand_is_seen_after_a_rebuild(
     store.objects.delete("descendants/s/b/manifest.json")
     wanted = ["s/a", "s/c", "s/copy"]
     # Results of a sweep never rest on the index alone.
-    assert len(sweep_table(store, "s")) == 3
+    assert len(costed_rows(store, "s")) == 3
     print_list(ListConfig(store=store.uri, rebuild=True))
     assert "rebuilt from 3 manifests" in capsys.readouterr().out
     assert [entry.name for entry in store.entries()] == wanted
@@ -257,7 +257,7 @@ def test_an_odd_row_is_named_and_left_out(
     odd["row"] |= change
     store.publish("descendant", "s/odd", folder, odd)
     with caplog.at_level(logging.WARNING, "ray_learngene"):
-        assert len(sweep_table(store, "s")) == 1
+        assert len(costed_rows(store, "s")) == 1
     assert f"left out: the row of descendants/s/odd ({next(iter(change))}: " in caplog.text
     print_list(ListConfig(store=store.uri))
     if next(iter(change)) in ("top1", "params"):

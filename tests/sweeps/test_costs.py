@@ -6,15 +6,14 @@ import json
 from pathlib import Path
 from typing import Any
 
-import pandas
 import pytest
 
+from ray_learngene.cli.leaderboard import leaderboard
 from ray_learngene.config import AncestryConfig, DistillConfig, SweepConfig
 from ray_learngene.distillation.distill import distill
 from ray_learngene.distillation.train_ancestry import train_ancestry
 from ray_learngene.store.costs import with_whole_costs
 from ray_learngene.store.store import Store
-from ray_learngene.sweeps.results import leaderboard
 from ray_learngene.sweeps.sweep import sweep
 from tests.fixtures.write_store import OLD_STORE
 
@@ -58,9 +57,9 @@ def test_an_unknown_cost_is_none_and_an_old_store_has_costs(store: Store) -> Non
     assert costed[0]["whole_flops"] is None and costed[0]["whole_seconds"] == 2.5 + 8 + 40
     paths = sorted((OLD_STORE / "descendants/sizes").glob("*/manifest.json"))
     rows = [json.loads(path.read_text())["metadata"]["row"] for path in paths]
-    board = leaderboard(pandas.DataFrame(with_whole_costs(rows, Store(str(OLD_STORE)))))
-    taught = board[board["arm"] == "sws"]
-    assert (board["whole_flops"] <= board["undivided_flops"]).all() and (taught["whole_flops"] > 0).all()
+    board = leaderboard(with_whole_costs(rows, Store(str(OLD_STORE))))
+    assert all(line["whole_flops"] <= line["undivided_flops"] for line in board)
+    assert all(line["whole_flops"] > 0 for line in board if line["arm"] == "sws")
 
 
 def test_scratch_costs_what_the_learngene_does_unless_the_sweep_began_otherwise(
@@ -109,4 +108,4 @@ def test_scratch_costs_what_the_learngene_does_unless_the_sweep_began_otherwise(
     again = sweep(SweepConfig(**several, name="old", depths="1", arms="scratch"))
     assert again["descendant"].tolist() == before["descendant"].tolist()
     both = sweep(SweepConfig(**several, name="old", depths="1", arms="scratch", scratch="cost"))
-    assert sorted(both["scratch"]) == ["cost", "epochs"] and len(leaderboard(both)) == 2
+    assert sorted(both["scratch"]) == ["cost", "epochs"] and len(leaderboard(both.to_dict("records"))) == 2

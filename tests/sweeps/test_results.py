@@ -5,10 +5,9 @@ from __future__ import annotations
 import json
 from typing import Any
 
-import pandas
 import pytest
 
-from ray_learngene.cli.sweep import print_leaderboard
+from ray_learngene.cli.leaderboard import print_leaderboard
 from ray_learngene.store.store import Store
 from tests.fixtures.write_store import OLD_STORE
 from tests.pages.rows import models_of, page_of
@@ -27,8 +26,7 @@ def test_a_size_that_was_not_trained_is_marked(noted: bool, capsys: pytest.Captu
     rows = old_rows()
     if noted:
         rows = [{**row, "outside": NOTE if row["depth"] == 1 and row["arm"] == "sws" else None} for row in rows]
-    table = pandas.DataFrame(rows)
-    print_leaderboard(table)
+    print_leaderboard(rows)
     printed, models = capsys.readouterr().out, models_of(page_of(Store(str(OLD_STORE)), rows, "sizes"))
     assert (printed.count("sws *"), printed.count(f"* {NOTE}")) == (noted, noted)
     assert [(one["arm"], one["size"]) for one in models if one["outside"] == NOTE] == [("sws", "16×1")] * noted
