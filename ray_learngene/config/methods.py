@@ -36,7 +36,9 @@ def check_method(text: str) -> None:
     name = method.partition(":")[0]
     known = [*METHOD_OPTIONS, *(point.name for point in entry_points(group=METHODS_GROUP))]
     if name not in known:
-        raise UserError(f"unknown method {name!r}: choose one of {', '.join(known)}")
+        raise UserError(
+            f"unknown method {name!r}: choose one of {', '.join(known)}, or install the package that offers it"
+        )
     if name in METHOD_OPTIONS:
         written_options(method, METHOD_OPTIONS[name])
 
