@@ -172,7 +172,8 @@ class Store(StoreFiles):
         found = self.look_up(kind, name)
         if found is None:
             names = self._names(kind)
-            near = difflib.get_close_matches(name, names, n=3, cutoff=0.5) or names[:3]
+            group = [one for one in names if one.startswith(f"{name.partition('/')[0]}/")]
+            near = difflib.get_close_matches(name, names, n=3, cutoff=0.5) or (group or names)[:3]
             hint = f"there is {', '.join(near)}" if near else f"there is no {kind} at all"
             raise UserError(f"no {kind} {name!r} in {self.uri}: {hint}")
         return found

@@ -69,6 +69,10 @@ def test_an_absent_artefact_names_what_is_near(store: Store, folder: Path) -> No
         store.publish("learngene", name, folder, {})
     with pytest.raises(UserError, match="no learngene 'sws-smal' in .*: there is sws-small$"):
         store.manifest("learngene", "sws-smal")
+    for name in ("a/one", "photos/two"):
+        store.publish("descendant", name, folder, {})
+    with pytest.raises(UserError, match="no descendant 'photos/nothing' in .*: there is photos/two$"):
+        store.manifest("descendant", "photos/nothing")
 
 
 @pytest.mark.parametrize("name", ["", "a/b", "..", ".hidden", "a b", "a\\b", "/a", "a\n", "é", "x" * 129])
