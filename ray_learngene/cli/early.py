@@ -78,7 +78,7 @@ def check_named(config: Any) -> None:
 
 def _check_architectures(config: Any) -> None:
     for name in _given(config, "student"):
-        if not may_exist(name):
+        if not may_exist(name.split(".")[0]):
             raise no_architecture(name)
     given = {field: getattr(config, field, None) for field in ("ancestry", "source")}
     if isinstance(config, AncestryConfig):

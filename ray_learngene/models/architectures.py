@@ -16,7 +16,7 @@ def may_exist(name: str) -> bool:
     """Return False for a name that timm cannot know; True where timm is missing or a method's package may add to it."""
     if not _source() or entry_points(group=METHODS_GROUP):
         return True
-    return name in _names() or f"'{name}'" in _source()  # deprecated names are quoted
+    return name in _names() or bool(name and f"'{name}'" in _source())  # deprecated names are quoted
 
 
 def no_architecture(name: str) -> UserError:

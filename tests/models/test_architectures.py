@@ -12,7 +12,7 @@ def test_the_names_in_timms_files_are_those_that_it_registers() -> None:
     assert set(_names()) == set(timm.list_models()) - _registered_elsewhere()
     assert all(f"'{name}'" in _source() for name in _deprecated_models)
     assert may_exist("resnet18") and may_exist(next(iter(_deprecated_models)))
-    assert not may_exist("resnet81") and not may_exist("vit_tiny")
+    assert not any(map(may_exist, ("resnet81", "vit_tiny", "")))
 
 
 def _registered_elsewhere() -> set[str]:
