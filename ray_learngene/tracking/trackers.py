@@ -11,6 +11,7 @@ from types import MappingProxyType
 from typing import Any, Self
 
 from ray_learngene.config import Config
+from ray_learngene.helper_threads import not_training
 from ray_learngene.provenance import publishable, without_password
 from ray_learngene.store.manifest import FOLDERS, Kind, Manifest
 from ray_learngene.store.store import Store
@@ -100,6 +101,7 @@ class _Feed:
         if self._thread.is_alive():
             log.warning(f"the tracker {self.name} has not ended in {CLOSING_SECONDS:.0f} s: what it has left is lost")
 
+    @not_training()
     def _work(self) -> None:
         while (what := self._queue.get()) is not None:
             if self.failed:

@@ -12,6 +12,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from ray_learngene.helper_threads import cpu_seconds
+
 Seconds = NDArray[np.float64]  # by the clock, and of the device
 
 _MOST_SPANS = 1000  # unread spans: so many that reading them seldom waits for the device
@@ -20,8 +22,9 @@ _MOST_SPANS = 1000  # unread spans: so many that reading them seldom waits for t
 class Clock:
     """Sums the time of one training: its own steps and its share of the work done for several trainings.
 
-    Seconds of the device are CPU seconds of this process, all threads together and without loader processes. They stay
-    nearly the same on a busy machine. On a GPU both numbers are device time, because the host runs ahead of the device.
+    Seconds of the device are CPU seconds of this process, all threads together, without loader processes and trackers.
+    They stay nearly the same on a busy machine. On a GPU both numbers are device time, because the host runs ahead of
+    the device.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -51,7 +54,7 @@ class Clock:
 
     def _mark(self) -> Any:
         if self.device.type != "cuda":
-            return np.array([time.monotonic(), time.process_time()])
+            return np.array([time.monotonic(), cpu_seconds()])
         event = torch.cuda.Event(enable_timing=True)
         event.record()
         return event
