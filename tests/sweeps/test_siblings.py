@@ -356,7 +356,7 @@ def test_the_seconds_of_siblings_are_shares_of_what_was_spent(monkeypatch: pytes
     now = iter([0.0, 6.0, 6.0, 7.0, 8.0, 8.0, 9.0])
     used = iter([0.0, 2.0, 2.0, 2.5, 3.0, 3.0, 3.0])  # of the CPU
     monkeypatch.setattr(time, "monotonic", lambda: next(now))
-    monkeypatch.setattr(time, "process_time", lambda: next(used))
+    monkeypatch.setattr("ray_learngene.training.clock.cpu_seconds", lambda: next(used))
     one, other = (Clock(torch.device("cpu")) for _ in range(2))
     with shared_by([one, other]):
         pass  # from 0 to 6
