@@ -26,15 +26,16 @@ class Series(NamedTuple):
 
     arm: str
     label: str
-    colour: str  # of Okabe and Ito
+    colour: str  # of Okabe and Ito, and an olive of Tol
     untuned: bool = False
 
 
 SERIES = (
     Series("scratch", "scratch", "#000000"),
     Series("distilled", "each size distilled", "#999999"),
-    Series("any-size-views", "any-size, untuned", "#009E73", untuned=True),
-    Series("any-size-untied-20", "any-size untied, untuned", "#56B4E9", untuned=True),
+    Series("any-size-views", "any-size, untuned", "#999933", untuned=True),
+    Series("any-size-untied-taught", "untied for 20, untuned", "#56B4E9", untuned=True),
+    Series("any-size-untied-taught-40", "untied for 40, 2 epochs of tuning", "#009E73"),
     Series("any-size-tuned", "any-size, 10 epochs of tuning", "#0072B2"),
     Series("sws-tuned", "sws, 10", "#CC79A7"),
     Series("ligo-tuned", "ligo, 10", "#E69F00"),
