@@ -108,6 +108,8 @@ def _trained_or_expanded(config: PullConfig, store: Store) -> Manifest | Path:
         trained = select_descendant(config, store)
         log.info(f"trained    {_trained_text(trained)}")
     except NothingWithin as nothing:
+        if config.device and str(nothing) == no_record(store.uri, config.device):
+            raise  # the latency of an expansion is not known either
         log.info(f"trained    {nothing}")
     except Denied as denied:  # an expansion needs no list of the trained ones
         if not config.expand:

@@ -179,7 +179,10 @@ def _explain(error: ValidationError, cls: type[Config], origin: dict[str, str], 
         return f"{name} is required: {cls.model_fields[key].description}"
     if first["type"] == "extra_forbidden":
         return f"{where}: no such setting{did_you_mean(key, cls.model_fields)}"
-    return f"{where}: {message[0].lower()}{message[1:]}, got {_brief(first['input'])}"
+    value = first["input"]
+    parts = value if isinstance(value, list | tuple) else [value]
+    quoted = any(isinstance(part, str) and repr(part) in message for part in parts)
+    return f"{where}: {message[0].lower()}{message[1:]}{'' if quoted else f', got {_brief(value)}'}"
 
 
 _WORDS = {

@@ -190,6 +190,10 @@ def onnx_file(path: str) -> str:
     """Return the ONNX file that is meant by a path, a folder's being model.onnx."""
     file = os.path.join(path, "model.onnx") if os.path.isdir(path) else path
     if not os.path.isfile(file):
+        inside = [os.path.join(path, one) for one in sorted(os.listdir(path))] if os.path.isdir(path) else []
+        exports = [one for one in inside if os.path.isfile(os.path.join(one, "model.onnx"))]
+        if exports:
+            raise Failed(f"{path} has several exports: choose {' or '.join(exports)}")
         raise Failed(f"{path} is no ONNX file, and no folder with a model.onnx: write it with `learngene export`")
     return file
 

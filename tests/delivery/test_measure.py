@@ -258,6 +258,8 @@ def test_budgets_plan_expand_and_pull_use_a_device(
         ("measure --import nowhere.json", "nowhere.json"),
         ("measure made/gene --out made", "made is a folder: name a file"),
         ("measure", "give models, or one of learngene, import and script"),
+        ("export made/x --format nope", "--format: unknown format 'nope'; choose onnx, int8, torch\n"),
+        ("measure both --out r2.json", "both has several exports: choose both/int8 or both/onnx"),
         ("measure made/gene --out r2.json", "is no ONNX file, and no folder with a model.onnx"),
         (
             "measure --learngene gene --device other",
@@ -275,6 +277,9 @@ def test_a_mistake_is_one_line(
     (tmp_path / "r.json").write_text(text)
     (tmp_path / "r8.json").write_text(record(lambda spec: 1.0, [SPEC]))
     (tmp_path / "gene.txt").write_text('{"records": [{"format": 1}]}')
+    for export in ("int8", "onnx"):
+        (tmp_path / "both" / export).mkdir(parents=True)
+        (tmp_path / "both" / export / "model.onnx").touch()
     assert learngene("measure --import r.json --device other") == 0
     if "measure --learngene" in command:
         assert learngene("measure --import r8.json --device other") == 0
