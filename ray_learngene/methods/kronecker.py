@@ -17,6 +17,8 @@ from torch import Tensor
 
 # Standard deviation of the entries of a matrix's templates, at initialisation and in the closed form.
 DEVIATION = 0.02
+# The matrices of a block that have templates; order of the numbers in the options `counts` and `template`.
+MATRICES = ("qkv", "proj", "fc1", "fc2")
 
 
 def kron_sum(scalers: Tensor, templates: Tensor) -> Tensor:

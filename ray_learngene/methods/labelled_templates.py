@@ -41,8 +41,6 @@ from ray_learngene.models.layout import (
 )
 from ray_learngene.models.specs import Spec
 
-# Order of the numbers in the options `counts` and `template`.
-MATRICES = ("qkv", "proj", "fc1", "fc2")
 _VECTOR_DEVIATION = 0.1
 
 

@@ -15,8 +15,7 @@ from torch import Tensor, nn
 from ray_learngene.errors import UserError
 from ray_learngene.methods.elastic import ElasticMethod, ElasticVisionTransformer, require_no_deeper
 from ray_learngene.methods.generated import Generator, Genes, State
-from ray_learngene.methods.shared_weights import inherited_blocks, require_same, singletons
-from ray_learngene.methods.supernet import kept_layers
+from ray_learngene.methods.shared_weights import inherited_blocks, kept_layers, require_same, singletons
 from ray_learngene.models.features import Read
 from ray_learngene.models.layout import chains
 from ray_learngene.models.specs import Spec

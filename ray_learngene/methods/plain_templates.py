@@ -18,6 +18,7 @@ from ray_learngene.errors import UserError
 from ray_learngene.methods.generated import Genes, State, prototype
 from ray_learngene.methods.kronecker import (
     DEVIATION,
+    MATRICES,
     best_templates,
     fitted_scalers,
     interpolate_layers,
@@ -25,7 +26,6 @@ from ray_learngene.methods.kronecker import (
     random_scalers,
     tile,
 )
-from ray_learngene.methods.labelled_templates import MATRICES
 from ray_learngene.models.build import build
 from ray_learngene.models.specs import Spec
 

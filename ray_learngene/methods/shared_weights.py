@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -136,3 +137,12 @@ def inherited_blocks(tensors: Mapping[str, Tensor], source: Spec, spec: Spec, ch
 
 def _is_stored(block: str, tensors: Mapping[str, Tensor]) -> bool:
     return any(name.startswith(f"{block}.") for name in tensors)
+
+
+def kept_layers(depth: int, of: int, rule: Literal["even", "first"]) -> list[int]:
+    """Choose the layers of a slice of `depth` layers: the first ones, or evenly spaced ones from first to last."""
+    if rule == "first" or depth == of:
+        return list(range(depth))
+    if depth == 1:
+        return [0]
+    return [round(layer * (of - 1) / (depth - 1)) for layer in range(depth)]

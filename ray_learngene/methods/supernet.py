@@ -26,17 +26,8 @@ from ray_learngene.methods.elastic import (
     smallest_depth,
 )
 from ray_learngene.methods.generated import Genes, State
-from ray_learngene.methods.shared_weights import inherited_blocks, require_same, singletons
+from ray_learngene.methods.shared_weights import inherited_blocks, kept_layers, require_same, singletons
 from ray_learngene.models.specs import Spec
-
-
-def kept_layers(depth: int, of: int, rule: Literal["even", "first"]) -> list[int]:
-    """Choose the layers of a slice of `depth` layers: the first ones, or evenly spaced ones from first to last."""
-    if rule == "first" or depth == of:
-        return list(range(depth))
-    if depth == 1:
-        return [0]
-    return [round(layer * (of - 1) / (depth - 1)) for layer in range(depth)]
 
 
 class Supernet(ElasticMethod):

@@ -31,7 +31,8 @@ from ray_learngene.methods.generated import (
     State,
     require_no_statistics,
 )
-from ray_learngene.methods.labelled_templates import MATRICES, LabelledTemplates
+from ray_learngene.methods.kronecker import MATRICES
+from ray_learngene.methods.labelled_templates import LabelledTemplates
 from ray_learngene.methods.plain_templates import PlainTemplates
 from ray_learngene.methods.shared_weights import fresh_head, is_head, require_head_size, require_same
 from ray_learngene.models.build import build_with, spec_of, under_entry_point_of

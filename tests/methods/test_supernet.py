@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from ray_learngene.errors import UserError
 from ray_learngene.methods.elastic import ElasticVisionTransformer, at_width, draw_step
 from ray_learngene.methods.registry import create_method
-from ray_learngene.methods.supernet import Supernet, kept_layers
+from ray_learngene.methods.shared_weights import kept_layers
+from ray_learngene.methods.supernet import Supernet
 from ray_learngene.models import costs
 from ray_learngene.models.build import build
 from ray_learngene.models.specs import Spec

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from ray_learngene.errors import UserError
 from ray_learngene.methods.base import Learngene, Method
 from ray_learngene.methods.generated import GeneratedVisionTransformer
-from ray_learngene.methods.kronecker import kron_sum
-from ray_learngene.methods.plain_templates import MATRICES, PARTS
+from ray_learngene.methods.kronecker import MATRICES, kron_sum
+from ray_learngene.methods.plain_templates import PARTS
 from ray_learngene.methods.registry import create_method
 from ray_learngene.models import costs
 from ray_learngene.models.build import build
