@@ -11,7 +11,6 @@ from types import MappingProxyType
 from typing import Any, Self
 
 from ray_learngene.config import Config
-from ray_learngene.helper_threads import not_training
 from ray_learngene.provenance import publishable, without_password
 from ray_learngene.store.manifest import FOLDERS, Kind, Manifest
 from ray_learngene.store.store import Store
@@ -19,6 +18,7 @@ from ray_learngene.tracking.base import Parameters, Reference, Tracker
 from ray_learngene.tracking.mlflow import MLflow
 from ray_learngene.tracking.tensorboard import TensorBoard
 from ray_learngene.tracking.wandb import WandB
+from ray_learngene.training.helper_threads import not_training
 
 KINDS: dict[str, Callable[[str], Tracker]] = {"tensorboard": TensorBoard, "mlflow": MLflow, "wandb": WandB}
 CLOSING_SECONDS = 60.0  # that a command waits at its end for a tracker

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ray_learngene.helper_threads import cpu_seconds
+from ray_learngene.training.helper_threads import cpu_seconds
 
 Seconds = NDArray[np.float64]  # by the clock, and of the device
 

@@ -8,8 +8,8 @@ import time
 import pytest
 import torch
 
-from ray_learngene.helper_threads import not_training
 from ray_learngene.training.clock import Clock
+from ray_learngene.training.helper_threads import not_training
 
 BURNT = 0.3
 
