@@ -228,8 +228,19 @@ def test_workers_join_a_run(cluster: Nodes, store: Path, at_step: Any) -> None:
     train_ancestry(AncestryConfig(**settings, name="elastic", store=str(store), workers="1:2"))
     train_ancestry(AncestryConfig(**settings, name="alone", store=str(store), workers=0))
     cluster.leave(keep=1)
-    for name, tensor in weights(store, "alone").items():
-        torch.testing.assert_close(weights(store, "elastic")[name], tensor, rtol=0, atol=2e-4)
+    elastic, alone = (without_key_biases(weights(store, name)) for name in ("elastic", "alone"))
+    assert elastic.keys() == alone.keys()
+    for name, tensor in alone.items():
+        torch.testing.assert_close(elastic[name], tensor, rtol=0, atol=2e-4)
+
+
+def without_key_biases(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """A key's bias changes no softmax. Its gradient is rounding alone, of which Adam makes steps of any direction."""
+    width = MODEL["embed_dim"]
+    return {
+        name: torch.cat([tensor[:width], tensor[2 * width :]]) if name.endswith("qkv.bias") else tensor
+        for name, tensor in state.items()
+    }
 
 
 def ancestry_command(folder: Path, cluster: Nodes, store: Path, name: str) -> list[str]:
