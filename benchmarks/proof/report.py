@@ -31,11 +31,10 @@ schedule is as accurate. `~`: both occur. `too far below`: on average more than 
 "Above": mean over the sizes, with its 95 % interval over seeds. Learning-rate searches are not included. `distilled`
 trains each size alone from the learngenes' teacher.
 """
-TRANSFER = (
-    "Top-1 in %, mean over tuning seeds of one learngene. All arms train for the same epochs, each set and arm at its "
-    "own rate. The gain is the average over sets, with its 95 % interval over those seeds. It leaves out shares of "
-    "CIFAR-10, all of whose training images the learngenes were made from."
-)
+TRANSFER = """\
+Top-1 in %, mean over tuning seeds of one learngene. All arms train for the same epochs, each set and arm at its own
+rate. The gain is the average over sets, with its 95 % interval over those seeds. It leaves out shares of CIFAR-10, all
+of whose training images the learngenes were made from."""
 EVERY_DEPTH = (
     "Top-1 in % of models made from a learngene without training, `expand --data`. Distillation sampled depths 2 to 12."
 )
