@@ -95,8 +95,10 @@ def plan(
     """
     check_texts(config)
     traits_of(config)  # refuses what a sweep would
+    if config.name:
+        sweep_file(config.name, PLAN)  # refuses a name that no store can hold
     store = Store.of(config)
-    store.check(write=False)
+    store.check(write=bool(config.name and config.calibrate))
     stored = planned or load_learngene(config, store)
     arms = parse_arms(config, stored.learngene)
     sets = open_image_sets(config) if config.data else None
@@ -121,6 +123,8 @@ def plan(
             images = _images(config, arm, choice.spec, learngene, per_epoch * each) if per_epoch else 1
             macs += choice.costs["macs"] * images
     per_arm = config.seeds * max(1, config.lr_search)
+    # it refuses what a sweep would before it times anything
+    cost = _calibrate(config, store, measure, distillation, planned) if config.calibrate else None
     return Plan(
         selection,
         {choice.spec: measure(choice.spec) for choice in selection.specs},
@@ -131,7 +135,7 @@ def plan(
         epochs,
         tuple(dict.fromkeys(outside)),
         None if planned else stored.facts()["learngene_seconds"],
-        _calibrate(config, store, measure, distillation, planned) if config.calibrate else None,
+        cost,
     )
 
 
@@ -158,9 +162,6 @@ def _calibrate(
     """Measure what the sweep will cost; its plan is kept in the store if the sweep has a name."""
     given = {name: getattr(config, name) for name in SweepConfig.model_fields if name in config.model_fields_set}
     settings = SweepConfig(**{**given, "name": config.name or "plan"})
-    if config.name:
-        sweep_file(config.name, PLAN)  # refuses a name that no store can hold
-        store.check(write=True)
     prepared = prepare(settings, store, measure, planned)
     cost = replace(calibrate(prepared.inputs, prepared.wanted, config.price_per_hour), distillation=distillation)
     if config.name:

@@ -86,9 +86,9 @@ def prepare(
         selection = select(config, stored.learngene.spec, len(images.train.classes), measure, store)
         # before anything is timed
         learngenes = load_arms(config, store, arms, selection, stored, _seeds(config))
+        if config.grad_checkpointing:
+            checkpoint_gradients(build(selection.specs[0].spec))  # refuses a model without blocks
         costs = _costs(config, selection, measure)
-    if config.grad_checkpointing:
-        checkpoint_gradients(build(selection.specs[0].spec))  # refuses a model without blocks
     config = config.model_copy(update={"scratch": _scratch(config, earlier)})
     inputs = SweepInputs(config, images, ancestry, store, learngenes, costs)
     before = earlier_rows(store, config.name)
