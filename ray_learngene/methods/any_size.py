@@ -35,18 +35,13 @@ from ray_learngene.methods.elastic import (
 )
 from ray_learngene.methods.generated import Genes, State
 from ray_learngene.methods.one_pass import SubModel, layers_among
-from ray_learngene.methods.shared_weights import inherited_blocks, require_same, singletons
+from ray_learngene.methods.shared_weights import inherited_blocks, nearest_layers, require_same, singletons
 from ray_learngene.methods.sws import layers_per_stage, stage_of_layer
 from ray_learngene.models.build import build, shapes_of
 from ray_learngene.models.layout import block_lists, chains, family, reduced, split
 from ray_learngene.models.specs import Spec
 
 CORRECTION = "correction."  # before the name of the parameter of the auxiliary's layer that a gene corrects
-
-
-def nearest_layers(depth: int, of: int) -> list[int]:
-    """Return the layer of the auxiliary at the same height as each layer of a model: midpoints of equal spans."""
-    return [(2 * layer + 1) * of // (2 * depth) for layer in range(depth)]
 
 
 def untied_layers(depth: int, of: int, stages: int) -> list[int]:

@@ -55,6 +55,10 @@ class ElasticVisionTransformer(GeneratedVisionTransformer):
             for first, spec in enumerate(self.drawn)
         )
 
+    def run_as(self, spec: Spec, images: Tensor) -> Any:
+        """Run one of the `passes`; FLOPs are counted by it."""
+        return self.forward_as(spec, images)
+
     def forward(self, images: Tensor, read: Read | None = None) -> Any:
         """Return logits `[B, classes]`, or features; in training without `split`, one such value per sampled spec."""
         if not self.training:
@@ -112,7 +116,8 @@ class ElasticMethod(GeneratingMethod):
         if learngene is None or not hasattr(made, "shallowest"):
             return None
         source = learngene.spec
-        shallowest, widths = smallest_depth(source, made.shallowest), nested_widths(self.name, source, made.widths)
+        shallowest = smallest_depth(source, made.shallowest)
+        widths = nested_widths(self.name, source, getattr(made, "widths", ()))
         if not shallowest <= spec.depth <= source.depth:
             if shallowest == source.depth:
                 return f"depth {spec.depth} is not {source.depth}, the only depth that {self.name} was trained at"

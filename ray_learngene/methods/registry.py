@@ -15,6 +15,7 @@ from ray_learngene.config.methods import check_method, written_options
 from ray_learngene.errors import UserError
 from ray_learngene.methods.any_size import AnySize
 from ray_learngene.methods.base import Method
+from ray_learngene.methods.early_exit import EarlyExit
 from ray_learngene.methods.kept_blocks import AutoLG, HeurLG
 from ray_learngene.methods.layer_drop import LayerDrop
 from ray_learngene.methods.ligo import LiGO
@@ -41,6 +42,7 @@ _CLASSES: tuple[type[Method], ...] = (
     WeightSelection,
     LiGO,
     Supernet,
+    EarlyExit,
     LayerDrop,
     Mimetic,
     Scratch,

@@ -139,6 +139,11 @@ def _is_stored(block: str, tensors: Mapping[str, Tensor]) -> bool:
     return any(name.startswith(f"{block}.") for name in tensors)
 
 
+def nearest_layers(depth: int, of: int) -> list[int]:
+    """Return the layer of the auxiliary at the same height as each layer of a model: midpoints of equal spans."""
+    return [(2 * layer + 1) * of // (2 * depth) for layer in range(depth)]
+
+
 def kept_layers(depth: int, of: int, rule: Literal["even", "first"]) -> list[int]:
     """Choose the layers of a slice of `depth` layers: the first ones, or evenly spaced ones from first to last."""
     if rule == "first" or depth == of:

@@ -43,6 +43,6 @@ def training_flops(module: nn.Module, image: ImageShape, *, batch: int, steps: i
         draw_step(module, seed, step, steps)
         passes.update(module.passes(batch))
     return TRAINING_PASSES * sum(
-        count * costs.forward_flops(partial(module.forward_as, spec), image, images)
+        count * costs.forward_flops(partial(module.run_as, spec), image, images)
         for (spec, images), count in passes.items()
     )

@@ -18,7 +18,7 @@ ARCHITECTURES = (
     *("vit_small_patch14_reg4_dinov2", "vit_small_patch16_dinov3", "swin_tiny_patch4_window7_224", "convnextv2_atto"),
     *("beit_base_patch16_224", "vit_small_patch16_rope_mixed_224"),
 )
-GENERATING = ("sws", "any-size", "tleg", "share-init", "supernet", "layerdrop", "wave")
+GENERATING = ("sws", "any-size", "tleg", "share-init", "supernet", "early-exit", "layerdrop", "wave")
 EXTRACTING = ("pretrained:truncate=true", "heur-lg:keep=last9", "auto-lg:keep=first9", "weight-selection")
 
 
@@ -39,8 +39,8 @@ def test_an_expansion_to_the_auxiliarys_own_size_computes_its_logits(architectur
         with pytest.raises(UserError, match="values of every layer"):
             method.auxiliary(spec)
         return
-    if text == "layerdrop" and len(chains(spec)) > 1:
-        with pytest.raises(UserError, match="has several: use supernet"):
+    if text in ("layerdrop", "early-exit") and len(chains(spec)) > 1:
+        with pytest.raises(UserError, match="has several: use supernet|early-exit needs a plain vision transformer"):
             method.auxiliary(spec)
         return
     torch.manual_seed(0)
