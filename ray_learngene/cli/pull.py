@@ -10,6 +10,7 @@ from ray_learngene.config import PullConfig
 from ray_learngene.config.delivery import EXPORT_FORMATS
 from ray_learngene.errors import NothingWithin, UserError
 from ray_learngene.io.errors import Denied
+from ray_learngene.io.folders import MODEL_MARK, check_free
 from ray_learngene.io.local import local_path
 from ray_learngene.models.budgets import format_quantity
 from ray_learngene.store.manifest import FOLDERS, KIND_OF, Manifest, parse_artefact
@@ -115,6 +116,8 @@ def _trained_or_expanded(config: PullConfig, store: Store) -> Manifest | Path:
         if not config.expand:
             raise
         log.info(f"trained    {denied}")
+    if config.out and (trained is None or config.expand):
+        check_free(local_path(config.out), config.overwrite, MODEL_MARK)  # here, not after torch is imported
     try:
         from ray_learngene.delivery.expand import UNKNOWN, Expander, size_text
         from ray_learngene.models.sizes import size_name

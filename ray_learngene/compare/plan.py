@@ -10,12 +10,12 @@ from typing import Any
 from ray_learngene.compare.arms import ArmPlan, Distillation
 from ray_learngene.compare.runs import distill_config, preset_of
 from ray_learngene.config import BenchArm, BenchConfig
+from ray_learngene.config.numbers import parse_numbers
 from ray_learngene.distillation.distill import check_depth
 from ray_learngene.errors import UserError
 from ray_learngene.methods.base import Method
 from ray_learngene.methods.pretrained import Pretrained
 from ray_learngene.methods.registry import create_method
-from ray_learngene.models.sizes import parse_numbers
 from ray_learngene.models.specs import Spec
 from ray_learngene.provenance import fingerprint
 from ray_learngene.store.manifest import folder_of

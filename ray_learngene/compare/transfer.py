@@ -17,8 +17,8 @@ from ray_learngene.compare.searches import search_tuning
 from ray_learngene.compare.table import Chosen, current_descendants
 from ray_learngene.compare.tuning import final_sweeps
 from ray_learngene.config import BenchConfig
+from ray_learngene.config.numbers import parse_numbers
 from ray_learngene.data.pipeline import checked_image_sets
-from ray_learngene.models.sizes import parse_numbers
 from ray_learngene.store.manifest import folder_of
 from ray_learngene.store.store import Store
 

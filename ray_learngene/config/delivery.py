@@ -143,6 +143,13 @@ class ExportConfig(QuantizationConfig, DataConfig):
             raise ValueError("int8 static is calibrated on training images: give data, or leave int8 static out")
         return self
 
+    @property
+    def outs(self) -> dict[str, str]:
+        """The folder of each format."""
+        several = len(self.format) > 1
+        out = self.out or f"{self.model.rstrip('/')}-{'export' if several else self.format[0]}"
+        return {format: f"{out}/{format}" if several else out for format in self.format}
+
 
 EXPORT_FORMATS = ("onnx", "int8", "torch")
 

@@ -10,6 +10,7 @@ from ray_learngene.config.base import Config
 from ray_learngene.config.texts import Texts
 
 KINDS = ("tensorboard", "mlflow", "wandb")
+_MLFLOW_SCHEMES = ("sqlite", "postgresql", "mysql", "mssql", "http", "https", "databricks")
 
 
 class TrackingConfig(Config):
@@ -36,6 +37,10 @@ def _tracker(text: str) -> str:
         if "://" in target:
             raise ValueError("tensorboard writes to a local folder: write tensorboard:DIR")
         target = os.path.abspath(os.path.expanduser(target))
+    if kind == "mlflow" and target.partition(":")[0].partition("+")[0] not in _MLFLOW_SCHEMES:
+        raise ValueError(
+            "runs of MLflow are on a server or in a database: write mlflow:http://host:5000 or mlflow:sqlite:///mlflow.db"
+        )
     begin = "sqlite:///"
     if kind == "mlflow" and target.startswith(begin):
         target = begin + os.path.abspath(os.path.expanduser(target.removeprefix(begin)))

@@ -12,19 +12,21 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import ray_learngene.models.timm_import  # noqa: F401  isort:skip  (before the first timm import)
 import torch
 from timm.data import resolve_model_data_config
 from torch import nn
 
 from ray_learngene.config import MeasureConfig
 from ray_learngene.config.delivery import QuantizationConfig
+from ray_learngene.config.numbers import parse_numbers
 from ray_learngene.delivery import measure as clock
 from ray_learngene.delivery.expand import Expander
 from ray_learngene.delivery.export import Exporter, require_packages, spec_facts
 from ray_learngene.errors import UserError
 from ray_learngene.io.errors import clear_errors
 from ray_learngene.models.device import resolve_device
-from ray_learngene.models.sizes import parse_numbers, size_name
+from ray_learngene.models.sizes import size_name
 from ray_learngene.models.specs import Spec
 from ray_learngene.models.timm_folder import load_timm
 from ray_learngene.progress import Progress

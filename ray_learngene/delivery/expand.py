@@ -14,15 +14,16 @@ from torch import nn
 
 from ray_learngene.ancestry.origin import log_license, stored_origin
 from ray_learngene.config import DataConfig, ExpandConfig
+from ray_learngene.config.numbers import parse_depths
 from ray_learngene.data.open import open_image_sets
 from ray_learngene.delivery.accuracy import UNKNOWN, Accuracy, known_accuracy
 from ray_learngene.delivery.evaluate import evaluate_folder
 from ray_learngene.delivery.features import FeatureScores
-from ray_learngene.delivery.folders import check_free, new_folder
 from ray_learngene.delivery.images import head_order
 from ray_learngene.delivery.latency_limit import largest_within_latency
 from ray_learngene.errors import NothingWithin, UserError
 from ray_learngene.io.errors import Denied
+from ray_learngene.io.folders import MODEL_MARK, check_free, new_folder
 from ray_learngene.io.local import local_path
 from ray_learngene.methods.base import Method
 from ray_learngene.methods.registry import create_method
@@ -32,7 +33,7 @@ from ray_learngene.models.card import model_card
 from ray_learngene.models.costs import costs, require_room
 from ray_learngene.models.origin import Origin, data_name
 from ray_learngene.models.preprocessing import Preprocessing
-from ray_learngene.models.sizes import outermost, parse_depths, size_name, sizes_of
+from ray_learngene.models.sizes import outermost, size_name, sizes_of
 from ray_learngene.models.specs import Spec
 from ray_learngene.models.timm_folder import export_timm
 from ray_learngene.progress import counted
@@ -41,7 +42,6 @@ from ray_learngene.store.learngenes import StoredLearngene
 from ray_learngene.store.store import Store
 from ray_learngene.store.timings import Timings
 
-MARK = "config.json"  # what every model folder has
 FACTS = "metrics.json"
 
 log = logging.getLogger(__name__)
@@ -206,7 +206,7 @@ class Expander:
             "origin": self.origin.model_dump(mode="json"),
             **self._provenance,
         }
-        with new_folder(out, overwrite, MARK) as folder:
+        with new_folder(out, overwrite, MODEL_MARK) as folder:
             export_timm(
                 model,
                 folder,
@@ -273,7 +273,7 @@ def expand(config: ExpandConfig) -> list[Expansion]:
     out = local_path(config.out or default)
     outs = {spec: out / size_name(spec) if config.many else out for spec in specs}
     for path in outs.values():
-        check_free(path, config.overwrite, MARK)
+        check_free(path, config.overwrite, MODEL_MARK)
     if config.data:
         expander.check_images(config)
     for spec in outermost(specs) if config.many else ():

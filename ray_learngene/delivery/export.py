@@ -16,6 +16,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import ray_learngene.models.timm_import  # noqa: F401  isort:skip  (before the first timm import)
 import numpy as np
 import torch
 from timm.data import resolve_model_data_config
@@ -26,10 +27,10 @@ from ray_learngene.config.delivery import QuantizationConfig
 from ray_learngene.config.documents import parse_object, read_document
 from ray_learngene.data.image_set import Subset
 from ray_learngene.delivery import onnx_file, torch_file
-from ray_learngene.delivery.folders import check_free, new_folder
 from ray_learngene.delivery.images import ModelImages
 from ray_learngene.delivery.parity import TOLERANCE, Array, Parity, Run, compare, require_equal
 from ray_learngene.errors import UserError
+from ray_learngene.io.folders import EXPORT_MARK, check_free, new_folder
 from ray_learngene.io.local import local_path
 from ray_learngene.models.build import spec_of
 from ray_learngene.models.card import render
@@ -38,7 +39,7 @@ from ray_learngene.progress import counted
 from ray_learngene.provenance import provenance, publishable
 from ray_learngene.store.rows import mapping
 
-FACTS, GOLDEN, CARD = "export.json", "golden.npz", "README.md"
+GOLDEN, CARD = "golden.npz", "README.md"
 FILES = {"onnx": "model.onnx", "int8": "model.onnx", "torch": "model.pt2"}
 _PACKAGES = {"onnx": ("onnx", "onnxscript", "onnxruntime"), "int8": ("onnx", "onnxscript", "onnxruntime"), "torch": ()}
 _GOLDEN_IMAGES = 8
@@ -177,7 +178,7 @@ class Exporter:
             "packages": {name: version(name) for name in ("torch", "timm", *_PACKAGES[format])},
             **provenance(),
         }
-        (folder / FACTS).write_text(json.dumps(facts, indent=2) + "\n")
+        (folder / EXPORT_MARK).write_text(json.dumps(facts, indent=2) + "\n")
         (folder / CARD).write_text(render("export_card.md", **facts))
         return Exported(folder, facts)
 
@@ -268,11 +269,9 @@ def export(config: ExportConfig) -> list[Exported]:
     """
     require_packages(config.format)
     folder = local_path(config.model, "--model")
-    several = len(config.format) > 1
-    out = local_path(config.out or f"{config.model.rstrip('/')}-{'export' if several else config.format[0]}")
-    outs = {format: out / format if several else out for format in config.format}
+    outs = {format: local_path(out) for format, out in config.outs.items()}
     for path in outs.values():
-        check_free(path, config.overwrite, FACTS)
+        check_free(path, config.overwrite, EXPORT_MARK)
     model = load_timm(folder)
     images = _images_of(ModelImages.open(model, config.model, config), config) if config.data else None
     exporter = Exporter(
@@ -280,7 +279,7 @@ def export(config: ExportConfig) -> list[Exported]:
     )
     made = []
     for format, path in outs.items():
-        with new_folder(path, config.overwrite, FACTS) as new:
+        with new_folder(path, config.overwrite, EXPORT_MARK) as new:
             facts = exporter.write(format, new).facts
         made.append(Exported(path, facts))
     return made

@@ -6,6 +6,7 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import ray_learngene.models.timm_import  # noqa: F401  isort:skip  (before the first timm import)
 import numpy as np
 from timm.data import resolve_model_data_config
 from torch import nn

@@ -13,10 +13,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from ray_learngene.config.numbers import parse_numbers
 from ray_learngene.errors import UserError
 from ray_learngene.models.budgets import Budget, Candidate, candidates, largest_within
 from ray_learngene.models.costs import costs
-from ray_learngene.models.sizes import parse_numbers
 from ray_learngene.models.specs import Spec
 from ray_learngene.progress import counted
 

@@ -2,66 +2,16 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from ray_learngene.config.numbers import parse_depths, parse_factors, parse_numbers
 from ray_learngene.config.student import StudentConfig
 from ray_learngene.errors import UserError
 from ray_learngene.models.costs import macs
 from ray_learngene.models.image_fit import require_fit
 from ray_learngene.models.specs import Spec, first_message, preset, spec_for
 from ray_learngene.progress import counted
-
-
-def parse_numbers(flag: str, text: str) -> list[int]:
-    """Read `6-15` or `4,6,8` or a mix, as sorted distinct numbers.
-
-    Raises:
-        UserError: the text is neither.
-    """
-    numbers: set[int] = set()
-    for part in text.split(","):
-        match = re.fullmatch(r"\s*(\d+)\s*(?:-\s*(\d+)\s*)?", part)
-        first, last = (int(match[1]), int(match[2] or match[1])) if match else (0, 0)
-        if not 1 <= first <= last <= 100_000 or last - first >= 1000:
-            raise UserError(
-                f"--{flag} {text}: cannot read {part.strip()!r}; write 6-15 or 4,6,8 "
-                "(1 to 100,000, and a range of at most 1,000)"
-            )
-        numbers.update(range(first, last + 1))
-    return sorted(numbers)
-
-
-def parse_depths(text: str, flag: str = "depths") -> list[int | tuple[int, ...]]:
-    """Total depths as `parse_numbers` reads them, and depths of three stages or more such as `3-3-9-3`.
-
-    Raises:
-        UserError: a part is neither.
-    """
-    found: list[int | tuple[int, ...]] = []
-    for part in text.split(","):
-        stages = part.strip().split("-")
-        if len(stages) > 2 and all(stage.isdecimal() and int(stage) for stage in stages):
-            found.append(tuple(map(int, stages)))
-        else:
-            found += parse_numbers(flag, part)
-    return list(dict.fromkeys(found))
-
-
-def parse_factors(flag: str, text: str) -> list[float]:
-    """Read `0.25,0.5,1` as numbers above 0.
-
-    Raises:
-        UserError: a part is none.
-    """
-    try:
-        factors = [float(part) for part in text.split(",")]
-    except ValueError:
-        factors = [0.0]
-    if not all(0 < factor <= 100 for factor in factors):
-        raise UserError(f"--{flag} {text}: write factors such as 0.25,0.5,1")
-    return factors
 
 
 def factor_depths(source: Spec, factors: str) -> list[int | tuple[int, ...]]:

@@ -7,13 +7,14 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from ray_learngene.config import SelectionConfig
+from ray_learngene.config.numbers import parse_depths, parse_factors, parse_numbers
 from ray_learngene.delivery.latency import Latency
 from ray_learngene.errors import UserError
 from ray_learngene.methods.base import Learngene
 from ray_learngene.models.budgets import Budget, Candidate, candidates, largest_within
 from ray_learngene.models.costs import costs, require_room, training_memory
 from ray_learngene.models.search import Grid, largest_of_grids, parse_stages
-from ray_learngene.models.sizes import outermost, parse_depths, parse_factors, parse_numbers, sizes_of
+from ray_learngene.models.sizes import outermost, sizes_of
 from ray_learngene.models.specs import Spec
 from ray_learngene.progress import Progress
 from ray_learngene.store.learngenes import StoredLearngene

@@ -10,26 +10,18 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any
 
-from ray_learngene.errors import UserError
 from ray_learngene.tracking.base import Parameters, Reference, require, result_numbers
 
 EXPERIMENT = "ray_learngene"  # MLflow's own variable names another
 _TAG = "learngene.run"
 _LONGEST, _AT_ONCE = 500, 100  # of parameters, as every version of MLflow takes them
 _WRITING_SECONDS, _POINTS = 30.0, 700  # a run is written at most so often, with so many points (1,000 of all kinds)
-_SCHEMES = ("sqlite", "postgresql", "mysql", "mssql", "http", "https", "databricks")
 
 
 class MLflow:
     """Writes to a tracking server or a database."""
 
     def __init__(self, uri: str) -> None:
-        scheme = uri.partition(":")[0].partition("+")[0]
-        if scheme not in _SCHEMES:
-            raise UserError(
-                f"--track mlflow:{uri}: MLflow keeps runs on a server or in a database: "
-                "write mlflow:http://host:5000 or mlflow:sqlite:///mlflow.db"
-            )
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")  # its 7 take minutes
         os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # it reports its use to its makers
         for name in ("mlflow", "alembic"):

@@ -398,9 +398,17 @@ def test_what_is_not_there_is_refused_before_torch_and_ray_are_imported(store: P
     named += ("ancestry --data digits --name x --model resnet81", "extract --source resnet81.a1_in1k --name x")
     bench = "bench --data digits --name x --preset nano --ancestry resnet18 --depths 2 --reference a"
     named += (f'{bench} --arms {{"a":{{"method":"magic"}}}}', f'{bench} --arms {{"a":{{"method":"wave:fits=1"}}}}')
+    named += ("plan --learngene gene --depths 6-", "plan --preset nano --width-factor x", "expand gene --depth 0")
+    named += (f"expand gene --depth 1 --out {tmp_path}", f"pull --learngene gene --max-params 99k --out {tmp_path}")
+    named += ("extract --source local-dir:no --name x", "measure --learngene gene --widths 50-")
+    tracked = "distill --data digits --name x --preset nano --ancestry resnet18 --track"
+    named += (f"{tracked} mlflow:file:///tmp/runs", f"{tracked} mlflow:runs", f"{tracked} comet:x")
     lines = [*(f"{one} --store {store}" for one in named), f"export {tmp_path}", f"evaluate {tmp_path} --data digits"]
-    said = "import sys; from ray_learngene.cli.main import main"
-    checks = [f"assert main({one.split()!r}) == 2 and not {{'torch', 'ray'}} & set(sys.modules)" for one in lines]
+    conv = store.parent / "made/conv"
+    lines += [f"export {conv} --out {tmp_path}", f"export {conv} --overwrite --out {tmp_path}"]
+    lines += [f"measure {tmp_path}", f"measure {tmp_path}/gone", f"measure {tmp_path} --runtime torch"]
+    said = "import sys; from ray_learngene.cli.main import main; heavy = {'torch', 'ray', 'mlflow'}"
+    checks = [f"assert main({one.split()!r}) == 2 and not heavy & set(sys.modules)" for one in lines]
     ran = subprocess.run([sys.executable, "-c", "\n".join([said, *checks])], capture_output=True, text=True)
     assert ran.returncode == 0 and ran.stderr.count("learngene: error: ") == len(lines), ran.stderr
 

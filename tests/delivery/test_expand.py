@@ -15,8 +15,8 @@ import ray_learngene as lg
 from ray_learngene.delivery import expand as module
 from ray_learngene.delivery import latency_limit
 from ray_learngene.delivery.expand import Expander
-from ray_learngene.delivery.folders import new_folder
 from ray_learngene.delivery.latency import Latency
+from ray_learngene.io.folders import new_folder
 from ray_learngene.models.budgets import Budget, candidates, parse_quantity
 from ray_learngene.models.costs import costs, parameters
 from ray_learngene.models.specs import Spec, spec_for

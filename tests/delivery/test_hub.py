@@ -25,15 +25,16 @@ def test_the_documented_upload_is_valid_up_to_the_network(tmp_path: Path) -> Non
     assert card.data.license is None and "License: none is stated" in card.text
     for path in folder.iterdir():
         CommitOperationAdd(path_in_repo=path.name, path_or_fileobj=path)
-    lines = re.findall(r"^hf upload .*$", (ROOT / "docs/hub.md").read_text(), re.MULTILINE)
-    assert len(lines) == 1
-    words = shlex.split(lines[0])
-    validate_repo_id(words[2])
-    ran = subprocess.run(
-        [str(Path(sys.executable).with_name("hf")), *words[1:]],
-        cwd=tmp_path,
-        env={**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "hf"), "HF_TOKEN": "none"},
-        capture_output=True,
-        text=True,
-    )
-    assert "offline mode is enabled" in ran.stdout + ran.stderr  # nothing before the first request refuses it
+    (tmp_path / "best-onnx").mkdir()
+    commands = re.findall(r"hf upload [^`\n]+", (ROOT / "docs/hub.md").read_text().replace("`hf upload` sends", ""))
+    assert len(commands) == 2
+    for words in map(shlex.split, commands):
+        validate_repo_id(words[2])
+        ran = subprocess.run(
+            [str(Path(sys.executable).with_name("hf")), *words[1:]],
+            cwd=tmp_path,
+            env={**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "hf"), "HF_TOKEN": "none"},
+            capture_output=True,
+            text=True,
+        )
+        assert "offline mode is enabled" in ran.stdout + ran.stderr  # nothing before the first request refuses it

@@ -256,7 +256,7 @@ def test_budgets_plan_expand_and_pull_use_a_device(
         ("plan --learngene gene --budgets params@other<=5M", "only latency depends on a device"),
         ("measure --import gene.txt", "gene.txt is not a record of measure.py"),
         ("measure --import nowhere.json", "nowhere.json"),
-        ("measure made/gene --out made", "made is a folder: name a file"),
+        ("measure both/onnx --out made", "made is a folder: name a file"),
         ("measure", "give models, or one of learngene, import and script"),
         ("export made/x --format nope", "--format: unknown format 'nope'; choose onnx, int8, torch\n"),
         ("measure both --out r2.json", "both has several exports: choose both/int8 or both/onnx"),
@@ -266,7 +266,7 @@ def test_budgets_plan_expand_and_pull_use_a_device(
             "has timings/other/onnxruntime-fp32-t1-b1-i8-p2-h16: choose",
         ),
         ("measure --learngene gene --device ../pi", "--device ../pi: use letters, digits"),
-        ("measure made/gene --device a/b", "--device a/b: use letters, digits"),
+        ("measure both/onnx --device a/b", "--device a/b: use letters, digits"),
         ("expand gene --depth 3 --device other", "device is where max_latency holds: give max_latency too"),
     ],
 )

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from ray_learngene.delivery.folders import new_folder
+from ray_learngene.io.folders import new_folder
 from ray_learngene.io.scratch import hidden_path, scratch_folder, scratch_path
 
 LEAVES = """
@@ -48,7 +48,7 @@ def test_folders_of_one_process_differ() -> None:
 REPLACES = """
 import os, signal, sys
 from pathlib import Path
-from ray_learngene.delivery.folders import new_folder
+from ray_learngene.io.folders import new_folder
 rename, names = os.rename, []
 def killed(source, target):
     rename(source, target)

@@ -13,6 +13,8 @@ from ray_learngene.errors import UserError
 from ray_learngene.io.errors import clear_errors
 from ray_learngene.io.scratch import hidden_path
 
+MODEL_MARK, EXPORT_MARK = "config.json", "export.json"  # what every folder of a model, of an export has
+
 
 def check_free(out: Path, overwrite: bool, mark: str) -> None:
     """Refuse a target that is there, unless it may be replaced and holds the file `mark` of an earlier call.
