@@ -34,6 +34,7 @@ AGREED = 0.02  # the medians of three parts of the blocks differ by no more
 BUSY = 1.1  # wall time over CPU time on one thread
 TOLERANCE = 1e-3  # of a golden logit in fp32, relative to the largest
 METADATA = "learngene"
+_INSTRUCTIONS = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "avx512_bf16", "amx_int8", "asimddp", "i8mm", "bf16")
 Name = TypeVar("Name")
 
 
@@ -120,13 +121,19 @@ def _digits(value: Any) -> float:
 
 
 def machine(gpu: bool = False) -> dict[str, Any]:
-    """Return what the device is: CPU, board, GPU, cores, governor, system."""
+    """Return what the device is: CPU, board, GPU, cores, governor, system.
+
+    Instructions and cache tell CPUs of one name apart: "AMD EPYC" in a virtual machine has AVX-512 or not.
+    """
+    known = re.sub(r"^(?!flags|Features).*$", "", _read("/proc/cpuinfo"), flags=re.MULTILINE).split()
     found = {
         "cpu": cpu_name(),
         "board": _read("/proc/device-tree/model"),
         "gpu": _output("nvidia-smi", "--query-gpu=name", "--format=csv,noheader").split("\n")[0] if gpu else "",
         "cores": os.cpu_count(),
         "governor": _read("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor"),
+        "instructions": " ".join(one for one in _INSTRUCTIONS if one in known),
+        "l2_cache": _read("/sys/devices/system/cpu/cpu0/cache/index2/size"),
         "system": f"{platform.system()} {platform.machine()}",
     }
     return {name: value for name, value in found.items() if value}
