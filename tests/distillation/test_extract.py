@@ -170,10 +170,12 @@ def test_what_asks_the_ancestry_model_needs_one(changes: dict[str, Any], needs: 
         load_config(DistillConfig, given)
 
 
-def test_a_sweep_of_layerdrop_measures_shallower_models(store: str) -> None:
-    distill(distillation(store, name="dropped", method="layerdrop", depth=3))
-    settings = {key: value for key, value in QUICK.items() if key != "workers"} | {"in_process": True, "name": "drop"}
-    table = sweep(SweepConfig(**settings, store=store, learngene="dropped", arms=("layerdrop",), depths="2,3"))
+@pytest.mark.parametrize("method", ["layerdrop", "early-exit:shallowest=2"])
+def test_a_sweep_of_a_whole_model_measures_shallower_ones(method: str, store: str) -> None:
+    arm = method.partition(":")[0]
+    distill(distillation(store, name=f"whole-{arm}", method=method, depth=3))
+    settings = {key: value for key, value in QUICK.items() if key != "workers"} | {"in_process": True, "name": arm}
+    table = sweep(SweepConfig(**settings, store=store, learngene=f"whole-{arm}", arms=(arm,), depths="2,3"))
     assert set(table["status"]) == {"finished"} and table["outside"].isna().all()
 
 
