@@ -26,10 +26,7 @@ STAGES = [3, 3, 4, 3, 3]
 
 def main() -> None:
     checkout, sizes, teacher, *arguments = sys.argv[1:]
-    sys.path.insert(0, checkout)
-    _register(json.loads(sizes), teacher)
-    if not torch.cuda.is_available():
-        torch.cuda.synchronize = lambda device=None: None  # type: ignore[assignment]
+    prepare(checkout, json.loads(sizes), teacher)
     import datasets  # type: ignore[import-not-found]  # from the authors' checkout
 
     build = datasets.build_dataset
@@ -39,10 +36,24 @@ def main() -> None:
         return images, len(images.classes)
 
     datasets.build_dataset = build_dataset
+    run(checkout, arguments)
+
+
+def prepare(checkout: str, sizes: dict[str, int], teacher: str) -> None:
+    """Let the authors' modules be imported and find their models."""
+    sys.path.insert(0, checkout)
+    _register(sizes, teacher)
+    if not torch.cuda.is_available():
+        torch.cuda.synchronize = lambda device=None: None  # type: ignore[assignment]
     load = torch.load
     torch.load = lambda path, **options: (  # type: ignore[assignment]
-        {"model": load_timm(Path(teacher)).state_dict()} if path == "unused" else load(path, **options)
+        {"model": load_timm(Path(teacher)).state_dict()}
+        if path == "unused"
+        else load(path, **{"weights_only": False, **options})
     )
+
+
+def run(checkout: str, arguments: list[str]) -> None:
     sys.argv = [f"{checkout}/main.py", *arguments]
     runpy.run_path(sys.argv[0], run_name="__main__")
 
@@ -58,8 +69,9 @@ def _register(sizes: dict[str, int], teacher: str) -> None:
     def bench_auxiliary(pretrained: bool = False, **options: Any) -> Any:
         schedule = {**dict.fromkeys(parts, shared), "dim": widths, "transform_flag": [0] * sizes["depth"]}
         return VisionTransformer(
-            img_size=sizes["size"], patch_size=16, embed_dim=widths, depth=sizes["depth"], mlp_ratio=4, qkv_bias=True,
-            num_heads=[sizes["heads"]] * len(STAGES), use_cls_token=False, repeated_times_schedule=schedule, **options,
+            img_size=sizes["size"], patch_size=sizes.get("patch", 16), embed_dim=widths, depth=sizes["depth"],
+            mlp_ratio=4, qkv_bias=True, num_heads=[sizes["heads"]] * len(STAGES), use_cls_token=False,
+            repeated_times_schedule=schedule, **options,
         )  # fmt: skip
 
     @register_model

@@ -26,16 +26,16 @@ class Charges:
     """
 
     def __init__(self, ms: Mapping[str, float], batch: int) -> None:
-        self.ms, self.batch = ms, batch
+        self.ms, self.batch = dict(ms), batch
 
     @classmethod
-    def read(cls, path: Path = SECONDS) -> Charges | None:
+    def read(cls, path: Path = SECONDS, plan: Path = PLAN) -> Charges | None:
         """The measured charges; None where there are none."""
         if not path.exists():
             return None
         rows = json.loads(path.read_text())["rows"]
         ms = {row["step"]: row["ms"] for row in rows}
-        measured = Plan(PLAN.read_text()).measured_as()
+        measured = Plan(plan.read_text()).measured_as()
         return cls({**ms, **{arm: ms[one] for arm, one in measured.items() if one in ms}}, rows[0]["batch"])
 
     def descendant(self, row: Row) -> float:

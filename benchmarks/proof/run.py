@@ -165,7 +165,7 @@ def _teacher(plan: Plan, data: str, places: Places, tallies: Path) -> dict[str, 
     tally = tallies / f"{name}.json"
     if not places.has("ancestries", name):
         run_command(teacher_command(plan, data, places), tally)
-    return _made(places, "ancestries", name, "model.safetensors", tally)
+    return made(places, "ancestries", name, "model.safetensors", tally)
 
 
 def _learngene(plan: Plan, run: Run, places: Places, tallies: Path) -> dict[str, Any]:
@@ -176,11 +176,12 @@ def _learngene(plan: Plan, run: Run, places: Places, tallies: Path) -> dict[str,
     tally = tallies / f"{name}-distillation.json"
     if not places.has("learngenes", name):
         run_command(distill_command(plan, run, places), tally)
-    made = _made(places, "learngenes", name, "learngene.safetensors", tally)
-    return {"name": name, "arm": source.arm, **made, **before}
+    distilled = made(places, "learngenes", name, "learngene.safetensors", tally)
+    return {"name": name, "arm": source.arm, **distilled, **before}
 
 
-def _made(places: Places, kind: str, name: str, weights: str, tally: Path) -> dict[str, Any]:
+def made(places: Places, kind: str, name: str, weights: str, tally: Path) -> dict[str, Any]:
+    """What the manifest of an artefact and the tally of its making say of it."""
     manifest = json.loads((places.store / kind / name / "manifest.json").read_text())
     metadata = manifest["metadata"]
     return {

@@ -57,9 +57,9 @@ def main() -> None:
     loader = batches(plan, ancestry, args.data_dir)
     kept = list(islice(loader, 8))
     sides: dict[str, Callable[[], float]] = {
-        "loader": _cpu_seconds(lambda: next(loader)),
+        "loader": cpu_seconds(lambda: next(loader)),
         **{
-            name: _cpu_seconds(step, STEPS if name in plan.learngenes else 1)
+            name: cpu_seconds(step, STEPS if name in plan.learngenes else 1)
             for name, step in steps(plan, ancestry, kept).items()
         },
     }
@@ -79,7 +79,7 @@ def _flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--data-dir", type=Path, required=True, help="folder with the image sets")
 
 
-def _cpu_seconds(call: Callable[[], object], times: int = 1) -> Callable[[], float]:
+def cpu_seconds(call: Callable[[], object], times: int = 1) -> Callable[[], float]:
     """A function that makes some calls and returns this process's CPU seconds for each."""
 
     def timed() -> float:
