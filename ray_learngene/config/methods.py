@@ -20,7 +20,7 @@ METHOD_OPTIONS: dict[str, tuple[str, ...]] = {
     "weight-selection": ("heads", "qkv"),
     "ligo": ("fit", "fit_lr", "layers", "expanders", "noise"),
     "supernet": ("shallowest", "widths", "random", "layers", "growth"),
-    "early-exit": ("shallowest", "growth", "until"),
+    "early-exit": ("shallowest", "exits", "own", "growth", "until"),
     "layerdrop": ("rate", "layers"),
     "mimetic": ("alpha1", "beta1", "alpha2", "beta2"),
     "scratch": (),

@@ -47,7 +47,7 @@ class ElasticVisionTransformer(GeneratedVisionTransformer):
         """
         self.drawn = self.method.choose(self.spec, generator, done)
 
-    def passes(self, batch: int) -> tuple[tuple[Spec, int], ...]:
+    def passes(self, batch: int) -> tuple[tuple[Any, int], ...]:
         """List the forward passes of this step over a batch: each spec with the number of images it sees."""
         count = len(self.drawn)
         return tuple(
@@ -55,9 +55,9 @@ class ElasticVisionTransformer(GeneratedVisionTransformer):
             for first, spec in enumerate(self.drawn)
         )
 
-    def run_as(self, spec: Spec, images: Tensor) -> Any:
+    def run_as(self, sampled: Any, images: Tensor) -> Any:
         """Run one of the `passes`; FLOPs are counted by it."""
-        return self.forward_as(spec, images)
+        return self.forward_as(sampled, images)
 
     def forward(self, images: Tensor, read: Read | None = None) -> Any:
         """Return logits `[B, classes]`, or features; in training without `split`, one such value per sampled spec."""

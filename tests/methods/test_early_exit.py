@@ -32,10 +32,12 @@ def auxiliary_of(text: str, spec: Spec = SPEC) -> EarlyExitVisionTransformer:
     return noisy(auxiliary)
 
 
+@pytest.mark.parametrize("own", ["", ":own=false"])
 @pytest.mark.parametrize("architecture", ["", *ARCHITECTURES])
-def test_every_exit_is_the_plain_model_of_its_depth(architecture: str) -> None:
+def test_every_exit_is_the_plain_model_of_its_depth(architecture: str, own: str) -> None:
     spec = small(architecture).replace(depth=4, classes=5) if architecture else SPEC
-    method, auxiliary = create_method("early-exit:shallowest=2"), auxiliary_of("early-exit:shallowest=2", spec)
+    text = f"early-exit:shallowest=2:exits=0{own}"
+    method, auxiliary = create_method(text), auxiliary_of(text, spec)
     draw_step(auxiliary.train(), 0, 0, 8)
     images = images_of(spec)
     exits, learngene = auxiliary(images), method.extract(auxiliary)
@@ -47,34 +49,53 @@ def test_every_exit_is_the_plain_model_of_its_depth(architecture: str) -> None:
     assert all(parameter.grad is not None and parameter.grad.any() for parameter in auxiliary.parameters())
 
 
+@pytest.mark.parametrize("checkpointed", [False, True])
+def test_a_gradient_is_that_of_the_plain_models(checkpointed: bool) -> None:
+    auxiliary = auxiliary_of("early-exit:shallowest=2:exits=0").train()
+    auxiliary.set_grad_checkpointing(checkpointed)
+    draw_step(auxiliary, 0, 0, 8)
+    images, names = images_of(SPEC), [name for name, _ in auxiliary.named_parameters()]
+    whole = torch.autograd.grad(sum(one.square().sum() for one in auxiliary(images)), list(auxiliary.parameters()))
+    parts = [auxiliary.forward_as(spec, images).square().sum() for spec in auxiliary.drawn]
+    expected = torch.autograd.grad(sum(parts), list(auxiliary.parameters()))
+    for name, one, other in zip(names, whole, expected, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4, msg=lambda said, name=name: f"{name}: {said}")
+
+
 @given(
     seed=st.integers(0, 99),
     depth=st.integers(1, 16),
     shallowest=st.integers(1, 16),
+    exits=st.integers(0, 6),
     growth=st.floats(0, 4),
     done=st.floats(0, 1),
 )
-def test_a_step_trains_all_depths_up_to_one_that_grows(
-    seed: int, depth: int, shallowest: int, growth: float, done: float
+def test_a_step_trains_depths_up_to_one_that_grows(
+    seed: int, depth: int, shallowest: int, exits: int, growth: float, done: float
 ) -> None:
-    method, spec = EarlyExit(shallowest=shallowest, growth=growth), SPEC.replace(depth=depth)
+    method = EarlyExit(shallowest=shallowest, exits=exits, growth=growth)
+    spec = SPEC.replace(depth=depth)
     depths = [one.depth for one in method.choose(spec, np.random.default_rng(seed), done)]
     first = min(shallowest, depth)
-    assert depths == list(range(depths[0], first - 1, -1)) and first <= depths[0] <= depth
+    assert depths == sorted({*depths}, reverse=True) and first <= depths[-1] <= depths[0] <= depth
+    assert (depths[-1] == first or exits == 1) and len(depths) <= (exits or depth)
+    assert exits or depths == list(range(depths[0], first - 1, -1))
     assert depths[0] == depth or (growth and done < method.until)
     assert depths[0] <= method.choose(spec, np.random.default_rng(seed), 1.0)[0].depth == depth
 
 
-def test_a_step_costs_the_deepest_pass_and_the_heads_of_the_others() -> None:
-    counted = training_flops(auxiliary_of("early-exit:shallowest=2:growth=0"), SPEC.image, batch=4, steps=3)
+def test_a_step_costs_the_deepest_pass_and_blocks_and_heads_of_the_other_exits() -> None:
     alone = {depth: forward_flops(build(SPEC.replace(depth=depth)), SPEC.image, 4) for depth in (5, 6)}
     head = 2 * 4 * SPEC.width * SPEC.classes
-    assert counted == 3 * 3 * (alone[6] + 4 * head) and alone[5] > 4 * head
+    for text, exits, block in (("exits=0", 4, alone[6] - alone[5]), ("exits=0:own=false", 4, 0), ("exits=1", 0, 0)):
+        counted = training_flops(auxiliary_of(f"early-exit:shallowest=2:growth=0:{text}"), SPEC.image, batch=4, steps=3)
+        assert counted == 3 * 3 * (alone[6] + exits * (block + head)), text
 
 
 def test_a_shallower_model_than_the_first_exit_has_its_head_and_a_deeper_one_repeats_layers() -> None:
     auxiliary, method = auxiliary_of("early-exit:shallowest=2"), create_method("early-exit:shallowest=2")
     learngene = method.extract(auxiliary)
+    assert method.last_block(learngene.tensors, 2).keys() == layer_of(build(SPEC), 0).keys()
     one, two, nine, six = (method.expand(learngene, SPEC.replace(depth=depth)).state_dict() for depth in (1, 2, 9, 6))
     assert all(torch.equal(one[name], two[name]) for name in tail_of(SPEC)) and not torch.equal(
         two["head.weight"], six["head.weight"]
