@@ -121,6 +121,8 @@ def _whole(everything: pandas.DataFrame, arm: pandas.DataFrame, said: str, unit:
     saved = saving(everything, arm, unit, reference)
     if saved is None:
         return f"| {said} | no size in common | | | | |"
+    if math.isnan(saved.sizes):
+        return f"| {said} | not timed | | | | |"
     scale, name = (1e12, "TFLOPs") if unit == "flops" else (1, "s")
     total = cost(arm, unit).total(arm["depth"].nunique(), search=False) / scale
     return (

@@ -7,6 +7,7 @@ Validation is left out.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -46,11 +47,14 @@ class Charges:
         return (shared + own) / 1e3 + self._passes(row["teacher_flops"], row.get("teacher")) / row["sweep"]["models"]
 
     def learngene(self, row: Row) -> float:
-        """The distillation that a row's model comes from, with what that started from; 0 without one."""
+        """The distillation that a row's model comes from, with what that started from; 0 without one.
+
+        NaN where its step was not timed.
+        """
         made, total = row.get("learngene"), 0.0
         while made is not None:
             cost = made["cost"]
-            own = cost["steps"] * (self.ms["loader"] + self.ms[made.get("arm", row["arm"])])
+            own = cost["steps"] * (self.ms["loader"] + self.ms.get(made.get("arm", row["arm"]), math.nan))
             total += own / 1e3 + self._passes(cost["teacher_flops"], row["teacher"])
             made = made.get("start")
         return total

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import pandas
@@ -82,4 +83,5 @@ def _factors(arm: pandas.DataFrame, scores: pandas.Series, everything: pandas.Da
     if flops is None or seconds is None:
         return ["", "", ""]
     ten, whole, faster = flops.times(MANY), flops.times(MANY, teacher=True), seconds.times(MANY)
-    return [f"{flops.bound}{ten:.1f}", f"{whole:.1f}", f"{seconds.bound}{faster:.1f}"]
+    timed = f"{seconds.bound}{faster:.1f}" if math.isfinite(faster) else "not timed"
+    return [f"{flops.bound}{ten:.1f}", f"{whole:.1f}", timed]

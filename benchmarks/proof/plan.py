@@ -131,6 +131,10 @@ class Plan:
             if "of" not in made
         }
 
+    def reads_answers(self, arm: str) -> bool:
+        """Tell whether a distillation reads the answers that a teacher gave for a few epochs of views."""
+        return bool(self.learngenes[arm].get("soft_labels"))
+
     def tuning_of(self, arm: str) -> dict[str, Any]:
         return self.learngenes[arm].get("tuning", self.tuning)
 

@@ -39,6 +39,7 @@ from benchmarks.proof.commands import (
 )
 from benchmarks.proof.plan import PLAN, Plan, Run, pending
 from ray_learngene.provenance import provenance
+from ray_learngene.training.flops import TRAINING_PASSES
 
 ROWS = Path(__file__).with_name("rows.jsonl")
 COLUMNS = (
@@ -177,7 +178,16 @@ def _learngene(plan: Plan, run: Run, places: Places, tallies: Path) -> dict[str,
     if not places.has("learngenes", name):
         run_command(distill_command(plan, run, places), tally)
     distilled = made(places, "learngenes", name, "learngene.safetensors", tally)
+    if plan.reads_answers(source.arm) and not (start and plan.reads_answers(start.arm)):
+        distilled["cost"] = _in_full(distilled["cost"], plan, source, _teacher(plan, run.data, places, tallies))
     return {"name": name, "arm": source.arm, **distilled, **before}
+
+
+def _in_full(cost: Mapping[str, Any], plan: Plan, run: Run, teacher: Mapping[str, Any]) -> dict[str, Any]:
+    """Charge a distillation for every stored answer that it read, also where another run had computed it before."""
+    a_pass = teacher["cost"]["flops"] / teacher["cost"]["images"] / TRAINING_PASSES
+    images = cost["images"] * min(1, plan.learngenes[run.arm]["view_epochs"] / run.epochs)
+    return {**cost, "teacher_flops": round(images * a_pass)}
 
 
 def made(places: Places, kind: str, name: str, weights: str, tally: Path) -> dict[str, Any]:

@@ -10,6 +10,7 @@ import pytest
 
 from benchmarks.proof.commands import Places, base_commands, distill_command, sweep_command, teacher_command
 from benchmarks.proof.plan import PLAN, Plan, Run, pending
+from benchmarks.proof.run import ROWS, read_rows
 
 TEXT = """
 base: {width: 8, heads: 1, patch: 8, depth: 4, image: 32}
@@ -142,3 +143,23 @@ def test_arms_whose_step_is_the_same_are_timed_once() -> None:
     assert measured["any-size-views"] == measured["any-size-labelled"] == "any-size-steady"
     assert measured["any-size-untied-40"] == "any-size-untied" != measured["any-size-joint"]
     assert "any-size-tuned" not in measured  # it takes another arm's learngene
+
+
+def test_every_learngene_is_charged_once_for_the_answers_that_it_read() -> None:
+    """Also where another run had computed and kept them."""
+    plan, charged = Plan(PLAN.read_text()), 0
+    for row in read_rows(ROWS):
+        chain, made = [], row.get("learngene")
+        while made is not None:
+            chain.append(made)
+            made = made.get("start")
+        readers = [one for one in chain if one.get("arm", row["arm"]) in plan.learngenes]
+        readers = [one for one in readers if plan.reads_answers(one.get("arm", row["arm"]))]
+        if readers:
+            arm, cost = plan.learngenes[readers[-1].get("arm", row["arm"])], readers[-1]["cost"]
+            epochs = round(cost["steps"] * plan.settings["batch_size"] / (45_000 if row["searching"] else 50_000))
+            a_pass = row["teacher"]["cost"]["flops"] / row["teacher"]["cost"]["images"] / 3
+            full = cost["images"] * min(1, arm["view_epochs"] / epochs) * a_pass
+            assert sum(one["cost"]["teacher_flops"] for one in readers) == pytest.approx(full, rel=1e-3), row["key"]
+            charged += 1
+    assert charged
