@@ -42,13 +42,14 @@ class Side(NamedTuple):
 
 
 def sides(rows: Rows, charges: Charges) -> dict[tuple[str, int], Side]:
-    """Both programs' models by arm and seed; searches are left out."""
+    """Both programs' models by arm and seed; searches and unfinished runs are left out."""
     found: dict[tuple[str, int], list[dict[str, Any]]] = {}
     for row in rows:
         if not row["searching"]:
             made = f"{AUTHORS}' program, rate {row['lr']:g}" if row["arm"] == AUTHORS else row["arm"]
             found.setdefault((f"{made}, {row['epochs']} epochs", row["seed"]), []).append(row)
-    return {name: _side(some, charges) for name, some in found.items()}
+    whole = max(map(len, found.values()))
+    return {name: _side(some, charges) for name, some in found.items() if len(some) == whole}
 
 
 def _side(rows: Rows, charges: Charges) -> Side:
