@@ -1,8 +1,8 @@
-"""Early exits: the first layers of one model serve all depths; each ends in a block, a norm and a head of its own.
+"""Early exits: the first layers of one model are all the smaller ones, each with a norm and a head of its own.
 
-A model of d layers is the first d - 1 of the deepest one, then the block of its exit. So one forward pass through the
-deepest gives what the exits of smaller ones read, and a step trains several depths on all images. The deepest grows
-during the first part of the training: steps are cheap while only shallow layers are trained.
+A model of d layers is the first d of the deepest one. So one forward pass through the deepest gives what the exits of
+smaller ones read, and a step trains all depths on all images. The deepest grows during the first part of the training:
+steps are cheap while only shallow layers are trained. With `own` each exit has a last block of its own too.
 
 Exits with heads of their own: Lee et al., AISTATS 2015 (arXiv 1409.5185); BranchyNet, Teerapittayanon et al., ICPR 2016
 (1709.01686); MSDNet, Huang et al., ICLR 2018 (1703.09844). Growing depth: docs/methods.md. Ours is their use for plain
@@ -113,8 +113,8 @@ class EarlyExit(ElasticMethod):
     name: ClassVar[str] = "early-exit"
 
     shallowest: int = Field(3, ge=1, description="layers of the first exit; the last is behind the whole auxiliary")
-    exits: int = Field(4, ge=0, description="exits of a step: the deepest, the first and random ones; 0: all of them")
-    own: bool = Field(True, description="exits have a last block of their own, not only a norm and a head")
+    exits: int = Field(0, ge=0, description="exits of a step: the deepest, the first and random ones; 0: all of them")
+    own: bool = Field(False, description="exits have a last block of their own, not only a norm and a head")
     growth: float = Field(2, ge=0, description="exponent of the deepest exit over training time; 0: all from the start")
     until: float = Field(0.8, gt=0, le=1, description="share of the training after which all exits are trained")
 

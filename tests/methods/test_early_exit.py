@@ -32,11 +32,11 @@ def auxiliary_of(text: str, spec: Spec = SPEC) -> EarlyExitVisionTransformer:
     return noisy(auxiliary)
 
 
-@pytest.mark.parametrize("own", ["", ":own=false"])
+@pytest.mark.parametrize("own", ["", ":own=true"])
 @pytest.mark.parametrize("architecture", ["", *ARCHITECTURES])
 def test_every_exit_is_the_plain_model_of_its_depth(architecture: str, own: str) -> None:
     spec = small(architecture).replace(depth=4, classes=5) if architecture else SPEC
-    text = f"early-exit:shallowest=2:exits=0{own}"
+    text = f"early-exit:shallowest=2{own}"
     method, auxiliary = create_method(text), auxiliary_of(text, spec)
     draw_step(auxiliary.train(), 0, 0, 8)
     images = images_of(spec)
@@ -51,7 +51,7 @@ def test_every_exit_is_the_plain_model_of_its_depth(architecture: str, own: str)
 
 @pytest.mark.parametrize("checkpointed", [False, True])
 def test_a_gradient_is_that_of_the_plain_models(checkpointed: bool) -> None:
-    auxiliary = auxiliary_of("early-exit:shallowest=2:exits=0").train()
+    auxiliary = auxiliary_of("early-exit:shallowest=2:own=true").train()
     auxiliary.set_grad_checkpointing(checkpointed)
     draw_step(auxiliary, 0, 0, 8)
     images, names = images_of(SPEC), [name for name, _ in auxiliary.named_parameters()]
@@ -87,13 +87,16 @@ def test_a_step_trains_depths_up_to_one_that_grows(
 def test_a_step_costs_the_deepest_pass_and_blocks_and_heads_of_the_other_exits() -> None:
     alone = {depth: forward_flops(build(SPEC.replace(depth=depth)), SPEC.image, 4) for depth in (5, 6)}
     head = 2 * 4 * SPEC.width * SPEC.classes
-    for text, exits, block in (("exits=0", 4, alone[6] - alone[5]), ("exits=0:own=false", 4, 0), ("exits=1", 0, 0)):
+    for text, exits, block in (("own=true", 4, alone[6] - alone[5]), ("own=false", 4, 0), ("exits=1", 0, 0)):
         counted = training_flops(auxiliary_of(f"early-exit:shallowest=2:growth=0:{text}"), SPEC.image, batch=4, steps=3)
         assert counted == 3 * 3 * (alone[6] + exits * (block + head)), text
 
 
 def test_a_shallower_model_than_the_first_exit_has_its_head_and_a_deeper_one_repeats_layers() -> None:
-    auxiliary, method = auxiliary_of("early-exit:shallowest=2"), create_method("early-exit:shallowest=2")
+    auxiliary, method = (
+        auxiliary_of("early-exit:shallowest=2:own=true"),
+        create_method("early-exit:shallowest=2:own=true"),
+    )
     learngene = method.extract(auxiliary)
     assert method.last_block(learngene.tensors, 2).keys() == layer_of(build(SPEC), 0).keys()
     one, two, nine, six = (method.expand(learngene, SPEC.replace(depth=depth)).state_dict() for depth in (1, 2, 9, 6))
