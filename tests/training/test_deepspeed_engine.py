@@ -186,8 +186,8 @@ def test_every_zero_stage_equals_one_plain_process_also_where_the_number_of_work
         start = student(method).state_dict()
         for name, tensor in alone.module.state_dict().items():
             for state in (together, moved.module.state_dict(), last):
-                # other sums of the same gradients: CPUs without AVX-512 differ by up to 5.3e-6
-                torch.testing.assert_close(state[name], tensor, rtol=0, atol=2e-5, msg=f"{method} {stage} {name}")
+                # other sums of the same gradients: they differed by 5.3e-6 on one CPU, which has AVX2 alone
+                torch.testing.assert_close(state[name], tensor, rtol=0, atol=1e-5, msg=f"{method} {stage} {name}")
             assert not torch.equal(tensor, start[name]), f"{name} was not trained"
         for step in (1, 2, 3):  # read and written again by other workers, it is the same bit for bit
             one, other = (
