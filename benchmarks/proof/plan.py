@@ -69,7 +69,10 @@ class Step:
 
 
 class Plan:
-    """The plan as `plan.yaml` states it.
+    """The plan as `plan.yaml` states it. Another plan names it in `extends`, and says only what differs.
+
+    Args:
+        share: Part of the training images that all runs and the teacher see; default: all, or what the plan says.
 
     Attributes:
         base: Size of the model from which the sweeps take everything but the depth.
@@ -84,10 +87,12 @@ class Plan:
             `taught` the teacher's probabilities take the place of labels.
     """
 
-    def __init__(self, text: str) -> None:
+    def __init__(self, text: str, share: float | None = None) -> None:
         values = yaml.safe_load(text)
+        if "extends" in values:
+            values = {**yaml.safe_load(PLAN.with_name(values["extends"]).read_text()), **values}
         self.base: dict[str, int] = values["base"]
-        self.images: dict[str, Any] = values["images"]
+        self.images: dict[str, Any] = values["images"] | ({"train_share": share} if share else {})
         self.settings: dict[str, Any] = values["settings"]
         self.teacher: dict[str, Any] = values["teacher"]
         self.search: dict[str, Any] = values["search"]

@@ -1,5 +1,5 @@
 """python -m benchmarks.proof.run --store DIR --data-dir DIR [--rows FILE.jsonl] [--plan FILE.yaml]
-    [--limit SECONDS] [--dry-run]
+    [--share SHARE] [--limit SECONDS] [--dry-run]
 
 Train the runs of plan.yaml in order of priority, one process with one thread, and append a row for each to the rows.
 Runs that have a row are skipped, so the same command goes on from a committed rows file on a new machine. Where the
@@ -66,12 +66,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--data-dir", type=Path, required=True, help="folder with the image sets")
     parser.add_argument("--rows", type=Path, default=ROWS, help="finished runs, one JSON object a line")
     parser.add_argument("--plan", type=Path, default=PLAN, help="another plan, to try something")
+    parser.add_argument("--share", type=float, help="part of the training images; each share has a store of its own")
     parser.add_argument("--limit", type=float, default=float("inf"), help="start nothing new after this many seconds")
     parser.add_argument("--dry-run", action="store_true", help="print the next command and stop")
     args = parser.parse_args(argv)
     places, began = Places(args.store.absolute(), args.data_dir.absolute()), time.monotonic()
     while time.monotonic() - began < args.limit:
-        plan = Plan(args.plan.read_text())  # again, as it may have been extended meanwhile
+        plan = Plan(args.plan.read_text(), args.share)  # again, as it may have been extended meanwhile
         runs = pending(plan, read_rows(args.rows))
         if not runs:
             return print("nothing left to train")
@@ -135,6 +136,7 @@ def _row(
         "key": plan.key(run),
         **asdict(run),
         "width": plan.base["width"],
+        "share": plan.images.get("train_share", 1),
         "status": result["status"],
         "top1": result["top1"] if finished else None,
         **{name: result.get(name) if finished else None for name in COLUMNS},

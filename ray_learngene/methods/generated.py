@@ -131,7 +131,8 @@ class GeneratedVisionTransformer(nn.Module):
 
     def genes(self) -> State:
         """Return trained and frozen genes by name."""
-        return {gene_of(name): tensor for name, tensor in [*self.named_parameters(), *self.named_buffers()]}
+        own: list[tuple[str, Tensor]] = [*self._parameters.items(), *self._buffers.items()]  # type: ignore[list-item]
+        return {gene_of(name): tensor for name, tensor in own}
 
     def no_weight_decay(self) -> set[str]:
         """Return the names of parameters without weight decay, for timm's optimizer factory."""

@@ -12,13 +12,13 @@ from weakref import WeakKeyDictionary
 
 from torch import Tensor, nn
 
-Places = dict[str, tuple[nn.Module, str]]
+Places = dict[str, tuple[dict[str, Tensor | None], str]]
 _KNOWN: WeakKeyDictionary[nn.Module, Places] = WeakKeyDictionary()
 
 
 @contextmanager
 def swapped(module: nn.Module, tensors: Mapping[str, Tensor]) -> Iterator[None]:
-    """Let parameters and buffers of a module be other tensors.
+    """Let parameters and buffers of a module be other tensors, past the checks of `setattr`, as torch's own swap does.
 
     Args:
         module: Its submodules stay the same ones from call to call.
@@ -30,24 +30,20 @@ def swapped(module: nn.Module, tensors: Mapping[str, Tensor]) -> Iterator[None]:
     if (places := _KNOWN.get(module)) is None:
         places = _KNOWN[module] = _places(module)
     taken = [places[name] for name in tensors]
-    before = [_set(*place, tensor) for place, tensor in zip(taken, tensors.values(), strict=True)]
+    before = [held[name] for held, name in taken]  # all of them first: a place may have two names
     try:
+        for (held, name), tensor in zip(taken, tensors.values(), strict=True):
+            held[name] = tensor
         yield
     finally:
-        for place, tensor in reversed([*zip(taken, before, strict=True)]):  # a place may have two names
-            _set(*place, tensor)
+        for (held, name), own in zip(taken, before, strict=True):
+            held[name] = own
 
 
 def _places(module: nn.Module) -> Places:
     return {
-        f"{path}.{name}" if path else name: (owner, name)
+        f"{path}.{name}" if path else name: (held, name)
         for path, owner in module.named_modules(remove_duplicate=False)
-        for name in (*owner._parameters, *owner._buffers)
+        for held in (owner._parameters, owner._buffers)
+        for name in held
     }
-
-
-def _set(owner: nn.Module, name: str, tensor: Tensor | None) -> Tensor | None:
-    """Put a tensor in place, past the checks of `setattr`, as torch's own swap does; returns what was there."""
-    tensors: dict[str, Tensor | None] = owner._parameters if name in owner._parameters else owner._buffers  # type: ignore[assignment]
-    before, tensors[name] = tensors[name], tensor
-    return before
