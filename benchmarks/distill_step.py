@@ -11,7 +11,8 @@ The comparison is fair. Both sides run in the same workers of one Ray Train run 
 in blocks of steps (A B A B ...), so machine, threads and load are the same. Stochastic depth is off, so both compute
 the same losses; the table has their largest difference. Two warm-up blocks exclude start-up. In `loader` rows both
 sides read and augment images (a loader each, in the training process). All other rows use preloaded batches. On a GPU
-images are random numbers. "ratio, CPU" compares the CPU seconds of one worker, which other programs disturb less.
+images are random numbers. Ratios are medians of the rounds' own. "ratio, CPU" compares the CPU seconds of one worker,
+which other programs disturb less.
 Goal: the package's images/s at least 0.97 of the bare loop's.
 """
 
@@ -35,7 +36,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from benchmarks.measure import arguments, in_turn, machine, medians, publish, seconds_of
+from benchmarks.measure import arguments, in_turn, machine, medians, paired, publish, seconds_of
 from ray_learngene.ancestry.model import Ancestry
 from ray_learngene.config import AugmentationConfig, DataConfig, OptimizationConfig
 from ray_learngene.data.open import open_image_sets
@@ -94,7 +95,7 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "ConvNeXt": ("convnext_atto", {"dims": [16, 32, 64, 128], "depths": [2, 2, 6, 2]}),
 }
 
-FAMILY_CASES = tuple(Case(name, 32, steps=10, rounds=9) for name in FAMILIES)
+FAMILY_CASES = tuple(Case(name, 32, steps=4, rounds=31) for name in FAMILIES)
 CPU_CASES = (
     Case("nano", 32, steps=10, rounds=15),
     Case("nano", 32, steps=10, rounds=15, loader=True),
@@ -193,7 +194,6 @@ def _measure(case: Case, device: torch.device) -> dict[str, Any]:
     in_turn(sides, WARM_UP_BLOCKS)
     cpu = {name: [] for name in blocks}
     seconds = in_turn(sides, case.rounds)
-    busy = medians(cpu)
     rates = {name: case.steps * config.batch_size / value for name, value in medians(seconds).items()}
     return {
         "size": case.size,
@@ -205,8 +205,8 @@ def _measure(case: Case, device: torch.device) -> dict[str, Any]:
         "zero": "default" if case.zero is None else case.zero,
         "bare images/s": rates["bare"],
         "package images/s": rates["package"],
-        "ratio": rates["package"] / rates["bare"],
-        "ratio, CPU": busy["bare"] / busy["package"],
+        "ratio": paired(seconds["bare"], seconds["package"]),
+        "ratio, CPU": paired(cpu["bare"], cpu["package"]),
         "goal": f">= {GOAL_RATIO}",
         "loss difference": max(abs(a - b) for a, b in zip(losses["bare"], losses["package"], strict=True)),
         "raw_seconds_bare": seconds["bare"],

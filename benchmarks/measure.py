@@ -1,7 +1,7 @@
 """Code that benchmarks share: alternating timing of sides, facts about the machine, and the written record.
 
 A machine's speed drifts by more than the differences that matter, so times of different runs are never compared. Every
-ratio is one of medians within one run, in which the sides alternated.
+ratio is one of medians within one run, in which the sides alternated, or the median of the ratios of its rounds.
 """
 
 from __future__ import annotations
@@ -118,6 +118,11 @@ def in_turn(sides: Mapping[str, Callable[[], float]], rounds: int, shuffle: bool
 
 def medians(numbers: Mapping[str, Sequence[float]]) -> dict[str, float]:
     return {name: median(values) for name, values in numbers.items()}
+
+
+def paired(first: Sequence[float], second: Sequence[float]) -> float:
+    """Return the median over rounds of first / second; a machine that is slow for some rounds slows both sides."""
+    return median(one / other for one, other in zip(first, second, strict=True))
 
 
 def publish(name: str, args: argparse.Namespace, facts: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> None:
