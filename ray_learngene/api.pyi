@@ -230,6 +230,7 @@ def distill(
     image_size: int | str | tuple[int, int] | None = None,
     start: str | None = None,
     warm_start: Literal["first", "middle", "last", "average"] | None = None,
+    untied_epochs: int = 0,
     labels: bool = True,
     callbacks: Sequence[UserCallback] = (),
 ) -> Artefact: ...

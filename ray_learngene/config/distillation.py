@@ -104,6 +104,13 @@ class DistillConfig(
         "each from the first, middle or last block of the layers that it stands for, or from their average",
         json_schema_extra=LATER,
     )
+    untied_epochs: int = Field(
+        0,
+        ge=0,
+        description="of any-size: then train a block of its own for every layer for so many epochs, from labels and "
+        "the ancestry model (half each); the learngene of shared blocks is NAME-shared",
+        json_schema_extra=LATER,
+    )
     labels: bool = Field(
         True,
         description="use the images' labels, which must be the ancestry model's classes; off: labels are never read. "
@@ -136,6 +143,14 @@ class DistillConfig(
     def _labels_needed(self) -> DistillConfig:
         if not self.labels and self.alpha < 1:
             raise ValueError("alpha below 1 weighs the labels, but labels are off: set alpha 1 or turn labels on")
+        return self
+
+    @model_validator(mode="after")
+    def _can_be_untied(self) -> Self:
+        if self.untied_epochs and self.method.partition(":")[0].strip() != "any-size":
+            raise ValueError(f"untied_epochs is for any-size, not for {self.method}: leave one of the two out")
+        if self.untied_epochs and self.teach == "features":
+            raise ValueError("untied_epochs needs logits or labels: leave it or teach out")
         return self
 
     @property

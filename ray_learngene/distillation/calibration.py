@@ -5,7 +5,8 @@ from __future__ import annotations
 import copy
 import math
 import os
-from dataclasses import replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
 import numpy as np
@@ -14,6 +15,7 @@ from ray_learngene.config import DistillConfig
 from ray_learngene.delivery.latency import device_name
 from ray_learngene.distillation.distill import prepare
 from ray_learngene.distillation.distill_task import DistillTask
+from ray_learngene.distillation.phases import phases
 from ray_learngene.io.scratch import scratch_folder
 from ray_learngene.methods.base import DESCRIPTION_FILE, WEIGHTS_FILE, Learngene
 from ray_learngene.models.device import gpu_allowed, resolve_device
@@ -50,6 +52,39 @@ def plan_distillation(
     Raises:
         UserError: whatever the distillation would refuse, or the cluster lacks what its workers need.
     """
+    first, *others = phases(config)
+    planned = [_plan(first), *(_plan(phase.model_copy(update={"start": None})) for phase in others)]
+    cost = DistillationCost(
+        config.name,
+        sum(one.seconds for one in planned),
+        sum(one.device_seconds for one in planned),
+        max(1, config.most_workers),
+        planned[0].share,
+        planned[0].device,
+        planned[0].load,
+        price_per_hour,
+    )
+    return cost, _untrained(planned)
+
+
+@dataclass(frozen=True)
+class _Planned:
+    """One training, and what it will cost; as in `DistillationCost`."""
+
+    task: DistillTask
+    steps: int
+    seconds: float
+    device_seconds: float
+    share: float
+    device: str
+    load: float
+
+    def cost(self) -> dict[str, float]:
+        images = self.steps * self.task.config.batch_size
+        return {"steps": self.steps, "images": images, "seconds": self.seconds, **self.task.flops(self.steps)}
+
+
+def _plan(config: DistillConfig) -> _Planned:
     task = prepare(config)
     if config.workers == 0:
         with gpu_allowed(config.use_gpu):
@@ -61,10 +96,7 @@ def plan_distillation(
     scorings = config.epochs + (config.publish == "best")
     seconds = float(steps * step[:, 0].max() + scorings * score[:, 0].max())
     of_devices = float((steps * step[:, 1] + scorings * score[:, 1]).sum())
-    cost = DistillationCost(
-        config.name, seconds, of_devices, max(1, config.most_workers), share, found[0][2], found[0][3], price_per_hour
-    )
-    return cost, _untrained(task, steps, seconds)
+    return _Planned(task, steps, seconds, of_devices, share, *found[0][2:])
 
 
 def measure(task: DistillTask, rank: int = 0) -> Measured:
@@ -122,12 +154,12 @@ def _in_worker(task: DistillTask, rank: int) -> Measured:
     return measure(task, rank)
 
 
-def _untrained(task: DistillTask, steps: int, seconds: float) -> StoredLearngene:
-    """Return the learngene of the untrained auxiliary model, with what its training will cost."""
+def _untrained(planned: Sequence[_Planned]) -> StoredLearngene:
+    """Return the learngene of the last untrained auxiliary model, with what all trainings will cost."""
+    task, costs = planned[-1].task, [one.cost() for one in planned]
     with scratch_folder() as folder:
         facts = task.write(task.module, folder)
         files = [(folder / name).read_bytes() for name in (WEIGHTS_FILE, DESCRIPTION_FILE)]
-    images = steps * task.config.batch_size
     manifest = Manifest.model_construct(
         format=FORMAT,
         kind="learngene",
@@ -139,7 +171,7 @@ def _untrained(task: DistillTask, steps: int, seconds: float) -> StoredLearngene
         metadata={
             **facts,
             "config": publishable(task.config.model_dump(mode="json")),
-            "cost": {"steps": steps, "images": images, "seconds": seconds, **task.flops(steps)},
+            "cost": {name: sum(cost[name] for cost in costs) for name in costs[0]},
             "origin": task.origin.model_dump(mode="json"),
         },
     )

@@ -21,6 +21,7 @@ from ray_learngene.data.image_set import ImageSets
 from ray_learngene.data.pipeline import ImagePipeline, checked_image_sets
 from ray_learngene.distillation.distill_task import DistillTask
 from ray_learngene.distillation.features import FeatureTask, feature_student, refuse_cache
+from ray_learngene.distillation.phases import phases, require_both
 from ray_learngene.distillation.run import run
 from ray_learngene.distillation.task import open_store, settings_path
 from ray_learngene.errors import UserError
@@ -51,6 +52,8 @@ def distill(
 ) -> Manifest:
     """Distil an ancestry model into a learngene and publish it in the store; with `alpha` 0 labels alone teach it.
 
+    With `untied_epochs` it is two trainings, of which each goes on where it was interrupted.
+
     Args:
         callbacks: Ray Train's (`ray.train.UserCallback`), which run in its controller.
         trackers: Follow the run; default: those of its settings.
@@ -58,7 +61,13 @@ def distill(
     Raises:
         UserError: see the message; nothing has been trained then.
     """
-    return run(prepare(config), callbacks, trackers)
+    first, *others = phases(config)
+    if others:
+        require_both(Store.of(config), config)
+    made = run(prepare(first), callbacks, trackers)
+    for phase in others:
+        made = run(prepare(phase), callbacks, trackers)
+    return made
 
 
 def prepare(config: DistillConfig) -> DistillTask:
