@@ -138,6 +138,31 @@ def test_the_plan_and_its_commands_are_the_products() -> None:
         assert flags <= config.model_fields.keys()
 
 
+def test_the_recipes_of_the_untied_learngene_are_what_the_proof_ran() -> None:
+    from ray_learngene.cli import main
+    from ray_learngene.config.decides import RUN, decisive
+    from ray_learngene.distillation.phases import phases
+
+    def settings(line: list[str]) -> tuple[Any, dict[str, Any]]:
+        parsed = main._parse(line)
+        assert parsed is not None
+        return parsed[1], decisive(parsed[1], RUN)
+
+    plan, places = Plan(PLAN.read_text()), Places(*PLACES.values())  # type: ignore[arg-type]
+    untied = Run("cifar10", "any-size-untied-taught", 6, 20, 0, 0.08, False)
+    shared = plan.started_from(untied)
+    assert shared is not None
+    ran = [teacher_command(plan, "cifar10", places), *(distill_command(plan, run, places) for run in (shared, untied))]
+    recipes = [["--config", f"jobs/recipes/cifar10-{name}.yaml", "--data-dir", "d"] for name in ("ancestry", "distill")]
+    _, teacher = settings(["ancestry", *recipes[0]])
+    told = [teacher, *(decisive(phase, RUN) for phase in phases(settings(["distill", *recipes[1]])[0]))]
+    for one, other in zip(told, (settings(line[2:])[1] for line in ran), strict=True):
+        one, other = (
+            {k: v for k, v in each.items() if k not in ("name", "ancestry", "start")} for each in (one, other)
+        )
+        assert one == other  # but for names
+
+
 def test_arms_whose_step_is_the_same_are_timed_once() -> None:
     measured = Plan(PLAN.read_text()).measured_as()
     assert measured["any-size-views"] == measured["any-size-labelled"] == "any-size-steady"
