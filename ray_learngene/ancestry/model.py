@@ -185,7 +185,8 @@ def load_ancestry(
         folder, _, name = rest.partition("/")
         kind = KIND_OF.get(folder)
         if kind not in ("ancestry", "descendant"):
-            raise UserError(f"{flag} {reference}: write store:ancestries/NAME or store:descendants/SWEEP/NAME")
+            others = ", or of a whole model store:learngenes/NAME" if flag == "--source" else ""
+            raise UserError(f"{flag} {reference}: write store:ancestries/NAME or store:descendants/SWEEP/NAME{others}")
         with scratch_folder() as temporary:
             model = load_timm(store.download(kind, name, Path(temporary) / "model"))
     elif scheme == "local-dir":

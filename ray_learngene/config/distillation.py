@@ -119,7 +119,9 @@ class DistillConfig(
 
     @model_validator(mode="after")
     def _one_size(self) -> DistillConfig:
-        if (self.preset is None) == (self.student is None):
+        if self.preset and self.student:
+            raise ValueError("preset and student both say what the auxiliary model is: give one")
+        if self.preset is None and self.student is None:
             raise ValueError(f"the auxiliary model needs a size: give preset ({PRESET_NAMES}), or student, a timm name")
         if self.start and self.warm_start:
             raise ValueError("start and warm_start both give the first weights: choose one")

@@ -31,6 +31,7 @@ from ray_learngene.methods.registry import create_method
 from ray_learngene.methods.warm_start import start_from_model
 from ray_learngene.models.build import meta_model
 from ray_learngene.models.costs import require_room
+from ray_learngene.models.meta import on_meta
 from ray_learngene.models.origin import Origin, data_name
 from ray_learngene.models.preprocessing import Preprocessing, per_channel
 from ray_learngene.models.sizes import student_spec
@@ -73,10 +74,16 @@ def distill(
 def prepare(config: DistillConfig) -> DistillTask:
     """Read and check everything that a distillation needs."""
     method = create_method(config.method)
-    auxiliary_spec(config)
+    spec = auxiliary_spec(config)
+    with on_meta():  # what the method cannot train is refused before anything is read
+        sketch = method.auxiliary(spec)
+    if config.depth:
+        check_depth(sketch, config.depth, config.method)
     store = open_store(config, "learngene")
     features = config.teach == "features"
     ancestry = load_ancestry(config.ancestry, store, features=features) if config.ancestry else None
+    if config.warm_start and ancestry:
+        start_from_model(sketch, ancestry.model, config.warm_start)
     start = StoredLearngene.load(store, config.start) if config.start else None
     given = ancestry or (_preprocessing_of(start) if start else None)
     if given:
@@ -95,8 +102,6 @@ def prepare(config: DistillConfig) -> DistillTask:
         _start_from(module, method, start.learngene, config)
     if config.warm_start and ancestry:
         start_from_model(module, ancestry.model, config.warm_start)
-    if config.depth:
-        check_depth(module, config.depth, config.method)
     images = images_for(config, sets, spec, given)
     facts: dict[str, Any] = {"data_sha256": sets.train.fingerprint}
     if ancestry:

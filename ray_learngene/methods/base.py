@@ -196,6 +196,8 @@ class Method(Config, ABC):
         To learn features, the `forward` of a module that is no timm model takes a second argument `read`, and returns
         `read(model, images)` of the timm model that it makes. The dictionary of tensors stands for the logits.
 
+        `distill` also calls it on torch's meta device, so that what it refuses is refused before anything is read.
+
         Raises:
             UserError: the method has no auxiliary model, or its options do not fit the spec.
         """

@@ -37,7 +37,6 @@ def start_from_model(module: nn.Module, model: nn.Module, rule: Rule) -> None:
     known, source = shapes_of(spec), spec_of(model)
     if not genes.keys() <= known.keys():
         raise UserError(f"the method has no blocks to start from the ancestry's: it trains {min(genes.keys() - known)}")
-    require_head_size("a warm start", source, spec)
     trained = {name: tensor.detach().cpu() for name, tensor in model.state_dict().items()}
     given = {
         name: tensor
@@ -49,6 +48,7 @@ def start_from_model(module: nn.Module, model: nn.Module, rule: Rule) -> None:
     if unlike:
         name = f"{source.architecture or 'the plain vision transformer'}"
         raise UserError(f"a warm start needs an ancestry model of the student's family; {name} has no {min(unlike)}")
+    require_head_size("a warm start", source, spec)
     narrow = sliced(given, source, spec, selection_of(source))
     state = resampled(narrow, spec, source.image)
     own = module.state_dict()
