@@ -21,10 +21,20 @@ def may_exist(name: str) -> bool:
 
 def no_architecture(name: str) -> UserError:
     """The error of a student that timm does not know, with similar names or such as have a word of it."""
-    known, words = _names(), [word for word in name.split("_") if len(word) > 4]  # such as that of `dinov3_vits16`
+    known, words = _names(), [word for word in name.split("_") if len(word) > 4]  # such as that of `dinov3_convnext`
     having = (one for one in known if any(word in one.split("_") for word in words))
-    near = did_you_mean(name, known, most=3) or did_you_mean(name, having, most=3, likeness=0)
+    near = did_you_mean(_as_timm(name), known, most=3) or did_you_mean(name, having, most=3, likeness=0)
     return UserError(f"timm has no architecture {name!r}{near}")
+
+
+def _as_timm(name: str) -> str:
+    """Return a name of DINO's authors, such as `dinov3_vits16`, in timm's order: `vit_small_patch16_dinov3`."""
+    found = re.fullmatch(r"(dinov\d)_vit([sblg])(\d+)(\w*)", name)
+    if not found:
+        return name
+    family, size, patch, rest = found.groups()
+    sizes = {"s": "small", "b": "base", "l": "large", "g": "giant"}
+    return f"vit_{sizes[size]}_patch{patch}{rest}_{family}"
 
 
 def no_model(name: str, flag: str) -> UserError:
