@@ -31,7 +31,7 @@ from ray_learngene.models.build import build, shapes_of, spec_of
 from ray_learngene.models.families.made import made
 from ray_learngene.models.features import gives_features
 from ray_learngene.models.layout import axes, chains
-from ray_learngene.models.specs import Spec, spec_for
+from ray_learngene.models.specs import Spec, size_of, spec_for
 
 # the architectures whose sources are counted: names that begin so, with weights, that take a depth
 _COUNTED = ("vit_", "deit", "flexivit", "beit", "eva", "naflexvit", "samvit", "test_vit", "aimv2")
@@ -63,7 +63,8 @@ and runs every method on a small model of each family.
 
 {summary}
 
-- A *source* is a model whose size and blocks are found, so that a learngene can be taken from it.
+- A *source* is a model whose size and blocks are found, so that a learngene can be taken from it. Others are
+  sources at their own size alone, by `--method pretrained`.
 - A *student* takes other depths, and every axis of its parameters that changes with the width has a label.
 - A *teacher* has a classifier or gives features.
 
@@ -122,7 +123,9 @@ def scan(names: list[str]) -> Iterator[Found]:
 
 
 def _labels(spec: Spec) -> str:
-    """Say why the axes of a model have no consistent labels; empty if they have."""
+    """Say why the axes of a model have no consistent labels; empty if they have, or if timm takes no width."""
+    if not size_of(spec).widths:
+        return ""
     try:
         twice = spec.replace(width=2 * spec.width, heads=2 * spec.heads)
         labels, before, after = axes(spec), shapes_of(spec), shapes_of(twice)

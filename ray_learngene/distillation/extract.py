@@ -11,6 +11,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+import ray_learngene.models.timm_import  # noqa: F401  isort:skip  (before the first timm import)
+import timm
 import torch
 from torch import nn
 
@@ -21,6 +23,8 @@ from ray_learngene.distillation.task import made_before
 from ray_learngene.errors import UserError
 from ray_learngene.io.scratch import scratch_folder
 from ray_learngene.methods.registry import create_method
+from ray_learngene.methods.trained_source import source_spec
+from ray_learngene.models.families.made import made
 from ray_learngene.models.origin import Origin
 from ray_learngene.models.preprocessing import Preprocessing
 from ray_learngene.models.timm_folder import labels_of
@@ -47,6 +51,9 @@ def extract(config: ExtractConfig) -> Manifest:
     store = Store.of(config)
     store.check(write=True)
     began = time.monotonic()
+    entry_point, _, _ = config.source.partition(".")
+    if timm.is_model(entry_point):  # what has too little to take is refused before weights are fetched
+        source_spec(method, made(entry_point, {}).model)
     model, labels, preprocessing, facts = _source(config.source, store)
     origin = Origin.join([facts["origin"]], stated=config.license)
     settings = {"method": method.name, **method.model_dump(mode="json"), "source_sha256": facts["sha256"]}

@@ -13,7 +13,7 @@ from pydantic import Field
 from torch import Tensor
 
 from ray_learngene.errors import UserError
-from ray_learngene.methods.shared_weights import inherited_blocks, require_same, singletons
+from ray_learngene.methods.shared_weights import inherited_blocks, is_head, require_same, singletons
 from ray_learngene.methods.trained_source import InheritingMethod, State
 from ray_learngene.models.specs import Spec
 
@@ -23,12 +23,16 @@ class Pretrained(InheritingMethod):
 
     name: ClassVar[str] = "pretrained"
     source = "each"
+    fixed: ClassVar[bool] = True
     expansion_options: ClassVar[frozenset[str]] = frozenset({"truncate"})
 
     truncate: bool = Field(False, description="a smaller depth takes the first layers; off: the trained depth only")
 
     def inherited(self, tensors: Mapping[str, Tensor], source: Spec, spec: Spec) -> State:
         """Return every parameter of the spec's layers; the image size and the label set may differ."""
+        if spec == source.replace(image=spec.image, classes=spec.classes):  # its blocks need not be known
+            same = spec.classes == source.classes
+            return {name: each for name, each in tensors.items() if same or not is_head(name, source)}
         require_same("pretrained", source, spec, "width", "heads", "patch", "mlp_ratio")
         if spec.depth > source.depth or (spec.depth < source.depth and not self.truncate):
             offer = "" if spec.depth > source.depth else " (pretrained:truncate=true takes its first layers)"

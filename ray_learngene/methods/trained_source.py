@@ -14,6 +14,7 @@ from ray_learngene.methods.base import Learngene, Method
 from ray_learngene.methods.generated import State, initialised
 from ray_learngene.models.blocks import set_drop_path
 from ray_learngene.models.build import build, spec_of
+from ray_learngene.models.layout import block_lists
 from ray_learngene.models.specs import Spec, size_of
 
 
@@ -24,6 +25,7 @@ class SourceMethod(Method):
     """
 
     source: ClassVar[Literal["auxiliary", "largest", "smallest", "each"]] = "largest"
+    fixed: ClassVar[bool] = False  # it also takes a source that has its own size alone
 
     def auxiliary(self, spec: Spec, *, drop_path: float = 0.0) -> nn.Module:
         model: nn.Module = build(spec)
@@ -33,7 +35,7 @@ class SourceMethod(Method):
 
     def extract(self, auxiliary: nn.Module) -> Learngene:
         """Extract the learngene of any trained timm model, distilled here or not."""
-        source = spec_of(auxiliary)
+        source = source_spec(self, auxiliary)
         tensors = {name: tensor.detach().cpu().clone() for name, tensor in auxiliary.state_dict().items()}
         return Learngene(self.name, self.options(), source, self.kept(tensors, source))
 
@@ -44,6 +46,22 @@ class SourceMethod(Method):
             UserError: the source lacks parameters that the options name.
         """
         return tensors
+
+
+def source_spec(method: Method, model: nn.Module) -> Spec:
+    """Return the spec of a source model.
+
+    Raises:
+        UserError: the model has its own size alone, and the method is not `fixed`.
+    """
+    fixed = isinstance(method, SourceMethod) and method.fixed
+    source = spec_of(model, fixed=fixed)
+    if not fixed and not block_lists(source):
+        raise UserError(
+            f"{method.name}: no list of blocks of {source.architecture} follows the depth; use method pretrained, "
+            "which takes it at its own size"
+        )
+    return source
 
 
 class InheritingMethod(SourceMethod):

@@ -111,8 +111,11 @@ def build_with(spec: Spec, state: Mapping[str, torch.Tensor], *, seed: int = 0) 
 _NOT_OF_THE_SIZE = ("num_classes", "drop_rate", "drop_path_rate", "proj_drop_rate", "attn_drop_rate")
 
 
-def spec_of(model: nn.Module) -> Spec:
+def spec_of(model: nn.Module, *, fixed: bool = False) -> Spec:
     """Return the spec of a timm model, so that methods can start from a trained model.
+
+    Args:
+        fixed: Take a model whose depth no keyword of timm sets; see `spec_for`.
 
     Raises:
         UserError: the model was not built by a timm entry point that takes a depth, or was changed afterwards.
@@ -128,7 +131,7 @@ def spec_of(model: nn.Module) -> Spec:
     # an architecture without an image size keeps that of its weights
     size = getattr(model, "pretrained_cfg", {}).get("input_size")
     image = None if "img_size" in arguments or not size else tuple(size[-2:])
-    spec = spec_for(architecture, classes=int(getattr(model, "num_classes", 0)), image=image, **arguments)
+    spec = spec_for(architecture, classes=int(getattr(model, "num_classes", 0)), image=image, fixed=fixed, **arguments)
     have = {name: tensor.shape for name, tensor in model.state_dict().items()}
     if have != (want := shapes_of(spec)):
         odd = sorted(have.keys() ^ want.keys()) or [name for name in have if have[name] != want[name]]

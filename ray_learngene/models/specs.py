@@ -139,12 +139,15 @@ def first_message(error: ValueError) -> str:
     return first_error(error) if isinstance(error, ValidationError) else str(error)
 
 
-def spec_for(architecture: str, *, classes: int | None = None, image: Any = None, **arguments: Any) -> Spec:
+def spec_for(
+    architecture: str, *, classes: int | None = None, image: Any = None, fixed: bool = False, **arguments: Any
+) -> Spec:
     """Return the spec of a timm entry point with keyword arguments.
 
     Args:
         classes: Size of the label set; default: the entry point's.
         image: Size of the images, such as 224 or 256x128; default: the entry point's.
+        fixed: Take an architecture whose depth no keyword sets: its spec has depth 1, and no other size.
 
     Raises:
         UserError: timm has no such entry point, refuses the arguments, or takes no depth for it.
@@ -152,9 +155,10 @@ def spec_for(architecture: str, *, classes: int | None = None, image: Any = None
     arguments = _as_json(architecture, arguments)
     # what `meta_model` builds for the spec, so that it is built once
     model = made(architecture, arguments if classes is None else {**arguments, "num_classes": classes})
-    found = family_of_model(model.model).size(model.arguments)
-    if found is None:
-        raise UserError(f"{architecture}: timm takes no depth for it; use it as a teacher (--ancestry)")
+    family = family_of_model(model.model)
+    if family.fixed(model.arguments) and not fixed:
+        raise _no_depth(architecture)
+    found = family.size(model.arguments)
     settings: Any = getattr(model.model, "pretrained_cfg", {})
     classes = int(getattr(model.model, "num_classes", 0)) if classes is None else classes
     own = ImageShape.of(settings.get("input_size") or 224)
@@ -171,6 +175,13 @@ def spec_for(architecture: str, *, classes: int | None = None, image: Any = None
     if image is None and not arguments:
         return spec
     return spec.replace(**({} if image is None else {"image": image}))  # without arguments that change nothing
+
+
+def _no_depth(architecture: str) -> UserError:
+    return UserError(
+        f"{architecture}: timm takes no depth for it; use it as a teacher (--ancestry), or at its own size "
+        "(extract --method pretrained)"
+    )
 
 
 def _described(
@@ -207,9 +218,7 @@ def _as_json(architecture: str, arguments: Mapping[str, Any]) -> Arguments:
 def size_of(spec: Spec) -> Size:
     """Return the size of an entry point's spec, stage by stage."""
     assert spec.architecture is not None
-    found = family_of(spec.architecture).size(_constructor_arguments(spec.architecture, spec.arguments))
-    assert found is not None
-    return found
+    return family_of(spec.architecture).size(_constructor_arguments(spec.architecture, spec.arguments))
 
 
 def _constructor_arguments(architecture: str, arguments: Arguments) -> Arguments:
@@ -222,6 +231,10 @@ def _resized(spec: Spec, changes: Mapping[str, Any]) -> Spec:
     family, own = family_of(spec.architecture), made(spec.architecture, {})
     image: ImageShape = changes.get("image", spec.image)
     size = resized(size_of(spec), **{**{k: v for k, v in changes.items() if k != "classes"}, "image": image.sides})
+    if family.fixed(own.arguments) and sum(size.depths) > 1:
+        raise _no_depth(spec.architecture)
+    if not size.widths and changes.get("width", spec.width) != spec.width:
+        raise UserError(f"{spec.architecture}: timm takes no width for it; its own is {spec.width}")
     keywords = _size_keywords(family, own.arguments, size)
     others = {name: value for name, value in spec.arguments.items() if name not in keywords}
     present = {**own.arguments, **spec.arguments}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+import timm
 import torch
 
 from ray_learngene.errors import UserError
@@ -155,3 +156,27 @@ def test_what_a_method_cannot_do_is_said(text: str, architecture: str, message: 
 def test_shared_blocks_do_not_mix_running_statistics() -> None:
     with pytest.raises(UserError, match="running statistics"):
         create_method("any-size").auxiliary(spec_for("levit_128s", classes=5))
+
+
+@pytest.mark.parametrize("architecture", ["mobilenetv3_small_050", "poolformer_s12"])
+def test_a_model_of_fixed_size_is_the_source_of_its_own_size(architecture: str) -> None:
+    model = timm.create_model(architecture, num_classes=5).eval()
+    method, images = create_method("pretrained"), torch.randn(2, 3, 64, 64)
+    learngene = method.extract(model)
+    own = Spec.model_validate_json(learngene.spec.model_dump_json()).replace(image=64)
+    with torch.no_grad():
+        assert torch.equal(method.expand(learngene, own).eval()(images), model(images))
+    assert method.expand(learngene, own.replace(classes=3))(images).shape == (2, 3)
+
+
+@pytest.mark.parametrize(
+    ("text", "architecture", "message"),
+    [
+        ("weight-selection", "mobilenetv3_small_050", "timm takes no depth for it.*extract --method pretrained"),
+        ("heur-lg", "regnetx_002", "no list of blocks of regnetx_002 follows the depth"),
+        ("ligo", "poolformer_s12", "timm refuses this size"),
+    ],
+)
+def test_other_methods_refuse_a_model_of_fixed_size(text: str, architecture: str, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        create_method(text).extract(timm.create_model(architecture, num_classes=5))

@@ -216,6 +216,7 @@ def test_stages_grow_in_proportion() -> None:
         ("convnext_tiny", {"depth": 3}, "4 stages"),
         ("convnext_tiny", {"depths": (3, 3, 9)}, "4 stages, not 3"),
         ("efficientnet_b0", {}, "takes no depth"),
+        ("resnet50", {"width": 32}, "timm takes no width for it; its own is 2048"),
     ],
 )
 def test_a_size_that_cannot_be_is_refused_in_one_line(architecture: str, changes: dict[str, int], message: str) -> None:

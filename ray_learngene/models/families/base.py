@@ -54,12 +54,19 @@ class Family:
         """Return the keyword for `depth`, `width` or `heads` among a constructor's arguments."""
         return next((name for name in getattr(self, kind) if made.get(name) is not None), None)
 
-    def size(self, made: Mapping[str, Any]) -> Size | None:
-        """Read the size from constructor arguments; None if no keyword sets the depth."""
+    def fixed(self, made: Mapping[str, Any]) -> bool:
+        """Tell whether no keyword sets the depth of the model with these constructor arguments."""
+        depth = self.keyword("depth", made)
+        return not depth or not _numbers(made[depth])
+
+    def size(self, made: Mapping[str, Any]) -> Size:
+        """Read the size from constructor arguments; a model of fixed depth is one block of a width that stays."""
+        image, patch = _sides(made.get("img_size")), _side(made.get("patch_size")) or 1
+        if self.fixed(made):
+            return Size((1,), (), (), None, image, patch)
         depth, width, heads = (self.keyword(kind, made) for kind in ("depth", "width", "heads"))
         depths = _numbers(made[depth]) if depth else None
-        if not depths:
-            return None
+        assert depths
         widths = (_numbers(made[width]) if width else None) or ()
         if self.doubles and len(widths) == 1:
             widths = tuple(widths[0] * 2**stage for stage in range(len(depths)))
@@ -69,14 +76,13 @@ class Family:
             widths,
             (_numbers(made[heads]) if heads else None) or (),
             float(ratio) if isinstance(ratio, int | float) else None,
-            _sides(made.get("img_size")),
-            _side(made.get("patch_size")) or 1,
+            image,
+            patch,
         )
 
     def arguments(self, made: Mapping[str, Any], size: Size) -> Arguments:
         """Return the keywords that make a model of another size from one with these constructor arguments."""
         have = self.size(made)
-        assert have is not None
         pairs: list[tuple[str | None, Any, Any]] = [
             (self.keyword("depth", made), have.depths, size.depths),
             (self.keyword("width", made), have.widths, size.widths),
@@ -104,7 +110,6 @@ class Family:
             present: Arguments of the constructor at the present size.
         """
         have = self.size(present)
-        assert have is not None
         lists = {name: present[name] for name in self.per_block if isinstance(present.get(name), Sequence)}
         found = {name: _per_block(heads, have, size) for name, heads in lists.items()}
         return {name: heads for name, heads in found.items() if heads != list(made[name])}
