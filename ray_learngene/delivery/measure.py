@@ -224,28 +224,36 @@ def open_model(path: str, threads: int, provider: str) -> tuple[Any, dict[str, A
     except Failed:
         raise
     except Exception as error:
-        reason = " ".join(str(error).split())[:200]
-        raise Failed(f"{path} does not load in onnxruntime {onnxruntime.__version__}: {reason}") from None
+        raise Failed(f"{path} does not load in onnxruntime {onnxruntime.__version__}: {_reason(error)}") from None
     text = session.get_modelmeta().custom_metadata_map.get(METADATA)
     return session, json.loads(text) if text else {}
+
+
+def _reason(error: Exception) -> str:
+    return " ".join(str(error).split())[:200]
 
 
 def check(path: str, session: Any, facts: Mapping[str, Any]) -> int:
     """Compute the golden file next to a model again; how many of its inputs there are, 0 without one.
 
     Raises:
-        Failed: the logits differ; says where first.
+        Failed: the logits differ; says where first. Or the file is of another model.
     """
     golden = os.path.join(os.path.dirname(onnx_file(path)), "golden.npz")
     if not os.path.isfile(golden):
         return 0
-    with np.load(golden) as file:
-        inputs, expected = file["inputs"], file["logits"]
-    found = session.run(None, {session.get_inputs()[0].name: inputs})[0]
+    try:
+        with np.load(golden) as file:
+            inputs, expected = file["inputs"], file["logits"]
+        found = session.run(None, {session.get_inputs()[0].name: inputs})[0]
+        difference = np.abs(found - expected)
+    except Exception as error:  # numpy and onnxruntime raise errors of many kinds
+        raise Failed(
+            f"{golden} is not the golden file of this model: {_reason(error)}: copy the whole folder of the export"
+        ) from None
     scale = max(1.0, float(np.abs(expected).max()))
     int8 = facts.get("precision") == "int8"  # whose products round differently on other CPUs
     allowed = (0.05 if int8 else TOLERANCE) * scale
-    difference = np.abs(found - expected)
     wrong = np.argwhere(~(difference <= allowed))
     if len(wrong):
         image, label = (int(index) for index in wrong[0])
@@ -334,6 +342,11 @@ def measure(
     gpu = provider != "CPUExecutionProvider"
     clock = "cpu" if threads == 1 and not gpu else "wall"
     runs = {key: partial(session.run, None, random_input(session, batch)) for key, (session, _) in opened.items()}
+    for (_, name), run in runs.items():
+        try:
+            run()
+        except Exception as error:
+            raise Failed(f"{name} does not run with {batch} images at a time: {_reason(error)}") from None
     with nullcontext() if gpu else pinned(threads):
         timed = time_all(runs, seconds, clock)
     found = []
@@ -393,6 +406,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--check", action="store_true", help="compute the golden files again, and do not time")
     given = parser.parse_args(arguments)
     try:
+        for name in ("threads", "batch", "seconds"):
+            if not getattr(given, name) > 0:
+                raise Failed(f"--{name} {getattr(given, name)}: give a number above 0")
+        folder = os.path.dirname(given.out or "") or "."
+        if not (os.path.isdir(folder) and os.access(folder, os.W_OK)):  # said here, not after the measurement
+            raise Failed(f"--out {given.out}: {folder} is no folder that can be written to")
         if given.check:
             for path in given.models:
                 count = check(path, *open_model(path, given.threads, given.provider))
@@ -406,15 +425,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
             seconds=given.seconds,
             provider=given.provider,
         )
-    except Failed as error:
+        if given.out:
+            with open(f"{given.out}.partial", "w", encoding="utf-8") as file:
+                json.dump({"format": FORMAT, "records": found}, file, indent=2)
+            os.replace(f"{given.out}.partial", given.out)
+    except (Failed, OSError) as error:
         print(f"measure.py: error: {error}", file=sys.stderr)
         return 2
     for one in found:
         print("\n".join(lines(one)))
     if given.out:
-        with open(f"{given.out}.partial", "w", encoding="utf-8") as file:
-            json.dump({"format": FORMAT, "records": found}, file, indent=2)
-        os.replace(f"{given.out}.partial", given.out)
         print(f"written to {given.out}: learngene measure --import {given.out}")
     return 0
 

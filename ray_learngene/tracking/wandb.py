@@ -12,7 +12,7 @@ from ray_learngene.tracking.base import Parameters, Reference, require
 # Of the driver's machine: models may train elsewhere, and the list of packages alone takes 0.1 s a run.
 _COLLECTS_NOTHING: dict[str, Any] = {
     **{"disable_git": True, "x_disable_meta": True, "x_disable_machine_info": True},
-    **{"x_disable_stats": True, "x_save_requirements": False},
+    **{"x_disable_stats": True, "x_save_requirements": False, "host": ""},
 }
 
 

@@ -133,6 +133,38 @@ def test_a_runtime_that_computes_otherwise_says_where_first(tmp_path: Path, caps
     assert not out.exists()
 
 
+@pytest.mark.parametrize(
+    "flags, message",
+    [
+        ("--threads 0", "--threads 0: give a number above 0"),
+        ("--batch -2", "--batch -2: give a number above 0"),
+        ("--seconds nan", "--seconds nan: give a number above 0"),
+        ("--out no/r.json", "no is no folder that can be written to"),
+        ("--check --out r.json --seconds 1", "golden.npz is not the golden file of this model"),
+    ],
+)
+def test_a_mistake_on_the_device_is_one_line(
+    flags: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = onnx_model(tmp_path / "model")
+    np.savez(model / "golden.npz", inputs=np.ones((3, 5), np.uint8), logits=np.ones((3, 4)))
+    assert script.main([str(model), *flags.split()]) == 2
+    error = capsys.readouterr().err
+    assert message in error and error.count("\n") == 1
+
+
+def test_a_model_of_one_image_says_that_it_takes_no_other_batch(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = onnx_model(tmp_path / "model") / "model.onnx"
+    model = onnx.load(path)
+    model.graph.input[0].type.tensor_type.shape.dim[0].dim_value = 3
+    onnx.save(model, path)
+    assert script.main([str(path), "--batch", "2"]) == 2
+    error = capsys.readouterr().err
+    assert "model does not run with 2 images at a time" in error and error.count("\n") == 1
+
+
 def test_a_time_limit_that_was_too_short_is_told_from_a_measurement_that_varies() -> None:
     size = {"name": "a", "latency_ms": 1.0, "p90_ms": 1.0, "wall_ms": 1.0, "runs": 9}
     said = {"device": {"cpu": "ARM"}, "runtime": "x", "precision": "fp32", "threads": 1, "batch": 1, "clock": "cpu"}

@@ -102,6 +102,7 @@ def wandb(place: Path) -> tuple[str, Callable[[], tuple[Curves, Facts]]]:
                 record.ParseFromString(data)
                 if record.HasField("run"):
                     name = record.run.display_name
+                    assert not record.run.host  # it would be the driver's
                     settings += " ".join(f"{item.key} {item.value_json}" for item in record.run.config.update)
                 logged = {
                     item.key or ".".join(item.nested_key): json.loads(item.value_json) for item in record.history.item
