@@ -30,10 +30,12 @@ test: $(VENV)/.dev
 # no Ray, no S3 server, nothing that trains for seconds
 QUICK := tests/config tests/methods tests/models tests/data/formats/test_folder.py tests/data/test_batch.py \
 	tests/data/test_check.py tests/data/test_convert.py tests/data/test_decode.py tests/data/test_sampler.py \
-	tests/sweeps/test_arms.py tests/sweeps/test_packing.py tests/training/test_flops.py \
+	tests/sweeps/test_arms.py tests/sweeps/test_packing.py \
 	tests/training/test_objectives.py tests/compare/test_plan.py tests/compare/test_summary.py
 SLOW := tests/methods/test_every_method.py tests/methods/test_any_size.py tests/methods/test_ligo.py \
-	tests/models/test_compile.py
+	tests/methods/test_families.py tests/methods/test_other_packages.py tests/models/test_checkpointing.py \
+	tests/models/test_compile.py tests/models/test_image_fit.py tests/models/test_search.py \
+	tests/models/test_timm_folder.py
 
 quick: $(VENV)/.dev
 	$(BIN)/python -m pytest -n 2 --dist loadfile $(QUICK) $(SLOW:%=--ignore=%)
