@@ -25,6 +25,7 @@ from ray_learngene.distillation.task import Task, open_store
 from ray_learngene.errors import TooLarge, UserError
 from ray_learngene.models.card import model_card
 from ray_learngene.models.image_fit import fitting, misfit, own_image
+from ray_learngene.models.meta import on_meta
 from ray_learngene.models.origin import Origin, data_name
 from ray_learngene.models.preprocessing import Preprocessing
 from ray_learngene.models.timm_folder import export_timm, labels_of
@@ -126,6 +127,16 @@ def _with_sizes(error: UserError, config: AncestryConfig) -> UserError:
     return UserError(f"--model {config.model}: timm does not take images of {image.words}{near}") if near else error
 
 
+def _refuse_size(config: AncestryConfig) -> None:
+    """Refuse what timm does not build, or what does not run on its images, before images are read."""
+    if config.pretrained or ":" in config.model or not (config.image_size or config.model_args):
+        return
+    with on_meta():
+        sketch = _create(config.model_copy(update={"drop_path": 0.0}), classes=2)
+        image = Preprocessing.of(sketch, f"--model {config.model}", size=config.image_size).image_size
+    _require_fit(sketch, image, config)
+
+
 def _require_fit(model: nn.Module, image: ImageShape, config: AncestryConfig) -> None:
     """Refuse a model that does not run on its images: timm builds such models."""
     cut = "patch_size" not in config.model_args and image == own_image(model, image.channels)
@@ -192,6 +203,7 @@ def train_ancestry(config: AncestryConfig, callbacks: Sequence[UserCallback] = (
         UserError: see the message; nothing has been trained then.
     """
     store = open_store(config, "ancestry")
+    _refuse_size(config)
     sets = checked_image_sets(config)
     module = _create(config, len(sets.train.classes))
     _refuse_shared_memory(module, config.model)

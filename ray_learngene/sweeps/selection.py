@@ -142,13 +142,18 @@ def require_reach(config: SelectionConfig, store: Store, arms: tuple[Arm, ...], 
     """Expand the learngene once at each width and at the largest depth, before images are read.
 
     Raises:
-        UserError: a size is none, or it is not one that the learngene grows to.
+        UserError: an arm's method is not the learngene's, a size is none, or the learngene does not grow to it.
     """
+    for arm in arms:
+        if arm.learngene == config.learngene:
+            _require_method(arm, config.learngene, known.learngene)
+    if config.stage_depths:
+        parse_stages(config.stage_depths, known.learngene.spec)
     if config.budgets:  # they may leave out what does not fit
         return
     specs = _sizes(config, known.learngene.spec, {"image": config.image_size})
     for arm in arms:
-        if arm.learngene == config.learngene and known.learngene.method == arm.method.name:
+        if arm.learngene == config.learngene:
             for spec in outermost(specs):
                 _try(arm, known.learngene, config.learngene, spec, store)
 
@@ -180,15 +185,18 @@ def load_arms(
                 if name is not None and name not in learngenes:
                     learngenes[name] = StoredLearngene.load(store, name)
                 learngene = learngenes[name].learngene if name else None
-                if learngene and learngene.method != arm.method.name:
-                    raise UserError(
-                        f"--arms {arm.text}: the learngene {name!r} was made by {learngene.method!r}, "
-                        f"not by {arm.method.name!r}"
-                    )
                 if learngene:
+                    _require_method(arm, name, learngene)
                     _require_preprocessing(arm, name, learngene, known.learngene)
                 _try(arm, learngene, name, choice.spec, store)
     return learngenes
+
+
+def _require_method(arm: Arm, name: str | None, learngene: Learngene) -> None:
+    if learngene.method != arm.method.name:
+        raise UserError(
+            f"--arms {arm.text}: the learngene {name!r} was made by {learngene.method!r}, not by {arm.method.name!r}"
+        )
 
 
 def _try(arm: Arm, learngene: Learngene | None, name: str | None, spec: Spec, store: Store) -> None:
