@@ -86,9 +86,7 @@ def test_what_timm_does_not_build(
 def test_sizes_of_a_sweep(changes: dict[str, Any], says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(prepare, "checked_image_sets", unread)
     method, store = create_method("sws:stages=1-1"), Store(str(tmp_path / "store"))
-    preprocessing = {"image_size": 8, "mean": [0.5] * 3, "std": [0.5] * 3, "crop_pct": 1.0, "interpolation": "bicubic"}
     learngene = method.extract(method.auxiliary(PRESETS["nano"]))
-    learngene.describe(labels=("a", "b"), preprocessing=preprocessing)
     learngene.save(tmp_path / "made")
     store.publish("learngene", "one", tmp_path / "made", {**learngene.description(), "fingerprint": "x"})
     config = SweepConfig(name="no", data="digits", learngene="one", store=store.uri, in_process=True, **changes)
