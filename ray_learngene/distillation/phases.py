@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ray_learngene.config import DistillConfig
+from ray_learngene.config import DistillConfig, load_config
 from ray_learngene.config.methods import written_options
 from ray_learngene.errors import UserError
 from ray_learngene.methods.any_size import AnySize
@@ -19,33 +19,31 @@ def phases(config: DistillConfig) -> tuple[DistillConfig, ...]:
     a training in which every layer has a block of its own. It weighs labels at least as much as the ancestry model.
 
     Raises:
-        UserError: a method or option that cannot be untied.
+        UserError: settings that do not fit one of the two.
     """
     if not config.untied_epochs:
         return (config,)
     options = written_options(config.method.strip(), AnySize.model_fields)
     if "untied" in options:
         raise UserError(f"--method {config.method}: --untied-epochs unties its layers: leave untied out")
-    shared = config.model_copy(
-        update={
-            "name": config.name + SHARED,
-            "method": _written({**options, "growth": options.get("growth", "1")}),
-            "untied_epochs": 0,
-        }
-    )
-    untied = config.model_copy(
-        update={
-            "method": _written({**options, "growth": "0", "untied": "true"}),
-            "start": shared.name,
-            "warm_start": None,
-            "epochs": config.untied_epochs,
-            "untied_epochs": 0,
-            **({"alpha": min(config.alpha, 0.5)} if config.labels else {}),
-        }
-    )
-    for phase in (shared, untied):
+    given = {name: getattr(config, name) for name in config.model_fields_set} | {"untied_epochs": 0}
+    shared = {
+        **given,
+        "name": config.name + SHARED,
+        "method": _written({**options, "growth": options.get("growth", "1")}),
+    }
+    untied = {
+        **given,
+        "method": _written({**options, "growth": "0", "untied": "true"}),
+        "start": shared["name"],
+        "warm_start": None,
+        "epochs": config.untied_epochs,
+        **({"alpha": min(config.alpha, 0.5)} if config.labels else {}),
+    }
+    both = load_config(DistillConfig, shared), load_config(DistillConfig, untied)
+    for phase in both:
         create_method(phase.method)  # refuses options before anything is trained
-    return shared, untied
+    return both
 
 
 def require_both(store: Store, config: DistillConfig) -> None:

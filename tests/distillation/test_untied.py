@@ -11,6 +11,7 @@ import torch
 from ray_learngene.config import AncestryConfig, DistillConfig, load_config
 from ray_learngene.distillation.calibration import plan_distillation
 from ray_learngene.distillation.distill import distill
+from ray_learngene.distillation.phases import phases
 from ray_learngene.distillation.train_ancestry import train_ancestry
 from ray_learngene.errors import UserError
 from ray_learngene.store.learngenes import StoredLearngene
@@ -98,6 +99,15 @@ def test_options_that_cannot_be_untied_are_refused_before_anything_is_trained(
 ) -> None:
     with pytest.raises(UserError, match=says):
         distill(both(store, "no", method=f"any-size:{options}"))
+    assert not Store(store).exists("learngene", "no-shared")
+
+
+def test_each_part_has_a_warm_up_of_its_own(store: str) -> None:
+    short = {"name": "n", "data": "digits", "ancestry": "local-dir:a", "preset": "nano", "epochs": 2}
+    first, second = phases(DistillConfig(**short, untied_epochs=40))
+    assert (first.warmup_epochs, second.warmup_epochs) == (1, DistillConfig.model_fields["warmup_epochs"].default)
+    with pytest.raises(UserError, match="warmup_epochs 2 leaves nothing of 1 epoch"):
+        distill(both(store, "no", epochs=4, untied_epochs=1, warmup_epochs=2))
     assert not Store(store).exists("learngene", "no-shared")
 
 
