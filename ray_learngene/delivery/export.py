@@ -33,7 +33,8 @@ from ray_learngene.errors import UserError
 from ray_learngene.io.folders import EXPORT_MARK, check_free, new_folder
 from ray_learngene.io.local import local_path
 from ray_learngene.models.build import spec_of
-from ray_learngene.models.card import render
+from ray_learngene.models.card import export_card
+from ray_learngene.models.origin import origin_of_settings
 from ray_learngene.models.timm_folder import labels_of, load_timm
 from ray_learngene.progress import counted
 from ray_learngene.provenance import provenance, publishable
@@ -109,6 +110,7 @@ class Exporter:
         model = model.cpu().float().eval()
         self.name, self.settings, self.images, self.uint8_input = name, settings, images, uint8_input
         self.data = resolve_model_data_config(model)
+        self.origin = origin_of_settings(getattr(model, "pretrained_cfg", {}))
         self.architecture = str(getattr(model, "pretrained_cfg", {}).get("architecture") or type(model).__name__)
         channels, height, width = self.size = tuple(self.data["input_size"])
         self.model = onnx_file.Normalised(model, self.data["mean"], self.data["std"]).eval() if uint8_input else model
@@ -129,6 +131,7 @@ class Exporter:
                 "normalised": not uint8_input,
             },
             "preprocessing": {key: self.data[key] for key in ("mean", "std", "crop_pct", "crop_mode", "interpolation")},
+            "license": self.origin.license,
             "source": dict(source or {}),
         }
 
@@ -179,7 +182,7 @@ class Exporter:
             **provenance(),
         }
         (folder / EXPORT_MARK).write_text(json.dumps(facts, indent=2) + "\n")
-        (folder / CARD).write_text(render("export_card.md", **facts))
+        (folder / CARD).write_text(export_card(self.origin, facts))
         return Exported(folder, facts)
 
     def _quantize(self, source: Path, target: Path) -> dict[str, Any]:

@@ -58,6 +58,15 @@ def model_card(
     return render(template, card_data=card_data.to_yaml(), name=name, origin=origin, data=data, **values)
 
 
+def export_card(origin: Origin, facts: Mapping[str, Any]) -> str:
+    """Render the card of an export, of what its `export.json` says."""
+    task = "image-classification" if facts["classifies"] else "image-feature-extraction"
+    library = {} if facts["format"] == "torch" else {"library_name": "onnx"}
+    tags = [task, "timm", "learngene"]
+    card_data = ModelCardData(pipeline_tag=task, tags=tags, **library, **origin.card_license())  # type: ignore[arg-type]
+    return render("export_card.md", card_data=card_data.to_yaml(), origin=origin, **facts)
+
+
 def _hub_id(data: str) -> str:
     """Return the name of an image set as the hub takes one; it refuses a card with another."""
     return re.sub(r"([-.])[-.]+", r"\1", re.sub(r"[^\w./-]+", "-", data, flags=re.ASCII)).strip("-./") or "images"

@@ -17,6 +17,7 @@ import onnxruntime
 import pytest
 import timm
 import torch
+from huggingface_hub import ModelCard
 from timm.models import register_model, save_for_hf
 from torch import Tensor, nn
 
@@ -27,6 +28,7 @@ from ray_learngene.delivery import onnx_file
 from ray_learngene.delivery.parity import compare
 from ray_learngene.methods.registry import create_method
 from ray_learngene.models.build import timm_arguments
+from ray_learngene.models.origin import Origin
 from ray_learngene.models.timm_folder import export_timm
 from ray_learngene.provenance import provenance
 from tests.command_line import learngene
@@ -325,3 +327,17 @@ def test_a_sweep_that_runs_again_adds_the_exports_that_are_missing(
     assert (tmp_path / "whole" / "int8" / "model.onnx").is_file()
     assert learngene("pull --out whole --overwrite") == 0  # replaces what an earlier version pulled
     assert sorted(path.name for path in (tmp_path / "whole").iterdir()) == timm_files
+
+
+@pytest.mark.parametrize(
+    "license, said", [("cc-by-nc-4.0", "License: cc-by-nc-4.0. It restricts"), (None, "none is stated")]
+)
+def test_an_export_has_the_licence_of_its_model(license: str | None, said: str, tmp_path: Path) -> None:
+    model = create_method("scratch").expand(None, SPEC)
+    origin, arguments = Origin(license=license), timm_arguments(SPEC)
+    folder = tmp_path / "model"
+    export_timm(model, folder, labels=DIGITS, preprocessing=PREPROCESSING, model_args=arguments, origin=origin)
+    (made,) = lg.export(folder, out=tmp_path / "onnx")
+    card = ModelCard.load(made.path / "README.md")
+    assert card.data.license == license and card.data.library_name == "onnx"
+    assert said in card.text and made.facts["license"] == license
