@@ -14,11 +14,12 @@ from typing import Any
 
 from ray_learngene.errors import UserError
 from ray_learngene.methods.base import Method
+from ray_learngene.methods.elastic import ElasticMethod
 from ray_learngene.methods.registry import create_method
 from ray_learngene.models.specs import Spec
 from ray_learngene.store.index import labels_key
 from ray_learngene.store.learngenes import StoredLearngene
-from ray_learngene.store.rows import numbers_of
+from ray_learngene.store.rows import mapping, numbers_of
 
 
 @dataclass(frozen=True)
@@ -49,12 +50,14 @@ def known_accuracy(
     """Return the accuracy of an expansion as far as rows of descendants tell; None where they do not.
 
     Between two measured depths of the same width, or two widths of the same depth, it is interpolated linearly.
-    Nothing is extrapolated.
+    Nothing is extrapolated. The distillation has measured the size of its auxiliary model.
     """
     measured = _measured(rows, stored, method, spec)
     size = (spec.width, spec.depth)
     if size in measured:
         return Accuracy(measured[size], 0.0, "measured")
+    if (own := _distilled(stored, method, spec)) is not None:
+        return Accuracy(own, 0.0, "measured by the distillation")
     if spec.depths:  # of which there is no next one
         return None
     for axis, name in ((1, "depths"), (0, "widths")):
@@ -65,6 +68,16 @@ def known_accuracy(
             top1 = _between(line, below, above, size[axis])
             return Accuracy(top1, _error(line, below, above), f"interpolated from {name} {below} and {above}")
     return None
+
+
+def _distilled(stored: StoredLearngene, method: Method, spec: Spec) -> float | None:
+    """Return what a distillation measured of its auxiliary model, if an expansion to that size is this very model."""
+    facts = stored.manifest.metadata
+    config, metrics = mapping(facts.get("config")), mapping(facts.get("metrics"))
+    by_labels = config.get("labels") is True and config.get("teach", "logits") == "logits"
+    if not by_labels or "top1" not in metrics or not isinstance(method, ElasticMethod) or spec != stored.learngene.spec:
+        return None
+    return float(metrics["top1"])
 
 
 def _measured(

@@ -85,6 +85,26 @@ def test_images_measure_what_was_expanded(
     assert f"top-1 {scores.top1:.2f} % untuned, measured on" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(("method", "known"), [("any-size:shallowest=1", True), ("sws", False)])
+def test_a_distillation_has_measured_the_size_that_it_trained_as_it_is(
+    method: str, known: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`sws` spreads a descendant's layers over stages by another rule than its auxiliary model's."""
+    store = Store(str(tmp_path / "distilled"))
+    monkeypatch.setenv("LEARNGENE_STORE", store.uri)
+    monkeypatch.chdir(tmp_path)
+    images = "--data digits --val-share 0.2"
+    distil = (
+        f"distill {images} --train-share 0.3 --preset nano --depth 3 --alpha 0 --epochs 1 --batch-size 64 --workers 0"
+    )
+    assert learngene(f"{distil} --method {method} --name own") == 0
+    accuracy = Expander.open(store, "own").accuracy(StoredLearngene.load(store, "own").learngene.spec)
+    assert (accuracy is not None) == known
+    assert learngene(f"expand own --depth 3 {images} --out three") == 0
+    measured = json.loads((tmp_path / "three" / "metrics.json").read_text())["top1_untuned"]
+    assert accuracy is None or (accuracy.top1, accuracy.error) == (measured, 0.0)
+
+
 def test_accuracy_is_measured_or_interpolated_or_unknown(store: Store, tmp_path: Path) -> None:
     manifest = store.manifest("learngene", "gene")
     for depth, top1 in ((2, 40.0), (4, 60.0), (5, 62.0)):
