@@ -95,6 +95,7 @@ def figure(found: Sequence[Point]) -> Figure:
         right.plot(images, costs, line, color=COLOURS[OURS])
     left.set(xlabel="training images", ylabel="top-1 in %, mean of six sizes")
     right.set(xlabel="training images", ylabel="TFLOPs of ten sizes (dashed: with the teacher)", yscale="log")
+    right.yaxis.set_major_formatter("{x:g}")
     for axes in (left, right):
         axes.set(xscale="log", xticks=images, xticklabels=[f"{one:,}" for one in images])
         axes.xaxis.set_minor_locator(NullLocator())
