@@ -48,6 +48,10 @@ def no_model(name: str, flag: str) -> UserError:
         return UserError(
             f"{flag} {name}: this is a file; give the timm model folder that it is in, local-dir:{folder.parent}"
         )
+    kind, colon, _ = name.partition(":")
+    if colon:
+        near = did_you_mean(kind, ("store", "local-dir", "hf-hub"))
+        return UserError(f"{flag} {name}: models are at store:, local-dir: or hf-hub:, not at {kind}:{near}")
     if name.count("/") == 1:
         return UserError(
             f"{flag} {name}: timm has no such model; write hf-hub:{name} for one on the hub, local-dir:{name} for a "

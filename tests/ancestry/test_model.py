@@ -147,6 +147,7 @@ def test_what_a_name_may_stand_for(tmp_path: Path) -> None:
         str(tmp_path / "teacher" / "model.safetensors"): f"the timm model folder that it is in, local-dir:{tmp_path}",
         "timm/levit_384.fb": "write hf-hub:timm/levit_384.fb for one on the hub",
         "ancestries/digits": "write store:ancestries/digits",
+        "local_dir:teacher": "models are at store:, local-dir: or hf-hub:, not at local_dir:; did you mean local-dir?",
         "levit_9": "timm has no such model; did you mean levit_",
         "photographs": "timm has no such model; write store:ancestries/NAME for one in the store",
     }
