@@ -44,7 +44,7 @@ def parameters(spec: Spec) -> int:
 def macs(spec: Spec) -> int:
     """Count the multiply-accumulates of one image's forward pass, exactly."""
     if spec.architecture is not None:
-        return _counted_macs(spec)
+        return _counted(spec)[0]
     tokens, width = spec.tokens, spec.width
     linear = tokens * (4 * width * width + 2 * width * spec.hidden)
     attention = 2 * tokens * tokens * width
@@ -66,16 +66,11 @@ def forward_flops(forward: Callable[[torch.Tensor], object], image: ImageShape, 
 
 
 @lru_cache(maxsize=4096)
-def _counted_macs(spec: Spec) -> int:
-    try:
-        return forward_flops(meta_model(spec).eval(), spec.image) // 2
-    except (RuntimeError, AssertionError, ValueError) as error:
-        raise UserError(f"{spec} does not run: {reason_of(error, 200)}; choose another size or image size") from None
+def _counted(spec: Spec) -> tuple[int, int]:
+    """Count the MACs of one image, and the values that are live at once, in one forward pass.
 
-
-@lru_cache(maxsize=4096)
-def _live_activations(spec: Spec) -> int:
-    """Estimate the values that are live at once: the largest module's input and output, and twice its block's input."""
+    These are estimated as the largest module's input and output, and twice its block's input.
+    """
     live, inside = [0], [0]
 
     def leaf(module: nn.Module, inputs: Any, output: Any) -> None:
@@ -88,12 +83,12 @@ def _live_activations(spec: Spec) -> int:
     handles = [each.register_forward_hook(leaf) for each in model.modules() if not any(each.children())]
     handles += [each.register_forward_pre_hook(block) for each in blocks_in_order(model)]
     try:
-        with torch.no_grad():
-            model(torch.zeros(1, *spec.image, device="meta"))
+        return forward_flops(model, spec.image) // 2, live[0]
+    except (RuntimeError, AssertionError, ValueError) as error:
+        raise UserError(f"{spec} does not run: {reason_of(error, 200)}; choose another size or image size") from None
     finally:
         for handle in handles:
             handle.remove()
-    return live[0]
 
 
 def _numel(values: Any) -> int:
@@ -143,7 +138,7 @@ def _saved_activations(spec: Spec, checkpointed: bool = False) -> int:
 def inference_memory(spec: Spec, batch: int = 1) -> int:
     """Estimate the bytes of weights plus the peak of live activations (inside one MLP), without gradients."""
     if spec.architecture is not None:
-        return _BYTES * (parameters(spec) + batch * _live_activations(spec))
+        return _BYTES * (parameters(spec) + batch * _counted(spec)[1])
     activations = batch * spec.tokens * (2 * spec.width + 2 * spec.hidden)
     return _BYTES * (parameters(spec) + activations)
 
