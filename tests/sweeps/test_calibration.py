@@ -74,7 +74,8 @@ def test_a_fitted_size_is_measured_with_its_fitting(store: Store) -> None:
     assert device.startswith("cpu") and load >= 0
     for trial, pace in zip(sweep.wanted, paces, strict=True):
         assert min(*pace.read, *pace.score) > 0 and (pace.step >= 0).all()
-        assert np.all(pace.fit > 0) == (trial.arm.text != "scratch")
+        # seconds of reading are taken off those of a fitting step, so a busy machine may leave none
+        assert isinstance(pace.fit, np.ndarray) == (trial.arm.text != "scratch") and np.all(pace.fit >= 0)
 
 
 def test_a_plan_is_measured_printed_and_kept_and_trains_nothing(
