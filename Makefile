@@ -3,7 +3,7 @@
 # make quick  the tests of configuration, methods, models and data: below two minutes on two cores
 # make docs   build the documentation into site/, and fail on a broken link
 # make test-client   install the thin client, without torch and Ray, into an environment of its own and use it
-# make test-compile  compile layers of all kinds, in bf16, of siblings and of teachers (two minutes)
+# make test-compile  compile layers of all kinds, in bf16, of siblings, of teachers and of families (ten minutes)
 # make test-export  export models of many kinds, and a sweep with its exports (minutes)
 # make test-openvino   read exported files with OpenVINO
 # make test-families   try every entry point of timm as source, student and teacher, and write docs/families_tables.md
