@@ -106,9 +106,9 @@ def test_help_names_values_in_words_of_the_command_line(command: str, capsys: py
 
 
 def test_the_docs_show_the_presets() -> None:
-    text = (ROOT / "docs" / "methods.md").read_text()
+    text = (ROOT / "docs" / "concepts.md").read_text()
     for name, size in PRESETS.items():
-        assert f"| `{name}` | {size.width} | {size.heads} | {size.depth} | {size.patch} | {size.image} |" in text
+        assert f"| `{name}` | {size.width} | {size.heads} | {size.image} px, {size.patch} | {size.depth} |" in text
 
 
 def test_flags_override_the_recipe(tmp_path: Path) -> None:
