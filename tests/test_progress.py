@@ -139,7 +139,8 @@ def test_a_sweep_expects_the_time_of_the_work_that_is_left(
     monkeypatch.setattr(progress.time, "monotonic", lambda: clock[0])
     sizes = [Spec(width=48, depth=depth, heads=3, image=8, patch=2, classes=10) for depth in (1, 2, 3)]
     one, long, ended = (Trial(Arm.parse("sws", "photos"), size, 0, 1e-3) for size in sizes)
-    status = SweepStatus("sizes", {one: 100, long: 900, ended: 500})
+    work = {one: 100.0, long: 900.0, ended: 500.0}
+    status = SweepStatus("sizes", work.__getitem__, [*work])
     of = {"epochs": 1, "total_steps": 100}
     clock[0] = 30
     status.end(ended)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from ray_learngene.progress import Progress, counted
@@ -16,13 +16,14 @@ class SweepStatus:
     """Logs how far a sweep is.
 
     Args:
-        work: What every trial costs, in any unit.
+        work: What a trial costs, in any unit.
+        trials: All that are to be trained; a learning rate that a search will choose stands for no trial of its own.
     """
 
-    def __init__(self, name: str, work: Mapping[Trial, float]) -> None:
-        self._work = work
+    def __init__(self, name: str, work: Callable[[Trial], float], trials: Sequence[Trial]) -> None:
+        self._work, self._count = work, len(trials)
         self._ended: set[Trial] = set()
-        self._all = Progress(f"sweep {name}", sum(work.values()), "", warms_up=True)
+        self._all = Progress(f"sweep {name}", sum(map(work, trials)), "", warms_up=True)
         self._done = 0.0  # by trials that have ended
         self._models: dict[Trial, Progress] = {}
         self._scores: dict[Trial, str] = {}  # the last to report comes last
@@ -36,7 +37,7 @@ class SweepStatus:
             name, total = trial_name(trial), max(1, metrics["total_steps"])
             if trial not in self._models:
                 self._models[trial] = Progress(name, total, "steps", quiet=True)
-                self._all.skip(self._work[trial] * metrics["step"] / total)
+                self._all.skip(self._work(trial) * metrics["step"] / total)
             model = self._models[trial]
             epoch = f"epoch {metrics['epoch']:.3g}/{metrics['epochs']}"
             if "fit_step" in metrics:
@@ -51,23 +52,23 @@ class SweepStatus:
         """A trial has ended, in whatever way."""
         with self._lock:
             self._ended.add(trial)
-            self._done += self._work[trial]
+            self._done += self._work(trial)
             self._scores.pop(trial, None)
             if model := self._models.pop(trial, None):
                 model.end()
             else:  # an earlier run did it, or it failed at once
-                self._all.skip(self._work[trial])
-            if len(self._ended) >= len(self._work):
+                self._all.skip(self._work(trial))
+            if len(self._ended) >= self._count:
                 self._all.end()
             else:
                 self._show()
 
     def _show(self) -> None:
-        running = sum(self._work[trial] * model.done / model.total for trial, model in self._models.items())
+        running = sum(self._work(trial) * model.done / model.total for trial, model in self._models.items())
         last = [f"{trial_name(trial)} {text}" for trial, text in list(self._scores.items())[-_SHOWN:]]
         more = f"top-1: {', '.join(last)}" if last else ""
         self._all.at(
-            self._done + running, f"{len(self._ended)} of {counted(len(self._work), 'descendant')} ended", more
+            self._done + running, f"{len(self._ended)} of {counted(self._count, 'descendant')} ended", more
         )
 
 

@@ -128,7 +128,7 @@ class Outcomes:
         followers: Sequence[Follower] = (),
     ) -> None:
         self.inputs, self.total, self.keep, self.followers, self.ended = inputs, len(trials), keep, followers, 0
-        self.status = SweepStatus(inputs.config.name, {trial: inputs.work(trial) for trial in trials})
+        self.status = SweepStatus(inputs.config.name, inputs.work, trials)
 
     def reported(self, trial: Trial, metrics: dict[str, Any]) -> None:
         """It has reached an epoch, or a step on the way there; from any thread."""

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import optuna
@@ -17,6 +19,7 @@ from ray_learngene.models.specs import PRESETS
 from ray_learngene.sweeps.arms import Arm
 from ray_learngene.sweeps.learning_rates import DRAWN, drawn_and_following, drawn_rates
 from ray_learngene.sweeps.trial import Known, Trial
+from ray_learngene.sweeps.trials import Outcomes
 from ray_learngene.sweeps.tune_search import LearningRateSearch
 
 CONFIG = SweepConfig(data="digits", name="s", learngene="g", lr_search=DRAWN + 3, lr_low=1e-5, lr_high=1e-1)
@@ -128,3 +131,14 @@ def test_what_becomes_of_a_trial_is_told_once(following: bool) -> None:
     values = [trial.value for trial in trials if trial.state is TrialState.COMPLETE]
     assert values == [50.0, float("-inf"), 30.0]
     assert [trial.state for trial in trials[3:]] == ([TrialState.FAIL] if following else [])
+
+
+def test_trials_whose_learning_rates_follow_are_counted_and_shown() -> None:
+    inputs: Any = SimpleNamespace(config=CONFIG, work=lambda trial: float(trial.spec.depth))
+    outcomes = Outcomes(inputs, [SMALL, SMALL, LARGE], keep=lambda row: None)
+    assert outcomes.status._all.total == 7
+    for lr in (2e-3, 3e-3):
+        outcomes.reported(replace(SMALL, lr=lr), {"step": 1, "epoch": 1, "epochs": 2, "total_steps": 2, "top1": 50.0})
+        outcomes.status.end(replace(SMALL, lr=lr))
+    outcomes.status.end(LARGE)
+    assert outcomes.status._all.done == 4, "the last one ends the bar"
