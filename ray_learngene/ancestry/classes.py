@@ -17,6 +17,7 @@ from ray_learngene.config.image import RGB
 from ray_learngene.data.class_names import order_of, timms_order
 from ray_learngene.data.image_set import ImageSet, ImageSets, Labels, Subset
 from ray_learngene.data.loader import eval_loader
+from ray_learngene.data.reader import Policy, Reader
 from ray_learngene.errors import UserError
 from ray_learngene.models.device import gpu_allowed
 from ray_learngene.models.preprocessing import Preprocessing
@@ -30,7 +31,15 @@ _DEVIATIONS = 3  # of what chance explains
 _measured: dict[tuple[str, str], tuple[Labels, Labels]] = {}  # by model and images: decisions and labels
 
 
-def match_classes(ancestry: Ancestry, reference: str, data: str, sets: ImageSets, *, labelled: bool = True) -> None:
+def match_classes(
+    ancestry: Ancestry,
+    reference: str,
+    data: str,
+    sets: ImageSets,
+    *,
+    labelled: bool = True,
+    unreadable: Policy = "fail",
+) -> None:
     """Bring the answers of an ancestry model into the order of the images' classes.
 
     The same names in another order are mapped. Where a side has no names, top-1 on validation images tells whether the
@@ -38,6 +47,7 @@ def match_classes(ancestry: Ancestry, reference: str, data: str, sets: ImageSets
 
     Args:
         labelled: False refuses nothing, as labels are not used; what is measured is printed all the same.
+        unreadable: What becomes of validation images that cannot be read.
 
     Raises:
         UserError: another number of classes, other names, or a top-1 that says that the order is another.
@@ -69,7 +79,7 @@ def match_classes(ancestry: Ancestry, reference: str, data: str, sets: ImageSets
             raise UserError(f"{odd}: they were not labelled alike; use the same label set, or --no-labels")
     else:
         odd = f"--ancestry {reference} names no classes"
-    problem = _measure(ancestry, odd, sets.val)
+    problem = _measure(ancestry, odd, sets.val, unreadable)
     if problem and labelled:
         raise UserError(problem)
     if problem:
@@ -81,9 +91,9 @@ def _numbered(names: Sequence[str]) -> bool:
     return tuple(names) == tuple(map(str, range(len(names))))
 
 
-def _measure(ancestry: Ancestry, odd: str, images: ImageSet) -> str | None:
+def _measure(ancestry: Ancestry, odd: str, images: ImageSet, unreadable: Policy) -> str | None:
     """Print top-1 in the order of the images' classes; what is wrong where that order cannot be the model's."""
-    decisions, labels = _decisions(ancestry, images)
+    decisions, labels = _decisions(ancestry, images, unreadable)
     timms = timms_order(images.classes)
     right = decisions == labels
     chance = _chance(decisions, labels)
@@ -130,7 +140,7 @@ def _clearly_more(one: np.ndarray, other: np.ndarray) -> bool:
     return gained - lost > _DEVIATIONS * math.sqrt(gained + lost)
 
 
-def _decisions(ancestry: Ancestry, images: ImageSet) -> tuple[Labels, Labels]:
+def _decisions(ancestry: Ancestry, images: ImageSet, unreadable: Policy) -> tuple[Labels, Labels]:
     """Return the model's decisions on some validation images, and their labels; on the CPU, as drivers open no GPU."""
     key = ancestry.sha256(), images.fingerprint
     if key not in _measured:
@@ -146,9 +156,8 @@ def _decisions(ancestry: Ancestry, images: ImageSet) -> tuple[Labels, Labels]:
             interpolation=interpolation,
         )
         with gpu_allowed(False), torch.no_grad():
-            batches = [
-                (ancestry(pixels).argmax(dim=-1), labels) for pixels, labels in eval_loader(some, preprocessing, 32)
-            ]
+            loader = eval_loader(some, preprocessing, 32, reader=Reader(some, unreadable))
+            batches = [(ancestry(pixels).argmax(dim=-1), labels) for pixels, labels in loader]
         decisions, labels = (torch.cat(each).numpy() for each in zip(*batches, strict=True))
         _measured[key] = decisions, labels
     return _measured[key]

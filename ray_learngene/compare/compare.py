@@ -61,7 +61,7 @@ def bench(config: BenchConfig) -> pandas.DataFrame:
     store.check(write=True)
     ancestry = load_ancestry(config.ancestry, store)
     sets = checked_image_sets(config)
-    match_classes(ancestry, config.ancestry, config.data, sets)
+    match_classes(ancestry, config.ancestry, config.data, sets, unreadable=config.unreadable)
     check_sets(config)
     config = with_equal_budgets(config, ancestry, len(sets.train))
     arms = plan_arms(config, ancestry.classes)

@@ -37,10 +37,11 @@ from ray_learngene.models.preprocessing import Preprocessing, per_channel
 from ray_learngene.models.sizes import student_spec
 from ray_learngene.models.specs import Spec
 from ray_learngene.progress import counted
-from ray_learngene.store.learngenes import StoredLearngene
+from ray_learngene.store.learngenes import StoredLearngene, in_order_of
 from ray_learngene.store.manifest import Manifest
 from ray_learngene.store.store import Store
 from ray_learngene.tracking.trackers import Trackers
+from ray_learngene.training.optimizers import require_layers
 
 if TYPE_CHECKING:
     from ray.train import UserCallback
@@ -77,6 +78,7 @@ def prepare(config: DistillConfig) -> DistillTask:
     spec = auxiliary_spec(config)
     with on_meta():  # what the method cannot train is refused before anything is read
         sketch = method.auxiliary(spec)
+    require_layers(sketch, config)
     if config.depth:
         check_depth(sketch, config.depth, config.method)
     store = open_store(config, "learngene")
@@ -94,14 +96,16 @@ def prepare(config: DistillConfig) -> DistillTask:
         if not config.labels:
             labels = ancestry.labels
             log.info("no labels: top-1 is the agreement with the ancestry model's decisions")
-        match_classes(ancestry, str(config.ancestry), config.data, sets, labelled=config.labels)
+        reference = str(config.ancestry)
+        match_classes(ancestry, reference, config.data, sets, labelled=config.labels, unreadable=config.unreadable)
     spec = auxiliary_spec(config, ancestry.classes if ancestry and not features else len(labels))
     torch.manual_seed(config.seed)
     module = method.auxiliary(spec, drop_path=config.drop_path)
     if start:
-        _start_from(module, method, start.learngene, config)
+        _start_from(module, method, in_order_of(start.learngene, labels) or start.learngene, config)
     if config.warm_start and ancestry:
-        start_from_model(module, ancestry.model, config.warm_start)
+        order = None if ancestry.order is None else ancestry.order.tolist()
+        start_from_model(module, ancestry.model, config.warm_start, order)
     images = images_for(config, sets, spec, given)
     facts: dict[str, Any] = {"data_sha256": sets.train.fingerprint}
     if ancestry:

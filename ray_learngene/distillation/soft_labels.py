@@ -67,7 +67,8 @@ class Filling:
     def missing(self) -> tuple[str, list[Shard]]:
         """Return the cache's key and the missing shards."""
         cache: SoftLabelCache = self.answers().cache
-        epochs = min(self.config.epochs, self.config.view_epochs or self.config.epochs)
+        longest = max(self.config.epochs, self.config.untied_epochs)  # both trainings see the same views
+        epochs = min(longest, self.config.view_epochs or longest)
         every = [Shard(epoch, part) for epoch in range(epochs) for part in range(self.parts)]
         if self.config.overwrite:
             return cache.key, every
@@ -102,7 +103,7 @@ def fill(config: SoftLabelsConfig) -> None:
     ancestry = load_ancestry(reference, store)
     config = with_interpolation(config, ancestry.interpolation, store)  # type: ignore[assignment]
     sets = checked_image_sets(config)
-    match_classes(ancestry, reference, config.data, sets, labelled=config.labels)
+    match_classes(ancestry, reference, config.data, sets, labelled=config.labels, unreadable=config.unreadable)
     filling = Filling(config, store, images_for(config, sets, spec, ancestry), ancestry)
     filling.images.training_batches(config, world_size=filling.parts)  # refuses what does not divide
     if config.workers == 0:

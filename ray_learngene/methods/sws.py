@@ -99,6 +99,8 @@ class StageSharedVisionTransformer(VisionTransformer):
     applications. Nothing else differs between two applications of a block.
     """
 
+    group_matcher: ClassVar[None] = None  # timm's would tell stages apart, not layers
+
     def __init__(self, spec: Spec, layout: tuple[int, ...], drop_path_rate: float = 0.0) -> None:
         super().__init__(**{**timm_arguments(spec), "depth": len(layout)}, num_classes=spec.classes)
         self.spec = spec.replace(depth=sum(layout))

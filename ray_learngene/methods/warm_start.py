@@ -6,6 +6,7 @@ or their average. A wider model gives evenly spaced channels, as in weight selec
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
@@ -23,11 +24,12 @@ Rule = Literal["first", "middle", "last", "average"]
 
 
 @torch.no_grad()
-def start_from_model(module: nn.Module, model: nn.Module, rule: Rule) -> None:
+def start_from_model(module: nn.Module, model: nn.Module, rule: Rule, order: Sequence[int] | None = None) -> None:
     """Load the parameters of a trained timm model into an auxiliary model; a head of other classes stays as it is.
 
     Args:
         rule: The block of a run of layers that becomes the shared one, or their average.
+        order: Index in the trained model of each class of the auxiliary one; default: they are the same.
 
     Raises:
         UserError: the auxiliary model shares no blocks, or the trained model is of another family or narrower.
@@ -43,14 +45,22 @@ def start_from_model(module: nn.Module, model: nn.Module, rule: Rule) -> None:
         for name, tensor in _chosen(trained, source, spec, genes, rule).items()
         if not is_head(name, spec) or tensor.shape[0] == spec.classes
     }
+    if order is not None:
+        given |= {name: tensor[torch.tensor(order)] for name, tensor in given.items() if is_head(name, spec)}
     missing = {name for name in genes if not is_head(name, spec)} - given.keys()
     unlike = missing or {name for name, tensor in given.items() if tensor.ndim != len(known[name])}
     if unlike:
         name = f"{source.architecture or 'the plain vision transformer'}"
         raise UserError(f"a warm start needs an ancestry model of the student's family; {name} has no {min(unlike)}")
     require_head_size("a warm start", source, spec)
-    narrow = sliced(given, source, spec, selection_of(source))
-    state = resampled(narrow, spec, source.image)
+    if spec.patch != source.patch or spec.width > source.width:
+        raise UserError(
+            f"a warm start needs an ancestry model of patch size {spec.patch} and at least width {spec.width}, "
+            f"this one has patch size {source.patch} and width {source.width}"
+        )
+    # timm's functions first: slicing takes evenly spaced entries of any axis, of channels of images too
+    wide = spec.replace(width=source.width, heads=source.heads, mlp_ratio=source.mlp_ratio)
+    state = sliced(resampled(given, wide, source.image), source, spec, selection_of(source))
     own = module.state_dict()
     module.load_state_dict({**own, **{genes[name]: tensor.to(own[genes[name]]) for name, tensor in state.items()}})
 

@@ -9,6 +9,7 @@ from pydantic import ValidationError
 from safetensors import SafetensorError
 
 from ray_learngene.config.documents import first_error
+from ray_learngene.data.class_names import order_of
 from ray_learngene.errors import UserError
 from ray_learngene.methods.base import DESCRIPTION_FILE, WEIGHTS_FILE, Learngene
 from ray_learngene.methods.registry import method_class
@@ -60,6 +61,14 @@ class StoredLearngene:
             "learngene_parameters": self.learngene.parameters(),
             **{name: None if value is None else value + (_number(start, name) or 0) for name, value in costs.items()},
         }
+
+
+def in_order_of(learngene: Learngene, classes: tuple[str, ...]) -> Learngene | None:
+    """Return the learngene with its head in the order of these classes, by name; None if their names are others."""
+    if learngene.labels == classes:
+        return learngene
+    order = order_of(learngene.labels, classes)
+    return None if order is None else learngene.reordered(order, classes)
 
 
 def _check_options(learngene: Learngene) -> None:

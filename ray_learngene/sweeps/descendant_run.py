@@ -24,11 +24,10 @@ from ray_learngene.models.timm_folder import export_timm
 from ray_learngene.provenance import provenance, publishable
 from ray_learngene.store.checkpoints import StoreCheckpoints
 from ray_learngene.store.index import labels_key
-from ray_learngene.store.learngenes import LEARNGENE_COLUMNS, StoredLearngene
+from ray_learngene.store.learngenes import LEARNGENE_COLUMNS, StoredLearngene, in_order_of
 from ray_learngene.store.store import NameTaken
 from ray_learngene.sweeps.descendant import Descendant, SweepContext
 from ray_learngene.sweeps.exports import CARD, METRICS, descendant_card, write_exports
-from ray_learngene.sweeps.head import for_classes
 from ray_learngene.training.batches import Batches
 from ray_learngene.training.checkpoints import BackgroundCheckpoints, Progress
 from ray_learngene.training.clock import Clock
@@ -125,7 +124,7 @@ class DescendantRun:
             return
         method = one.arm.method
         stored, classes = self.task.stored, self.images.train.classes
-        learngene = for_classes(stored.learngene, classes) if stored else None
+        learngene = stored and (in_order_of(stored.learngene, classes) or stored.learngene.without_head())
         adapter = method.adapter(learngene, one.spec, seed=one.seed)
         if adapter is None or not adapter.fit_steps:
             self.model = method.expand(learngene, one.spec, seed=one.seed)

@@ -140,7 +140,8 @@ def _teacher(config: SweepConfig, images: ImagePipeline, store: Store) -> Ancest
     if not config.ancestry:
         return None
     ancestry = load_ancestry(config.ancestry, store)
-    match_classes(ancestry, config.ancestry, config.data, ImageSets(images.train, images.val))
+    sets = ImageSets(images.train, images.val)
+    match_classes(ancestry, config.ancestry, config.data, sets, unreadable=config.unreadable)
     ancestry.accept(images.preprocessing.mean, images.preprocessing.std)
     return ancestry
 

@@ -67,9 +67,7 @@ class SweepStatus:
         running = sum(self._work(trial) * model.done / model.total for trial, model in self._models.items())
         last = [f"{trial_name(trial)} {text}" for trial, text in list(self._scores.items())[-_SHOWN:]]
         more = f"top-1: {', '.join(last)}" if last else ""
-        self._all.at(
-            self._done + running, f"{len(self._ended)} of {counted(self._count, 'descendant')} ended", more
-        )
+        self._all.at(self._done + running, f"{len(self._ended)} of {counted(self._count, 'descendant')} ended", more)
 
 
 def trial_name(trial: Trial) -> str:

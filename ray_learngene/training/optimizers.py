@@ -52,18 +52,23 @@ def create_optimizer(module: nn.Module, config: OptimizationConfig, **grouping: 
             apart.
     """
     settings: dict[str, Any] = {"lr": learning_rate(config), "weight_decay": config.weight_decay}
+    require_layers(module, config)
     if config.layer_decay < 1:
-        if not hasattr(module, "group_matcher"):
-            raise UserError(
-                f"--layer-decay {config.layer_decay:g}: the layers of this {type(module).__name__} share parameters: "
-                "leave it out, it is for models whose layers are their own (ancestry, sweep)"
-            )
         settings["layer_decay"] = config.layer_decay
     if config.opt in _FUSED:
         settings["fused"] = True
     arguments = {name: tuple(value) if isinstance(value, list) else value for name, value in config.opt_args.items()}
     with _in_one_line(config):
         return create_optimizer_v2(module, opt=config.opt, **{**settings, **grouping, **arguments})
+
+
+def require_layers(module: nn.Module, config: OptimizationConfig) -> None:
+    """Refuse layer decay where the layers of a module share parameters."""
+    if config.layer_decay < 1 and getattr(module, "group_matcher", None) is None:
+        raise UserError(
+            f"--layer-decay {config.layer_decay:g}: the layers of this {type(module).__name__} share parameters: "
+            "leave it out, it is for models whose layers are their own (ancestry, sweep)"
+        )
 
 
 @contextmanager

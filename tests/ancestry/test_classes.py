@@ -182,3 +182,18 @@ def test_evaluate_maps_names_too(tmp_path: Path, capsys: pytest.CaptureFixture[s
     (tmp_path / "model" / "config.json").write_text(json.dumps(config))
     assert main(["evaluate", str(tmp_path / "model"), "--data", "digits"]) == 0
     assert capsys.readouterr().out == told
+
+
+def test_a_validation_image_that_cannot_be_read_is_skipped_where_others_are() -> None:
+    class Torn(ArraySet):
+        def open(self, index: int) -> Image.Image:
+            if index == 7:
+                raise UserError("torn")
+            return super().open(index)
+
+    whole = images(OURS).val
+    assert isinstance(whole, ArraySet)
+    torn = Torn("torn", whole.pixels + np.uint8(1), whole.labels, OURS)
+    with pytest.raises(UserError, match="torn, or go on without it: --unreadable skip"):
+        match_classes(Ancestry(Brightness(OURS)), "x", "y", ImageSets(torn, torn))
+    match_classes(Ancestry(Brightness(OURS)), "x", "y", ImageSets(torn, torn), unreadable="skip")

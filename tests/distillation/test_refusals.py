@@ -29,6 +29,7 @@ def unread(*args: Any, **kwargs: Any) -> NoReturn:
         ("convnext_atto", {"method": "wave:template=8"}, "convnext_atto has stages of several widths"),
         ("deit_tiny_patch16_224", {"method": "mimetic"}, "'mimetic' has no auxiliary model to distil"),
         ("deit_tiny_patch16_224", {"method": "sws:stages=2-2", "depth": 5}, r"--depth 5 and .* \(4 layers\) disagree"),
+        ("deit_tiny_patch16_224", {"layer_decay": 0.5}, "the layers of this ElasticVisionTransformer share parameters"),
     ],
 )
 def test_what_a_method_cannot_train(

@@ -127,3 +127,13 @@ def test_descendants_read_them_too(flags: list[str]) -> None:
     first, second = (store.manifests("descendant", under=name)[0].metadata["row"] for name in ("first", "second"))
     assert first["teacher_flops"] > 0 == second["teacher_flops"]
     assert first["val_loss"] == second["val_loss"]
+
+
+def test_both_trainings_of_an_untied_distillation_find_their_soft_labels(
+    flags: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    both = ["--method", "any-size:shallowest=1", "--untied-epochs", "3", "--view-seed", "77"]
+    assert main(["softlabels", *flags, *both]) == 0
+    assert "3 parts of epochs to compute" in capsys.readouterr().out
+    assert main(["distill", *flags, *both, "--name", "both"]) == 0
+    assert [learngene_of(flags, name)[1]["teacher_flops"] for name in ("both-shared", "both")] == [0, 0]

@@ -63,3 +63,25 @@ def test_what_cannot_start_is_said(text: str, architecture: str, message: str) -
     auxiliary = create_method(text).auxiliary(small("vit_small_patch16_dinov3"))
     with pytest.raises(UserError, match=message):
         start_from_model(auxiliary, build(small(architecture)), "first")
+
+
+def test_grey_images_see_the_sum_of_the_channels_at_any_width() -> None:
+    grey = preset("nano", width=32, depth=2, classes=3, channels=1)
+    model = noisy(build(grey.replace(channels=3, image="16x8", width=64, heads=4), seed=0))
+    auxiliary = create_method("any-size:stages=2").auxiliary(grey)
+    assert isinstance(auxiliary, GeneratedVisionTransformer)
+    start_from_model(auxiliary, model, "first")
+    kernel = model.patch_embed.proj.weight  # type: ignore[union-attr]
+    torch.testing.assert_close(auxiliary.genes()["patch_embed.proj.weight"], kernel[::2].sum(1, keepdim=True))
+
+
+def test_classes_in_another_order_and_patches_of_another_size() -> None:
+    spec = preset("nano", width=32, depth=2, classes=3)
+    model = build(spec, seed=0)
+    auxiliary = create_method("any-size:stages=2").auxiliary(spec)
+    assert isinstance(auxiliary, GeneratedVisionTransformer)
+    start_from_model(auxiliary, model, "first", order=[2, 0, 1])
+    assert torch.equal(auxiliary.genes()["head.weight"], model.head.weight[[2, 0, 1]])
+    for other in ({"patch": 4}, {"width": 16, "heads": 1}):
+        with pytest.raises(UserError, match="of patch size 2 and at least width 32, this one has"):
+            start_from_model(auxiliary, build(spec.replace(**other), seed=0), "first")

@@ -147,9 +147,10 @@ def test_settings_that_have_a_flag_are_no_arguments() -> None:
         load_config(OptimizationConfig, {"opt_args": {"weight_decay": 1}})
 
 
-def test_layers_that_share_parameters_have_no_layer_decay() -> None:
-    with pytest.raises(UserError, match=r"--layer-decay 0\.5: the layers of this GeneratedVisionTransformer share"):
-        create_optimizer(create_method("wave").auxiliary(NANO), changed(layer_decay=0.5))
+@pytest.mark.parametrize(("method", "kind"), [("wave", "Generated"), ("sws", "StageShared")])
+def test_layers_that_share_parameters_have_no_layer_decay(method: str, kind: str) -> None:
+    with pytest.raises(UserError, match=rf"--layer-decay 0\.5: the layers of this {kind}VisionTransformer share"):
+        create_optimizer(create_method(method).auxiliary(NANO), changed(layer_decay=0.5))
 
 
 def test_an_optimizer_that_needs_whole_parameters_is_refused_with_zero(tmp_path: Path) -> None:
