@@ -124,7 +124,7 @@ class DescendantRun:
             return
         method = one.arm.method
         stored, classes = self.task.stored, self.images.train.classes
-        learngene = stored and (in_order_of(stored.learngene, classes) or stored.learngene.without_head())
+        learngene = (in_order_of(stored.learngene, classes) or stored.learngene.without_head()) if stored else None
         adapter = method.adapter(learngene, one.spec, seed=one.seed)
         if adapter is None or not adapter.fit_steps:
             self.model = method.expand(learngene, one.spec, seed=one.seed)
