@@ -128,7 +128,7 @@ def test_teachers_of_other_images_teach_features(kind: str, tmp_path: Path) -> N
     [
         ({"teach": "logits"}, "the model has no classification head; a model of features teaches with"),
         ({"soft_labels": True}, r"--soft-labels caches logits: features of .* would take 139 kB an epoch in float16"),
-        ({"layer_decay": 0.5}, "--layer-decay 0.5: the layers of this FeatureStudent"),
+        ({"layer_decay": 0.5}, "--layer-decay 0.5: the layers of this ElasticVisionTransformer share parameters"),
     ],
 )
 def test_what_a_headless_teacher_cannot_do_is_one_line(tmp_path: Path, changes: dict[str, Any], says: str) -> None:
