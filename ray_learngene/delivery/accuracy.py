@@ -75,9 +75,9 @@ def _distilled(stored: StoredLearngene, method: Method, spec: Spec) -> float | N
     facts = stored.manifest.metadata
     config, metrics = mapping(facts.get("config")), mapping(facts.get("metrics"))
     by_labels = config.get("labels") is True and config.get("teach", "logits") == "logits"
-    if not by_labels or "top1" not in metrics or not isinstance(method, ElasticMethod) or spec != stored.learngene.spec:
+    if not by_labels or not isinstance(method, ElasticMethod) or spec != stored.learngene.spec:
         return None
-    return float(metrics["top1"])
+    return (numbers_of(metrics, "top1") or {}).get("top1")
 
 
 def _measured(

@@ -71,9 +71,8 @@ def records_of(rows: Iterable[Mapping[str, Any]], entries: Iterable[Entry]) -> l
 
 def size_of(row: Mapping[str, Any]) -> str:
     """Return a size as people write it: 48×6, or with its architecture and the blocks of each stage."""
-    stages = row.get("stages") or "-".join(map(str, row.get("depths") or ()))
     name = f"{row['architecture']} " if row.get("architecture") else ""
-    return f"{name}{row.get('width')}×{stages or row.get('depth')}"
+    return f"{name}{row.get('width')}×{row.get('stages') or row.get('depth')}"
 
 
 def label_set(facts: Mapping[str, Any]) -> str:

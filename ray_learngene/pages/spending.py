@@ -26,7 +26,7 @@ def planned_and_spent(store: Store, name: str, records: Iterable[Record]) -> dic
     plan = read_plan(store, name)
     if plan is None:
         return None
-    models = [one for one in plan["descendants"] if isinstance(one, dict)]
+    models = [{**one, "stages": "-".join(map(str, one["depths"]))} for one in plan["descendants"]]
     trained = defaultdict[tuple[str | None, str], list[Record]](list)
     for one in records:
         trained[one["arm"], one["size"]].append(one)

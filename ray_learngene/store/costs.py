@@ -106,4 +106,4 @@ def cost_text(row: Mapping[str, Any], kind: str) -> str:
 def epochs_text(row: Mapping[str, Any]) -> str:
     """Return the epochs of an arm without a learngene, and what it has in common with arms that have one."""
     basis = {"cost": "equal cost", "epochs": "equal epochs"}.get(str(row.get("scratch")))
-    return f", {counted(row['epochs'], 'epoch')}, {basis}" if basis else ""
+    return f", {counted(row.get('epochs'), 'epoch')}, {basis}" if basis else ""

@@ -38,6 +38,7 @@ class _Row(BaseModel):
     top1_epoch1: FiniteFloat
     seconds: FiniteFloat
     classes: int | None = None
+    epochs: int | None = None
 
 
 def mapping(value: object) -> Mapping[str, Any]:

@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from ray_learngene.config.documents import first_error, parse_json
+from ray_learngene.config.documents import first_error
 from ray_learngene.errors import UserError
 from ray_learngene.store.manifest import LEGAL, NAME
 from ray_learngene.store.store import Store
@@ -39,17 +39,32 @@ class _Settings(BaseModel):
     scratch: Literal["cost", "epochs"] = "epochs"
 
 
+class _Planned(BaseModel):
+    """Descendants of one size, of which `depths` are those of their stages."""
+
+    model_config = ConfigDict(extra="allow")
+
+    depths: list[int] = []
+
+
+class _Plan(BaseModel):
+    """What is read of it."""
+
+    model_config = ConfigDict(extra="allow")
+
+    descendants: list[_Planned]
+
+
 def read_plan(store: Store, name: str) -> dict[str, Any] | None:
     """Return what `learngene plan --calibrate` said that a sweep would cost.
 
     None where nothing that can be read says so.
     """
-    text = store.read_text(sweep_file(name, PLAN))
+    data = store.objects.read(sweep_file(name, PLAN))
     try:
-        plan = parse_json(text) if text else None
+        return _Plan.model_validate_json(data).model_dump() if data else None
     except ValueError:
         return None
-    return plan if isinstance(plan, dict) and isinstance(plan.get("descendants"), list) else None
 
 
 def read_settings(store: Store, name: str) -> dict[str, Any] | None:

@@ -67,7 +67,7 @@ class TimedSize(BaseModel):
     p90_ms: FiniteFloat = Field(gt=0)
     spec: TimedSpec | None = None
     agreed: bool = True
-    spread: float = Field(0.0, ge=0)
+    spread: FiniteFloat = Field(0.0, ge=0)
 
 
 class Device(BaseModel):

@@ -6,6 +6,7 @@ import json
 import logging
 import signal
 from pathlib import Path
+from typing import Any
 
 import pytest
 import timm
@@ -243,3 +244,10 @@ def test_few_sizes_are_timed_to_find_the_largest_that_is_fast_enough(
 
 def test_a_size_is_timed_here(store: Store, tmp_path: Path) -> None:
     assert lg.expand("gene", store=store, max_latency="1000s", out=tmp_path / "slow").path.is_dir()
+
+
+@pytest.mark.parametrize("top1", ["much", None, float("nan")])
+def test_an_accuracy_that_is_no_number_is_unknown(top1: Any, store: Store, tmp_path: Path) -> None:
+    facts = {**store.manifest("learngene", "gene").metadata, "config": {"labels": True}, "metrics": {"top1": top1}}
+    store.publish("learngene", "gene", tmp_path / "made" / "gene", facts, overwrite=True)
+    assert Expander.open(store, "gene").accuracy(SPEC) is None

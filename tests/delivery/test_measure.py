@@ -184,6 +184,7 @@ def test_models_take_turns_until_their_medians_agree() -> None:
     steady, drifting = np.full((5, 2), 2.0), np.full((5, 2), 3.0)
     assert script._summary([steady] * 12, "cpu")["agreed"] and not script._summary([steady] * 9, "cpu")["agreed"]
     assert script._summary([steady] * 6 + [drifting] * 6, "cpu")["spread"] == 0.5
+    assert 1 < script._summary([0 * steady] * 6 + [drifting] * 6, "cpu")["spread"] < float("inf")
     assert script._summary([np.array([[1.0, 4.0]])] * 12, "cpu")["wall_over_cpu"] == 4
 
 

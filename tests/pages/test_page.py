@@ -18,6 +18,7 @@ import ray_learngene as lg
 from ray_learngene.cli.main import main
 from ray_learngene.pages.html import as_json
 from ray_learngene.store.store import Store
+from ray_learngene.store.sweeps import read_plan
 from tests.fixtures.write_store import OLD_STORE
 from tests.pages.rows import data_of, models_of, page_of, row, rows
 
@@ -160,3 +161,9 @@ def test_a_folder_in_the_place_of_the_file_is_one_line(tmp_path: Path, capsys: p
         assert main(["page", "--store", str(tmp_path / "store"), "--out", out]) == 2
         assert said in (text := capsys.readouterr().err) and text.count("\n") == 1
     assert {path.name for path in tmp_path.iterdir()} == {"store", "page.html"} and not list(folder.iterdir())
+
+
+@pytest.mark.parametrize("plan", [b"\xff", b'{"descendants": [{"depths": 6}]}', b'{"descendants": [1]}'])
+def test_a_damaged_plan_is_no_plan(plan: bytes, store: Store) -> None:
+    store.objects.put("sweeps/s/plan.json", plan)
+    assert read_plan(store, "s") is None

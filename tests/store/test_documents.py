@@ -21,6 +21,8 @@ from ray_learngene.store.store import Store
 from ray_learngene.store.sweeps import read_settings
 from ray_learngene.training.checkpoints import PROGRESS_FILE, Progress
 from ray_learngene.training.deepspeed_engine import read_user_config
+from tests.command_line import learngene
+from tests.store.folders import make_folder, row
 
 NO_DOCUMENTS: dict[str, bytes] = {
     "nested too deeply": b"[" * 100_000 + b"]" * 100_000,
@@ -161,3 +163,13 @@ def test_an_odd_config_of_a_pulled_folder_is_one_line(
 def test_a_recipe_longer_than_people_write_is_refused_before_it_is_parsed() -> None:
     with pytest.raises(ValueError, match="longer than"):
         parse_yaml("a: [" + "x," * 1_000_000 + "x]")
+
+
+@pytest.mark.parametrize("odd", [{"scratch": "cost"}, {"depths": 5}, {"epochs": "many", "scratch": "cost"}])
+def test_an_odd_column_of_a_row_ends_no_command(odd: dict[str, Any], tmp_path: Path) -> None:
+    store, folder = Store(str(tmp_path / "store")), make_folder(tmp_path / "folder", {"config.json": b"{}"})
+    for name, more in {"a": odd, "b": {"epochs": 3, "scratch": "cost"}}.items():
+        store.publish("descendant", f"s/{name}", folder, {"row": {**row(90.0)["row"], "descendant": name, **more}})
+    store.write_text("sweeps/s/sweep.json", "{}")
+    for command in ("list", "show sweeps/s", "show descendants/s/a", f"page --out {tmp_path / 'x.html'}"):
+        assert learngene(f"{command} --store {store.uri}") == 0
