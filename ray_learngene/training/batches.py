@@ -50,8 +50,9 @@ class Batches:
         """Yield the micro-batches of step `step`, counted from 0; each is read when it is requested."""
         if step != self._next or step >= self._end:
             self._open(step)
-        self._next = step + 1
+        self._next = -1  # until all are read: a step that fails in between leaves the rest in the loader
         yield from islice(self._steps, self.config.accumulation)
+        self._next = step + 1
 
     def scored(self) -> Iterator[tuple[int, Iterator[Batch]]]:
         """Iterate over this rank's part of each split that models are scored on, with its number.

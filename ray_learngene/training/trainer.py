@@ -310,10 +310,11 @@ class Trainer:
 
     def _share_statistics(self) -> None:
         """Average floating-point buffers (BatchNorm's statistics) over ranks, which have seen different images."""
-        for buffer in self.engine.module.buffers() if self.world.world_size > 1 else ():
-            if buffer.is_floating_point():
-                self.world.all_reduce(buffer)
-                buffer /= self.world.world_size
+        for model in self._scored_models() if self.world.world_size > 1 else ():
+            for buffer in model.buffers():
+                if buffer.is_floating_point():
+                    self.world.all_reduce(buffer)
+                    buffer /= self.world.world_size
 
     def _share_unreadable(self) -> None:
         """Merge the unreadable images of all ranks, which have read different images."""

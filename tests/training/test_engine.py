@@ -254,3 +254,40 @@ def test_a_resumed_run_equals_an_undisturbed_one_bit_for_bit(tmp_path: Path) -> 
             for name, tensor in one.state_dict().items():
                 assert torch.equal(tensor, other.state_dict()[name]), f"{name}, stopped at step {stop_at}"
         assert undisturbed[2]["top1"] == resumed[2]["top1"]
+
+
+def test_a_step_that_failed_between_its_micro_batches_leaves_none_to_the_next_step() -> None:
+    config = CONFIG.model_copy(update={"accumulation": 2})
+    broken, whole = (Batches(digits(AugmentationConfig()), config, World(CPU)) for _ in range(2))
+    next(broken.of_step(0))  # the only model that takes this step fails; another takes the next one
+    seen, expected = ([images for images, _ in batches.of_step(1)] for batches in (broken, whole))
+    assert all(torch.equal(one, other) for one, other in zip(seen, expected, strict=True))
+
+
+def test_workers_share_the_statistics_of_the_average_of_weights_too(tmp_path: Path) -> None:
+    model = nn.Sequential(nn.Flatten(), nn.Linear(192, 10), nn.BatchNorm1d(10))
+    images, config = digits(AugmentationConfig()), CONFIG.model_copy(update={"epochs": 1, "ema": 0.5})
+
+    def total(tensor: torch.Tensor) -> None:
+        """Add what another worker has: the same, but for statistics that are larger by 200."""
+        tensor *= 2
+        tensor += 200 * (tensor.shape == (10,))
+
+    optimizer = create_optimizer(model, config)
+    trainer = Trainer(
+        TorchEngine(model, optimizer),
+        optimizer,
+        LabelObjective(),
+        images,
+        config,
+        world=World(CPU, world_size=2, all_reduce=total),
+        checkpoints=BackgroundCheckpoints(StoreCheckpoints(Store(str(tmp_path)), "a/state")),
+        checkpoint_due=lambda step, steps_per_epoch, seconds: False,
+        report=lambda metrics: None,
+    )
+    batches = Batches(images, config, trainer.world)
+    for step in range(trainer.steps_per_epoch):
+        trainer.take_step(batches.of_step(step))
+    assert trainer.score_due and trainer.ema is not None
+    for module in (model, trainer.ema.module):
+        assert bool((module[2].running_mean > 90).all())  # type: ignore[index]
