@@ -1,5 +1,6 @@
 # make demo   set everything up and run the main job on real images
-# make test   set everything up and run all tests
+# make test   set everything up and run all tests but those of the targets below
+# make test-slow     those that train for a minute and more each: ZeRO stages, searches, a benchmark on Ray (minutes)
 # make quick  the tests of configuration, methods, models and data: below two minutes on two cores
 # make docs   build the documentation into site/, and fail on a broken link
 # make test-client   install the thin client, without torch and Ray, into an environment of its own and use it
@@ -19,13 +20,16 @@ BIN := $(VENV)/bin
 # three processes on two cores: one of them waits for Ray most of the time (tests/conftest.py)
 SIDE_BY_SIDE := -n 3 --dist loadfile --no-loadscope-reorder
 
-.PHONY: demo test quick test-client test-compile test-export test-openvino test-hosts test-families test-browser test-trackers test-notebook test-clouds lint docs clean
+.PHONY: demo test quick test-slow test-client test-compile test-export test-openvino test-hosts test-families test-browser test-trackers test-notebook test-clouds lint docs clean
 
 demo: $(VENV)/.export
 	PATH="$(CURDIR)/$(BIN):$$PATH" sh jobs/demo.sh
 
 test: $(VENV)/.dev
 	$(BIN)/python -m pytest $(SIDE_BY_SIDE)
+
+test-slow: $(VENV)/.dev
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m slow
 
 # no Ray, no S3 server, nothing that trains for seconds
 QUICK := tests/config tests/methods tests/models tests/data/formats/test_folder.py tests/data/test_batch.py \

@@ -8,6 +8,8 @@ import os
 import platform
 import re
 import subprocess
+from contextlib import suppress
+from functools import cache
 from importlib.metadata import PackageNotFoundError, entry_points, version
 from pathlib import Path
 from typing import Any
@@ -23,15 +25,19 @@ METHODS_GROUP = "ray_learngene.methods"  # entry points of packages that offer m
 
 def provenance() -> dict[str, Any]:
     """Return the versions of the packages, and the git revision if this package runs from a checkout."""
+    return {"versions": dict(_versions()), "git_revision": git_revision()}
+
+
+@cache
+def _versions() -> dict[str, str]:
+    """Read once: what is imported stays, and a sweep asks for every descendant."""
     versions = {"python": platform.python_version(), "ray_learngene": __version__}
     offering = (point.dist for point in entry_points(group=METHODS_GROUP))
     versions |= {package.name: package.version for package in offering if package is not None}
     for package in _PACKAGES:
-        try:
+        with suppress(PackageNotFoundError):
             versions[package] = version(package)
-        except PackageNotFoundError:
-            continue
-    return {"versions": versions, "git_revision": git_revision()}
+    return versions
 
 
 def git_revision() -> str | None:

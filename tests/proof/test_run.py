@@ -66,6 +66,7 @@ def test_finished_runs_are_not_trained_again(tmp_path: Path, flags: list[str], m
     assert [row["epochs"] for row in rows(tmp_path)] == [1, 1, 2, 2]
 
 
+@pytest.mark.slow
 def test_a_search_is_trained_by_the_command_line(tmp_path: Path, flags: list[str]) -> None:
     (tmp_path / "plan.yaml").write_text(PLAN[: PLAN.rindex("  - {")])
     runner.main(flags)

@@ -22,6 +22,7 @@ from ray_learngene.store.store import Store
 from tests.ray_jobs.conftest import QUICK
 
 
+@pytest.mark.slow
 def test_ctrl_c_to_the_driver_leaves_a_checkpoint_of_what_runs(
     learngene: DistillConfig, ancestry: str, head: tuple[str, str], tmp_path: Path
 ) -> None:

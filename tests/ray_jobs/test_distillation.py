@@ -144,6 +144,7 @@ def test_workers_go_on_with_what_one_plain_process_has_begun(
         distill(alone)
 
 
+@pytest.mark.slow
 def test_soft_labels_computed_by_tasks_teach_two_workers_what_the_ancestry_does(learngene: DistillConfig) -> None:
     from ray_learngene.distillation.distill import distill
     from ray_learngene.distillation.soft_labels import fill

@@ -231,6 +231,7 @@ def test_learning_rates_are_searched_inside_each_descendants_own_group(sweep_con
     assert set(finished["descendant"]) <= set(again["descendant"].dropna())
 
 
+@pytest.mark.slow
 def test_learning_rates_are_searched_side_by_side_with_the_same_results(
     sweep_config: SweepConfig, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

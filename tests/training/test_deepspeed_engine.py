@@ -159,6 +159,7 @@ def worker(rank: int, world_size: int, port: int, folder: Path, step: int) -> No
     os._exit(0)  # gloo's threads end an interpreter that takes its time to end now and then (std::terminate)
 
 
+@pytest.mark.slow
 def test_every_zero_stage_equals_one_plain_process_also_where_the_number_of_workers_changes(tmp_path: Path) -> None:
     for number, step in itertools.product(range(len(CASES)), range(STEPS + 1)):
         for name in ("", "-again"):
