@@ -154,10 +154,11 @@ def _encode(item: Item, short_side: int | None, quality: int) -> bytes:
     elif isinstance(item.data, bytes):
         return item.data
     buffer = io.BytesIO()
-    if isinstance(item.data, bytes):
-        image.save(buffer, "JPEG", quality=quality)
-    else:
-        image.save(buffer, "PNG")
+    with readable(lambda: item.name):  # a JPEG has at most 65,500 rows
+        if isinstance(item.data, bytes):
+            image.save(buffer, "JPEG", quality=quality)
+        else:
+            image.save(buffer, "PNG")
     return buffer.getvalue()
 
 

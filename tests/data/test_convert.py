@@ -101,9 +101,16 @@ def test_an_unreadable_image_stops_and_leaves_nothing_or_is_left_out(
     assert all(any(str(path) in line for line in facts["skipped"]) for path in (damaged, empty, broken))
 
 
-def write_shard(path: Path, samples: dict[str, bytes]) -> None:
+def test_an_image_too_tall_for_a_jpeg_is_left_out(tmp_path: Path) -> None:
+    root = write_class_folders(tmp_path / "set", {"a": 8, "b": 8})
+    Image.new("L", (2, 140_000)).save(root / "a" / "0.jpg", "PNG")
+    facts = convert(DataConfig(data=str(root), unreadable="skip"), str(tmp_path / "out"), short_side=1)
+    assert [str(root / "a" / "0.jpg") in line for line in facts["skipped"]] == [True]
+
+
+def write_shard(path: Path, samples: dict[str, bytes], encoding: str = "utf-8") -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    with tarfile.open(path, "w") as tar:
+    with tarfile.open(path, "w", format=tarfile.GNU_FORMAT, encoding=encoding) as tar:
         for name, data in samples.items():
             member = tarfile.TarInfo(name)
             member.size = len(data)
@@ -154,5 +161,13 @@ def test_webdataset_errors(tmp_path: Path) -> None:
     assert "no *.tar files" in error(None)
     assert "0.tar:7 has no class index" in error({"7.jpg": encoded(photo())})
     assert "0.tar:7 has no image" in error({"7.cls": b"1"})
+    assert "is no class index" in error({"7.jpg": encoded(photo()), "7.cls": b"9" * 30})
     (tmp_path / "wds" / "0.tar").write_bytes(b"no tar file, " * 100)
     assert "cannot be read as a tar file" in error(None)
+
+
+def test_names_that_are_no_utf8_are_written_out(tmp_path: Path) -> None:
+    samples = {"é.jpg": encoded(photo()), "é.cls": b"0", "f.jpg": encoded(photo(1)), "f.cls": b"1"}
+    write_shard(tmp_path / "w" / "train.tar", samples, "latin-1")
+    convert(DataConfig(data=f"wds/{tmp_path / 'w'}"), str(tmp_path / "out"))
+    assert pq.read_table(tmp_path / "out")["name"][0].as_py().endswith("train.tar:\\xe9")

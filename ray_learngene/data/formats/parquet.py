@@ -17,7 +17,7 @@ from pyarrow.fs import FileSelector, FileSystem, FileType, LocalFileSystem
 from ray_learngene.config import DataConfig
 from ray_learngene.data.class_names import same_name
 from ray_learngene.data.formats.files import left_out, walk
-from ray_learngene.data.formats.parquet_cache import CLASSES_KEY, UNLABELLED, Source, cached_rows
+from ray_learngene.data.formats.parquet_cache import UNLABELLED, Source, cached_rows, classes_in, differ
 from ray_learngene.data.formats.split_names import group_by_split, split_of
 from ray_learngene.data.image_set import ImageSet, ImageSets, Labels, Subset, hold_out_noted
 from ray_learngene.errors import UserError
@@ -41,13 +41,15 @@ class Rows:
     def __init__(self, source: Source, cache_limit: float, path: Path | None = None, length: int | None = None) -> None:
         self.source, self.cache_limit = source, cache_limit
         self.path = path if path is not None and path.exists() else cached_rows(source, cache_limit)
-        self.table: pa.Table = pa.ipc.open_file(pa.memory_map(str(self.path))).read_all()
+        try:
+            self.table: pa.Table = pa.ipc.open_file(pa.memory_map(str(self.path))).read_all()
+        except pa.ArrowInvalid:  # as after a power failure
+            raise UserError(f"{self.path} is damaged: delete it, and it is written again") from None
         if length is not None and length != len(self):
             raise UserError(
                 f"{source.uri} has {counted(len(self), 'row')} here and {length} where the run started: copy it again"
             )
-        classes = (self.table.schema.metadata or {}).get(CLASSES_KEY)
-        self.classes: list[str] | None = json.loads(classes) if classes else None
+        self.classes = classes_in(self.table.schema)
 
     def __reduce__(self) -> tuple[type[Rows], tuple[Source, float, Path, int]]:
         return Rows, (self.source, self.cache_limit, self.path, len(self))
@@ -229,6 +231,9 @@ def _labels(
         )
         names = sorted(set().union(*(column.unique().to_pylist() for column in read)))
         return _by_name(names, stored, columns)
+    for split, each in rows.items():
+        if differ(each.classes, stored):
+            raise UserError(f"{uri}: class names of {split} differ from those of train; write both alike")
     labels = {split: column.to_numpy() for split, column in columns.items()}
     parts: dict[str, Labels] = {}
     for split, values in labels.items():

@@ -15,6 +15,7 @@ import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
+from operator import ne
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
@@ -158,6 +159,8 @@ def _batches(place: FileSystem, paths: Sequence[str], source: Source) -> Iterato
             schema = schema or found
             if not found.equals(schema):
                 raise UserError(f"{name}: columns have other types than in {source.names[0]}; write all files alike")
+            if found.field("label").type == pa.int64() and differ(classes_in(found), classes_in(schema)):
+                raise UserError(f"{name}: class names differ from those of {source.names[0]}; write all files alike")
             row = 0
             used = (source.image_column, source.label_column, source.split_column)
             columns = [column for column in used if column in parquet.schema_arrow.names]
@@ -227,10 +230,23 @@ def _stored_classes(metadata: dict[bytes, bytes], label_column: str) -> list[str
     """Return the class names in order, as `learngene data convert` or the Hugging Face hub writes them."""
     try:
         if CLASSES_KEY in metadata:
-            return json.loads(metadata[CLASSES_KEY])
-        return json.loads(metadata[b"huggingface"])["info"]["features"][label_column]["names"]
+            found = json.loads(metadata[CLASSES_KEY])
+        else:
+            found = json.loads(metadata[b"huggingface"])["info"]["features"][label_column]["names"]
     except (ValueError, LookupError, TypeError, RecursionError):  # none, or another program's
         return None
+    return found if isinstance(found, list) and all(isinstance(name, str) for name in found) else None
+
+
+def classes_in(schema: pa.Schema) -> list[str] | None:
+    """Return the class names in the schema of a cached table."""
+    classes = (schema.metadata or {}).get(CLASSES_KEY)
+    return json.loads(classes) if classes else None
+
+
+def differ(one: Sequence[str] | None, other: Sequence[str] | None) -> bool:
+    """Check whether an index stands for other classes; names that are not known say nothing."""
+    return any(map(ne, one or (), other or ()))
 
 
 def _cached_batch(batch: pa.RecordBatch, schema: pa.Schema, source: Source, number: int, row: int) -> pa.RecordBatch:

@@ -20,6 +20,7 @@ from ray_learngene.io.filesystems import filesystem
 
 _IMAGES = tuple(ending.removeprefix(".") for ending in EXTENSIONS)
 UNLABELLED = -1
+_MOST_CLASSES = 2**31
 
 
 class Item(NamedTuple):
@@ -63,7 +64,7 @@ def _items(source: FileSystem, paths: Sequence[str], split: str) -> Iterator[Ite
 
 
 def _opened(stream: NativeFile) -> tarfile.TarFile:
-    return tarfile.open(fileobj=stream, mode="r|*")
+    return tarfile.open(fileobj=stream, mode="r|*", errors="backslashreplace")  # names may be no UTF-8
 
 
 def _samples(tar: tarfile.TarFile, path: str, split: str) -> Iterator[Item]:
@@ -94,6 +95,6 @@ def _item(fields: dict[str, bytes], key: str, path: str, split: str) -> Item:
         label = int(fields.get("cls", UNLABELLED if split == "test" else b""))
     except ValueError:
         raise UserError(f"{name} has no class index in a .cls file; write the shards again with one") from None
-    if label < 0 and (split != "test" or label != UNLABELLED):
+    if not 0 <= label < _MOST_CLASSES and (split != "test" or label != UNLABELLED):
         raise UserError(f"{name}: label {label} is no class index; write the shards again with one")
     return Item(name, label, image)

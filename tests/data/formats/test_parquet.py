@@ -352,3 +352,33 @@ def test_bucket(s3_env: Callable[[], str], tmp_path: Path) -> None:
     assert len(opened(f"{bucket}/images/train-0.parquet").train) == 2
     with pytest.raises(UserError, match=r"no \*\.parquet files"):
         opened(f"{bucket}/nothing")
+
+
+def test_indices_that_stand_for_other_classes_are_refused(tmp_path: Path) -> None:
+    def write(name: str, labels: list[int], *classes: str) -> None:
+        features = {"huggingface": {"info": {"features": {"label": {"names": classes}}}}}
+        write_parquet(tmp_path / name, labels, metadata=features)
+
+    write("a/train.parquet", [0, 1] * 3, "cat", "dog")
+    write("a/val.parquet", [0, 1], "dog", "cat")
+    assert "class names of val differ from those of train" in error(tmp_path / "a")
+    write("a/val.parquet", [0, 1], "cat", "dog")
+    assert opened(tmp_path / "a").val.classes == ("cat", "dog")
+    write("b/0.parquet", [0, 1] * 3, "cat", "dog")
+    write("b/1.parquet", [0, 1] * 3, "dog", "cat")
+    assert "1.parquet: class names differ from those of 0.parquet" in error(tmp_path / "b")
+
+
+@pytest.mark.parametrize("odd", [{"a": 1}, [1, 2], "ab", None, [["a"], ["b"]]])
+@pytest.mark.parametrize("labels", [[0, 1] * 10, ["a", "b"] * 10])
+def test_class_names_that_are_no_texts_are_none(odd: Any, labels: list[Any], tmp_path: Path) -> None:
+    path = write_parquet(tmp_path / "x.parquet", labels, metadata={"ray_learngene.classes": odd})
+    assert opened(path).train.classes == tuple(map(str, labels[:2]))
+
+
+def test_a_damaged_cache_is_one_line(tmp_path: Path, cache: Path) -> None:
+    path = write_parquet(tmp_path / "x.parquet", [0, 1] * 10)
+    opened(path)
+    (copy,) = cache.rglob("*.arrow")
+    copy.write_bytes(copy.read_bytes()[:100])
+    assert f"{copy} is damaged: delete it" in error(path)
