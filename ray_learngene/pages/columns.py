@@ -20,6 +20,8 @@ _SECONDS = ("seconds", "fit_seconds", "overhead_seconds", "learngene_seconds")
 _FLOPS = ("flops", "teacher_flops", "fit_flops", "learngene_flops", "learngene_teacher_flops")
 _OWN_SECONDS = ("seconds", "fit_seconds")
 _OWN_DEVICE_SECONDS = ("device_seconds", "fit_device_seconds")
+# what decides a latency
+_TIMED = ("width", "depth", "heads", "image", "patch", "architecture", "stages")
 # used for other parts of the page
 _NOT_SHOWN = ("timed", "device", "latency", "labels", "images_of_set", "set_name", "own_device_seconds", "load")
 
@@ -57,7 +59,7 @@ def record(row: Mapping[str, Any], folder: str | None = None) -> Record:
         **{name: number_of(row, name) for name in ("seed", "lr", "params", "macs", "memory", "latency")},
         "image": shape_words(row.get("image")),
         "device": measured_on(row),
-        "timed": tuple((name, row.get(name)) for name in ("width", "depth", "heads", "image", "patch")),
+        "timed": tuple((name, row.get(name)) for name in _TIMED),
         "labels": labels,
         "images_of_set": f"{labels} {row.get('validation') or ''}".strip(),  # what makes accuracies comparable
         "set_name": f"{images or 'images'}, {counted(row.get('classes'), 'class')}",

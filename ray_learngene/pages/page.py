@@ -10,6 +10,7 @@ from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from ray_learngene import __version__
 from ray_learngene.config import PageConfig
@@ -88,7 +89,8 @@ def write_page(config: PageConfig) -> Path:
         if not config.sweeps or name in config.sweeps
     }
     out = Path(config.out).expanduser().absolute()
-    root = f"{Path(os.path.relpath(store.uri, out.parent)).as_posix()}/" if store.objects.is_local else None
+    address = quote(Path(os.path.relpath(store.uri, out.parent)).as_posix(), errors="replace")
+    root = f"{address}/" if store.objects.is_local else None
     records = [one for one in records if one["sweep"] in sweeps]
     text = _page(store, records, sweeps, Ancestries(store), device_timings(store), root=root)
     Objects(str(out.parent)).put(out.name, text.encode())

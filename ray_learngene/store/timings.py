@@ -14,6 +14,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, StringConstraints, ValidationError, model_validator
 
+from ray_learngene.config.documents import first_error
 from ray_learngene.config.image import Shape
 from ray_learngene.errors import UserError
 from ray_learngene.io.scratch import scratch_folder
@@ -117,6 +118,12 @@ class Record(BaseModel):
         return f"{device or self.device.name}/{self.conditions}{kind}"
 
 
+class _File(BaseModel):
+    """What `measure.py` writes."""
+
+    records: list[Record] = Field(min_length=1)
+
+
 def read_records(text: str, where: str) -> list[Record]:
     """Return the records of a file that `measure.py` wrote.
 
@@ -124,13 +131,10 @@ def read_records(text: str, where: str) -> list[Record]:
         UserError: it is something else.
     """
     try:
-        return [Record.model_validate(one) for one in json.loads(text)["records"]]
+        return _File.model_validate(json.loads(text)).records
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        raise UserError(
-            f"{where} is not a record of measure.py: {'.'.join(map(str, first['loc']))}: {first['msg']}"
-        ) from None
-    except (ValueError, TypeError, KeyError, RecursionError):
+        raise UserError(f"{where} is not a record of measure.py: {first_error(error)}") from None
+    except (ValueError, RecursionError):
         raise UserError(f"{where} is not a record of measure.py: write one with `python measure.py --out`") from None
 
 
@@ -221,6 +225,7 @@ class Timings:
             record = record_of(manifest)
             if record.conditions.startswith(conditions):
                 found.setdefault(record.conditions, []).append(record)
+        found = {conditions: found[conditions]} if conditions in found else found  # batch 1 begins batch 16
         if not found:
             devices = ", ".join(sorted({one.name.partition("/")[0] for one in store.manifests("timing")})) or "none"
             raise UserError(

@@ -249,14 +249,22 @@ function makeToggles() {
     h("div", { className: "chips", role: "group", "aria-label": "Sweeps" }, ...toggles(sweeps, state.without, "sweep", (without) => change({ without, model: null })))]);
   remake("images", [data.sets, state.set], () => data.sets.length < 2 ? [] : [h("label", { className: "field" }, h("span", {}, "Images and classes"),
     choice("", data.sets.map((name, index) => [index, name]), state.set, (set) => change({ set: Number(set), off: [], without: [], budgets: {}, model: null })).lastChild)]);
-  const presets = [...new Set(sweeps.flatMap((name) => data.sweeps[name]?.budgets ?? []))];
-  remake("presets", presets, () => presets.map((text) => h("button", { type: "button", onclick: () => change({ budgets: budgetOf(text), model: null }) }, text)));
+  const presets = [...new Set(sweeps.flatMap((name) => data.sweeps[name]?.budgets ?? []))].filter(budgetOf);
+  remake("presets", presets, () => presets.map((text) => h("button", { type: "button", onclick: () => change(budgetOf(text)) }, text)));
 }
 
-// "macs<=500M,latency<=8ms" as limits
+// "macs<=500M,latency@pi<=8ms" as limits, and the device of the latency; null where the page does not know all of it
 function budgetOf(text) {
-  const limits = text.split(",").map((part) => part.split(/<=?/)).filter(([name]) => name.trim() in QUANTITIES);
-  return Object.fromEntries(limits.map(([name, limit]) => [name.trim(), parsed(name.trim(), limit)]).filter(([, limit]) => limit !== null));
+  const chosen = { budgets: {}, model: null };
+  for (const part of text.split(",")) {
+    const [name, limit = ""] = part.split(/<=?/), [quantity, device] = name.trim().split("@");
+    const value = quantity in QUANTITIES ? parsed(quantity, limit) : null;
+    const devices = [...data.devices.keys()].filter((each) => data.devices[each].startsWith(`${device},`));
+    if (value === null || (device && devices.length !== 1)) return null;
+    chosen.budgets[quantity] = value;
+    if (device) [chosen.device] = devices;
+  }
+  return chosen;
 }
 
 function makeBudgets() {
@@ -375,7 +383,7 @@ function getIt(path) {
     command: `learngene pull ${quoted(path)} --store ${quoted(uri)}`,
     python: `import ray_learngene as lg\n\nmodel, transform = lg.pull(${JSON.stringify(uri)}, ${JSON.stringify(path)}).load()`,
   };
-  const text = texts[state.get] ?? texts.command;
+  const text = state.get === "python" ? texts.python : texts.command;
   const code = h("code", {}, text), done = h("span", { className: "dim small", role: "status" });
   const copy = h("button", { type: "button", onclick: async () => {
     try {

@@ -2,6 +2,7 @@
 const data = JSON.parse(document.getElementById("data").textContent);
 
 const QUANTITIES = {
+  __proto__: null,  // so that `in` finds these names alone
   params: { name: "parameters", units: { "": 1, k: 1e3, m: 1e6, g: 1e9 } },
   macs: { name: "MACs", units: { "": 1, k: 1e3, m: 1e6, g: 1e9 } },
   memory: { name: "memory", units: { b: 1, kb: 1e3, mb: 1e6, gb: 1e9, kib: 2 ** 10, mib: 2 ** 20, gib: 2 ** 30 } },
@@ -9,7 +10,7 @@ const QUANTITIES = {
   seconds: { name: "total cost", units: { s: 1, min: 60, h: 3600, d: 86400 } },
   flops: { name: "total FLOPs", units: { "": 1, k: 1e3, m: 1e6, g: 1e9, t: 1e12, p: 1e15, e: 1e18, z: 1e21 } },
 };
-const SCORES = { top1: "tuned", epoch1: "after one epoch", untuned: "untuned" };
+const SCORES = { __proto__: null, top1: "tuned", epoch1: "after one epoch", untuned: "untuned" };
 
 function short(value) {
   return value >= 100 ? Math.round(value).toString() : Number(value.toPrecision(3)).toString();

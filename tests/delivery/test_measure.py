@@ -26,7 +26,7 @@ from ray_learngene.delivery.expand import Expander
 from ray_learngene.models.budgets import Budget
 from ray_learngene.models.specs import Spec
 from ray_learngene.store.store import Store
-from ray_learngene.store.timings import Timings, read_records
+from ray_learngene.store.timings import Timings, publish_record, read_records
 from ray_learngene.sweeps.plan import plan
 from tests.command_line import learngene
 from tests.delivery.stores import SPEC, publish_descendant, publish_learngene
@@ -298,6 +298,7 @@ def test_budgets_plan_expand_and_pull_use_a_device(
         ("plan --learngene gene --budgets params@other<=5M", "only latency depends on a device"),
         ("measure --import gene.txt", "gene.txt is not a record of measure.py"),
         ("measure --import nowhere.json", "nowhere.json"),
+        ("measure --import none.txt", "none.txt is not a record of measure.py: records: "),
         ("measure both/onnx --out made", "made is a folder: name a file"),
         ("measure", "give models, or one of learngene, import and script"),
         ("export made/x --format nope", "--format: unknown format 'nope'; choose onnx, int8, torch\n"),
@@ -319,6 +320,7 @@ def test_a_mistake_is_one_line(
     (tmp_path / "r.json").write_text(text)
     (tmp_path / "r8.json").write_text(record(lambda spec: 1.0, [SPEC]))
     (tmp_path / "gene.txt").write_text('{"records": [{"format": 1}]}')
+    (tmp_path / "none.txt").write_text('{"records": []}')
     for export in ("int8", "onnx"):
         (tmp_path / "both" / export).mkdir(parents=True)
         (tmp_path / "both" / export / "model.onnx").touch()
@@ -361,3 +363,13 @@ def test_sizes_of_a_learngene_are_timed_here(flags: str, store: Store, tmp_path:
     assert learngene(f"measure --learngene gene --seconds 0.5 --device here --depths 1,2,4 {flags}") == 2
     timings = Timings.load(store, "here")
     assert timings.measured == 3 and timings.of(SPEC.replace(depth=3)).milliseconds > 0
+
+
+def test_conditions_that_begin_others_are_chosen_by_their_whole_name(store: Store) -> None:
+    for batch in (1, 16):
+        (one,) = read_records(record(lambda spec, batch=batch: float(batch), [SPEC], batch=batch), "x")
+        publish_record(store, one, None, overwrite=False)
+    for batch in (1, 16):
+        assert Timings.load(store, f"pi/onnxruntime-fp32-t1-b{batch}").of(SPEC).milliseconds == batch
+    with pytest.raises(lg.UserError, match="measured in several ways"):
+        Timings.load(store, "pi/onnxruntime")

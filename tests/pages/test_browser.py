@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 
 from ray_learngene.store.store import Store
+from ray_learngene.store.timings import Record, publish_record
 from tests.pages.rows import Row, page_of, row, rows
 
 pytestmark = pytest.mark.browser
@@ -292,3 +293,33 @@ def test_a_page_works_from_a_server_too(opening: Opening) -> None:
         opened.page.goto(f"http://127.0.0.1:{server.server_port}/sweeps/photos/leaderboard.html")
         assert opened.said == [] and "--store STORE" in opened.text("#model pre")
         server.shutdown()
+
+
+@pytest.mark.parametrize("address", ["#constructor=5", "#x=toString&y=valueOf", "#get=constructor"])
+def test_an_address_of_no_settings_shows_the_page_without_them(opening: Opening, address: str) -> None:
+    opened = opening(SWEEP).go(address)
+    assert opened.said == [] and opened.text("#count") == "27 models" and opened.text("#model h2") == "wave 48×12"
+    assert opened.text("#model pre").startswith("learngene pull ")
+
+
+def test_a_budget_of_a_device_chooses_the_device_and_one_that_is_not_known_is_not_offered(
+    opening: Opening, tmp_path: Path
+) -> None:
+    store = Store(str(tmp_path / "my store"))
+    sizes = [
+        {
+            **{"name": f"d{depth}", "latency_ms": depth, "p90_ms": depth},
+            "spec": {"width": 32, "depth": depth, "heads": 2, "image": 32, "patch": 4},
+        }
+        for depth in (3, 6, 12)
+    ]
+    facts = {"format": 1, "device": {"name": "pi"}, "runtime": "onnxruntime 1.32", "precision": "fp32", "threads": 1}
+    publish_record(
+        store, Record.model_validate({**facts, "batch": 1, "clock": "cpu", "sizes": sizes}), None, overwrite=False
+    )
+    budgets = dict.fromkeys(("latency@pi<=7ms,params<=1M", "latency@phone<=7ms", "params<=100k"), 1)
+    store.write_text("sweeps/photos/sweep.json", json.dumps({"budgets": budgets}))
+    opened = opening(SWEEP).go()
+    assert opened.page.locator("#presets button").all_text_contents() == ["latency@pi<=7ms,params<=1M", "params<=100k"]
+    opened.page.click("#presets button:has-text('latency@pi')")
+    assert opened.text("#count") == "6 of 27 models within the budgets" and opened.text("#model h2") == "wave 32×6"

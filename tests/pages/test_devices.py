@@ -35,3 +35,15 @@ def test_latencies_of_a_device_are_measured_predicted_or_unknown(tmp_path: Any) 
     assert models[0][f"latency{fp32}"] == 7.0 and models[0][f"error{fp32}"] is None
     assert models[1][f"latency{fp32}"] == pytest.approx(10.0, rel=1e-3) and models[1][f"error{fp32}"] == 0.001
     assert models[2][f"latency{fp32}"] is None
+
+
+def test_a_latency_is_that_of_the_models_own_architecture(tmp_path: Any) -> None:
+    store = Store(str(tmp_path / "store"))
+    publish_record(store, record("pi5", {6: 7.0}), None, overwrite=False)
+    spec = {"width": 32, "depth": 6, "heads": 2, "image": 32, "patch": 4, "architecture": "swin", "depths": [2, 4]}
+    swin = [{"name": "swin", "latency_ms": 9.0, "p90_ms": 9.0, "spec": spec}]
+    publish_record(store, record("swins", {}, sizes=swin), None, overwrite=False)
+    page = page_of(store, [row(depth=6), row(depth=6, architecture="swin", stages="2-4")])
+    devices, models = data_of(page)["devices"], models_of(page)
+    pi5, swins = (next(i for i, text in enumerate(devices) if text.startswith(name)) for name in ("pi5", "swins"))
+    assert [(one[f"latency{pi5}"], one[f"latency{swins}"]) for one in models] == [(7.0, None), (None, 9.0)]

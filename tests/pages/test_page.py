@@ -146,6 +146,12 @@ def test_the_page_of_a_store_shows_its_sweeps_and_its_ancestry_model(
     assert models_of(again.read_text()) == models
 
 
+def test_a_page_names_its_store_as_a_browser_reads_an_address(tmp_path: Path) -> None:
+    shutil.copytree(OLD_STORE, place := tmp_path / "50% of #1?")
+    page = lg.page(str(place), out=tmp_path / "x.html").read_text()
+    assert data_of(page)["root"] == "50%25%20of%20%231%3F/"
+
+
 def test_a_sweep_that_is_not_there_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     shutil.copytree(OLD_STORE, tmp_path / "store")
     out = tmp_path / "x.html"
