@@ -10,7 +10,7 @@ from huggingface_hub import ModelCard
 from pydantic import ValidationError
 from timm.models import get_pretrained_cfg
 
-from ray_learngene.models.origin import Origin, data_name, origin_of_settings
+from ray_learngene.models.origin import Origin, data_name, license_of, origin_of_settings
 from ray_learngene.store.lineage import named_artefact, sources_of
 from ray_learngene.store.manifest import Manifest
 from ray_learngene.store.rows import mapping
@@ -86,12 +86,11 @@ def _with_card(card: str | Path, origin: Origin) -> Origin:
         return without
     try:
         data = ModelCard.load(card, ignore_metadata_errors=True).data
-        tags, base, license = data.tags or [], data.base_model or [], data.get("license_name") or data.license
+        tags, base, stated = data.tags or [], data.base_model or [], license_of(data)
         ours = "learngene" in tags
     except Exception as error:  # the hub client's many errors, and a card that is no YAML
         log.debug("no licence is known of %s: %s", card, error)
         return without
-    stated = license if isinstance(license, str) and license not in ("other", "unknown") else None
     return Origin(
         license=stated or (None if ours else kept),
         base_models=origin.base_models or tuple(map(str, [base] if isinstance(base, str) else base)),

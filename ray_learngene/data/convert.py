@@ -18,6 +18,7 @@ from PIL import Image
 from pyarrow.fs import FileSelector, FileSystem, FileType, LocalFileSystem
 
 from ray_learngene.config import DataConfig
+from ray_learngene.data.card import CARD, card_of, stated_license
 from ray_learngene.data.decode import readable, to_rgb
 from ray_learngene.data.formats.parquet_cache import CLASSES_KEY
 from ray_learngene.data.formats.webdataset import UNLABELLED, Item, open_webdataset
@@ -44,7 +45,8 @@ def convert(
     """Write both splits of an image set as `train-00000.parquet`, …, `val-00000.parquet`, … into an empty folder.
 
     Columns are `image` (encoded), `label` (class name; class index where the source is a WebDataset) and `name`. Images
-    that need no resizing keep their bytes; resized ones become JPEG; pixels of array sets become PNG.
+    that need no resizing keep their bytes; resized ones become JPEG; pixels of array sets become PNG. A card with the
+    licence of the set is written next to them if the set's own card states one.
 
     Args:
         out: Folder or bucket prefix. The shards appear in it under their names when all of them are complete.
@@ -92,6 +94,9 @@ def convert(
                             counts[split] += 1
                     progress.advance(len(chunk) - len(labelled))
         shards.publish()
+        if source.license:
+            with target.open_output_stream(f"{folder}/{CARD}") as card:
+                card.write(card_of(source.license).encode())
     note = source.note
     if unlabelled:
         note = f"left out {counted(unlabelled, 'image')} of the test split of {config.data}, which have no labels"
@@ -103,19 +108,21 @@ class _Source(NamedTuple):
     schema: pa.Schema
     total: int = 0  # images; tar files do not say
     note: str | None = None
+    license: str | None = None
 
 
 def _source(config: DataConfig) -> _Source:
     """Open what is converted."""
     columns = {"image": pa.binary(), "label": pa.string(), "name": pa.string()}
     if config.data.startswith("wds/"):
-        return _Source(open_webdataset(config.data.removeprefix("wds/")), pa.schema({**columns, "label": pa.int64()}))
+        tars, schema = config.data.removeprefix("wds/"), pa.schema({**columns, "label": pa.int64()})
+        return _Source(open_webdataset(tars), schema, license=stated_license(tars))
     sets = open_image_sets(config, labelled=False)  # perhaps for a distillation without them
     if twice := [name for name, count in Counter(sets.train.classes).items() if count > 1]:
         raise UserError(f"{config.data} has two classes {twice[0]!r}: shards tell them by name; rename one")
     schema = pa.schema(columns, {CLASSES_KEY: json.dumps(sets.train.classes)})
     splits = {"train": _items(sets.train), "val": _items(sets.val)}
-    return _Source(splits, schema, len(sets.train) + len(sets.val), sets.note)
+    return _Source(splits, schema, len(sets.train) + len(sets.val), sets.note, sets.license)
 
 
 def _require_empty(target: FileSystem, folder: str, out: str) -> None:

@@ -123,11 +123,17 @@ def relabelled(whole: ImageSet, index: Labels, classes: tuple[str, ...]) -> Imag
 
 @dataclass(frozen=True)
 class ImageSets:
-    """Both splits, with the same classes; `note` says what the user should know about how they came about."""
+    """Both splits, with the same classes.
+
+    Attributes:
+        note: What the user should know about how they came about.
+        license: What the set's own card states.
+    """
 
     train: ImageSet
     val: ImageSet
     note: str | None = None
+    license: str | None = None
 
 
 def hold_out(whole: ImageSet, share: float, note: str | None = None) -> ImageSets:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from ray_learngene.config import DataConfig
 from ray_learngene.config.data import no_image_set
+from ray_learngene.data.card import stated_license
 from ray_learngene.data.formats.builtin import open_cifar10, open_digits
 from ray_learngene.data.formats.files import left_out, subfolders
 from ray_learngene.data.formats.folder import FolderSet, open_any_folder, open_folder
@@ -39,15 +40,19 @@ def open_image_sets(config: DataConfig, report: Report = refuse, *, labelled: bo
         )
         sets = hold_out(sets.train, config.holdout)
     train, val = share_of(sets.train, config.train_share), share_of(sets.val, config.val_share)
-    sets = replace(sets, train=train, val=val, note="\n".join(filter(None, notes)) or None)
+    license = None if _is_named(config.data) else stated_license(config.data)
+    sets = replace(sets, train=train, val=val, note="\n".join(filter(None, notes)) or None, license=license)
     check_splits(sets, config.data, labelled=labelled, report=report)
     return sets
 
 
+def _is_named(data: str) -> bool:
+    return data in ("digits", "cifar10") or data.startswith(("torch/", "hfds/"))
+
+
 def _hidden_by_a_name(data: str) -> str | None:
     """Return what to say where a local folder has the name of a set that is known by name."""
-    known = data in ("digits", "cifar10") or data.startswith(("torch/", "hfds/"))
-    if not (known and os.path.exists(data)):
+    if not (_is_named(data) and os.path.exists(data)):
         return None
     return f"--data {data} is the known set of that name, not the folder {data} here: write ./{data} for the folder"
 

@@ -23,6 +23,7 @@ from ray_learngene.data.loader import Batch, eval_loader, train_loader
 from ray_learngene.data.open import open_image_sets
 from ray_learngene.data.reader import Policy, Reader
 from ray_learngene.errors import UserError
+from ray_learngene.models.origin import restricts
 from ray_learngene.models.preprocessing import Preprocessing
 from ray_learngene.progress import counted
 
@@ -37,6 +38,7 @@ class ImagePipeline:
 
     Attributes:
         choice: Images held out of training to choose the epoch whose weights are published; None for the last epoch.
+        license: What the card of the image set states.
     """
 
     train: ImageSet
@@ -47,6 +49,7 @@ class ImagePipeline:
     unreadable: Policy = "fail"
     finish_batches: Literal["device", "loader"] = "device"
     choice: ImageSet | None = None
+    license: str | None = None
 
     @classmethod
     def of(cls, sets: ImageSets, preprocessing: Preprocessing, config: Trains) -> ImagePipeline:
@@ -75,6 +78,7 @@ class ImagePipeline:
             config.unreadable,
             config.finish_batches,
             choice,
+            sets.license,
         )
 
     @cached_property
@@ -141,6 +145,11 @@ def checked_image_sets(config: DataConfig) -> ImageSets:
     sets = open_image_sets(config)
     if sets.note:
         log.warning(sets.note)
+    if restricts(sets.license):
+        log.info(
+            f"note: the card of {config.data} states {sets.license}, which restricts its use: what is trained on it "
+            "inherits that licence, unless --license states another"
+        )
     for part in (sets.train, sets.val):
         try:
             check_images(part, config.check_images)

@@ -113,7 +113,7 @@ def prepare(config: DistillConfig) -> DistillTask:
     if start:
         facts["start_version"] = start.manifest.version
     sources = [*([ancestry.origin] if ancestry else []), *([stored_origin(start.manifest, store)] if start else [])]
-    origin = Origin.join(sources, data=data_name(config.data), stated=config.license)
+    origin = Origin.join(sources, data=data_name(config.data), data_license=sets.license, stated=config.license)
     task = DistillTask
     if ancestry and features:
         refuse_cache(config, ancestry, images)

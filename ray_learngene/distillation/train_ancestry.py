@@ -222,6 +222,6 @@ def train_ancestry(config: AncestryConfig, callbacks: Sequence[UserCallback] = (
     sources = [origin_of(config.model, store, module.pretrained_cfg)] if config.pretrained else []
     for source in sources:
         log_license(config.model, source)
-    origin = Origin.join(sources, data=data_name(config.data), stated=config.license)
+    origin = Origin.join(sources, data=data_name(config.data), data_license=sets.license, stated=config.license)
     facts = {"data_sha256": sets.train.fingerprint}
     return run(AncestryTask(config, store, images, module, facts, origin, sets.train.classes), callbacks)

@@ -39,17 +39,25 @@ class Origin(BaseModel):
     datasets: tuple[Line, ...] = ()
 
     @classmethod
-    def join(cls, sources: Iterable[Origin], *, data: str | None = None, stated: str | None = None) -> Self:
+    def join(
+        cls,
+        sources: Iterable[Origin],
+        *,
+        data: str | None = None,
+        data_license: str | None = None,
+        stated: str | None = None,
+    ) -> Self:
         """The origin of weights that were trained on `data` from or with these sources.
 
-        A restrictive licence of one source stays. A permissive one stays if every source has a licence.
+        A restrictive licence of a source or of the images stays. A permissive one stays if every source has a licence;
+        that of images alone is none of the weights.
 
         Args:
             stated: The licence that the user stated, which overrides what follows from the sources.
         """
         sources = list(sources)
         licenses = {source.license for source in sources}
-        restrictive = {license for license in licenses if license and license.lower() not in _PERMISSIVE}
+        restrictive = set(filter(restricts, {*licenses, data_license}))
         kept = restrictive or (set() if None in licenses else licenses)
         return cls(
             license=stated or " AND ".join(sorted(filter(None, kept))) or None,
@@ -60,7 +68,7 @@ class Origin(BaseModel):
     @property
     def restricted(self) -> bool:
         """Whether the licence is known and may forbid some use."""
-        return self.license is not None and self.license.lower() not in _PERMISSIVE
+        return restricts(self.license)
 
     def card_license(self) -> dict[str, str]:
         """Return the licence as fields of a model card; none if it is not known."""
@@ -70,6 +78,18 @@ class Origin(BaseModel):
         if identifier in _ON_HUB or (identifier.startswith("cc-") and identifier == self.license.lower()):
             return {"license": identifier}
         return {"license": "other", "license_name": identifier}
+
+
+def restricts(license: str | None) -> bool:
+    """Return whether a licence, or one of several joined by AND, is known and may forbid some use."""
+    return bool(license) and not _PERMISSIVE.issuperset(str(license).lower().split(" and "))
+
+
+def license_of(card: Any) -> str | None:
+    """Return the licence that the front matter of a card (`huggingface_hub.CardData`) states, if it names one."""
+    license = card.get("license_name") or card.get("license")
+    license = " AND ".join(sorted(map(str, license))) if isinstance(license, list) else license
+    return license if isinstance(license, str) and license not in (*_UNKNOWN, "other") else None
 
 
 def origin_of_settings(pretrained_cfg: dict[str, Any]) -> Origin:

@@ -110,7 +110,9 @@ class DescendantRun:
         self.checkpoints = BackgroundCheckpoints(self.uploads)
         sources = [stored_origin(task.stored.manifest, self.store)] if task.stored else []
         sources += [self.ancestry.origin] if self.ancestry else []
-        self.origin = Origin.join(sources, data=data_name(settings.data), stated=settings.license)
+        self.origin = Origin.join(
+            sources, data=data_name(settings.data), data_license=self.images.license, stated=settings.license
+        )
 
     def expand(self) -> None:
         """Build the untuned descendant, or the adapter to fit to its size; do nothing if it is published."""

@@ -20,6 +20,7 @@ from ray_learngene.models.card import model_card
 from ray_learngene.models.origin import Origin
 from ray_learngene.store.store import Store
 from ray_learngene.sweeps.sweep import sweep
+from tests.data.image_files import write_class_folders
 
 VIT: dict[str, Any] = {
     **{"img_size": 8, "patch_size": 2, "embed_dim": 32, "depth": 1, "num_heads": 2},
@@ -46,6 +47,41 @@ def test_what_licence_sources_leave(sources: list[str | None], license: str | No
     assert Origin.join([Origin(license=each) for each in sources], stated="mit").license == "mit"
 
 
+@pytest.mark.parametrize(
+    ("sources", "data", "license"),
+    [
+        ([], "cc-by-nc-4.0", "cc-by-nc-4.0"),
+        ([], "mit", None),
+        (["mit"], "cc0-1.0", "mit"),
+        (["mit"], "nc", "nc"),
+        (["a"], "b", "a AND b"),
+    ],
+)
+def test_what_licence_images_leave(sources: list[str], data: str, license: str | None) -> None:
+    assert Origin.join([Origin(license=each) for each in sources], data_license=data).license == license
+
+
+def test_a_model_inherits_what_the_card_of_its_images_forbids(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = write_class_folders(tmp_path / "pets", {"cat": 12, "dog": 14})
+    (data / "README.md").write_text("---\nlicense: cc-by-nc-4.0\n---\n")
+    common = {
+        **COMMON,
+        "data": str(data),
+        "store": str(tmp_path / "store"),
+        "train_share": 1,
+        "batch_size": 4,
+        "workers": 0,
+    }
+    train_ancestry(AncestryConfig(**common, name="a", model="deit_tiny_patch16_224", model_args=VIT))
+    assert "states cc-by-nc-4.0, which restricts its use" in capsys.readouterr().out
+    assert (
+        stored_origin(Store(common["store"]).manifest("ancestry", "a"), Store(common["store"])).license
+        == "cc-by-nc-4.0"
+    )
+
+
 def test_timms_weights_have_the_licence_that_timm_states(tmp_path: Path) -> None:
     store = Store(str(tmp_path))
     known = origin_of("levit_384", store)
@@ -69,7 +105,7 @@ def test_what_a_card_says_is_one_line(tmp_path: Path) -> None:
         ("gpl-3.0", {"license": "gpl-3.0"}),
         ("cc-by-nc-4.0", {"license": "cc-by-nc-4.0"}),
         ("Our Company 1.0", {"license": "other", "license_name": "our-company-1.0"}),
-        ("cc-by-4.0 AND mit", {"license": "other", "license_name": "cc-by-4.0-and-mit"}),
+        ("cc-by-sa-4.0 AND mit", {"license": "other", "license_name": "cc-by-sa-4.0-and-mit"}),
     ],
 )
 def test_a_card_names_a_licence_as_the_hub_does(license: str, fields: dict[str, str]) -> None:

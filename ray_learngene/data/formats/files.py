@@ -11,10 +11,10 @@ EXTENSIONS = (
     *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".avif", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"),
     *(".pbm", ".pnm", ".jp2"),
 )
-# Folders and files of file systems and programs, which are no images of a set.
+# Folders and files of file systems and programs, and the card of a set (card.py), which are no images of it.
 _SYSTEM = {
     *("@eadir", "#recycle", "@recycle", "$recycle.bin", "lost+found", "__macosx", "system volume information"),
-    *("thumbs.db", "desktop.ini", "__pycache__"),
+    *("thumbs.db", "desktop.ini", "__pycache__", "readme.md"),
 }
 _NAMED = 5
 LOOP = "links to a folder around them"
