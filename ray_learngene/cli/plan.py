@@ -29,6 +29,7 @@ def plan(config: PlanConfig) -> sweeps.Plan:
         return sweeps.plan_student(config)
     if not config.distill:
         return sweeps.plan(config)
+    sweeps.sweep_settings(config)  # refuses its settings before the distillation is measured
     places = {"store": config.store} | ({"address": config.address} if config.address else {})
     recipe = load_config(DistillConfig, places, config.distill)
     if recipe.name != config.learngene:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass, replace
 
-from ray_learngene.config import PlanConfig, SweepConfig
+from ray_learngene.ancestry.model import load_ancestry
+from ray_learngene.config import PlanConfig, SweepConfig, load_config
 from ray_learngene.data.image_set import ImageSets
 from ray_learngene.data.open import open_image_sets
 from ray_learngene.delivery.latency import Latency
@@ -31,7 +32,7 @@ from ray_learngene.sweeps.selection import (
     parse_arms,
     select,
 )
-from ray_learngene.training.flops import TRAINING_PASSES
+from ray_learngene.training.flops import TRAINING_PASSES, forward_flops
 from ray_learngene.training.optimizers import traits_of
 from ray_learngene.training.pace import DistillationCost
 
@@ -93,10 +94,7 @@ def plan(
     Raises:
         UserError: a budget that nothing meets (says by how much), or whatever a sweep would refuse.
     """
-    check_texts(config)
-    traits_of(config)  # refuses what a sweep would
-    if config.name:
-        sweep_file(config.name, PLAN)  # refuses a name that no store can hold
+    settings = sweep_settings(config)
     store = Store.of(config)
     store.check(write=bool(config.name and config.calibrate))
     stored = planned or load_learngene(config, store)
@@ -108,9 +106,17 @@ def plan(
     selection = select(config, stored.learngene.spec, classes, measure, store)
     learngenes = load_arms(config, store, arms, selection, stored, range(config.seed, config.seed + config.seeds))
     epochs: dict[Spec, int] = {}
-    if per_epoch and config.scratch != "epochs":
-        costs = {choice.spec: choice.costs for choice in selection.specs}
-        epochs = equal_cost_epochs(config, arms, learngenes, store, steps_per_epoch=per_epoch, costs=costs)
+    if per_epoch and config.scratch != "epochs" and not all(arm.learngene for arm in arms):
+        teacher = load_ancestry(config.ancestry, store) if config.ancestry else None
+        epochs = equal_cost_epochs(
+            config,
+            arms,
+            learngenes,
+            store,
+            steps_per_epoch=per_epoch,
+            costs={choice.spec: choice.costs for choice in selection.specs},
+            teacher_flops=forward_flops(teacher, selection.specs[0].spec.image) if teacher else 0,
+        )
     macs = 0.0
     outside: list[str] = []
     for arm in arms:
@@ -124,7 +130,7 @@ def plan(
             macs += choice.costs["macs"] * images
     per_arm = config.seeds * max(1, config.lr_search)
     # it refuses what a sweep would before it times anything
-    cost = _calibrate(config, store, measure, distillation, planned) if config.calibrate else None
+    cost = _calibrate(config, settings, store, measure, distillation, planned) if settings else None
     return Plan(
         selection,
         {choice.spec: measure(choice.spec) for choice in selection.specs},
@@ -152,16 +158,31 @@ def _images(config: PlanConfig, arm: Arm, spec: Spec, learngene: Learngene | Non
     return (steps + (adapter.fit_steps if adapter else 0)) * config.batch_size
 
 
+def sweep_settings(config: PlanConfig) -> SweepConfig | None:
+    """Return the settings of the sweep to calibrate; None without calibration.
+
+    Raises:
+        UserError: a sweep would refuse them before it reads anything.
+    """
+    check_texts(config)
+    traits_of(config)
+    if config.name:
+        sweep_file(config.name, PLAN)  # refuses a name that no store can hold
+    if not config.calibrate:
+        return None
+    given = {name: getattr(config, name) for name in SweepConfig.model_fields if name in config.model_fields_set}
+    return load_config(SweepConfig, {**given, "name": config.name or "plan"})
+
+
 def _calibrate(
     config: PlanConfig,
+    settings: SweepConfig,
     store: Store,
     measure: Meter,
     distillation: DistillationCost | None,
     planned: StoredLearngene | None,
 ) -> SweepCost:
     """Measure what the sweep will cost; its plan is kept in the store if the sweep has a name."""
-    given = {name: getattr(config, name) for name in SweepConfig.model_fields if name in config.model_fields_set}
-    settings = SweepConfig(**{**given, "name": config.name or "plan"})
     prepared = prepare(settings, store, measure, planned)
     cost = replace(calibrate(prepared.inputs, prepared.wanted, config.price_per_hour), distillation=distillation)
     if config.name:

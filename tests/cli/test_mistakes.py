@@ -329,6 +329,10 @@ MISTAKES: dict[str, tuple[tuple[str, ...], str]] = {
         "scratch.method: field",
     ),
     "teaching without a teacher": ((*SWEEP, "--alpha", "0.5"), "alpha says how an ancestry model teaches"),
+    "a plan of teaching without a teacher": (
+        (*PLAN, "--data", "digits", "--calibrate", "--alpha", "0.5"),
+        "alpha says how an ancestry model teaches",
+    ),
     "an arm twice": ((*PLAN, "--arms", "sws,sws"), "give each arm once"),
     "an unknown arm": ((*PLAN, "--arms", "sws,magic"), "unknown method 'magic'"),
     "compiled layers of split weights": (

@@ -9,11 +9,13 @@ from typing import Any
 import pytest
 
 from ray_learngene.cli.leaderboard import leaderboard
-from ray_learngene.config import AncestryConfig, DistillConfig, SweepConfig
+from ray_learngene.config import AncestryConfig, DistillConfig, PlanConfig, SweepConfig
 from ray_learngene.distillation.distill import distill
 from ray_learngene.distillation.train_ancestry import train_ancestry
 from ray_learngene.store.costs import with_whole_costs
 from ray_learngene.store.store import Store
+from ray_learngene.sweeps.plan import plan
+from ray_learngene.sweeps.prepare import prepare
 from ray_learngene.sweeps.sweep import sweep
 from tests.fixtures.write_store import OLD_STORE
 
@@ -96,6 +98,13 @@ def test_scratch_costs_what_the_learngene_does_unless_the_sweep_began_otherwise(
     assert (table.loc["tleg", "steps"], table.loc["scratch", "steps"]) == (2, 2 * table.loc["scratch", "epochs"])
     assert abs(table.loc["scratch", "whole_flops"] - table.loc["tleg", "whole_flops"]) <= one_epoch / 2
     assert "the cost of a descendant with its share" in caplog.text
+    for changes in ({}, {"ancestry": "store:ancestries/a", "alpha": 0.5}):
+        taught = SweepConfig(
+            **{**several, "name": f"taught-{len(changes)}", "depths": "1", "arms": ("tleg", "scratch"), **changes}
+        )
+        planned = plan(PlanConfig(**{name: getattr(taught, name) for name in taught.model_fields_set - {"name"}}))
+        (trial,) = {one.epochs for one in prepare(taught, Store(taught.store)).wanted if one.arm.text == "scratch"}
+        assert [*planned.scratch_epochs.values()] == [trial]
     grown = sweep(began.model_copy(update={"depths": "1,2"}))  # the finished one keeps its epochs
     shares = grown[grown["arm"] == "scratch"].set_index("depth")["epochs"]
     assert shares[1] == table.loc["scratch", "epochs"] and len(shares) == 2 and 1 < shares[2] < shares[1]
