@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from ray_learngene.config import (
@@ -100,9 +100,9 @@ def _check_folders(config: Any) -> None:
         folders += config.models
     elif isinstance(config, MeasureConfig):
         _check_onnx(config.models)
-    for folder in (Path(one).expanduser() for one in folders):
-        if not (folder / MODEL_MARK).is_file():
-            missing = f"it has no {MODEL_MARK}" if folder.is_dir() else "there is no such folder"
+    for folder in map(os.path.expanduser, folders):
+        if not os.path.isfile(f"{folder}/{MODEL_MARK}"):
+            missing = f"it has no {MODEL_MARK}" if os.path.isdir(folder) else "there is no such folder"
             raise UserError(f"{folder} is not a timm model folder: {missing}")
     if isinstance(config, ExportConfig):
         for out in config.outs.values():
@@ -116,7 +116,7 @@ def _check_onnx(models: Sequence[str]) -> None:
 
     for text in models:
         try:
-            if not (Path(text).expanduser() / MODEL_MARK).is_file():
+            if not os.path.isfile(f"{os.path.expanduser(text)}/{MODEL_MARK}"):
                 onnx_file(text)
         except Failed as failed:
             raise UserError(str(failed)) from None

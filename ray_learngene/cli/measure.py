@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import errno
 import json
 import logging
-from pathlib import Path
 
 from ray_learngene.config import MeasureConfig
 from ray_learngene.config.documents import read_document
 from ray_learngene.errors import UserError
 from ray_learngene.io.errors import clear_errors
+from ray_learngene.io.local import local_path, writable_file
 from ray_learngene.io.objects import Objects
 from ray_learngene.store.store import Store
 from ray_learngene.store.timings import Record, check_device, check_name, publish_record, read_records
@@ -32,16 +31,15 @@ def measure(config: MeasureConfig) -> list[Record]:
     """
     store = Store.of(config)
     if config.script:
+        path = writable_file(config.script, "--script")
         from ray_learngene.delivery.device import write_script
 
-        write_script(Path(config.script).expanduser())
+        write_script(path)
         log.info(f"wrote {config.script}: copy it to the device, with folders that `learngene export` made")
         return []
-    out = Path(config.out).expanduser() if config.out else None
     # here, not after minutes of measuring
-    if out:
-        _check_file(out)
-    else:
+    out = writable_file(config.out) if config.out else None
+    if not out:
         store.check(write=True)
     if config.device:
         check_device(config.device)
@@ -60,15 +58,8 @@ def measure(config: MeasureConfig) -> list[Record]:
     return records
 
 
-def _check_file(out: Path) -> None:
-    with clear_errors(str(out)):
-        if out.is_dir():
-            raise IsADirectoryError(errno.EISDIR, "a folder")
-        out.parent.mkdir(parents=True, exist_ok=True)
-
-
 def _imported(given: str) -> list[Record]:
-    path = Path(given).expanduser()
+    path = local_path(given, "--import")
     try:
         with clear_errors(str(path)):
             text = read_document(path)

@@ -10,7 +10,6 @@ import json
 import logging
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
-from pathlib import Path
 from typing import Any
 
 import pandas
@@ -23,7 +22,7 @@ from ray_learngene.compare.budgets import with_equal_budgets
 from ray_learngene.compare.distillations import distill_all, quiet, refuse_failed
 from ray_learngene.compare.front import longer, still_gaining
 from ray_learngene.compare.plan import plan_arms
-from ray_learngene.compare.report import write_report
+from ray_learngene.compare.report import PAGE, write_report
 from ray_learngene.compare.runs import distill_config, extract_configs
 from ray_learngene.compare.searches import search_distillation, search_tuning
 from ray_learngene.compare.table import Chosen, bench_table
@@ -34,6 +33,7 @@ from ray_learngene.config.decides import BENCHMARK, decisive, require_same
 from ray_learngene.data.pipeline import checked_image_sets
 from ray_learngene.distillation.extract import extract
 from ray_learngene.errors import UserError
+from ray_learngene.io.local import writable_path
 from ray_learngene.provenance import publishable
 from ray_learngene.store.lineage import named_artefact
 from ray_learngene.store.manifest import folder_of, run_name
@@ -56,6 +56,7 @@ def bench(config: BenchConfig) -> pandas.DataFrame:
         UserError: the settings are invalid and nothing was trained, or runs failed and the store has all others.
     """
     folder_of("learngene", config.name)
+    folder = writable_path(f"{config.out}/{PAGE}").parent
     traits_of(config)  # refuses an optimizer that does not work
     store = Store.of(config)
     store.check(write=True)
@@ -77,7 +78,7 @@ def bench(config: BenchConfig) -> pandas.DataFrame:
         "same_images": _same_images(config, store, sets.train.fingerprint),
         "test_images": len(sets.val),
     }
-    folder = _folder(config.out)
+    folder.mkdir(parents=True, exist_ok=True)
     _refuse_another(config, store, {"ancestry_sha256": ancestry.sha256(), "data_sha256": sets.train.fingerprint})
     with _engine(config), sigterm.graceful():
         seeds = range(config.seed, config.seed + config.seeds)
@@ -144,16 +145,6 @@ def _check_names(config: BenchConfig, arms: Sequence[ArmPlan], distillations: Se
         for row in arms:
             for made in extract_configs(config, row, dict.fromkeys(distillations, lr)):
                 folder_of("learngene", made.name)
-
-
-def _folder(out: str) -> Path:
-    """Create the folder for the results, before any training."""
-    folder = Path(out).expanduser()
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"--out {out}: {error.strerror}; name a folder") from None
-    return folder
 
 
 def _refuse_another(config: BenchConfig, store: Store, hashes: dict[str, str]) -> None:

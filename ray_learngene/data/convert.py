@@ -27,6 +27,7 @@ from ray_learngene.data.open import open_image_sets
 from ray_learngene.errors import UserError
 from ray_learngene.io.errors import clear_errors
 from ray_learngene.io.filesystems import filesystem
+from ray_learngene.io.local import writable_path
 from ray_learngene.progress import Progress, counted
 
 _CHUNK = 256
@@ -63,6 +64,8 @@ def convert(
     target, folder = filesystem(out)
     with clear_errors(out):
         _require_empty(target, folder, out)
+    if isinstance(target, LocalFileSystem):
+        writable_path(f"{folder}/train-00000.parquet")  # here, not after all images were found
     source = _source(config)
     if isinstance(target, LocalFileSystem):
         with clear_errors(out):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -22,7 +23,9 @@ def save(program: ExportedProgram, path: Path, metadata: Mapping[str, Any]) -> N
         if isinstance(module, torch.fx.GraphModule):
             for node in module.graph.nodes:
                 node.meta = {name: value for name, value in node.meta.items() if name in _KEPT}
-    torch.export.save(program, path, extra_files={METADATA: json.dumps(dict(metadata))})
+    buffer = io.BytesIO()  # torch itself ends the process where a disk is full
+    torch.export.save(program, buffer, extra_files={METADATA: json.dumps(dict(metadata))})
+    path.write_bytes(buffer.getbuffer())
 
 
 def torch_run(path: Path) -> Run:

@@ -205,6 +205,7 @@ OTHERS = {
     **dict.fromkeys(("httpx", "httpx2"), (("TransportError", UNREACHABLE), ("HTTPError", None))),
     "aiohttp": (("ClientError", UNREACHABLE),),
     "huggingface_hub.errors": (("OfflineModeIsEnabled", OFFLINE),),
+    "safetensors": (("SafetensorError", None),),
 }
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from ray_learngene import sigterm
 from ray_learngene.errors import UserError
 from ray_learngene.io.errors import clear_errors
+from ray_learngene.io.local import writable_path
 from ray_learngene.io.scratch import hidden_path
 
 MODEL_MARK, EXPORT_MARK = "config.json", "export.json"  # what every folder of a model, of an export has
@@ -20,8 +21,9 @@ def check_free(out: Path, overwrite: bool, mark: str) -> None:
     """Refuse a target that is there, unless it may be replaced and holds the file `mark` of an earlier call.
 
     Raises:
-        UserError: it is there and stays.
+        UserError: it is there and stays, or nothing can be written there.
     """
+    writable_path(out)
     if not os.path.lexists(out):
         return
     if not overwrite:
@@ -47,7 +49,7 @@ def new_folder(out: Path, overwrite: bool, mark: str) -> Iterator[Path]:
         made.mkdir()
     replaced = out.with_name(f".{out.name}.replaced")  # stays if the process is killed before `out` is there again
     try:
-        with sigterm.quiet_exit():
+        with sigterm.quiet_exit(), clear_errors(str(out)):
             yield made
         with clear_errors(str(out)):
             check_free(out, overwrite, mark)  # again: it may have come into being meanwhile

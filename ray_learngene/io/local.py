@@ -17,12 +17,13 @@ from typing import IO
 
 from ray_learngene.errors import UserError
 from ray_learngene.io.backend import TEMPORARY, Found
+from ray_learngene.io.errors import clear_errors
 
 PIECE_BYTES = 2**20
 
 
 def local_path(text: str | Path, flag: str = "--out") -> Path:
-    """Return the absolute path of a local folder.
+    """Return the absolute path of a local file or folder.
 
     Raises:
         UserError: its home directory is unknown, or it is the root.
@@ -32,8 +33,44 @@ def local_path(text: str | Path, flag: str = "--out") -> Path:
     except RuntimeError as error:
         raise UserError(f"{flag} {text}: {error}") from None
     if not path.name:
-        raise UserError(f"{flag} {text}: name a folder below it")
+        raise UserError(f"{flag} {text}: name a place below it")
     return path
+
+
+def writable_path(text: str | Path, flag: str = "--out") -> Path:
+    """Return the absolute path of a file or folder to be made, after a file could be made where it will be.
+
+    Raises:
+        UserError: see `local_path`, or nothing can be written there.
+    """
+    path = local_path(text, flag)
+    with clear_errors(f"{flag} {path}"):
+        with suppress(FileNotFoundError):
+            path.lstat()  # refuses a name that no file can have
+        _try_to_write(path.parent)
+    return path
+
+
+def writable_file(text: str | Path, flag: str = "--out") -> Path:
+    """Return the absolute path of a file to be made or replaced; see `writable_path`.
+
+    Raises:
+        UserError: it is a folder, or nothing can be written there.
+    """
+    path = writable_path(text, flag)
+    if path.is_dir():
+        raise UserError(f"{flag} {text} is a folder: name a file")
+    return path
+
+
+def _try_to_write(folder: Path) -> None:
+    """Make a file in a folder, or in the nearest one above it that is there, and leave no trace."""
+    there = next(each for each in (folder, *folder.parents) if os.path.lexists(each))
+    try:
+        with tempfile.TemporaryFile(dir=there) as file:
+            file.write(b"check")
+    except FileNotFoundError:  # /proc takes no files, and a link may lead nowhere
+        raise PermissionError(errno.EACCES, "no file can be made", str(there)) from None
 
 
 def open_file(path: str, buffering: int = -1) -> IO[bytes]:
@@ -65,9 +102,7 @@ class LocalStorage:
     def check(self, write: bool) -> None:
         root = Path(self.root)
         if write:  # the first object creates the folder: a command that fails before leaves none behind
-            there = next(folder for folder in (root, *root.parents) if folder.exists() or folder.is_symlink())
-            with tempfile.TemporaryFile(dir=there) as file:
-                file.write(b"check")
+            _try_to_write(root)
         elif not root.exists():
             raise UserError(f"there is no store at {self.root}: check the path")
         if root.exists():

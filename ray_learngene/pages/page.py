@@ -16,6 +16,7 @@ from ray_learngene import __version__
 from ray_learngene.config import PageConfig
 from ray_learngene.errors import UserError
 from ray_learngene.io.errors import Unavailable
+from ray_learngene.io.local import writable_file
 from ray_learngene.io.objects import Objects
 from ray_learngene.pages.ancestries import Ancestries
 from ray_learngene.pages.columns import Record, model_columns, records_of, unfinished_models
@@ -67,6 +68,7 @@ def write_page(config: PageConfig) -> Path:
     Raises:
         UserError: a sweep is not there, or the file cannot be written.
     """
+    out = writable_file(config.out)
     store = Store.of(config)
     store.check(write=False)
     entries: dict[str, list[Entry]] = defaultdict(list)
@@ -88,7 +90,6 @@ def write_page(config: PageConfig) -> Path:
         for name in there
         if not config.sweeps or name in config.sweeps
     }
-    out = Path(config.out).expanduser().absolute()
     address = quote(Path(os.path.relpath(store.uri, out.parent)).as_posix(), errors="replace")
     root = f"{address}/" if store.objects.is_local else None
     records = [one for one in records if one["sweep"] in sweeps]

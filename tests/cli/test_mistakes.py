@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import subprocess
@@ -12,6 +13,7 @@ from pathlib import Path
 import pytest
 import timm
 import torch
+from safetensors import SafetensorError
 
 import ray_learngene
 import ray_learngene.torchvision_cpu
@@ -22,6 +24,7 @@ from ray_learngene.models.preprocessing import Preprocessing
 from ray_learngene.models.specs import PRESETS
 from ray_learngene.models.timm_folder import export_timm
 from ray_learngene.store.store import Store
+from tests.command_line import learngene as command_line
 from tests.conftest import free_ports
 
 NANO = PRESETS["nano"]
@@ -444,3 +447,71 @@ def test_buckets_that_cannot_be_used(
     ran = learngene("pull", "--store", uri, "--out", str(tmp_path / "out"), environment=environment)
     assert (ran.returncode, ran.stderr) == (status, told), "a process says the same"
     assert list(tmp_path.iterdir()) == []
+
+
+WRITERS = (
+    "page --store {store} --out {out}",
+    "measure {model} --store {store} --out {out}",
+    "measure --script {out}",
+    "expand gene --store {store} --out {out}",
+    "export {model} --out {out}",
+    "data convert --data digits --out {out}",
+    "bench --data digits --name x --preset nano --ancestry resnet18 --depths 2 --reference a --store {store} "
+    "--arms '{{a: {{method: sws}}}}' --out {out}",
+)
+
+
+@pytest.mark.parametrize("command", WRITERS, ids=[command.partition(" -")[0] for command in WRITERS])
+@pytest.mark.parametrize(
+    ("out", "says"),
+    [
+        ("/proc/x", "no permission for"),
+        ("{tmp}/file/x", "cannot be a folder: a file stands in its way"),
+        ("{tmp}/" + 300 * "x", "cannot be read or written"),
+    ],
+)
+def test_a_place_that_cannot_be_written_is_named_before_any_work(
+    command: str,
+    out: str,
+    says: str,
+    store: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def work(*arguments: object, **more: object) -> None:
+        raise AssertionError("this costs time")
+
+    for name in ("entries", "manifest", "read_file"):
+        monkeypatch.setattr(Store, name, work)
+    for module in ("data.convert.open_image_sets", "delivery.export.load_timm", "compare.compare.load_ancestry"):
+        monkeypatch.setattr(f"ray_learngene.{module}", work)
+    (tmp_path / "file").write_text("")
+    model = store.parent / "made" / "ten"
+    assert command_line(command.format(store=store, model=model, out=out.format(tmp=tmp_path))) == 2
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1 and says in said and [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+@pytest.mark.parametrize("command", ["evaluate {} --data digits", "export {}", "measure {}", "measure --import {}"])
+@pytest.mark.parametrize("name", [300 * "x", "~nobody-here/x"])
+def test_a_name_that_nothing_has_is_one_line(command: str, name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert command_line(command.format(name)) == 2
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+@pytest.mark.parametrize("error", [OSError(errno.ENOSPC, ""), SafetensorError("No space left on device")])
+def test_a_full_disk_is_one_line(
+    error: Exception,
+    store: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def full(*arguments: object, **more: object) -> None:
+        raise error
+
+    monkeypatch.setattr("ray_learngene.delivery.expand.export_timm", full)
+    assert command_line(f"expand gene --store {store} --out {tmp_path / 'out'}") == 2
+    said = capsys.readouterr().err
+    assert str(tmp_path / "out") in said and said.count("\n") == 1 and list(tmp_path.iterdir()) == []

@@ -232,5 +232,5 @@ def test_an_arm_that_keeps_its_name_but_not_what_it_is_is_refused(
 
 def test_a_folder_that_cannot_be_is_refused_first(config: BenchConfig, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match="--out .*file: File exists; name a folder"):
+    with pytest.raises(UserError, match="--out .*file/results.md cannot be a folder: a file stands in its way"):
         bench(config.model_copy(update={"out": str(tmp_path / "file")}))

@@ -203,7 +203,7 @@ def test_a_write_that_fails_leaves_the_folder_as_it_was(
     expander.write(SPEC, tmp_path / "x")
     before = (tmp_path / "x" / "model.safetensors").read_bytes()
     monkeypatch.setattr(module, "write_facts", lambda *_: (_ for _ in ()).throw(OSError("disk full")))
-    with pytest.raises(OSError):
+    with pytest.raises(lg.UserError):
         expander.write(SPEC.replace(depth=2), tmp_path / "x", overwrite=True)
     assert (tmp_path / "x" / "model.safetensors").read_bytes() == before
     assert not list(tmp_path.glob(".*"))
