@@ -23,7 +23,7 @@ from ray_learngene.models.build import build, build_with, meta_model, shapes_of
 from ray_learngene.models.checkpointing import checkpoint_blocks
 from ray_learngene.models.compile import compile_layers
 from ray_learngene.models.features import Read
-from ray_learngene.models.layout import block_lists, resampled
+from ray_learngene.models.layout import block_lists, chains, resampled
 from ray_learngene.models.meta import on_meta
 from ray_learngene.models.specs import Spec
 from ray_learngene.models.swapping import swapped
@@ -31,7 +31,8 @@ from ray_learngene.models.swapping import swapped
 Genes = Mapping[str, Tensor]
 State = dict[str, Tensor]
 
-# Genes whose names contain one of these have no weight decay, like the 1-D parameters that they generate.
+# Genes whose names contain one of these have no weight decay, like the 1-D parameters that they generate; neither have
+# genes that are named after a parameter without decay.
 _NOT_DECAYED = ("norm", "bias", "pos_embed", "scaler")
 
 
@@ -89,6 +90,17 @@ def require_no_statistics(method: str, spec: Spec) -> None:
         )
 
 
+@lru_cache(maxsize=64)
+def not_decayed(spec: Spec) -> frozenset[str]:
+    """Return the parameters that timm does not decay; those of blocks also as `CHAIN.parameter`, for all layers."""
+    model = meta_model(spec)
+    named: set[str] = getattr(model, "no_weight_decay", set)()
+    free = {name for name, parameter in model.named_parameters() if parameter.ndim < 2 or name in named}
+    firsts = {f"{blocks[0]}.": f"{chain}." for chain, blocks in chains(spec).items()}
+    of_chains = {name.replace(first, firsts[first]) for name in free for first in firsts if name.startswith(first)}
+    return frozenset(free | of_chains)
+
+
 def attribute_of(gene: str) -> str:
     """Return the name of the attribute that holds a gene; names of parameters cannot contain dots."""
     return gene.replace(".", "__")
@@ -136,11 +148,13 @@ class GeneratedVisionTransformer(nn.Module):
 
     def no_weight_decay(self) -> set[str]:
         """Return the names of parameters without weight decay, for timm's optimizer factory."""
-        named: set[str] = getattr(meta_model(self.spec), "no_weight_decay", set)()
+        free = not_decayed(self.spec)
         return {
             name
             for name, _ in self.named_parameters()
-            if any(part in name for part in _NOT_DECAYED) or gene_of(name) in named
+            if any(part in name for part in _NOT_DECAYED)
+            or gene_of(name) in free
+            or gene_of(name).partition(".")[2] in free  # of one parameter of all layers, after a word of the method
         }
 
     def compile(self, *args: Any, **kwargs: Any) -> None:

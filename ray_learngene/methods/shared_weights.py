@@ -39,8 +39,8 @@ def require_same(method: str, source: Spec, spec: Spec, *fields: str) -> None:
             raise UserError(f"{method} cannot change the widths: the learngene has {have}, the spec asks for {want}")
 
 
-def require_head_size(method: str, source: Spec, spec: Spec) -> None:
-    """Check that the head size is the learngene's: at another one the columns of q, k and v would change meaning.
+def require_head_size(method: str, source: Spec, spec: Spec, whose: str = "the learngene") -> None:
+    """Check that the head size is that of the source: at another one the columns of q, k and v would change meaning.
 
     Raises:
         UserError: the head sizes differ; the message gives both.
@@ -50,7 +50,7 @@ def require_head_size(method: str, source: Spec, spec: Spec) -> None:
         heads, rest = divmod(spec.width, have)
         cure = f"a width is a multiple of {have}" if rest else f"width {spec.width} takes {counted(heads, 'head')}"
         raise UserError(
-            f"{method} keeps the head size: the learngene's heads are {have} wide, those of the spec {want} ({cure})"
+            f"{method} keeps the head size: {whose}'s heads are {have} wide, those of the spec {want} ({cure})"
         )
 
 

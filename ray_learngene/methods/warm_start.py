@@ -52,7 +52,7 @@ def start_from_model(module: nn.Module, model: nn.Module, rule: Rule, order: Seq
     if unlike:
         name = f"{source.architecture or 'the plain vision transformer'}"
         raise UserError(f"a warm start needs an ancestry model of the student's family; {name} has no {min(unlike)}")
-    require_head_size("a warm start", source, spec)
+    require_head_size("a warm start", source, spec, "the ancestry model")
     if spec.patch != source.patch or spec.width > source.width:
         raise UserError(
             f"a warm start needs an ancestry model of patch size {spec.patch} and at least width {spec.width}, "

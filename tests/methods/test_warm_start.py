@@ -82,6 +82,8 @@ def test_classes_in_another_order_and_patches_of_another_size() -> None:
     assert isinstance(auxiliary, GeneratedVisionTransformer)
     start_from_model(auxiliary, model, "first", order=[2, 0, 1])
     assert torch.equal(auxiliary.genes()["head.weight"], model.head.weight[[2, 0, 1]])
-    for other in ({"patch": 4}, {"width": 16, "heads": 1}):
-        with pytest.raises(UserError, match="of patch size 2 and at least width 32, this one has"):
+    sizes = "of patch size 2 and at least width 32, this one has"
+    heads = "keeps the head size: the ancestry model's heads are 8 wide"
+    for other, message in (({"patch": 4}, sizes), ({"width": 16, "heads": 1}, sizes), ({"heads": 4}, heads)):
+        with pytest.raises(UserError, match=message):
             start_from_model(auxiliary, build(spec.replace(**other), seed=0), "first")

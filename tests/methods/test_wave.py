@@ -6,17 +6,20 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from timm.optim import param_groups_weight_decay
 
 from ray_learngene.errors import UserError
 from ray_learngene.methods.base import Learngene, Method
-from ray_learngene.methods.generated import GeneratedVisionTransformer
+from ray_learngene.methods.generated import GeneratedVisionTransformer, gene_of
 from ray_learngene.methods.kronecker import MATRICES, kron_sum
 from ray_learngene.methods.plain_templates import PARTS
 from ray_learngene.methods.registry import create_method
 from ray_learngene.models import costs
 from ray_learngene.models.build import build
+from ray_learngene.models.layout import chains
 from ray_learngene.models.specs import Spec, preset
 from tests.methods.trained import NANO, noisy
+from tests.models.sizes import small
 
 WIDTH = "wave:template=16"
 
@@ -161,6 +164,21 @@ def test_names_that_are_not_decayed_are_all_but_templates_of_matrices_and_the_he
     _, auxiliary, _ = learngene_of(WIDTH)
     decayed = {name for name, _ in auxiliary.named_parameters()} - auxiliary.no_weight_decay()
     assert decayed == {f"templates__{name}" for name in (*MATRICES, "patch_embed")} | {"head__weight"}
+
+
+@pytest.mark.parametrize("name", ["deit3_small_patch16_224", "swinv2_tiny_window8_256", "convnextv2_atto"])
+def test_a_gene_of_all_layers_is_decayed_where_timm_decays_the_parameter(name: str) -> None:
+    def decayed(module: torch.nn.Module) -> set[str]:
+        named = getattr(module, "no_weight_decay", set)()
+        own = {id(each) for each in param_groups_weight_decay(module, 0.1, no_weight_decay_list=named)[1]["params"]}
+        return {name for name, each in module.named_parameters() if id(each) in own}
+
+    spec = small(name)
+    model, auxiliary = build(spec), create_method("wave").auxiliary(spec)
+    firsts = {blocks[0]: chain for chain, blocks in chains(spec).items()}
+    of_layers = {name.replace(first, firsts[first]) for name in decayed(model) for first in firsts if first in name}
+    genes = {gene_of(name) for name in decayed(auxiliary)} - {name for name, _ in model.named_parameters()}
+    assert {gene.partition(".")[2] for gene in genes} == of_layers
 
 
 # Depth and width.
