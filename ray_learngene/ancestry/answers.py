@@ -35,9 +35,6 @@ class Answers:
 
     Args:
         overwrite: Compute cached epochs again and replace them.
-
-    Attributes:
-        read: Images so far whose soft labels came from the cache.
     """
 
     def __init__(
@@ -54,7 +51,6 @@ class Answers:
         facts = facts_of(config, teaching, images, ancestry, precision_of(autocast))
         self.cache = SoftLabelCache(store, facts, ancestry)
         self.device, self.autocast, self.compiled, self.overwrite = device, autocast, config.compile, overwrite
-        self.read = 0
 
     def added_to(self, loader: DataLoader[Any]) -> Iterator[TaughtBatch]:
         """Yield the loader's micro-batches with their soft labels."""
@@ -77,7 +73,6 @@ class Answers:
             first = 0
             for each in numbers:
                 images, targets = next(stream)
-                self.read += len(each)
                 yield images, targets, cached[first : first + len(each)]
                 first += len(each)
             return

@@ -103,21 +103,6 @@ class Wave(GeneratingMethod):
         genes = self._templates(spec).closed_form(state, spec)
         return Learngene(self.name, self.options(), spec, genes)
 
-    def closest(self, learngene: Learngene, model: nn.Module) -> Learngene:
-        """Express a trained model of any size by a learngene's templates: fit its scalers by least squares.
-
-        The result has the model's spec and the learngene's templates. Use it for trained models only. Least squares are
-        linear: for interpolated matrices they would return the interpolated scalers.
-
-        Raises:
-            UserError: the model is not one of a spec, or the templates do not fit it.
-        """
-        made, spec = self.as_made(learngene), spec_of(model)
-        made._require(learngene.spec, spec)
-        state = {name: tensor.detach().cpu() for name, tensor in model.state_dict().items()}
-        templates = {name: gene for name, gene in learngene.tensors.items() if name.startswith("templates.")}
-        return Learngene(self.name, learngene.options, spec, made._templates(spec).closest(state, spec, templates))
-
     # Phase 2.
 
     def generate(self, genes: Genes, source: Spec, spec: Spec) -> State:

@@ -135,7 +135,6 @@ def _lengths(model: nn.Module) -> dict[str, int]:
     }
 
 
-@lru_cache(maxsize=65536)
 @lru_cache(maxsize=65536)  # every step generates its models again
 def split(name: str, lists: tuple[str, ...]) -> tuple[str, int, str] | None:
     """Split a parameter's name into list, index and rest; None for a parameter outside blocks."""
