@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Literal, Self
 
 from pydantic import Field, field_validator, model_validator
@@ -146,8 +147,10 @@ class ExportConfig(QuantizationConfig, DataConfig):
     @property
     def outs(self) -> dict[str, str]:
         """The folder of each format."""
-        several = len(self.format) > 1
-        out = self.out or f"{self.model.rstrip('/')}-{'export' if several else self.format[0]}"
+        several, model = len(self.format) > 1, Path(self.model)
+        if not model.name.strip("."):  # `export .` has no name to put an ending to
+            model = model.resolve()
+        out = self.out or f"{model}-{'export' if several else self.format[0]}"
         return {format: f"{out}/{format}" if several else out for format in self.format}
 
 

@@ -56,11 +56,16 @@ class Reader:
             found = self.image((index + number) % len(self.images))
             if found is not None:
                 return found
-        raise UserError(f"none of the {len(self.images)} images can be read: check the image set with `data check`")
+        raise UserError(none_readable(len(self.images)))
 
     def names(self) -> list[str]:
         """Return what could not be read so far, in this process and its loader's."""
         return [self.images.describe_inside(index) for index in self.unreadable.nonzero().flatten().tolist()]
+
+
+def none_readable(images: int) -> str:
+    """Return one line about a set of which nothing can be read."""
+    return f"none of the {images} images can be read: check the image set with `data check`"
 
 
 def unreadable_text(names: Sequence[str]) -> str:

@@ -97,7 +97,7 @@ def _conditions(config: MeasureConfig, gpu: bool) -> dict[str, Any]:
         "precision": config.precision,
         "threads": config.threads,
         "batch": config.batch,
-        "clock": "wall" if gpu or config.threads > 1 else "cpu",
+        "clock": clock.clock_of(config.threads, gpu),
         "gpu": gpu,
     }
 
@@ -148,9 +148,9 @@ def _models(config: MeasureConfig, sized: _Sized | None, scratch: Path) -> Itera
             source = {"learngene": expander.name, "learngene_version": expander.stored.manifest.version}
             made = expander.write(spec, scratch / f"{size_name(spec)}-timm")
             yield f"{expander.name}-{size_name(spec)}", load_timm(made.path), source
-    for text in config.models:
-        folder = Path(text).expanduser()
-        yield folder.resolve().name, load_timm(folder), {}
+    names = [Path(text).expanduser().resolve().name for text in config.models]
+    for text, name in zip(config.models, names, strict=True):
+        yield name if names.count(name) == 1 else text, load_timm(Path(text).expanduser()), {}
 
 
 def _onnx_paths(config: MeasureConfig, sized: _Sized | None, scratch: Path) -> Iterator[str]:
@@ -160,8 +160,8 @@ def _onnx_paths(config: MeasureConfig, sized: _Sized | None, scratch: Path) -> I
     rest = config.model_copy(update={"models": tuple(text for text in config.models if text not in ready)})
     format = "int8" if config.precision == "int8" else "onnx"
     with Progress("export models to time", 0, "models") as progress:
-        for name, model, source in _models(rest, sized, scratch):
-            folder = scratch / name
+        for number, (name, model, source) in enumerate(_models(rest, sized, scratch)):
+            folder = scratch / f"{number}-onnx"
             folder.mkdir()
             Exporter(model, name, QuantizationConfig(), source=source).write(format, folder)
             progress.advance()
@@ -178,8 +178,13 @@ def _time_torch(models: Iterator[Named], config: MeasureConfig) -> Record:
         model = model.eval()
         known[name] = {**spec_facts(model), "source": source}
         size = resolve_model_data_config(model)["input_size"]
-        images = torch.rand(config.batch, *size, device=device, dtype=dtype)
-        runs[name] = partial(model.to(device=device, dtype=dtype), images)
+        try:
+            images = torch.rand(config.batch, *size, device=device, dtype=dtype)
+            runs[name] = partial(model.to(device=device, dtype=dtype), images)
+            with torch.inference_mode():
+                runs[name]()
+        except RuntimeError as error:  # it does not fit, or no kernel has this type
+            raise UserError(clock.not_run(name, config.batch, error)) from None
     before, started = clock.load(), datetime.now(UTC).isoformat(timespec="seconds")
     with torch.inference_mode(), _threads(config.threads, pinned=not gpu):
         timed = clock.time_all(runs, config.seconds, conditions["clock"], torch.cuda.synchronize if gpu else None)

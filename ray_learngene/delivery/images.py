@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import ray_learngene.models.timm_import  # noqa: F401  isort:skip  (before the first timm import)
 import numpy as np
 from timm.data import resolve_model_data_config
 from torch import nn
-from torch.utils.data import DataLoader
 
 from ray_learngene.config import DataConfig
 from ray_learngene.data.class_names import order_of, timms_order
 from ray_learngene.data.image_set import ImageSet, relabelled
 from ray_learngene.data.loader import Batch, eval_loader
 from ray_learngene.data.open import open_image_sets
-from ray_learngene.data.reader import Reader
+from ray_learngene.data.reader import Reader, none_readable
 from ray_learngene.errors import UserError
 from ray_learngene.models.preprocessing import Preprocessing
 from ray_learngene.models.timm_folder import labels_of
@@ -60,16 +59,24 @@ class ModelImages:
         )
         return cls(train, val, preprocessing, data["crop_mode"], config)
 
-    def batches(self, images: ImageSet, batch_size: int, reader: Reader | None = None) -> DataLoader[Batch]:
-        """Return the batches of one of the two splits in order, resized and cropped as in evaluation."""
-        return eval_loader(
+    def batches(self, images: ImageSet, batch_size: int, reader: Reader | None = None) -> Iterator[Batch]:
+        """Yield the batches of one of the two splits in order, resized and cropped as in evaluation.
+
+        Raises:
+            UserError: no image can be read.
+        """
+        batch = None
+        for batch in eval_loader(
             images,
             self.preprocessing,
             batch_size,
             workers=self.config.loader_workers,
             reader=reader or Reader(images, self.config.unreadable),
             crop_mode=self.crop_mode,
-        )
+        ):
+            yield batch
+        if batch is None:
+            raise UserError(none_readable(len(images)))
 
 
 def head_order(images: Sequence[str], labels: Sequence[str], classes: int, where: str, data: str) -> list[int]:

@@ -225,12 +225,28 @@ def open_model(path: str, threads: int, provider: str) -> tuple[Any, dict[str, A
         raise
     except Exception as error:
         raise Failed(f"{path} does not load in onnxruntime {onnxruntime.__version__}: {_reason(error)}") from None
+    taken = session.get_providers()[0]  # the CPU where a GPU's libraries are missing
+    if taken != provider:
+        raise Failed(f"onnxruntime runs {path} on {taken}, not on {provider}: install what that needs")
     text = session.get_modelmeta().custom_metadata_map.get(METADATA)
     return session, json.loads(text) if text else {}
 
 
 def _reason(error: Exception) -> str:
     return " ".join(str(error).split())[:200]
+
+
+def not_run(name: str, batch: int, error: Exception) -> str:
+    """Say that a model does not take a batch."""
+    return f"{name} does not run with {batch} images at a time: {_reason(error)}"
+
+
+def clock_of(threads: int, gpu: bool) -> str:
+    """Return which time a latency is: CPU time on one thread, if the system counts it finely; Windows does not."""
+    start = now = time.process_time()
+    while now == start:
+        now = time.process_time()
+    return "cpu" if threads == 1 and not gpu and now - start < 1e-3 else "wall"
 
 
 def check(path: str, session: Any, facts: Mapping[str, Any]) -> int:
@@ -247,11 +263,11 @@ def check(path: str, session: Any, facts: Mapping[str, Any]) -> int:
             inputs, expected = file["inputs"], file["logits"]
         found = session.run(None, {session.get_inputs()[0].name: inputs})[0]
         difference = np.abs(found - expected)
+        scale = max(1.0, float(np.abs(expected).max()))
     except Exception as error:  # numpy and onnxruntime raise errors of many kinds
         raise Failed(
             f"{golden} is not the golden file of this model: {_reason(error)}: copy the whole folder of the export"
         ) from None
-    scale = max(1.0, float(np.abs(expected).max()))
     int8 = facts.get("precision") == "int8"  # whose products round differently on other CPUs
     allowed = (0.05 if int8 else TOLERANCE) * scale
     wrong = np.argwhere(~(difference <= allowed))
@@ -340,13 +356,14 @@ def measure(
         precision = facts.get("precision", "fp32")
         opened[precision, path if (precision, name) in opened else name] = session, facts
     gpu = provider != "CPUExecutionProvider"
-    clock = "cpu" if threads == 1 and not gpu else "wall"
-    runs = {key: partial(session.run, None, random_input(session, batch)) for key, (session, _) in opened.items()}
-    for (_, name), run in runs.items():
+    clock = clock_of(threads, gpu)
+    runs = {}
+    for key, (session, _) in opened.items():
         try:
-            run()
+            runs[key] = partial(session.run, None, random_input(session, batch))
+            runs[key]()
         except Exception as error:
-            raise Failed(f"{name} does not run with {batch} images at a time: {_reason(error)}") from None
+            raise Failed(not_run(key[1], batch, error)) from None
     with nullcontext() if gpu else pinned(threads):
         timed = time_all(runs, seconds, clock)
     found = []
@@ -412,6 +429,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         folder = os.path.dirname(given.out or "") or "."
         if not (os.path.isdir(folder) and os.access(folder, os.W_OK)):  # said here, not after the measurement
             raise Failed(f"--out {given.out}: {folder} is no folder that can be written to")
+        if os.path.isdir(given.out or ""):
+            raise Failed(f"--out {given.out} is a folder: name a file")
         if given.check:
             for path in given.models:
                 count = check(path, *open_model(path, given.threads, given.provider))

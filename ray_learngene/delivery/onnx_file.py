@@ -21,6 +21,7 @@ from ray_learngene.errors import UserError
 
 OPSET = 20
 MOST_IMAGES = 1024  # in a batch
+MOST_BYTES = 2 * 10**9  # of weights: a file with its graph has 2 GiB at most
 INPUT, OUTPUT = "images", "logits"
 METADATA = "learngene"  # key of the JSON text in an ONNX file
 _LAYERS = (nn.Linear, nn.Conv2d, nn.LayerNorm)
@@ -59,8 +60,14 @@ def to_onnx(program: ExportedProgram, example: Tensor, name: str) -> Any:
     """Convert a traced model to an ONNX model.
 
     Raises:
-        UserError: an operator of the architecture has no counterpart.
+        UserError: an operator of the architecture has no counterpart, or the weights do not fit into a file.
     """
+    weights = sum(one.nbytes for one in program.state_dict.values())
+    if weights > MOST_BYTES:
+        raise UserError(
+            f"{name} has {weights / 1e9:.1f} GB of weights, and an ONNX file holds {MOST_BYTES / 1e9:g}: "
+            "export to torch, or a smaller size; nothing was written"
+        )
     try:
         with torch.no_grad(), _quiet():
             made = torch.onnx.export(

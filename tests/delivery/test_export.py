@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 import json
 import logging
 import os
@@ -22,6 +23,7 @@ from timm.models import register_model, save_for_hf
 from torch import Tensor, nn
 
 import ray_learngene as lg
+from ray_learngene.config import ExportConfig
 from ray_learngene.config.image import ImageShape
 from ray_learngene.delivery import export as module
 from ray_learngene.delivery import onnx_file
@@ -341,3 +343,35 @@ def test_an_export_has_the_licence_of_its_model(license: str | None, said: str, 
     card = ModelCard.load(made.path / "README.md")
     assert card.data.license == license and card.data.library_name == "onnx"
     assert said in card.text and made.facts["license"] == license
+
+
+def test_logits_of_one_class_are_compared() -> None:
+    one = np.array([[0.5], [2.0]], np.float32)
+    assert compare([(one, one, np.zeros(2, int))]).agreement == 100
+
+
+@pytest.mark.parametrize(("model", "out"), [(".", "a/b-torch"), ("..", "a-torch"), ("../b/", "a/b-torch")])
+def test_an_export_lies_next_to_its_model(
+    model: str, out: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "a" / "b").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "a" / "b")
+    assert Path(ExportConfig(model=model, format=("torch",)).outs["torch"]).resolve() == tmp_path / out
+
+
+def test_a_set_of_which_nothing_can_be_read_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name, split in itertools.product(DIGITS, ("train", "val")):
+        (tmp_path / "set" / split / name).mkdir(parents=True)
+        (tmp_path / "set" / split / name / "x.png").write_bytes(b"no image")
+    folder = model_folder(tmp_path / "model")
+    assert learngene(f"evaluate {folder} --data {tmp_path / 'set'} --unreadable skip") == 2
+    error = capsys.readouterr().err
+    assert "none of the 10 images can be read" in error and error.count("\n") == 1
+
+
+def test_weights_that_an_onnx_file_does_not_hold_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(onnx_file, "MOST_BYTES", 1e5)
+    example = torch.zeros(2, 200)
+    program = onnx_file.export_program(nn.Linear(200, 200), example, "wide")
+    with pytest.raises(lg.UserError, match="wide has 0.0 GB of weights, and an ONNX file holds .*: export to torch"):
+        onnx_file.to_onnx(program, example, "wide")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import itertools
 import json
 import re
 import subprocess
@@ -13,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -30,6 +32,7 @@ from ray_learngene.store.timings import Timings, publish_record, read_records
 from ray_learngene.sweeps.plan import plan
 from tests.command_line import learngene
 from tests.delivery.stores import SPEC, publish_descendant, publish_learngene
+from tests.delivery.test_export import model_folder
 
 
 def onnx_model(folder: Path, precision: str = "fp32", golden_shift: float = 0.0) -> Path:
@@ -140,6 +143,7 @@ def test_a_runtime_that_computes_otherwise_says_where_first(tmp_path: Path, caps
         ("--batch -2", "--batch -2: give a number above 0"),
         ("--seconds nan", "--seconds nan: give a number above 0"),
         ("--out no/r.json", "no is no folder that can be written to"),
+        ("--out .", "--out . is a folder: name a file"),
         ("--check --out r.json --seconds 1", "golden.npz is not the golden file of this model"),
     ],
 )
@@ -373,3 +377,44 @@ def test_conditions_that_begin_others_are_chosen_by_their_whole_name(store: Stor
         assert Timings.load(store, f"pi/onnxruntime-fp32-t1-b{batch}").of(SPEC).milliseconds == batch
     with pytest.raises(lg.UserError, match="measured in several ways"):
         Timings.load(store, "pi/onnxruntime")
+
+
+@pytest.mark.parametrize("runtime", [pytest.param("onnxruntime", marks=pytest.mark.export), "torch"])
+def test_models_of_folders_of_one_name_are_all_timed(runtime: str, tmp_path: Path) -> None:
+    folders = [model_folder(tmp_path / name / "model", depth) for depth, name in enumerate("ab", start=1)]
+    (found,) = lg.measure(folders, runtime=runtime, seconds=0.01, out=tmp_path / "r.json")
+    assert [(one.name, one.spec.depth) for one in found.sizes if one.spec] == [
+        (str(folders[0]), 1),
+        (str(folders[1]), 2),
+    ]
+
+
+def test_a_batch_that_does_not_fit_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    said = "model does not run with 1000000000000 images at a time: "
+    assert script.main([str(onnx_model(tmp_path / "model")), "--batch", "1000000000000"]) == 2
+    assert said in (error := capsys.readouterr().err) and error.count("\n") == 1
+    with pytest.raises(lg.UserError, match=said):
+        lg.measure(model_folder(tmp_path / "timm" / "model"), runtime="torch", batch=10**12, out=tmp_path / "r.json")
+
+
+def test_a_clock_of_coarse_ticks_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Windows counts CPU time in ticks of 16 ms: a model of 1 ms takes none."""
+    assert script.clock_of(1, gpu=False) == "cpu"
+    ticks = itertools.chain([0.0] * 5, itertools.repeat(1 / 64))
+    monkeypatch.setattr(script.time, "process_time", lambda: next(ticks))
+    assert script.clock_of(1, gpu=False) == "wall"
+
+
+def test_a_provider_that_onnxruntime_does_without_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As it does where it is built for a GPU whose libraries are missing: it takes the CPU, and prints a warning."""
+    opened = onnxruntime.InferenceSession
+
+    def without(path: str, options: Any, providers: list[str]) -> Any:
+        return opened(path, options, providers=["CPUExecutionProvider"])
+
+    monkeypatch.setattr(onnxruntime, "InferenceSession", without)
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CUDAExecutionProvider"])
+    assert script.main([str(onnx_model(tmp_path / "model")), "--provider", "CUDAExecutionProvider"]) == 2
+    assert "on CPUExecutionProvider, not on CUDAExecutionProvider" in capsys.readouterr().err
