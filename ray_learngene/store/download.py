@@ -19,7 +19,7 @@ from filelock import FileLock, Timeout
 
 from ray_learngene.errors import UserError
 from ray_learngene.io.errors import clear_errors
-from ray_learngene.io.local import local_path
+from ray_learngene.io.local import writable_path
 from ray_learngene.io.objects import Objects
 from ray_learngene.progress import Progress
 from ray_learngene.store.manifest import FileEntry, Manifest
@@ -45,7 +45,7 @@ def download(objects: Objects, manifest: Manifest, out: Path, overwrite: bool, w
         UserError: `out` exists and may not be replaced, another pull into it runs, a file does not match, or storage or
             disk refuse.
     """
-    out = local_path(out)
+    out = writable_path(out)
     partial, replaced = (out.with_name(f"{out.name}{ending}") for ending in LEFTOVERS)
     with clear_errors(str(out)):
         _check_free(out, manifest, overwrite)

@@ -21,7 +21,14 @@ def test_an_existing_folder_is_not_replaced_unless_asked(store: Store, folder: P
     assert contents(out) == contents(folder)
 
 
-@pytest.mark.parametrize(("out", "says"), [("/", "--out /: name a folder"), ("~nobody-here/x", "--out ~nobody")])
+@pytest.mark.parametrize(
+    ("out", "says"),
+    [
+        ("/", "--out /: name a place"),
+        ("~nobody-here/x", "--out ~nobody"),
+        ("/proc/x", "no permission for --out /proc/x"),
+    ],
+)
 def test_what_cannot_be_a_folder_of_its_own_is_refused(store: Store, folder: Path, out: str, says: str) -> None:
     store.publish("learngene", "a", folder, {})
     with pytest.raises(UserError, match=says) as error:
