@@ -2,93 +2,14 @@
 
 from __future__ import annotations
 
-import errno
-import os
-import shutil
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import timm
-import torch
-from safetensors import SafetensorError
 
-import ray_learngene
-import ray_learngene.torchvision_cpu
 from ray_learngene.cli.main import main
-from ray_learngene.methods.registry import create_method
-from ray_learngene.models.build import timm_arguments
-from ray_learngene.models.preprocessing import Preprocessing
-from ray_learngene.models.specs import PRESETS
-from ray_learngene.models.timm_folder import export_timm
-from ray_learngene.store.store import Store
-from tests.command_line import learngene as command_line
-from tests.conftest import free_ports
-
-NANO = PRESETS["nano"]
-DIGITS = tuple(str(digit) for digit in range(10))
-PREPROCESSING = Preprocessing(image_size=8, mean=(0.5,) * 3, std=(0.5,) * 3, crop_pct=1.0, interpolation="bicubic")
-
-
-def test_the_revision_is_of_this_package_and_of_no_repository_around_it(tmp_path: Path) -> None:
-    package = tmp_path / ".venv" / "ray_learngene"
-    shutil.copytree(Path(ray_learngene.__file__).parent, package, ignore=shutil.ignore_patterns("__pycache__"))
-    (tmp_path / ".gitignore").write_text(".venv\n")
-    git = ["git", "-C", str(tmp_path), "-c", "user.name=x", "-c", "user.email=x@x"]
-    for words in (["init", "-q"], ["add", "."], ["commit", "-qm", "x"]):
-        subprocess.run([*git, *words], check=True)
-    said = "import ray_learngene.provenance as p; print(p.__file__, p.git_revision())"
-    environment = {**os.environ, "PYTHONPATH": str(package.parent)}
-    environment.pop("LEARNGENE_GIT_REVISION", None)
-    ran = subprocess.run([sys.executable, "-c", said], env=environment, cwd=tmp_path, capture_output=True, text=True)
-    assert ran.stdout.split() == [str(package / "provenance.py"), "None"]
-
-
-def learngene(*arguments: str, environment: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "ray_learngene", *arguments],
-        capture_output=True,
-        text=True,
-        env={**os.environ, **(environment or {})},
-        timeout=900,
-    )
-
-
-@pytest.fixture(scope="module")
-def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A store with an ancestry of seven classes, one of ten, and a learngene."""
-    root = tmp_path_factory.mktemp("store")
-    for name, labels in (("seven", DIGITS[:7]), ("ten", DIGITS), ("named", tuple("abcdefghij"))):
-        torch.manual_seed(0)
-        spec = NANO.replace(depth=1, classes=len(labels))
-        folder = root / "made" / name
-        export_timm(
-            create_method("scratch").expand(None, spec),
-            folder,
-            labels=labels,
-            preprocessing=PREPROCESSING,
-            model_args=timm_arguments(spec),
-        )
-        Store(str(root / "store")).publish("ancestry", name, folder, {"fingerprint": "other", "parameters": 1})
-    method = create_method("sws")
-    gene = method.extract(method.auxiliary(NANO)).describe(
-        labels=DIGITS, preprocessing=PREPROCESSING.model_dump(mode="json")
-    )
-    gene.save(root / "made" / "gene")
-    facts = {
-        **gene.description(),
-        "fingerprint": "other",
-        "cost": {"seconds": 1, "images": 1},
-        "metrics": {"top1": 1.0},
-    }
-    Store(str(root / "store")).publish("learngene", "gene", root / "made" / "gene", facts)
-    conv = timm.create_model("mobilenetv3_small_050", num_classes=10)
-    export_timm(conv, root / "made" / "conv", labels=DIGITS, preprocessing=PREPROCESSING)
-    Store(str(root / "store")).write_text("sweeps/old/sweep.json", '{"common": {"learngene": "another"}}')
-    return root / "store"
-
+from tests.command_line import process
 
 DISTILL = ("distill", "--data", "digits", "--name", "new", "--workers", "0", "--store", "{store}")
 SWEEP = ("sweep", "--data", "digits", "--name", "new", "--learngene", "gene", "--store", "{store}")
@@ -384,7 +305,7 @@ def test_a_mistake_is_one_line(
 def test_the_process_says_the_same(mistake: str, store: Path, tmp_path: Path) -> None:
     """What the test above does in one process, for a few as a user does it: no warning of an import, no traceback."""
     arguments, says = MISTAKES[mistake]
-    ran = learngene(*(word.format(store=store, tmp=tmp_path) for word in arguments))
+    ran = process(*(word.format(store=store, tmp=tmp_path) for word in arguments))
     assert ran.returncode == 2
     assert len(ran.stderr.strip().splitlines()) == 1 and says in ran.stderr
 
@@ -418,100 +339,3 @@ def test_what_is_not_there_is_refused_before_torch_and_ray_are_imported(store: P
     checks = [f"assert main({one.split()!r}) == 2 and not heavy & set(sys.modules)" for one in lines]
     ran = subprocess.run([sys.executable, "-c", "\n".join([said, *checks])], capture_output=True, text=True)
     assert ran.returncode == 0 and ran.stderr.count("learngene: error: ") == len(lines), ran.stderr
-
-
-def test_buckets_that_cannot_be_used(
-    s3_env: Callable[[], str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    bucket = s3_env()
-    secret = os.environ["AWS_SECRET_ACCESS_KEY"]
-    cases = {
-        "does not exist": ("s3://no-such-bucket-anywhere/x", {}),
-        "AWS_SECRET_ACCESS_KEY": (bucket, {"AWS_SECRET_ACCESS_KEY": "wrong-and-never-printed"}),
-        "AWS_ENDPOINT_URL": (bucket, {"AWS_ENDPOINT_URL": f"http://127.0.0.1:{free_ports(1)[0]}"}),
-    }
-    for says, (uri, environment) in cases.items():
-        for command in (
-            ("sweep", "--data", "digits", "--name", "x", "--learngene", "x", "--store", uri),
-            ("pull", "--store", uri, "--out", str(tmp_path / "out")),
-        ):
-            with monkeypatch.context() as changed:
-                for name, value in environment.items():
-                    changed.setenv(name, value)
-                status = main(list(command))
-            told = capsys.readouterr().err
-            assert status == (4 if says == "AWS_ENDPOINT_URL" else 2), told
-            assert len(told.strip().splitlines()) == 1, told
-            assert says in told, told
-            assert secret not in told and "wrong-and-never-printed" not in told
-    ran = learngene("pull", "--store", uri, "--out", str(tmp_path / "out"), environment=environment)
-    assert (ran.returncode, ran.stderr) == (status, told), "a process says the same"
-    assert list(tmp_path.iterdir()) == []
-
-
-WRITERS = (
-    "page --store {store} --out {out}",
-    "measure {model} --store {store} --out {out}",
-    "measure --script {out}",
-    "expand gene --store {store} --out {out}",
-    "export {model} --out {out}",
-    "data convert --data digits --out {out}",
-    "bench --data digits --name x --preset nano --ancestry resnet18 --depths 2 --reference a --store {store} "
-    "--arms '{{a: {{method: sws}}}}' --out {out}",
-)
-
-
-@pytest.mark.parametrize("command", WRITERS, ids=[command.partition(" -")[0] for command in WRITERS])
-@pytest.mark.parametrize(
-    ("out", "says"),
-    [
-        ("/proc/x", "no permission for"),
-        ("{tmp}/file/x", "cannot be a folder: a file stands in its way"),
-        ("{tmp}/" + 300 * "x", "cannot be read or written"),
-    ],
-)
-def test_a_place_that_cannot_be_written_is_named_before_any_work(
-    command: str,
-    out: str,
-    says: str,
-    store: Path,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    def work(*arguments: object, **more: object) -> None:
-        raise AssertionError("this costs time")
-
-    for name in ("entries", "manifest", "read_file"):
-        monkeypatch.setattr(Store, name, work)
-    for module in ("data.convert.open_image_sets", "delivery.export.load_timm", "compare.compare.load_ancestry"):
-        monkeypatch.setattr(f"ray_learngene.{module}", work)
-    (tmp_path / "file").write_text("")
-    model = store.parent / "made" / "ten"
-    assert command_line(command.format(store=store, model=model, out=out.format(tmp=tmp_path))) == 2
-    said = capsys.readouterr().err
-    assert said.count("\n") == 1 and says in said and [path.name for path in tmp_path.iterdir()] == ["file"]
-
-
-@pytest.mark.parametrize("command", ["evaluate {} --data digits", "export {}", "measure {}", "measure --import {}"])
-@pytest.mark.parametrize("name", [300 * "x", "~nobody-here/x"])
-def test_a_name_that_nothing_has_is_one_line(command: str, name: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert command_line(command.format(name)) == 2
-    assert capsys.readouterr().err.count("\n") == 1
-
-
-@pytest.mark.parametrize("error", [OSError(errno.ENOSPC, ""), SafetensorError("No space left on device")])
-def test_a_full_disk_is_one_line(
-    error: Exception,
-    store: Path,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    def full(*arguments: object, **more: object) -> None:
-        raise error
-
-    monkeypatch.setattr("ray_learngene.delivery.expand.export_timm", full)
-    assert command_line(f"expand gene --store {store} --out {tmp_path / 'out'}") == 2
-    said = capsys.readouterr().err
-    assert str(tmp_path / "out") in said and said.count("\n") == 1 and list(tmp_path.iterdir()) == []

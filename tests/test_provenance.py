@@ -1,0 +1,26 @@
+"""The revision that an artefact names."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import ray_learngene
+import ray_learngene.torchvision_cpu
+
+
+def test_the_revision_is_of_this_package_and_of_no_repository_around_it(tmp_path: Path) -> None:
+    package = tmp_path / ".venv" / "ray_learngene"
+    shutil.copytree(Path(ray_learngene.__file__).parent, package, ignore=shutil.ignore_patterns("__pycache__"))
+    (tmp_path / ".gitignore").write_text(".venv\n")
+    git = ["git", "-C", str(tmp_path), "-c", "user.name=x", "-c", "user.email=x@x"]
+    for words in (["init", "-q"], ["add", "."], ["commit", "-qm", "x"]):
+        subprocess.run([*git, *words], check=True)
+    said = "import ray_learngene.provenance as p; print(p.__file__, p.git_revision())"
+    environment = {**os.environ, "PYTHONPATH": str(package.parent)}
+    environment.pop("LEARNGENE_GIT_REVISION", None)
+    ran = subprocess.run([sys.executable, "-c", said], env=environment, cwd=tmp_path, capture_output=True, text=True)
+    assert ran.stdout.split() == [str(package / "provenance.py"), "None"]
