@@ -43,10 +43,10 @@ class StoreCheckpoints:
 
     @contextmanager
     def latest(self) -> Iterator[Path | None]:
-        """Yield a folder with the newest verified checkpoint; None if there is none, or a broken one.
+        """Yield a folder with the newest verified checkpoint; None if there is none.
 
         Raises:
-            UserError: It was written by a version of this package whose checkpoints this one cannot continue.
+            UserError: It is broken, or a version of this package wrote it whose checkpoints this one cannot continue.
         """
         if not self.exists():
             yield None
