@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 
-from ray_learngene.io.objects import Objects
 from ray_learngene.models.origin import Origin, license_of
 
 CARD = "README.md"
@@ -15,6 +14,8 @@ log = logging.getLogger(__name__)
 
 def stated_license(place: str) -> str | None:
     """Return the licence that the card of an image set at a path or URI states; None without one."""
+    from ray_learngene.io.objects import Objects  # only here: named image sets need no client of a storage
+
     try:
         content = Objects(place).read(CARD, _LARGEST)
         if content is None:
