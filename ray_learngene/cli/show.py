@@ -104,8 +104,9 @@ def _model(facts: Mapping[str, Any], row: Mapping[str, Any]) -> Iterator[tuple[s
             parts["image"] = image
         yield "size", ", ".join([*([str(named["architecture"])] if named.get("architecture") else []), *parts.values()])
     if isinstance(labels := facts.get("labels"), list):
-        shown = ", ".join(str(label) for label in labels[:5])
-        yield "classes", f"{len(labels)}: {shown}{', ...' if len(labels) > 5 else ''}" if labels else "none: features"
+        shown = f"{', '.join(str(label) for label in labels[:5])}{', ...' if len(labels) > 5 else ''}"
+        unnamed = f"{spec['classes']}, without names" if spec.get("classes") else "none: features"
+        yield "classes", f"{len(labels)}: {shown}" if labels else unnamed
     if data := mapping(facts.get("config")).get("data"):
         yield "images", str(data)
     for source in ("ancestry", "source", "learngene"):

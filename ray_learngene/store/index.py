@@ -41,6 +41,7 @@ from ray_learngene.store.manifest import (
     folder_of,
     parse_manifest,
 )
+from ray_learngene.store.rows import mapping
 
 FOLDER = "index"
 NOTES, SNAPSHOTS = f"{FOLDER}/notes", f"{FOLDER}/snapshots"
@@ -102,7 +103,10 @@ Key = tuple[Kind, str]
 def _label_set(metadata: dict[str, Any]) -> dict[str, Any]:
     """Return the classes of an artefact. Its own list of them overrules what its row says."""
     labels = metadata.get("labels")
-    return {"labels": labels_key(labels), "classes": len(labels)} if isinstance(labels, list) else {}
+    if not isinstance(labels, list):
+        return {}
+    # a teacher that names no classes, and no labels, leave a head without names
+    return {"labels": labels_key(labels), "classes": len(labels) or mapping(metadata.get("spec")).get("classes", 0)}
 
 
 def _image_set(metadata: dict[str, Any]) -> dict[str, Any]:

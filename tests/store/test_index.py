@@ -278,6 +278,19 @@ def test_a_sweep_without_a_finished_descendant_is_shown(store: Store, capsys: py
     assert capsys.readouterr().out == "no descendant has finished yet\n"
 
 
+@pytest.mark.parametrize(
+    ("classes", "shown"), [(10, "classes     10, without names"), (0, "classes     none: features")]
+)
+def test_classes_without_names_are_counted(
+    store: Store, folder: Path, capsys: pytest.CaptureFixture[str], classes: int, shown: str
+) -> None:
+    """As of a learngene that was distilled from a teacher without names, and without labels."""
+    store.publish("learngene", "g", folder, {"labels": [], "spec": {"width": 8, "classes": classes}})
+    assert store.entries()[0].facts["classes"] == classes
+    print_artefact(ShowConfig(store=store.uri, artefact="learngenes/g"))
+    assert shown in capsys.readouterr().out
+
+
 def test_a_damaged_manifest_hides_no_other(store: Store, folder: Path, caplog: pytest.LogCaptureFixture) -> None:
     for name in ("s/a", "s/b"):
         publish(store, folder, name)
