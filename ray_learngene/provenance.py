@@ -8,6 +8,7 @@ import os
 import platform
 import re
 import subprocess
+import sys
 from contextlib import suppress
 from functools import cache
 from importlib.metadata import PackageNotFoundError, entry_points, version
@@ -25,12 +26,12 @@ METHODS_GROUP = "ray_learngene.methods"  # entry points of packages that offer m
 
 def provenance() -> dict[str, Any]:
     """Return the versions of the packages, and the git revision if this package runs from a checkout."""
-    return {"versions": dict(_versions()), "git_revision": git_revision()}
+    return {"versions": dict(_versions(tuple(sys.path))), "git_revision": git_revision()}
 
 
 @cache
-def _versions() -> dict[str, str]:
-    """Read once: what is imported stays, and a sweep asks for every descendant."""
+def _versions(path: tuple[str, ...]) -> dict[str, str]:
+    """Read once for a search path, which decides what can be found: a sweep asks for every descendant."""
     versions = {"python": platform.python_version(), "ray_learngene": __version__}
     offering = (point.dist for point in entry_points(group=METHODS_GROUP))
     versions |= {package.name: package.version for package in offering if package is not None}
