@@ -128,6 +128,7 @@ def sweep_command(plan: Plan, runs: Sequence[Run], places: Places) -> list[str]:
         "seed": first.seed,
         "lr": first.lr * tuning["lr_share"],
         **plan.settings,
+        **{name: tuning[name] for name in ("warmup_epochs",) if name in tuning},
         **(plan.search["split"] if first.searching else {}),
         **taught,
         "in_process": True,
