@@ -208,7 +208,7 @@ class MeasureConfig(StoreConfig):
     )
     threads: int = Field(1, ge=1, description="CPU threads; one is timed in CPU time, more in wall time")
     batch: int = Field(1, ge=1, description="images at a time")
-    seconds: float = Field(60, gt=0, description="time limit of the measurement")
+    seconds: float = Field(60, gt=0, description="time limit of exporting and timing; a third is for timing at least")
     imported: str | None = Field(None, description="publish the records of this file, which measure.py wrote elsewhere")
     out: LocalPath | None = Field(
         None, description="write the record to this JSON file; default: publish it in the store"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -45,6 +46,7 @@ def measure(config: MeasureConfig, store: Store) -> list[Record]:
     """
     if config.runtime == "onnxruntime":
         require_packages(["onnx"])
+    begun = time.monotonic()
     sized = _Sized.of(config, store) if config.learngene else None
     with tempfile.TemporaryDirectory(prefix="learngene-measure-") as scratch:
         if config.runtime == "torch":
@@ -56,7 +58,7 @@ def measure(config: MeasureConfig, store: Store) -> list[Record]:
                 device=config.device,
                 threads=config.threads,
                 batch=config.batch,
-                seconds=config.seconds,
+                seconds=max(config.seconds / 3, config.seconds - (time.monotonic() - begun)),
             )
         except clock.Failed as error:
             raise UserError(str(error)) from None
