@@ -1,6 +1,6 @@
 # make demo   set everything up and run the main job on real images
 # make test   set everything up and run all tests but those of the targets below
-# make test-slow     those that train for a minute and more each: ZeRO stages, searches, a benchmark on Ray (minutes)
+# make test-slow     those that take longest: ZeRO stages, signals, killed workers, searches, a benchmark on Ray (minutes)
 # make quick  the tests of configuration, methods, models and data: below two minutes on two cores
 # make docs   build the documentation into site/, and fail on a broken link
 # make test-client   install the thin client, without torch and Ray, into an environment of its own and use it
@@ -17,8 +17,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-# three processes on two cores: one of them waits for Ray most of the time (tests/conftest.py)
-SIDE_BY_SIDE := -n 3 --dist loadfile --no-loadscope-reorder
+# four processes on two cores: they wait for Ray, servers and other processes much of the time (tests/conftest.py)
+SIDE_BY_SIDE := -n 4 --dist loadfile --no-loadscope-reorder
 
 .PHONY: demo test quick test-slow test-client test-compile test-export test-openvino test-hosts test-families test-browser test-trackers test-notebook test-clouds lint docs clean
 

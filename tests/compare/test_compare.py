@@ -199,6 +199,7 @@ def test_a_search_that_fails_for_another_reason_chooses_nothing(
     assert set(bench(two)["status"]) == {"finished"}
 
 
+@pytest.mark.slow
 def test_a_row_is_of_the_learngene_that_is_there_now(config: BenchConfig) -> None:
     """A replaced learngene's descendants stay in the store, and out of the table."""
     config = config.model_copy(update={"tune_lrs": (1e-3, 2e-3), "front": 1, "search_more": 0})

@@ -45,6 +45,7 @@ def equal(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
     return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
 
 
+@pytest.mark.slow
 def test_a_signal_leaves_a_checkpoint_of_its_very_step(tmp_path: Path) -> None:
     """A terminal sends Ctrl-C to the loader's processes too. Each run continues what the one before it left."""
     store = tmp_path / "store"
@@ -106,6 +107,7 @@ train("little")
 """
 
 
+@pytest.mark.slow
 def test_a_micro_batch_that_does_not_fit_into_memory_is_halved(tmp_path: Path) -> None:
     wide = {**SETTINGS["model_args"], "embed_dim": 192, "depth": 3}
     settings = {**SETTINGS, "model_args": wide, "epochs": 1, "batch_size": 1024, "store": str(tmp_path), "hflip": 0.0}

@@ -80,6 +80,7 @@ def test_two_workers_and_one_plain_process_distil_the_same_learngene(learngene: 
     assert manifest.name == "plain"
 
 
+@pytest.mark.slow
 def test_two_workers_and_one_plain_process_teach_the_same_features(
     head: tuple[str, str], s3_store: str, tmp_path: Path
 ) -> None:
@@ -106,6 +107,7 @@ def test_two_workers_and_one_plain_process_teach_the_same_features(
     assert scores == pytest.approx(others, abs=0.6)
 
 
+@pytest.mark.slow
 def test_workers_go_on_with_what_one_plain_process_has_begun(
     learngene: DistillConfig, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:

@@ -134,6 +134,7 @@ def test_the_places_of_a_cluster() -> None:
     assert 0 < one < node["Resources"]["memory"] / 2 < two < node["Resources"]["memory"]
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("swept")
 def test_a_pack_whose_process_is_killed_goes_on_with_those_that_have_not_finished(
     sweep_config: SweepConfig, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
@@ -167,6 +168,7 @@ def hashes(config: SweepConfig, name: str) -> dict[str, str]:
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(  # Ctrl-C reaches a driver in the tests of a benchmark too
     "number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.hosts)]
 )
