@@ -15,7 +15,7 @@ def parse_numbers(flag: str, text: str) -> list[int]:
     """
     numbers: set[int] = set()
     for part in text.split(","):
-        match = re.fullmatch(r"\s*(\d+)\s*(?:-\s*(\d+)\s*)?", part)
+        match = re.fullmatch(r"\s*(\d{1,6})\s*(?:-\s*(\d{1,6})\s*)?", part)
         first, last = (int(match[1]), int(match[2] or match[1])) if match else (0, 0)
         if not 1 <= first <= last <= 100_000 or last - first >= 1000:
             raise UserError(
@@ -35,7 +35,7 @@ def parse_depths(text: str, flag: str = "depths") -> list[int | tuple[int, ...]]
     found: list[int | tuple[int, ...]] = []
     for part in text.split(","):
         stages = part.strip().split("-")
-        if len(stages) > 2 and all(stage.isdecimal() and int(stage) for stage in stages):
+        if len(stages) > 2 and all(re.fullmatch(r"\d{1,6}", stage) and int(stage) for stage in stages):
             found.append(tuple(map(int, stages)))
         else:
             found += parse_numbers(flag, part)

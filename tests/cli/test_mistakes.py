@@ -54,6 +54,8 @@ MISTAKES: dict[str, tuple[tuple[str, ...], str]] = {
         )
     },
     "no depth keyword": (("plan", "--student", "mobilenetv3_small_050"), "timm takes no depth for it"),
+    "a depth that int() refuses": (("plan", "--preset", "nano", "--depths", "9" * 5000), "cannot read"),
+    "a stage that int() refuses": (("plan", "--preset", "nano", "--depths", f"3-3-{'9' * 5000}"), "cannot read"),
     "DINOv3's own name": (("plan", "--student", "dinov3_vits16"), "patch16_dinov3"),
     "no such command": (("distil",), "unknown command 'distil'; did you mean distill?"),
     "a flag of another name": (("list", "--jsn"), "list: unknown argument '--jsn'; did you mean --json?"),
