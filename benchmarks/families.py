@@ -95,8 +95,7 @@ class Found:
 
 
 def scan(names: list[str]) -> Iterator[Found]:
-    """Try every entry point; labels of axes are checked once for each layout of parameters."""
-    consistent: dict[Any, str] = {}
+    """Try every entry point. Each is built at twice its own width: models of one class and layout differ there."""
     for name in names:
         model = made(name, {}).model
         weights = any(cfg.has_weights for cfg in [timm.models.get_pretrained_cfg(name)] if cfg)
@@ -109,14 +108,10 @@ def scan(names: list[str]) -> Iterator[Found]:
             if not chains(spec):
                 raise UserError("no list of blocks follows the depth")
             stages = len(spec.depths or (1,))
-            fewer = spec.replace(depth=max(stages, spec.depth // 2))
-            shapes_of(fewer)
-            key = (found.kind, frozenset(part for each in shapes_of(fewer) for part in each.split(".")))
-            if key not in consistent:
-                consistent[key] = _labels(spec.replace(depth=stages))
-                if "timm refuses" in consistent[key]:  # such as a stage whose depth is a multiple
-                    consistent[key] = _labels(spec)
-            found.student = consistent[key]
+            shapes_of(spec.replace(depth=max(stages, spec.depth // 2)))
+            found.student = _labels(spec.replace(depth=stages))
+            if "timm refuses" in found.student:  # such as a stage whose depth is a multiple
+                found.student = _labels(spec)
         except (UserError, ValueError) as error:
             found.source = found.student = str(error)
         yield found
