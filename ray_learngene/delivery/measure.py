@@ -345,8 +345,6 @@ def measure(
     Returns:
         Records, one for each precision.
     """
-    import onnxruntime
-
     before, started = load(), datetime.now(timezone.utc).isoformat(timespec="seconds")  # noqa: UP017
     opened: dict[tuple[str, str], tuple[Any, dict[str, Any]]] = {}
     for path in paths:
@@ -355,6 +353,8 @@ def measure(
         name = facts.get("name") or os.path.basename(os.path.normpath(path))
         precision = facts.get("precision", "fp32")
         opened[precision, path if (precision, name) in opened else name] = session, facts
+    import onnxruntime  # it is there: models were opened
+
     gpu = provider != "CPUExecutionProvider"
     clock = clock_of(threads, gpu)
     runs = {}

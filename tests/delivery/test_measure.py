@@ -136,6 +136,15 @@ def test_a_runtime_that_computes_otherwise_says_where_first(tmp_path: Path, caps
     assert not out.exists()
 
 
+def test_a_device_without_the_runtime_is_told_what_to_install(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    assert script.main([str(tmp_path)]) == script.main([str(tmp_path), "--check"]) == 2
+    said = capsys.readouterr().err.splitlines()
+    assert len(said) == 2 and all("pip install onnxruntime" in line for line in said)
+
+
 @pytest.mark.parametrize(
     "flags, message",
     [
