@@ -10,7 +10,7 @@ import hashlib
 import importlib.util
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -264,7 +264,7 @@ def spec_facts(model: nn.Module) -> dict[str, Any]:
 
 
 def export(config: ExportConfig) -> list[Exported]:
-    """Export a model folder to one or several formats; each appears when it is whole and compared.
+    """Export a model folder to one or several formats, which appear when all are whole and compared.
 
     Raises:
         UserError: a package is missing, the folder is no timm folder, its architecture does not export, or the logits
@@ -281,10 +281,10 @@ def export(config: ExportConfig) -> list[Exported]:
         model, folder.name, config, images=images, uint8_input=config.uint8_input, source=_source(folder)
     )
     made = []
-    for format, path in outs.items():
-        with new_folder(path, config.overwrite, EXPORT_MARK) as new:
-            facts = exporter.write(format, new).facts
-        made.append(Exported(path, facts))
+    with ExitStack() as folders:
+        for format, path in outs.items():
+            new = folders.enter_context(new_folder(path, config.overwrite, EXPORT_MARK))
+            made.append(Exported(path, exporter.write(format, new).facts))
     return made
 
 
